@@ -1,0 +1,9 @@
+//! Evaluation of frozen features: protocols, metrics, statistics and tables. Arrays in, tables out: this crate knows
+//! neither candle nor ONNX Runtime nor any file format of features, so that anything with a matrix can be evaluated.
+#![warn(missing_docs)]
+
+pub mod error;
+pub mod matrix;
+
+pub use error::{Error, Result};
+pub use matrix::{LabelSet, Matrix, MatrixView};

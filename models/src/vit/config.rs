@@ -1,0 +1,325 @@
+//! The geometry of a vision transformer, and the architectures of the paper by name.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// The feed-forward network of a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FeedForwardKind {
+    /// `fc2(gelu(fc1(x)))`, GELU in its exact (erf) form.
+    Mlp,
+    /// `w3(silu(a) * b)` with `[a; b] = w12(x)`.
+    Swiglu,
+}
+
+/// How a position table is brought to another patch grid (DINOv2 `interpolate_pos_encoding` and its descendants).
+///
+/// All rules leave the table alone when the grid is the native one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PositionRule {
+    /// Official checkpoints without registers, and DINO v1: bicubic (A = -0.75), no antialias, scale `(n + 0.1) / m`.
+    Official,
+    /// Official and Hugging Face checkpoints with registers, and timm: bicubic (A = -0.5), antialias, by size.
+    Registers,
+    /// Hugging Face `Dinov2Model`: bicubic (A = -0.75), no antialias, by size.
+    HuggingFace,
+}
+
+/// The geometry of a vision transformer (DINOv2 `DinoVisionTransformer`).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VitConfig {
+    /// Width D of every token. A multiple of `num_heads`.
+    pub embed_dim: usize,
+    /// Number L of blocks.
+    pub depth: usize,
+    /// Attention heads per block.
+    pub num_heads: usize,
+    /// Side P of a square patch, in pixels.
+    pub patch_size: usize,
+    /// Side of the square image the position table belongs to, in pixels. A multiple of `patch_size`.
+    pub image_size: usize,
+    /// Image channels. Default: 3.
+    #[serde(default = "three")]
+    pub in_channels: usize,
+    /// Register tokens R. Default: 0.
+    #[serde(default)]
+    pub num_registers: usize,
+    /// Feed-forward kind. Default: MLP.
+    #[serde(default = "mlp")]
+    pub feed_forward: FeedForwardKind,
+    /// Hidden width of the feed-forward network: of `fc1`'s output, or of each half of `w12`'s.
+    pub ffn_hidden: usize,
+    /// Initial value of LayerScale; `None` builds blocks without it (DINO v1). Default: 1e-5.
+    #[serde(default = "layer_scale")]
+    pub layer_scale: Option<f64>,
+    /// Whether there is a mask token. Default: true.
+    #[serde(default = "yes")]
+    pub mask_token: bool,
+    /// Epsilon of every LayerNorm. Default: 1e-6.
+    #[serde(default = "layer_norm_eps")]
+    pub layer_norm_eps: f64,
+    /// How the position table follows another image size.
+    pub position_rule: PositionRule,
+}
+
+fn three() -> usize {
+    3
+}
+fn mlp() -> FeedForwardKind {
+    FeedForwardKind::Mlp
+}
+fn layer_scale() -> Option<f64> {
+    Some(1e-5)
+}
+fn yes() -> bool {
+    true
+}
+fn layer_norm_eps() -> f64 {
+    1e-6
+}
+
+/// Hidden width of SwiGLU for a width `embed_dim` at ratio 4: two thirds of it, rounded up to a multiple of 8.
+pub fn swiglu_hidden(embed_dim: usize) -> usize {
+    let two_thirds = embed_dim * 4 * 2 / 3;
+    two_thirds.div_ceil(8) * 8
+}
+
+impl VitConfig {
+    /// An architecture by name: `vit-{tiny|small|base|large|giant2}`, then any of `/P` (patch size, default 14),
+    /// `-reg4` (or any number of registers) and `-swiglu`: `vit-small/14-reg4`, `vit-tiny/4`, `vit-large/16-swiglu`.
+    ///
+    /// # Errors
+    /// An unknown name, a patch size of zero, or an `image_size` that is no multiple of the patch size.
+    pub fn named(name: &str, image_size: usize) -> Result<Self> {
+        let unknown = || {
+            Error::config(
+                "arch",
+                format!(
+                    "expected vit-{{tiny|small|base|large|giant2}}[/PATCH][-regN][-swiglu], found `{name}`"
+                ),
+            )
+        };
+        let mut parts = name.strip_prefix("vit-").ok_or_else(unknown)?.split('-');
+        let (size, patch) = match parts.next().ok_or_else(unknown)?.split_once('/') {
+            Some((size, patch)) => (size, patch.parse().map_err(|_| unknown())?),
+            None => (name["vit-".len()..].split('-').next().unwrap_or_default(), 14),
+        };
+        let (embed_dim, depth, num_heads, mut feed_forward) = match size {
+            "tiny" => (192, 12, 3, FeedForwardKind::Mlp),
+            "small" => (384, 12, 6, FeedForwardKind::Mlp),
+            "base" => (768, 12, 12, FeedForwardKind::Mlp),
+            "large" => (1024, 24, 16, FeedForwardKind::Mlp),
+            "giant2" => (1536, 40, 24, FeedForwardKind::Swiglu),
+            _ => return Err(unknown()),
+        };
+        let mut num_registers = 0;
+        for part in parts {
+            if part == "swiglu" {
+                feed_forward = FeedForwardKind::Swiglu;
+            } else if let Some(count) = part.strip_prefix("reg") {
+                num_registers = count.parse().map_err(|_| unknown())?;
+            } else {
+                return Err(unknown());
+            }
+        }
+        let config = Self {
+            embed_dim,
+            depth,
+            num_heads,
+            patch_size: patch,
+            image_size,
+            in_channels: 3,
+            num_registers,
+            feed_forward,
+            ffn_hidden: match feed_forward {
+                FeedForwardKind::Mlp => 4 * embed_dim,
+                FeedForwardKind::Swiglu => swiglu_hidden(embed_dim),
+            },
+            layer_scale: layer_scale(),
+            mask_token: true,
+            layer_norm_eps: layer_norm_eps(),
+            position_rule: if num_registers > 0 {
+                PositionRule::Registers
+            } else {
+                PositionRule::Official
+            },
+        };
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Checks that the numbers fit together.
+    ///
+    /// # Errors
+    /// Names the first field that does not.
+    pub fn validate(&self) -> Result<()> {
+        for (field, value) in [
+            ("embed_dim", self.embed_dim),
+            ("depth", self.depth),
+            ("num_heads", self.num_heads),
+            ("patch_size", self.patch_size),
+            ("image_size", self.image_size),
+            ("in_channels", self.in_channels),
+            ("ffn_hidden", self.ffn_hidden),
+        ] {
+            if value == 0 {
+                return Err(Error::config(field, "expected at least 1, found 0"));
+            }
+        }
+        if !self.embed_dim.is_multiple_of(self.num_heads) {
+            return Err(Error::config(
+                "num_heads",
+                format!(
+                    "expected a divisor of the width {}, found {}",
+                    self.embed_dim, self.num_heads
+                ),
+            ));
+        }
+        if !self.image_size.is_multiple_of(self.patch_size) {
+            return Err(Error::config(
+                "image_size",
+                format!(
+                    "expected a multiple of the patch size {}, found {}",
+                    self.patch_size, self.image_size
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Side M of the native patch grid.
+    pub fn native_grid(&self) -> usize {
+        self.image_size / self.patch_size
+    }
+
+    /// Width of one head.
+    pub fn head_dim(&self) -> usize {
+        self.embed_dim / self.num_heads
+    }
+
+    /// The patch grid `(rows, columns)` of an image.
+    ///
+    /// # Errors
+    /// A height or width of zero or that is no multiple of the patch size.
+    pub fn grid(&self, height: usize, width: usize) -> Result<(usize, usize)> {
+        for (field, side) in [("height", height), ("width", width)] {
+            if side == 0 || !side.is_multiple_of(self.patch_size) {
+                return Err(Error::config(
+                    format!("image {field}"),
+                    format!(
+                        "expected a positive multiple of the patch size {}, found {side}",
+                        self.patch_size
+                    ),
+                ));
+            }
+        }
+        Ok((height / self.patch_size, width / self.patch_size))
+    }
+
+    /// Every parameter with its shape, under its official name (DINOv2 `state_dict`), in the order of the network.
+    pub fn parameters(&self) -> Vec<(String, Vec<usize>)> {
+        let (d, h) = (self.embed_dim, self.ffn_hidden);
+        let (p, c) = (self.patch_size, self.in_channels);
+        let mut list: Vec<(String, Vec<usize>)> = vec![
+            ("cls_token".into(), vec![1, 1, d]),
+            ("pos_embed".into(), vec![1, 1 + self.native_grid().pow(2), d]),
+        ];
+        if self.num_registers > 0 {
+            list.push(("register_tokens".into(), vec![1, self.num_registers, d]));
+        }
+        if self.mask_token {
+            list.push(("mask_token".into(), vec![1, d]));
+        }
+        list.push(("patch_embed.proj.weight".into(), vec![d, c, p, p]));
+        list.push(("patch_embed.proj.bias".into(), vec![d]));
+        for i in 0..self.depth {
+            let mut add = |name: &str, shape: Vec<usize>| list.push((format!("blocks.{i}.{name}"), shape));
+            let mut linear = |name: &str, out: usize, input: usize| {
+                add(&format!("{name}.weight"), vec![out, input]);
+                add(&format!("{name}.bias"), vec![out]);
+            };
+            linear("attn.qkv", 3 * d, d);
+            linear("attn.proj", d, d);
+            match self.feed_forward {
+                FeedForwardKind::Mlp => {
+                    linear("mlp.fc1", h, d);
+                    linear("mlp.fc2", d, h);
+                }
+                FeedForwardKind::Swiglu => {
+                    linear("mlp.w12", 2 * h, d);
+                    linear("mlp.w3", d, h);
+                }
+            }
+            for norm in ["norm1", "norm2"] {
+                add(&format!("{norm}.weight"), vec![d]);
+                add(&format!("{norm}.bias"), vec![d]);
+            }
+            if self.layer_scale.is_some() {
+                add("ls1.gamma", vec![d]);
+                add("ls2.gamma", vec![d]);
+            }
+        }
+        list.push(("norm.weight".into(), vec![d]));
+        list.push(("norm.bias".into(), vec![d]));
+        list
+    }
+
+    /// Number of scalars in all parameters.
+    pub fn parameter_count(&self) -> usize {
+        self.parameters()
+            .iter()
+            .map(|(_, shape)| shape.iter().product::<usize>())
+            .sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameter_counts_are_those_of_the_released_networks() {
+        for (name, tensors, count) in [
+            ("vit-small/14", 175, 22_056_576),
+            ("vit-small/14-reg4", 176, 22_058_112),
+            ("vit-base/14", 175, 86_580_480),
+            ("vit-large/14", 343, 304_368_640),
+            ("vit-large/14-reg4", 344, 304_372_736),
+            ("vit-giant2/14", 567, 1_136_480_768),
+            ("vit-giant2/14-reg4", 568, 1_136_486_912),
+        ] {
+            let config = VitConfig::named(name, 518).expect(name);
+            assert_eq!(config.parameters().len(), tensors, "{name}");
+            assert_eq!(config.parameter_count(), count, "{name}");
+        }
+        let swiglu_l14 = VitConfig::named("vit-large/14-swiglu", 224).expect("a known name");
+        assert_eq!(swiglu_l14.parameter_count(), 303_655_168);
+    }
+
+    #[test]
+    fn swiglu_widths_follow_the_reference_rule() {
+        for (d, hidden) in [(384, 1024), (768, 2048), (1024, 2736), (1536, 4096), (48, 128)] {
+            assert_eq!(swiglu_hidden(d), hidden);
+        }
+    }
+
+    #[test]
+    fn wrong_names_and_sizes_are_refused() {
+        for (name, size) in [
+            ("resnet50", 224),
+            ("vit-huge/14", 224),
+            ("vit-small/x", 224),
+            ("vit-small/0", 224),
+            ("vit-small/14-reg", 224),
+            ("vit-small/14-what", 224),
+            ("vit-small/14", 225),
+            ("vit-small/14", 0),
+        ] {
+            assert!(VitConfig::named(name, size).is_err(), "{name} at {size}");
+        }
+    }
+}

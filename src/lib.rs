@@ -1,0 +1,7 @@
+//! One tool for the whole life of a frozen visual feature. Data flows one way:
+//! `data -> train -> models -> export -> extract -> eval -> report`.
+#![warn(missing_docs)]
+
+pub mod error;
+
+pub use error::{Error, Result};

@@ -1,0 +1,3 @@
+//! The `macula` command.
+
+fn main() {}
