@@ -1,0 +1,146 @@
+//! A checkpoint run by candle: the same network as its ONNX export, without the export.
+
+use std::path::Path;
+
+use candle_core::Tensor;
+use macula_models::onnx::OutputKind;
+use macula_models::vit::{VisionTransformer, VitConfig};
+use macula_models::weights::{self, LoadOptions};
+use serde_json::json;
+
+use super::preprocess::{check_size, imagenet};
+use super::{FeatureModel, ModelOptions, OpenModel, OutputChoice};
+use crate::Result;
+use crate::extract::OutputSpec;
+
+/// Features from a checkpoint.
+pub struct CheckpointModel {
+    network: VisionTransformer,
+    kinds: Vec<OutputKind>,
+    outputs: Vec<OutputSpec>,
+    description: serde_json::Value,
+    device: candle_core::Device,
+    height: usize,
+    width: usize,
+}
+
+pub(super) fn open(path: &Path, options: &ModelOptions) -> Result<OpenModel> {
+    let load = LoadOptions {
+        num_heads: options.num_heads,
+        arch: options.arch.clone(),
+        position_rule: options.position_rule,
+    };
+    let checkpoint = weights::load(path, &load)?;
+    let config = &checkpoint.config;
+    let side = default_side(config);
+    let preprocess = options.preprocess.over(imagenet(side, side));
+    preprocess.validate()?;
+    check_size(&path.display().to_string(), &preprocess, (None, None))?;
+    let (height, width) = preprocess.crop.unwrap_or((side, side));
+    let grid = config.grid(height as usize, width as usize)?;
+    let kinds = output_kinds(&options.outputs, &path.display().to_string(), config)?;
+    let outputs = kinds
+        .iter()
+        .map(|kind| OutputSpec {
+            name: kind.to_string(),
+            shape: kind.shape(config, grid),
+        })
+        .collect();
+    let device = options.device.candle()?;
+    let network = VisionTransformer::from_tensors(config, &checkpoint.backbone, &device)?;
+    Ok(OpenModel {
+        model: Box::new(CheckpointModel {
+            network,
+            kinds,
+            outputs,
+            description: json!({
+                "kind": "checkpoint",
+                "file": path.file_name().map(|name| name.to_string_lossy()),
+                "sha256": checkpoint.source_sha256,
+                "config": config,
+            }),
+            device,
+            height: height as usize,
+            width: width as usize,
+        }),
+        preprocess,
+    })
+}
+
+/// Side of the images a checkpoint is used at by default: 224 px as in the paper where its patches allow and its table
+/// is larger, otherwise the table's own.
+pub fn default_side(config: &VitConfig) -> u32 {
+    let side = if config.image_size > 224 && 224usize.is_multiple_of(config.patch_size) {
+        224
+    } else {
+        config.image_size
+    };
+    side as u32
+}
+
+/// Every output the network can give, the CLS tokens of the last four blocks among them.
+fn available_outputs(config: &VitConfig) -> Vec<String> {
+    let mut kinds = vec![OutputKind::Cls, OutputKind::Patch, OutputKind::PatchMean];
+    if config.num_registers > 0 {
+        kinds.push(OutputKind::Reg);
+    }
+    kinds.extend((config.depth.saturating_sub(4)..config.depth).map(OutputKind::LayerCls));
+    kinds.iter().map(ToString::to_string).collect()
+}
+
+fn output_kinds(choice: &OutputChoice, file: &str, config: &VitConfig) -> Result<Vec<OutputKind>> {
+    // A named output may be of any block, so it is parsed and checked rather than looked up.
+    let names = match choice {
+        OutputChoice::Named(names) => names.clone(),
+        other => other.choose(file, &available_outputs(config))?,
+    };
+    let kinds: Vec<OutputKind> = names.iter().map(|name| name.parse()).collect::<macula_models::Result<_>>()?;
+    for kind in &kinds {
+        kind.check(config)?;
+    }
+    Ok(kinds)
+}
+
+impl CheckpointModel {
+    fn output(&self, kind: &OutputKind, forward: &macula_models::vit::VitOutput, pixels: &Tensor) -> Result<Tensor> {
+        let layer = |index: usize| -> Result<(Tensor, Tensor)> {
+            let mut layers = self.network.intermediate_layers(pixels, &[index], true)?;
+            layers
+                .pop()
+                .ok_or_else(|| crate::Error::failed("layer", format!("no output of block {index}")))
+        };
+        Ok(match kind {
+            OutputKind::Cls => forward.cls.clone(),
+            OutputKind::Patch => forward.patch.clone(),
+            OutputKind::PatchMean => forward.patch_mean()?,
+            OutputKind::Reg => forward.reg.clone(),
+            OutputKind::LayerCls(index) => layer(*index)?.1,
+            OutputKind::LayerPatch(index) => layer(*index)?.0,
+        })
+    }
+}
+
+impl FeatureModel for CheckpointModel {
+    fn outputs(&self) -> &[OutputSpec] {
+        &self.outputs
+    }
+
+    fn describe(&self) -> serde_json::Value {
+        self.description.clone()
+    }
+
+    fn run(&mut self, pixels: &[f32], n: usize, outputs: &mut [Vec<f32>]) -> Result<()> {
+        let pixels = Tensor::from_slice(pixels, (n, 3, self.height, self.width), &self.device)
+            .map_err(macula_models::Error::from)?;
+        let forward = self.network.forward(&pixels, None)?;
+        for (kind, buffer) in self.kinds.iter().zip(outputs) {
+            let values = self.output(kind, &forward, &pixels)?;
+            let values = values
+                .flatten_all()
+                .and_then(|flat| flat.to_vec1::<f32>())
+                .map_err(macula_models::Error::from)?;
+            buffer.extend_from_slice(&values);
+        }
+        Ok(())
+    }
+}
