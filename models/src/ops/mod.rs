@@ -20,7 +20,7 @@ mod linear;
 mod residual;
 mod swiglu;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use attention::attention;
 pub use gelu::gelu;
