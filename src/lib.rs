@@ -2,6 +2,7 @@
 //! `data -> train -> models -> export -> extract -> eval -> report`.
 #![warn(missing_docs)]
 
+pub mod data;
 pub mod error;
 
 pub use error::{Error, Result};
