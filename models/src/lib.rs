@@ -3,6 +3,7 @@
 #![warn(missing_docs)]
 
 pub mod error;
+pub mod onnx;
 pub mod vit;
 pub mod weights;
 
