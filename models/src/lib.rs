@@ -5,6 +5,7 @@
 pub mod error;
 pub mod heads;
 pub mod ops;
+pub mod onnx;
 pub mod vit;
 pub mod weights;
 
