@@ -1,10 +1,14 @@
 //! Weight files: readers for every family of checkpoint macula knows, and the writer of official names.
 
+mod options;
+
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 
 use crate::vit::VitConfig;
+
+pub use options::LoadOptions;
 
 /// Tensors by name, in the order of their names.
 pub type Tensors = BTreeMap<String, Tensor>;
