@@ -11,7 +11,7 @@ use macula_models::weights::Checkpoint;
 use rand::Rng as _;
 use serde::Serialize;
 
-use crate::data::{DecodeOptions, Preprocess, Source as _, sample};
+use crate::data::{self, DecodeOptions, Preprocess};
 use crate::files::refuse_existing;
 use crate::runtime::{OnnxModel, RuntimeOptions, SessionOptions};
 use crate::{Error, Result, rng};
@@ -93,7 +93,8 @@ pub fn export(checkpoint: &Checkpoint, request: &ExportRequest, path: &Path) -> 
         .tempdir_in(folder)
         .map_err(|e| Error::io(folder, e))?;
     let draft = workshop.path().join(name);
-    let mut options = ExportOptions::new(request.image, metadata(checkpoint, &request.preprocess)?);
+    let mut options = ExportOptions::new(request.image);
+    options.metadata = metadata(checkpoint, &request.preprocess)?;
     options.outputs = request.outputs.clone();
     if let Some(limit) = request.external_data_over {
         options.external_data_over = limit;
@@ -156,6 +157,7 @@ fn compare(checkpoint: &Checkpoint, request: &ExportRequest, file: &Path) -> Res
     let session_options = SessionOptions::new(crate::runtime::Device::Cpu, request.threads);
     let mut session = OnnxModel::open(file, &session_options, &request.runtime)?;
     let names = session.output_names();
+    let kinds: Vec<OutputKind> = names.iter().map(|name| name.parse()).collect::<macula_models::Result<_>>()?;
     let mut comparisons = Vec::new();
     for (height, width) in sizes(config, request.image) {
         for (input, pixels) in [
@@ -166,7 +168,7 @@ fn compare(checkpoint: &Checkpoint, request: &ExportRequest, file: &Path) -> Res
             let shape = [n, config.in_channels, height, width];
             let tensor =
                 Tensor::from_slice(&pixels, shape.as_slice(), &device).map_err(macula_models::Error::from)?;
-            let expected = onnx::reference_outputs(&network, &tensor, &names)?;
+            let expected = onnx::reference_outputs(&network, &tensor, &kinds)?;
             for (output, expected) in session.run(&pixels, shape, &names)?.into_iter().zip(expected) {
                 comparisons.push(Comparison {
                     input: input.to_owned(),
@@ -194,13 +196,12 @@ fn real_images(config: &VitConfig, height: usize, width: usize, preprocess: &Pre
         crop: Some((height as u32, width as u32)),
         ..preprocess.clone()
     };
-    let source = sample::open(sample::Split::Test)?;
+    let source = data::open("sample:test")?;
     let plane = config.in_channels * height * width;
     let mut pixels = vec![0f32; 2 * plane];
     for (row, out) in pixels.chunks_exact_mut(plane).enumerate() {
         let image = source
-            .load(row as u64, &DecodeOptions::default())
-            .map_err(|error| Error::failed(error.path, error.reason))?;
+            .load(row as u64, &DecodeOptions::default())?;
         preprocess.write_tensor(&image, out)?;
     }
     Ok(pixels)

@@ -14,7 +14,7 @@ const ROWS: usize = 8;
 const LANES: usize = 32;
 
 /// The filter of a resize.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Interpolation {
     /// Triangle filter, Pillow's `BILINEAR`.

@@ -112,6 +112,9 @@ pub fn extract(
     if options.batch_size == 0 {
         return Err(Error::input("batch", "expected at least 1, found 0"));
     }
+    let (height, width) = preprocess
+        .output_size()
+        .ok_or_else(|| Error::input("--crop", "expected a size above 0, found none"))?;
     let shard = options.shard.unwrap_or(Shard { index: 0, count: 1 });
     let meta = describe(source, model, preprocess, options, shard)?;
     let folder = match options.shard {
@@ -129,6 +132,7 @@ pub fn extract(
         shard,
         rows: finished..meta.n_rows,
         part_rows: meta.part_rows,
+        image_len: 3 * height * width,
     };
     match run(&plan, model, &mut writer, &progress) {
         Ok(data_wait) => {
@@ -156,7 +160,7 @@ fn describe(
     shard: Shard,
 ) -> Result<Meta> {
     let width: usize = model.outputs().iter().map(|output| output.width()).sum();
-    let n_rows = (source.len() as u64).saturating_sub(shard.index).div_ceil(shard.count);
+    let n_rows = source.len().saturating_sub(shard.index).div_ceil(shard.count);
     Ok(Meta {
         format_version: FORMAT_VERSION,
         tool_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -193,6 +197,8 @@ struct Plan<'a> {
     shard: Shard,
     rows: std::ops::Range<u64>,
     part_rows: u64,
+    /// Values of one image: 3 * H * W.
+    image_len: usize,
 }
 
 /// Images of consecutive rows, ready for the model.
@@ -247,7 +253,7 @@ fn load(plan: &Plan<'_>, batches: &SyncSender<Batch>) {
 }
 
 fn load_batch(plan: &Plan<'_>, rows: std::ops::Range<u64>, ends_part: bool) -> Batch {
-    let image_len = plan.preprocess.tensor_len();
+    let image_len = plan.image_len;
     let n = (rows.end - rows.start) as usize;
     let mut pixels = vec![0f32; n * image_len];
     let (records, errors): (Vec<Record>, Vec<Option<String>>) = pixels

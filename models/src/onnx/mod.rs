@@ -3,6 +3,7 @@
 //! [`options`] holds what a user chooses, [`export`] lays the network out, [`operators`] knows how each layer is
 //! expressed in ONNX operators and [`position_table`] how the position table follows the image size. Below them,
 //! [`graph`] builds a graph with unique names, [`proto`] is the file format and [`file`] streams it to disk.
+//! [`reference`] gives the same outputs by candle.
 
 mod export;
 mod file;
@@ -11,6 +12,8 @@ mod operators;
 mod options;
 mod position_table;
 pub mod proto;
+mod reference;
 
 pub use export::{ExportReport, INPUT, IR_VERSION, OPSET, export};
 pub use options::{EMBEDDED_LIMIT, ExportOptions, ImageShape, OutputKind};
+pub use reference::reference_outputs;

@@ -88,8 +88,20 @@ impl OutputKind {
         }
     }
 
+    /// Shape of one image's output, for a patch grid of `(rows, columns)`.
+    pub fn shape(self, config: &VitConfig, (rows, columns): (usize, usize)) -> Vec<usize> {
+        match self {
+            Self::Cls | Self::PatchMean | Self::LayerCls(_) => vec![config.embed_dim],
+            Self::Patch | Self::LayerPatch(_) => vec![rows * columns, config.embed_dim],
+            Self::Reg => vec![config.num_registers, config.embed_dim],
+        }
+    }
+
     /// Checks that a network of this geometry has the output.
-    pub(super) fn check(self, config: &VitConfig) -> Result<()> {
+    ///
+    /// # Errors
+    /// `reg` without registers, or a block beyond the last.
+    pub fn check(self, config: &VitConfig) -> Result<()> {
         if self == Self::Reg && config.num_registers == 0 {
             return Err(Error::config(
                 "outputs",

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use candle_core::Tensor;
-use macula_models::onnx::OutputKind;
+use macula_models::onnx::{OutputKind, reference_outputs};
 use macula_models::vit::{VisionTransformer, VitConfig};
 use macula_models::weights::{self, LoadOptions};
 use serde_json::json;
@@ -101,25 +101,6 @@ fn output_kinds(choice: &OutputChoice, file: &str, config: &VitConfig) -> Result
     Ok(kinds)
 }
 
-impl CheckpointModel {
-    fn output(&self, kind: &OutputKind, forward: &macula_models::vit::VitOutput, pixels: &Tensor) -> Result<Tensor> {
-        let layer = |index: usize| -> Result<(Tensor, Tensor)> {
-            let mut layers = self.network.intermediate_layers(pixels, &[index], true)?;
-            layers
-                .pop()
-                .ok_or_else(|| crate::Error::failed("layer", format!("no output of block {index}")))
-        };
-        Ok(match kind {
-            OutputKind::Cls => forward.cls.clone(),
-            OutputKind::Patch => forward.patch.clone(),
-            OutputKind::PatchMean => forward.patch_mean()?,
-            OutputKind::Reg => forward.reg.clone(),
-            OutputKind::LayerCls(index) => layer(*index)?.1,
-            OutputKind::LayerPatch(index) => layer(*index)?.0,
-        })
-    }
-}
-
 impl FeatureModel for CheckpointModel {
     fn outputs(&self) -> &[OutputSpec] {
         &self.outputs
@@ -132,9 +113,8 @@ impl FeatureModel for CheckpointModel {
     fn run(&mut self, pixels: &[f32], n: usize, outputs: &mut [Vec<f32>]) -> Result<()> {
         let pixels = Tensor::from_slice(pixels, (n, 3, self.height, self.width), &self.device)
             .map_err(macula_models::Error::from)?;
-        let forward = self.network.forward(&pixels, None)?;
-        for (kind, buffer) in self.kinds.iter().zip(outputs) {
-            let values = self.output(kind, &forward, &pixels)?;
+        let tensors = reference_outputs(&self.network, &pixels, &self.kinds)?;
+        for (values, buffer) in tensors.iter().zip(outputs) {
             let values = values
                 .flatten_all()
                 .and_then(|flat| flat.to_vec1::<f32>())

@@ -79,11 +79,11 @@ pub(super) fn open(mode: PixelMode, source: &dyn Source, options: &ModelOptions)
 /// Height and width of the first image that can be read, after resizing.
 fn first_size(source: &dyn Source, preprocess: &Preprocess) -> Result<(u32, u32)> {
     let mut reason = "the source is empty".to_owned();
-    for row in 0..source.len().min(100) as u64 {
+    for row in 0..source.len().min(100) {
         match source.load(row, &DecodeOptions::default()) {
             Ok(image) => {
                 let image = preprocess.pixels(&image)?;
-                return Ok((image.height, image.width));
+                return Ok((image.height(), image.width()));
             }
             Err(error) => reason = format!("{}: {}", error.path, error.reason),
         }
