@@ -175,6 +175,22 @@ fn network_intermediate_outputs_fit_together() {
 }
 
 #[test]
+fn network_attention_rows_are_distributions() {
+    for (name, vit, expected) in networks() {
+        let pixels = &expected["98x56.pixels"];
+        let tokens = 1 + vit.config().num_registers + 28;
+        for block in 0..3 {
+            let maps = vit.attention_probabilities(pixels, block).unwrap();
+            assert_eq!(maps.dims(), [2, 3, tokens, tokens], "{name}");
+            let sums = maps.sum(3).unwrap();
+            assert_close("row sums", &sums, &sums.ones_like().unwrap(), 1e-5);
+        }
+        let error = vit.attention_probabilities(pixels, 3).unwrap_err().to_string();
+        assert_eq!(error, "block: expected a block below 3, found 3");
+    }
+}
+
+#[test]
 fn network_dino_head_is_the_reference_one() {
     let tensors = fixture("dino_head");
     let config = DinoHeadConfig {

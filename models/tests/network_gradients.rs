@@ -310,3 +310,60 @@ fn network_without_layer_scale_trains() {
         assert!(grads.get(var).is_some(), "{name}");
     }
 }
+
+/// The same values on one thread and on several, to the bit.
+#[test]
+fn network_results_do_not_depend_on_the_threads() {
+    let config = VitConfig {
+        embed_dim: 96,
+        ffn_hidden: 384,
+        ..config(1, FeedForwardKind::Mlp)
+    };
+    let mut rng = ChaCha8Rng::seed_from_u64(12);
+    let weights = perturbed(initialise(&config, &mut rng).unwrap(), &mut rng);
+    let pixels = random(&mut rng, &[6, 3, 32, 32]);
+    let step = || {
+        let vars: BTreeMap<String, Var> = weights
+            .iter()
+            .map(|(name, tensor)| (name.clone(), Var::from_tensor(tensor).unwrap()))
+            .collect();
+        let tensors = vars
+            .iter()
+            .map(|(name, var)| (name.clone(), var.as_tensor().clone()))
+            .collect();
+        let vit = VisionTransformer::from_tensors(&config, &tensors, &Device::Cpu).unwrap();
+        let out = vit.forward(&pixels, None).unwrap();
+        let store = loss_of(&[&out.cls, &out.patch], &mut ChaCha8Rng::seed_from_u64(2))
+            .backward()
+            .unwrap();
+        let bits = |tensor: &Tensor| -> Vec<u32> {
+            tensor
+                .flatten_all()
+                .unwrap()
+                .to_vec1::<f32>()
+                .unwrap()
+                .into_iter()
+                .map(f32::to_bits)
+                .collect()
+        };
+        let mut all: BTreeMap<String, Vec<u32>> = vars
+            .iter()
+            .filter_map(|(name, var)| Some((name.clone(), bits(store.get(var)?))))
+            .collect();
+        all.insert("patch".into(), bits(&out.patch));
+        all
+    };
+    let on = |threads: usize| {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap()
+            .install(step)
+    };
+    let alone = on(1);
+    for threads in [2, 3, 7] {
+        for (name, found) in on(threads) {
+            assert!(found == alone[&name], "{name} differs on {threads} threads");
+        }
+    }
+}
