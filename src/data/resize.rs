@@ -377,13 +377,31 @@ mod tests {
             let image = noise(w, h, seed);
             let expected = slow(&image, width, height, filter);
             prop_assert_eq!(&resize(&image.view(), width, height, filter).unwrap(), &expected);
-            // The kernels without vector instructions are the same code compiled again; a window is a part of the whole.
+            // A window is a part of the whole.
             let (left, top) = (seed as u32 % width, (seed >> 32) as u32 % height);
             let window = Window { left, top, width: width - left, height: (height - top).div_ceil(2) };
             let part = resize_window(&image.view(), width, height, window, filter).unwrap();
             let crop = expected.view().crop(left, top, window.width, window.height).unwrap().to_image();
             prop_assert_eq!(part, crop);
         }
+    }
+
+    #[test]
+    fn kernels_agree_whatever_the_processor() {
+        let image = noise(50, 33, 9);
+        let filter = Interpolation::Bicubic;
+        let columns = Coefficients::new(50, 21, 0, 21, filter);
+        let packed: Vec<[u8; ROWS * 3]> = image.data().as_chunks().0.to_vec();
+        let (mut chosen, mut plain) = (vec![0; ROWS * 21 * 3], vec![1; ROWS * 21 * 3]);
+        horizontal_block(&packed[..50], 0, &columns, &mut chosen);
+        horizontal_block_any(&packed[..50], 0, &columns, &mut plain);
+        assert_eq!(chosen, plain);
+        let rows = Coefficients::new(33, 5, 0, 5, filter);
+        let (first, weights) = rows.at(2);
+        let (mut chosen, mut plain) = (vec![0; 150], vec![1; 150]);
+        vertical_row(&image.data()[first * 150..], 150, weights, &mut chosen);
+        vertical_row_any(&image.data()[first * 150..], 150, weights, &mut plain);
+        assert_eq!(chosen, plain);
     }
 
     #[test]

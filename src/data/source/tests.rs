@@ -221,6 +221,25 @@ fn a_list_resolves_its_paths_and_keeps_its_columns() {
 }
 
 #[test]
+fn a_list_from_a_spreadsheet_is_read() {
+    let folder = tempdir().unwrap();
+    let list = folder.path().join("list.CSV");
+    fs::write(
+        &list,
+        "\u{feff}path,label\r\na.png,caf\u{e9}\r\nb.png,\"x \"\"y\"\"\"\r\n",
+    )
+    .unwrap();
+    let source = opened(&list);
+    let expected = [("a.png", "caf\u{e9}"), ("b.png", "x \"y\"")];
+    assert_eq!(
+        records(source.as_ref()),
+        expected.map(|(path, label)| (path.to_owned(), Some(label.to_owned())))
+    );
+    fs::write(&list, b"path,label\na.png,caf\xe9\n").unwrap();
+    assert!(refusal(list.to_str().unwrap()).contains("list.CSV"));
+}
+
+#[test]
 fn a_parquet_list_takes_numbers_as_labels() {
     let folder = tempdir().unwrap();
     put(folder.path(), "1.png");
