@@ -86,6 +86,17 @@ impl<'a> ImageView<'a> {
         &self.data[start..start + self.width as usize * 3]
     }
 
+    /// The samples from the first of row `y` to the last of the image; rows begin [`ImageView::stride`] apart. Panics when
+    /// `y` is not below the height.
+    pub(super) fn from_row(&self, y: u32) -> &'a [u8] {
+        &self.data[y as usize * self.stride..]
+    }
+
+    /// Samples from the beginning of a row to that of the next.
+    pub(super) fn stride(&self) -> usize {
+        self.stride
+    }
+
     /// The rectangle of `width` x `height` pixels whose top left corner is at (`left`, `top`); `None` when it is empty or
     /// reaches outside.
     pub fn crop(&self, left: u32, top: u32, width: u32, height: u32) -> Option<Self> {

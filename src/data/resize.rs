@@ -1,6 +1,7 @@
 //! Resizing as Pillow does it, bit for bit (python-pillow/Pillow: src/libImaging/Resample.c): antialiased bilinear and
-//! bicubic (A = -0.5) with weights rounded to 22 fractional bits, the horizontal pass first, and 8-bit pixels between
-//! the passes. Features depend on these roundings: a floating-point resize differs by a level here and there.
+//! bicubic (A = -0.5) with weights rounded to 22 fractional bits, and 8-bit pixels between the passes. Features depend on
+//! these roundings: a floating-point resize differs by a level here and there. The horizontal pass comes first, except
+//! where Pillow 13 turns the order around (see `vertical_first`); earlier versions never did.
 
 use serde::{Deserialize, Serialize};
 
@@ -108,13 +109,6 @@ impl Coefficients {
         let start = place * self.width;
         (taps.first, &self.weights[start..start + taps.count])
     }
-
-    /// The first source sample that any output needs, and the one after the last.
-    fn span(&self) -> (usize, usize) {
-        let first = self.taps.first().map_or(0, |taps| taps.first);
-        let last = self.taps.last().map_or(0, |taps| taps.first + taps.count);
-        (first, last)
-    }
 }
 
 /// Rounds a weight half away from zero to [`FRACTION_BITS`], as C's cast of `0.5 + w` and `-0.5 + w` does.
@@ -161,43 +155,53 @@ pub fn resize_window(
         .then(|| Coefficients::new(source.width(), width, window.left, window.width, filter));
     let rows = (height != source.height())
         .then(|| Coefficients::new(source.height(), height, window.top, window.height, filter));
-    let (first_row, last_row) = match &rows {
-        Some(rows) => rows.span(),
-        None => (window.top as usize, (window.top + window.height) as usize),
-    };
-    let needed = source.crop(0, first_row as u32, source.width(), (last_row - first_row) as u32)?;
-    let between = match &columns {
-        Some(columns) => horizontal(&needed, columns),
-        None => needed
-            .crop(window.left, 0, window.width, needed.height())?
-            .to_image()
-            .into_data(),
-    };
-    let data = match &rows {
-        Some(rows) => vertical(&between, window.width as usize * 3, rows, first_row),
-        None => between,
-    };
-    RgbImage::new(window.width, window.height, data)
+    let (left, right) = span(columns.as_ref(), window.left, window.width);
+    let (top, bottom) = span(rows.as_ref(), window.top, window.height);
+    let needed = source.crop(left, top, right - left, bottom - top)?;
+    match (columns, rows) {
+        (None, None) => Some(needed.to_image()),
+        (Some(columns), None) => horizontal(&needed, left, &columns),
+        (None, Some(rows)) => vertical(&needed, top, &rows),
+        (Some(columns), Some(rows)) if vertical_first(source, width, height) => {
+            horizontal(&vertical(&needed, top, &rows)?.view(), left, &columns)
+        }
+        (Some(columns), Some(rows)) => vertical(&horizontal(&needed, left, &columns)?.view(), top, &rows),
+    }
 }
 
-/// Filters each row of `source`: `[h, w, 3]` to `[h, outputs, 3]`.
-fn horizontal(source: &ImageView, columns: &Coefficients) -> Vec<u8> {
+/// Whether Pillow 13 filters the columns first: where the height loses more than twice as many pixels as the width
+/// (`ImagingResampleInner`). The order shows in the result, because pixels are rounded between the passes.
+fn vertical_first(source: &ImageView, width: u32, height: u32) -> bool {
+    let lost_rows = i64::from(source.height()) - i64::from(height);
+    let lost_columns = i64::from(source.width()) - i64::from(width);
+    lost_rows > 0 && lost_rows > 2 * lost_columns
+}
+
+/// The first source sample that the wanted outputs need, and the one after the last.
+fn span(coefficients: Option<&Coefficients>, first: u32, count: u32) -> (u32, u32) {
+    match coefficients.map(|coefficients| &coefficients.taps[..]) {
+        Some([start, .., end]) => (start.first as u32, (end.first + end.count) as u32),
+        Some([only]) => (only.first as u32, (only.first + only.count) as u32),
+        _ => (first, first + count),
+    }
+}
+
+/// Filters each row of `source`, whose first column is column `left` of the image: `[h, w, 3]` to `[h, outputs, 3]`.
+fn horizontal(source: &ImageView, left: u32, columns: &Coefficients) -> Option<RgbImage> {
     let outputs = columns.taps.len();
     let mut out = vec![0_u8; source.height() as usize * outputs * 3];
-    let (first, last) = columns.span();
-    let mut packed = vec![[0_u8; ROWS * 3]; last - first];
+    let mut packed = vec![[0_u8; ROWS * 3]; source.width() as usize];
     for (block, out) in out.chunks_mut(ROWS * outputs * 3).enumerate() {
-        let top = block * ROWS;
         let rows = out.len() / (outputs * 3);
         for row in 0..rows {
-            let samples = &source.row((top + row) as u32)[first * 3..last * 3];
+            let samples = source.row((block * ROWS + row) as u32);
             for (column, pixel) in packed.iter_mut().zip(samples.chunks_exact(3)) {
                 column[row * 3..row * 3 + 3].copy_from_slice(pixel);
             }
         }
-        horizontal_block(&packed, first, columns, out);
+        horizontal_block(&packed, left as usize, columns, out);
     }
-    out
+    RgbImage::new(outputs as u32, source.height(), out)
 }
 
 /// Filters up to [`ROWS`] rows that lie side by side: `packed` is `[columns, ROWS, 3]`, `out` `[rows, outputs, 3]`.
@@ -236,15 +240,15 @@ fn horizontal_block_any(packed: &[[u8; ROWS * 3]], first: usize, columns: &Coeff
     }
 }
 
-/// Filters the columns of `source` (rows of `stride` samples, the first of them row `first_row` of the image):
-/// `[h, stride]` to `[outputs, stride]`.
-fn vertical(source: &[u8], stride: usize, rows: &Coefficients, first_row: usize) -> Vec<u8> {
-    let mut out = vec![0_u8; rows.taps.len() * stride];
-    for (place, out) in out.chunks_exact_mut(stride).enumerate() {
+/// Filters each column of `source`, whose first row is row `top` of the image: `[h, w, 3]` to `[outputs, w, 3]`.
+fn vertical(source: &ImageView, top: u32, rows: &Coefficients) -> Option<RgbImage> {
+    let width = source.width() as usize * 3;
+    let mut out = vec![0_u8; rows.taps.len() * width];
+    for (place, out) in out.chunks_exact_mut(width).enumerate() {
         let (start, weights) = rows.at(place);
-        vertical_row(&source[(start - first_row) * stride..], stride, weights, out);
+        vertical_row(source.from_row(start as u32 - top), source.stride(), weights, out);
     }
-    out
+    RgbImage::new(source.width(), rows.taps.len() as u32, out)
 }
 
 /// One output row: the weighted sum of as many rows of `source` as there are weights.
@@ -323,21 +327,30 @@ mod tests {
             };
             (0..output).map(one).collect()
         };
-        let (w, h) = (source.width() as usize, source.height() as usize);
-        let mut out = vec![0; (width * height) as usize * 3];
-        for channel in 0..3 {
-            let at = |x: usize, y: usize| source.data()[(y * w + x) * 3 + channel];
-            let wide: Vec<Vec<u8>> = (0..h)
-                .map(|y| line(&(0..w).map(|x| at(x, y)).collect::<Vec<_>>(), width))
-                .collect();
-            for x in 0..width as usize {
-                let column: Vec<u8> = wide.iter().map(|row| row[x]).collect();
-                for (y, sample) in line(&column, height).into_iter().enumerate() {
-                    out[(y * width as usize + x) * 3 + channel] = sample;
+        let rows = |image: &RgbImage, width: u32| {
+            let mut out = vec![0; (width * image.height()) as usize * 3];
+            for (y, row) in image.data().chunks(image.width() as usize * 3).enumerate() {
+                for channel in 0..3 {
+                    let samples: Vec<u8> = row.iter().skip(channel).step_by(3).copied().collect();
+                    for (x, sample) in line(&samples, width).into_iter().enumerate() {
+                        out[(y * width as usize + x) * 3 + channel] = sample;
+                    }
                 }
             }
+            RgbImage::new(width, image.height(), out).unwrap()
+        };
+        let turn = |image: &RgbImage| {
+            let (w, h) = (image.width(), image.height());
+            let pixels = (0..w).flat_map(|x| (0..h).flat_map(move |y| image.pixel(x, y).unwrap()));
+            RgbImage::new(h, w, pixels.collect()).unwrap()
+        };
+        let columns = |image: &RgbImage, height: u32| turn(&rows(&turn(image), height));
+        let lost = |before: u32, after: u32| i64::from(before) - i64::from(after);
+        if lost(source.height(), height) > (2 * lost(source.width(), width)).max(0) {
+            rows(&columns(source, height), width)
+        } else {
+            columns(&rows(source, width), height)
         }
-        RgbImage::new(width, height, out).unwrap()
     }
 
     fn noise(width: u32, height: u32, seed: u64) -> RgbImage {
@@ -364,13 +377,31 @@ mod tests {
             let image = noise(w, h, seed);
             let expected = slow(&image, width, height, filter);
             prop_assert_eq!(&resize(&image.view(), width, height, filter).unwrap(), &expected);
-            // The kernels without vector instructions are the same code compiled again; a window is a part of the whole.
+            // A window is a part of the whole.
             let (left, top) = (seed as u32 % width, (seed >> 32) as u32 % height);
             let window = Window { left, top, width: width - left, height: (height - top).div_ceil(2) };
             let part = resize_window(&image.view(), width, height, window, filter).unwrap();
             let crop = expected.view().crop(left, top, window.width, window.height).unwrap().to_image();
             prop_assert_eq!(part, crop);
         }
+    }
+
+    #[test]
+    fn kernels_agree_whatever_the_processor() {
+        let image = noise(50, 33, 9);
+        let filter = Interpolation::Bicubic;
+        let columns = Coefficients::new(50, 21, 0, 21, filter);
+        let packed: Vec<[u8; ROWS * 3]> = image.data().as_chunks().0.to_vec();
+        let (mut chosen, mut plain) = (vec![0; ROWS * 21 * 3], vec![1; ROWS * 21 * 3]);
+        horizontal_block(&packed[..50], 0, &columns, &mut chosen);
+        horizontal_block_any(&packed[..50], 0, &columns, &mut plain);
+        assert_eq!(chosen, plain);
+        let rows = Coefficients::new(33, 5, 0, 5, filter);
+        let (first, weights) = rows.at(2);
+        let (mut chosen, mut plain) = (vec![0; 150], vec![1; 150]);
+        vertical_row(&image.data()[first * 150..], 150, weights, &mut chosen);
+        vertical_row_any(&image.data()[first * 150..], 150, weights, &mut plain);
+        assert_eq!(chosen, plain);
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub struct Preprocess {
     /// Length in pixels that the shorter side is resized to, the longer in proportion; `None` leaves the size alone.
     pub resize: Option<u32>,
     /// Height and width of the centre crop; what lies outside the image is black. JSON also takes one number for both.
-    #[serde(deserialize_with = "crop_size")]
+    #[serde(default, deserialize_with = "crop_size")]
     pub crop: Option<(u32, u32)>,
     /// The filter of the resize.
     pub interpolation: Interpolation,

@@ -93,6 +93,9 @@ pub fn decode(bytes: &[u8], options: &DecodeOptions) -> Result<RgbImage, DecodeE
         ImageFormat::Jpeg => {
             jpeg::check_complete(bytes).and_then(|()| decode_simple(bytes, format, name, options))
         }
+        ImageFormat::WebP => {
+            check_webp_length(bytes).and_then(|()| decode_simple(bytes, format, name, options))
+        }
         _ => decode_simple(bytes, format, name, options),
     }));
     decoded.unwrap_or_else(|_| Err(DecodeError::corrupt(name, "the decoder gave up on damaged data")))
@@ -172,9 +175,59 @@ fn decode_simple(
     };
     let decoded = DynamicImage::from_decoder(decoder).map_err(corrupt)?;
     let saturate = format == ImageFormat::Png && png_is_grey16(bytes);
-    let image =
+    let mut image =
         to_rgb(decoded, saturate).ok_or_else(|| DecodeError::corrupt(name, "unexpected sample layout"))?;
+    if format == ImageFormat::Bmp
+        && let Some(bits) = bmp_channel_bits(bytes)
+    {
+        image = spread_as_pillow(image, bits);
+    }
     Ok(orient(image, orientation))
+}
+
+/// Refuses a WebP that is shorter than it says: an animation's first frame may be whole, but the file is not.
+fn check_webp_length(bytes: &[u8]) -> Result<(), DecodeError> {
+    let length = bytes
+        .get(4..8)
+        .and_then(|raw| raw.try_into().ok())
+        .map(u32::from_le_bytes);
+    match length {
+        Some(length) if u64::from(length) + 8 <= bytes.len() as u64 => Ok(()),
+        _ => Err(DecodeError::corrupt(
+            "WebP",
+            format!("cut short after {} bytes", bytes.len()),
+        )),
+    }
+}
+
+/// Bits of red, green and blue in a BMP of 16 bits a pixel.
+fn bmp_channel_bits(bytes: &[u8]) -> Option<[u32; 3]> {
+    let number = |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+    if bytes.get(28..30)? != [16, 0] {
+        return None;
+    }
+    match number(30)? {
+        3 => Some([
+            number(54)?.count_ones(),
+            number(58)?.count_ones(),
+            number(62)?.count_ones(),
+        ]),
+        _ => Some([5; 3]),
+    }
+}
+
+/// Pillow rounds down where the codec rounds to the nearest in spreading `bits` over 0 to 255.
+fn spread_as_pillow(image: RgbImage, bits: [u32; 3]) -> RgbImage {
+    let (width, height) = (image.width(), image.height());
+    let most = bits.map(|bits| (1_u32 << bits.clamp(1, 8)) - 1);
+    let mut data = image.into_data();
+    for pixel in data.chunks_exact_mut(3) {
+        for (sample, most) in pixel.iter_mut().zip(most) {
+            let level = (u32::from(*sample) * most + 127) / 255;
+            *sample = (level * 255 / most) as u8;
+        }
+    }
+    RgbImage::new(width, height, data).expect("no sample came or went")
 }
 
 /// Width and height from the header chunk of a PNG.

@@ -182,3 +182,6 @@ fn sha256(parts: &[&[u8]]) -> String {
     }
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
+
+#[cfg(test)]
+mod tests;
