@@ -3,6 +3,8 @@
 #![warn(missing_docs)]
 
 pub mod error;
+pub mod heads;
+pub mod ops;
 pub mod vit;
 pub mod weights;
 
