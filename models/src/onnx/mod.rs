@@ -11,6 +11,8 @@ mod operators;
 mod options;
 mod position_table;
 pub mod proto;
+#[cfg(test)]
+mod tests;
 
 pub use export::{ExportReport, INPUT, IR_VERSION, OPSET, export};
 pub use options::{EMBEDDED_LIMIT, ExportOptions, ImageShape, OutputKind};
