@@ -4,8 +4,8 @@
 
 pub mod error;
 pub mod heads;
-pub mod ops;
 pub mod onnx;
+pub mod ops;
 pub mod vit;
 pub mod weights;
 

@@ -144,15 +144,10 @@ impl Shape {
 }
 
 /// Pixels to tokens `[B, T, D]` in the order CLS, registers, patches; position codes added.
-fn embed<'a>(
-    layers: &mut Layers<'a>,
-    config: &'a VitConfig,
-    shape: &Shape,
-    pixels: &Value,
-) -> Result<Value> {
+fn embed(layers: &mut Layers<'_>, config: &VitConfig, shape: &Shape, pixels: &Value) -> Result<Value> {
     let patches = layers.patch_embed(pixels)?; // [B, D, rows, columns]
     let table = match shape.grid {
-        Some(grid) => position_table::fixed(layers, config, grid)?,
+        Some((rows, columns)) => position_table::fixed(layers, config, rows, columns)?,
         None => position_table::dynamic(layers, config, &patches)?,
     }; // [1, T, D]
     let graph = &mut layers.graph;
@@ -178,10 +173,7 @@ fn run_blocks(
     outputs: &[OutputKind],
     mut tokens: Value,
 ) -> Result<BTreeMap<usize, Value>> {
-    let wanted: BTreeSet<usize> = outputs
-        .iter()
-        .map(|output| output.block(config.depth))
-        .collect();
+    let wanted: BTreeSet<usize> = outputs.iter().map(|output| output.block(config.depth)).collect();
     let mut states = BTreeMap::new();
     for index in 0..=wanted.last().copied().unwrap_or(0) {
         tokens = layers.block(index, &tokens)?;

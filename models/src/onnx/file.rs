@@ -99,10 +99,7 @@ fn is_external(header: &TensorProto) -> bool {
 }
 
 /// Writes the large constants to a temporary file beside `path`, and returns the headers that point into it.
-fn write_external(
-    constants: &[Initializer<'_>],
-    path: &Path,
-) -> Result<(Vec<TensorProto>, NamedTempFile)> {
+fn write_external(constants: &[Initializer<'_>], path: &Path) -> Result<(Vec<TensorProto>, NamedTempFile)> {
     let location = path
         .file_name()
         .map(|name| name.to_string_lossy().into_owned())
@@ -216,7 +213,5 @@ fn temporary_beside(path: &Path) -> Result<NamedTempFile> {
 }
 
 fn persist(file: NamedTempFile, path: &Path) -> Result<()> {
-    file.persist(path)
-        .map(drop)
-        .map_err(|e| Error::io(path, e.error))
+    file.persist(path).map(drop).map_err(|e| Error::io(path, e.error))
 }

@@ -143,12 +143,7 @@ impl<'a> Graph<'a> {
     }
 
     /// A float constant made when it is written.
-    pub fn weight(
-        &mut self,
-        name: &str,
-        shape: &[usize],
-        make: impl Fn() -> Result<Vec<f32>> + 'a,
-    ) -> Value {
+    pub fn weight(&mut self, name: &str, shape: &[usize], make: impl Fn() -> Result<Vec<f32>> + 'a) -> Value {
         self.initializer(name, shape, Data::Weight(Box::new(make)))
     }
 

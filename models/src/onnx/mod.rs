@@ -13,6 +13,8 @@ mod options;
 mod position_table;
 pub mod proto;
 mod reference;
+#[cfg(test)]
+mod tests;
 
 pub use export::{ExportReport, INPUT, IR_VERSION, OPSET, export};
 pub use options::{EMBEDDED_LIMIT, ExportOptions, ImageShape, OutputKind};

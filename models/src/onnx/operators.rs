@@ -6,16 +6,21 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use super::graph::{Graph, Value, float, int, ints};
 use crate::vit::{FeedForwardKind, VitConfig};
 use crate::weights::Tensors;
 use crate::{Error, Result};
 
-/// Row-major values of a tensor, on any device and of any type, as f32.
+/// A tensor on any device and of any float type as f32 on the CPU.
+pub fn cpu_f32(tensor: &Tensor) -> Result<Tensor> {
+    Ok(tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?)
+}
+
+/// Row-major values of a tensor, on any device and of any float type, as f32.
 fn values(tensor: &Tensor) -> Result<Vec<f32>> {
-    Ok(tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
+    Ok(cpu_f32(tensor)?.flatten_all()?.to_vec1()?)
 }
 
 /// Writes the layers of one network into a graph. Names of layers are the official ones (`blocks.0.attn.qkv`).
@@ -62,11 +67,6 @@ impl<'a> Layers<'a> {
         self.tensors
             .get(name)
             .ok_or_else(|| Error::config(name, "expected a tensor of this name, found none"))
-    }
-
-    /// The values of a parameter.
-    pub fn values(&self, name: &str) -> Result<Vec<f32>> {
-        values(self.tensor(name)?)
     }
 
     /// A parameter as it is.
@@ -120,12 +120,9 @@ impl<'a> Layers<'a> {
             ints("kernel_shape", &[patch, patch]),
             ints("strides", &[patch, patch]),
         ];
-        Ok(self.graph.node(
-            "patch_embed.proj",
-            "Conv",
-            &[pixels, &weight, &bias],
-            attributes,
-        ))
+        Ok(self
+            .graph
+            .node("patch_embed.proj", "Conv", &[pixels, &weight, &bias], attributes))
     }
 
     /// One block: `x + ls1 attn(norm1 x)`, then `x + ls2 mlp(norm2 x)`.
@@ -153,10 +150,7 @@ impl<'a> Layers<'a> {
 
     /// Multi-head self-attention.
     fn attention(&mut self, name: &str, x: &Value) -> Result<Value> {
-        let (heads, width) = (
-            self.config.num_heads as i64,
-            self.config.head_dim() as i64,
-        );
+        let (heads, width) = (self.config.num_heads as i64, self.config.head_dim() as i64);
         let qkv = self.linear(&format!("{name}.qkv"), x)?; // [B, T, 3D]
         let thirds = self.graph.split(&format!("{name}.split"), &qkv, 3);
         let per_head = self.graph.integers(&[0, 0, heads, width]);
@@ -172,11 +166,7 @@ impl<'a> Layers<'a> {
         let k = head("k", &thirds[1], [0, 2, 3, 1]); // [B, heads, width, T]
         let v = head("v", &thirds[2], [0, 2, 1, 3]); // [B, heads, T, width]
         let graph = &mut self.graph;
-        let scale = graph.floats(
-            &format!("{name}.scale"),
-            &[],
-            vec![(width as f32).sqrt().recip()],
-        );
+        let scale = graph.floats(&format!("{name}.scale"), &[], vec![(width as f32).sqrt().recip()]);
         let q = graph.node(&format!("{name}.q.scaled"), "Mul", &[&q, &scale], vec![]);
         let scores = graph.node(&format!("{name}.scores"), "MatMul", &[&q, &k], vec![]); // [B, heads, T, T]
         let weights = graph.node(
@@ -193,12 +183,7 @@ impl<'a> Layers<'a> {
             vec![ints("perm", &[0, 2, 1, 3])],
         );
         let flat = graph.integers(&[0, 0, heads * width]);
-        let mixed = graph.node(
-            &format!("{name}.mixed.flat"),
-            "Reshape",
-            &[&mixed, &flat],
-            vec![],
-        ); // [B, T, D]
+        let mixed = graph.node(&format!("{name}.mixed.flat"), "Reshape", &[&mixed, &flat], vec![]); // [B, T, D]
         self.linear(&format!("{name}.proj"), &mixed)
     }
 
@@ -217,24 +202,9 @@ impl<'a> Layers<'a> {
                 let both = self.linear(&format!("{name}.w12"), x)?; // [B, T, 2 hidden]
                 let halves = self.graph.split(&format!("{name}.split"), &both, 2);
                 let graph = &mut self.graph;
-                let sigmoid = graph.node(
-                    &format!("{name}.sigmoid"),
-                    "Sigmoid",
-                    &[&halves[0]],
-                    vec![],
-                );
-                let gate = graph.node(
-                    &format!("{name}.silu"),
-                    "Mul",
-                    &[&halves[0], &sigmoid],
-                    vec![],
-                );
-                let hidden = graph.node(
-                    &format!("{name}.gated"),
-                    "Mul",
-                    &[&gate, &halves[1]],
-                    vec![],
-                );
+                let sigmoid = graph.node(&format!("{name}.sigmoid"), "Sigmoid", &[&halves[0]], vec![]);
+                let gate = graph.node(&format!("{name}.silu"), "Mul", &[&halves[0], &sigmoid], vec![]);
+                let hidden = graph.node(&format!("{name}.gated"), "Mul", &[&gate, &halves[1]], vec![]);
                 self.linear(&format!("{name}.w3"), &hidden)
             }
         }

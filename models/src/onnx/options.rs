@@ -111,10 +111,7 @@ impl OutputKind {
         if self.block(config.depth) >= config.depth {
             return Err(Error::config(
                 "outputs",
-                format!(
-                    "expected a block from 0 to {}, found `{self}`",
-                    config.depth - 1
-                ),
+                format!("expected a block from 0 to {}, found `{self}`", config.depth - 1),
             ));
         }
         Ok(())
@@ -157,9 +154,7 @@ impl FromStr for OutputKind {
         .ok_or_else(|| {
             Error::config(
                 "outputs",
-                format!(
-                    "expected cls, patch, patch_mean, reg, layer:I.cls or layer:I.patch, found `{name}`"
-                ),
+                format!("expected cls, patch, patch_mean, reg, layer:I.cls or layer:I.patch, found `{name}`"),
             )
         })
     }

@@ -5,10 +5,13 @@
 //! native grid, once for rows and once for columns, from the cubic convolution kernel, and multiplies the native table
 //! by both. ONNX's own `Resize` is not used: its cubic mode with antialias has no agreed edge rule.
 
+use candle_core::Tensor;
+
 use super::graph::{Graph, Value, int};
-use super::operators::Layers;
+use super::operators::{Layers, cpu_f32};
+use super::proto::DataType;
 use crate::Result;
-use crate::vit::{PositionRule, VitConfig};
+use crate::vit::{PositionRule, VitConfig, interpolate_table};
 
 /// Offset that the official rule adds to the grid size (DINOv2 `interpolate_offset`).
 const OFFICIAL_OFFSET: f32 = 0.1;
@@ -21,44 +24,41 @@ fn cubic_parameter(rule: PositionRule) -> f32 {
     }
 }
 
-/// CLS (with its position code) and registers: `[1 + R, D]`, row by row.
-fn prefix(layers: &Layers<'_>, config: &VitConfig) -> Result<Vec<f32>> {
-    let position = layers.values("pos_embed")?;
-    let mut rows: Vec<f32> = layers
-        .values("cls_token")?
-        .iter()
-        .zip(&position[..config.embed_dim])
-        .map(|(cls, position)| cls + position)
-        .collect();
-    if config.num_registers > 0 {
-        rows.extend(layers.values("register_tokens")?);
+/// CLS and registers `[1, 1 + R, D]`; CLS takes the first position code of `position` `[1, 1 + N, D]`.
+fn prefix(layers: &Layers<'_>, config: &VitConfig, position: &Tensor) -> Result<Tensor> {
+    let cls = (cpu_f32(layers.tensor("cls_token")?)? + position.narrow(1, 0, 1)?)?;
+    if config.num_registers == 0 {
+        return Ok(cls);
     }
-    Ok(rows)
+    let registers = cpu_f32(layers.tensor("register_tokens")?)?;
+    Ok(Tensor::cat(&[&cls, &registers], 1)?)
 }
 
-/// The whole table for a grid of known size, as a constant.
-pub fn fixed<'a>(
-    layers: &mut Layers<'a>,
-    config: &'a VitConfig,
-    grid: (usize, usize),
-) -> Result<Value> {
-    let mut table = prefix(layers, config)?;
-    let position = layers.values("pos_embed")?;
-    let native = &position[config.embed_dim..];
-    table.extend(interpolate(native, config, grid));
-    let shape = [1, table.len() / config.embed_dim, config.embed_dim];
-    Ok(layers.graph.floats("token_table", &shape, table))
+/// A constant with the values of a small tensor.
+fn constant(graph: &mut Graph<'_>, name: &str, tensor: &Tensor) -> Result<Value> {
+    let values = tensor.flatten_all()?.to_vec1()?;
+    Ok(graph.floats(name, tensor.dims(), values))
+}
+
+/// The whole table for a grid of `rows` x `columns`, as a constant.
+pub fn fixed(layers: &mut Layers<'_>, config: &VitConfig, rows: usize, columns: usize) -> Result<Value> {
+    let position = cpu_f32(layers.tensor("pos_embed")?)?;
+    let prefix = prefix(layers, config, &position)?;
+    let position = interpolate_table(&position, config.position_rule, rows, columns)?;
+    let codes = position.narrow(1, 1, rows * columns)?; // [1, N, D]
+    let table = Tensor::cat(&[&prefix, &codes], 1)?;
+    constant(&mut layers.graph, "token_table", &table)
 }
 
 /// The whole table for the grid of `patches` `[B, D, rows, columns]`, computed by the graph.
-pub fn dynamic<'a>(layers: &mut Layers<'a>, config: &'a VitConfig, patches: &Value) -> Result<Value> {
+pub fn dynamic(layers: &mut Layers<'_>, config: &VitConfig, patches: &Value) -> Result<Value> {
     let (side, d) = (config.native_grid(), config.embed_dim);
-    let prefix = prefix(layers, config)?;
-    let native = layers.values("pos_embed")?.split_off(d);
+    let position = cpu_f32(layers.tensor("pos_embed")?)?;
+    let prefix = prefix(layers, config, &position)?;
+    let native = position.narrow(1, 1, side * side)?.reshape((side, side * d))?;
     let graph = &mut layers.graph;
-    let prefix_shape = [1, prefix.len() / d, d];
-    let prefix = graph.floats("prefix_tokens", &prefix_shape, prefix);
-    let native = graph.floats("pos_embed.grid", &[side, side * d], native);
+    let prefix = constant(graph, "prefix_tokens", &prefix)?;
+    let native = constant(graph, "pos_embed.grid", &native)?;
     let sides = graph.node("grid", "Shape", &[patches], vec![int("start", 2)]);
     let step_offset = step_offset(graph, config, &sides);
     let rows = resize_matrix(graph, config, "rows", &sides, 0, step_offset.as_ref()); // [rows, M]
@@ -112,7 +112,12 @@ fn resize_matrix(
 
     let index = graph.integer(index);
     let target = graph.node(&named("side"), "Gather", &[sides, &index], vec![]);
-    let target = graph.node(&named("target"), "Cast", &[&target], vec![int("to", 1)]);
+    let target = graph.node(
+        &named("target"),
+        "Cast",
+        &[&target],
+        vec![int("to", DataType::Float as i64)],
+    );
     let divisor = match offset {
         Some(offset) => graph.node(&named("divisor"), "Add", &[&target, offset], vec![]),
         None => target.clone(),
@@ -123,7 +128,12 @@ fn resize_matrix(
     let cells = graph.node(&named("cells.half"), "Add", &[&cells, &half], vec![]);
     let centres = graph.node(&named("centres"), "Mul", &[&cells, &step], vec![]);
     let second = graph.integers(&[1]);
-    let centres = graph.node(&named("centres.column"), "Unsqueeze", &[&centres, &second], vec![]); // [n, 1]
+    let centres = graph.node(
+        &named("centres.column"),
+        "Unsqueeze",
+        &[&centres, &second],
+        vec![],
+    ); // [n, 1]
 
     // Without antialias the four taps may lie up to two cells outside, where the edge cell stands for them.
     let margin = if antialias { 0 } else { 2 };
@@ -140,7 +150,12 @@ fn resize_matrix(
     if antialias {
         // The window is cut at the border and what is left of it sums to 1.
         let axes = graph.integers(&[1]);
-        let sum = graph.node(&named("sum"), "ReduceSum", &[&weights, &axes], vec![int("keepdims", 1)]);
+        let sum = graph.node(
+            &named("sum"),
+            "ReduceSum",
+            &[&weights, &axes],
+            vec![int("keepdims", 1)],
+        );
         graph.node(&named("matrix"), "Div", &[&weights, &sum], vec![])
     } else {
         let fold = graph.floats(&named("fold"), &[count, side], fold_margin(side, margin));
@@ -161,8 +176,18 @@ fn fold_margin(side: usize, margin: usize) -> Vec<f32> {
 /// Cubic convolution (Keys 1981) of distances x >= 0 with parameter A: `((A+2)x - (A+3))x^2 + 1` up to 1,
 /// `((Ax - 5A)x + 8A)x - 4A` up to 2, 0 beyond.
 fn cubic_kernel(graph: &mut Graph<'_>, name: &str, x: &Value, a: f32) -> Value {
-    let near = polynomial(graph, &format!("{name}.near"), x, &[a + 2.0, -(a + 3.0), 0.0, 1.0]);
-    let far = polynomial(graph, &format!("{name}.far"), x, &[a, -5.0 * a, 8.0 * a, -4.0 * a]);
+    let near = polynomial(
+        graph,
+        &format!("{name}.near"),
+        x,
+        &[a + 2.0, -(a + 3.0), 0.0, 1.0],
+    );
+    let far = polynomial(
+        graph,
+        &format!("{name}.far"),
+        x,
+        &[a, -5.0 * a, 8.0 * a, -4.0 * a],
+    );
     let named = |part: &str| format!("{name}.kernel.{part}");
     let zero = graph.floats(&named("zero"), &[], vec![0.0]);
     let one = graph.floats(&named("one"), &[], vec![1.0]);
@@ -182,44 +207,4 @@ fn polynomial(graph: &mut Graph<'_>, name: &str, x: &Value, coefficients: &[f32]
         result = graph.node(&format!("{name}.sum"), "Add", &[&product, &constant], vec![]);
     }
     result
-}
-
-// TEMPORARY: replaced by vit::position when it is there.
-fn interpolate(native: &[f32], config: &VitConfig, grid: (usize, usize)) -> Vec<f32> {
-    let (m, d) = (config.native_grid(), config.embed_dim);
-    if grid == (m, m) {
-        return native.to_vec();
-    }
-    let matrix = |n: usize| -> Vec<f64> {
-        let rule = config.position_rule;
-        let a = f64::from(cubic_parameter(rule));
-        let k = |x: f64| {
-            let x = x.abs();
-            if x < 1.0 { ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0 } else if x < 2.0 { ((a * x - 5.0 * a) * x + 8.0 * a) * x - 4.0 * a } else { 0.0 }
-        };
-        let step = m as f64 / (n as f64 + if rule == PositionRule::Official { 0.1 } else { 0.0 });
-        let mut w = vec![0.0; n * m];
-        for i in 0..n {
-            let c = step * (i as f64 + 0.5);
-            if rule == PositionRule::Registers {
-                let s = step.max(1.0);
-                let row: Vec<f64> = (0..m).map(|j| k((j as f64 + 0.5 - c) / s)).collect();
-                let sum: f64 = row.iter().sum();
-                for j in 0..m { w[i * m + j] = row[j] / sum; }
-            } else {
-                for j in -2..m as i64 + 2 {
-                    w[i * m + j.clamp(0, m as i64 - 1) as usize] += k(j as f64 + 0.5 - c);
-                }
-            }
-        }
-        w
-    };
-    let (wr, wc) = (matrix(grid.0), matrix(grid.1));
-    let mut out = Vec::new();
-    for r in 0..grid.0 { for c in 0..grid.1 { for e in 0..d {
-        let mut s = 0.0;
-        for i in 0..m { for j in 0..m { s += wr[r * m + i] * wc[c * m + j] * f64::from(native[(i * m + j) * d + e]); } }
-        out.push(s as f32);
-    } } }
-    out
 }
