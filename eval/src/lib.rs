@@ -4,6 +4,7 @@
 
 pub mod error;
 pub mod matrix;
+pub mod protocols;
 
 pub use error::{Error, Result};
 pub use matrix::{LabelSet, Matrix, MatrixView};
