@@ -3,8 +3,11 @@
 #![warn(missing_docs)]
 
 pub mod error;
+pub mod linalg;
 pub mod matrix;
+pub mod metrics;
 pub mod protocols;
+pub mod stats;
 
 pub use error::{Error, Result};
 pub use matrix::{LabelSet, Matrix, MatrixView};

@@ -1,0 +1,4 @@
+//! The kernels that every protocol shares: blocked products, L2 normalisation, partial selection and the exact
+//! nearest neighbours built from them. Nothing here knows of labels or protocols.
+
+pub mod gemm;

@@ -1,0 +1,149 @@
+//! Percentile bootstrap (Efron 1979) of a mean of per-sample values: the samples are drawn again with replacement, the
+//! mean of each draw is kept, and the interval runs between two percentiles of those means.
+
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
+use rayon::prelude::*;
+
+/// How an interval is drawn.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct BootstrapConfig {
+    /// Number of resamples, 1,000 by default; 0 means no interval: both ends are NaN.
+    pub resamples: usize,
+    /// Part of the resampled means inside the interval, 0.95 by default, between 0 and 1.
+    pub level: f64,
+    /// Seed; resample i uses stream i of ChaCha8, so the number of threads changes nothing.
+    pub seed: u64,
+}
+
+impl Default for BootstrapConfig {
+    fn default() -> Self {
+        Self {
+            resamples: 1_000,
+            level: 0.95,
+            seed: 0,
+        }
+    }
+}
+
+/// A confidence interval.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Interval {
+    /// Lower end.
+    pub low: f64,
+    /// Upper end.
+    pub high: f64,
+}
+
+/// Percentile interval of the mean of `values` (for an accuracy: 0 or 1 a sample). Both ends are NaN when there are no
+/// values or no resamples.
+pub fn bootstrap_mean(values: &[f32], config: &BootstrapConfig) -> Interval {
+    if values.is_empty() || config.resamples == 0 {
+        return Interval {
+            low: f64::NAN,
+            high: f64::NAN,
+        };
+    }
+    let mut means: Vec<f64> = (0..config.resamples)
+        .into_par_iter()
+        .map(|resample| resampled_mean(values, config.seed, resample as u64))
+        .collect();
+    means.sort_unstable_by(f64::total_cmp);
+    let tail = (1.0 - config.level) / 2.0;
+    Interval {
+        low: quantile(&means, tail),
+        high: quantile(&means, 1.0 - tail),
+    }
+}
+
+fn resampled_mean(values: &[f32], seed: u64, stream: u64) -> f64 {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    rng.set_stream(stream);
+    let n = values.len();
+    let sum: f64 = (0..n).map(|_| f64::from(values[rng.random_range(0..n)])).sum();
+    sum / n as f64
+}
+
+/// Quantile `q` of ascending values, linear between neighbours (numpy's default).
+fn quantile(sorted: &[f64], q: f64) -> f64 {
+    let position = q.clamp(0.0, 1.0) * (sorted.len() - 1) as f64;
+    let below = position.floor() as usize;
+    let above = (below + 1).min(sorted.len() - 1);
+    sorted[below] + (sorted[above] - sorted[below]) * (position - below as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hits(n: usize, right: usize) -> Vec<f32> {
+        (0..n).map(|i| f32::from(u8::from(i < right))).collect()
+    }
+
+    #[test]
+    fn width_is_that_of_the_binomial() {
+        let (n, p) = (2_000, 0.8);
+        let interval = bootstrap_mean(&hits(n, 1_600), &BootstrapConfig::default());
+        let half = 1.96 * (p * (1.0 - p) / n as f64).sqrt();
+        assert!(
+            (interval.low - (p - half)).abs() < 0.15 * half,
+            "{interval:?} {half}"
+        );
+        assert!(
+            (interval.high - (p + half)).abs() < 0.15 * half,
+            "{interval:?} {half}"
+        );
+    }
+
+    #[test]
+    fn threads_change_nothing_and_the_seed_does() {
+        let values = hits(300, 200);
+        let config = BootstrapConfig::default();
+        let draw = |threads| {
+            rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .unwrap()
+                .install(|| bootstrap_mean(&values, &config))
+        };
+        assert_eq!(draw(1), draw(3));
+        let other = BootstrapConfig {
+            seed: 1,
+            resamples: 37,
+            ..config
+        };
+        let same_size = BootstrapConfig {
+            resamples: 37,
+            ..config
+        };
+        assert_ne!(
+            bootstrap_mean(&values, &other),
+            bootstrap_mean(&values, &same_size)
+        );
+    }
+
+    #[test]
+    fn certain_and_empty_cases() {
+        let config = BootstrapConfig::default();
+        assert_eq!(
+            bootstrap_mean(&hits(10, 10), &config),
+            Interval { low: 1.0, high: 1.0 }
+        );
+        assert!(bootstrap_mean(&[], &config).low.is_nan());
+        let none = BootstrapConfig {
+            resamples: 0,
+            ..config
+        };
+        assert!(bootstrap_mean(&hits(3, 1), &none).high.is_nan());
+    }
+
+    #[test]
+    fn quantiles_are_numpys() {
+        let sorted = [0.0, 1.0, 2.0, 10.0];
+        assert_eq!(quantile(&sorted, 0.5), 1.5);
+        assert_eq!(quantile(&sorted, 0.0), 0.0);
+        assert_eq!(quantile(&sorted, 1.0), 10.0);
+        assert!((quantile(&sorted, 0.9) - 7.6).abs() < 1e-12);
+    }
+}
