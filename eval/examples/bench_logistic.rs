@@ -19,6 +19,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let start = Instant::now();
     let model = fit(x, &labels, classes.parse()?, &params)?;
     let seconds = start.elapsed().as_secs_f64();
+    let parameters = [model.weights(), model.biases()].concat();
     println!(
         "{}",
         serde_json::json!({
@@ -26,7 +27,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             "objective": model.objective(),
             "iterations": model.iterations(),
             "converged": model.converged(),
-            "parameters": [model.weights(), model.biases()].concat(),
+            "parameters": parameters,
         })
     );
     Ok(())

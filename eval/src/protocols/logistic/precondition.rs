@@ -206,7 +206,7 @@ mod tests {
 
     fn features(rows: usize, dim: usize) -> Matrix {
         let data = (0..rows * dim)
-            .map(|i| ((i * 7919 % 1009) as f32) / 500.0 + 0.3 * ((i % dim) as f32))
+            .map(|i| ((i * 7919 % 1009) as f32) / 500.0 + 0.3 * ((i % dim % 3) as f32))
             .collect();
         Matrix::new(data, rows, dim).unwrap()
     }
