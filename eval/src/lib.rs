@@ -6,6 +6,7 @@ pub mod error;
 pub mod linalg;
 pub mod matrix;
 pub mod metrics;
+pub mod protocols;
 pub mod stats;
 
 pub use error::{Error, Result};

@@ -1,0 +1,213 @@
+//! Logits, loss and gradient of all rows. The logits `Z` of the weights and `ZD` of the search direction are kept, so
+//! that a line-search probe is a sweep over `Z + t ZD` without a matrix product, and one pass over the features
+//! gives both the direction's logits and the gradient at the first step tried.
+
+use super::product;
+use super::softmax::{LossSlope, RowScratch, softmax_cross_entropy};
+use crate::MatrixView;
+use rayon::prelude::*;
+
+/// Rows of one block: its features stay in the L2 cache between the two products.
+const BLOCK_ROWS: usize = 256;
+/// Upper bound of the memory for partial gradients, bytes.
+const PARTIAL_BYTES: usize = 64 << 20;
+
+/// Features, labels and the logits of one optimisation. Parameters are f64 `[K, d]` weights followed by `[K]` biases.
+pub(super) struct Objective<'a> {
+    x: MatrixView<'a>,
+    labels: &'a [u32],
+    classes: usize,
+    /// Rows of a lane: a run of blocks with its own partial sums. Depends on the shape alone, never on the threads.
+    lane_rows: usize,
+    z: Vec<f32>,
+    zd: Vec<f32>,
+    direction: Vec<f32>,
+    lanes: Vec<Lane>,
+}
+
+/// Partial sums and buffers of one run of blocks.
+#[derive(Default)]
+struct Lane {
+    residual: Vec<f32>,
+    block_gradient: Vec<f32>,
+    gradient: Vec<f64>,
+    scratch: RowScratch,
+    total: LossSlope,
+}
+
+/// One block of rows: `x` `[B, d]`, logits `[K, B]`.
+struct Block<'b> {
+    x: &'b [f32],
+    labels: &'b [u32],
+    z: &'b mut [f32],
+    zd: &'b mut [f32],
+}
+
+impl<'a> Objective<'a> {
+    /// Allocates the logits of `x` for `classes` classes; every label is below `classes`.
+    pub(super) fn new(x: MatrixView<'a>, labels: &'a [u32], classes: usize) -> Self {
+        let blocks = x.rows().div_ceil(BLOCK_ROWS);
+        let lane_bytes = (x.dim() + 1) * classes * size_of::<f64>();
+        let most_lanes = (PARTIAL_BYTES / lane_bytes).clamp(8, 64);
+        let lane_rows = blocks.div_ceil(most_lanes).max(1) * BLOCK_ROWS;
+        let lanes = (0..x.rows().div_ceil(lane_rows))
+            .map(|_| Lane::default())
+            .collect();
+        Self {
+            x,
+            labels,
+            classes,
+            lane_rows,
+            z: vec![0.0; x.rows() * classes],
+            zd: vec![0.0; x.rows() * classes],
+            direction: vec![0.0; x.dim() * classes],
+            lanes,
+        }
+    }
+
+    pub(super) fn features(&self) -> MatrixView<'a> {
+        self.x
+    }
+
+    pub(super) fn classes(&self) -> usize {
+        self.classes
+    }
+
+    /// Number of parameters: `K (d + 1)`.
+    pub(super) fn n_parameters(&self) -> usize {
+        self.classes * (self.x.dim() + 1)
+    }
+
+    /// Sets `Z` to the logits of `parameters`; loss there, its gradient into `gradient`.
+    pub(super) fn restart(&mut self, parameters: &[f64], gradient: &mut [f64]) -> LossSlope {
+        self.z.fill(0.0);
+        self.zd.fill(0.0);
+        let total = self.follow(0.0, parameters, 1.0, gradient);
+        std::mem::swap(&mut self.z, &mut self.zd);
+        total
+    }
+
+    /// Moves `Z` by `advance * ZD`, replaces `ZD` by the logits of `direction`, and evaluates at `Z + t ZD`: one pass
+    /// over the features, two products.
+    pub(super) fn follow(
+        &mut self,
+        advance: f32,
+        direction: &[f64],
+        t: f32,
+        gradient: &mut [f64],
+    ) -> LossSlope {
+        let (dim, classes) = (self.x.dim(), self.classes);
+        let (weights, biases) = direction.split_at(classes * dim);
+        for (narrow, wide) in self.direction.iter_mut().zip(weights) {
+            *narrow = *wide as f32;
+        }
+        let weights = std::mem::take(&mut self.direction);
+        let total = self.sweep(|lane, block| {
+            let rows = block.labels.len();
+            for (z, zd) in block.z.iter_mut().zip(block.zd.iter()) {
+                *z += advance * zd;
+            }
+            product::logits(block.x, &weights, dim, block.zd);
+            for (zd, bias) in block.zd.chunks_exact_mut(rows).zip(biases) {
+                let bias = *bias as f32;
+                zd.iter_mut().for_each(|zd| *zd += bias);
+            }
+            lane.evaluate(&block, t);
+            lane.add_gradient(&block, dim, classes);
+        });
+        self.direction = weights;
+        self.reduce_gradient(gradient);
+        total
+    }
+
+    /// Loss and slope at `Z + t ZD`: no product.
+    pub(super) fn probe(&mut self, t: f32) -> LossSlope {
+        self.sweep(|lane, block| lane.evaluate(&block, t))
+    }
+
+    /// Loss, slope and gradient at `Z + t ZD`: one product.
+    pub(super) fn gradient_at(&mut self, t: f32, gradient: &mut [f64]) -> LossSlope {
+        let (dim, classes) = (self.x.dim(), self.classes);
+        let total = self.sweep(|lane, block| {
+            lane.evaluate(&block, t);
+            lane.add_gradient(&block, dim, classes);
+        });
+        self.reduce_gradient(gradient);
+        total
+    }
+
+    /// Runs `work` over every block, lanes in parallel; sums the lanes in their order.
+    fn sweep(&mut self, work: impl Fn(&mut Lane, Block<'_>) + Sync) -> LossSlope {
+        let (dim, classes) = (self.x.dim(), self.classes);
+        let lane_values = self.lane_rows * classes;
+        let (x, labels) = (self.x.data(), self.labels);
+        let n_gradient = classes * (dim + 1);
+        self.z
+            .par_chunks_mut(lane_values)
+            .zip(self.zd.par_chunks_mut(lane_values))
+            .zip(labels.par_chunks(self.lane_rows))
+            .zip(x.par_chunks(self.lane_rows * dim))
+            .zip(self.lanes.par_iter_mut())
+            .for_each(|((((z, zd), labels), x), lane)| {
+                lane.total = LossSlope::default();
+                lane.gradient.clear();
+                lane.gradient.resize(n_gradient, 0.0);
+                let blocks = z
+                    .chunks_mut(BLOCK_ROWS * classes)
+                    .zip(zd.chunks_mut(BLOCK_ROWS * classes))
+                    .zip(labels.chunks(BLOCK_ROWS))
+                    .zip(x.chunks(BLOCK_ROWS * dim));
+                for (((z, zd), labels), x) in blocks {
+                    work(lane, Block { x, labels, z, zd });
+                }
+            });
+        let mut total = LossSlope::default();
+        for lane in &self.lanes {
+            total.loss += lane.total.loss;
+            total.slope += lane.total.slope;
+            total.spread += lane.total.spread;
+        }
+        total
+    }
+
+    fn reduce_gradient(&self, gradient: &mut [f64]) {
+        gradient.fill(0.0);
+        for lane in &self.lanes {
+            for (sum, part) in gradient.iter_mut().zip(&lane.gradient) {
+                *sum += part;
+            }
+        }
+    }
+}
+
+impl Lane {
+    /// Adds the block's loss and slope, and leaves its residual `p - onehot` `[K, B]`.
+    fn evaluate(&mut self, block: &Block<'_>, t: f32) {
+        self.residual.resize(block.z.len(), 0.0);
+        let found = softmax_cross_entropy(
+            block.z,
+            block.zd,
+            t,
+            block.labels,
+            &mut self.residual,
+            &mut self.scratch,
+        );
+        self.total.loss += found.loss;
+        self.total.slope += found.slope;
+        self.total.spread += found.spread;
+    }
+
+    /// Adds the gradient of the residual that [`Lane::evaluate`] left.
+    fn add_gradient(&mut self, block: &Block<'_>, dim: usize, classes: usize) {
+        let rows = block.labels.len();
+        self.block_gradient.resize(classes * dim, 0.0);
+        product::gradient(&self.residual, block.x, dim, &mut self.block_gradient);
+        let (weights, biases) = self.gradient.split_at_mut(classes * dim);
+        for (sum, part) in weights.iter_mut().zip(&self.block_gradient) {
+            *sum += f64::from(*part);
+        }
+        for (sum, part) in biases.iter_mut().zip(self.residual.chunks_exact(rows)) {
+            *sum += f64::from(part.iter().sum::<f32>());
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! The evaluation protocols, one concept a file: each takes feature matrices and labels, never a path, and gives back
+//! the rows of one result table.
+
+pub mod logistic;
