@@ -136,7 +136,10 @@ fn export_untrained(options: &DemoOptions, path: &Path) -> Result<()> {
             seed: options.seed,
             force: false,
             external_data_over: None,
-            runtime: RuntimeOptions::with_library(options.ort_lib.clone()),
+            runtime: RuntimeOptions {
+                ort_lib: options.ort_lib.clone(),
+                ..RuntimeOptions::default()
+            },
             threads: options.threads,
         },
         path,

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::data::{self, DecodeOptions, Preprocess};
 use crate::files::refuse_existing;
-use crate::runtime::{OnnxModel, RuntimeOptions, SessionOptions};
+use crate::runtime::{OnnxModel, Runtime, RuntimeOptions, SessionOptions};
 use crate::{Error, Result, rng};
 
 /// How to export.
@@ -154,9 +154,13 @@ fn compare(checkpoint: &Checkpoint, request: &ExportRequest, file: &Path) -> Res
     let config = &checkpoint.config;
     let device = candle_core::Device::Cpu;
     let network = VisionTransformer::from_tensors(config, &checkpoint.backbone, &device)?;
-    let session_options = SessionOptions::new(crate::runtime::Device::Cpu, request.threads);
-    let mut session = OnnxModel::open(file, &session_options, &request.runtime)?;
-    let names = session.output_names();
+    let session_options = SessionOptions {
+        device: crate::runtime::Device::Cpu,
+        threads: request.threads,
+        openvino: None,
+    };
+    let mut session = OnnxModel::open(Runtime::open(&request.runtime)?, file, &session_options)?;
+    let names: Vec<String> = session.outputs().iter().map(|output| output.name.clone()).collect();
     let kinds: Vec<OutputKind> = names.iter().map(|name| name.parse()).collect::<macula_models::Result<_>>()?;
     let mut comparisons = Vec::new();
     for (height, width) in sizes(config, request.image) {

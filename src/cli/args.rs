@@ -38,7 +38,11 @@ impl RunArgs {
 
     /// The ONNX Runtime library as the flags name it.
     pub fn runtime(&self) -> RuntimeOptions {
-        RuntimeOptions::with_library(self.ort_lib.clone())
+        RuntimeOptions {
+            ort_lib: self.ort_lib.clone(),
+            flavor: self.device.flavor(),
+            ..RuntimeOptions::default()
+        }
     }
 }
 

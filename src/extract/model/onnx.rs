@@ -8,7 +8,7 @@ use super::preprocess::{check_size, imagenet};
 use super::{FeatureModel, ModelOptions, OpenModel};
 use crate::data::Preprocess;
 use crate::extract::OutputSpec;
-use crate::runtime::{OnnxModel, RuntimeOptions, SessionOptions};
+use crate::runtime::{Dim, OnnxModel, Runtime, RuntimeOptions, SessionOptions, TensorInfo};
 use crate::{Error, Result};
 
 /// Features from an ONNX file.
@@ -25,11 +25,21 @@ pub struct OnnxFeatures {
 
 pub(super) fn open(path: &Path, options: &ModelOptions) -> Result<OpenModel> {
     let file = path.display().to_string();
-    let session = OnnxModel::open(path, &SessionOptions::new(options.device, options.threads), &RuntimeOptions::with_library(options.ort_lib.clone()))?;
+    let runtime = Runtime::open(&RuntimeOptions {
+        ort_lib: options.ort_lib.clone(),
+        flavor: options.device.flavor(),
+        ..RuntimeOptions::default()
+    })?;
+    let session_options = SessionOptions {
+        device: options.device,
+        threads: options.threads,
+        openvino: None,
+    };
+    let session = OnnxModel::open(runtime, path, &session_options)?;
     if let Some(notice) = session.notice() {
         tracing::info!("{notice}");
     }
-    let dims = session.input_dims();
+    let dims: Vec<Option<usize>> = session.input().dims.iter().map(Dim::fixed).collect();
     let (height, width) = (dims[2], dims[3]);
     if dims[1].is_some_and(|channels| channels != 3) {
         return Err(Error::input(
@@ -40,14 +50,14 @@ pub(super) fn open(path: &Path, options: &ModelOptions) -> Result<OpenModel> {
     let preprocess = preprocess_of(&file, &session, options, height, width)?;
     check_size(&file, &preprocess, (height, width))?;
     let (height, width) = preprocess.crop.unwrap_or((1, 1));
-    let names = options.outputs.choose(&file, &session.output_names())?;
+    let names = options.outputs.choose(&file, &float_outputs(&session))?;
     let mut model = OnnxFeatures {
         description: json!({
             "kind": "onnx",
             "file": path.file_name().map(|name| name.to_string_lossy()),
             "sha256": crate::files::sha256(path)?,
             "metadata": session.metadata(),
-            "runtime": session.runtime_version(),
+            "runtime": runtime.library().version,
             "providers": session.providers(),
         }),
         fixed_batch: dims[0],
@@ -64,6 +74,12 @@ pub(super) fn open(path: &Path, options: &ModelOptions) -> Result<OpenModel> {
     })
 }
 
+/// Names of the outputs that can be features.
+fn float_outputs(session: &OnnxModel) -> Vec<String> {
+    let floats = session.outputs().iter().filter(|output| output.is_float());
+    floats.map(|output: &TensorInfo| output.name.clone()).collect()
+}
+
 fn preprocess_of(
     file: &str,
     session: &OnnxModel,
@@ -72,13 +88,12 @@ fn preprocess_of(
     width: Option<usize>,
 ) -> Result<Preprocess> {
     let base = match session.metadata().get("macula.preprocess") {
-        Some(text) => serde_json::from_str(text)
-            .map_err(|e| Error::input(file, format!("metadata macula.preprocess: {e}")))?,
+        Some(text) => Preprocess::from_json(&format!("{file}: metadata macula.preprocess"), text)?,
         None => {
             let side = |side: Option<usize>| side.unwrap_or(224) as u32;
             let base = imagenet(side(height), side(width));
             if options.preprocess == super::PreprocessOverrides::default() {
-                tracing::warn!("{file} does not say how its images are prepared: using ImageNet's {}", base.summary());
+                tracing::warn!("{file} does not say how its images are prepared: using ImageNet's, {}", base.to_json()?);
             }
             base
         }
