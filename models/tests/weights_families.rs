@@ -245,6 +245,15 @@ fn saved_checkpoints_load_as_they_were() {
         let bytes = fs::read(&path).unwrap();
         save(&path, &first.backbone, &config_metadata(&first.config).unwrap()).unwrap();
         assert_eq!(fs::read(&path).unwrap(), bytes, "the same bytes again");
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            let other = folder.path().join("other");
+            fs::write(&other, "").unwrap();
+            let mode = |path| fs::metadata(path).unwrap().permissions().mode();
+            assert_eq!(mode(&path), mode(&other), "readable like any other file");
+            fs::remove_file(other).unwrap();
+        }
         // The format's own reader agrees.
         let theirs = safetensors::SafeTensors::deserialize(&bytes).unwrap();
         assert_eq!(theirs.len(), first.backbone.len());
