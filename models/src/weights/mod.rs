@@ -1,9 +1,9 @@
 //! Weight files: readers for every family of checkpoint macula knows, and the writer of official names.
 //!
-//! [`read_tensors`] opens a file or folder and lists what it holds without reading the numbers ([`safetensors_file`],
-//! [`torch_zip`], [`torch_legacy`] with the strict [`pickle`] machine under them). [`load`] tells the family from keys
+//! [`read_tensors`] opens a file or folder and lists what it holds without reading the numbers (`safetensors_file`,
+//! `torch_zip`, `torch_legacy` with the strict `pickle` machine under them). [`load`] tells the family from keys
 //! and shapes, checks every tensor against the geometry, and returns the backbone under official names; each family is
-//! one file holding one table ([`official`], [`dino`], [`hugging_face`], [`timm`]). [`save`] writes.
+//! one file holding one table (`official`, `dino`, `hugging_face`, `timm`). [`save`] writes.
 
 mod dino;
 mod element;

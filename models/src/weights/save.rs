@@ -7,6 +7,7 @@ use std::path::Path;
 
 use candle_core::{DType, Tensor};
 use serde_json::{Map, Value, json};
+use tempfile::NamedTempFile;
 
 use super::Tensors;
 use crate::vit::VitConfig;
@@ -41,11 +42,7 @@ pub fn save(path: &Path, tensors: &Tensors, metadata: &BTreeMap<String, String>)
         _ => Path::new("."),
     };
     let io = |e| Error::io(path, e);
-    let file = tempfile::Builder::new()
-        .prefix(".macula-")
-        .suffix(".part")
-        .tempfile_in(folder)
-        .map_err(io)?;
+    let file = part_file(folder).map_err(io)?;
     let mut writer = BufWriter::with_capacity(1 << 20, file.as_file());
     writer
         .write_all(&(header.len() as u64).to_le_bytes())
@@ -57,21 +54,21 @@ pub fn save(path: &Path, tensors: &Tensors, metadata: &BTreeMap<String, String>)
     writer.flush().map_err(io)?;
     drop(writer);
     file.as_file().sync_all().map_err(io)?;
-    share(file.as_file()).map_err(io)?;
     file.persist(path).map_err(|e| io(e.error))?;
     Ok(())
 }
 
-/// Temporary files are private to their owner; a finished one is readable like any other file.
-#[cfg(unix)]
-fn share(file: &std::fs::File) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    file.set_permissions(std::fs::Permissions::from_mode(0o644))
-}
-
-#[cfg(not(unix))]
-fn share(_file: &std::fs::File) -> std::io::Result<()> {
-    Ok(())
+/// A file beside the target. Temporary files are private to their owner; this one is to be readable like any other,
+/// as far as the user's mask allows.
+fn part_file(folder: &Path) -> std::io::Result<NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".macula-").suffix(".part");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(std::fs::Permissions::from_mode(0o666));
+    }
+    builder.tempfile_in(folder)
 }
 
 /// Wider elements first, then by name: every tensor is then aligned to its element.
