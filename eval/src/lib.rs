@@ -6,7 +6,10 @@ pub mod error;
 pub mod linalg;
 pub mod matrix;
 pub mod metrics;
+pub mod protocols;
 pub mod stats;
+pub mod table;
 
 pub use error::{Error, Result};
 pub use matrix::{LabelSet, Matrix, MatrixView};
+pub use table::EvalResult;

@@ -1,0 +1,4 @@
+//! One file an evaluation protocol. Each takes matrix views and labels, never a path, and gives a plain result that
+//! turns into an [`crate::table::EvalResult`].
+
+pub mod knn;
