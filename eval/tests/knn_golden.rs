@@ -1,7 +1,7 @@
 //! k-NN against numbers computed with the formula of `dinov2/eval/knn.py` in Python on the same features.
 
 use macula_eval::MatrixView;
-use macula_eval::protocols::knn::{KnnConfig, evaluate};
+use macula_eval::protocols::knn::{KnnConfig, KnnResult, evaluate};
 use safetensors::SafeTensors;
 
 fn f32s(tensors: &SafeTensors<'_>, name: &str) -> Vec<f32> {
@@ -20,8 +20,20 @@ fn labels(tensors: &SafeTensors<'_>, name: &str) -> Vec<u32> {
         .collect()
 }
 
+/// One neighbour leaves six of the seven classes without a vote, and which of them fill the other four of five places is
+/// a matter of the tie rule alone. The reference leaves it to `torch.topk`, whose order of equal values is undefined
+/// (118 of 120 there); ours is the lower class first (117, as numpy's stable sort of the same scores gives).
 #[test]
-fn accuracies_are_those_of_the_reference() {
+fn top5_of_one_neighbour_differs_by_the_order_of_ties_only() {
+    let (result, expected) = run();
+    let row = &result.rows[0];
+    assert_eq!(row.k, 1);
+    assert_eq!(row.top5, 117.0 / 120.0);
+    let reference = expected["knn"]["1"]["top5"].as_f64().unwrap();
+    assert!((reference - 118.0 / 120.0).abs() < 1e-9);
+}
+
+fn run() -> (KnnResult, serde_json::Value) {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
     let bytes = std::fs::read(folder.join("features.safetensors")).unwrap();
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
@@ -44,10 +56,19 @@ fn accuracies_are_those_of_the_reference() {
 
     let expected = std::fs::read(folder.join("knn.expected.json")).unwrap();
     let expected: serde_json::Value = serde_json::from_slice(&expected).unwrap();
+    (result, expected)
+}
+
+#[test]
+fn accuracies_are_those_of_the_reference() {
+    let (result, expected) = run();
     assert_eq!(result.rows.len(), 5);
     for row in &result.rows {
         let expected = &expected["knn"][row.k.to_string()];
         for (name, found) in [("top1", row.top1), ("top5", row.top5)] {
+            if (row.k, name) == (1, "top5") {
+                continue; // the test below
+            }
             let expected = expected[name].as_f64().unwrap();
             assert!(
                 (found - expected).abs() < 1e-9,
