@@ -8,6 +8,8 @@ pub mod matrix;
 pub mod metrics;
 pub mod protocols;
 pub mod stats;
+pub mod table;
 
 pub use error::{Error, Result};
 pub use matrix::{LabelSet, Matrix, MatrixView};
+pub use table::EvalResult;

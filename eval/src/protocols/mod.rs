@@ -1,4 +1,5 @@
 //! The evaluation protocols, one concept a file: each takes feature matrices and labels, never a path, and gives back
 //! the rows of one result table.
 
+pub mod knn;
 pub mod logistic;
