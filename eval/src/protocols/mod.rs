@@ -1,4 +1,6 @@
 //! The evaluation protocols, one concept a file: each takes feature matrices and labels, never a path, and gives back
 //! the rows of one result table.
 
+pub mod linear_probe;
 pub mod logistic;
+pub mod scores;
