@@ -9,6 +9,8 @@ pub mod metrics;
 pub mod protocols;
 pub mod split;
 pub mod stats;
+pub mod table;
 
 pub use error::{Error, Result};
 pub use matrix::{LabelSet, Matrix, MatrixView};
+pub use table::EvalResult;

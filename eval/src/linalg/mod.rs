@@ -2,3 +2,9 @@
 //! nearest neighbours built from them. Nothing here knows of labels or protocols.
 
 pub mod gemm;
+pub mod normalise;
+pub mod topk;
+
+mod neighbours;
+
+pub use neighbours::{Neighbours, nearest_neighbours};

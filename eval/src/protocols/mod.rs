@@ -1,6 +1,7 @@
-//! The evaluation protocols, one concept a file: each takes feature matrices and labels, never a path, and gives back
-//! the rows of one result table.
+//! One file an evaluation protocol. Each takes matrix views and labels, never a path, and gives a plain result that
+//! turns into an [`crate::table::EvalResult`].
 
+pub mod knn;
 pub mod linear_probe;
 pub mod logistic;
 pub mod scores;

@@ -1,7 +1,9 @@
 //! What the linear protocols report of a classifier's logits.
 
+use crate::Result;
 use crate::metrics::classification::{accuracy, hits_at, mean_per_class, rank_of};
 use crate::stats::bootstrap::{BootstrapConfig, bootstrap_mean};
+use polars::prelude::{Column, DataFrame, NamedFrom, Series};
 use rayon::prelude::*;
 
 /// Accuracies on the test rows, fractions from 0 to 1.
@@ -40,6 +42,35 @@ impl TestScores {
             mean_per_class: mean_per_class(&hits, labels, classes),
         }
     }
+}
+
+/// One row of the table of `linear-probe` or `logreg`, after its first column.
+pub(crate) struct ScoredRow<'a> {
+    pub test: Option<TestScores>,
+    pub val_top1: Option<f64>,
+    pub selected_on: &'a str,
+}
+
+/// The table of `linear-probe` and `logreg`: `first`, `top1`, `top5`, `top1_low`, `top1_high`, `mean_per_class`,
+/// `selected_on`, `val_top1`. The first five numbers are of the test rows, and missing where those were not touched.
+pub(crate) fn table(first: Series, rows: &[ScoredRow<'_>]) -> Result<DataFrame> {
+    let of_test = |name: &str, value: fn(&TestScores) -> f64| {
+        let values: Vec<Option<f64>> = rows.iter().map(|row| row.test.as_ref().map(value)).collect();
+        Column::new(name.into(), values)
+    };
+    let selected_on: Vec<&str> = rows.iter().map(|row| row.selected_on).collect();
+    let val_top1: Vec<Option<f64>> = rows.iter().map(|row| row.val_top1).collect();
+    let columns = vec![
+        first.into(),
+        of_test("top1", |scores| scores.top1),
+        of_test("top5", |scores| scores.top5),
+        of_test("top1_low", |scores| scores.top1_low),
+        of_test("top1_high", |scores| scores.top1_high),
+        of_test("mean_per_class", |scores| scores.mean_per_class),
+        Column::new("selected_on".into(), selected_on),
+        Column::new("val_top1".into(), val_top1),
+    ];
+    Ok(DataFrame::new(rows.len(), columns)?)
 }
 
 /// Top-1 accuracy of logits `[n, K]`.

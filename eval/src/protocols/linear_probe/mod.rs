@@ -11,11 +11,12 @@ mod inputs;
 pub use inputs::ProbeFeatures;
 
 use crate::protocols::logistic::check_labels;
-use crate::protocols::scores::{TestScores, first_best};
+use crate::protocols::scores::{ScoredRow, TestScores, first_best, table};
 use crate::split::{hold_out, split_name};
-use crate::{Error, Result};
+use crate::{Error, EvalResult, Result};
 use heads::{Head, Schedule};
 use inputs::Input;
+use polars::prelude::{NamedFrom, Series};
 use serde_json::{Value, json};
 
 /// Settings of `eval linear-probe`.
@@ -115,6 +116,28 @@ pub struct LinearProbeResult {
     pub n_train: usize,
     /// Test rows.
     pub n_test: usize,
+}
+
+impl LinearProbeResult {
+    /// The result as a table: `head`, `top1`, `top5`, `top1_low`, `top1_high`, `mean_per_class`, `selected_on`,
+    /// `val_top1`; test numbers in the first row alone.
+    ///
+    /// # Errors
+    /// Whatever Polars has against the columns; none is known.
+    pub fn to_eval_result(&self) -> Result<EvalResult> {
+        let heads: Vec<&str> = self.rows.iter().map(|row| row.head.as_str()).collect();
+        let rows: Vec<ScoredRow<'_>> = self
+            .rows
+            .iter()
+            .map(|row| ScoredRow {
+                test: row.test,
+                val_top1: Some(row.val_top1),
+                selected_on: &row.selected_on,
+            })
+            .collect();
+        let table = table(Series::new("head".into(), heads), &rows)?;
+        EvalResult::new("linear-probe", &self.settings, self.n_train, self.n_test, table)
+    }
 }
 
 /// Runs the protocol.

@@ -53,6 +53,14 @@ fn the_best_head_comes_first_and_alone_has_test_numbers() {
     for row in &result.rows[1..] {
         assert!(row.test.is_none() && row.val_top1 <= best.val_top1, "{row:?}");
     }
+    let table = result.to_eval_result().unwrap().to_json().unwrap();
+    assert_eq!(
+        (&table["task"], &table["n_train"]),
+        (&json!("linear-probe"), &json!(900))
+    );
+    assert_eq!(table["rows"][0]["top1"], json!(scores.top1));
+    assert_eq!(table["rows"][1]["top1"], json!(null));
+    assert_eq!(table["rows"][1]["val_top1"], json!(result.rows[1].val_top1));
     let weak = "classifier_01_1_blocks_avgpool_false_lr_1";
     let weak = result.rows.iter().find(|row| row.head == weak).unwrap();
     assert!(weak.val_top1 < 0.8, "{weak:?}");

@@ -2,10 +2,11 @@
 //! touched once (dinov2 eval/log_regression.py).
 
 use super::{LogisticModel, LogisticParams, LogisticSolver, check_labels};
-use crate::protocols::scores::{TestScores, first_best, top1};
+use crate::protocols::scores::{ScoredRow, TestScores, first_best, table, top1};
 use crate::split::{hold_out, split_name};
-use crate::{Error, MatrixView, Result};
+use crate::{Error, EvalResult, MatrixView, Result};
 use linfa::ParamGuard;
+use polars::prelude::{NamedFrom, Series};
 use serde_json::{Value, json};
 
 /// Which C to use.
@@ -84,6 +85,28 @@ pub struct LogregResult {
     pub n_train: usize,
     /// Test rows.
     pub n_test: usize,
+}
+
+impl LogregResult {
+    /// The result as a table: `c`, `top1`, `top5`, `top1_low`, `top1_high`, `mean_per_class`, `selected_on`,
+    /// `val_top1`; test numbers in the first row alone.
+    ///
+    /// # Errors
+    /// Whatever Polars has against the columns; none is known.
+    pub fn to_eval_result(&self) -> Result<EvalResult> {
+        let c: Vec<f64> = self.rows.iter().map(|row| row.c).collect();
+        let rows: Vec<ScoredRow<'_>> = self
+            .rows
+            .iter()
+            .map(|row| ScoredRow {
+                test: row.test,
+                val_top1: row.val_top1,
+                selected_on: &row.selected_on,
+            })
+            .collect();
+        let table = table(Series::new("c".into(), c), &rows)?;
+        EvalResult::new("logreg", &self.settings, self.n_train, self.n_test, table)
+    }
 }
 
 /// Runs the protocol on features as they are: neither normalised nor standardised.

@@ -1,0 +1,426 @@
+//! Weighted k-nearest-neighbour classification of frozen features, as in DINO and DINOv2 (`dinov2/eval/knn.py`).
+//!
+//! Every training row votes for its class with weight `exp(similarity / temperature)`, normalised once over the largest
+//! k; the score of a class for a smaller k is the sum over the first k neighbours.
+
+use polars::prelude::{Column, DataFrame};
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::linalg::normalise::l2_normalise;
+use crate::linalg::{Neighbours, nearest_neighbours};
+use crate::metrics::classification::{accuracy, hits_at, mean_per_class, rank_of};
+use crate::stats::{BootstrapConfig, bootstrap_mean};
+use crate::table::EvalResult;
+use crate::{Error, MatrixView, Result};
+
+/// Settings of the protocol.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct KnnConfig {
+    /// Numbers of neighbours, each at least 1; `[10, 20, 100, 200]` by default, as in the reference. Reported in
+    /// ascending order, each once.
+    pub ks: Vec<usize>,
+    /// Temperature of the votes, above 0; 0.07 by default.
+    pub temperature: f64,
+    /// Whether rows are L2-normalised first, so that similarity is the cosine; true by default. A row of zeros stays
+    /// zero and is similar to nothing (similarity 0).
+    pub normalise: bool,
+    /// Few-shot: how many training rows of each class to draw (all of a class that has fewer); none by default, which
+    /// means the whole training set. The ks above this number are left out and the number itself is added.
+    pub n_per_class: Option<usize>,
+    /// Few-shot: how many draws to average, 1 by default.
+    pub n_tries: usize,
+    /// Seed of the draws (draw t uses stream t of ChaCha8) and of the intervals; 0 by default.
+    pub seed: u64,
+    /// Resamples of the 95 % bootstrap interval of top-1, 1,000 by default; 0 leaves the interval out.
+    pub bootstrap_resamples: usize,
+}
+
+impl Default for KnnConfig {
+    fn default() -> Self {
+        Self {
+            ks: vec![10, 20, 100, 200],
+            temperature: 0.07,
+            normalise: true,
+            n_per_class: None,
+            n_tries: 1,
+            seed: 0,
+            bootstrap_resamples: 1_000,
+        }
+    }
+}
+
+impl KnnConfig {
+    /// Checks what can be checked without the data.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the setting that is out of range.
+    pub fn validate(&self) -> Result<()> {
+        if self.ks.is_empty() && self.n_per_class.is_none() {
+            return Err(Error::config("ks", "expected at least one k, found none"));
+        }
+        if self.ks.contains(&0) {
+            return Err(Error::config("ks", "expected k of at least 1, found 0"));
+        }
+        if !(self.temperature.is_finite() && self.temperature > 0.0) {
+            let found = self.temperature;
+            return Err(Error::config(
+                "temperature",
+                format!("expected a number above 0, found {found}"),
+            ));
+        }
+        if self.n_per_class == Some(0) {
+            return Err(Error::config("n_per_class", "expected at least 1, found 0"));
+        }
+        if self.n_tries == 0 {
+            return Err(Error::config("n_tries", "expected at least 1, found 0"));
+        }
+        if self.n_tries > 1 && self.n_per_class.is_none() {
+            return Err(Error::config(
+                "n_tries",
+                format!(
+                    "{} draws need n_per_class: the whole training set is always the same",
+                    self.n_tries
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    /// The ks that are reported: ascending, each once; few-shot: those up to n, and n.
+    pub fn reported_ks(&self) -> Vec<usize> {
+        let mut ks = self.ks.clone();
+        if let Some(n) = self.n_per_class {
+            ks.retain(|&k| k <= n);
+            ks.push(n);
+        }
+        ks.sort_unstable();
+        ks.dedup();
+        ks
+    }
+}
+
+/// Accuracy for one k.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct KnnRow {
+    /// Number of neighbours.
+    pub k: usize,
+    /// Temperature of the votes.
+    pub temperature: f64,
+    /// Micro top-1 accuracy, 0 to 1; few-shot: the mean over the draws.
+    pub top1: f64,
+    /// Micro top-5 accuracy, likewise.
+    pub top5: f64,
+    /// Lower end of the 95 % bootstrap interval of top-1 over the test rows; NaN without resamples.
+    pub top1_low: f64,
+    /// Upper end.
+    pub top1_high: f64,
+    /// Mean over the classes of the test set of each class's top-1 accuracy, likewise.
+    pub mean_per_class: f64,
+    /// Few-shot with two draws or more: standard deviation of top-1 over the draws (n - 1 in the denominator).
+    pub top1_std: Option<f64>,
+}
+
+/// What the protocol gives.
+#[derive(Debug, Clone, PartialEq)]
+pub struct KnnResult {
+    /// The settings it ran with.
+    pub config: KnnConfig,
+    /// Training rows given.
+    pub n_train: usize,
+    /// Test rows.
+    pub n_test: usize,
+    /// One row a k, ascending.
+    pub rows: Vec<KnnRow>,
+}
+
+/// Classifies `test` by its neighbours in `train`. Labels are classes `0..n_classes`.
+///
+/// # Errors
+/// [`Error::Config`] for settings out of range or a k above the number of training rows; [`Error::Data`] for empty
+/// sets, widths or label counts that differ, labels past `n_classes`, NaN or infinity, or a single training class.
+pub fn evaluate(
+    train: MatrixView<'_>,
+    train_labels: &[u32],
+    test: MatrixView<'_>,
+    test_labels: &[u32],
+    n_classes: usize,
+    config: &KnnConfig,
+) -> Result<KnnResult> {
+    config.validate()?;
+    check_data(train, train_labels, test, test_labels, n_classes)?;
+    let ks = config.reported_ks();
+
+    let tries = if config.normalise {
+        let (train, test) = (l2_normalise(train)?, l2_normalise(test)?);
+        run_tries(
+            train.view(),
+            train_labels,
+            test.view(),
+            test_labels,
+            n_classes,
+            &ks,
+            config,
+        )?
+    } else {
+        run_tries(train, train_labels, test, test_labels, n_classes, &ks, config)?
+    };
+    let rows = ks
+        .iter()
+        .enumerate()
+        .map(|(place, &k)| {
+            let ranks: Vec<&[usize]> = tries.iter().map(|ranks| ranks[place].as_slice()).collect();
+            summarise(k, &ranks, test_labels, n_classes, config)
+        })
+        .collect();
+    Ok(KnnResult {
+        config: config.clone(),
+        n_train: train.rows(),
+        n_test: test.rows(),
+        rows,
+    })
+}
+
+fn check_data(
+    train: MatrixView<'_>,
+    train_labels: &[u32],
+    test: MatrixView<'_>,
+    test_labels: &[u32],
+    n_classes: usize,
+) -> Result<()> {
+    for (what, features, labels) in [("train", train, train_labels), ("test", test, test_labels)] {
+        let name = format!("{what} features");
+        if features.rows() == 0 {
+            return Err(Error::data(name, "expected at least one row, found none"));
+        }
+        features.check_finite(&name)?;
+        let name = format!("{what} labels");
+        if labels.len() != features.rows() {
+            return Err(Error::data(
+                name,
+                format!(
+                    "expected one for each of {} rows, found {}",
+                    features.rows(),
+                    labels.len()
+                ),
+            ));
+        }
+        if let Some(row) = labels.iter().position(|&label| label as usize >= n_classes) {
+            return Err(Error::data(
+                name,
+                format!(
+                    "expected classes below {n_classes}, found {} in row {row}",
+                    labels[row]
+                ),
+            ));
+        }
+    }
+    if train.dim() != test.dim() {
+        return Err(Error::data(
+            "test features",
+            format!(
+                "expected width {} as in the train features, found {}",
+                train.dim(),
+                test.dim()
+            ),
+        ));
+    }
+    if train_labels.iter().all(|&label| label == train_labels[0]) {
+        return Err(Error::data(
+            "train labels",
+            format!(
+                "expected at least two classes, found only class {}",
+                train_labels[0]
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// Ranks of the true class: `[try][k][test row]`.
+fn run_tries(
+    train: MatrixView<'_>,
+    train_labels: &[u32],
+    test: MatrixView<'_>,
+    test_labels: &[u32],
+    n_classes: usize,
+    ks: &[usize],
+    config: &KnnConfig,
+) -> Result<Vec<Vec<Vec<usize>>>> {
+    let classify = |train: MatrixView<'_>, train_labels: &[u32]| {
+        let max_k = *ks.last().expect("validate() refuses an empty list of ks");
+        if max_k > train.rows() {
+            return Err(Error::config(
+                "ks",
+                format!("k = {max_k} is more than the {} training rows", train.rows()),
+            ));
+        }
+        let neighbours = nearest_neighbours(test, train, max_k)?;
+        Ok(true_class_ranks(
+            &neighbours,
+            train_labels,
+            test_labels,
+            n_classes,
+            ks,
+            config.temperature,
+        ))
+    };
+    let Some(n) = config.n_per_class else {
+        return Ok(vec![classify(train, train_labels)?]);
+    };
+    (0..config.n_tries)
+        .map(|number| {
+            let chosen = draw_per_class(train_labels, n_classes, n, config.seed, number as u64);
+            let labels: Vec<u32> = chosen.iter().map(|&row| train_labels[row]).collect();
+            classify(train.select(&chosen).view(), &labels)
+        })
+        .collect()
+}
+
+/// Up to `n` rows of each class, drawn without replacement class after class; ascending, so that ties between equal
+/// similarities rank as in the whole set.
+fn draw_per_class(labels: &[u32], n_classes: usize, n: usize, seed: u64, number: u64) -> Vec<usize> {
+    let mut members: Vec<Vec<usize>> = vec![Vec::new(); n_classes];
+    for (row, &label) in labels.iter().enumerate() {
+        members[label as usize].push(row);
+    }
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    rng.set_stream(number);
+    let mut chosen = Vec::new();
+    for rows in &mut members {
+        let (drawn, _) = rows.partial_shuffle(&mut rng, n);
+        chosen.extend_from_slice(drawn);
+    }
+    chosen.sort_unstable();
+    chosen
+}
+
+/// Rank of the true class among the class scores, for each k and test row: `[k][test row]`.
+fn true_class_ranks(
+    neighbours: &Neighbours,
+    train_labels: &[u32],
+    test_labels: &[u32],
+    n_classes: usize,
+    ks: &[usize],
+    temperature: f64,
+) -> Vec<Vec<usize>> {
+    let by_row: Vec<Vec<usize>> = test_labels
+        .par_iter()
+        .enumerate()
+        .map_init(
+            || vec![0.0f64; n_classes],
+            |scores, (row, &label)| {
+                scores.fill(0.0);
+                let weights = vote_weights(neighbours.similarities_of(row), temperature);
+                let voters = neighbours.indices_of(row);
+                let mut counted = 0;
+                ks.iter()
+                    .map(|&k| {
+                        for place in counted..k {
+                            scores[train_labels[voters[place] as usize] as usize] += weights[place];
+                        }
+                        counted = k;
+                        rank_of(scores, label)
+                    })
+                    .collect()
+            },
+        )
+        .collect();
+    (0..ks.len())
+        .map(|place| by_row.iter().map(|ranks| ranks[place]).collect())
+        .collect()
+}
+
+/// Softmax of `similarities / temperature` in f64. Similarities are descending, so the first is the greatest.
+fn vote_weights(similarities: &[f32], temperature: f64) -> Vec<f64> {
+    let greatest = f64::from(similarities[0]);
+    let raw: Vec<f64> = similarities
+        .iter()
+        .map(|&s| ((f64::from(s) - greatest) / temperature).exp())
+        .collect();
+    let sum: f64 = raw.iter().sum();
+    raw.into_iter().map(|weight| weight / sum).collect()
+}
+
+fn summarise(k: usize, tries: &[&[usize]], labels: &[u32], n_classes: usize, config: &KnnConfig) -> KnnRow {
+    let hits: Vec<Vec<f32>> = tries.iter().map(|ranks| hits_at(ranks, 1)).collect();
+    let over_tries = |value: &dyn Fn(usize) -> f64| -> Vec<f64> { (0..tries.len()).map(value).collect() };
+    let top1 = over_tries(&|t| accuracy(&hits[t]));
+    let top5 = over_tries(&|t| accuracy(&hits_at(tries[t], 5)));
+    let per_class = over_tries(&|t| mean_per_class(&hits[t], labels, n_classes));
+    let mean_hits: Vec<f32> = (0..labels.len())
+        .map(|row| hits.iter().map(|hits| hits[row]).sum::<f32>() / hits.len() as f32)
+        .collect();
+    let interval = bootstrap_mean(
+        &mean_hits,
+        &BootstrapConfig {
+            resamples: config.bootstrap_resamples,
+            seed: config.seed,
+            ..BootstrapConfig::default()
+        },
+    );
+    KnnRow {
+        k,
+        temperature: config.temperature,
+        top1: mean(&top1),
+        top5: mean(&top5),
+        top1_low: interval.low,
+        top1_high: interval.high,
+        mean_per_class: mean(&per_class),
+        top1_std: (top1.len() > 1).then(|| sample_std(&top1)),
+    }
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+fn sample_std(values: &[f64]) -> f64 {
+    let centre = mean(values);
+    let squares: f64 = values.iter().map(|v| (v - centre).powi(2)).sum();
+    (squares / (values.len() - 1) as f64).sqrt()
+}
+
+impl KnnResult {
+    /// The result as a table: `k`, `temperature`, `top1`, `top5`, `top1_low`, `top1_high`, `mean_per_class`; few-shot
+    /// adds `n_per_class`, `n_tries` and `top1_std`.
+    ///
+    /// # Errors
+    /// Whatever Polars has against the columns; none is known.
+    pub fn to_eval_result(&self) -> Result<EvalResult> {
+        let fractions = |name: &str, value: fn(&KnnRow) -> f64| {
+            Column::new(name.into(), self.rows.iter().map(value).collect::<Vec<_>>())
+        };
+        let mut columns = vec![
+            Column::new(
+                "k".into(),
+                self.rows.iter().map(|row| row.k as u64).collect::<Vec<_>>(),
+            ),
+            fractions("temperature", |row| row.temperature),
+            fractions("top1", |row| row.top1),
+            fractions("top5", |row| row.top5),
+            fractions("top1_low", |row| row.top1_low),
+            fractions("top1_high", |row| row.top1_high),
+            fractions("mean_per_class", |row| row.mean_per_class),
+        ];
+        if let Some(n) = self.config.n_per_class {
+            columns.push(Column::new("n_per_class".into(), vec![n as u64; self.rows.len()]));
+            columns.push(Column::new(
+                "n_tries".into(),
+                vec![self.config.n_tries as u64; self.rows.len()],
+            ));
+            let deviations: Vec<Option<f64>> = self.rows.iter().map(|row| row.top1_std).collect();
+            columns.push(Column::new("top1_std".into(), deviations));
+        }
+        let table = DataFrame::new(self.rows.len(), columns)?;
+        EvalResult::new("knn", &self.config, self.n_train, self.n_test, table)
+    }
+}
+
+#[cfg(test)]
+#[path = "knn_tests.rs"]
+mod tests;

@@ -1,0 +1,60 @@
+//! k-NN against numbers computed with the formula of `dinov2/eval/knn.py` in Python on the same features.
+
+use macula_eval::MatrixView;
+use macula_eval::protocols::knn::{KnnConfig, evaluate};
+use safetensors::SafeTensors;
+
+fn f32s(tensors: &SafeTensors<'_>, name: &str) -> Vec<f32> {
+    let bytes = tensors.tensor(name).unwrap().data().to_vec();
+    bytes
+        .chunks_exact(4)
+        .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+        .collect()
+}
+
+fn labels(tensors: &SafeTensors<'_>, name: &str) -> Vec<u32> {
+    let bytes = tensors.tensor(name).unwrap().data().to_vec();
+    bytes
+        .chunks_exact(8)
+        .map(|b| u32::try_from(i64::from_le_bytes(b.try_into().unwrap())).unwrap())
+        .collect()
+}
+
+#[test]
+fn accuracies_are_those_of_the_reference() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let bytes = std::fs::read(folder.join("features.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let (train, test) = (f32s(&tensors, "train"), f32s(&tensors, "test"));
+    let (train_labels, test_labels) = (labels(&tensors, "train_labels"), labels(&tensors, "test_labels"));
+    let n_classes = 1 + *train_labels.iter().max().unwrap() as usize;
+    let config = KnnConfig {
+        ks: vec![1, 10, 20, 100, 200],
+        ..KnnConfig::default()
+    };
+    let result = evaluate(
+        MatrixView::new(&train, 400, 16).unwrap(),
+        &train_labels,
+        MatrixView::new(&test, 120, 16).unwrap(),
+        &test_labels,
+        n_classes,
+        &config,
+    )
+    .unwrap();
+
+    let expected = std::fs::read(folder.join("knn.expected.json")).unwrap();
+    let expected: serde_json::Value = serde_json::from_slice(&expected).unwrap();
+    assert_eq!(result.rows.len(), 5);
+    for row in &result.rows {
+        let expected = &expected["knn"][row.k.to_string()];
+        for (name, found) in [("top1", row.top1), ("top5", row.top5)] {
+            let expected = expected[name].as_f64().unwrap();
+            assert!(
+                (found - expected).abs() < 1e-9,
+                "k = {}: {name} {found}, expected {expected}",
+                row.k
+            );
+        }
+        assert!(row.top1_low < row.top1 && row.top1 < row.top1_high);
+    }
+}
