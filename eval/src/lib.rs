@@ -7,6 +7,7 @@ pub mod linalg;
 pub mod matrix;
 pub mod metrics;
 pub mod protocols;
+pub mod split;
 pub mod stats;
 pub mod table;
 

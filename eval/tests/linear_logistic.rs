@@ -3,7 +3,9 @@
 
 use linfa::prelude::*;
 use linfa_logistic::MultiLogisticRegression;
-use macula_eval::protocols::logistic::{LogisticParams, LogisticSolver, fit};
+use macula_eval::protocols::logistic::{
+    CSelection, LogisticParams, LogisticSolver, LogregConfig, evaluate, fit,
+};
 use macula_eval::{Error, Matrix};
 use ndarray::{Array1, Array2};
 use safetensors::SafeTensors;
@@ -156,4 +158,97 @@ fn linfa_gives_the_same_weights_through_the_same_traits() {
     }
     assert_eq!(ours.classes(), [0, 10, 20, 30, 40, 50, 60]);
     assert_eq!(ours.predict(&x), theirs.predict(&wide.records));
+}
+
+fn protocol(config: &LogregConfig) -> macula_eval::Result<macula_eval::protocols::logistic::LogregResult> {
+    let data = features();
+    evaluate(
+        data.train.view(),
+        &data.train_labels,
+        data.test.view(),
+        &data.test_labels,
+        CLASSES,
+        config,
+    )
+}
+
+#[test]
+fn a_given_c_gives_the_numbers_of_scikit_learn() {
+    let expected = expected();
+    let config = LogregConfig {
+        c: CSelection::Fixed(0.001),
+        ..LogregConfig::default()
+    };
+    let result = protocol(&config).unwrap();
+    let [row] = result.rows.as_slice() else {
+        panic!("one row, found {:?}", result.rows);
+    };
+    let scores = row.test.unwrap();
+    assert_close(
+        scores.top1,
+        expected["multinomial"]["0.001"]["accuracy"].as_f64().unwrap(),
+        1e-12,
+        "top1",
+    );
+    assert!(scores.top1_low < scores.top1 && scores.top1 < scores.top1_high && scores.top5 >= scores.top1);
+    assert_eq!((row.selected_on.as_str(), row.val_top1), ("given", None));
+}
+
+#[test]
+fn c_is_chosen_on_training_rows_and_only_the_chosen_one_sees_the_test_rows() {
+    let result = protocol(&LogregConfig::default()).unwrap();
+    assert_eq!(result.rows.len(), 45);
+    let chosen = &result.rows[0];
+    let scores = chosen.test.unwrap();
+    assert!(scores.top1 > 0.95, "{scores:?}");
+    for row in &result.rows[1..] {
+        assert!(row.test.is_none() && row.val_top1 <= chosen.val_top1);
+        // The first of equals in ascending order.
+        assert!(row.val_top1 < chosen.val_top1 || row.c > chosen.c);
+    }
+    let table = result.to_eval_result().unwrap().to_json().unwrap();
+    assert_eq!(table["task"], "logreg");
+    assert_eq!(table["n_test"], 120);
+    assert_eq!(table["rows"][0]["c"], chosen.c);
+    assert_eq!(table["rows"][0]["top1"], scores.top1);
+    assert!(table["rows"][1]["top1"].is_null() && table["rows"][1]["val_top1"].is_number());
+    assert_eq!(table["rows"][1]["selected_on"], "train split 10 %");
+    // The grid's ends are those of the reference.
+    let mut all: Vec<f64> = result.rows.iter().map(|row| row.c).collect();
+    all.sort_by(f64::total_cmp);
+    assert_close(all[0], 1e-6, 1e-12, "first C");
+    assert_close(all[44], 1e5, 1e-12, "last C");
+}
+
+#[test]
+fn the_protocol_refuses_what_it_cannot_use() {
+    let message = |config: LogregConfig| protocol(&config).unwrap_err().to_string();
+    let of = |values: Vec<f64>| LogregConfig {
+        c: CSelection::Grid(values),
+        ..LogregConfig::default()
+    };
+    assert_eq!(message(of(vec![])), "c: expected at least one value, found none");
+    assert_eq!(
+        message(of(vec![1.0, 0.0])),
+        "c: expected a number above 0, found 0"
+    );
+    let tiny = LogregConfig {
+        val_fraction: 0.001,
+        ..LogregConfig::default()
+    };
+    assert!(message(tiny).starts_with("val_fraction: expected at least one row"));
+    let data = features();
+    let narrow = Matrix::new(vec![0.0; 240], 120, 2).unwrap();
+    let error = evaluate(
+        data.train.view(),
+        &data.train_labels,
+        narrow.view(),
+        &data.test_labels,
+        CLASSES,
+        &LogregConfig::default(),
+    );
+    assert_eq!(
+        error.unwrap_err().to_string(),
+        "test features: expected width 16 as in training, found 2"
+    );
 }

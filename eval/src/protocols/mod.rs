@@ -2,4 +2,6 @@
 //! the rows of one result table.
 
 pub mod knn;
+pub mod linear_probe;
 pub mod logistic;
+pub mod scores;

@@ -10,11 +10,13 @@ mod objective;
 mod params;
 mod precondition;
 pub(crate) mod product;
+mod protocol;
 pub(crate) mod softmax;
 pub mod with_linfa;
 
 pub use model::LogisticModel;
 pub use params::{LogisticParams, LogisticValidParams};
+pub use protocol::{CSelection, LogregConfig, LogregResult, LogregRow, evaluate};
 
 use crate::{Error, MatrixView, Result};
 use lbfgs::Goal;

@@ -1,0 +1,258 @@
+//! Linear probe on frozen features (dinov2 eval/linear.py): heads of every learning rate and input are trained together
+//! by SGD, the best on held-out training rows is trained again on all of them, and the test rows are touched once.
+//!
+//! What differs from the reference, which reads images: features are extracted once, without augmentation; the number
+//! of iterations follows the data (`epochs` passes, a stream of shuffled epochs) instead of 10 x 1,250; and the head is
+//! chosen on training rows, where the reference chooses on the rows that it reports.
+
+mod heads;
+mod inputs;
+
+pub use inputs::ProbeFeatures;
+
+use crate::protocols::logistic::check_labels;
+use crate::protocols::scores::{ScoredRow, TestScores, first_best, table};
+use crate::split::{hold_out, split_name};
+use crate::{Error, EvalResult, Result};
+use heads::{Head, Schedule};
+use inputs::Input;
+use polars::prelude::{NamedFrom, Series};
+use serde_json::{Value, json};
+
+/// Settings of `eval linear-probe`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LinearProbeConfig {
+    /// Learning rates of the grid, each multiplied by `batch_size / 256` before use.
+    pub learning_rates: Vec<f64>,
+    /// Numbers of last blocks whose CLS tokens are concatenated.
+    pub n_last_blocks: Vec<usize>,
+    /// Whether the mean patch token is appended.
+    pub average_pool: Vec<bool>,
+    /// Passes over the training rows.
+    pub epochs: usize,
+    /// Rows of one SGD step.
+    pub batch_size: usize,
+    /// Share of the training rows that the head is chosen on, between 0 and 1.
+    pub val_fraction: f64,
+    /// Seed of the split, the initial weights, the order of the rows and the bootstrap.
+    pub seed: u64,
+    /// Resamples of the interval of `top1`; 0 for none.
+    pub bootstrap_resamples: usize,
+}
+
+impl Default for LinearProbeConfig {
+    /// The grid of the reference's code (its paper goes from 1e-4 to 0.5).
+    fn default() -> Self {
+        Self {
+            learning_rates: vec![
+                1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1,
+            ],
+            n_last_blocks: vec![1, 4],
+            average_pool: vec![false, true],
+            epochs: 10,
+            batch_size: 128,
+            val_fraction: 0.1,
+            seed: 0,
+            bootstrap_resamples: 1000,
+        }
+    }
+}
+
+impl LinearProbeConfig {
+    fn check(&self) -> Result<()> {
+        let rate = |rate: &&f64| !(rate.is_finite() && **rate > 0.0);
+        if let Some(rate) = self.learning_rates.iter().find(rate) {
+            return Err(Error::config(
+                "learning_rates",
+                format!("expected numbers above 0, found {rate}"),
+            ));
+        }
+        for (field, empty) in [
+            ("learning_rates", self.learning_rates.is_empty()),
+            ("n_last_blocks", self.n_last_blocks.is_empty()),
+            ("average_pool", self.average_pool.is_empty()),
+        ] {
+            if empty {
+                return Err(Error::config(field, "expected at least one value, found none"));
+            }
+        }
+        for (field, value) in [
+            ("epochs", self.epochs),
+            ("batch_size", self.batch_size),
+            (
+                "n_last_blocks",
+                self.n_last_blocks.iter().copied().min().unwrap_or(0),
+            ),
+        ] {
+            if value == 0 {
+                return Err(Error::config(field, "expected at least 1, found 0"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One head of the table.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LinearProbeRow {
+    /// `classifier_{index}_{n}_blocks_avgpool_{bool}_lr_{learning rate before scaling}`.
+    pub head: String,
+    /// Test accuracies of the chosen head after training on all training rows; none for the others.
+    pub test: Option<TestScores>,
+    /// Accuracy on the held-out training rows.
+    pub val_top1: f64,
+    /// What the head was chosen on: `train split 10 %`.
+    pub selected_on: String,
+}
+
+/// The outcome of `eval linear-probe`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LinearProbeResult {
+    /// The chosen head first, then the others in the order of the grid.
+    pub rows: Vec<LinearProbeRow>,
+    /// Settings as used, with the variants that the features could not serve.
+    pub settings: Value,
+    /// Training rows.
+    pub n_train: usize,
+    /// Test rows.
+    pub n_test: usize,
+}
+
+impl LinearProbeResult {
+    /// The result as a table: `head`, `top1`, `top5`, `top1_low`, `top1_high`, `mean_per_class`, `selected_on`,
+    /// `val_top1`; test numbers in the first row alone.
+    ///
+    /// # Errors
+    /// Whatever Polars has against the columns; none is known.
+    pub fn to_eval_result(&self) -> Result<EvalResult> {
+        let heads: Vec<&str> = self.rows.iter().map(|row| row.head.as_str()).collect();
+        let rows: Vec<ScoredRow<'_>> = self
+            .rows
+            .iter()
+            .map(|row| ScoredRow {
+                test: row.test,
+                val_top1: Some(row.val_top1),
+                selected_on: &row.selected_on,
+            })
+            .collect();
+        let table = table(Series::new("head".into(), heads), &rows)?;
+        EvalResult::new("linear-probe", &self.settings, self.n_train, self.n_test, table)
+    }
+}
+
+/// Runs the protocol.
+///
+/// # Errors
+/// Settings out of range, features and labels that do not fit, NaN or infinity, a single class, no test row, a split
+/// without rows, or features that serve no variant of the grid.
+pub fn evaluate(
+    train: &ProbeFeatures,
+    train_labels: &[u32],
+    test: &ProbeFeatures,
+    test_labels: &[u32],
+    n_classes: usize,
+    config: &LinearProbeConfig,
+) -> Result<LinearProbeResult> {
+    config.check()?;
+    let (n_train, n_test) = (train.check("train features")?, test.check("test features")?);
+    test.check_like(train)?;
+    check_labels("train labels", n_train, train_labels, n_classes)?;
+    check_labels("test labels", n_test, test_labels, n_classes)?;
+    if train_labels.iter().all(|label| *label == train_labels[0]) {
+        return Err(Error::data(
+            "train labels",
+            format!(
+                "expected at least two classes, found only class {}",
+                train_labels[0]
+            ),
+        ));
+    }
+    let (grid, left_out) = grid(train, config)?;
+    let split = hold_out(n_train, config.val_fraction, config.seed)?;
+
+    let trained = heads::train(train, train_labels, &split.fit, &grid, n_classes, config);
+    let val_top1 = heads::top1(train, train_labels, &split.held_out, &trained, n_classes);
+    let chosen = first_best(val_top1.iter().copied());
+
+    let every_row: Vec<usize> = (0..n_train).collect();
+    let winner = &grid[chosen..=chosen];
+    let trained = heads::train(train, train_labels, &every_row, winner, n_classes, config);
+    let logits = heads::logits(test, &trained[0], n_classes);
+    let scores = TestScores::of(
+        &logits,
+        test_labels,
+        n_classes,
+        config.bootstrap_resamples,
+        config.seed,
+    );
+
+    let others = (0..grid.len()).filter(|&i| i != chosen);
+    let rows = std::iter::once(chosen).chain(others).map(|i| LinearProbeRow {
+        head: grid[i].key(),
+        test: (i == chosen).then_some(scores),
+        val_top1: val_top1[i],
+        selected_on: split_name(config.val_fraction),
+    });
+    Ok(LinearProbeResult {
+        rows: rows.collect(),
+        settings: settings(config, &left_out, split.fit.len(), n_train),
+        n_train,
+        n_test,
+    })
+}
+
+/// The heads that the features can serve, in the reference's order, and the names of the inputs they cannot.
+fn grid(features: &ProbeFeatures, config: &LinearProbeConfig) -> Result<(Vec<Head>, Vec<String>)> {
+    let (mut heads, mut left_out) = (Vec::new(), Vec::new());
+    for &blocks in &config.n_last_blocks {
+        for &average_pool in &config.average_pool {
+            let input = Input { blocks, average_pool };
+            if !features.can_serve(input) {
+                left_out.push(input.to_string());
+                continue;
+            }
+            for &learning_rate in &config.learning_rates {
+                heads.push(Head {
+                    index: heads.len(),
+                    input,
+                    learning_rate,
+                });
+            }
+        }
+    }
+    if heads.is_empty() {
+        return Err(Error::config(
+            "n_last_blocks, average_pool",
+            format!(
+                "expected a variant that the features can serve, found only {} with {} CLS blocks and {} mean patch token",
+                left_out.join(", "),
+                features.cls_blocks.len(),
+                if features.patch_mean.is_some() { "a" } else { "no" },
+            ),
+        ));
+    }
+    Ok((heads, left_out))
+}
+
+fn settings(config: &LinearProbeConfig, left_out: &[String], n_fit: usize, n_train: usize) -> Value {
+    json!({
+        "learning_rates": config.learning_rates,
+        "learning_rate_factor": config.batch_size as f64 / 256.0,
+        "n_last_blocks": config.n_last_blocks,
+        "average_pool": config.average_pool,
+        "inputs_left_out": left_out,
+        "epochs": config.epochs,
+        "batch_size": config.batch_size,
+        "iterations_to_choose": Schedule::new(n_fit, config).iterations,
+        "iterations_to_refit": Schedule::new(n_train, config).iterations,
+        "optimizer": "SGD, momentum 0.9, no weight decay, cosine to 0",
+        "augmentation": "none: features are extracted once",
+        "val_fraction": config.val_fraction,
+        "refit": "chosen head, all training rows",
+        "seed": config.seed,
+        "bootstrap_resamples": config.bootstrap_resamples,
+    })
+}
+
+#[cfg(test)]
+mod tests;
