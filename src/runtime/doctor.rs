@@ -7,8 +7,10 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::cache::cache_dir;
+use super::cpu::cpu_features;
 use super::environment::{Runtime, RuntimeOptions};
-use super::locate::{Candidate, Library, Origin, Places};
+use super::library::{Library, Origin};
+use super::locate::{Candidate, Places};
 use super::manifest::Depth;
 use super::provision::installed;
 use super::wheels::{Flavor, WHEELS, pinned};
@@ -32,8 +34,7 @@ pub struct DoctorReport {
     pub machine: String,
     /// Cores that this process may use.
     pub threads: usize,
-    /// The wide instructions of the processor that matter for speed, among `avx2`, `fma`, `avx512f`, `avx512_bf16`,
-    /// `amx_tile`, `amx_bf16`, `neon`.
+    /// The wide instructions of the processor that matter for speed, as [`cpu_features`] names them.
     pub cpu_features: Vec<String>,
     /// The library that commands use.
     pub library: Option<Library>,
@@ -178,36 +179,6 @@ fn no_gpu(providers: &[&str], has_driver: bool, has_library: bool, cuda_trainer:
         });
     }
     missing
-}
-
-/// The wide instructions that this processor has, in a fixed order.
-fn cpu_features() -> Vec<String> {
-    #[cfg(target_arch = "x86_64")]
-    let found: &[(&str, bool)] = &[
-        ("avx2", std::is_x86_feature_detected!("avx2")),
-        ("fma", std::is_x86_feature_detected!("fma")),
-        ("avx512f", std::is_x86_feature_detected!("avx512f")),
-        ("avx512_bf16", std::is_x86_feature_detected!("avx512bf16")),
-        ("amx_tile", listed_by_the_kernel("amx_tile")),
-        ("amx_bf16", listed_by_the_kernel("amx_bf16")),
-    ];
-    #[cfg(target_arch = "aarch64")]
-    let found: &[(&str, bool)] = &[("neon", std::arch::is_aarch64_feature_detected!("neon"))];
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    let found: &[(&str, bool)] = &[];
-    found
-        .iter()
-        .filter(|(_, there)| *there)
-        .map(|(name, _)| (*name).to_owned())
-        .collect()
-}
-
-/// Whether Linux lists a feature; the standard library does not detect AMX in stable Rust.
-#[cfg(target_arch = "x86_64")]
-fn listed_by_the_kernel(feature: &str) -> bool {
-    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let flags = text.lines().find(|line| line.starts_with("flags"));
-    flags.is_some_and(|line| line.split_whitespace().any(|flag| flag == feature))
 }
 
 impl fmt::Display for DoctorReport {

@@ -6,10 +6,11 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use ort::LoadDynamicError;
 use ort::logging::LogLevel;
 
-use super::locate::{Library, Origin, Places, too_old};
+use super::library::{Library, Origin, too_old};
+use super::locate::Places;
+use super::messages::{one_line, say};
 use super::provision::install;
 use super::wheels::Flavor;
-use super::{one_line, say};
 use crate::{Error, Result};
 
 /// How [`Runtime::open`] finds its library.
@@ -185,7 +186,9 @@ fn load(mut library: Library) -> Result<std::result::Result<Runtime, String>> {
 fn load_problem(path: &Path, error: &LoadDynamicError) -> String {
     match error {
         LoadDynamicError::Dlopen { error, .. } => {
-            let said = one_line(&error.to_string());
+            let detail =
+                std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string);
+            let said = one_line(&detail);
             let prefix = format!("{}: ", path.display());
             format!(
                 "cannot be loaded as a library: {}",

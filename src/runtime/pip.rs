@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::one_line;
+use super::messages::one_line;
 use super::wheels::Wheel;
 use crate::{Error, Result};
 
@@ -84,6 +84,14 @@ pub fn by_hand(wheel: &Wheel) -> String {
 /// # Errors
 /// When no pip answers or it fails: the error says what to do by hand.
 pub fn download(wheel: &Wheel, folder: &Path) -> Result<PathBuf> {
+    download_with(wheel, folder, &[])
+}
+
+/// [`download`] with more options for pip, for instance `--no-index`.
+///
+/// # Errors
+/// As [`download`].
+pub fn download_with(wheel: &Wheel, folder: &Path, options: &[&str]) -> Result<PathBuf> {
     let failed = |reason: String| Error::failed(wheel.requirement(), format!("{reason}; {}", by_hand(wheel)));
     let Some(pip) = find() else {
         return Err(failed(
@@ -93,6 +101,7 @@ pub fn download(wheel: &Wheel, folder: &Path) -> Result<PathBuf> {
     // Two retries instead of pip's five: without a network the answer comes in seconds.
     let output = command(&pip.command)
         .args(download_arguments(wheel))
+        .args(options)
         .args([
             "--quiet",
             "--no-input",

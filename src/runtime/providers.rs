@@ -10,6 +10,7 @@ use ort::ep::{
 };
 use serde::Serialize;
 
+use super::cpu::cpu_features;
 use super::environment::Runtime;
 use super::wheels::Flavor;
 use crate::{Error, Result};
@@ -123,6 +124,24 @@ impl Provider {
             Self::OpenVino(_) => ep::OpenVINO::NAME,
             Self::Cuda(_) => ep::CUDA::NAME,
         }
+    }
+
+    /// What is to be said about running here. OpenVINO quietly computes in f32 when the processor cannot do better.
+    pub(super) fn caution(self) -> Option<String> {
+        let Self::OpenVino(precision) = self else {
+            return None;
+        };
+        let native = match precision {
+            OpenVinoPrecision::F32 => return None,
+            OpenVinoPrecision::Bf16 => ["avx512_bf16", "amx_bf16"],
+            OpenVinoPrecision::F16 => ["avx512_fp16", "amx_fp16"],
+        };
+        let has = cpu_features();
+        let lacking = !native
+            .iter()
+            .any(|feature| has.iter().any(|found| found == feature));
+        lacking
+            .then(|| format!("this processor has no {precision} instructions, OpenVINO may compute in f32"))
     }
 
     /// What ONNX Runtime is told, for `threads` threads; failing to get it is an error.

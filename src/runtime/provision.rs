@@ -10,10 +10,11 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 use super::cache::{cache_dir, install_dir, libraries_dir};
-use super::locate::{Library, Origin};
+use super::library::{Library, Origin};
 use super::manifest::{Depth, Manifest, UnpackedFile, file_sha256, sha256_of};
+use super::messages::say;
+use super::pip;
 use super::wheels::{Flavor, Wheel, pinned, with_checksum};
-use super::{pip, say};
 use crate::{Error, Result};
 
 /// How a wheel gets into a folder: given the wheel and the folder, the path of the file. pip in earnest, something

@@ -9,7 +9,7 @@ use ort::session::{OutputSelector, RunOptions, Session, SessionInputValue};
 use ort::value::{Tensor, TensorRef};
 
 use super::environment::Runtime;
-use super::one_line;
+use super::messages::short_reason;
 use super::providers::{Device, OpenVinoPrecision, Provider, choose};
 use super::tensors::{Dim, OutputTensor, OutputView, TensorInfo, as_f32};
 use crate::{Error, Result};
@@ -101,7 +101,8 @@ impl OnnxModel {
         &self.providers
     }
 
-    /// What `--device auto` chose, for stderr; none when the user chose.
+    /// What the user should know, for stderr: what `--device auto` chose, and what the processor lacks for the
+    /// precision asked for.
     pub fn notice(&self) -> Option<&str> {
         self.notice.as_deref()
     }
@@ -241,7 +242,9 @@ fn first_that_works(
     for &provider in choices {
         match build(runtime, path, provider, threads) {
             Ok(session) => {
-                let notice = (device == Device::Auto).then(|| format!("device auto: {provider}{refusals}"));
+                let chosen = (device == Device::Auto).then(|| format!("device auto: {provider}{refusals}"));
+                let notices: Vec<String> = chosen.into_iter().chain(provider.caution()).collect();
+                let notice = (!notices.is_empty()).then(|| notices.join("; "));
                 return Ok((session, provider, notice));
             }
             Err(reason) => {
@@ -308,24 +311,6 @@ fn metadata_of(path: &Path, session: &Session) -> Result<(BTreeMap<String, Strin
         keys.into_iter().filter_map(with_value).collect(),
         metadata.producer().unwrap_or_default(),
     ))
-}
-
-/// ONNX Runtime's message in one line, without the file it was compiled from and the path we name ourselves.
-fn short_reason(message: &str) -> String {
-    let mut text = one_line(message);
-    if text.starts_with("Load model from ") {
-        if let Some((_, reason)) = text.split_once(" failed:") {
-            text = reason.to_owned();
-        }
-    }
-    let words = text
-        .split(' ')
-        .filter(|word| !word.contains("onnxruntime_src/") && !word.contains("/onnxruntime/core/"));
-    let text = words.collect::<Vec<_>>().join(" ");
-    if text.contains("Protobuf parsing failed") {
-        return "not an ONNX file, or a truncated one (its protobuf cannot be parsed)".to_owned();
-    }
-    text
 }
 
 #[cfg(test)]
@@ -516,22 +501,31 @@ mod tests {
         assert_eq!(refusal(place.path()), "expected an ONNX file, found a folder");
         std::fs::write(&path, "").unwrap();
         assert_eq!(refusal(&path), "expected an ONNX file, found an empty file");
+        let unreadable = "not an ONNX file, or a truncated one (its protobuf cannot be parsed)";
         for bytes in [
             &b"plain text, long enough to be read as something\n"[..],
             b"\x08\x00\x00\x00\x00\x00\x00\x00{}",
         ] {
             std::fs::write(&path, bytes).unwrap();
-            println!("{}", refusal(&path));
+            assert_eq!(refusal(&path), unreadable);
         }
         let whole = std::fs::read(fixture("products.onnx")).unwrap();
         for keep in [whole.len() / 2, whole.len() - 1, 20] {
             std::fs::write(&path, &whole[..keep]).unwrap();
-            println!("{keep} {}", refusal(&path));
+            assert_eq!(refusal(&path), unreadable, "cut after {keep} bytes");
         }
     }
 
     #[test]
     fn missing_external_data_is_named() {
-        println!("{}", refusal(&fixture("external_data.onnx")));
+        let reason = refusal(&fixture("external_data.onnx"));
+        assert!(
+            reason.starts_with("its weights are in a second file that cannot be read: "),
+            "{reason}"
+        );
+        assert!(
+            reason.contains("missing_weights.bin") && !reason.contains(".cc:"),
+            "{reason}"
+        );
     }
 }

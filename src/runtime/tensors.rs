@@ -130,7 +130,7 @@ pub(super) fn as_f32<'a>(name: &'a str, value: &'a DynValue) -> Result<OutputVie
     let ValueType::Tensor { ty, .. } = value.dtype() else {
         return refused(value.dtype().to_string());
     };
-    let failed = |e: ort::Error| format!("output `{name}`: {}", super::one_line(e.message()));
+    let failed = |e: ort::Error| format!("output `{name}`: {}", super::messages::one_line(e.message()));
     let (shape, data) = match ty {
         TensorElementType::Float32 => {
             let (shape, data) = value.try_extract_tensor::<f32>().map_err(failed)?;
