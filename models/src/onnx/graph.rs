@@ -177,21 +177,27 @@ impl<'a> Graph<'a> {
         Value(name)
     }
 
-    /// Splits a value into `parts` equal parts along its last axis.
-    pub fn split(&mut self, name: &str, value: &Value, parts: usize) -> Vec<Value> {
+    /// Splits a value into `PARTS` equal parts along its last axis.
+    pub fn split<const PARTS: usize>(&mut self, name: &str, value: &Value) -> [Value; PARTS] {
         let name = self.unique(name);
-        let outputs: Vec<String> = (0..parts)
-            .map(|part| self.unique(&format!("{name}.{part}")))
-            .collect();
+        let parts: [Value; PARTS] = std::array::from_fn(|part| Value(self.unique(&format!("{name}.{part}"))));
         self.nodes.push(NodeProto {
             input: vec![value.0.clone()],
-            output: outputs.clone(),
+            output: parts.iter().map(|part| part.0.clone()).collect(),
             name,
             op_type: "Split".into(),
-            attribute: vec![int("axis", -1), int("num_outputs", parts as i64)],
+            attribute: vec![int("axis", -1), int("num_outputs", PARTS as i64)],
             domain: String::new(),
         });
-        outputs.into_iter().map(Value).collect()
+        parts
+    }
+
+    /// Tokens `from..to` of a sequence `[B, T, D]`.
+    pub fn tokens(&mut self, name: &str, sequence: &Value, from: i64, to: i64) -> Value {
+        let from = self.integers(&[from]);
+        let to = self.integers(&[to]);
+        let axes = self.integers(&[1]);
+        self.node(name, "Slice", &[sequence, &from, &to, &axes], vec![])
     }
 
     /// Gives the outputs their names, and returns the graph without its constants, and the constants.
