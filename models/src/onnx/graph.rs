@@ -61,12 +61,21 @@ impl Initializer<'_> {
 
     /// The values as ONNX stores them: little-endian, row by row.
     pub fn bytes(&self) -> Result<Vec<u8>> {
-        let floats = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
-        let bytes = match &self.data {
-            Data::Floats(values) => floats(values),
-            Data::Integers(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-            Data::Weight(make) => floats(&make()?),
+        let mut bytes = Vec::with_capacity(self.byte_len() as usize);
+        let mut floats = |values: &[f32]| {
+            for value in values {
+                bytes.extend_from_slice(&value.to_le_bytes());
+            }
         };
+        match &self.data {
+            Data::Floats(values) => floats(values),
+            Data::Weight(make) => floats(&make()?),
+            Data::Integers(values) => {
+                for value in values {
+                    bytes.extend_from_slice(&value.to_le_bytes());
+                }
+            }
+        }
         if bytes.len() as u64 != self.byte_len() {
             return Err(Error::config(
                 self.name.as_str(),

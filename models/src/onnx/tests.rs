@@ -227,14 +227,17 @@ fn intermediate_layers_are_outputs_and_later_blocks_are_left_out() {
     export(&config, &backbone, &options, &path).expect("an export");
     let model = read(&path);
     assert_topological(&model);
-    let graph = model.graph.expect("a graph");
+    let graph = model.graph.as_ref().expect("a graph");
+    let identities = graph.node.iter().filter(|node| node.op_type == "Identity");
+    assert_eq!(identities.count(), 1);
+    // Its queries are CLS's alone, so it has them apart from the keys and values.
     assert_eq!(
-        graph
-            .node
-            .iter()
-            .filter(|node| node.op_type == "Identity")
-            .count(),
-        1
+        initializer(&model, "blocks.2.attn.qkv.q.weight.transposed").dims,
+        [48, 48]
+    );
+    assert_eq!(
+        initializer(&model, "blocks.2.attn.qkv.kv.weight.transposed").dims,
+        [48, 96]
     );
 }
 
