@@ -18,9 +18,22 @@ pub fn attention(qkv: &Tensor, scale: f64) -> Result<Tensor> {
     qkv.contiguous()?.apply_op1(Attention { scale: scale as f32 })
 }
 
+/// The probabilities behind [`attention`], to look at: [B, T, 3, H, d] to [B, H, T, T], every row summing to one.
+///
+/// Not differentiable: a backward pass through it is an error.
+///
+/// # Errors
+/// As [`attention`].
+pub fn attention_probabilities(qkv: &Tensor, scale: f64) -> Result<Tensor> {
+    qkv.contiguous()?
+        .apply_op1(Probabilities(Attention { scale: scale as f32 }))
+}
+
 struct Attention {
     scale: f32,
 }
+
+struct Probabilities(Attention);
 
 /// The sizes of a packed projection.
 #[derive(Clone, Copy)]
@@ -188,9 +201,27 @@ impl CustomOp1 for Attention {
     }
 }
 
+impl CustomOp1 for Probabilities {
+    fn name(&self) -> &'static str {
+        "attention-probabilities"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let sizes = Sizes::new(layout.dims())?;
+        let qkv = f32_slice(self.name(), storage, layout)?;
+        let t = sizes.tokens;
+        let mut out = vec![0.; sizes.batch * sizes.heads * t * t]; // [B, H, T, T]
+        out.par_chunks_mut(t * t).enumerate().for_each(|(task, out)| {
+            let [query, key, _] = sizes.qkv(qkv, task);
+            self.0.probabilities(sizes, query, key, out);
+        });
+        Ok(stored(out, (sizes.batch, sizes.heads, t, t)))
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{check, random};
+    use super::super::testing::{assert_close, check, random, values};
     use super::*;
     use candle_core::D;
 
@@ -212,6 +243,40 @@ mod tests {
             let scale = 1. / (head_dim as f64).sqrt();
             check(&[qkv], &|x| attention(&x[0], scale), &|x| oracle(&x[0], scale));
         }
+    }
+
+    #[test]
+    fn probabilities_are_those_of_the_output() {
+        let (batch, tokens, heads, head_dim) = (2, 5, 3, 4);
+        let qkv = random(3, &[batch, tokens, 3, heads, head_dim]);
+        let probabilities = attention_probabilities(&qkv, 0.5).unwrap();
+        assert_eq!(probabilities.dims(), [batch, heads, tokens, tokens]);
+        let value = qkv
+            .narrow(2, 2, 1)
+            .unwrap()
+            .squeeze(2)
+            .unwrap()
+            .transpose(1, 2)
+            .unwrap();
+        let out = probabilities
+            .matmul(&value.contiguous().unwrap())
+            .unwrap()
+            .transpose(1, 2)
+            .unwrap();
+        let out = out.reshape((batch, tokens, heads * head_dim)).unwrap();
+        assert_close(
+            "output",
+            &values(&attention(&qkv, 0.5).unwrap()),
+            &values(&out),
+            1e-6,
+        );
+        let tracked = candle_core::Var::from_tensor(&qkv).unwrap();
+        assert!(
+            attention_probabilities(&tracked, 0.5)
+                .unwrap()
+                .backward()
+                .is_err()
+        );
     }
 
     #[test]

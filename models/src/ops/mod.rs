@@ -22,7 +22,7 @@ mod swiglu;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub use attention::attention;
+pub use attention::{attention, attention_probabilities};
 pub use gelu::gelu;
 pub use l2_normalize::l2_normalize;
 pub use layer_norm::layer_norm;

@@ -29,12 +29,20 @@ impl Attention {
 
     /// [B, T, D] to [B, T, D].
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.proj
+            .forward(&ops::attention(&self.project(x)?, self.scale())?)
+    }
+
+    /// What each token attends to, [B, T, D] to [B, heads, T, T].
+    pub(super) fn probabilities(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(ops::attention_probabilities(&self.project(x)?, self.scale())?)
+    }
+
+    /// Queries, keys and values, [B, T, 3, heads, d].
+    fn project(&self, x: &Tensor) -> Result<Tensor> {
         let (batch, tokens, _) = x.dims3()?;
-        let qkv = self
-            .qkv
-            .forward(x)?
-            .reshape((batch, tokens, 3, self.heads, self.head_dim))?;
-        self.proj.forward(&ops::attention(&qkv, self.scale())?)
+        let qkv = self.qkv.forward(x)?;
+        Ok(qkv.reshape((batch, tokens, 3, self.heads, self.head_dim))?)
     }
 
     fn scale(&self) -> f64 {

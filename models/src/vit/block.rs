@@ -49,6 +49,11 @@ impl Block {
             self.mlp.forward(&self.norm2.forward(x)?)
         })
     }
+
+    /// What each token of `x` [B, T, D] attends to in this block, [B, heads, T, T].
+    pub(super) fn attention_probabilities(&self, x: &Tensor) -> Result<Tensor> {
+        self.attn.probabilities(&self.norm1.forward(x)?)
+    }
 }
 
 /// `x + gamma f(x)`, with `f` on the chosen images only.

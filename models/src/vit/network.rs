@@ -240,6 +240,23 @@ impl VisionTransformer {
         Ok(x)
     }
 
+    /// What each token attends to in block `block` (from 0), [B, heads, T, T] with T = 1 + R + N in the order of the tokens;
+    /// every row sums to one (DINO v1 `get_last_selfattention` for the last block). Not differentiable.
+    ///
+    /// # Errors
+    /// As [`Self::forward`]; a block beyond the last.
+    pub fn attention_probabilities(&self, pixels: &Tensor, block: usize) -> Result<Tensor> {
+        let Some(last) = self.blocks.get(block) else {
+            let text = format!("expected a block below {}, found {block}", self.config.depth);
+            return Err(Error::config("block", text));
+        };
+        let mut x = self.embed(pixels, None)?;
+        for earlier in &self.blocks[..block] {
+            x = earlier.forward(&x, [None; 2])?;
+        }
+        last.attention_probabilities(&x)
+    }
+
     /// The final norm, on [B, T, D].
     pub(super) fn final_norm(&self, x: &Tensor) -> Result<Tensor> {
         self.norm.forward(x)
