@@ -214,7 +214,7 @@ impl KnnArgs {
             pair.classes.len(),
             &config,
         )?;
-        self.common.finish(result.into_result(&config)?, &folders, &column)
+        self.common.finish(result.to_eval_result()?, &folders, &column)
     }
 }
 
@@ -242,7 +242,7 @@ impl LinearProbeArgs {
         let column = self.common.column(&folders);
         let (features, columns) = probe_features(&folders, &column)?;
         let result = linear_probe::evaluate(&features.train, &features.train_labels, &features.test, &features.test_labels, features.classes.len(), &config)?;
-        self.common.finish(result.into_result(&config)?, &folders, &columns)
+        self.common.finish(result.to_eval_result()?, &folders, &columns)
     }
 }
 
@@ -273,6 +273,6 @@ impl LogregArgs {
             pair.classes.len(),
             &config,
         )?;
-        self.common.finish(result.into_result(&config)?, &folders, &column)
+        self.common.finish(result.to_eval_result()?, &folders, &column)
     }
 }

@@ -166,7 +166,8 @@ fn embed(layers: &mut Layers<'_>, config: &VitConfig, shape: &Shape, pixels: &Va
     Ok(graph.node("tokens", "Add", &[&tokens, &table], vec![]))
 }
 
-/// Runs the blocks as far as an output needs them. Returns the tokens `[B, T, D]` after each block that has outputs.
+/// Runs the blocks as far as an output needs them. Returns the tokens `[B, T, D]` after each block that has outputs,
+/// without the patch tokens where no output needs those.
 fn run_blocks(
     layers: &mut Layers<'_>,
     config: &VitConfig,
@@ -174,14 +175,44 @@ fn run_blocks(
     mut tokens: Value,
 ) -> Result<BTreeMap<usize, Value>> {
     let wanted: BTreeSet<usize> = outputs.iter().map(|output| output.block(config.depth)).collect();
+    let last = wanted.last().copied().unwrap_or(0);
     let mut states = BTreeMap::new();
-    for index in 0..=wanted.last().copied().unwrap_or(0) {
-        tokens = layers.block(index, &tokens)?;
+    for index in 0..=last {
+        let kept = kept_tokens(config, outputs, index);
+        if index == last {
+            states.insert(index, layers.block(index, &tokens, kept)?);
+            break;
+        }
+        // Blocks that follow need every token.
+        tokens = layers.block(index, &tokens, None)?;
         if wanted.contains(&index) {
-            states.insert(index, tokens.clone());
+            let state = match kept {
+                Some(kept) => {
+                    let name = format!("blocks.{index}.kept");
+                    layers.graph.tokens(&name, &tokens, 0, kept as i64)
+                }
+                None => tokens.clone(),
+            };
+            states.insert(index, state);
         }
     }
     Ok(states)
+}
+
+/// How many first tokens the outputs of a block are taken from, if not from all.
+fn kept_tokens(config: &VitConfig, outputs: &[OutputKind], block: usize) -> Option<usize> {
+    let mut kept = 1;
+    for output in outputs
+        .iter()
+        .filter(|output| output.block(config.depth) == block)
+    {
+        match output {
+            OutputKind::Cls | OutputKind::LayerCls(_) => {}
+            OutputKind::Reg => kept = 1 + config.num_registers,
+            OutputKind::Patch | OutputKind::PatchMean | OutputKind::LayerPatch(_) => return None,
+        }
+    }
+    Some(kept)
 }
 
 /// Normalises the states that have outputs and takes the outputs from them.
@@ -217,7 +248,7 @@ fn add_outputs(
             }
             OutputKind::Reg => {
                 let registers = config.num_registers;
-                let value = slice(graph, "reg.value", &taken.tokens, 1, 1 + registers as i64);
+                let value = graph.tokens("reg.value", &taken.tokens, 1, 1 + registers as i64);
                 (value, vec![batch, Side::Size(registers), width])
             }
         };
@@ -259,16 +290,8 @@ impl Taken {
         self.patch
             .get_or_insert_with(|| {
                 let first = 1 + config.num_registers as i64;
-                slice(graph, "norm.patch", tokens, first, i64::MAX)
+                graph.tokens("norm.patch", tokens, first, i64::MAX)
             })
             .clone()
     }
-}
-
-/// Tokens `from..to` of `[B, T, D]`.
-fn slice(graph: &mut Graph<'_>, name: &str, tokens: &Value, from: i64, to: i64) -> Value {
-    let from = graph.integers(&[from]);
-    let to = graph.integers(&[to]);
-    let axes = graph.integers(&[1]);
-    graph.node(name, "Slice", &[tokens, &from, &to, &axes], vec![])
 }

@@ -61,12 +61,21 @@ impl Initializer<'_> {
 
     /// The values as ONNX stores them: little-endian, row by row.
     pub fn bytes(&self) -> Result<Vec<u8>> {
-        let floats = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
-        let bytes = match &self.data {
-            Data::Floats(values) => floats(values),
-            Data::Integers(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-            Data::Weight(make) => floats(&make()?),
+        let mut bytes = Vec::with_capacity(self.byte_len() as usize);
+        let mut floats = |values: &[f32]| {
+            for value in values {
+                bytes.extend_from_slice(&value.to_le_bytes());
+            }
         };
+        match &self.data {
+            Data::Floats(values) => floats(values),
+            Data::Weight(make) => floats(&make()?),
+            Data::Integers(values) => {
+                for value in values {
+                    bytes.extend_from_slice(&value.to_le_bytes());
+                }
+            }
+        }
         if bytes.len() as u64 != self.byte_len() {
             return Err(Error::config(
                 self.name.as_str(),
@@ -177,21 +186,27 @@ impl<'a> Graph<'a> {
         Value(name)
     }
 
-    /// Splits a value into `parts` equal parts along its last axis.
-    pub fn split(&mut self, name: &str, value: &Value, parts: usize) -> Vec<Value> {
+    /// Splits a value into `PARTS` equal parts along its last axis.
+    pub fn split<const PARTS: usize>(&mut self, name: &str, value: &Value) -> [Value; PARTS] {
         let name = self.unique(name);
-        let outputs: Vec<String> = (0..parts)
-            .map(|part| self.unique(&format!("{name}.{part}")))
-            .collect();
+        let parts: [Value; PARTS] = std::array::from_fn(|part| Value(self.unique(&format!("{name}.{part}"))));
         self.nodes.push(NodeProto {
             input: vec![value.0.clone()],
-            output: outputs.clone(),
+            output: parts.iter().map(|part| part.0.clone()).collect(),
             name,
             op_type: "Split".into(),
-            attribute: vec![int("axis", -1), int("num_outputs", parts as i64)],
+            attribute: vec![int("axis", -1), int("num_outputs", PARTS as i64)],
             domain: String::new(),
         });
-        outputs.into_iter().map(Value).collect()
+        parts
+    }
+
+    /// Tokens `from..to` of a sequence `[B, T, D]`.
+    pub fn tokens(&mut self, name: &str, sequence: &Value, from: i64, to: i64) -> Value {
+        let from = self.integers(&[from]);
+        let to = self.integers(&[to]);
+        let axes = self.integers(&[1]);
+        self.node(name, "Slice", &[sequence, &from, &to, &axes], vec![])
     }
 
     /// Gives the outputs their names, and returns the graph without its constants, and the constants.
