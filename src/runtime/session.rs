@@ -251,7 +251,7 @@ fn first_that_works(
                 refusals += &format!(" ({provider} was not usable: {reason})");
                 last = match provider {
                     Provider::Cpu => reason,
-                    other => format!("{other} cannot run it: {reason}"),
+                    other => format!("{other} cannot run it: {reason}{}", other.hint(&reason)),
                 };
             }
         }
