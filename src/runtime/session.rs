@@ -494,6 +494,12 @@ mod tests {
     }
 
     #[test]
+    fn types_that_the_bindings_do_not_know_are_no_crash() {
+        let reason = refusal(&fixture("nested_sequence.onnx"));
+        assert!(reason.contains("seq"), "{reason}");
+    }
+
+    #[test]
     fn files_that_are_no_models_are_refused_in_one_line() {
         let place = tempfile::tempdir().unwrap();
         let path = place.path().join("model.onnx");
