@@ -15,6 +15,7 @@ use super::manifest::Depth;
 use super::provision::installed;
 use super::wheels::{Flavor, WHEELS, pinned};
 use super::{pip, providers};
+use crate::Error;
 
 /// Something that is missing or damaged.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -78,8 +79,12 @@ impl DoctorReport {
         let cuda_driver = providers::cuda_driver();
         let mut missing = Vec::new();
         if let Err(error) = &opened {
+            let reason = match error {
+                Error::Failed { reason, .. } => reason.split("; run `").next().unwrap_or(reason).to_owned(),
+                other => other.to_string(),
+            };
             missing.push(no_library(
-                &error.to_string(),
+                &reason,
                 options.flavor.unwrap_or_default(),
                 pip.is_some(),
             ));

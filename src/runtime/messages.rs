@@ -30,6 +30,10 @@ pub(super) fn short_reason(message: &str) -> String {
     {
         text = reason.to_owned();
     }
+    // "[ONNXRuntimeError] : 1 : FAIL : reason" follows the name of a C++ function.
+    if let Some((_, coded)) = text.split_once("[ONNXRuntimeError] : ") {
+        text = coded.splitn(3, " : ").last().unwrap_or(coded).to_owned();
+    }
     if text.contains("Protobuf parsing failed") {
         return "not an ONNX file, or a truncated one (its protobuf cannot be parsed)".to_owned();
     }
@@ -82,6 +86,9 @@ mod tests {
         let located =
             "Exception during initialization: /onnxruntime_src/onnxruntime/core/graph/graph.cc:120 bad\nnode";
         assert_eq!(short_reason(located), "Exception during initialization: bad node");
+        let coded =
+            "onnxruntime::Provider& Get() [ONNXRuntimeError] : 1 : FAIL : Failed to load library a : b";
+        assert_eq!(short_reason(coded), "Failed to load library a : b");
         assert_eq!(
             short_reason("Load model from m.onnx failed:This is an invalid model."),
             "This is an invalid model."

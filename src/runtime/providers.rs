@@ -126,6 +126,16 @@ impl Provider {
         }
     }
 
+    /// What to add to ONNX Runtime's `reason` for not running here.
+    pub(super) fn hint(self, reason: &str) -> &'static str {
+        match self {
+            Self::Cuda(_) if reason.contains("Failed to load library") => {
+                "; CUDA 13 and cuDNN 9 must be where the loader finds them, for instance through LD_LIBRARY_PATH"
+            }
+            _ => "",
+        }
+    }
+
     /// What is to be said about running here. OpenVINO quietly computes in f32 when the processor cannot do better.
     pub(super) fn caution(self) -> Option<String> {
         let Self::OpenVino(precision) = self else {

@@ -251,7 +251,7 @@ fn first_that_works(
                 refusals += &format!(" ({provider} was not usable: {reason})");
                 last = match provider {
                     Provider::Cpu => reason,
-                    other => format!("{other} cannot run it: {reason}"),
+                    other => format!("{other} cannot run it: {reason}{}", other.hint(&reason)),
                 };
             }
         }
@@ -491,6 +491,12 @@ mod tests {
         );
         let both = "a f32 [batch, 3, height, width] and b f32 [batch, 3, height, width]";
         assert_eq!(refusal(&fixture("two_inputs.onnx")), format!("{expected}{both}"));
+    }
+
+    #[test]
+    fn types_that_the_bindings_do_not_know_are_no_crash() {
+        let reason = refusal(&fixture("nested_sequence.onnx"));
+        assert!(reason.contains("seq"), "{reason}");
     }
 
     #[test]
