@@ -225,7 +225,10 @@ fn evaluate(options: &DemoOptions, entries: &[Entry]) -> Result<EvalResult> {
             classes,
             &probe_config,
         )?;
-        let (knn, probe) = (&neighbours.rows[0], &probe.rows[0]);
+        let knn = &neighbours.rows[0];
+        let probe = probe.rows[0]
+            .test
+            .ok_or_else(|| Error::failed("linear probe", "the chosen head has no test score"))?;
         numbers.push([knn.top1, knn.top1_low, knn.top1_high, probe.top1, probe.top1_low, probe.top1_high]);
     }
     let column = |name: &str, index: usize| {
@@ -249,5 +252,5 @@ fn evaluate(options: &DemoOptions, entries: &[Entry]) -> Result<EvalResult> {
     )
     .map_err(|e| Error::failed("table", e.to_string()))?;
     let settings = json!({ "k": K, "seed": options.seed, "data": "sample (Fashion-MNIST)" });
-    Ok(EvalResult::new("demo", settings, n_train, n_test, table))
+    Ok(EvalResult::new("demo", settings, n_train, n_test, table)?)
 }

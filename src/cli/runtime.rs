@@ -33,6 +33,6 @@ impl RuntimeArgs {
     pub fn run(&self) -> Result<()> {
         let Action::Install { flavor, wheel } = &self.action;
         let library = install(*flavor, wheel.as_deref())?;
-        output::print(&library.to_string())
+        output::print(&library.path.display().to_string())
     }
 }

@@ -231,20 +231,11 @@ fn read_part(path: &Path, column: &str, width: usize) -> Result<Part> {
         }
         let present: Vec<bool> = features.is_not_null().iter().map(|p| p == Some(true)).collect();
         let mut data = Vec::with_capacity(features.len() * width);
-        let mut row = 0;
-        for chunk in features.array()?.downcast_iter() {
-            let values = chunk
-                .values()
-                .as_any()
-                .downcast_ref::<Float32Array>()
-                .ok_or_else(|| polars_err!(SchemaMismatch: "column `{}`: expected f32 values", column))?
-                .values();
-            for values in values.chunks_exact(width) {
-                if present[row] {
-                    data.extend_from_slice(values);
-                }
-                row += 1;
-            }
+        // The inner values of a null row are there too, and are passed over.
+        let inner = features.array()?.get_inner().rechunk();
+        let values = inner.f32()?.downcast_as_array().values().as_slice();
+        for (values, _) in values.chunks_exact(width).zip(&present).filter(|(_, present)| **present) {
+            data.extend_from_slice(values);
         }
         let keep = |index: &usize| present[*index];
         let rows = frame.column("row")?.u64()?.iter().map(Option::unwrap_or_default);

@@ -10,8 +10,9 @@ use serde_json::json;
 
 use super::preprocess::{check_size, imagenet};
 use super::{FeatureModel, ModelOptions, OpenModel, OutputChoice};
-use crate::Result;
 use crate::extract::OutputSpec;
+use crate::runtime::Device;
+use crate::{Error, Result};
 
 /// Features from a checkpoint.
 pub struct CheckpointModel {
@@ -46,7 +47,7 @@ pub(super) fn open(path: &Path, options: &ModelOptions) -> Result<OpenModel> {
             shape: kind.shape(config, grid),
         })
         .collect();
-    let device = options.device.candle()?;
+    let device = candle_device(options.device)?;
     let network = VisionTransformer::from_tensors(config, &checkpoint.backbone, &device)?;
     Ok(OpenModel {
         model: Box::new(CheckpointModel {
@@ -76,6 +77,17 @@ pub fn default_side(config: &VitConfig) -> u32 {
         config.image_size
     };
     side as u32
+}
+
+/// The device candle runs on. This build has no CUDA trainer, so a GPU that was asked for is refused.
+fn candle_device(device: Device) -> Result<candle_core::Device> {
+    match device {
+        Device::Auto | Device::Cpu => Ok(candle_core::Device::Cpu),
+        Device::Cuda(_) => Err(Error::failed(
+            format!("--device {device}"),
+            "this build of macula runs checkpoints on the processor only; export to ONNX to run on a GPU",
+        )),
+    }
 }
 
 /// Every output the network can give, the CLS tokens of the last four blocks among them.
