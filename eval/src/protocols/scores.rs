@@ -3,7 +3,7 @@
 use crate::Result;
 use crate::metrics::classification::{accuracy, hits_at, mean_per_class, rank_of};
 use crate::stats::bootstrap::{BootstrapConfig, bootstrap_mean};
-use polars::prelude::{Column, DataFrame, NamedFrom, Series};
+use polars::prelude::{Column, DataFrame, Series};
 use rayon::prelude::*;
 
 /// Accuracies on the test rows, fractions from 0 to 1.
