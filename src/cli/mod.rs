@@ -8,6 +8,7 @@ mod eval;
 mod export;
 mod extract;
 mod inspect;
+mod log;
 mod output;
 mod runtime;
 
@@ -93,8 +94,6 @@ fn start_log() {
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        .with_target(false)
-        .without_time()
-        .compact()
+        .event_format(log::Lines)
         .try_init();
 }

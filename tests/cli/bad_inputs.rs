@@ -107,7 +107,7 @@ fn onnx_files_that_cannot_be_used() {
     w.png("images/a/1.png", 8, 8, 10);
     w.write("text.onnx", "not an onnx file");
     w.fails(2, "extract --model text.onnx --data images --out f", &["text.onnx"]);
-    for (file, word) in [("rank2.onnx", "4-D"), ("int64.onnx", "float")] {
+    for (file, word) in [("vector_input.onnx", "4-D"), ("int64_input.onnx", "float")] {
         let path = fixture("onnx").join(file);
         w.fails(
             2,
