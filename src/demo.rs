@@ -95,7 +95,10 @@ fn start_folder(out: &Path) -> Result<()> {
         fs::remove_dir_all(out).map_err(|e| Error::io(out, e))?;
     }
     fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
-    crate::files::write_json(&out.join(MARKER), &json!({ "tool_version": env!("CARGO_PKG_VERSION") }))
+    crate::files::write_json(
+        &out.join(MARKER),
+        &json!({ "tool_version": env!("CARGO_PKG_VERSION") }),
+    )
 }
 
 /// The demo's network: 28 px, patches of 7, small enough for a laptop.
@@ -229,7 +232,14 @@ fn evaluate(options: &DemoOptions, entries: &[Entry]) -> Result<EvalResult> {
         let probe = probe.rows[0]
             .test
             .ok_or_else(|| Error::failed("linear probe", "the chosen head has no test score"))?;
-        numbers.push([knn.top1, knn.top1_low, knn.top1_high, probe.top1, probe.top1_low, probe.top1_high]);
+        numbers.push([
+            knn.top1,
+            knn.top1_low,
+            knn.top1_high,
+            probe.top1,
+            probe.top1_low,
+            probe.top1_high,
+        ]);
     }
     let column = |name: &str, index: usize| {
         Column::new(

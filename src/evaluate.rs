@@ -41,7 +41,10 @@ impl Folders {
     /// # Errors
     /// A folder that is missing or incomplete, or outputs of different widths.
     pub fn open(&self) -> Result<OpenFolders> {
-        let (train, test) = (FeatureFolder::open(&self.train)?, FeatureFolder::open(&self.test)?);
+        let (train, test) = (
+            FeatureFolder::open(&self.train)?,
+            FeatureFolder::open(&self.test)?,
+        );
         let hash = |folder: &FeatureFolder| folder.meta().model.get("sha256").cloned();
         if hash(&train) != hash(&test) {
             tracing::warn!(
@@ -74,7 +77,10 @@ impl OpenFolders {
     /// The column to use where none was named: `cls` where there is one, else the first.
     pub fn default_column(&self) -> String {
         let outputs = &self.train.meta().outputs;
-        let default = outputs.iter().find(|output| output.name == "cls").or(outputs.first());
+        let default = outputs
+            .iter()
+            .find(|output| output.name == "cls")
+            .or(outputs.first());
         default.map_or_else(|| "cls".to_owned(), |output| output.name.clone())
     }
 
@@ -121,12 +127,18 @@ fn labelled_rows(folder: &FeatureFolder, column: &str) -> Result<(Matrix, Vec<St
         tracing::warn!("{name}: {} rows without features are left out", features.n_null);
     }
     if features.rows.is_empty() {
-        return Err(Error::input(name, "expected at least one row with features, found none"));
+        return Err(Error::input(
+            name,
+            "expected at least one row with features, found none",
+        ));
     }
     let mut labels = Vec::with_capacity(features.labels.len());
     for (label, path) in features.labels.into_iter().zip(&features.paths) {
         labels.push(label.ok_or_else(|| {
-            Error::input(&name, format!("expected a label for every row, found none for {path}"))
+            Error::input(
+                &name,
+                format!("expected a label for every row, found none for {path}"),
+            )
         })?);
     }
     Ok((features.matrix, labels))
@@ -160,9 +172,15 @@ impl ModelRequest {
             train: self.keep.join("train"),
             test: self.keep.join("test"),
         };
-        for (spec, out) in [(&self.train_data, &folders.train), (&self.test_data, &folders.test)] {
+        for (spec, out) in [
+            (&self.train_data, &folders.train),
+            (&self.test_data, &folders.test),
+        ] {
             let source = data::open(spec)?;
-            let OpenModel { mut model, preprocess } = model::open(&self.model, source.as_ref(), &self.options)?;
+            let OpenModel {
+                mut model,
+                preprocess,
+            } = model::open(&self.model, source.as_ref(), &self.options)?;
             if kept(out) && !self.extract.force {
                 tracing::info!("{}: using the features kept there", out.display());
             }
@@ -244,11 +262,25 @@ fn earlier_blocks(folders: &OpenFolders) -> Vec<String> {
         .meta()
         .outputs
         .iter()
-        .filter_map(|output| output.name.strip_prefix("layer:")?.strip_suffix(".cls")?.parse().ok())
+        .filter_map(|output| {
+            output
+                .name
+                .strip_prefix("layer:")?
+                .strip_suffix(".cls")?
+                .parse()
+                .ok()
+        })
         .collect();
     layers.sort_unstable();
     // The highest of four is the last block itself, which `cls` stands for.
-    let earlier: Vec<String> = layers.iter().rev().skip(1).take(3).map(|i| format!("layer:{i}.cls")).rev().collect();
+    let earlier: Vec<String> = layers
+        .iter()
+        .rev()
+        .skip(1)
+        .take(3)
+        .map(|i| format!("layer:{i}.cls"))
+        .rev()
+        .collect();
     if earlier.len() == 3 && earlier.iter().all(|name| folders.has(name)) {
         earlier
     } else {
@@ -261,7 +293,10 @@ impl OpenFolders {
     pub fn describe_into(&self, result: &mut EvalResult, column: &str) {
         let settings = [
             ("column", serde_json::json!(column)),
-            ("train", serde_json::json!(self.train.path().display().to_string())),
+            (
+                "train",
+                serde_json::json!(self.train.path().display().to_string()),
+            ),
             ("test", serde_json::json!(self.test.path().display().to_string())),
             ("model", self.train.meta().model.clone()),
             ("tool_version", serde_json::json!(env!("CARGO_PKG_VERSION"))),

@@ -80,9 +80,12 @@ pub struct ExportSummary {
 /// file is left then.
 pub fn export(checkpoint: &Checkpoint, request: &ExportRequest, path: &Path) -> Result<ExportSummary> {
     refuse_existing(path, request.force)?;
-    let name = path
-        .file_name()
-        .ok_or_else(|| Error::input("--out", format!("expected a file name, found `{}`", path.display())))?;
+    let name = path.file_name().ok_or_else(|| {
+        Error::input(
+            "--out",
+            format!("expected a file name, found `{}`", path.display()),
+        )
+    })?;
     let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -123,8 +126,12 @@ pub fn export(checkpoint: &Checkpoint, request: &ExportRequest, path: &Path) -> 
     })
 }
 
-fn metadata(checkpoint: &Checkpoint, preprocess: &Preprocess) -> Result<std::collections::BTreeMap<String, String>> {
-    let json = |value: serde_json::Result<String>| value.map_err(|e| Error::failed("metadata", e.to_string()));
+fn metadata(
+    checkpoint: &Checkpoint,
+    preprocess: &Preprocess,
+) -> Result<std::collections::BTreeMap<String, String>> {
+    let json =
+        |value: serde_json::Result<String>| value.map_err(|e| Error::failed("metadata", e.to_string()));
     Ok([
         ("macula.arch", json(serde_json::to_string(&checkpoint.config))?),
         ("macula.patch_size", checkpoint.config.patch_size.to_string()),
@@ -160,8 +167,15 @@ fn compare(checkpoint: &Checkpoint, request: &ExportRequest, file: &Path) -> Res
         openvino: None,
     };
     let mut session = OnnxModel::open(Runtime::open(&request.runtime)?, file, &session_options)?;
-    let names: Vec<String> = session.outputs().iter().map(|output| output.name.clone()).collect();
-    let kinds: Vec<OutputKind> = names.iter().map(|name| name.parse()).collect::<macula_models::Result<_>>()?;
+    let names: Vec<String> = session
+        .outputs()
+        .iter()
+        .map(|output| output.name.clone())
+        .collect();
+    let kinds: Vec<OutputKind> = names
+        .iter()
+        .map(|name| name.parse())
+        .collect::<macula_models::Result<_>>()?;
     let mut comparisons = Vec::new();
     for (height, width) in sizes(config, request.image) {
         for (input, pixels) in [
@@ -204,8 +218,7 @@ fn real_images(config: &VitConfig, height: usize, width: usize, preprocess: &Pre
     let plane = config.in_channels * height * width;
     let mut pixels = vec![0f32; 2 * plane];
     for (row, out) in pixels.chunks_exact_mut(plane).enumerate() {
-        let image = source
-            .load(row as u64, &DecodeOptions::default())?;
+        let image = source.load(row as u64, &DecodeOptions::default())?;
         preprocess.write_tensor(&image, out)?;
     }
     Ok(pixels)
@@ -222,7 +235,12 @@ fn measure(name: String, found: &[f32], expected: &Tensor, n: usize) -> Result<C
             format!("expected {} values, found {}", expected.len(), found.len()),
         ));
     }
-    let pairs = || found.iter().zip(&expected).map(|(a, b)| (f64::from(*a), f64::from(*b)));
+    let pairs = || {
+        found
+            .iter()
+            .zip(&expected)
+            .map(|(a, b)| (f64::from(*a), f64::from(*b)))
+    };
     let max_abs = pairs().map(|(a, b)| (a - b).abs()).fold(0.0, nan_max);
     let largest = pairs().map(|(_, b)| b.abs()).fold(0.0, nan_max);
     let width = found.len() / n;
@@ -244,11 +262,16 @@ fn measure(name: String, found: &[f32], expected: &Tensor, n: usize) -> Result<C
 
 /// The larger value, NaN before all: a network that gives NaN must not pass.
 fn nan_max(a: f64, b: f64) -> f64 {
-    if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) }
+    if a.is_nan() || b.is_nan() {
+        f64::NAN
+    } else {
+        a.max(b)
+    }
 }
 
 fn cosine(a: &[f32], b: &[f32]) -> f64 {
-    let dot = |x: &[f32], y: &[f32]| -> f64 { x.iter().zip(y).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum() };
+    let dot =
+        |x: &[f32], y: &[f32]| -> f64 { x.iter().zip(y).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum() };
     dot(a, b) / (dot(a, a).sqrt() * dot(b, b).sqrt()).max(f64::MIN_POSITIVE)
 }
 

@@ -53,8 +53,8 @@ pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
 /// # Errors
 /// As [`write_whole`].
 pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
-    let mut text =
-        serde_json::to_string_pretty(value).map_err(|e| Error::failed(path.display().to_string(), e.to_string()))?;
+    let mut text = serde_json::to_string_pretty(value)
+        .map_err(|e| Error::failed(path.display().to_string(), e.to_string()))?;
     text.push('\n');
     write_bytes(path, text.as_bytes())
 }

@@ -80,7 +80,13 @@ impl CommonArgs {
         if let Some(out) = &self.out {
             files::refuse_existing(&out.join("result.json"), self.force)?;
         }
-        let folders = match (&self.train, &self.test, &self.model, &self.train_data, &self.test_data) {
+        let folders = match (
+            &self.train,
+            &self.test,
+            &self.model,
+            &self.train_data,
+            &self.test_data,
+        ) {
             (Some(train), Some(test), ..) => Folders {
                 train: train.clone(),
                 test: test.clone(),
@@ -241,7 +247,14 @@ impl LinearProbeArgs {
         })?;
         let column = self.common.column(&folders);
         let (features, columns) = probe_features(&folders, &column)?;
-        let result = linear_probe::evaluate(&features.train, &features.train_labels, &features.test, &features.test_labels, features.classes.len(), &config)?;
+        let result = linear_probe::evaluate(
+            &features.train,
+            &features.train_labels,
+            &features.test,
+            &features.test_labels,
+            features.classes.len(),
+            &config,
+        )?;
         self.common.finish(result.to_eval_result()?, &folders, &columns)
     }
 }

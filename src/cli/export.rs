@@ -84,9 +84,19 @@ impl ExportArgs {
         let (image, height, width) = match self.image_size {
             Some(ImageSize::Dynamic) => (ImageShape::Dynamic, side, side),
             Some(ImageSize::Fixed(height, width)) => (ImageShape::Fixed { height, width }, height, width),
-            None => (ImageShape::Fixed { height: side, width: side }, side, side),
+            None => (
+                ImageShape::Fixed {
+                    height: side,
+                    width: side,
+                },
+                side,
+                side,
+            ),
         };
-        let preprocess = self.preprocess.overrides().over(imagenet(height as u32, width as u32));
+        let preprocess = self
+            .preprocess
+            .overrides()
+            .over(imagenet(height as u32, width as u32));
         preprocess.validate()?;
         if !(self.tolerance > 0.0) {
             return Err(Error::input(
@@ -124,11 +134,10 @@ impl ExportArgs {
                 },
             )?);
         }
-        let arch = self
-            .geometry
-            .arch
-            .as_deref()
-            .ok_or_else(|| Error::input("--arch", "needed with `untrained`, for instance vit-small/14"))?;
+        let arch =
+            self.geometry.arch.as_deref().ok_or_else(|| {
+                Error::input("--arch", "needed with `untrained`, for instance vit-small/14")
+            })?;
         let side = match self.image_size {
             Some(ImageSize::Fixed(height, width)) => height.max(width),
             _ => 224,
@@ -163,7 +172,11 @@ fn text(summary: &ExportSummary) -> String {
         summary.path,
         summary.parameters,
         summary.bytes as f64 / 1e6,
-        if summary.external_data { " with external data" } else { "" }
+        if summary.external_data {
+            " with external data"
+        } else {
+            ""
+        }
     )];
     lines.push(format!(
         "  {:<8} {:>9} {:<14} {:>10} {:>10} {:>12}",

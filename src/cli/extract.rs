@@ -48,7 +48,10 @@ impl ExtractArgs {
         self.read.run.start_threads()?;
         let source = data::open(&self.data)?;
         let options = self.read.model_options(OutputChoice::named(&self.output));
-        let OpenModel { mut model, preprocess } = model::open(&self.model, source.as_ref(), &options)?;
+        let OpenModel {
+            mut model,
+            preprocess,
+        } = model::open(&self.model, source.as_ref(), &options)?;
         let options = self.read.extract_options(self.shard, self.force, self.resume);
         let report = extract(source.as_ref(), model.as_mut(), &preprocess, &options, &self.out)?;
         self.print(&report)

@@ -104,7 +104,11 @@ fn flatten(prefix: &str, value: &Value, lines: &mut Vec<String>) {
     match value {
         Value::Object(map) => {
             for (key, value) in map {
-                let key = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+                let key = if prefix.is_empty() {
+                    key.clone()
+                } else {
+                    format!("{prefix}.{key}")
+                };
                 flatten(&key, value, lines);
             }
         }

@@ -15,11 +15,21 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
 {
-    fn format_event(&self, context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
         match *event.metadata().level() {
             Level::ERROR | Level::WARN => writer.write_str("warning: ")?,
             Level::INFO => {}
-            level => write!(writer, "{} {}: ", level.as_str().to_lowercase(), event.metadata().target())?,
+            level => write!(
+                writer,
+                "{} {}: ",
+                level.as_str().to_lowercase(),
+                event.metadata().target()
+            )?,
         }
         context.field_format().format_fields(writer.by_ref(), event)?;
         writeln!(writer)

@@ -165,7 +165,8 @@ fn describe(
         format_version: FORMAT_VERSION,
         tool_version: env!("CARGO_PKG_VERSION").to_owned(),
         model: model.describe(),
-        preprocess: serde_json::to_value(preprocess).map_err(|e| Error::failed("preprocess", e.to_string()))?,
+        preprocess: serde_json::to_value(preprocess)
+            .map_err(|e| Error::failed("preprocess", e.to_string()))?,
         outputs: model.outputs().to_vec(),
         source: source.describe(),
         n_rows,
@@ -266,7 +267,11 @@ fn load_batch(plan: &Plan<'_>, rows: std::ops::Range<u64>, ends_part: bool) -> B
                 .source
                 .load(row, &plan.options.decode)
                 .map_err(|error| error.reason)
-                .and_then(|image| plan.preprocess.write_tensor(&image, out).map_err(|e| e.to_string()))
+                .and_then(|image| {
+                    plan.preprocess
+                        .write_tensor(&image, out)
+                        .map_err(|e| e.to_string())
+                })
                 .err();
             (record, error)
         })
@@ -329,7 +334,10 @@ fn add_rows(batch: Batch, policy: ErrorPolicy, part: &mut PartRows) -> Result<Ve
         let present = error.is_none();
         if let Some(reason) = error {
             if policy == ErrorPolicy::Fail {
-                return Err(Error::failed(record.path, format!("{reason} (row {})", record.row)));
+                return Err(Error::failed(
+                    record.path,
+                    format!("{reason} (row {})", record.row),
+                ));
             }
             part.errors.push((record.row, record.path.clone(), reason));
             if policy == ErrorPolicy::Skip {

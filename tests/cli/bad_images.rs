@@ -19,7 +19,8 @@ fn folder(w: &Workspace) -> (usize, usize) {
     w.write("images/f-bomb.png", bomb());
     fs::copy(
         w.png("images/g.png", 9, 9, 50),
-        w.path("images").join(std::ffi::OsStr::from_bytes(b"g-\xff\xfe.png")),
+        w.path("images")
+            .join(std::ffi::OsStr::from_bytes(b"g-\xff\xfe.png")),
     )
     .expect("copied");
     let unreadable = w.png("images/h-locked.png", 9, 9, 90);
@@ -48,7 +49,9 @@ fn bomb() -> Vec<u8> {
 
 fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0u32, |crc, byte| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0xEDB8_8320 & (!(crc & 1)).wrapping_add(1)))
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+            (crc >> 1) ^ (0xEDB8_8320 & (!(crc & 1)).wrapping_add(1))
+        })
     })
 }
 
@@ -67,12 +70,20 @@ fn skip_leaves_bad_rows_out_and_lists_them() {
     let w = Workspace::new();
     let (good, bad) = folder(&w);
     w.succeeds(&format!("{EXTRACT} --on-error skip"));
-    let read = FeatureFolder::open(&w.path("f")).expect("complete").read("pixels").expect("read");
+    let read = FeatureFolder::open(&w.path("f"))
+        .expect("complete")
+        .read("pixels")
+        .expect("read");
     assert_eq!(read.rows.len(), good);
     assert_eq!(read.matrix.view().rows(), good);
     let errors = fs::read_to_string(w.path("f/errors.csv")).expect("errors");
     assert_eq!(errors.lines().count(), 1 + bad, "{errors}");
-    for (row, name) in [(1, "b-truncated.jpg"), (2, "c-text.png"), (3, "d-empty.png"), (5, "f-bomb.png")] {
+    for (row, name) in [
+        (1, "b-truncated.jpg"),
+        (2, "c-text.png"),
+        (3, "d-empty.png"),
+        (5, "f-bomb.png"),
+    ] {
         let line = errors.lines().find(|line| line.contains(name)).expect(name);
         assert!(line.starts_with(&format!("{row},")), "{line}");
     }
@@ -86,7 +97,10 @@ fn null_keeps_every_row_in_its_place() {
     let folder = FeatureFolder::open(&w.path("f")).expect("complete");
     let read = folder.read("pixels").expect("read");
     assert_eq!((read.rows.len(), read.n_null as usize), (good, bad));
-    assert_eq!((folder.n_written() as usize, folder.n_failed() as usize), (good, bad));
+    assert_eq!(
+        (folder.n_written() as usize, folder.n_failed() as usize),
+        (good, bad)
+    );
     // Each row's features are those the image has on its own.
     for (index, path) in read.paths.iter().enumerate() {
         if path.ends_with("e-dot.png") {

@@ -21,7 +21,10 @@ fn export_extract_and_evaluate_a_golden_checkpoint() {
         "extract --model {checkpoint} --heads 3 --data sample:test --out candle --output cls,patch,reg --resize 80 --crop 70"
     ));
     let read = |folder: &str, column: &str| {
-        let features = FeatureFolder::open(&w.path(folder)).expect("complete").read(column).expect("read");
+        let features = FeatureFolder::open(&w.path(folder))
+            .expect("complete")
+            .read(column)
+            .expect("read");
         (features.matrix.into_data(), features.labels)
     };
     for column in ["cls", "patch", "reg"] {
@@ -29,10 +32,15 @@ fn export_extract_and_evaluate_a_golden_checkpoint() {
         let (candle, _) = read("candle", column);
         assert_eq!(labels.len(), 1000);
         let largest = candle.iter().fold(0f32, |m, v| m.max(v.abs()));
-        let worst = onnx.iter().zip(&candle).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+        let worst = onnx
+            .iter()
+            .zip(&candle)
+            .fold(0f32, |m, (a, b)| m.max((a - b).abs()));
         assert!(worst <= 1e-4 * largest, "{column}: {worst} of {largest}");
     }
-    let knn = w.succeeds("eval knn --train onnx --test onnx --k 1 --json").json();
+    let knn = w
+        .succeeds("eval knn --train onnx --test onnx --k 1 --json")
+        .json();
     assert_eq!(knn["task"], "knn");
     assert_eq!((&knn["n_train"], &knn["n_test"]), (&1000.into(), &1000.into()));
     // Every image is its own nearest neighbour.
@@ -44,9 +52,16 @@ fn shards_read_as_one_and_equal_one_run() {
     let w = Workspace::new();
     w.succeeds("extract --model pixels --data sample:test --out whole");
     for shard in ["0/3", "1/3", "2/3"] {
-        w.succeeds(&format!("extract --model pixels --data sample:test --out parts --shard {shard}"));
+        w.succeeds(&format!(
+            "extract --model pixels --data sample:test --out parts --shard {shard}"
+        ));
     }
-    let read = |name: &str| FeatureFolder::open(&w.path(name)).expect("complete").read("pixels").expect("read");
+    let read = |name: &str| {
+        FeatureFolder::open(&w.path(name))
+            .expect("complete")
+            .read("pixels")
+            .expect("read")
+    };
     let (whole, parts) = (read("whole"), read("parts"));
     assert_eq!(whole.rows, parts.rows);
     assert_eq!(whole.labels, parts.labels);
@@ -62,7 +77,10 @@ fn a_resumed_extraction_equals_an_uninterrupted_one() {
     let extract = "extract --model pixels:rgb --data sample:test --resize 224 --crop 224 --out";
     w.succeeds(&format!("{extract} whole"));
     w.succeeds(&format!("{extract} cut"));
-    let parts: Vec<String> = names(&w.path("cut")).into_iter().filter(|n| n.starts_with("part-")).collect();
+    let parts: Vec<String> = names(&w.path("cut"))
+        .into_iter()
+        .filter(|n| n.starts_with("part-"))
+        .collect();
     assert!(parts.len() > 3, "{parts:?}");
     for name in &parts[2..] {
         fs::remove_file(w.path("cut").join(name)).expect("removed");
@@ -81,7 +99,11 @@ fn results_are_kept_as_four_files() {
     let w = Workspace::new();
     w.two_classes("train", 60, 4);
     w.two_classes("test", 20, 4);
-    for (protocol, first) in [("knn --k 5", "k"), ("logreg --c 0.1,1", "c"), ("linear-probe --epochs 2", "head")] {
+    for (protocol, first) in [
+        ("knn --k 5", "k"),
+        ("logreg --c 0.1,1", "c"),
+        ("linear-probe --epochs 2", "head"),
+    ] {
         let name = protocol.split(' ').next().expect("a word");
         w.succeeds(&format!("eval {protocol} --train train --test test --out {name}"));
         assert_eq!(
@@ -96,7 +118,11 @@ fn results_are_kept_as_four_files() {
             assert!(!row[key].is_null(), "{name}: no `{key}` in {row}");
         }
         assert_eq!(row["top1"], 1.0, "{name}: the classes are far apart");
-        w.fails(2, &format!("eval {protocol} --train train --test test --out {name}"), &["--force"]);
+        w.fails(
+            2,
+            &format!("eval {protocol} --train train --test test --out {name}"),
+            &["--force"],
+        );
     }
 }
 
@@ -104,9 +130,15 @@ fn results_are_kept_as_four_files() {
 fn the_same_seed_gives_the_same_result_on_any_number_of_threads() {
     let w = Workspace::new();
     w.succeeds("extract --model pixels --data sample:test --out f");
-    for protocol in ["knn --k 5,10 --n-per-class 20 --n-tries 3", "logreg --c 0.01,1", "linear-probe --epochs 2"] {
+    for protocol in [
+        "knn --k 5,10 --n-per-class 20 --n-tries 3",
+        "logreg --c 0.01,1",
+        "linear-probe --epochs 2",
+    ] {
         let rows = |threads: usize| {
-            let run = w.succeeds(&format!("eval {protocol} --train f --test f --threads {threads} --json"));
+            let run = w.succeeds(&format!(
+                "eval {protocol} --train f --test f --threads {threads} --json"
+            ));
             run.json()["rows"].clone()
         };
         assert_eq!(rows(1), rows(2), "{protocol}");

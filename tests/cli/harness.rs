@@ -57,10 +57,18 @@ impl Workspace {
         let run = self.macula(arguments);
         let told = format!("macula {arguments}\n{}", run.stderr);
         assert_eq!(run.code, code, "{told}");
-        let errors: Vec<&str> = run.stderr.lines().filter(|line| line.starts_with("error: ")).collect();
+        let errors: Vec<&str> = run
+            .stderr
+            .lines()
+            .filter(|line| line.starts_with("error: "))
+            .collect();
         assert_eq!(errors.len(), 1, "expected one error line: {told}");
         assert!(!run.stderr.contains("panicked"), "{told}");
-        assert!(run.stdout.is_empty(), "expected nothing on stdout: {}", run.stdout);
+        assert!(
+            run.stdout.is_empty(),
+            "expected nothing on stdout: {}",
+            run.stdout
+        );
         let last = run.stderr.lines().last().unwrap_or_default();
         assert_eq!(errors[0], last, "expected the error last: {told}");
         for word in words {
@@ -89,12 +97,16 @@ impl Run {
 
 /// A file of the project's fixtures.
 pub fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures")
+        .join(name)
 }
 
 /// A golden checkpoint.
 pub fn golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tests/fixtures").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("models/tests/fixtures")
+        .join(name)
 }
 
 /// Names in a folder, sorted; empty where there is none.

@@ -48,29 +48,56 @@ pub fn describe(path: &Path) -> Result<OnnxDescription> {
         *operators.entry(node.op_type.clone()).or_insert(0) += 1;
     }
     let entries = |tensor: &super::proto::TensorProto| -> Vec<String> {
-        let location = tensor.external_data.iter().filter(|entry| entry.key == "location");
+        let location = tensor
+            .external_data
+            .iter()
+            .filter(|entry| entry.key == "location");
         location.map(|entry| entry.value.clone()).collect()
     };
     let mut external_files: Vec<String> = graph.initializer.iter().flat_map(entries).collect();
     external_files.sort();
     external_files.dedup();
-    let scalars = |dims: &[i64]| dims.iter().fold(1u64, |n, dim| n.saturating_mul(dim.unsigned_abs()));
-    let named = |domain: String| if domain.is_empty() { "ai.onnx".to_owned() } else { domain };
+    let scalars = |dims: &[i64]| {
+        dims.iter()
+            .fold(1u64, |n, dim| n.saturating_mul(dim.unsigned_abs()))
+    };
+    let named = |domain: String| {
+        if domain.is_empty() {
+            "ai.onnx".to_owned()
+        } else {
+            domain
+        }
+    };
     Ok(OnnxDescription {
-        producer: format!("{} {}", model.producer_name, model.producer_version).trim().to_owned(),
+        producer: format!("{} {}", model.producer_name, model.producer_version)
+            .trim()
+            .to_owned(),
         ir_version: model.ir_version,
-        opsets: model.opset_import.into_iter().map(|set| (named(set.domain), set.version)).collect(),
+        opsets: model
+            .opset_import
+            .into_iter()
+            .map(|set| (named(set.domain), set.version))
+            .collect(),
         inputs: graph.input.iter().map(value_text).collect(),
         outputs: graph.output.iter().map(value_text).collect(),
         operators,
-        constants: graph.initializer.iter().map(|tensor| scalars(&tensor.dims)).fold(0, u64::saturating_add),
+        constants: graph
+            .initializer
+            .iter()
+            .map(|tensor| scalars(&tensor.dims))
+            .fold(0, u64::saturating_add),
         external_files,
-        metadata: model.metadata_props.into_iter().map(|entry| (entry.key, entry.value)).collect(),
+        metadata: model
+            .metadata_props
+            .into_iter()
+            .map(|entry| (entry.key, entry.value))
+            .collect(),
     })
 }
 
 fn value_text(value: &ValueInfoProto) -> String {
-    let Some(TypeValue::TensorType(tensor)) = value.r#type.as_ref().and_then(|kind| kind.value.as_ref()) else {
+    let Some(TypeValue::TensorType(tensor)) = value.r#type.as_ref().and_then(|kind| kind.value.as_ref())
+    else {
         return format!("{} (no tensor)", value.name);
     };
     let dims: Vec<String> = tensor

@@ -21,7 +21,11 @@ pub fn reference_outputs(
         kind.check(network.config())?;
     }
     let of_layers = |kind: &&OutputKind| matches!(kind, OutputKind::LayerCls(_) | OutputKind::LayerPatch(_));
-    let mut blocks: Vec<usize> = kinds.iter().filter(of_layers).map(|kind| kind.block(depth)).collect();
+    let mut blocks: Vec<usize> = kinds
+        .iter()
+        .filter(of_layers)
+        .map(|kind| kind.block(depth))
+        .collect();
     blocks.sort_unstable();
     blocks.dedup();
     let layers = match blocks.is_empty() {

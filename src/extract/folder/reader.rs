@@ -82,7 +82,10 @@ impl FeatureFolder {
         let Some(output) = self.meta().output(column) else {
             return Err(Error::input(
                 self.path.display().to_string(),
-                format!("no column `{column}`; the folder holds {}", self.meta().output_names()),
+                format!(
+                    "no column `{column}`; the folder holds {}",
+                    self.meta().output_names()
+                ),
             ));
         };
         let width = output.width();
@@ -148,7 +151,11 @@ fn open_one(folder: &Path) -> Result<(PathBuf, Meta)> {
     if let Some(missing) = (0..meta.n_parts()).find(|&i| !folder.join(part_name(i)).is_file()) {
         return Err(Error::input(
             name(),
-            format!("expected {} parts, found no {}", meta.n_parts(), part_name(missing)),
+            format!(
+                "expected {} parts, found no {}",
+                meta.n_parts(),
+                part_name(missing)
+            ),
         ));
     }
     Ok((folder.to_owned(), meta))
@@ -178,7 +185,10 @@ fn open_shards(path: &Path) -> Result<Vec<(PathBuf, Meta)>> {
     if indices != (0..first.shard.count).collect::<Vec<_>>() {
         return Err(Error::input(
             name(),
-            format!("expected shards 0 to {}, found {indices:?}", first.shard.count - 1),
+            format!(
+                "expected shards 0 to {}, found {indices:?}",
+                first.shard.count - 1
+            ),
         ));
     }
     for (folder, meta) in &shards {
@@ -234,7 +244,11 @@ fn read_part(path: &Path, column: &str, width: usize) -> Result<Part> {
         // The inner values of a null row are there too, and are passed over.
         let inner = features.array()?.get_inner().rechunk();
         let values = inner.f32()?.downcast_as_array().values().as_slice();
-        for (values, _) in values.chunks_exact(width).zip(&present).filter(|(_, present)| **present) {
+        for (values, _) in values
+            .chunks_exact(width)
+            .zip(&present)
+            .filter(|(_, present)| **present)
+        {
             data.extend_from_slice(values);
         }
         let keep = |index: &usize| present[*index];
@@ -245,11 +259,19 @@ fn read_part(path: &Path, column: &str, width: usize) -> Result<Part> {
         };
         let (paths, labels) = (texts("path")?, texts("label")?);
         let select = |list: Vec<Option<String>>| -> Vec<Option<String>> {
-            list.into_iter().enumerate().filter(|(i, _)| keep(i)).map(|(_, text)| text).collect()
+            list.into_iter()
+                .enumerate()
+                .filter(|(i, _)| keep(i))
+                .map(|(_, text)| text)
+                .collect()
         };
         Ok(Part {
             data,
-            rows: rows.enumerate().filter(|(i, _)| keep(i)).map(|(_, row)| row).collect(),
+            rows: rows
+                .enumerate()
+                .filter(|(i, _)| keep(i))
+                .map(|(_, row)| row)
+                .collect(),
             paths: select(paths).into_iter().map(Option::unwrap_or_default).collect(),
             labels: select(labels),
             n_null: present.iter().filter(|p| !**p).count() as u64,
@@ -263,7 +285,10 @@ pub(super) fn count_present(path: &Path) -> Result<u64> {
     let mut reader = open_part(path)?;
     let schema = reader.schema().map_err(|e| damaged(path, &e))?;
     let Some((first, _)) = schema.iter().nth(3) else {
-        return Err(Error::input(path.display().to_string(), "damaged part: no feature column"));
+        return Err(Error::input(
+            path.display().to_string(),
+            "damaged part: no feature column",
+        ));
     };
     let frame = open_part(path)?
         .with_columns(Some(vec![first.to_string()]))

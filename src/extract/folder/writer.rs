@@ -118,7 +118,10 @@ impl FolderWriter {
         }
         let mut frame = frame_of(part, &self.meta.outputs).map_err(|e| table_error(&path, &e))?;
         let metadata = vec![
-            ("macula.format_version".to_owned(), self.meta.format_version.to_string()),
+            (
+                "macula.format_version".to_owned(),
+                self.meta.format_version.to_string(),
+            ),
             (
                 "macula.outputs".to_owned(),
                 serde_json::to_string(&self.meta.outputs).unwrap_or_default(),
@@ -142,9 +145,12 @@ impl FolderWriter {
         let rows: Vec<u64> = self.errors.iter().map(|e| e.0).collect();
         let paths: Vec<&str> = self.errors.iter().map(|e| e.1.as_str()).collect();
         let errors: Vec<&str> = self.errors.iter().map(|e| e.2.as_str()).collect();
-        let mut frame = df!("row" => rows, "path" => paths, "error" => errors).map_err(|e| table_error(&path, &e))?;
+        let mut frame =
+            df!("row" => rows, "path" => paths, "error" => errors).map_err(|e| table_error(&path, &e))?;
         write_whole(&path, |file| {
-            CsvWriter::new(file).finish(&mut frame).map_err(|e| table_error(&path, &e))
+            CsvWriter::new(file)
+                .finish(&mut frame)
+                .map_err(|e| table_error(&path, &e))
         })
     }
 
@@ -176,7 +182,10 @@ fn is_empty_folder(path: &Path) -> bool {
 
 fn table_error(path: &Path, error: &PolarsError) -> Error {
     let text = error.to_string();
-    Error::failed(path.display().to_string(), text.lines().next().unwrap_or_default())
+    Error::failed(
+        path.display().to_string(),
+        text.lines().next().unwrap_or_default(),
+    )
 }
 
 /// The first setting in which two folders differ.
@@ -237,7 +246,11 @@ fn read_errors(path: &Path) -> Result<Vec<(u64, String, String)>> {
         let paths = frame.column("path")?.cast(&DataType::String)?;
         let errors = frame.column("error")?.cast(&DataType::String)?;
         let texts = |column: &Column| -> PolarsResult<Vec<String>> {
-            Ok(column.str()?.iter().map(|text| text.unwrap_or_default().to_owned()).collect())
+            Ok(column
+                .str()?
+                .iter()
+                .map(|text| text.unwrap_or_default().to_owned())
+                .collect())
         };
         let rows: Vec<u64> = rows.u64()?.iter().flatten().collect();
         Ok(rows
@@ -255,7 +268,9 @@ fn frame_of(part: PartRows, outputs: &[OutputSpec]) -> PolarsResult<DataFrame> {
     let mut columns = vec![
         Column::new("row".into(), part.rows),
         Column::new("path".into(), part.paths),
-        Series::new("label".into(), part.labels).cast(&DataType::String)?.into(),
+        Series::new("label".into(), part.labels)
+            .cast(&DataType::String)?
+            .into(),
     ];
     for (output, values) in outputs.iter().zip(part.values) {
         columns.push(array_column(output, values, &part.present)?.into());

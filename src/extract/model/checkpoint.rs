@@ -106,7 +106,10 @@ fn output_kinds(choice: &OutputChoice, file: &str, config: &VitConfig) -> Result
         OutputChoice::Named(names) => names.clone(),
         other => other.choose(file, &available_outputs(config))?,
     };
-    let kinds: Vec<OutputKind> = names.iter().map(|name| name.parse()).collect::<macula_models::Result<_>>()?;
+    let kinds: Vec<OutputKind> = names
+        .iter()
+        .map(|name| name.parse())
+        .collect::<macula_models::Result<_>>()?;
     for kind in &kinds {
         kind.check(config)?;
     }

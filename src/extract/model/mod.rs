@@ -125,7 +125,9 @@ impl OutputChoice {
             },
             Self::Probe if available.iter().any(|name| name == "cls") => {
                 let usable = |name: &String| {
-                    name == "cls" || name == "patch_mean" || (name.starts_with("layer:") && name.ends_with(".cls"))
+                    name == "cls"
+                        || name == "patch_mean"
+                        || (name.starts_with("layer:") && name.ends_with(".cls"))
                 };
                 Ok(available.iter().filter(|name| usable(name)).cloned().collect())
             }

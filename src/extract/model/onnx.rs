@@ -44,7 +44,10 @@ pub(super) fn open(path: &Path, options: &ModelOptions) -> Result<OpenModel> {
     if dims[1].is_some_and(|channels| channels != 3) {
         return Err(Error::input(
             file,
-            format!("expected an input of 3 channels, found {}", dims[1].unwrap_or_default()),
+            format!(
+                "expected an input of 3 channels, found {}",
+                dims[1].unwrap_or_default()
+            ),
         ));
     }
     let preprocess = preprocess_of(&file, &session, options, height, width)?;
@@ -93,7 +96,10 @@ fn preprocess_of(
             let side = |side: Option<usize>| side.unwrap_or(224) as u32;
             let base = imagenet(side(height), side(width));
             if options.preprocess == super::PreprocessOverrides::default() {
-                tracing::warn!("{file} does not say how its images are prepared: using ImageNet's, {}", base.to_json()?);
+                tracing::warn!(
+                    "{file} does not say how its images are prepared: using ImageNet's, {}",
+                    base.to_json()?
+                );
             }
             base
         }
@@ -108,7 +114,10 @@ impl OnnxFeatures {
     fn probe(&mut self, file: &str) -> Result<()> {
         let n = self.fixed_batch.unwrap_or(1);
         let pixels = vec![0f32; n * 3 * self.height * self.width];
-        for output in self.session.run(&pixels, [n, 3, self.height, self.width], &self.names)? {
+        for output in self
+            .session
+            .run(&pixels, [n, 3, self.height, self.width], &self.names)?
+        {
             if output.shape.first() != Some(&n) || output.data.len() % n != 0 || output.data.is_empty() {
                 return Err(Error::input(
                     file,
@@ -131,12 +140,18 @@ impl OnnxFeatures {
     }
 
     fn run_chunk(&mut self, pixels: &[f32], n: usize, outputs: &mut [Vec<f32>]) -> Result<()> {
-        let results = self.session.run(pixels, [n, 3, self.height, self.width], &self.names)?;
+        let results = self
+            .session
+            .run(pixels, [n, 3, self.height, self.width], &self.names)?;
         for ((result, spec), buffer) in results.into_iter().zip(&self.outputs).zip(outputs) {
             if result.data.len() != n * spec.width() {
                 return Err(Error::failed(
                     result.name,
-                    format!("expected {n} x {} values, found shape {:?}", spec.width(), result.shape),
+                    format!(
+                        "expected {n} x {} values, found shape {:?}",
+                        spec.width(),
+                        result.shape
+                    ),
                 ));
             }
             buffer.extend_from_slice(&result.data);

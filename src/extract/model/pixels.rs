@@ -88,7 +88,10 @@ fn first_size(source: &dyn Source, preprocess: &Preprocess) -> Result<(u32, u32)
             Err(error) => reason = format!("{}: {}", error.path, error.reason),
         }
     }
-    Err(Error::input("--crop", format!("needed, since no image gives a size ({reason})")))
+    Err(Error::input(
+        "--crop",
+        format!("needed, since no image gives a size ({reason})"),
+    ))
 }
 
 impl FeatureModel for PixelModel {
@@ -111,7 +114,11 @@ impl FeatureModel for PixelModel {
             let (green, blue) = rest.split_at(self.plane);
             // The channels of a grey image are equal, and then this is the channel itself.
             out.extend(red.iter().zip(green).zip(blue).map(|((r, g), b)| {
-                if r == g && g == b { *r } else { 0.299 * r + 0.587 * g + 0.114 * b }
+                if r == g && g == b {
+                    *r
+                } else {
+                    0.299 * r + 0.587 * g + 0.114 * b
+                }
             }));
         }
         Ok(())

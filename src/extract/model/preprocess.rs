@@ -48,7 +48,11 @@ pub fn imagenet(height: u32, width: u32) -> Preprocess {
 ///
 /// # Errors
 /// Names the file, the size it takes and the crop.
-pub fn check_size(file: &str, preprocess: &Preprocess, expected: (Option<usize>, Option<usize>)) -> Result<()> {
+pub fn check_size(
+    file: &str,
+    preprocess: &Preprocess,
+    expected: (Option<usize>, Option<usize>),
+) -> Result<()> {
     let Some((height, width)) = preprocess.crop else {
         return Err(Error::input(
             "--crop",
