@@ -276,7 +276,11 @@ fn cosine(a: &[f32], b: &[f32]) -> f64 {
 }
 
 fn refuse_deviation(path: &Path, comparisons: &[Comparison], tolerance: f64) -> Result<()> {
-    match comparisons.iter().find(|c| !(c.max_rel <= tolerance)) {
+    // NaN is a deviation too.
+    match comparisons
+        .iter()
+        .find(|c| c.max_rel.is_nan() || c.max_rel > tolerance)
+    {
         None => Ok(()),
         Some(worst) => Err(Error::failed(
             path.display().to_string(),

@@ -1,4 +1,5 @@
 //! Installing ONNX Runtime from outside the crate: two processes at once, and the real wheel over the network.
+#![allow(clippy::unwrap_used)] // a panic is how a test fails
 
 use std::fs::File;
 use std::io::Write as _;

@@ -1,4 +1,5 @@
 //! k-NN against numbers computed with the formula of `dinov2/eval/knn.py` in Python on the same features.
+#![allow(clippy::unwrap_used)] // a panic is how a test fails
 
 use macula_eval::MatrixView;
 use macula_eval::protocols::knn::{KnnConfig, KnnResult, evaluate};

@@ -1,5 +1,6 @@
 //! The logistic regression against scikit-learn (fixtures written by `LogisticRegression(tol=1e-10)` in f64) and
 //! against linfa-logistic.
+#![allow(clippy::unwrap_used)] // a panic is how a test fails
 
 use linfa::prelude::*;
 use linfa_logistic::MultiLogisticRegression;

@@ -156,7 +156,6 @@ impl ReadArgs {
             decode: DecodeOptions {
                 exif: self.exif,
                 max_pixels: self.max_pixels,
-                ..DecodeOptions::default()
             },
         }
     }

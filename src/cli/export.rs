@@ -98,7 +98,7 @@ impl ExportArgs {
             .overrides()
             .over(imagenet(height as u32, width as u32));
         preprocess.validate()?;
-        if !(self.tolerance > 0.0) {
+        if self.tolerance.is_nan() || self.tolerance <= 0.0 {
             return Err(Error::input(
                 "--tolerance",
                 format!("expected a number above 0, found {}", self.tolerance),

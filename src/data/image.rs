@@ -88,7 +88,7 @@ impl<'a> ImageView<'a> {
 
     /// The samples from the first of row `y` to the last of the image; rows begin [`ImageView::stride`] apart. Panics when
     /// `y` is not below the height.
-    pub(super) fn from_row(&self, y: u32) -> &'a [u8] {
+    pub(super) fn rows_from(&self, y: u32) -> &'a [u8] {
         &self.data[y as usize * self.stride..]
     }
 

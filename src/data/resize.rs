@@ -246,7 +246,12 @@ fn vertical(source: &ImageView, top: u32, rows: &Coefficients) -> Option<RgbImag
     let mut out = vec![0_u8; rows.taps.len() * width];
     for (place, out) in out.chunks_exact_mut(width).enumerate() {
         let (start, weights) = rows.at(place);
-        vertical_row(source.from_row(start as u32 - top), source.stride(), weights, out);
+        vertical_row(
+            source.rows_from(start as u32 - top),
+            source.stride(),
+            weights,
+            out,
+        );
     }
     RgbImage::new(source.width(), rows.taps.len() as u32, out)
 }

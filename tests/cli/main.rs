@@ -1,4 +1,5 @@
 //! The binary as a user runs it.
+#![allow(clippy::unwrap_used)] // a panic is how a test fails
 
 mod bad_images;
 mod bad_inputs;

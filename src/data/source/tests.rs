@@ -143,8 +143,9 @@ fn what_cannot_be_read_is_named() {
     let folder = tempdir().unwrap();
     put(folder.path(), "a/1.png");
     put(folder.path(), "b/2.png");
-    let lock =
-        |name: &str| fs::set_permissions(folder.path().join(name), fs::Permissions::from_mode(0)).unwrap();
+    let lock = |name: &str| {
+        fs::set_permissions(folder.path().join(name), fs::Permissions::from_mode(0o000)).unwrap()
+    };
     lock("a/1.png");
     if fs::read(folder.path().join("a/1.png")).is_ok() {
         return; // the superuser may read everything

@@ -210,7 +210,7 @@ impl<'s, 'a> Search<'s, 'a> {
         self.direction.copy_from_slice(&self.gradient);
         two_loops(&mut self.direction, &self.memory, &self.preconditioner);
         let mut slope = dot(&self.direction, &self.gradient);
-        if !(slope < 0.0) {
+        if slope.is_nan() || slope >= 0.0 {
             self.memory.clear();
             self.direction.copy_from_slice(&self.gradient);
             two_loops(&mut self.direction, &self.memory, &self.preconditioner);

@@ -164,7 +164,7 @@ fn cholesky(a: &mut [f64], size: usize) -> bool {
             let j = from + i;
             let pivot = row[j] - dot(&row[..j], &row[..j]);
             // Also false for NaN.
-            if !(pivot > 0.0) {
+            if pivot.is_nan() || pivot <= 0.0 {
                 return false;
             }
             row[j] = pivot.sqrt();
