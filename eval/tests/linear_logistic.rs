@@ -87,7 +87,12 @@ fn every_class_matches_scikit_learn() {
                 "test log loss",
             );
             let predicted = model.predict(data.test.view()).unwrap();
-            assert_close(accuracy(&predicted, &data.test_labels), expected["accuracy"].as_f64().unwrap(), 1e-12, "accuracy");
+            assert_close(
+                accuracy(&predicted, &data.test_labels),
+                expected["accuracy"].as_f64().unwrap(),
+                1e-12,
+                "accuracy",
+            );
         }
         before = Some(solver.fit(&params, None).unwrap());
     }
@@ -109,7 +114,12 @@ fn two_classes_have_the_objective_of_one_weight_vector() {
             "objective",
         );
         let predicted = model.predict(data.test.view()).unwrap();
-        assert_close(accuracy(&predicted, &halves(&data.test_labels)), expected["accuracy"].as_f64().unwrap(), 1e-12, "accuracy");
+        assert_close(
+            accuracy(&predicted, &halves(&data.test_labels)),
+            expected["accuracy"].as_f64().unwrap(),
+            1e-12,
+            "accuracy",
+        );
     }
 }
 
