@@ -2,6 +2,15 @@
 //! `data -> train -> models -> export -> extract -> eval -> report`.
 #![warn(missing_docs)]
 
+pub mod cli;
+pub mod data;
+pub mod demo;
 pub mod error;
+pub mod evaluate;
+pub mod export;
+pub mod extract;
+pub mod files;
+pub mod rng;
+pub mod runtime;
 
 pub use error::{Error, Result};

@@ -1,3 +1,5 @@
 //! The `macula` command.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    macula::cli::main()
+}

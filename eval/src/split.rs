@@ -23,13 +23,7 @@ pub struct Split {
 /// # Errors
 /// A fraction that is not between 0 and 1, or that leaves either part without a row.
 pub fn hold_out(rows: usize, fraction: f64, seed: u64) -> Result<Split> {
-    // Written so that NaN is refused as well.
-    if !(fraction > 0.0 && fraction < 1.0) {
-        return Err(Error::config(
-            "val_fraction",
-            format!("expected a number between 0 and 1, found {fraction}"),
-        ));
-    }
+    check_fraction(fraction)?;
     // The product of 10 and 0.1 must give 1 however 0.1 is rounded.
     let count = (rows as f64 * fraction * (1.0 + 1e-12)).floor() as usize;
     if count == 0 || count >= rows {
@@ -48,6 +42,21 @@ pub fn hold_out(rows: usize, fraction: f64, seed: u64) -> Result<Split> {
     fit.sort_unstable();
     order.sort_unstable();
     Ok(Split { fit, held_out: order })
+}
+
+/// Checks a held-out share.
+///
+/// # Errors
+/// A fraction that is not between 0 and 1.
+pub fn check_fraction(fraction: f64) -> Result<()> {
+    // Written so that NaN is refused as well.
+    if fraction > 0.0 && fraction < 1.0 {
+        return Ok(());
+    }
+    Err(Error::config(
+        "val_fraction",
+        format!("expected a number between 0 and 1, found {fraction}"),
+    ))
 }
 
 /// How a table names the split: `train split 10 %`.

@@ -142,15 +142,6 @@ impl EvalResult {
         Ok(text)
     }
 
-    /// Prints [`Self::to_text`] to stdout.
-    ///
-    /// # Errors
-    /// As [`Self::to_json`].
-    pub fn print(&self) -> Result<()> {
-        print!("{}", self.to_text()?);
-        Ok(())
-    }
-
     /// Keeps the result in folder `dir` (made if need be) as `result.json` (the object of [`Self::to_json`] and its
     /// `version`), `table.parquet`, `table.csv` and `table.md`. Each is written beside its name and renamed;
     /// `result.json` comes last, so that where it stands the rest is whole.

@@ -1,7 +1,7 @@
 //! k-NN against numbers computed with the formula of `dinov2/eval/knn.py` in Python on the same features.
 
 use macula_eval::MatrixView;
-use macula_eval::protocols::knn::{KnnConfig, evaluate};
+use macula_eval::protocols::knn::{KnnConfig, KnnResult, evaluate};
 use safetensors::SafeTensors;
 
 fn f32s(tensors: &SafeTensors<'_>, name: &str) -> Vec<f32> {
@@ -20,8 +20,7 @@ fn labels(tensors: &SafeTensors<'_>, name: &str) -> Vec<u32> {
         .collect()
 }
 
-#[test]
-fn accuracies_are_those_of_the_reference() {
+fn run() -> (KnnResult, serde_json::Value) {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
     let bytes = std::fs::read(folder.join("features.safetensors")).unwrap();
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
@@ -44,6 +43,12 @@ fn accuracies_are_those_of_the_reference() {
 
     let expected = std::fs::read(folder.join("knn.expected.json")).unwrap();
     let expected: serde_json::Value = serde_json::from_slice(&expected).unwrap();
+    (result, expected)
+}
+
+#[test]
+fn accuracies_are_those_of_the_reference() {
+    let (result, expected) = run();
     assert_eq!(result.rows.len(), 5);
     for row in &result.rows {
         let expected = &expected["knn"][row.k.to_string()];

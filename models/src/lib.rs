@@ -3,6 +3,9 @@
 #![warn(missing_docs)]
 
 pub mod error;
+pub mod heads;
+pub mod onnx;
+pub mod ops;
 pub mod vit;
 pub mod weights;
 

@@ -1,7 +1,8 @@
 //! Accuracy of class predictions: top-k hits, micro accuracy, accuracy of each class and their mean.
 
-/// Place of class `label` when classes are ranked by descending score, 0 for the first. Equal scores rank by ascending
-/// class; a NaN ranks before `label`, so that it can never count as a hit.
+/// Place of class `label` when classes are ranked by descending score, 0 for the first. Equal scores rank by descending
+/// class, as a reversed argsort has them and as `torch.topk` ranked the classes without a vote in the k-NN reference
+/// (dinov2 eval/knn.py leaves the order open; one neighbour leaves all classes but one without a vote). A NaN ranks before `label`, so that it can never count as a hit.
 ///
 /// # Panics
 /// If `label` is not below `scores.len()`.
@@ -12,7 +13,7 @@ pub fn rank_of<T: PartialOrd + Copy>(scores: &[T], label: u32) -> usize {
         .iter()
         .enumerate()
         .filter(|&(class, &score)| {
-            let behind = score < own || (score == own && class > label);
+            let behind = score < own || (score == own && class < label);
             class != label && !behind
         })
         .count()

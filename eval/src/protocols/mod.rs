@@ -1,5 +1,5 @@
-//! One file an evaluation protocol. Each takes matrix views and labels, never a path, and gives a plain result that
-//! turns into an [`crate::table::EvalResult`].
+//! The evaluation protocols, one concept a file: each takes feature matrices and labels, never a path, and gives back
+//! the rows of one result table.
 
 pub mod knn;
 pub mod linear_probe;

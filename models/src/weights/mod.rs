@@ -1,10 +1,41 @@
 //! Weight files: readers for every family of checkpoint macula knows, and the writer of official names.
+//!
+//! [`read_tensors`] opens a file or folder and lists what it holds without reading the numbers (`safetensors_file`,
+//! `torch_zip`, `torch_legacy` with the strict `pickle` machine under them). [`load`] tells the family from keys
+//! and shapes, checks every tensor against the geometry, and returns the backbone under official names; each family is
+//! one file holding one table (`official`, `dino`, `hugging_face`, `timm`). [`save`] writes.
+
+mod dino;
+mod element;
+mod family;
+mod geometry;
+mod hf_config;
+mod hugging_face;
+mod load;
+mod official;
+mod options;
+mod pickle;
+mod raw;
+mod safetensors_file;
+mod save;
+mod source;
+mod timm;
+mod torch_legacy;
+mod torch_objects;
+mod torch_zip;
+mod wrappers;
 
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 
 use crate::vit::VitConfig;
+
+pub use element::ElementType;
+pub use load::load;
+pub use options::LoadOptions;
+pub use raw::{Format, RawTensor, RawTensors, read_tensors};
+pub use save::{config_metadata, save};
 
 /// Tensors by name, in the order of their names.
 pub type Tensors = BTreeMap<String, Tensor>;

@@ -12,7 +12,7 @@ pub use inputs::ProbeFeatures;
 
 use crate::protocols::logistic::check_labels;
 use crate::protocols::scores::{ScoredRow, TestScores, first_best, table};
-use crate::split::{hold_out, split_name};
+use crate::split::{check_fraction, hold_out, split_name};
 use crate::{Error, EvalResult, Result};
 use heads::{Head, Schedule};
 use inputs::Input;
@@ -59,7 +59,12 @@ impl Default for LinearProbeConfig {
 }
 
 impl LinearProbeConfig {
-    fn check(&self) -> Result<()> {
+    /// Checks the settings on their own, before any data is read.
+    ///
+    /// # Errors
+    /// Names the first setting out of range.
+    pub fn validate(&self) -> Result<()> {
+        check_fraction(self.val_fraction)?;
         let rate = |rate: &&f64| !(rate.is_finite() && **rate > 0.0);
         if let Some(rate) = self.learning_rates.iter().find(rate) {
             return Err(Error::config(
@@ -153,7 +158,7 @@ pub fn evaluate(
     n_classes: usize,
     config: &LinearProbeConfig,
 ) -> Result<LinearProbeResult> {
-    config.check()?;
+    config.validate()?;
     let (n_train, n_test) = (train.check("train features")?, test.check("test features")?);
     test.check_like(train)?;
     check_labels("train labels", n_train, train_labels, n_classes)?;

@@ -3,7 +3,7 @@
 
 use super::{LogisticModel, LogisticParams, LogisticSolver, check_labels};
 use crate::protocols::scores::{ScoredRow, TestScores, first_best, table, top1};
-use crate::split::{hold_out, split_name};
+use crate::split::{check_fraction, hold_out, split_name};
 use crate::{Error, EvalResult, MatrixView, Result};
 use linfa::ParamGuard;
 use polars::prelude::{NamedFrom, Series};
@@ -44,6 +44,27 @@ pub struct LogregConfig {
     pub seed: u64,
     /// Resamples of the interval of `top1`; 0 for none.
     pub bootstrap_resamples: usize,
+}
+
+impl LogregConfig {
+    /// Checks the settings on their own, before any data is read.
+    ///
+    /// # Errors
+    /// Names the first setting out of range.
+    pub fn validate(&self) -> Result<()> {
+        check_fraction(self.val_fraction)?;
+        let values = match &self.c {
+            CSelection::Fixed(c) => std::slice::from_ref(c),
+            CSelection::Grid(values) => values,
+        };
+        if values.is_empty() {
+            return Err(Error::config("c", "expected at least one value, found none"));
+        }
+        for &c in values {
+            params(c, self).check_ref()?;
+        }
+        Ok(())
+    }
 }
 
 impl Default for LogregConfig {
@@ -121,6 +142,7 @@ pub fn evaluate(
     n_classes: usize,
     config: &LogregConfig,
 ) -> Result<LogregResult> {
+    config.validate()?;
     check(train, train_labels, test, test_labels, n_classes)?;
     let selection = match &config.c {
         CSelection::Fixed(c) => Selection {

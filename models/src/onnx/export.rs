@@ -1,0 +1,297 @@
+//! The whole network as an ONNX file.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use super::file::{self, entry};
+use super::graph::{Graph, Side, Value, int, ints};
+use super::operators::Layers;
+use super::options::{ExportOptions, ImageShape, OutputKind};
+use super::position_table;
+use super::proto::{ModelProto, OperatorSetIdProto};
+use crate::vit::VitConfig;
+use crate::weights::Tensors;
+use crate::{Error, Result};
+
+/// Version of the standard operator set: the first with `Gelu`.
+///
+/// ONNX Runtime 1.20 takes up to 21, so the `Attention` operator (23) is out of reach.
+pub const OPSET: i64 = 20;
+
+/// Version of the file format; ONNX Runtime 1.20 takes up to 10.
+pub const IR_VERSION: i64 = 9;
+
+/// Name of the one input, float32 `[batch, C, H, W]`, normalised pixels.
+pub const INPUT: &str = "pixel_values";
+
+/// What an export wrote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExportReport {
+    /// The model.
+    pub path: PathBuf,
+    /// The file of its weights, where they are not in the model.
+    pub external_data: Option<PathBuf>,
+    /// Names of the outputs, in their order.
+    pub outputs: Vec<String>,
+    /// Number of nodes.
+    pub nodes: usize,
+    /// Size of all constants, in bytes.
+    pub constant_bytes: u64,
+}
+
+/// Writes the network of `config` with the parameters `backbone` (official names) to `path`, replacing what is there.
+///
+/// Parameters of any float type are written as f32, one at a time. The mask token is not part of the file.
+///
+/// # Errors
+/// Outputs that the network does not have or that are named twice, an image size that is no multiple of the patch
+/// size, a parameter that is missing or misshapen, or a refusal of the file system. Nothing is written then.
+pub fn export(
+    config: &VitConfig,
+    backbone: &Tensors,
+    options: &ExportOptions,
+    path: &Path,
+) -> Result<ExportReport> {
+    let mut layers = Layers::new(config, backbone)?;
+    let outputs = checked_outputs(config, options)?;
+    let shape = Shape::new(config, options.image)?;
+    let pixels = layers.graph.input(
+        INPUT,
+        &[
+            Side::Symbol("batch"),
+            Side::Size(config.in_channels),
+            shape.height,
+            shape.width,
+        ],
+    );
+    let tokens = embed(&mut layers, config, &shape, &pixels)?;
+    let states = run_blocks(&mut layers, config, &outputs, tokens)?;
+    add_outputs(&mut layers, config, &shape, &outputs, &states)?;
+
+    let (graph, constants) = layers.graph.finish("dinov2_vit");
+    let model = ModelProto {
+        ir_version: IR_VERSION,
+        producer_name: "macula".into(),
+        producer_version: env!("CARGO_PKG_VERSION").into(),
+        graph: None,
+        opset_import: vec![OperatorSetIdProto {
+            domain: String::new(),
+            version: OPSET,
+        }],
+        metadata_props: options
+            .metadata
+            .iter()
+            .map(|(key, value)| entry(key, value))
+            .collect(),
+    };
+    let written = file::write(&model, &graph, &constants, path, options.external_data_over)?;
+    Ok(ExportReport {
+        path: path.to_owned(),
+        external_data: written.data,
+        outputs: outputs.iter().map(ToString::to_string).collect(),
+        nodes: graph.node.len(),
+        constant_bytes: written.constant_bytes,
+    })
+}
+
+/// The outputs asked for, or the default ones.
+fn checked_outputs(config: &VitConfig, options: &ExportOptions) -> Result<Vec<OutputKind>> {
+    if options.outputs.is_empty() {
+        return Ok(OutputKind::defaults(config));
+    }
+    let mut seen = BTreeSet::new();
+    for &output in &options.outputs {
+        output.check(config)?;
+        if !seen.insert(output) {
+            return Err(Error::config(
+                "outputs",
+                format!("expected each output once, found `{output}` twice"),
+            ));
+        }
+    }
+    Ok(options.outputs.clone())
+}
+
+/// The sides of an image and of its patch grid, as far as they are known.
+struct Shape {
+    height: Side,
+    width: Side,
+    patches: Side,
+    /// Rows and columns of the patch grid of a fixed size.
+    grid: Option<(usize, usize)>,
+}
+
+impl Shape {
+    fn new(config: &VitConfig, image: ImageShape) -> Result<Self> {
+        Ok(match image {
+            ImageShape::Fixed { height, width } => {
+                let grid = config.grid(height, width)?;
+                Self {
+                    height: Side::Size(height),
+                    width: Side::Size(width),
+                    patches: Side::Size(grid.0 * grid.1),
+                    grid: Some(grid),
+                }
+            }
+            ImageShape::Dynamic => Self {
+                height: Side::Symbol("height"),
+                width: Side::Symbol("width"),
+                patches: Side::Symbol("patches"),
+                grid: None,
+            },
+        })
+    }
+}
+
+/// Pixels to tokens `[B, T, D]` in the order CLS, registers, patches; position codes added.
+fn embed(layers: &mut Layers<'_>, config: &VitConfig, shape: &Shape, pixels: &Value) -> Result<Value> {
+    let patches = layers.patch_embed(pixels)?; // [B, D, rows, columns]
+    let table = match shape.grid {
+        Some((rows, columns)) => position_table::fixed(layers, config, rows, columns)?,
+        None => position_table::dynamic(layers, config, &patches)?,
+    }; // [1, T, D]
+    let graph = &mut layers.graph;
+    let flat = graph.integers(&[0, config.embed_dim as i64, -1]);
+    let patches = graph.node("patch_embed.flat", "Reshape", &[&patches, &flat], vec![]); // [B, D, N]
+    let patches = graph.node(
+        "patch_embed",
+        "Transpose",
+        &[&patches],
+        vec![ints("perm", &[0, 2, 1])],
+    ); // [B, N, D]
+    // Zeros in the places of CLS and registers, whose values are in the table: no tensor is repeated over the batch.
+    let prefix = 1 + config.num_registers as i64;
+    let pads = graph.integers(&[0, prefix, 0, 0, 0, 0]);
+    let tokens = graph.node("tokens.patches", "Pad", &[&patches, &pads], vec![]); // [B, T, D]
+    Ok(graph.node("tokens", "Add", &[&tokens, &table], vec![]))
+}
+
+/// Runs the blocks as far as an output needs them. Returns the tokens `[B, T, D]` after each block that has outputs,
+/// without the patch tokens where no output needs those.
+fn run_blocks(
+    layers: &mut Layers<'_>,
+    config: &VitConfig,
+    outputs: &[OutputKind],
+    mut tokens: Value,
+) -> Result<BTreeMap<usize, Value>> {
+    let wanted: BTreeSet<usize> = outputs.iter().map(|output| output.block(config.depth)).collect();
+    let last = wanted.last().copied().unwrap_or(0);
+    let mut states = BTreeMap::new();
+    for index in 0..=last {
+        let kept = kept_tokens(config, outputs, index);
+        if index == last {
+            states.insert(index, layers.block(index, &tokens, kept)?);
+            break;
+        }
+        // Blocks that follow need every token.
+        tokens = layers.block(index, &tokens, None)?;
+        if wanted.contains(&index) {
+            let state = match kept {
+                Some(kept) => {
+                    let name = format!("blocks.{index}.kept");
+                    layers.graph.tokens(&name, &tokens, 0, kept as i64)
+                }
+                None => tokens.clone(),
+            };
+            states.insert(index, state);
+        }
+    }
+    Ok(states)
+}
+
+/// How many first tokens the outputs of a block are taken from, if not from all.
+fn kept_tokens(config: &VitConfig, outputs: &[OutputKind], block: usize) -> Option<usize> {
+    let mut kept = 1;
+    for output in outputs
+        .iter()
+        .filter(|output| output.block(config.depth) == block)
+    {
+        match output {
+            OutputKind::Cls | OutputKind::LayerCls(_) => {}
+            OutputKind::Reg => kept = 1 + config.num_registers,
+            OutputKind::Patch | OutputKind::PatchMean | OutputKind::LayerPatch(_) => return None,
+        }
+    }
+    Some(kept)
+}
+
+/// Normalises the states that have outputs and takes the outputs from them.
+fn add_outputs(
+    layers: &mut Layers<'_>,
+    config: &VitConfig,
+    shape: &Shape,
+    outputs: &[OutputKind],
+    states: &BTreeMap<usize, Value>,
+) -> Result<()> {
+    let mut taken = BTreeMap::new();
+    for (&block, state) in states {
+        let normed = layers.layer_norm("norm", state)?; // [B, T, D]
+        taken.insert(block, Taken::new(normed));
+    }
+    let (batch, width) = (Side::Symbol("batch"), Side::Size(config.embed_dim));
+    let graph = &mut layers.graph;
+    for output in outputs {
+        let Some(taken) = taken.get_mut(&output.block(config.depth)) else {
+            continue;
+        };
+        let (value, sides) = match output {
+            OutputKind::Cls | OutputKind::LayerCls(_) => (taken.cls(graph), vec![batch, width]),
+            OutputKind::Patch | OutputKind::LayerPatch(_) => {
+                (taken.patch(graph, config), vec![batch, shape.patches, width])
+            }
+            OutputKind::PatchMean => {
+                let patch = taken.patch(graph, config);
+                let axes = graph.integers(&[1]);
+                let attributes = vec![int("keepdims", 0)];
+                let mean = graph.node("patch_mean.value", "ReduceMean", &[&patch, &axes], attributes);
+                (mean, vec![batch, width])
+            }
+            OutputKind::Reg => {
+                let registers = config.num_registers;
+                let value = graph.tokens("reg.value", &taken.tokens, 1, 1 + registers as i64);
+                (value, vec![batch, Side::Size(registers), width])
+            }
+        };
+        graph.output(&output.to_string(), &value, &sides);
+    }
+    Ok(())
+}
+
+/// The normalised tokens after one block, and the parts of them that are taken already.
+struct Taken {
+    tokens: Value,
+    cls: Option<Value>,
+    patch: Option<Value>,
+}
+
+impl Taken {
+    fn new(tokens: Value) -> Self {
+        Self {
+            tokens,
+            cls: None,
+            patch: None,
+        }
+    }
+
+    /// `[B, D]`.
+    fn cls(&mut self, graph: &mut Graph<'_>) -> Value {
+        let tokens = &self.tokens;
+        self.cls
+            .get_or_insert_with(|| {
+                let first = graph.integer(0);
+                graph.node("norm.cls", "Gather", &[tokens, &first], vec![int("axis", 1)])
+            })
+            .clone()
+    }
+
+    /// `[B, N, D]`.
+    fn patch(&mut self, graph: &mut Graph<'_>, config: &VitConfig) -> Value {
+        let tokens = &self.tokens;
+        self.patch
+            .get_or_insert_with(|| {
+                let first = 1 + config.num_registers as i64;
+                graph.tokens("norm.patch", tokens, first, i64::MAX)
+            })
+            .clone()
+    }
+}

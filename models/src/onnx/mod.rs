@@ -1,0 +1,24 @@
+//! ONNX export: the network as a file that ONNX Runtime runs, written from its weights.
+//!
+//! `options` holds what a user chooses, `export` lays the network out, `operators` knows how each layer is expressed in
+//! ONNX operators and `position_table` how the position table follows the image size. Below them, `graph` builds a graph
+//! with unique names, `proto` is the file format and `file` streams it to disk. `reference` gives the same outputs by
+//! candle, `describe` reads a file back for a user. The numbers that a file gives are checked in ONNX Runtime, by
+//! `benchmarks/check_onnx.py`.
+
+mod describe;
+mod export;
+mod file;
+mod graph;
+mod operators;
+mod options;
+mod position_table;
+pub mod proto;
+mod reference;
+#[cfg(test)]
+mod tests;
+
+pub use describe::{OnnxDescription, describe};
+pub use export::{ExportReport, INPUT, IR_VERSION, OPSET, export};
+pub use options::{EMBEDDED_LIMIT, ExportOptions, ImageShape, OutputKind};
+pub use reference::reference_outputs;

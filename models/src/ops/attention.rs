@@ -1,0 +1,307 @@
+//! Softmax attention on the packed projection `[B, T, 3, H, d]`, every (image, head) pair a task of its own.
+//!
+//! Queries, keys and values are read in place through strides, so neither pass permutes or cuts the projection. The
+//! backward pass computes the probabilities anew instead of keeping T x T of them for every head of every block.
+
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use super::cpu::{Matrix, Threads, dot, f32_slice, gemm, softmax_row, stored, with_f32};
+
+const NAME: &str = "attention";
+
+/// `softmax(scale * q k^T) v` for each head: `qkv` [B, T, 3, H, d] (query, key, value) to [B, T, H d]; f32.
+///
+/// # Errors
+/// Another number of dimensions, a third one that is not 3, a type other than f32, a device without this operation.
+pub fn attention(qkv: &Tensor, scale: f64) -> Result<Tensor> {
+    qkv.contiguous()?.apply_op1(Attention { scale: scale as f32 })
+}
+
+/// The probabilities behind [`attention`], to look at: [B, T, 3, H, d] to [B, H, T, T], every row summing to one.
+///
+/// Not differentiable: a backward pass through it is an error.
+///
+/// # Errors
+/// As [`attention`].
+pub fn attention_probabilities(qkv: &Tensor, scale: f64) -> Result<Tensor> {
+    qkv.contiguous()?
+        .apply_op1(Probabilities(Attention { scale: scale as f32 }))
+}
+
+struct Attention {
+    scale: f32,
+}
+
+struct Probabilities(Attention);
+
+/// The sizes of a packed projection.
+#[derive(Clone, Copy)]
+struct Sizes {
+    batch: usize,
+    tokens: usize,
+    heads: usize,
+    head_dim: usize,
+}
+
+impl Sizes {
+    fn new(dims: &[usize]) -> Result<Self> {
+        match *dims {
+            [batch, tokens, 3, heads, head_dim] if dims.iter().all(|&dim| dim > 0) => Ok(Self {
+                batch,
+                tokens,
+                heads,
+                head_dim,
+            }),
+            _ => bail!(
+                "{NAME}: expected [batch, tokens, 3, heads, head width], none of them 0, found {dims:?}"
+            ),
+        }
+    }
+
+    fn width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Query, key and value of the `task`-th (image, head) pair, each [T, d].
+    fn qkv<'a>(&self, values: &'a [f32], task: usize) -> [Matrix<'a>; 3] {
+        let (image, head) = (task / self.heads, task % self.heads);
+        let start = image * self.tokens * 3 * self.width() + head * self.head_dim;
+        [0, 1, 2].map(|part| Matrix::new(&values[start + part * self.width()..], 3 * self.width()))
+    }
+
+    /// The [T, d] part of a [B, T, H d] tensor that belongs to the `task`-th pair.
+    fn head<'a>(&self, values: &'a [f32], task: usize) -> Matrix<'a> {
+        let (image, head) = (task / self.heads, task % self.heads);
+        let start = image * self.tokens * self.width() + head * self.head_dim;
+        Matrix::new(&values[start..], self.width())
+    }
+
+    /// Brings what the tasks wrote, `parts` matrices [T, d] each, into the order [B, T, parts, H, d].
+    fn interleave(&self, by_task: &[f32], parts: usize) -> Vec<f32> {
+        let (row, d) = (parts * self.width(), self.head_dim);
+        let mut out = vec![0.; by_task.len()];
+        out.par_chunks_mut(row).enumerate().for_each(|(index, out)| {
+            let (image, token) = (index / self.tokens, index % self.tokens);
+            for (slot, out) in out.chunks_exact_mut(d).enumerate() {
+                let (part, head) = (slot / self.heads, slot % self.heads);
+                let matrix = (image * self.heads + head) * parts + part;
+                let start = (matrix * self.tokens + token) * d;
+                out.copy_from_slice(&by_task[start..start + d]);
+            }
+        });
+        out
+    }
+}
+
+impl Attention {
+    /// `softmax(scale * q k^T)` into `probabilities` [T, T].
+    fn probabilities(&self, sizes: Sizes, query: Matrix, key: Matrix, probabilities: &mut [f32]) {
+        let (t, d) = (sizes.tokens, sizes.head_dim);
+        gemm(
+            [t, t, d],
+            probabilities,
+            false,
+            self.scale,
+            query,
+            key.transposed(),
+            Threads::One,
+        );
+        for row in probabilities.chunks_exact_mut(t) {
+            softmax_row(row);
+        }
+    }
+
+    fn forward(&self, sizes: Sizes, qkv: &[f32]) -> Vec<f32> {
+        let (t, d) = (sizes.tokens, sizes.head_dim);
+        let mut by_task = vec![0.; sizes.batch * t * sizes.width()]; // [B, H, T, d]
+        by_task.par_chunks_mut(t * d).enumerate().for_each_init(
+            || vec![0.; t * t],
+            |scores, (task, out)| {
+                let [query, key, value] = sizes.qkv(qkv, task);
+                self.probabilities(sizes, query, key, scores);
+                gemm(
+                    [t, d, t],
+                    out,
+                    false,
+                    1.,
+                    Matrix::new(scores, t),
+                    value,
+                    Threads::One,
+                );
+            },
+        );
+        sizes.interleave(&by_task, 1)
+    }
+
+    fn backward(&self, sizes: Sizes, qkv: &[f32], grad: &[f32]) -> Vec<f32> {
+        let (t, d) = (sizes.tokens, sizes.head_dim);
+        let mut by_task = vec![0.; qkv.len()]; // [B, H, 3, T, d]
+        by_task.par_chunks_mut(3 * t * d).enumerate().for_each_init(
+            || (vec![0.; t * t], vec![0.; t * t]),
+            |(p, ds), (task, out)| {
+                let [query, key, value] = sizes.qkv(qkv, task);
+                let grad = sizes.head(grad, task);
+                let (dq, rest) = out.split_at_mut(t * d);
+                let (dk, dv) = rest.split_at_mut(t * d);
+                self.probabilities(sizes, query, key, p);
+                gemm(
+                    [t, d, t],
+                    dv,
+                    false,
+                    1.,
+                    Matrix::new(p, t).transposed(),
+                    grad,
+                    Threads::One,
+                );
+                gemm([t, t, d], ds, false, 1., grad, value.transposed(), Threads::One);
+                for (p, ds) in p.chunks_exact(t).zip(ds.chunks_exact_mut(t)) {
+                    let mean = dot(p, ds);
+                    for (ds, p) in ds.iter_mut().zip(p) {
+                        *ds = p * (*ds - mean);
+                    }
+                }
+                let ds = Matrix::new(ds, t);
+                gemm([t, d, t], dq, false, self.scale, ds, key, Threads::One);
+                gemm(
+                    [t, d, t],
+                    dk,
+                    false,
+                    self.scale,
+                    ds.transposed(),
+                    query,
+                    Threads::One,
+                );
+            },
+        );
+        sizes.interleave(&by_task, 3)
+    }
+}
+
+impl CustomOp1 for Attention {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let sizes = Sizes::new(layout.dims())?;
+        let qkv = f32_slice(NAME, storage, layout)?;
+        Ok(stored(
+            self.forward(sizes, qkv),
+            (sizes.batch, sizes.tokens, sizes.width()),
+        ))
+    }
+
+    fn bwd(&self, qkv: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let sizes = Sizes::new(qkv.dims())?;
+        let dqkv = with_f32(NAME, [qkv, &grad.contiguous()?], |[qkv, grad]| {
+            self.backward(sizes, qkv, grad)
+        })?;
+        Ok(Some(Tensor::from_vec(dqkv, qkv.shape(), qkv.device())?))
+    }
+}
+
+impl CustomOp1 for Probabilities {
+    fn name(&self) -> &'static str {
+        "attention-probabilities"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let sizes = Sizes::new(layout.dims())?;
+        let qkv = f32_slice(self.name(), storage, layout)?;
+        let t = sizes.tokens;
+        let mut out = vec![0.; sizes.batch * sizes.heads * t * t]; // [B, H, T, T]
+        out.par_chunks_mut(t * t).enumerate().for_each(|(task, out)| {
+            let [query, key, _] = sizes.qkv(qkv, task);
+            self.0.probabilities(sizes, query, key, out);
+        });
+        Ok(stored(out, (sizes.batch, sizes.heads, t, t)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{assert_close, check, random, values};
+    use super::*;
+    use candle_core::D;
+
+    fn oracle(qkv: &Tensor, scale: f64) -> Result<Tensor> {
+        let (batch, tokens, _, heads, head_dim) = qkv.dims5()?;
+        let qkv = qkv.permute((2, 0, 3, 1, 4))?.contiguous()?; // [3, B, H, T, d]
+        let part = |i: usize| qkv.narrow(0, i, 1)?.squeeze(0)?.contiguous();
+        let (query, key, value) = (part(0)?, part(1)?, part(2)?);
+        let scores = (query.matmul(&key.t()?.contiguous()?)? * scale)?.exp()?;
+        let probabilities = scores.broadcast_div(&scores.sum_keepdim(D::Minus1)?)?;
+        let out = probabilities.matmul(&value)?.transpose(1, 2)?; // [B, T, H, d]
+        out.reshape((batch, tokens, heads * head_dim))
+    }
+
+    #[test]
+    fn agrees_with_the_composition() {
+        for (batch, tokens, heads, head_dim) in [(1, 1, 1, 3), (2, 5, 3, 4), (1, 9, 2, 7), (3, 2, 1, 5)] {
+            let qkv = random(1, &[batch, tokens, 3, heads, head_dim]);
+            let scale = 1. / (head_dim as f64).sqrt();
+            check(&[qkv], &|x| attention(&x[0], scale), &|x| oracle(&x[0], scale));
+        }
+    }
+
+    #[test]
+    fn probabilities_are_those_of_the_output() {
+        let (batch, tokens, heads, head_dim) = (2, 5, 3, 4);
+        let qkv = random(3, &[batch, tokens, 3, heads, head_dim]);
+        let probabilities = attention_probabilities(&qkv, 0.5).unwrap();
+        assert_eq!(probabilities.dims(), [batch, heads, tokens, tokens]);
+        let value = qkv
+            .narrow(2, 2, 1)
+            .unwrap()
+            .squeeze(2)
+            .unwrap()
+            .transpose(1, 2)
+            .unwrap();
+        let out = probabilities
+            .matmul(&value.contiguous().unwrap())
+            .unwrap()
+            .transpose(1, 2)
+            .unwrap();
+        let out = out.reshape((batch, tokens, heads * head_dim)).unwrap();
+        assert_close(
+            "output",
+            &values(&attention(&qkv, 0.5).unwrap()),
+            &values(&out),
+            1e-6,
+        );
+        let tracked = candle_core::Var::from_tensor(&qkv).unwrap();
+        assert!(
+            attention_probabilities(&tracked, 0.5)
+                .unwrap()
+                .backward()
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn large_scores_do_not_overflow() {
+        let qkv = (random(2, &[1, 6, 3, 2, 8]) * 100.).unwrap();
+        let out = attention(&qkv, 1.)
+            .unwrap()
+            .flatten_all()
+            .unwrap()
+            .to_vec1::<f32>()
+            .unwrap();
+        assert!(
+            out.iter().all(|value| value.is_finite() && value.abs() <= 200.),
+            "{out:?}"
+        );
+    }
+
+    #[test]
+    fn wrong_shapes_are_refused() {
+        for shape in [&[2, 4, 3, 6][..], &[1, 4, 2, 3, 2], &[1, 0, 3, 1, 2]] {
+            let error = attention(&random(1, shape), 1.).unwrap_err().to_string();
+            assert!(
+                error.contains("expected [batch, tokens, 3, heads, head width]"),
+                "{error}"
+            );
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! The linear layer as one flat matrix product, with the bias inside it.
+
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use super::cpu::{
+    Matrix, ROWS_PER_TASK, Threads, f32_slice, gemm, rows_and_width, stored, sum_over_rows, with_f32,
+};
+
+const NAME: &str = "linear";
+
+/// `x weight^T + bias`: `x` [.., I], `weight` [O, I], `bias` [O], result [.., O]; f32. Differentiable in all three.
+///
+/// Gradients that nothing asked for (of pixels, of a frozen weight) are not computed.
+///
+/// # Errors
+/// Shapes that do not fit, a type other than f32, a device without this operation.
+pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let Some(&outputs) = weight.dims().first() else {
+        bail!("{NAME}: expected a weight of shape [outputs, inputs], found a scalar")
+    };
+    let bias = match bias {
+        Some(bias) => bias.contiguous()?,
+        None => Tensor::zeros(outputs, weight.dtype(), weight.device())?,
+    };
+    x.contiguous()?.apply_op3(&weight.contiguous()?, &bias, Linear)
+}
+
+struct Linear;
+
+impl CustomOp3 for Linear {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (rows, inputs) = rows_and_width(NAME, l1.shape())?;
+        let &[outputs, found] = l2.dims() else {
+            bail!(
+                "{NAME}: expected a weight of shape [outputs, {inputs}], found {:?}",
+                l2.dims()
+            )
+        };
+        if found != inputs || l3.dims() != [outputs] {
+            bail!(
+                "{NAME}: expected weight [{outputs}, {inputs}] and bias [{outputs}], found {:?} and {:?}",
+                l2.dims(),
+                l3.dims()
+            )
+        }
+        let (x, weight, bias) = (
+            f32_slice(NAME, s1, l1)?,
+            f32_slice(NAME, s2, l2)?,
+            f32_slice(NAME, s3, l3)?,
+        );
+        let mut out = vec![0.; rows * outputs];
+        if outputs > 0 {
+            out.par_chunks_mut(outputs * ROWS_PER_TASK).for_each(|chunk| {
+                for row in chunk.chunks_exact_mut(outputs) {
+                    row.copy_from_slice(bias);
+                }
+            });
+        }
+        gemm(
+            [rows, outputs, inputs],
+            &mut out,
+            true,
+            1.,
+            Matrix::new(x, inputs),
+            Matrix::new(weight, inputs).transposed(),
+            Threads::All,
+        );
+        let mut dims = l1.dims().to_vec();
+        if let Some(last) = dims.last_mut() {
+            *last = outputs;
+        }
+        Ok(stored(out, dims))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let (rows, inputs) = rows_and_width(NAME, x.shape())?;
+        let outputs = bias.elem_count();
+        let wanted = [x.track_op(), weight.track_op(), bias.track_op()];
+        let [dx, dw, db] = with_f32(NAME, [x, weight, &grad.contiguous()?], |[x, weight, grad]| {
+            let dy = Matrix::new(grad, outputs);
+            let product = |size: [usize; 3], lhs, rhs| {
+                let mut out = vec![0.; size[0] * size[1]];
+                gemm(size, &mut out, false, 1., lhs, rhs, Threads::All);
+                out
+            };
+            [
+                wanted[0].then(|| product([rows, inputs, outputs], dy, Matrix::new(weight, inputs))),
+                wanted[1].then(|| product([outputs, inputs, rows], dy.transposed(), Matrix::new(x, inputs))),
+                wanted[2].then(|| column_sums(grad, rows, outputs)),
+            ]
+        })?;
+        let tensor = |values: Option<Vec<f32>>, like: &Tensor| {
+            values
+                .map(|values| Tensor::from_vec(values, like.shape(), like.device()))
+                .transpose()
+        };
+        Ok((tensor(dx, x)?, tensor(dw, weight)?, tensor(db, bias)?))
+    }
+}
+
+/// Sums over the rows of `[rows, width]`.
+fn column_sums(values: &[f32], rows: usize, width: usize) -> Vec<f32> {
+    sum_over_rows(rows, width, |rows, partial| {
+        for row in rows {
+            for (sum, value) in partial.iter_mut().zip(&values[row * width..(row + 1) * width]) {
+                *sum += value;
+            }
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{check, random};
+    use super::*;
+
+    fn oracle(inputs: &[Tensor]) -> Result<Tensor> {
+        let x = &inputs[0];
+        let flat = x.reshape(((), x.dims()[x.rank() - 1]))?;
+        let y = flat.matmul(&inputs[1].t()?)?.broadcast_add(&inputs[2])?;
+        let mut dims = x.dims().to_vec();
+        *dims.last_mut().unwrap() = y.dims()[1];
+        y.reshape(dims)
+    }
+
+    #[test]
+    fn agrees_with_the_composition() {
+        for (shape, outputs) in [(&[1, 3][..], 5), (&[2, 3, 7], 4), (&[35, 2], 3), (&[4, 9], 1)] {
+            let inputs = *shape.last().unwrap();
+            let arguments = [
+                random(1, shape),
+                random(2, &[outputs, inputs]),
+                random(3, &[outputs]),
+            ];
+            check(&arguments, &|x| linear(&x[0], &x[1], Some(&x[2])), &oracle);
+            let zeros = random(3, &[outputs])
+                .zeros_like()
+                .unwrap()
+                .to_dtype(candle_core::DType::F64)
+                .unwrap();
+            check(&arguments[..2], &|x| linear(&x[0], &x[1], None), &|x| {
+                oracle(&[x[0].clone(), x[1].clone(), zeros.clone()])
+            });
+        }
+    }
+
+    #[test]
+    fn wrong_shapes_are_refused() {
+        let error = linear(&random(1, &[2, 3]), &random(2, &[5, 4]), None)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("expected weight [5, 3]"), "{error}");
+        let error = linear(&random(1, &[2, 3]), &random(2, &[5]), None)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("expected a weight of shape [outputs, 3]"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,31 @@
+//! The differentiable operations under the network, one file each, with forward and backward passes of our own.
+//!
+//! candle's fused `layer_norm`, `softmax_last_dim` and `sdpa` return tensors without a graph node, so a network trained
+//! through them silently stops learning upstream. Everything a training step runs through is therefore either one of
+//! these operations or plain candle arithmetic. Each file holds one candle `CustomOp`: the function that applies it, the
+//! CPU kernels (f32, rayon over rows or over heads) and, under test, the plain candle composition as oracle.
+//!
+//! This module is also the seam for other devices: a CUDA twin goes into `ops/cuda/` and is called from the `cuda_fwd` and
+//! `bwd` of its operation. Until then an operation on a CUDA tensor is a clear error, never a detour over the CPU.
+//!
+//! Sums over rows (weight and bias gradients) are taken over chunks of a fixed number of rows and added in their order,
+//! so results do not depend on the number of threads.
+
+mod attention;
+mod cpu;
+mod gelu;
+mod l2_normalize;
+mod layer_norm;
+mod linear;
+mod residual;
+mod swiglu;
+#[cfg(test)]
+pub(crate) mod testing;
+
+pub use attention::{attention, attention_probabilities};
+pub use gelu::gelu;
+pub use l2_normalize::l2_normalize;
+pub use layer_norm::layer_norm;
+pub use linear::linear;
+pub use residual::{BranchSamples, residual_add};
+pub use swiglu::swiglu;

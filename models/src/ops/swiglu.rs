@@ -1,0 +1,106 @@
+//! The gate of SwiGLU on the packed projection, so that no half of it is cut out (and zero-padded in the backward pass).
+
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use super::cpu::{ROWS_PER_TASK, exp, f32_slice, rows_and_width, stored, with_f32};
+
+const NAME: &str = "swiglu";
+
+/// `silu(a) * b` for `x = [a, b]` along the last dimension: [.., 2 h] to [.., h]; f32.
+///
+/// # Errors
+/// An odd last dimension, a type other than f32, a device without this operation.
+pub fn swiglu(x: &Tensor) -> Result<Tensor> {
+    x.contiguous()?.apply_op1(SwiGlu)
+}
+
+struct SwiGlu;
+
+fn sigmoid(x: f32) -> f32 {
+    1. / (1. + exp(-x))
+}
+
+impl CustomOp1 for SwiGlu {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (rows, width) = rows_and_width(NAME, layout.shape())?;
+        if !width.is_multiple_of(2) {
+            bail!("{NAME}: expected an even last dimension, found {width}")
+        }
+        let half = width / 2;
+        let x = f32_slice(NAME, storage, layout)?;
+        let mut out = vec![0.; rows * half];
+        out.par_chunks_mut(half * ROWS_PER_TASK)
+            .zip(x.par_chunks(width * ROWS_PER_TASK))
+            .for_each(|(out, x)| {
+                for (out, x) in out.chunks_exact_mut(half).zip(x.chunks_exact(width)) {
+                    let (gate, value) = x.split_at(half);
+                    for (out, (&a, b)) in out.iter_mut().zip(gate.iter().zip(value)) {
+                        *out = a * sigmoid(a) * b;
+                    }
+                }
+            });
+        let mut dims = layout.dims().to_vec();
+        if let Some(last) = dims.last_mut() {
+            *last = half;
+        }
+        Ok(stored(out, dims))
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let (_, width) = rows_and_width(NAME, x.shape())?;
+        let half = width / 2;
+        let dx = with_f32(NAME, [x, &grad.contiguous()?], |[x, grad]| {
+            let mut out = vec![0.; x.len()];
+            out.par_chunks_mut(width * ROWS_PER_TASK)
+                .zip(x.par_chunks(width * ROWS_PER_TASK))
+                .zip(grad.par_chunks(half * ROWS_PER_TASK))
+                .for_each(|((out, x), grad)| {
+                    let rows = x.chunks_exact(width).zip(grad.chunks_exact(half));
+                    for (out, (x, grad)) in out.chunks_exact_mut(width).zip(rows) {
+                        let ((gate, value), (da, db)) = (x.split_at(half), out.split_at_mut(half));
+                        let inputs = gate.iter().zip(value).zip(grad);
+                        for ((da, db), ((&a, b), grad)) in da.iter_mut().zip(db).zip(inputs) {
+                            let s = sigmoid(a);
+                            *da = grad * b * s * (1. + a * (1. - s));
+                            *db = grad * a * s;
+                        }
+                    }
+                });
+            out
+        })?;
+        Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{check, random};
+    use super::*;
+    use candle_core::D;
+
+    fn oracle(x: &Tensor) -> Result<Tensor> {
+        let halves = x.chunk(2, D::Minus1)?;
+        halves[0].silu()? * &halves[1]
+    }
+
+    #[test]
+    fn agrees_with_the_composition() {
+        for shape in [&[1, 2][..], &[3, 14], &[2, 3, 10], &[33, 6]] {
+            check(&[random(1, shape)], &|x| swiglu(&x[0]), &|x| oracle(&x[0]));
+        }
+    }
+
+    #[test]
+    fn an_odd_width_is_refused() {
+        let error = swiglu(&random(1, &[2, 3])).unwrap_err().to_string();
+        assert!(
+            error.contains("expected an even last dimension, found 3"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,132 @@
+//! Initial values of a network that is trained from scratch.
+
+use candle_core::{Device, Tensor};
+use rand::Rng;
+
+use super::VitConfig;
+use crate::Result;
+use crate::weights::Tensors;
+
+/// Initial parameters under official names, f32 on the CPU (DINOv2 `init_weights` and what PyTorch gives before it).
+///
+/// Position table and linear weights: normal of standard deviation 0.02, truncated at +-2. Class and register tokens:
+/// normal of 1e-6. Mask token and biases: 0. Patch projection: PyTorch's `Conv2d`, uniform within `1 / sqrt(fan in)`.
+/// LayerNorm: 1 and 0. LayerScale: the configured value. Drawn in the order of [`VitConfig::parameters`], so a seed decides
+/// every value.
+///
+/// # Errors
+/// A configuration that contradicts itself.
+pub fn initialise(config: &VitConfig, rng: &mut impl Rng) -> Result<Tensors> {
+    config.validate()?;
+    let fan_in = config.in_channels * config.patch_size * config.patch_size;
+    let mut tensors = Tensors::new();
+    for (name, shape) in config.parameters() {
+        let count: usize = shape.iter().product();
+        let values: Vec<f32> = match name.as_str() {
+            "cls_token" | "register_tokens" => draw(count, || 1e-6 * normal(rng)),
+            "mask_token" => vec![0.; count],
+            "pos_embed" => draw(count, || truncated_normal(rng, 0.02)),
+            _ if name.starts_with("patch_embed.") => draw(count, || uniform(rng, fan_in)),
+            _ if name.ends_with(".gamma") => vec![config.layer_scale.unwrap_or(1.) as f32; count],
+            _ if name.ends_with(".bias") => vec![0.; count],
+            _ if name.contains("norm") => vec![1.; count],
+            _ => draw(count, || truncated_normal(rng, 0.02)),
+        };
+        tensors.insert(name, Tensor::from_vec(values, shape, &Device::Cpu)?);
+    }
+    Ok(tensors)
+}
+
+/// `count` values, rounded to f32.
+pub(crate) fn draw(count: usize, mut value: impl FnMut() -> f64) -> Vec<f32> {
+    (0..count).map(|_| value() as f32).collect()
+}
+
+/// A standard normal value (Box-Muller).
+pub(crate) fn normal(rng: &mut impl Rng) -> f64 {
+    let radius = (-2. * (1. - rng.random::<f64>()).ln()).sqrt();
+    radius * (std::f64::consts::TAU * rng.random::<f64>()).cos()
+}
+
+/// A normal value of standard deviation `std`, drawn anew while beyond +-2 (PyTorch `trunc_normal_`).
+pub(crate) fn truncated_normal(rng: &mut impl Rng, std: f64) -> f64 {
+    loop {
+        let value = std * normal(rng);
+        if value.abs() <= 2. {
+            return value;
+        }
+    }
+}
+
+/// A uniform value within `1 / sqrt(fan_in)` (PyTorch's default for weights and biases of `Linear` and `Conv2d`).
+pub(crate) fn uniform(rng: &mut impl Rng, fan_in: usize) -> f64 {
+    (2. * rng.random::<f64>() - 1.) / (fan_in as f64).sqrt()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::values;
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha8Rng;
+
+    fn drawn(seed: u64) -> Tensors {
+        let config = VitConfig::named("vit-tiny/16-reg4", 224).unwrap();
+        initialise(&config, &mut ChaCha8Rng::seed_from_u64(seed)).unwrap()
+    }
+
+    fn spread(tensors: &Tensors, name: &str) -> (f64, f64) {
+        let values = values(&tensors[name]);
+        let mean = values.iter().sum::<f64>() / values.len() as f64;
+        let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / values.len() as f64;
+        (mean, variance.sqrt())
+    }
+
+    #[test]
+    fn every_parameter_has_its_distribution() {
+        let tensors = drawn(1);
+        let config = VitConfig::named("vit-tiny/16-reg4", 224).unwrap();
+        assert_eq!(tensors.len(), config.parameters().len());
+        for (name, std) in [
+            ("pos_embed", 0.02),
+            ("blocks.0.attn.qkv.weight", 0.02),
+            ("blocks.11.mlp.fc2.weight", 0.02),
+            ("cls_token", 1e-6),
+            ("register_tokens", 1e-6),
+            ("patch_embed.proj.weight", 1. / (3f64 * 768.).sqrt()),
+            ("mask_token", 0.),
+            ("blocks.3.attn.qkv.bias", 0.),
+            ("norm.weight", 0.),
+            ("blocks.0.ls1.gamma", 0.),
+        ] {
+            let (_, found) = spread(&tensors, name);
+            let count = tensors[name].elem_count() as f64;
+            let five_sigma = 5. / (2. * count).sqrt();
+            assert!(
+                (found - std).abs() <= std * five_sigma,
+                "{name}: expected {std}, found {found}"
+            );
+        }
+        let bound = 1. / 768f64.sqrt();
+        for name in ["patch_embed.proj.weight", "patch_embed.proj.bias"] {
+            let largest = values(&tensors[name])
+                .iter()
+                .fold(0f64, |best, v| best.max(v.abs()));
+            assert!(
+                largest <= bound + 1e-9 && largest > 0.9 * bound,
+                "{name}: {largest}"
+            );
+        }
+        assert_eq!(spread(&tensors, "norm.weight").0, 1.);
+        assert!((spread(&tensors, "blocks.0.ls1.gamma").0 - 1e-5).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_seed_decides_every_value() {
+        let (a, b, c) = (drawn(1), drawn(1), drawn(2));
+        for (name, tensor) in &a {
+            assert_eq!(values(tensor), values(&b[name]), "{name}");
+        }
+        assert_ne!(values(&a["pos_embed"]), values(&c["pos_embed"]));
+    }
+}

@@ -1,0 +1,285 @@
+//! The vision transformer: tokens, blocks, final norm.
+
+use std::collections::{BTreeMap, HashMap};
+
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
+
+use super::block::Block;
+use super::layers::LayerNorm;
+use super::patch_embed::PatchEmbed;
+use super::position::interpolate_table;
+use super::{DropPathPlan, VitConfig};
+use crate::{Error, Result};
+
+/// DINOv2 `DinoVisionTransformer`, for inference and for training.
+///
+/// Built from plain tensors it computes no graph; built from tensors of `Var`s every parameter that a loss depends on gets
+/// its gradient. All parameters and pixels are f32.
+#[derive(Debug, Clone)]
+pub struct VisionTransformer {
+    pub(super) config: VitConfig,
+    cls_token: Tensor,
+    pos_embed: Tensor,
+    register_tokens: Option<Tensor>,
+    mask_token: Option<Tensor>,
+    patch_embed: PatchEmbed,
+    blocks: Vec<Block>,
+    norm: LayerNorm,
+}
+
+/// What a forward pass gives (DINOv2 `forward_features`): the first three after the final norm.
+#[derive(Debug, Clone)]
+pub struct VitOutput {
+    /// Class token, [B, D].
+    pub cls: Tensor,
+    /// Register tokens, [B, R, D]; R may be 0.
+    pub reg: Tensor,
+    /// Patch tokens row by row, [B, N, D].
+    pub patch: Tensor,
+    /// All tokens before the final norm, [B, 1 + R + N, D].
+    pub prenorm: Tensor,
+}
+
+impl VitOutput {
+    /// Mean of the patch tokens (registers are no patches), [B, D].
+    ///
+    /// # Errors
+    /// When candle fails.
+    pub fn patch_mean(&self) -> Result<Tensor> {
+        Ok(self.patch.mean(1)?)
+    }
+}
+
+impl VisionTransformer {
+    /// Builds the network from parameters under their official names ([`VitConfig::parameters`]).
+    ///
+    /// # Errors
+    /// A configuration that contradicts itself, a parameter that `vb` lacks or has in another shape.
+    pub fn new(config: &VitConfig, vb: VarBuilder) -> Result<Self> {
+        config.validate()?;
+        let dim = config.embed_dim;
+        let patches = config.native_grid().pow(2);
+        let register_tokens = match config.num_registers {
+            0 => None,
+            count => Some(vb.get((1, count, dim), "register_tokens")?),
+        };
+        let mask_token = config
+            .mask_token
+            .then(|| vb.get((1, dim), "mask_token"))
+            .transpose()?;
+        let blocks = vb.pp("blocks");
+        Ok(Self {
+            config: config.clone(),
+            cls_token: vb.get((1, 1, dim), "cls_token")?,
+            pos_embed: vb.get((1, 1 + patches, dim), "pos_embed")?,
+            register_tokens,
+            mask_token,
+            patch_embed: PatchEmbed::new(config, vb.pp("patch_embed"))?,
+            blocks: (0..config.depth)
+                .map(|i| Block::new(config, blocks.pp(i)))
+                .collect::<Result<_>>()?,
+            norm: LayerNorm::new(dim, config.layer_norm_eps, vb.pp("norm"))?,
+        })
+    }
+
+    /// Builds the network from named tensors, which must be exactly those of [`VitConfig::parameters`].
+    ///
+    /// Tensors of `Var`s keep their identity where they already are f32 on `device`, so this also serves training.
+    ///
+    /// # Errors
+    /// Names the first tensor that is missing, misshapen or not part of the network.
+    pub fn from_tensors(
+        config: &VitConfig,
+        tensors: &BTreeMap<String, Tensor>,
+        device: &Device,
+    ) -> Result<Self> {
+        config.validate()?;
+        let expected: BTreeMap<String, Vec<usize>> = config.parameters().into_iter().collect();
+        for (name, shape) in &expected {
+            let found = match tensors.get(name) {
+                Some(tensor) if tensor.dims() == shape => continue,
+                Some(tensor) => format!("{:?}", tensor.dims()),
+                None => "no such tensor".into(),
+            };
+            return Err(Error::config(
+                name,
+                format!("expected shape {shape:?}, found {found}"),
+            ));
+        }
+        if let Some((name, tensor)) = tensors.iter().find(|(name, _)| !expected.contains_key(*name)) {
+            let found = format!("found one of shape {:?}", tensor.dims());
+            return Err(Error::config(
+                name,
+                format!("expected no such tensor in this network, {found}"),
+            ));
+        }
+        let tensors: HashMap<String, Tensor> = tensors
+            .iter()
+            .map(|(name, tensor)| (name.clone(), tensor.clone()))
+            .collect();
+        Self::new(config, VarBuilder::from_tensors(tensors, DType::F32, device))
+    }
+
+    /// The geometry the network was built with.
+    pub fn config(&self) -> &VitConfig {
+        &self.config
+    }
+
+    /// The forward pass, without stochastic depth.
+    ///
+    /// `pixels` [B, C, H, W], normalised, with H and W multiples of the patch size. `masks` [B, N] u8: where not 0, the
+    /// patch embedding is replaced by the mask token before the position is added.
+    ///
+    /// # Errors
+    /// Pixels or masks of another shape or type; masks without a mask token.
+    pub fn forward(&self, pixels: &Tensor, masks: Option<&Tensor>) -> Result<VitOutput> {
+        self.forward_with(pixels, masks, None)
+    }
+
+    /// The forward pass of a student in training: as [`Self::forward`], with the branches that `drop_path` leaves out.
+    ///
+    /// # Errors
+    /// As [`Self::forward`]; a plan for another batch size or depth.
+    pub fn forward_with(
+        &self,
+        pixels: &Tensor,
+        masks: Option<&Tensor>,
+        drop_path: Option<&DropPathPlan>,
+    ) -> Result<VitOutput> {
+        let mut x = self.embed(pixels, masks)?;
+        if let Some(plan) = drop_path {
+            let found = (plan.batch(), plan.depth());
+            let expected = (x.dim(0)?, self.config.depth);
+            if found != expected {
+                let text = format!("expected a plan for (batch, depth) = {expected:?}, found {found:?}");
+                return Err(Error::config("drop_path", text));
+            }
+        }
+        for (i, block) in self.blocks.iter().enumerate() {
+            x = block.forward(&x, drop_path.map_or([None; 2], |plan| plan.block(i)))?;
+        }
+        self.output(x)
+    }
+
+    /// The tokens that enter the first block, [B, 1 + R + N, D]: class token, registers, patches row by row.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub fn embed(&self, pixels: &Tensor, masks: Option<&Tensor>) -> Result<Tensor> {
+        if pixels.dtype() != DType::F32 {
+            return Err(Error::config(
+                "pixels",
+                format!("expected f32, found {:?}", pixels.dtype()),
+            ));
+        }
+        let (rows, columns) = self.grid(pixels)?;
+        let mut patches = self.patch_embed.forward(pixels)?; // [B, N, D]
+        if let Some(masks) = masks {
+            patches = self.mask(&patches, masks)?;
+        }
+        let batch = patches.dim(0)?;
+        let dim = self.config.embed_dim;
+        let positions = interpolate_table(&self.pos_embed, self.config.position_rule, rows, columns)?;
+        let cls = (&self.cls_token + positions.narrow(1, 0, 1)?)?.expand((batch, 1, dim))?;
+        let patches = patches.broadcast_add(&positions.narrow(1, 1, rows * columns)?)?;
+        Ok(match &self.register_tokens {
+            None => Tensor::cat(&[&cls, &patches], 1)?,
+            // Registers have no position.
+            Some(registers) => {
+                let registers = registers.expand((batch, self.config.num_registers, dim))?;
+                Tensor::cat(&[&cls, &registers, &patches], 1)?
+            }
+        })
+    }
+
+    /// The patch grid (rows, columns) of `pixels`.
+    pub(super) fn grid(&self, pixels: &Tensor) -> Result<(usize, usize)> {
+        match *pixels.dims() {
+            [_, _, height, width] => self.config.grid(height, width),
+            _ => {
+                let expected = format!("expected [batch, {}, height, width]", self.config.in_channels);
+                Err(Error::config(
+                    "pixels",
+                    format!("{expected}, found {:?}", pixels.dims()),
+                ))
+            }
+        }
+    }
+
+    /// The mask token in place of masked patches: `patches` [B, N, D], `masks` [B, N].
+    fn mask(&self, patches: &Tensor, masks: &Tensor) -> Result<Tensor> {
+        let Some(token) = &self.mask_token else {
+            return Err(Error::config(
+                "masks",
+                "expected none: the network has no mask token",
+            ));
+        };
+        let (batch, count, _) = patches.dims3()?;
+        if masks.dims() != [batch, count] || masks.dtype() != DType::U8 {
+            let found = format!("found {:?} of {:?}", masks.dims(), masks.dtype());
+            return Err(Error::config(
+                "masks",
+                format!("expected [{batch}, {count}] of U8, {found}"),
+            ));
+        }
+        let masks = masks.unsqueeze(2)?.broadcast_as(patches.shape())?;
+        Ok(masks.where_cond(&token.broadcast_as(patches.shape())?, patches)?)
+    }
+
+    /// Runs the blocks on `x` [B, T, D] without stochastic depth, and hands `visit` the output of each.
+    pub(super) fn run_blocks(
+        &self,
+        mut x: Tensor,
+        mut visit: impl FnMut(usize, &Tensor) -> Result<()>,
+    ) -> Result<Tensor> {
+        for (i, block) in self.blocks.iter().enumerate() {
+            x = block.forward(&x, [None; 2])?;
+            visit(i, &x)?;
+        }
+        Ok(x)
+    }
+
+    /// What each token attends to in block `block` (from 0), [B, heads, T, T] with T = 1 + R + N in the order of the tokens;
+    /// every row sums to one (DINO v1 `get_last_selfattention` for the last block). Not differentiable.
+    ///
+    /// # Errors
+    /// As [`Self::forward`]; a block beyond the last.
+    pub fn attention_probabilities(&self, pixels: &Tensor, block: usize) -> Result<Tensor> {
+        let Some(last) = self.blocks.get(block) else {
+            let text = format!("expected a block below {}, found {block}", self.config.depth);
+            return Err(Error::config("block", text));
+        };
+        let mut x = self.embed(pixels, None)?;
+        for earlier in &self.blocks[..block] {
+            x = earlier.forward(&x, [None; 2])?;
+        }
+        last.attention_probabilities(&x)
+    }
+
+    /// The final norm, on [B, T, D].
+    pub(super) fn final_norm(&self, x: &Tensor) -> Result<Tensor> {
+        self.norm.forward(x)
+    }
+
+    /// Splits tokens [B, 1 + R + N, D] into class token [B, D], registers [B, R, D] and patches [B, N, D].
+    pub(super) fn split(&self, tokens: &Tensor) -> Result<(Tensor, Tensor, Tensor)> {
+        let registers = self.config.num_registers;
+        let patches = tokens.dim(1)? - 1 - registers;
+        Ok((
+            tokens.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?,
+            tokens.narrow(1, 1, registers)?,
+            tokens.narrow(1, 1 + registers, patches)?,
+        ))
+    }
+
+    fn output(&self, prenorm: Tensor) -> Result<VitOutput> {
+        let (cls, reg, patch) = self.split(&self.final_norm(&prenorm)?)?;
+        Ok(VitOutput {
+            cls,
+            reg,
+            patch,
+            prenorm,
+        })
+    }
+}

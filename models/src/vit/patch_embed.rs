@@ -1,0 +1,56 @@
+//! Patches to tokens: DINOv2's strided convolution, as one matrix product over unfolded patches.
+
+use candle_core::Tensor;
+use candle_nn::VarBuilder;
+
+use super::VitConfig;
+use crate::{Error, Result, ops};
+
+/// The projection of square patches (DINOv2 `layers/patch_embed.py`), names `proj.weight` [D, C, P, P], `proj.bias` [D].
+#[derive(Debug, Clone)]
+pub(super) struct PatchEmbed {
+    weight: Tensor, // [D, C, P, P]
+    bias: Tensor,
+    channels: usize,
+    patch: usize,
+}
+
+impl PatchEmbed {
+    pub(super) fn new(config: &VitConfig, vb: VarBuilder) -> Result<Self> {
+        let (dim, channels, patch) = (config.embed_dim, config.in_channels, config.patch_size);
+        let vb = vb.pp("proj");
+        Ok(Self {
+            weight: vb.get((dim, channels, patch, patch), "weight")?,
+            bias: vb.get(dim, "bias")?,
+            channels,
+            patch,
+        })
+    }
+
+    /// [B, C, H, W] to [B, N, D], patches row by row.
+    pub(super) fn forward(&self, pixels: &Tensor) -> Result<Tensor> {
+        let &[batch, channels, height, width] = pixels.dims() else {
+            return Err(Error::config(
+                "pixels",
+                format!(
+                    "expected [batch, {}, height, width], found {:?}",
+                    self.channels,
+                    pixels.dims()
+                ),
+            ));
+        };
+        if channels != self.channels || batch == 0 {
+            let found = format!("found {:?}", pixels.dims());
+            let expected = format!("expected at least one image of {} channels", self.channels);
+            return Err(Error::config("pixels", format!("{expected}, {found}")));
+        }
+        let p = self.patch;
+        let (rows, columns) = (height / p, width / p);
+        let patches = pixels
+            .reshape((batch, channels, rows, p, columns, p))?
+            .permute((0, 2, 4, 1, 3, 5))? // [B, rows, columns, C, P, P]
+            .reshape((batch, rows * columns, channels * p * p))?;
+        let weight = self.weight.flatten_from(1)?; // [D, C P P]
+        Ok(ops::linear(&patches, &weight, Some(&self.bias))?)
+    }
+}

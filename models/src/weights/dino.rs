@@ -1,0 +1,27 @@
+//! facebookresearch/dino (v1) backbones and full checkpoints (vision_transformer.py): no LayerScale, no mask token,
+//! no registers. Its projection head is called `head.`; macula calls it `dino_head.`, as its successor does.
+
+use super::Family;
+use super::family::{Part::Whole, Table};
+
+pub(super) const TABLE: Table = Table {
+    family: Family::DinoV1,
+    blocks: "blocks.",
+    heads: &[
+        ("head.mlp.", "dino_head.mlp."),
+        ("head.last_layer.", "dino_head.last_layer."),
+        ("head.", "head."),
+    ],
+    rows: &[
+        ("cls_token", "cls_token", Whole),
+        ("pos_embed", "pos_embed", Whole),
+        ("patch_embed.proj.*", "patch_embed.proj.*", Whole),
+        ("blocks.{i}.norm1.*", "blocks.{i}.norm1.*", Whole),
+        ("blocks.{i}.attn.qkv.*", "blocks.{i}.attn.qkv.*", Whole),
+        ("blocks.{i}.attn.proj.*", "blocks.{i}.attn.proj.*", Whole),
+        ("blocks.{i}.norm2.*", "blocks.{i}.norm2.*", Whole),
+        ("blocks.{i}.mlp.fc1.*", "blocks.{i}.mlp.fc1.*", Whole),
+        ("blocks.{i}.mlp.fc2.*", "blocks.{i}.mlp.fc2.*", Whole),
+        ("norm.*", "norm.*", Whole),
+    ],
+};

@@ -1,0 +1,158 @@
+//! The geometry of a network, told from the shapes of its tensors.
+
+use super::Family;
+use super::family::{Found, Part};
+use crate::vit::{FeedForwardKind, PositionRule, VitConfig};
+
+/// Width of a head in every released network, where a file does not tell the number of heads.
+pub(super) const HEAD_DIM: usize = 64;
+
+/// Largest value of any field that a file may claim; keeps arithmetic on shapes far from overflow.
+const LARGEST: usize = 1 << 20;
+/// Most blocks.
+const DEEPEST: usize = 10_000;
+
+/// What the tensors tell, with everything they do not at the family's default and `num_heads` 1.
+pub(super) fn derive(found: &Found<'_>) -> Result<VitConfig, String> {
+    let embed_dim = axis(found, "cls_token", 3, 2)?;
+    let patch = "patch_embed.proj.weight";
+    let (in_channels, patch_size) = (axis(found, patch, 4, 1)?, axis(found, patch, 4, 3)?);
+    let grid = native_grid(found)?;
+    let (feed_forward, ffn_hidden) = feed_forward(found)?;
+    let num_registers = match found.shape("register_tokens") {
+        Some(_) => axis(found, "register_tokens", 3, 1)?,
+        None => 0,
+    };
+    let depth = depth(found)?;
+    let has_layer_scale = (0..depth).any(|i| found.shape(&format!("blocks.{i}.ls1.gamma")).is_some());
+    let config = VitConfig {
+        embed_dim,
+        depth,
+        num_heads: 1,
+        patch_size,
+        image_size: grid * patch_size,
+        in_channels,
+        num_registers,
+        feed_forward,
+        ffn_hidden,
+        layer_scale: has_layer_scale.then_some(1e-5),
+        mask_token: found.table.family == Family::Official || found.shape("mask_token").is_some(),
+        layer_norm_eps: 1e-6,
+        position_rule: position_rule(found.table.family, num_registers),
+    };
+    Ok(config)
+}
+
+/// The rule a family resizes its position table by.
+pub(super) fn position_rule(family: Family, num_registers: usize) -> PositionRule {
+    match family {
+        Family::Timm => PositionRule::Registers,
+        Family::DinoV1 => PositionRule::Official,
+        _ if num_registers > 0 => PositionRule::Registers,
+        Family::Official => PositionRule::Official,
+        Family::HuggingFace => PositionRule::HuggingFace,
+    }
+}
+
+/// Refuses values that no network has, before anything is computed from them.
+pub(super) fn check_bounds(config: &VitConfig) -> Result<(), String> {
+    for (field, value, most) in [
+        ("embed_dim", config.embed_dim, LARGEST),
+        ("depth", config.depth, DEEPEST),
+        ("num_heads", config.num_heads, LARGEST),
+        ("patch_size", config.patch_size, LARGEST),
+        ("image_size", config.image_size, LARGEST),
+        ("in_channels", config.in_channels, LARGEST),
+        ("num_registers", config.num_registers, LARGEST),
+        ("ffn_hidden", config.ffn_hidden, LARGEST),
+    ] {
+        if value > most {
+            return Err(format!("{field}: expected at most {most}, found {value}"));
+        }
+    }
+    if !(config.layer_norm_eps > 0.0 && config.layer_norm_eps < 1.0) {
+        let eps = config.layer_norm_eps;
+        return Err(format!(
+            "layer_norm_eps: expected a number between 0 and 1, found {eps}"
+        ));
+    }
+    config.validate().map_err(|e| e.to_string())
+}
+
+/// One axis of a tensor that has to be there with `rank` axes.
+fn axis(found: &Found<'_>, ours: &str, rank: usize, axis: usize) -> Result<usize, String> {
+    let name = || found.their_name(ours);
+    match found.shape(ours) {
+        None => Err(format!("missing tensor `{}`, which tells the geometry", name())),
+        Some(shape) if shape.len() != rank || shape[axis] == 0 || shape[axis] > LARGEST => Err(format!(
+            "`{}`: expected {rank} axes, none empty, found shape {shape:?}",
+            name()
+        )),
+        Some(shape) => Ok(shape[axis]),
+    }
+}
+
+/// Side M of the native grid, from the rows of the position table: M*M patches and, save in timm, one for CLS.
+fn native_grid(found: &Found<'_>) -> Result<usize, String> {
+    let rows = axis(found, "pos_embed", 3, 1)?;
+    let cls_row = cls_row(found, rows);
+    let patches = rows - usize::from(cls_row);
+    let side = patches.isqrt();
+    if side == 0 || side * side != patches {
+        return Err(format!(
+            "`{}`: expected one row for CLS and a square number of rows, found {rows} rows",
+            found.their_name("pos_embed")
+        ));
+    }
+    Ok(side)
+}
+
+/// Whether the position table has a row for CLS. No positive square is followed by another, so its size tells.
+pub(super) fn cls_row(found: &Found<'_>, rows: usize) -> bool {
+    let may_lack = found
+        .table
+        .rows
+        .iter()
+        .any(|(_, ours, part)| *ours == "pos_embed" && *part == Part::PositionTable);
+    !(may_lack && rows.isqrt().pow(2) == rows && rows > 1)
+}
+
+fn depth(found: &Found<'_>) -> Result<usize, String> {
+    let prefix = found.table.blocks;
+    let mut depth = 0;
+    for name in found.tensors.keys() {
+        let Some((index, _)) = name.strip_prefix(prefix).and_then(|rest| rest.split_once('.')) else {
+            continue;
+        };
+        let index = index.parse().ok().filter(|index| *index < DEEPEST);
+        let index: usize = index.ok_or_else(|| format!("`{name}`: expected a block below {DEEPEST}"))?;
+        depth = depth.max(index + 1);
+    }
+    Ok(depth)
+}
+
+/// Kind and hidden width, from block 0. Packed SwiGLU weights are twice as wide going in as coming out, whatever
+/// they are called.
+fn feed_forward(found: &Found<'_>) -> Result<(FeedForwardKind, usize), String> {
+    let first = |ours: &str| found.shape(ours).map(|_| axis(found, ours, 2, 0)).transpose();
+    let second = |ours: &str| found.shape(ours).map(|_| axis(found, ours, 2, 1)).transpose();
+    let (fc1, fc2) = (
+        first("blocks.0.mlp.fc1.weight")?,
+        second("blocks.0.mlp.fc2.weight")?,
+    );
+    let (w12, w3) = (
+        first("blocks.0.mlp.w12.weight")?,
+        second("blocks.0.mlp.w3.weight")?,
+    );
+    match (fc1, fc2, w12, w3) {
+        (Some(fc1), Some(fc2), _, _) if fc1 == fc2 => Ok((FeedForwardKind::Mlp, fc1)),
+        (_, _, Some(w12), Some(w3)) if w12 == 2 * w3 => Ok((FeedForwardKind::Swiglu, w3)),
+        // A misshapen one is reported with the others, once there is a geometry to compare with.
+        (Some(hidden), _, _, _) => Ok((FeedForwardKind::Mlp, hidden)),
+        (_, _, Some(twice), _) => Ok((FeedForwardKind::Swiglu, twice / 2)),
+        _ => Err(format!(
+            "missing tensor `{}`, which tells the geometry",
+            found.their_name("blocks.0.mlp.fc1.weight")
+        )),
+    }
+}

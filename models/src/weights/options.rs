@@ -1,0 +1,15 @@
+//! What a caller may say about a checkpoint that its file does not.
+
+use crate::vit::PositionRule;
+
+/// What the file cannot tell, or what should win over the family's habit. The default says nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// Attention heads per block. Official, DINO v1 and timm files do not hold it: without it (and without `arch`)
+    /// one head is 64 wide. Contradicting a file that does hold it is an error.
+    pub num_heads: Option<usize>,
+    /// An architecture in the spelling of [`crate::vit::VitConfig::named`]. The tensors must fit it.
+    pub arch: Option<String>,
+    /// The position rule, in place of the family's.
+    pub position_rule: Option<PositionRule>,
+}

@@ -1,0 +1,143 @@
+//! The writer: safetensors with the names it is given, the same bytes for the same tensors.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+use candle_core::{DType, Tensor};
+use serde_json::{Map, Value, json};
+use tempfile::NamedTempFile;
+
+use super::Tensors;
+use crate::vit::VitConfig;
+use crate::{Error, Result};
+
+/// Metadata key under which macula keeps the geometry, as JSON of [`VitConfig`].
+pub(super) const CONFIG_KEY: &str = "macula.config";
+/// Metadata key of the version of the file's layout.
+pub(super) const VERSION_KEY: &str = "macula.version";
+/// The version written. Readers refuse a later one.
+pub(super) const VERSION: u32 = 1;
+
+/// The metadata that lets [`super::load`] know the geometry exactly: `macula.config`, for [`save`].
+///
+/// # Errors
+/// A value that JSON cannot hold, such as an epsilon that is not finite.
+pub fn config_metadata(config: &VitConfig) -> Result<BTreeMap<String, String>> {
+    let text = serde_json::to_string(config).map_err(|e| Error::config(CONFIG_KEY, e.to_string()))?;
+    Ok(BTreeMap::from([(CONFIG_KEY.into(), text)]))
+}
+
+/// Writes tensors of any shape (f64, f32, f16, bf16, i64, u32 or u8, on any device) as a safetensors file, beside the
+/// target and then renamed over it. `metadata` goes into `__metadata__`, with the layout's version added.
+///
+/// # Errors
+/// An element type other than those, a tensor called `__metadata__`, or a folder that cannot be written.
+pub fn save(path: &Path, tensors: &Tensors, metadata: &BTreeMap<String, String>) -> Result<()> {
+    let ordered = by_alignment(tensors);
+    let header = header(path, &ordered, metadata)?;
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let io = |e| Error::io(path, e);
+    let file = part_file(folder).map_err(io)?;
+    let mut writer = BufWriter::with_capacity(1 << 20, file.as_file());
+    writer
+        .write_all(&(header.len() as u64).to_le_bytes())
+        .and_then(|()| writer.write_all(&header))
+        .map_err(io)?;
+    for (_, tensor) in &ordered {
+        writer.write_all(&bytes(tensor)?).map_err(io)?;
+    }
+    writer.flush().map_err(io)?;
+    drop(writer);
+    file.as_file().sync_all().map_err(io)?;
+    file.persist(path).map_err(|e| io(e.error))?;
+    Ok(())
+}
+
+/// A file beside the target. Temporary files are private to their owner; this one is to be readable like any other,
+/// as far as the user's mask allows.
+fn part_file(folder: &Path) -> std::io::Result<NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".macula-").suffix(".part");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(std::fs::Permissions::from_mode(0o666));
+    }
+    builder.tempfile_in(folder)
+}
+
+/// Wider elements first, then by name: every tensor is then aligned to its element.
+fn by_alignment(tensors: &Tensors) -> Vec<(&String, &Tensor)> {
+    let mut ordered: Vec<_> = tensors.iter().collect();
+    ordered.sort_by_key(|(_, tensor)| Reverse(tensor.dtype().size_in_bytes()));
+    ordered
+}
+
+/// The JSON header, padded with spaces so that the numbers begin at a multiple of 8.
+fn header(
+    path: &Path,
+    tensors: &[(&String, &Tensor)],
+    metadata: &BTreeMap<String, String>,
+) -> Result<Vec<u8>> {
+    let mut metadata: Map<String, Value> = metadata.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
+    metadata.insert(VERSION_KEY.into(), json!(VERSION.to_string()));
+    let mut map = Map::from_iter([("__metadata__".into(), Value::Object(metadata))]);
+    let mut at = 0;
+    for (name, tensor) in tensors {
+        let dtype = dtype(tensor.dtype()).ok_or_else(|| {
+            Error::corrupt(
+                path,
+                format!("{name}: elements of type {:?} cannot be written", tensor.dtype()),
+            )
+        })?;
+        let end = at + tensor.elem_count() * tensor.dtype().size_in_bytes();
+        let entry = json!({"dtype": dtype, "shape": tensor.dims(), "data_offsets": [at, end]});
+        if map.insert((*name).clone(), entry).is_some() {
+            return Err(Error::corrupt(path, format!("{name}: not a name for a tensor")));
+        }
+        at = end;
+    }
+    let mut header = Value::Object(map).to_string().into_bytes();
+    header.resize(header.len().next_multiple_of(8), b' ');
+    Ok(header)
+}
+
+fn dtype(dtype: DType) -> Option<&'static str> {
+    Some(match dtype {
+        DType::F64 => "F64",
+        DType::F32 => "F32",
+        DType::F16 => "F16",
+        DType::BF16 => "BF16",
+        DType::I64 => "I64",
+        DType::U32 => "U32",
+        DType::U8 => "U8",
+        _ => return None,
+    })
+}
+
+/// The elements in row-major order, little-endian.
+fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
+    let tensor = tensor.flatten_all()?;
+    Ok(match tensor.dtype() {
+        DType::F64 => le(tensor.to_vec1::<f64>()?, f64::to_le_bytes),
+        DType::F32 => le(tensor.to_vec1::<f32>()?, f32::to_le_bytes),
+        DType::F16 => le(tensor.to_vec1::<half::f16>()?, half::f16::to_le_bytes),
+        DType::BF16 => le(tensor.to_vec1::<half::bf16>()?, half::bf16::to_le_bytes),
+        DType::I64 => le(tensor.to_vec1::<i64>()?, i64::to_le_bytes),
+        DType::U32 => le(tensor.to_vec1::<u32>()?, u32::to_le_bytes),
+        _ => tensor.to_vec1::<u8>()?,
+    })
+}
+
+fn le<T, const N: usize>(values: Vec<T>, bytes: impl Fn(T) -> [u8; N]) -> Vec<u8> {
+    let mut all = Vec::with_capacity(values.len() * N);
+    for value in values {
+        all.extend_from_slice(&bytes(value));
+    }
+    all
+}

@@ -1,0 +1,369 @@
+//! Training reaches every parameter, and stochastic depth does to a batch what the reference does.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Device, Tensor, Var};
+use candle_nn::{VarBuilder, VarMap};
+use macula_models::heads::{DinoHead, DinoHeadConfig};
+use macula_models::vit::{
+    DropPathMode, DropPathPlan, DropPathSchedule, FeedForwardKind, PositionRule, VisionTransformer,
+    VitConfig, initialise,
+};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+fn config(num_registers: usize, feed_forward: FeedForwardKind) -> VitConfig {
+    VitConfig {
+        embed_dim: 24,
+        depth: 2,
+        num_heads: 3,
+        patch_size: 4,
+        image_size: 16,
+        in_channels: 3,
+        num_registers,
+        feed_forward,
+        ffn_hidden: 40,
+        layer_scale: Some(0.5),
+        mask_token: true,
+        layer_norm_eps: 1e-6,
+        position_rule: PositionRule::Official,
+    }
+}
+
+fn random(rng: &mut ChaCha8Rng, shape: &[usize]) -> Tensor {
+    let values: Vec<f32> = (0..shape.iter().product())
+        .map(|_| rng.random_range(-1f32..1.))
+        .collect();
+    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+}
+
+/// `tensors` with noise, so that no gradient is zero for an initial value's sake.
+fn perturbed(tensors: BTreeMap<String, Tensor>, rng: &mut ChaCha8Rng) -> BTreeMap<String, Tensor> {
+    let noisy = |tensor: Tensor| (&tensor + (random(rng, tensor.dims()) * 0.2).unwrap()).unwrap();
+    let (names, tensors): (Vec<_>, Vec<_>) = tensors.into_iter().unzip();
+    names.into_iter().zip(tensors.into_iter().map(noisy)).collect()
+}
+
+fn into_varmap(prefix: &str, tensors: &BTreeMap<String, Tensor>, map: &VarMap) {
+    let mut data = map.data().lock().unwrap();
+    for (name, tensor) in tensors {
+        data.insert(format!("{prefix}.{name}"), Var::from_tensor(tensor).unwrap());
+    }
+}
+
+/// A loss that no output can leave without changing it.
+fn loss_of(parts: &[&Tensor], rng: &mut ChaCha8Rng) -> Tensor {
+    let terms: Vec<Tensor> = parts
+        .iter()
+        .map(|part| {
+            (*part * random(rng, part.dims()))
+                .unwrap()
+                .sqr()
+                .unwrap()
+                .sum_all()
+                .unwrap()
+        })
+        .collect();
+    Tensor::stack(&terms, 0).unwrap().sum_all().unwrap()
+}
+
+#[test]
+fn network_every_parameter_gets_a_gradient() {
+    let head_config = DinoHeadConfig {
+        input: 24,
+        hidden: 20,
+        bottleneck: 8,
+        prototypes: 11,
+        train_gain: true,
+    };
+    for config in [
+        config(0, FeedForwardKind::Mlp),
+        config(4, FeedForwardKind::Swiglu),
+    ] {
+        // The native grid, and one that interpolates the position table.
+        for (height, width) in [(16, 16), (12, 20)] {
+            let mut rng = ChaCha8Rng::seed_from_u64(5);
+            let map = VarMap::new();
+            let backbone = initialise(&config, &mut rng).unwrap();
+            into_varmap("backbone", &perturbed(backbone, &mut rng), &map);
+            let head = head_config.initialise(&mut rng).unwrap();
+            into_varmap("dino_head", &perturbed(head, &mut rng), &map);
+            let vb = VarBuilder::from_varmap(&map, DType::F32, &Device::Cpu);
+            let vit = VisionTransformer::new(&config, vb.pp("backbone")).unwrap();
+            let head = DinoHead::new(&head_config, vb.pp("dino_head")).unwrap();
+
+            let pixels = random(&mut rng, &[3, 3, height, width]);
+            let patches = height * width / 16;
+            let mask: Vec<u8> = (0..3 * patches).map(|i| u8::from(i % 3 == 0)).collect();
+            let mask = Tensor::from_vec(mask, (3, patches), &Device::Cpu).unwrap();
+            let out = vit.forward(&pixels, Some(&mask)).unwrap();
+            let mut parts = vec![&out.cls, &out.patch, &out.prenorm];
+            if config.num_registers > 0 {
+                parts.push(&out.reg);
+            }
+            let logits = head.forward(&out.cls).unwrap();
+            parts.push(&logits);
+            let grads = loss_of(&parts, &mut rng).backward().unwrap();
+
+            let data = map.data().lock().unwrap();
+            let expected = config.parameters().len() + head_config.parameters().len();
+            assert_eq!(data.len(), expected);
+            for (name, var) in data.iter().collect::<BTreeMap<_, _>>() {
+                let grad = grads.get(var).unwrap_or_else(|| panic!("{name} got no gradient"));
+                assert_eq!(grad.dims(), var.dims(), "{name}");
+                let grad = grad.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                assert!(grad.iter().all(|value| value.is_finite()), "{name} is not finite");
+                // A bias common to all keys moves every score of a query alike: softmax does not see it, its gradient is 0.
+                let no_effect = |i: usize| name.ends_with("attn.qkv.bias") && (24..48).contains(&i);
+                let zeros = (0..grad.len())
+                    .filter(|&i| grad[i] == 0. && !no_effect(i))
+                    .count();
+                assert_eq!(zeros, 0, "{name}: {zeros} of {} gradients are zero", grad.len());
+            }
+        }
+    }
+}
+
+/// The directional derivative of a loss through the whole network against central differences.
+#[test]
+fn network_gradient_is_the_slope_of_the_loss() {
+    let config = config(2, FeedForwardKind::Mlp);
+    let mut rng = ChaCha8Rng::seed_from_u64(8);
+    let weights = perturbed(initialise(&config, &mut rng).unwrap(), &mut rng);
+    let pixels = random(&mut rng, &[2, 3, 12, 20]);
+    let plan = DropPathPlan::draw(
+        0.4,
+        DropPathSchedule::Uniform,
+        DropPathMode::BatchSubset,
+        2,
+        2,
+        &mut rng,
+    )
+    .unwrap();
+    let loss = |weights: &BTreeMap<String, Tensor>| {
+        let vit = VisionTransformer::from_tensors(&config, weights, &Device::Cpu).unwrap();
+        let out = vit.forward_with(&pixels, None, Some(&plan)).unwrap();
+        loss_of(
+            &[&out.cls, &out.patch, &out.reg],
+            &mut ChaCha8Rng::seed_from_u64(2),
+        )
+    };
+    let vars: BTreeMap<String, Var> = weights
+        .iter()
+        .map(|(name, tensor)| (name.clone(), Var::from_tensor(tensor).unwrap()))
+        .collect();
+    let tensors = vars
+        .iter()
+        .map(|(name, var)| (name.clone(), var.as_tensor().clone()))
+        .collect();
+    let store = loss(&tensors).backward().unwrap();
+    for (name, var) in &vars {
+        if name == "mask_token" {
+            assert!(store.get(var).is_none(), "nothing was masked");
+            continue;
+        }
+        let grad = store.get(var).unwrap();
+        let norm = grad
+            .sqr()
+            .unwrap()
+            .sum_all()
+            .unwrap()
+            .sqrt()
+            .unwrap()
+            .to_scalar::<f32>()
+            .unwrap();
+        let value = |step: f64| {
+            let mut moved = weights.clone();
+            let shifted = (&weights[name] + (grad * (step / f64::from(norm))).unwrap()).unwrap();
+            moved.insert(name.clone(), shifted);
+            f64::from(loss(&moved).to_scalar::<f32>().unwrap())
+        };
+        let slope = (value(1e-2) - value(-1e-2)) / 2e-2;
+        let error = (slope - f64::from(norm)).abs() / f64::from(norm);
+        assert!(error < 2e-2, "{name}: slope {slope}, gradient {norm}");
+    }
+}
+
+#[test]
+fn network_drop_path_weights_the_kept_images_and_passes_the_others() {
+    // One block whose feed-forward network adds nothing, so that only attention's plan shows.
+    let config = VitConfig {
+        depth: 1,
+        ..config(1, FeedForwardKind::Mlp)
+    };
+    let mut rng = ChaCha8Rng::seed_from_u64(4);
+    let mut weights = perturbed(initialise(&config, &mut rng).unwrap(), &mut rng);
+    weights.insert(
+        "blocks.0.ls2.gamma".into(),
+        Tensor::zeros(24, DType::F32, &Device::Cpu).unwrap(),
+    );
+    let vit = VisionTransformer::from_tensors(&config, &weights, &Device::Cpu).unwrap();
+    let pixels = random(&mut rng, &[8, 3, 16, 16]);
+    let embedded = vit.embed(&pixels, None).unwrap();
+    let branch = (vit.forward(&pixels, None).unwrap().prenorm - &embedded).unwrap();
+    let flat = |tensor: &Tensor, image: usize| -> Vec<f32> {
+        tensor
+            .get(image)
+            .unwrap()
+            .flatten_all()
+            .unwrap()
+            .to_vec1()
+            .unwrap()
+    };
+    for (mode, weight) in [
+        (DropPathMode::BatchSubset, 8. / 6.),
+        (DropPathMode::PerSample, 1. / 0.75),
+    ] {
+        let plan = DropPathPlan::draw(0.25, DropPathSchedule::Uniform, mode, 1, 8, &mut rng).unwrap();
+        let out = vit.forward_with(&pixels, None, Some(&plan)).unwrap().prenorm;
+        let mut kept = 0;
+        for image in 0..8 {
+            let (before, after) = (flat(&embedded, image), flat(&out, image));
+            if before == after {
+                continue;
+            }
+            kept += 1;
+            for ((after, before), branch) in after.iter().zip(&before).zip(flat(&branch, image)) {
+                assert!(
+                    (after - before - weight * branch).abs() < 1e-4,
+                    "{mode:?}, image {image}"
+                );
+            }
+        }
+        match mode {
+            DropPathMode::BatchSubset => assert_eq!(kept, 6),
+            DropPathMode::PerSample => assert!((1..8).contains(&kept), "{kept} images kept"),
+        }
+    }
+    let plan = DropPathPlan::draw(
+        0.2,
+        DropPathSchedule::Uniform,
+        DropPathMode::PerSample,
+        1,
+        4,
+        &mut rng,
+    )
+    .unwrap();
+    let error = vit
+        .forward_with(&pixels, None, Some(&plan))
+        .unwrap_err()
+        .to_string();
+    assert_eq!(
+        error,
+        "drop_path: expected a plan for (batch, depth) = (8, 1), found (4, 1)"
+    );
+}
+
+#[test]
+fn network_fixed_gains_get_no_gradient() {
+    let config = DinoHeadConfig {
+        input: 6,
+        hidden: 5,
+        bottleneck: 4,
+        prototypes: 3,
+        train_gain: false,
+    };
+    let mut rng = ChaCha8Rng::seed_from_u64(9);
+    let map = VarMap::new();
+    into_varmap("head", &config.initialise(&mut rng).unwrap(), &map);
+    let vb = VarBuilder::from_varmap(&map, DType::F32, &Device::Cpu);
+    let head = DinoHead::new(&config, vb.pp("head")).unwrap();
+    let logits = head.forward(&random(&mut rng, &[4, 6])).unwrap();
+    let largest = logits
+        .abs()
+        .unwrap()
+        .max_all()
+        .unwrap()
+        .to_scalar::<f32>()
+        .unwrap();
+    assert!(largest <= 1. + 1e-6, "cosines, found {largest}");
+    let grads = loss_of(&[&logits], &mut rng).backward().unwrap();
+    let data = map.data().lock().unwrap();
+    assert!(grads.get(&data["head.last_layer.weight_g"]).is_none());
+    assert!(grads.get(&data["head.last_layer.weight_v"]).is_some());
+}
+
+/// DINO v1 networks have neither LayerScale nor a mask token.
+#[test]
+fn network_without_layer_scale_trains() {
+    let config = VitConfig {
+        layer_scale: None,
+        mask_token: false,
+        ..config(0, FeedForwardKind::Mlp)
+    };
+    let mut rng = ChaCha8Rng::seed_from_u64(6);
+    let weights = perturbed(initialise(&config, &mut rng).unwrap(), &mut rng);
+    let vars: BTreeMap<String, Var> = weights
+        .iter()
+        .map(|(name, tensor)| (name.clone(), Var::from_tensor(tensor).unwrap()))
+        .collect();
+    let tensors = vars
+        .iter()
+        .map(|(name, var)| (name.clone(), var.as_tensor().clone()))
+        .collect();
+    let vit = VisionTransformer::from_tensors(&config, &tensors, &Device::Cpu).unwrap();
+    let out = vit.forward(&random(&mut rng, &[1, 3, 16, 16]), None).unwrap();
+    let grads = loss_of(&[&out.cls, &out.patch], &mut rng).backward().unwrap();
+    assert_eq!(vars.len(), config.parameters().len());
+    for (name, var) in &vars {
+        assert!(grads.get(var).is_some(), "{name}");
+    }
+}
+
+/// The same values on one thread and on several, to the bit.
+#[test]
+fn network_results_do_not_depend_on_the_threads() {
+    let config = VitConfig {
+        embed_dim: 96,
+        ffn_hidden: 384,
+        ..config(1, FeedForwardKind::Mlp)
+    };
+    let mut rng = ChaCha8Rng::seed_from_u64(12);
+    let weights = perturbed(initialise(&config, &mut rng).unwrap(), &mut rng);
+    let pixels = random(&mut rng, &[6, 3, 32, 32]);
+    let step = || {
+        let vars: BTreeMap<String, Var> = weights
+            .iter()
+            .map(|(name, tensor)| (name.clone(), Var::from_tensor(tensor).unwrap()))
+            .collect();
+        let tensors = vars
+            .iter()
+            .map(|(name, var)| (name.clone(), var.as_tensor().clone()))
+            .collect();
+        let vit = VisionTransformer::from_tensors(&config, &tensors, &Device::Cpu).unwrap();
+        let out = vit.forward(&pixels, None).unwrap();
+        let store = loss_of(&[&out.cls, &out.patch], &mut ChaCha8Rng::seed_from_u64(2))
+            .backward()
+            .unwrap();
+        let bits = |tensor: &Tensor| -> Vec<u32> {
+            tensor
+                .flatten_all()
+                .unwrap()
+                .to_vec1::<f32>()
+                .unwrap()
+                .into_iter()
+                .map(f32::to_bits)
+                .collect()
+        };
+        let mut all: BTreeMap<String, Vec<u32>> = vars
+            .iter()
+            .filter_map(|(name, var)| Some((name.clone(), bits(store.get(var)?))))
+            .collect();
+        all.insert("patch".into(), bits(&out.patch));
+        all
+    };
+    let on = |threads: usize| {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap()
+            .install(step)
+    };
+    let alone = on(1);
+    for threads in [2, 3, 7] {
+        for (name, found) in on(threads) {
+            assert!(found == alone[&name], "{name} differs on {threads} threads");
+        }
+    }
+}

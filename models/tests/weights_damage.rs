@@ -1,0 +1,163 @@
+//! Damaged files of every format: an error or the right kind of answer, never a panic.
+#![allow(clippy::unwrap_used)]
+
+mod weights_support;
+
+use std::fs;
+use std::path::Path;
+use std::sync::OnceLock;
+
+use candle_core::Tensor;
+use macula_models::weights::{load, read_tensors};
+use proptest::prelude::*;
+use weights_support::*;
+use zip::CompressionMethod;
+
+/// Opens, reads every tensor, and loads; what comes of it is up to the damage.
+fn exercise(path: &Path) {
+    if let Ok(mut raw) = read_tensors(path) {
+        let names: Vec<String> = raw.tensors.keys().cloned().collect();
+        for name in names {
+            let _: Option<Tensor> = raw.read(&name).ok();
+        }
+    }
+    if let Ok(checkpoint) = load(path, &three_heads()) {
+        assert_eq!(checkpoint.backbone.len(), checkpoint.config.parameters().len());
+    }
+}
+
+fn exercise_bytes(bytes: &[u8]) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("w");
+    fs::write(&path, bytes).unwrap();
+    exercise(&path);
+}
+
+/// A safetensors file, a zip and a legacy file of the same network.
+fn files() -> &'static [Vec<u8>; 3] {
+    static FILES: OnceLock<[Vec<u8>; 3]> = OnceLock::new();
+    FILES.get_or_init(|| {
+        let backbone = load_fixture("official_reg4.pth").backbone;
+        let object = Object::Dict(Object::tensors("", &backbone));
+        [
+            fs::read(fixture("official_reg4.safetensors")).unwrap(),
+            fs::read(fixture("official_reg4.pth")).unwrap(),
+            torch_legacy(&object),
+        ]
+    })
+}
+
+/// A place in a file: more often near an end, where headers, pickles and directories lie.
+fn place() -> impl Strategy<Value = (u8, usize)> {
+    (0u8..3, 0usize..1 << 13)
+}
+
+fn at(len: usize, (region, offset): (u8, usize)) -> usize {
+    match region {
+        0 => offset.min(len - 1),
+        1 => len - 1 - offset.min(len - 1),
+        _ => len * offset / (1 << 13),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 192, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn cut_files_do_not_panic(which in 0usize..3, end in place()) {
+        let bytes = &files()[which];
+        exercise_bytes(&bytes[..at(bytes.len(), end)]);
+    }
+
+    #[test]
+    fn flipped_bytes_do_not_panic(
+        which in 0usize..3,
+        flips in prop::collection::vec((place(), any::<u8>()), 1..8),
+    ) {
+        let mut bytes = files()[which].clone();
+        for (place, value) in flips {
+            let index = at(bytes.len(), place);
+            bytes[index] = value;
+        }
+        exercise_bytes(&bytes);
+    }
+
+    /// The archive is sound and its checksums right: only the pickle is not what torch wrote.
+    #[test]
+    fn damaged_pickles_do_not_panic(
+        flips in prop::collection::vec((0usize..700, any::<u8>()), 1..6),
+        cut in prop::option::of(0usize..700),
+    ) {
+        let shared = [0.5f32; 24];
+        let object = Object::Dict(vec![
+            ("a".into(), Object::View(&shared, 2, vec![2, 3], vec![3, 1])),
+            ("b".into(), Object::Dict(vec![("c".into(), Object::View(&shared, 0, vec![4], vec![6]))])),
+            ("args".into(), Object::Namespace),
+            ("epoch".into(), Object::Int(7)),
+        ]);
+        let mut pickler = Pickler::new(false);
+        pickler.pickle(&object);
+        for (index, value) in flips {
+            let index = index % pickler.bytes.len();
+            pickler.bytes[index] = value;
+        }
+        if let Some(cut) = cut {
+            let keep = cut % pickler.bytes.len();
+            pickler.bytes.truncate(keep);
+        }
+        let entries = zip_entries(&pickler);
+        let entries: Vec<(&str, Vec<u8>)> = entries.iter().map(|(n, b)| (n.as_str(), b.clone())).collect();
+        exercise_bytes(&zip_bytes(&entries, CompressionMethod::Stored));
+    }
+
+    /// Opcodes in any order.
+    #[test]
+    fn arbitrary_pickles_do_not_panic(
+        opcodes in prop::collection::vec(prop::sample::select(
+            b"()]}tlduaesN\x85\x86\x87\x88\x8f\x90\x94K\x01q\x00h\x00QRb\x81021X\x01\x00\x00\x00".to_vec()
+        ), 0..200),
+    ) {
+        let mut pickler = Pickler::new(false);
+        pickler.bytes = b"\x80\x02".to_vec();
+        pickler.bytes.extend(opcodes);
+        pickler.bytes.push(b'.');
+        let entries = zip_entries(&pickler);
+        let entries: Vec<(&str, Vec<u8>)> = entries.iter().map(|(n, b)| (n.as_str(), b.clone())).collect();
+        exercise_bytes(&zip_bytes(&entries, CompressionMethod::Stored));
+    }
+}
+
+/// Shared containers make exponentially many paths; the walk has to give up on them.
+#[test]
+fn shared_dictionaries_do_not_explode() {
+    let mut pickler = Pickler::new(false);
+    pickler.bytes = b"\x80\x02]q\x00".to_vec();
+    for level in 1..30u8 {
+        // A list that holds the previous one four times.
+        pickler.bytes.extend([
+            b']',
+            b'q',
+            level,
+            b'(',
+            b'h',
+            level - 1,
+            b'h',
+            level - 1,
+            b'h',
+            level - 1,
+            b'h',
+            level - 1,
+            b'e',
+        ]);
+    }
+    pickler.bytes.push(b'.');
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("w.pth");
+    fs::write(
+        &path,
+        zip_bytes(&[("a/data.pkl", pickler.bytes)], CompressionMethod::Stored),
+    )
+    .unwrap();
+    let error = read_tensors(&path).err().unwrap().to_string();
+    assert_says(&error, &["expected at most", "levels"]);
+}

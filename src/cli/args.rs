@@ -1,0 +1,163 @@
+//! Flags that several verbs share, and how they resolve.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::data::{DecodeOptions, Interpolation};
+use crate::extract::model::{ModelOptions, OutputChoice, PreprocessOverrides};
+use crate::extract::{ErrorPolicy, ExtractOptions, Shard};
+use crate::runtime::{Device, RuntimeOptions};
+use crate::{Error, Result};
+
+/// Where and with how many threads to run.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// auto, cpu, or cuda[:N]
+    #[arg(long, default_value = "auto")]
+    pub device: Device,
+    /// Threads; 0 for all cores
+    #[arg(long, default_value_t = 0)]
+    pub threads: usize,
+    /// ONNX Runtime library to use (libonnxruntime.so, onnxruntime.dll, libonnxruntime.dylib)
+    #[arg(long, value_name = "FILE")]
+    pub ort_lib: Option<PathBuf>,
+}
+
+impl RunArgs {
+    /// Sizes the pool that decoding and the protocols run on.
+    pub fn start_threads(&self) -> Result<()> {
+        if self.threads == 0 {
+            return Ok(());
+        }
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(self.threads)
+            .build_global()
+            .map_err(|e| Error::failed("--threads", e.to_string()))
+    }
+
+    /// The ONNX Runtime library as the flags name it.
+    pub fn runtime(&self) -> RuntimeOptions {
+        RuntimeOptions {
+            ort_lib: self.ort_lib.clone(),
+            flavor: self.device.flavor(),
+            ..RuntimeOptions::default()
+        }
+    }
+}
+
+/// What a checkpoint's file does not say.
+#[derive(Debug, Args, Default)]
+pub struct CheckpointArgs {
+    /// Attention heads, where the file does not say; otherwise heads of width 64
+    #[arg(long, value_name = "N")]
+    pub heads: Option<usize>,
+    /// Architecture: vit-{tiny|small|base|large|giant2}[/PATCH][-regN][-swiglu]
+    #[arg(long, value_name = "NAME")]
+    pub arch: Option<String>,
+    /// official, registers or hugging-face, instead of the checkpoint family's own
+    #[arg(long, value_name = "RULE", value_parser = position_rule)]
+    pub position_rule: Option<macula_models::vit::PositionRule>,
+}
+
+fn position_rule(text: &str) -> std::result::Result<macula_models::vit::PositionRule, String> {
+    serde_json::from_value(serde_json::Value::String(text.to_owned()))
+        .map_err(|_| format!("expected official, registers or hugging-face, found `{text}`"))
+}
+
+/// How images become network input.
+#[derive(Debug, Args, Default)]
+pub struct PreprocessArgs {
+    /// Shorter side after resizing, in pixels; 0 for none
+    #[arg(long, value_name = "N")]
+    pub resize: Option<u32>,
+    /// Side of the centre crop, in pixels; 0 for none
+    #[arg(long, value_name = "N")]
+    pub crop: Option<u32>,
+    /// Filter of the resize
+    #[arg(long, value_enum)]
+    pub interpolation: Option<Interpolation>,
+    /// Mean per channel, in [0, 1]
+    #[arg(long, value_name = "R,G,B", value_parser = triple)]
+    pub mean: Option<[f32; 3]>,
+    /// Standard deviation per channel, in [0, 1]
+    #[arg(long, value_name = "R,G,B", value_parser = triple)]
+    pub std: Option<[f32; 3]>,
+}
+
+fn triple(text: &str) -> std::result::Result<[f32; 3], String> {
+    let wrong = || format!("expected three numbers r,g,b, found `{text}`");
+    let values: Vec<f32> = text
+        .split(',')
+        .map(|value| value.trim().parse().map_err(|_| wrong()))
+        .collect::<std::result::Result<_, _>>()?;
+    values.try_into().map_err(|_| wrong())
+}
+
+impl PreprocessArgs {
+    /// The flags as overrides.
+    pub fn overrides(&self) -> PreprocessOverrides {
+        PreprocessOverrides {
+            resize: self.resize,
+            crop: self.crop,
+            interpolation: self.interpolation,
+            mean: self.mean,
+            std: self.std,
+        }
+    }
+}
+
+/// How a model is opened and images are read.
+#[derive(Debug, Args)]
+pub struct ReadArgs {
+    /// Images per run of the model
+    #[arg(long, default_value_t = 32)]
+    pub batch: usize,
+    /// What to do with an image that cannot be read
+    #[arg(long, value_enum, default_value = "fail")]
+    pub on_error: ErrorPolicy,
+    /// Turn images as their EXIF says (the reference does not)
+    #[arg(long)]
+    pub exif: bool,
+    /// Largest image, in pixels
+    #[arg(long, value_name = "N", default_value_t = DecodeOptions::default().max_pixels)]
+    pub max_pixels: u64,
+    #[command(flatten)]
+    pub checkpoint: CheckpointArgs,
+    #[command(flatten)]
+    pub preprocess: PreprocessArgs,
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+impl ReadArgs {
+    /// How to open the model.
+    pub fn model_options(&self, outputs: OutputChoice) -> ModelOptions {
+        ModelOptions {
+            outputs,
+            preprocess: self.preprocess.overrides(),
+            device: self.run.device,
+            threads: self.run.threads,
+            ort_lib: self.run.ort_lib.clone(),
+            num_heads: self.checkpoint.heads,
+            arch: self.checkpoint.arch.clone(),
+            position_rule: self.checkpoint.position_rule,
+        }
+    }
+
+    /// How to extract.
+    pub fn extract_options(&self, shard: Option<Shard>, force: bool, resume: bool) -> ExtractOptions {
+        ExtractOptions {
+            batch_size: self.batch,
+            on_error: self.on_error,
+            shard,
+            force,
+            resume,
+            decode: DecodeOptions {
+                exif: self.exif,
+                max_pixels: self.max_pixels,
+                ..DecodeOptions::default()
+            },
+        }
+    }
+}

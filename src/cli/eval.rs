@@ -1,0 +1,291 @@
+//! `macula eval`, one subcommand a protocol.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+use macula_eval::protocols::knn::{self, KnnConfig};
+use macula_eval::protocols::linear_probe::{self, LinearProbeConfig};
+use macula_eval::protocols::logistic::{self, CSelection, LogregConfig};
+use macula_eval::table::EvalResult;
+
+use super::args::ReadArgs;
+use super::output;
+use crate::evaluate::{Folders, ModelRequest, OpenFolders, probe_features};
+use crate::extract::model::OutputChoice;
+use crate::{Error, Result, files, rng};
+
+/// Arguments of `macula eval`.
+#[derive(Debug, Args)]
+pub struct EvalArgs {
+    #[command(subcommand)]
+    protocol: Protocol,
+}
+
+#[derive(Debug, Subcommand)]
+enum Protocol {
+    /// Weighted k-nearest neighbours (DINOv2 eval/knn.py)
+    Knn(KnnArgs),
+    /// Linear heads by SGD over a grid of learning rates, blocks and pooling (DINOv2 eval/linear.py)
+    LinearProbe(LinearProbeArgs),
+    /// L2-regularised multinomial logistic regression (DINOv2 eval/log_regression.py)
+    Logreg(LogregArgs),
+}
+
+/// Where features come from, and where the result goes.
+#[derive(Debug, Args)]
+struct CommonArgs {
+    /// Feature folder of the train rows
+    #[arg(long, value_name = "FEATURES", requires = "test", conflicts_with_all = ["model", "train_data", "test_data"])]
+    train: Option<PathBuf>,
+    /// Feature folder of the test rows
+    #[arg(long, value_name = "FEATURES", requires = "train")]
+    test: Option<PathBuf>,
+    /// Model to extract with first: ONNX file, checkpoint, or pixels
+    #[arg(long, value_name = "MODEL", requires_all = ["train_data", "test_data"])]
+    model: Option<String>,
+    /// Images of the train rows, with labels
+    #[arg(long, value_name = "SRC", requires = "model")]
+    train_data: Option<String>,
+    /// Images of the test rows, with labels
+    #[arg(long, value_name = "SRC", requires = "model")]
+    test_data: Option<String>,
+    /// Where --model keeps the features; by default OUT/features, or macula-features
+    #[arg(long, value_name = "DIR", requires = "model")]
+    features: Option<PathBuf>,
+    /// Column to evaluate; by default cls, or else the first
+    #[arg(long, value_name = "NAME")]
+    column: Option<String>,
+    /// Folder for result.json, table.parquet, table.csv and table.md
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Replace what --out or --features hold
+    #[arg(long)]
+    force: bool,
+    /// Print the result as JSON and nothing else
+    #[arg(long)]
+    json: bool,
+    /// Seed of splits, subsets and the bootstrap
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Bootstrap resamples of the 95 % interval
+    #[arg(long, default_value_t = 1000)]
+    bootstrap_resamples: usize,
+    #[command(flatten)]
+    read: ReadArgs,
+}
+
+impl CommonArgs {
+    fn open(&self, outputs: OutputChoice) -> Result<OpenFolders> {
+        self.read.run.start_threads()?;
+        if let Some(out) = &self.out {
+            files::refuse_existing(&out.join("result.json"), self.force)?;
+        }
+        let folders = match (
+            &self.train,
+            &self.test,
+            &self.model,
+            &self.train_data,
+            &self.test_data,
+        ) {
+            (Some(train), Some(test), ..) => Folders {
+                train: train.clone(),
+                test: test.clone(),
+            },
+            (_, _, Some(model), Some(train_data), Some(test_data)) => ModelRequest {
+                model: model.clone(),
+                train_data: train_data.clone(),
+                test_data: test_data.clone(),
+                keep: self.keep(),
+                options: self.read.model_options(outputs),
+                extract: self.read.extract_options(None, self.force, false),
+            }
+            .run()?,
+            _ => {
+                return Err(Error::input(
+                    "eval",
+                    "expected --train F --test F, or --model M --train-data SRC --test-data SRC",
+                ));
+            }
+        };
+        folders.open()
+    }
+
+    fn keep(&self) -> PathBuf {
+        let default = || match &self.out {
+            Some(out) => out.join("features"),
+            None => PathBuf::from("macula-features"),
+        };
+        self.features.clone().unwrap_or_else(default)
+    }
+
+    fn column(&self, folders: &OpenFolders) -> String {
+        self.column.clone().unwrap_or_else(|| folders.default_column())
+    }
+
+    fn outputs(&self) -> OutputChoice {
+        OutputChoice::named(self.column.as_slice())
+    }
+
+    fn finish(&self, mut result: EvalResult, folders: &OpenFolders, column: &str) -> Result<()> {
+        folders.describe_into(&mut result, column);
+        output::print_result(&result, self.json, self.out.as_deref().map(Path::new))
+    }
+}
+
+/// Arguments of `macula eval knn`.
+#[derive(Debug, Args)]
+struct KnnArgs {
+    /// Numbers of neighbours
+    #[arg(long, value_delimiter = ',', default_value = "10,20,100,200")]
+    k: Vec<usize>,
+    /// Temperature of the vote
+    #[arg(long, default_value_t = 0.07)]
+    temperature: f64,
+    /// Train rows per class, drawn at random; by default all
+    #[arg(long, value_name = "N")]
+    n_per_class: Option<usize>,
+    /// Draws of --n-per-class to average over
+    #[arg(long, default_value_t = 1, requires = "n_per_class")]
+    n_tries: usize,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+/// Arguments of `macula eval linear-probe`.
+#[derive(Debug, Args)]
+struct LinearProbeArgs {
+    /// Learning rates, before scaling by batch/256
+    #[arg(long, value_delimiter = ',', value_name = "LRS")]
+    learning_rates: Vec<f64>,
+    /// Passes over the train rows
+    #[arg(long)]
+    epochs: Option<usize>,
+    /// Rows per step
+    #[arg(long)]
+    batch_size: Option<usize>,
+    /// Share of train on which the head is chosen
+    #[arg(long)]
+    val_fraction: Option<f64>,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+/// Arguments of `macula eval logreg`.
+#[derive(Debug, Args)]
+struct LogregArgs {
+    /// Inverse regularisation strength; several, or none for the paper's 45, are chosen among on a split of train
+    #[arg(long, value_delimiter = ',', value_name = "C")]
+    c: Vec<f64>,
+    /// Most iterations of the solver
+    #[arg(long)]
+    max_iterations: Option<usize>,
+    /// Share of train on which C is chosen
+    #[arg(long)]
+    val_fraction: Option<f64>,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+impl EvalArgs {
+    /// Evaluates and prints the table.
+    pub fn run(&self) -> Result<()> {
+        match &self.protocol {
+            Protocol::Knn(args) => args.run(),
+            Protocol::LinearProbe(args) => args.run(),
+            Protocol::Logreg(args) => args.run(),
+        }
+    }
+}
+
+impl KnnArgs {
+    fn run(&self) -> Result<()> {
+        let config = KnnConfig {
+            ks: self.k.clone(),
+            temperature: self.temperature,
+            n_per_class: self.n_per_class,
+            n_tries: self.n_tries,
+            seed: rng::derived_seed(self.common.seed, "knn"),
+            bootstrap_resamples: self.common.bootstrap_resamples,
+            ..KnnConfig::default()
+        };
+        config.validate()?;
+        let folders = self.common.open(self.common.outputs())?;
+        let column = self.common.column(&folders);
+        let pair = folders.labelled(&column)?;
+        let result = knn::evaluate(
+            pair.train.view(),
+            &pair.train_labels,
+            pair.test.view(),
+            &pair.test_labels,
+            pair.classes.len(),
+            &config,
+        )?;
+        self.common.finish(result.to_eval_result()?, &folders, &column)
+    }
+}
+
+impl LinearProbeArgs {
+    fn run(&self) -> Result<()> {
+        let defaults = LinearProbeConfig::default();
+        let config = LinearProbeConfig {
+            learning_rates: if self.learning_rates.is_empty() {
+                defaults.learning_rates.clone()
+            } else {
+                self.learning_rates.clone()
+            },
+            epochs: self.epochs.unwrap_or(defaults.epochs),
+            batch_size: self.batch_size.unwrap_or(defaults.batch_size),
+            val_fraction: self.val_fraction.unwrap_or(defaults.val_fraction),
+            seed: rng::derived_seed(self.common.seed, "linear-probe"),
+            bootstrap_resamples: self.common.bootstrap_resamples,
+            ..defaults
+        };
+        config.validate()?;
+        let folders = self.common.open(match self.common.column {
+            Some(_) => self.common.outputs(),
+            None => OutputChoice::Probe,
+        })?;
+        let column = self.common.column(&folders);
+        let (features, columns) = probe_features(&folders, &column)?;
+        let result = linear_probe::evaluate(
+            &features.train,
+            &features.train_labels,
+            &features.test,
+            &features.test_labels,
+            features.classes.len(),
+            &config,
+        )?;
+        self.common.finish(result.to_eval_result()?, &folders, &columns)
+    }
+}
+
+impl LogregArgs {
+    fn run(&self) -> Result<()> {
+        let defaults = LogregConfig::default();
+        let config = LogregConfig {
+            c: match self.c.as_slice() {
+                [] => defaults.c.clone(),
+                [c] => CSelection::Fixed(*c),
+                grid => CSelection::Grid(grid.to_vec()),
+            },
+            max_iterations: self.max_iterations.unwrap_or(defaults.max_iterations),
+            val_fraction: self.val_fraction.unwrap_or(defaults.val_fraction),
+            seed: rng::derived_seed(self.common.seed, "logreg"),
+            bootstrap_resamples: self.common.bootstrap_resamples,
+            ..defaults
+        };
+        config.validate()?;
+        let folders = self.common.open(self.common.outputs())?;
+        let column = self.common.column(&folders);
+        let pair = folders.labelled(&column)?;
+        let result = logistic::evaluate(
+            pair.train.view(),
+            &pair.train_labels,
+            pair.test.view(),
+            &pair.test_labels,
+            pair.classes.len(),
+            &config,
+        )?;
+        self.common.finish(result.to_eval_result()?, &folders, &column)
+    }
+}

@@ -1,0 +1,88 @@
+//! `macula extract`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::json;
+
+use super::args::ReadArgs;
+use super::output;
+use crate::extract::model::{self, OpenModel, OutputChoice};
+use crate::extract::{ExtractReport, Shard, extract};
+use crate::{Result, data};
+
+/// Arguments of `macula extract`.
+#[derive(Debug, Args)]
+pub struct ExtractArgs {
+    /// ONNX file, checkpoint, or pixels[:rgb|:gray] for the pixels themselves
+    #[arg(long, value_name = "MODEL")]
+    model: String,
+    /// Images: a folder, list.csv, list.parquet, idx:FOLDER#train, sample:train, or - for paths on stdin
+    #[arg(long, value_name = "SRC")]
+    data: String,
+    /// Feature folder to write
+    #[arg(long, value_name = "FEATURES")]
+    out: PathBuf,
+    /// Outputs, for instance cls,patch_mean,patch; by default cls
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    output: Vec<String>,
+    /// Take rows i, i+n, ..; the shards of one run share --out
+    #[arg(long, value_name = "I/N")]
+    shard: Option<Shard>,
+    /// Replace a feature folder that exists
+    #[arg(long)]
+    force: bool,
+    /// Continue after the last finished part
+    #[arg(long, conflicts_with = "force")]
+    resume: bool,
+    /// Print a summary as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    read: ReadArgs,
+}
+
+impl ExtractArgs {
+    /// Extracts, and prints what was done.
+    pub fn run(&self) -> Result<()> {
+        self.read.run.start_threads()?;
+        let source = data::open(&self.data)?;
+        let options = self.read.model_options(OutputChoice::named(&self.output));
+        let OpenModel {
+            mut model,
+            preprocess,
+        } = model::open(&self.model, source.as_ref(), &options)?;
+        let options = self.read.extract_options(self.shard, self.force, self.resume);
+        let report = extract(source.as_ref(), model.as_mut(), &preprocess, &options, &self.out)?;
+        self.print(&report)
+    }
+
+    fn print(&self, report: &ExtractReport) -> Result<()> {
+        let seconds = report.elapsed.as_secs_f64();
+        let rate = report.n_read as f64 / seconds.max(1e-9);
+        let data_wait = report.data_wait.as_secs_f64() / seconds.max(1e-9);
+        let (written, failed) = (
+            report.meta.n_written.unwrap_or_default(),
+            report.meta.n_failed.unwrap_or_default(),
+        );
+        if self.json {
+            return output::print_json(&json!({
+                "out": self.out.display().to_string(),
+                "n_rows": report.meta.n_rows,
+                "n_written": written,
+                "n_failed": failed,
+                "outputs": report.meta.outputs,
+                "seconds": seconds,
+                "images_per_second": rate,
+                "data_wait": data_wait,
+            }));
+        }
+        output::print(&format!(
+            "{}: {written} rows of {} ({failed} failed) in {seconds:.1} s, {rate:.1} images/s, {:.0} % of it waiting \
+             for images",
+            self.out.display(),
+            report.meta.output_names(),
+            100.0 * data_wait
+        ))
+    }
+}

@@ -1,0 +1,123 @@
+//! `macula inspect`.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use macula_models::{onnx, weights};
+use serde_json::{Value, json};
+
+use super::args::CheckpointArgs;
+use super::output;
+use crate::extract::{FeatureFolder, Meta};
+use crate::{Error, Result};
+
+/// Arguments of `macula inspect`.
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// Checkpoint, ONNX file or feature folder
+    file: PathBuf,
+    /// Print as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    geometry: CheckpointArgs,
+}
+
+impl InspectArgs {
+    /// Prints what the file holds.
+    pub fn run(&self) -> Result<()> {
+        let found = self.describe()?;
+        if self.json {
+            return output::print_json(&found);
+        }
+        let mut lines = Vec::new();
+        flatten("", &found, &mut lines);
+        output::print(&lines.join("\n"))
+    }
+
+    fn describe(&self) -> Result<Value> {
+        let path = &self.file;
+        if !path.exists() {
+            return Err(Error::input(path.display().to_string(), "no such file or folder"));
+        }
+        if path.extension().is_some_and(|extension| extension == "onnx") {
+            return onnx_file(path);
+        }
+        let is_features = path.join(crate::extract::folder::META_FILE).is_file()
+            || (path.is_dir() && FeatureFolder::open(path).is_ok());
+        if is_features {
+            return features(path);
+        }
+        self.checkpoint(path)
+    }
+
+    fn checkpoint(&self, path: &Path) -> Result<Value> {
+        let checkpoint = weights::load(
+            path,
+            &weights::LoadOptions {
+                num_heads: self.geometry.heads,
+                arch: self.geometry.arch.clone(),
+                position_rule: self.geometry.position_rule,
+            },
+        )?;
+        let heads: Vec<String> = checkpoint
+            .heads
+            .iter()
+            .map(|(name, tensor)| format!("{name} {:?}", tensor.dims()))
+            .collect();
+        Ok(json!({
+            "kind": "checkpoint",
+            "family": format!("{:?}", checkpoint.family),
+            "sha256": checkpoint.source_sha256,
+            "parameters": checkpoint.config.parameter_count(),
+            "tensors": checkpoint.backbone.len(),
+            "config": checkpoint.config,
+            "heads": heads,
+        }))
+    }
+}
+
+fn onnx_file(path: &Path) -> Result<Value> {
+    let file = onnx::describe(path)?;
+    Ok(json!({ "kind": "onnx", "file": file }))
+}
+
+fn features(path: &Path) -> Result<Value> {
+    // An unfinished folder is worth a look too, so a folder that cannot be opened is described from meta.json alone.
+    let (meta, complete): (Meta, bool) = match FeatureFolder::open(path) {
+        Ok(folder) => {
+            return Ok(json!({
+                "kind": "features",
+                "complete": true,
+                "n_written": folder.n_written(),
+                "n_failed": folder.n_failed(),
+                "meta": folder.meta(),
+            }));
+        }
+        Err(_) => (Meta::read(path)?, false),
+    };
+    Ok(json!({ "kind": "features", "complete": complete, "meta": meta }))
+}
+
+/// One line a value: `config.embed_dim: 384`.
+fn flatten(prefix: &str, value: &Value, lines: &mut Vec<String>) {
+    match value {
+        Value::Object(map) => {
+            for (key, value) in map {
+                let key = if prefix.is_empty() {
+                    key.clone()
+                } else {
+                    format!("{prefix}.{key}")
+                };
+                flatten(&key, value, lines);
+            }
+        }
+        Value::Array(list) if list.iter().any(|item| item.is_object() || item.is_string()) => {
+            for (index, item) in list.iter().enumerate() {
+                flatten(&format!("{prefix}[{index}]"), item, lines);
+            }
+        }
+        Value::String(text) => lines.push(format!("{prefix}: {text}")),
+        other => lines.push(format!("{prefix}: {other}")),
+    }
+}

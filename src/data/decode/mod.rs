@@ -1,0 +1,297 @@
+//! From the bytes of a file to RGB pixels, as Pillow's `Image.open(f).convert("RGB")` gives them: alpha dropped, palettes
+//! expanded, CMYK by Pillow's formula, no colour management. What Pillow does with 16 bits is kept too: grey saturates
+//! at 255, colour keeps its high byte. The format is decided by content, never by name, and the size is checked before
+//! pixels are allocated. This file holds what all formats share; [`gif`], [`tiff`] and [`jpeg`] what is their own.
+
+mod gif;
+mod jpeg;
+mod tiff;
+
+use std::io::Cursor;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use ::image::metadata::Orientation;
+use ::image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
+
+use super::image::RgbImage;
+
+/// The most pixels an image may have unless asked otherwise: where Pillow raises `DecompressionBombError`.
+pub const DEFAULT_MAX_PIXELS: u64 = 178_956_970;
+
+/// What a reader of images may choose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DecodeOptions {
+    /// Whether the EXIF orientation is applied. Off by default, as in the reference; a TIFF's own orientation always is,
+    /// as in Pillow.
+    pub exif: bool,
+    /// The most pixels an image may have.
+    pub max_pixels: u64,
+}
+
+impl Default for DecodeOptions {
+    fn default() -> Self {
+        Self {
+            exif: false,
+            max_pixels: DEFAULT_MAX_PIXELS,
+        }
+    }
+}
+
+/// Why bytes are not an image.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// There is nothing to decode.
+    #[error("the file is empty")]
+    Empty,
+    /// The first bytes belong to none of the formats.
+    #[error("not a JPEG, PNG, WebP, GIF, BMP or TIFF image")]
+    UnknownFormat,
+    /// The header asks for more pixels than allowed; none were allocated.
+    #[error("{format} image of {width}x{height} pixels, above the limit of {limit}")]
+    TooLarge {
+        /// The format's name.
+        format: &'static str,
+        /// Width in pixels.
+        width: u32,
+        /// Height in pixels.
+        height: u32,
+        /// The most pixels allowed.
+        limit: u64,
+    },
+    /// The file is damaged, cut short, or of a kind that no decoder here reads.
+    #[error("{format} image: {reason}")]
+    Corrupt {
+        /// The format's name.
+        format: &'static str,
+        /// What the decoder found, in one line.
+        reason: String,
+    },
+}
+
+impl DecodeError {
+    fn corrupt(format: &'static str, reason: impl ToString) -> Self {
+        let reason = reason.to_string();
+        // A row's error is one line, whatever a codec wrote.
+        let reason = reason.split_whitespace().collect::<Vec<_>>().join(" ");
+        Self::Corrupt { format, reason }
+    }
+}
+
+/// Decodes an image. See the [module](self) for what the pixels are.
+///
+/// # Errors
+/// A one-line reason when the bytes are empty, of no known format, too large by their header, damaged or cut short.
+pub fn decode(bytes: &[u8], options: &DecodeOptions) -> Result<RgbImage, DecodeError> {
+    if bytes.is_empty() {
+        return Err(DecodeError::Empty);
+    }
+    let (format, name) = format_of(bytes).ok_or(DecodeError::UnknownFormat)?;
+    // The codecs are other people's code and hold assertions: one file must not end a run of a million.
+    let decoded = catch_unwind(AssertUnwindSafe(|| match format {
+        ImageFormat::Gif => gif::decode(bytes, options),
+        ImageFormat::Tiff => tiff::decode(bytes, options),
+        ImageFormat::Jpeg => {
+            jpeg::check_complete(bytes).and_then(|()| decode_simple(bytes, format, name, options))
+        }
+        ImageFormat::WebP => {
+            check_webp_length(bytes).and_then(|()| decode_simple(bytes, format, name, options))
+        }
+        _ => decode_simple(bytes, format, name, options),
+    }));
+    decoded.unwrap_or_else(|_| Err(DecodeError::corrupt(name, "the decoder gave up on damaged data")))
+}
+
+/// The format that the first bytes announce, and its name.
+fn format_of(bytes: &[u8]) -> Option<(ImageFormat, &'static str)> {
+    if bytes.starts_with(b"II+\0") || bytes.starts_with(b"MM\0+") {
+        return Some((ImageFormat::Tiff, "TIFF")); // BigTIFF
+    }
+    let format = ::image::guess_format(bytes).ok()?;
+    let name = match format {
+        ImageFormat::Jpeg => "JPEG",
+        ImageFormat::Png => "PNG",
+        ImageFormat::WebP => "WebP",
+        ImageFormat::Gif => "GIF",
+        ImageFormat::Bmp => "BMP",
+        ImageFormat::Tiff => "TIFF",
+        _ => return None,
+    };
+    Some((format, name))
+}
+
+/// Refuses a size of 0 and one above the limit.
+fn check_size(
+    format: &'static str,
+    width: u32,
+    height: u32,
+    options: &DecodeOptions,
+) -> Result<(), DecodeError> {
+    if width == 0 || height == 0 {
+        return Err(DecodeError::corrupt(
+            format,
+            format!("a size of {width}x{height} pixels"),
+        ));
+    }
+    let limit = options.max_pixels;
+    if u64::from(width) * u64::from(height) > limit {
+        return Err(DecodeError::TooLarge {
+            format,
+            width,
+            height,
+            limit,
+        });
+    }
+    Ok(())
+}
+
+/// Bytes a codec may allocate for an image within the limit: four 16-bit channels, twice over.
+fn allowance(options: &DecodeOptions) -> u64 {
+    options.max_pixels.saturating_mul(16).saturating_add(1 << 24)
+}
+
+/// The formats that the `image` crate reads as Pillow does.
+fn decode_simple(
+    bytes: &[u8],
+    format: ImageFormat,
+    name: &'static str,
+    options: &DecodeOptions,
+) -> Result<RgbImage, DecodeError> {
+    let corrupt = |error: ::image::ImageError| DecodeError::corrupt(name, error);
+    if format == ImageFormat::Png
+        && let Some((width, height)) = png_size(bytes)
+    {
+        check_size(name, width, height, options)?;
+    }
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+    let mut limits = Limits::no_limits();
+    limits.max_alloc = Some(allowance(options));
+    reader.limits(limits);
+    let mut decoder = reader.into_decoder().map_err(corrupt)?;
+    let (width, height) = decoder.dimensions();
+    check_size(name, width, height, options)?;
+    let orientation = match options.exif {
+        true => decoder.orientation().map_err(corrupt)?,
+        false => Orientation::NoTransforms,
+    };
+    let decoded = DynamicImage::from_decoder(decoder).map_err(corrupt)?;
+    let saturate = format == ImageFormat::Png && png_is_grey16(bytes);
+    let mut image =
+        to_rgb(decoded, saturate).ok_or_else(|| DecodeError::corrupt(name, "unexpected sample layout"))?;
+    if format == ImageFormat::Bmp
+        && let Some(bits) = bmp_channel_bits(bytes)
+    {
+        image = spread_as_pillow(image, bits);
+    }
+    Ok(orient(image, orientation))
+}
+
+/// Refuses a WebP that is shorter than it says: an animation's first frame may be whole, but the file is not.
+fn check_webp_length(bytes: &[u8]) -> Result<(), DecodeError> {
+    let length = bytes
+        .get(4..8)
+        .and_then(|raw| raw.try_into().ok())
+        .map(u32::from_le_bytes);
+    match length {
+        Some(length) if u64::from(length) + 8 <= bytes.len() as u64 => Ok(()),
+        _ => Err(DecodeError::corrupt(
+            "WebP",
+            format!("cut short after {} bytes", bytes.len()),
+        )),
+    }
+}
+
+/// Bits of red, green and blue in a BMP of 16 bits a pixel.
+fn bmp_channel_bits(bytes: &[u8]) -> Option<[u32; 3]> {
+    let number = |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+    if bytes.get(28..30)? != [16, 0] {
+        return None;
+    }
+    match number(30)? {
+        3 => Some([
+            number(54)?.count_ones(),
+            number(58)?.count_ones(),
+            number(62)?.count_ones(),
+        ]),
+        _ => Some([5; 3]),
+    }
+}
+
+/// Pillow rounds down where the codec rounds to the nearest in spreading `bits` over 0 to 255.
+fn spread_as_pillow(image: RgbImage, bits: [u32; 3]) -> RgbImage {
+    let (width, height) = (image.width(), image.height());
+    let most = bits.map(|bits| (1_u32 << bits.clamp(1, 8)) - 1);
+    let mut data = image.into_data();
+    for pixel in data.chunks_exact_mut(3) {
+        for (sample, most) in pixel.iter_mut().zip(most) {
+            let level = (u32::from(*sample) * most + 127) / 255;
+            *sample = (level * 255 / most) as u8;
+        }
+    }
+    RgbImage::new(width, height, data).expect("no sample came or went")
+}
+
+/// Width and height from the header chunk of a PNG.
+fn png_size(bytes: &[u8]) -> Option<(u32, u32)> {
+    let number = |at: usize| Some(u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+    Some((number(16)?, number(20)?))
+}
+
+/// Whether a PNG holds 16-bit grey without an alpha channel. A transparent grey level changes nothing for Pillow, but
+/// makes the codec add an alpha channel, so the decoded type does not tell.
+fn png_is_grey16(bytes: &[u8]) -> bool {
+    bytes.get(24..26) == Some(&[16, 0])
+}
+
+/// Converts decoded samples; `saturate` is for 16-bit grey, which Pillow clips where it keeps other 16-bit samples' high
+/// byte.
+fn to_rgb(decoded: DynamicImage, saturate: bool) -> Option<RgbImage> {
+    let (width, height) = (decoded.width(), decoded.height());
+    let narrow = move |sample: u16| {
+        if saturate {
+            sample.min(255) as u8
+        } else {
+            (sample >> 8) as u8
+        }
+    };
+    let first = |pixel: &[u16]| [narrow(pixel[0]); 3];
+    let three = |pixel: &[u16]| [narrow(pixel[0]), narrow(pixel[1]), narrow(pixel[2])];
+    let data: Vec<u8> = match &decoded {
+        DynamicImage::ImageRgb8(_) => decoded.into_rgb8().into_raw(),
+        DynamicImage::ImageLuma8(image) => image.as_raw().iter().flat_map(|&grey| [grey; 3]).collect(),
+        DynamicImage::ImageLumaA8(image) => image.as_raw().chunks_exact(2).flat_map(|p| [p[0]; 3]).collect(),
+        DynamicImage::ImageRgba8(image) => image
+            .as_raw()
+            .chunks_exact(4)
+            .flat_map(|p| [p[0], p[1], p[2]])
+            .collect(),
+        DynamicImage::ImageLuma16(image) => image.as_raw().chunks_exact(1).flat_map(first).collect(),
+        DynamicImage::ImageLumaA16(image) => image.as_raw().chunks_exact(2).flat_map(first).collect(),
+        DynamicImage::ImageRgb16(image) => image.as_raw().chunks_exact(3).flat_map(three).collect(),
+        DynamicImage::ImageRgba16(image) => image.as_raw().chunks_exact(4).flat_map(three).collect(),
+        _ => return None,
+    };
+    RgbImage::new(width, height, data)
+}
+
+/// Turns and mirrors an image as `orientation` asks.
+fn orient(image: RgbImage, orientation: Orientation) -> RgbImage {
+    if orientation == Orientation::NoTransforms {
+        return image;
+    }
+    let (width, height) = (image.width(), image.height());
+    let buffer = ::image::RgbImage::from_raw(width, height, image.into_data());
+    let mut turned = DynamicImage::ImageRgb8(buffer.expect("an RgbImage's data fits its size"));
+    turned.apply_orientation(orientation);
+    let (width, height) = (turned.width(), turned.height());
+    RgbImage::new(width, height, turned.into_rgb8().into_raw()).expect("turning keeps the number of pixels")
+}
+
+/// Pillow's conversion of one CMYK pixel to RGB: each ink darkens what black leaves.
+fn cmyk_to_rgb(cmyk: [u8; 4]) -> [u8; 3] {
+    let light = 255 - i32::from(cmyk[3]);
+    [0, 1, 2].map(|ink| {
+        let product = i32::from(cmyk[ink]) * light + 128;
+        let darkened = ((product >> 8) + product) >> 8; // product / 255, rounded
+        (light - darkened).clamp(0, 255) as u8
+    })
+}

@@ -1,0 +1,287 @@
+//! The first page of a TIFF: bilevel, grey of 1 to 64 bits, palette, RGB, CMYK and YCbCr, interleaved or in planes. Its
+//! own orientation is always applied, as Pillow does on loading.
+
+use std::io::Cursor;
+
+use ::image::metadata::Orientation;
+use ::tiff::ColorType;
+use ::tiff::decoder::{Decoder, DecodingResult, Limits};
+use ::tiff::tags::Tag;
+
+use super::{DecodeError, DecodeOptions, allowance, check_size, cmyk_to_rgb, orient};
+use crate::data::image::RgbImage;
+
+const NAME: &str = "TIFF";
+const PHOTOMETRIC_TAG: u16 = 262;
+const WHITE_IS_ZERO: u16 = 0;
+const BLACK_IS_ZERO: u16 = 1;
+const PALETTE: u16 = 3;
+/// `ExtraSamples`: colours that have already been multiplied by alpha.
+const ASSOCIATED_ALPHA: u16 = 1;
+
+type Reader<'a> = Decoder<Cursor<&'a [u8]>>;
+
+/// How the samples of a page become colours.
+enum Colours {
+    Grey,
+    /// Red, green and blue of each index.
+    Palette(Vec<[u8; 3]>),
+    Rgb,
+    /// RGB that has been multiplied by the fourth sample.
+    Premultiplied,
+    Cmyk,
+    YCbCr,
+}
+
+pub(super) fn decode(bytes: &[u8], options: &DecodeOptions) -> Result<RgbImage, DecodeError> {
+    match photometric_offset(bytes) {
+        // The codec knows no palettes, but reads the same samples as grey. A copy of the file says that they are.
+        Some(at) if bytes[at..at + 2] == u16_bytes(bytes, PALETTE) => {
+            let mut grey = bytes.to_vec();
+            grey[at..at + 2].copy_from_slice(&u16_bytes(bytes, BLACK_IS_ZERO));
+            decode_page(&grey, options, true)
+        }
+        _ => decode_page(bytes, options, false),
+    }
+}
+
+fn decode_page(bytes: &[u8], options: &DecodeOptions, palette: bool) -> Result<RgbImage, DecodeError> {
+    let mut limits = Limits::default();
+    let allowed = usize::try_from(allowance(options)).unwrap_or(usize::MAX);
+    limits.decoding_buffer_size = allowed;
+    limits.intermediate_buffer_size = allowed;
+    let mut reader = Decoder::new(Cursor::new(bytes))
+        .map_err(corrupt)?
+        .with_limits(limits);
+    let (width, height) = reader.dimensions().map_err(corrupt)?;
+    check_size(NAME, width, height, options)?;
+    let kind = reader.colortype().map_err(corrupt)?;
+    let orientation: Option<u16> = reader.find_tag_unsigned(Tag::Orientation).map_err(corrupt)?;
+    let (colours, bits) = colours(&mut reader, kind, palette)?;
+
+    let (samples, channels) = read_samples(&mut reader, width, height, bits, &colours)?;
+    let data = to_rgb(&samples, channels, &colours)?;
+    let image = RgbImage::new(width, height, data).ok_or_else(|| damaged("fewer samples than pixels"))?;
+    let orientation = orientation.and_then(|value| Orientation::from_exif(u8::try_from(value).ok()?));
+    Ok(orient(image, orientation.unwrap_or(Orientation::NoTransforms)))
+}
+
+/// What the samples mean, and how many bits each has.
+fn colours(reader: &mut Reader, kind: ColorType, palette: bool) -> Result<(Colours, u8), DecodeError> {
+    let unsupported = || DecodeError::corrupt(NAME, format!("samples of kind {kind:?} are not supported"));
+    let found = match kind {
+        ColorType::Gray(bits @ (1 | 2 | 4 | 8)) if palette => {
+            (Colours::Palette(palette_of(reader, bits)?), bits)
+        }
+        _ if palette => return Err(unsupported()),
+        ColorType::Gray(bits) | ColorType::GrayA(bits) => (Colours::Grey, bits),
+        ColorType::Multiband { bit_depth, .. } => (Colours::Grey, bit_depth),
+        ColorType::RGB(bits) => (Colours::Rgb, bits),
+        ColorType::RGBA(bits) => {
+            let extra: Option<Vec<u16>> = reader.find_tag_unsigned_vec(Tag::ExtraSamples).map_err(corrupt)?;
+            match extra.as_deref() {
+                Some([ASSOCIATED_ALPHA, ..]) => (Colours::Premultiplied, bits),
+                _ => (Colours::Rgb, bits),
+            }
+        }
+        ColorType::CMYK(bits) => (Colours::Cmyk, bits),
+        ColorType::YCbCr(bits) => (Colours::YCbCr, bits),
+        _ => return Err(unsupported()),
+    };
+    match (&found.0, found.1) {
+        (Colours::Grey, _) | (_, 8 | 16) | (Colours::Palette(_), _) => Ok(found),
+        _ => Err(unsupported()),
+    }
+}
+
+/// The colour map: all reds, then all greens, then all blues, 16 bits each, of which Pillow keeps the high byte.
+fn palette_of(reader: &mut Reader, bits: u8) -> Result<Vec<[u8; 3]>, DecodeError> {
+    let map = reader.get_tag_u16_vec(Tag::ColorMap).map_err(corrupt)?;
+    let size = 1_usize << bits;
+    if map.len() != size * 3 {
+        return Err(damaged(format!(
+            "a colour map of {} values, expected {}",
+            map.len(),
+            size * 3
+        )));
+    }
+    let colour = |index: usize| [0, 1, 2].map(|channel| (map[channel * size + index] >> 8) as u8);
+    Ok((0..size).map(colour).collect())
+}
+
+/// All samples as 8 bits, interleaved, and how many a pixel has.
+fn read_samples(
+    reader: &mut Reader,
+    width: u32,
+    height: u32,
+    bits: u8,
+    colours: &Colours,
+) -> Result<(Vec<u8>, usize), DecodeError> {
+    let area = width as usize * height as usize;
+    let photometric: Option<u16> = reader
+        .find_tag_unsigned(Tag::PhotometricInterpretation)
+        .map_err(corrupt)?;
+    let mut buffer = DecodingResult::U8(Vec::new());
+    let layout = reader.read_image_to_buffer(&mut buffer).map_err(corrupt)?;
+    let samples = match buffer {
+        DecodingResult::U8(packed) if bits < 8 => {
+            let scale = match colours {
+                Colours::Grey => 255 / ((1 << bits) - 1),
+                _ => 1,
+            };
+            return Ok((unpack(&packed, width as usize, bits, scale), 1));
+        }
+        DecodingResult::U8(samples) => samples,
+        // 16-bit grey saturates and, unlike 8-bit grey, is not inverted where white is 0; the codec has inverted it.
+        DecodingResult::U16(samples) if matches!(colours, Colours::Grey) => {
+            let mirrored = photometric == Some(WHITE_IS_ZERO);
+            let undo = |sample: u16| if mirrored { u16::MAX - sample } else { sample };
+            samples
+                .iter()
+                .map(|&sample| undo(sample).min(255) as u8)
+                .collect()
+        }
+        DecodingResult::U16(samples) => samples.iter().map(|&sample| (sample >> 8) as u8).collect(),
+        DecodingResult::I16(samples) => samples.iter().map(|&sample| sample.clamp(0, 255) as u8).collect(),
+        // Pillow keeps 32 bits as signed ones.
+        DecodingResult::U32(samples) => samples
+            .iter()
+            .map(|&sample| (sample as i32).clamp(0, 255) as u8)
+            .collect(),
+        DecodingResult::I32(samples) => samples.iter().map(|&sample| sample.clamp(0, 255) as u8).collect(),
+        // `as` truncates and saturates, as Pillow's cast between its checks does.
+        DecodingResult::F32(samples) => samples.iter().map(|&sample| sample as u8).collect(),
+        DecodingResult::F64(samples) => samples.iter().map(|&sample| sample as u8).collect(),
+        _ => return Err(damaged(format!("{bits}-bit samples of an unsupported kind"))),
+    };
+    let channels = samples.len() / area;
+    if channels == 0 || samples.len() != channels * area {
+        return Err(damaged(format!(
+            "{} samples for {width}x{height} pixels",
+            samples.len()
+        )));
+    }
+    Ok((
+        if layout.planes > 1 {
+            interleave(&samples, channels)
+        } else {
+            samples
+        },
+        channels,
+    ))
+}
+
+/// Takes samples of 1, 2 or 4 bits out of rows that begin at whole bytes.
+fn unpack(packed: &[u8], width: usize, bits: u8, scale: u8) -> Vec<u8> {
+    let per_byte = usize::from(8 / bits);
+    let mask = (1_u8 << bits) - 1;
+    let rows = packed.chunks_exact(width.div_ceil(per_byte));
+    let sample = |row: &[u8], x: usize| {
+        let shift = (per_byte - 1 - x % per_byte) * usize::from(bits);
+        ((row[x / per_byte] >> shift) & mask) * scale
+    };
+    rows.flat_map(|row| (0..width).map(move |x| sample(row, x)))
+        .collect()
+}
+
+/// `[channels, pixels]` to `[pixels, channels]`.
+fn interleave(planes: &[u8], channels: usize) -> Vec<u8> {
+    let area = planes.len() / channels;
+    let pixel = |place: usize| (0..channels).map(move |channel| planes[channel * area + place]);
+    (0..area).flat_map(pixel).collect()
+}
+
+/// `[pixels, channels]` to `[pixels, 3]`.
+fn to_rgb(samples: &[u8], channels: usize, colours: &Colours) -> Result<Vec<u8>, DecodeError> {
+    let needed = match colours {
+        Colours::Grey | Colours::Palette(_) => 1,
+        Colours::Rgb | Colours::YCbCr => 3,
+        Colours::Premultiplied | Colours::Cmyk => 4,
+    };
+    if channels < needed {
+        return Err(damaged(format!("{channels} samples a pixel, expected {needed}")));
+    }
+    let pixels = samples.chunks_exact(channels);
+    Ok(match colours {
+        Colours::Grey => pixels.flat_map(|p| [p[0]; 3]).collect(),
+        Colours::Palette(colours) => pixels.flat_map(|p| colours[usize::from(p[0])]).collect(),
+        Colours::Rgb => pixels.flat_map(|p| [p[0], p[1], p[2]]).collect(),
+        Colours::Premultiplied => pixels
+            .flat_map(|p| divide_by_alpha([p[0], p[1], p[2]], p[3]))
+            .collect(),
+        Colours::Cmyk => pixels
+            .flat_map(|p| cmyk_to_rgb([p[0], p[1], p[2], p[3]]))
+            .collect(),
+        Colours::YCbCr => pixels.flat_map(|p| ycbcr_to_rgb([p[0], p[1], p[2]])).collect(),
+    })
+}
+
+/// Undoes the multiplication by alpha, as Pillow's "RGBa" to "RGBA": rounded down and clipped.
+fn divide_by_alpha(rgb: [u8; 3], alpha: u8) -> [u8; 3] {
+    match alpha {
+        0 | 255 => rgb,
+        _ => rgb.map(|sample| (u32::from(sample) * 255 / u32::from(alpha)).min(255) as u8),
+    }
+}
+
+/// JPEG's conversion (ITU-R BT.601, full range), rounded.
+fn ycbcr_to_rgb([y, cb, cr]: [u8; 3]) -> [u8; 3] {
+    let (y, cb, cr) = (f32::from(y), f32::from(cb) - 128.0, f32::from(cr) - 128.0);
+    let channels = [
+        y + 1.402 * cr,
+        y - 0.344_136 * cb - 0.714_136 * cr,
+        y + 1.772 * cb,
+    ];
+    channels.map(|channel| (channel + 0.5).floor() as u8)
+}
+
+/// Where the photometric interpretation of the first page stands in a classic (not Big) TIFF.
+fn photometric_offset(bytes: &[u8]) -> Option<usize> {
+    if bytes.get(2..4)? != u16_bytes(bytes, 42) {
+        return None;
+    }
+    let directory = u32_at(bytes, 4)? as usize;
+    let entries = usize::from(u16_at(bytes, directory)?);
+    let mut places = (0..entries).map(|entry| directory + 2 + entry * 12);
+    let entry = places.find(|&at| u16_at(bytes, at) == Some(PHOTOMETRIC_TAG))?;
+    u16_at(bytes, entry + 8).map(|_| entry + 8)
+}
+
+/// Whether numbers in the file have their low byte first.
+fn is_little_endian(bytes: &[u8]) -> bool {
+    bytes.first() == Some(&b'I')
+}
+
+fn u16_bytes(bytes: &[u8], value: u16) -> [u8; 2] {
+    if is_little_endian(bytes) {
+        value.to_le_bytes()
+    } else {
+        value.to_be_bytes()
+    }
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    let raw = bytes.get(at..at.checked_add(2)?)?.try_into().ok()?;
+    Some(if is_little_endian(bytes) {
+        u16::from_le_bytes(raw)
+    } else {
+        u16::from_be_bytes(raw)
+    })
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    let raw = bytes.get(at..at.checked_add(4)?)?.try_into().ok()?;
+    Some(if is_little_endian(bytes) {
+        u32::from_le_bytes(raw)
+    } else {
+        u32::from_be_bytes(raw)
+    })
+}
+
+fn corrupt(error: ::tiff::TiffError) -> DecodeError {
+    DecodeError::corrupt(NAME, error)
+}
+
+fn damaged(reason: impl ToString) -> DecodeError {
+    DecodeError::corrupt(NAME, reason)
+}

@@ -1,0 +1,19 @@
+//! From a name to network input: where images come from ([`source`]), how a file becomes pixels ([`decode`]), and how
+//! pixels become the tensor a network reads ([`resize`], [`transform`]). Everything here is exact: the same file gives
+//! the same tensor in training's evaluation, in extraction and in the check of an export, and that tensor is the one
+//! Pillow and torchvision would give. Nothing here knows of networks, devices or threads.
+
+pub mod decode;
+pub mod image;
+pub mod resize;
+pub mod source;
+pub mod transform;
+
+pub use decode::{DecodeError, DecodeOptions, decode};
+pub use image::{ImageView, RgbImage};
+pub use resize::{Interpolation, Window, resize};
+pub use source::{Record, RowError, Source, open};
+pub use transform::Preprocess;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,158 @@
+//! A table of files: `list.csv` or `list.parquet` with a column `path`, and perhaps `label`, `mask` and `depth`. Paths are
+//! relative to the table's folder.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use polars::prelude::{CsvReadOptions, DataFrame, DataType, ParquetReader, SerReader};
+use serde_json::json;
+
+use super::{Record, RowError, Source, load_file, lossless, place, sha256};
+use crate::data::decode::DecodeOptions;
+use crate::data::image::RgbImage;
+use crate::{Error, Result};
+
+/// The images that a table names.
+pub(super) struct List {
+    table: PathBuf,
+    folder: PathBuf,
+    rows: Vec<Row>,
+    sha256: String,
+}
+
+struct Row {
+    path: String, // as written in the table
+    label: Option<String>,
+    mask: Option<String>,
+    depth: Option<String>,
+}
+
+impl List {
+    /// Reads the table; the files that it names are not looked at.
+    pub(super) fn open(table: &Path) -> Result<Self> {
+        let bytes = std::fs::read(table).map_err(|error| Error::io(table, error))?;
+        let frame = read_frame(table)?;
+        let path = column(&frame, table, "path")?.ok_or_else(|| {
+            let found: Vec<String> = frame
+                .get_column_names()
+                .iter()
+                .map(|name| format!("`{name}`"))
+                .collect();
+            Error::input(
+                lossless(table),
+                format!("expected a column `path`, found {}", found.join(", ")),
+            )
+        })?;
+        if path.is_empty() {
+            return Err(Error::input(
+                lossless(table),
+                "no rows: expected at least one image",
+            ));
+        }
+        let count = path.len();
+        let optional = |name| -> Result<Vec<Option<String>>> {
+            Ok(column(&frame, table, name)?.unwrap_or_else(|| vec![None; count]))
+        };
+        let (labels, masks, depths) = (optional("label")?, optional("mask")?, optional("depth")?);
+        let mut rows = Vec::with_capacity(count);
+        for (row, (((path, label), mask), depth)) in
+            path.into_iter().zip(labels).zip(masks).zip(depths).enumerate()
+        {
+            let missing = || Error::input(lossless(table), format!("row {row} has no `path`"));
+            rows.push(Row {
+                path: path.ok_or_else(missing)?,
+                label,
+                mask,
+                depth,
+            });
+        }
+        Ok(Self {
+            table: table.to_path_buf(),
+            folder: table.parent().map(Path::to_path_buf).unwrap_or_default(),
+            rows,
+            sha256: sha256(&[&bytes]),
+        })
+    }
+}
+
+/// The table, with every CSV column read as text.
+fn read_frame(table: &Path) -> Result<DataFrame> {
+    let unreadable =
+        |error: polars::prelude::PolarsError| Error::input(lossless(table), one_line(&error.to_string()));
+    let is_csv = table
+        .extension()
+        .is_some_and(|extension| extension.eq_ignore_ascii_case("csv"));
+    if is_csv {
+        let options = CsvReadOptions::default()
+            .with_has_header(true)
+            .with_infer_schema_length(Some(0));
+        let reader = options.try_into_reader_with_file_path(Some(table.to_path_buf()));
+        return reader.and_then(SerReader::finish).map_err(unreadable);
+    }
+    let file = File::open(table).map_err(|error| Error::io(table, error))?;
+    ParquetReader::new(file).finish().map_err(unreadable)
+}
+
+/// The values of a column as text, empty ones as `None`; `None` when there is no such column.
+fn column(frame: &DataFrame, table: &Path, name: &str) -> Result<Option<Vec<Option<String>>>> {
+    let Ok(column) = frame.column(name) else {
+        return Ok(None);
+    };
+    let unfit = || {
+        let found = column.dtype();
+        Error::input(
+            lossless(table),
+            format!("column `{name}`: expected text, found {found}"),
+        )
+    };
+    let text = match column.dtype() {
+        kind if kind.is_primitive() || kind.is_bool() => {
+            column.cast(&DataType::String).map_err(|_| unfit())?
+        }
+        _ => column.clone(),
+    };
+    let text = text.str().map_err(|_| unfit())?;
+    let values = text
+        .iter()
+        .map(|value| value.filter(|value| !value.is_empty()).map(str::to_owned));
+    Ok(Some(values.collect()))
+}
+
+/// The first line of a library's message.
+fn one_line(message: &str) -> String {
+    message.lines().next().unwrap_or_default().to_owned()
+}
+
+impl Source for List {
+    fn len(&self) -> u64 {
+        self.rows.len() as u64
+    }
+
+    fn record(&self, row: u64) -> Record {
+        let found = &self.rows[place(row)];
+        let resolve = |path: &Option<String>| path.as_ref().map(|path| self.folder.join(path));
+        Record {
+            mask: resolve(&found.mask),
+            depth: resolve(&found.depth),
+            ..Record::new(row, found.path.clone(), found.label.clone())
+        }
+    }
+
+    fn load(&self, row: u64, options: &DecodeOptions) -> std::result::Result<RgbImage, RowError> {
+        load_file(&self.folder.join(&self.rows[place(row)].path), options)
+    }
+
+    fn file(&self, row: u64) -> Option<PathBuf> {
+        Some(self.folder.join(&self.rows[place(row)].path))
+    }
+
+    fn describe(&self) -> serde_json::Value {
+        json!({
+            "kind": "list",
+            "path": lossless(&self.table),
+            "images": self.rows.len(),
+            "labelled": self.rows.iter().filter(|row| row.label.is_some()).count(),
+            "sha256": self.sha256,
+        })
+    }
+}

@@ -1,0 +1,187 @@
+//! Where images come from: one trait, and [`open`], which reads what a user typed. A source knows its rows before any
+//! image is read; a row whose file is missing or damaged fails alone, when it is loaded.
+
+mod folder;
+mod idx;
+mod list;
+mod paths;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use super::decode::{DecodeOptions, decode};
+use super::image::RgbImage;
+use crate::{Error, Result};
+
+/// The forms that [`open`] reads, for error messages.
+const FORMS: &str = "a folder, list.csv, list.parquet, idx:FOLDER#train, idx:FOLDER#test, sample:train, sample:test or - (paths on stdin)";
+/// Extensions of images, in lower case.
+const EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"];
+
+/// A numbered set of images. Rows run from 0 to `len() - 1` and never change while the source is open.
+pub trait Source: Send + Sync {
+    /// The number of rows, at least 1.
+    fn len(&self) -> u64;
+
+    /// Always false: an empty source cannot be opened.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// What is known of a row without reading its image. Panics when `row` is not below [`Source::len`].
+    fn record(&self, row: u64) -> Record;
+
+    /// Reads and decodes the image of a row. Panics when `row` is not below [`Source::len`].
+    ///
+    /// # Errors
+    /// One row's trouble: a file that is missing, unreadable, damaged or too large.
+    fn load(&self, row: u64, options: &DecodeOptions) -> std::result::Result<RgbImage, RowError>;
+
+    /// The file of a row, where each row has one. Panics when `row` is not below [`Source::len`].
+    fn file(&self, row: u64) -> Option<PathBuf> {
+        let _ = row;
+        None
+    }
+
+    /// What was read, for `meta.json`: the kind of source, where it is, how many images, and a hash where that is cheap.
+    fn describe(&self) -> serde_json::Value;
+
+    /// Whether all images are known to be grey.
+    fn is_grey(&self) -> bool {
+        false
+    }
+}
+
+/// What is known of a row without reading its image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Place in the source, from 0.
+    pub row: u64,
+    /// The image's name within the source, without loss: bytes that are not UTF-8 are written `\xHH`.
+    pub path: String,
+    /// The class, where the source has classes.
+    pub label: Option<String>,
+    /// The file of the segmentation mask, where the source names one.
+    pub mask: Option<PathBuf>,
+    /// The file of the depth map, where the source names one.
+    pub depth: Option<PathBuf>,
+}
+
+impl Record {
+    fn new(row: u64, path: String, label: Option<String>) -> Self {
+        Self {
+            row,
+            path,
+            label,
+            mask: None,
+            depth: None,
+        }
+    }
+}
+
+/// Why the image of one row cannot be had.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{path}: {reason}")]
+pub struct RowError {
+    /// The file, or the image's name in the source.
+    pub path: String,
+    /// What is wrong, in one line.
+    pub reason: String,
+}
+
+impl From<RowError> for Error {
+    fn from(error: RowError) -> Self {
+        Self::input(error.path, error.reason)
+    }
+}
+
+/// Opens what a user typed as a source of images.
+///
+/// # Errors
+/// [`Error::Input`] or [`Error::Io`] when `spec` is of no known form, names nothing readable, or holds no image.
+pub fn open(spec: &str) -> Result<Box<dyn Source>> {
+    if spec == "-" {
+        return Ok(Box::new(paths::Paths::read("-", std::io::stdin().lock())?));
+    }
+    if let Some(split) = spec.strip_prefix("sample:") {
+        return Ok(Box::new(idx::Idx::sample(split)?));
+    }
+    if let Some(place) = spec.strip_prefix("idx:") {
+        return Ok(Box::new(idx::Idx::open(place)?));
+    }
+    let path = Path::new(spec);
+    if path.is_dir() {
+        return Ok(Box::new(folder::Folder::open(path)?));
+    }
+    let lower = spec.to_ascii_lowercase();
+    if [".tar", ".tar.gz", ".tgz"].iter().any(|end| lower.ends_with(end)) {
+        return Err(Error::input(
+            spec,
+            format!("tar shards are not supported yet; give {FORMS}"),
+        ));
+    }
+    if lower.ends_with(".csv") || lower.ends_with(".parquet") {
+        return Ok(Box::new(list::List::open(path)?));
+    }
+    match fs::metadata(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(path, error)),
+        Err(_) => Err(Error::input(spec, format!("no such folder; expected {FORMS}"))),
+        Ok(_) => Err(Error::input(
+            spec,
+            format!("a file that is no source; expected {FORMS}"),
+        )),
+    }
+}
+
+/// Reads and decodes the image in a file.
+fn load_file(path: &Path, options: &DecodeOptions) -> std::result::Result<RgbImage, RowError> {
+    let error = |reason: String| RowError {
+        path: lossless(path),
+        reason,
+    };
+    // Opening a pipe would wait for ever.
+    let metadata = fs::metadata(path).map_err(|cause| error(cause.to_string()))?;
+    if !metadata.is_file() {
+        return Err(error("not a file".to_owned()));
+    }
+    let bytes = fs::read(path).map_err(|cause| error(cause.to_string()))?;
+    decode(&bytes, options).map_err(|cause| error(cause.to_string()))
+}
+
+/// A path as text that names it and no other: a byte that is not UTF-8 is written `\xHH`, and so is a backslash that
+/// stands before an `x`.
+fn lossless(path: &Path) -> String {
+    let mut text = String::new();
+    for chunk in path.as_os_str().as_encoded_bytes().utf8_chunks() {
+        text.push_str(&chunk.valid().replace("\\x", "\\x5cx"));
+        for byte in chunk.invalid() {
+            text.push_str(&format!("\\x{byte:02x}"));
+        }
+    }
+    text
+}
+
+/// Whether a name ends like an image's, in either case.
+fn is_image_name(path: &Path) -> bool {
+    let extension = path.extension().map(|extension| extension.to_ascii_lowercase());
+    extension.is_some_and(|extension| EXTENSIONS.iter().any(|known| extension == *known))
+}
+
+/// `row` as an index.
+fn place(row: u64) -> usize {
+    usize::try_from(row).expect("a row lies below the number of rows, which came from a usize")
+}
+
+/// The SHA-256 of `parts`, one after the other, in hexadecimal.
+fn sha256(parts: &[&[u8]]) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update(part);
+    }
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests;

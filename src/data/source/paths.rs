@@ -1,0 +1,73 @@
+//! Paths, one a line, as `find` and `ls` write them.
+
+use std::ffi::OsString;
+use std::io::BufRead;
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use super::{Record, RowError, Source, load_file, lossless, place};
+use crate::data::decode::DecodeOptions;
+use crate::data::image::RgbImage;
+use crate::{Error, Result};
+
+/// The images named by lines of text.
+pub(super) struct Paths {
+    from: String,
+    files: Vec<PathBuf>,
+}
+
+impl Paths {
+    /// Reads paths to the end of `lines`; empty lines are skipped. `from` names the input.
+    pub(super) fn read(from: &str, lines: impl BufRead) -> Result<Self> {
+        let mut files = Vec::new();
+        for line in lines.split(b'\n') {
+            let mut line = line.map_err(|error| Error::io(from, error))?;
+            if line.last() == Some(&b'\r') {
+                line.pop();
+            }
+            if !line.is_empty() {
+                files.push(PathBuf::from(os_string(line)));
+            }
+        }
+        if files.is_empty() {
+            return Err(Error::input(from, "no path: expected one path a line"));
+        }
+        Ok(Self {
+            from: from.to_owned(),
+            files,
+        })
+    }
+}
+
+#[cfg(unix)]
+fn os_string(bytes: Vec<u8>) -> OsString {
+    std::os::unix::ffi::OsStringExt::from_vec(bytes)
+}
+
+#[cfg(not(unix))]
+fn os_string(bytes: Vec<u8>) -> OsString {
+    String::from_utf8_lossy(&bytes).into_owned().into()
+}
+
+impl Source for Paths {
+    fn len(&self) -> u64 {
+        self.files.len() as u64
+    }
+
+    fn record(&self, row: u64) -> Record {
+        Record::new(row, lossless(&self.files[place(row)]), None)
+    }
+
+    fn load(&self, row: u64, options: &DecodeOptions) -> std::result::Result<RgbImage, RowError> {
+        load_file(&self.files[place(row)], options)
+    }
+
+    fn file(&self, row: u64) -> Option<PathBuf> {
+        Some(self.files[place(row)].clone())
+    }
+
+    fn describe(&self) -> serde_json::Value {
+        json!({ "kind": "paths", "path": self.from, "images": self.files.len() })
+    }
+}

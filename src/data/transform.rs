@@ -1,0 +1,354 @@
+//! The one place that converts pixels to network input: resize of the shorter side, centre crop, scaling to 0..1 and
+//! normalisation, as torchvision's `Resize`, `CenterCrop`, `ToTensor` and `Normalize` do on a Pillow image.
+
+use serde::{Deserialize, Serialize};
+
+use super::decode::DEFAULT_MAX_PIXELS;
+use super::image::{ImageView, RgbImage};
+use super::resize::{Interpolation, Window, resize_window};
+use crate::{Error, Result};
+
+/// ImageNet's channel means, of pixels from 0 to 1.
+pub const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
+/// ImageNet's channel standard deviations, of pixels from 0 to 1.
+pub const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
+/// The largest side that `resize` and `crop` may ask for.
+const MAX_SIDE: u32 = 1 << 16;
+
+/// How an image becomes network input. As JSON it is the `macula.preprocess` entry of an ONNX file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Preprocess {
+    /// Length in pixels that the shorter side is resized to, the longer in proportion; `None` leaves the size alone.
+    pub resize: Option<u32>,
+    /// Height and width of the centre crop; what lies outside the image is black. JSON also takes one number for both.
+    #[serde(default, deserialize_with = "crop_size")]
+    pub crop: Option<(u32, u32)>,
+    /// The filter of the resize.
+    pub interpolation: Interpolation,
+    /// Means that are subtracted, red, green and blue, of pixels from 0 to 1.
+    pub mean: [f32; 3],
+    /// Standard deviations that are divided by, red, green and blue, of pixels from 0 to 1.
+    pub std: [f32; 3],
+}
+
+/// Reads a crop written as `[height, width]`, as one number for both, or as null.
+fn crop_size<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> std::result::Result<Option<(u32, u32)>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected crop as [height, width], one number or null")]
+    enum Crop {
+        Square(u32),
+        Sides(u32, u32),
+    }
+    let crop = Option::<Crop>::deserialize(deserializer)?;
+    Ok(crop.map(|crop| match crop {
+        Crop::Square(side) => (side, side),
+        Crop::Sides(height, width) => (height, width),
+    }))
+}
+
+/// What the geometry of a [`Preprocess`] comes to for one image.
+struct Plan {
+    resized: (u32, u32), // width, height
+    /// The part of the resized image that is seen.
+    window: Window,
+    /// Columns and rows of black before that part.
+    offset: (u32, u32), // left, top
+    output: (u32, u32), // width, height
+}
+
+impl Preprocess {
+    /// Bicubic resize of the shorter side to `resize`, square centre crop of `crop`, ImageNet's mean and deviation: 256 and
+    /// 224 are DINOv2's classification evaluation (dinov2/data/transforms.py).
+    pub fn imagenet(resize: u32, crop: u32) -> Self {
+        Self {
+            resize: Some(resize),
+            crop: Some((crop, crop)),
+            interpolation: Interpolation::Bicubic,
+            mean: IMAGENET_MEAN,
+            std: IMAGENET_STD,
+        }
+    }
+
+    /// Reads and checks the JSON that [`Preprocess::to_json`] writes; `what` names where it came from.
+    pub fn from_json(what: &str, json: &str) -> Result<Self> {
+        let read: Self = serde_json::from_str(json).map_err(|error| Error::input(what, error.to_string()))?;
+        read.validate().map_err(|error| match error {
+            Error::Input { what: field, reason } => Error::input(format!("{what}: {field}"), reason),
+            other => other,
+        })?;
+        Ok(read)
+    }
+
+    /// The JSON form: `resize`, `crop`, `interpolation`, `mean`, `std`.
+    pub fn to_json(&self) -> Result<String> {
+        serde_json::to_string(self).map_err(|error| Error::failed("preprocess", error.to_string()))
+    }
+
+    /// Checks that sides lie in 1..=65536, that means are finite and that deviations are finite and above 0.
+    pub fn validate(&self) -> Result<()> {
+        let side = |name: &str, value: u32| match value {
+            1..=MAX_SIDE => Ok(()),
+            _ => Err(Error::input(
+                name,
+                format!("expected 1 to {MAX_SIDE} pixels, found {value}"),
+            )),
+        };
+        if let Some(resize) = self.resize {
+            side("resize", resize)?;
+        }
+        if let Some((height, width)) = self.crop {
+            side("crop", height)?;
+            side("crop", width)?;
+        }
+        if self.mean.iter().any(|value| !value.is_finite()) {
+            return Err(Error::input(
+                "mean",
+                format!("expected finite numbers, found {:?}", self.mean),
+            ));
+        }
+        if self.std.iter().any(|&value| !(value.is_finite() && value > 0.0)) {
+            return Err(Error::input(
+                "std",
+                format!("expected finite numbers above 0, found {:?}", self.std),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Height and width of what comes out, where that does not depend on the image: where there is a crop.
+    pub fn output_size(&self) -> Option<(usize, usize)> {
+        self.crop.map(|(height, width)| (height as usize, width as usize))
+    }
+
+    /// Height and width of what comes out for an image of `height` x `width` pixels, at least one each.
+    pub fn output_size_for(&self, height: u32, width: u32) -> (usize, usize) {
+        let (width, height) = self.plan(width, height).output;
+        (height as usize, width as usize)
+    }
+
+    /// The 8-bit stage: resized and cropped, before scaling and normalisation. Fails when the result would exceed
+    /// [`DEFAULT_MAX_PIXELS`], which needs an image of extreme proportions and no crop.
+    pub fn pixels(&self, image: &RgbImage) -> Result<RgbImage> {
+        self.validate()?;
+        let plan = self.plan(image.width(), image.height());
+        let seen = self.seen(&image.view(), &plan)?;
+        if plan.output == (seen.width(), seen.height()) {
+            return Ok(seen);
+        }
+        let (width, height) = plan.output;
+        let mut data = vec![0; width as usize * height as usize * 3];
+        let left = plan.offset.0 as usize * 3;
+        let rows = data
+            .chunks_exact_mut(width as usize * 3)
+            .skip(plan.offset.1 as usize);
+        for (row, y) in rows.zip(0..seen.height()) {
+            let samples = seen.view().row(y);
+            row[left..left + samples.len()].copy_from_slice(samples);
+        }
+        RgbImage::new(width, height, data)
+            .ok_or_else(|| Error::failed("crop", "the padded image has no pixels"))
+    }
+
+    /// Writes the network input, `[3, height, width]` of [`Preprocess::output_size_for`], over all of `out`:
+    /// `(pixel / 255 - mean) / std` in f32. Fails like [`Preprocess::pixels`], or when `out` has another length.
+    pub fn write_tensor(&self, image: &RgbImage, out: &mut [f32]) -> Result<()> {
+        let pixels = self.pixels(image)?;
+        let area = pixels.width() as usize * pixels.height() as usize;
+        if out.len() != area * 3 {
+            let (width, height) = (pixels.width(), pixels.height());
+            let reason = format!(
+                "expected 3 x {height} x {width} values, found room for {}",
+                out.len()
+            );
+            return Err(Error::input("network input", reason));
+        }
+        let tables = [0, 1, 2].map(|channel| self.table(channel));
+        let (red, rest) = out.split_at_mut(area);
+        let (green, blue) = rest.split_at_mut(area);
+        let planes = red.iter_mut().zip(green).zip(blue);
+        for (((red, green), blue), pixel) in planes.zip(pixels.data().chunks_exact(3)) {
+            *red = tables[0][usize::from(pixel[0])];
+            *green = tables[1][usize::from(pixel[1])];
+            *blue = tables[2][usize::from(pixel[2])];
+        }
+        Ok(())
+    }
+
+    /// What each of the 256 levels of a channel becomes.
+    fn table(&self, channel: usize) -> [f32; 256] {
+        std::array::from_fn(|level| (level as f32 / 255.0 - self.mean[channel]) / self.std[channel])
+    }
+
+    /// The part of the image that is seen, resized.
+    fn seen(&self, image: &ImageView, plan: &Plan) -> Result<RgbImage> {
+        let (width, height) = plan.resized;
+        let area = u64::from(plan.window.width) * u64::from(plan.window.height);
+        // A crop bounds the work whatever the proportions are; without one the whole resized image is made.
+        if self.crop.is_none() && area > DEFAULT_MAX_PIXELS {
+            let found = format!("{}x{}", image.width(), image.height());
+            let reason =
+                format!("a {found} image would become {width}x{height}, above {DEFAULT_MAX_PIXELS} pixels");
+            return Err(Error::input("resize", reason));
+        }
+        resize_window(image, width, height, plan.window, self.interpolation).ok_or_else(|| {
+            Error::failed(
+                "resize",
+                format!("no {:?} in {width}x{height} pixels", plan.window),
+            )
+        })
+    }
+
+    fn plan(&self, width: u32, height: u32) -> Plan {
+        let resized = match self.resize {
+            Some(side) => resized(width, height, side),
+            None => (width, height),
+        };
+        let (crop_height, crop_width) = self.crop.unwrap_or((resized.1, resized.0));
+        let (left, columns, before) = centre(resized.0, crop_width);
+        let (top, rows, above) = centre(resized.1, crop_height);
+        Plan {
+            resized,
+            window: Window {
+                left,
+                top,
+                width: columns,
+                height: rows,
+            },
+            offset: (before, above),
+            output: (crop_width, crop_height),
+        }
+    }
+}
+
+/// Width and height after the shorter side has become `side`: the longer one is rounded down (torchvision
+/// `_compute_resized_output_size`).
+fn resized(width: u32, height: u32, side: u32) -> (u32, u32) {
+    let long = |long: u32, short: u32| {
+        let length = u64::from(side) * u64::from(long) / u64::from(short.max(1));
+        u32::try_from(length).unwrap_or(u32::MAX)
+    };
+    if width <= height {
+        (side, long(height, width))
+    } else {
+        (long(width, height), side)
+    }
+}
+
+/// How a centre crop of `crop` lies on `length` samples: the first sample seen, how many are seen, and how many black ones
+/// come before them. An odd rest goes after when padding, and to the even side when cropping (torchvision `center_crop`,
+/// whose `round` takes halves to even).
+fn centre(length: u32, crop: u32) -> (u32, u32, u32) {
+    if crop > length {
+        return (0, length, (crop - length) / 2);
+    }
+    let rest = length - crop;
+    let half = rest / 2;
+    let first = if rest % 2 == 1 { half + half % 2 } else { half };
+    (first, crop, 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longer_side_is_rounded_down() {
+        assert_eq!(resized(131, 97, 256), (345, 256)); // 345.7
+        assert_eq!(resized(97, 131, 256), (256, 345));
+        assert_eq!(resized(300, 256, 256), (300, 256));
+        assert_eq!(resized(1, u32::MAX, 65536), (65536, u32::MAX));
+    }
+
+    #[test]
+    fn half_offsets_go_to_even() {
+        assert_eq!(centre(41, 24), (8, 24, 0)); // 8.5
+        assert_eq!(centre(43, 24), (10, 24, 0)); // 9.5
+        assert_eq!(centre(24, 24), (0, 24, 0));
+        assert_eq!(centre(5, 8), (0, 5, 1)); // 1 before, 2 after
+    }
+
+    #[test]
+    fn a_crop_beyond_the_image_is_black_around_it() {
+        let image = RgbImage::from_grey(1, 2, &[10, 20]).unwrap();
+        let preprocess = Preprocess {
+            resize: None,
+            crop: Some((3, 4)),
+            ..Preprocess::imagenet(1, 1)
+        };
+        let out = preprocess.pixels(&image).unwrap();
+        let red: Vec<u8> = out.data().iter().step_by(3).copied().collect();
+        assert_eq!(red, [0, 10, 0, 0, 0, 20, 0, 0, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn the_tensor_is_planar_and_normalised() {
+        let image = RgbImage::new(2, 1, vec![0, 51, 255, 255, 102, 0]).unwrap();
+        let preprocess = Preprocess {
+            resize: None,
+            crop: None,
+            interpolation: Interpolation::Bicubic,
+            mean: [0.5, 0.2, 0.0],
+            std: [0.5, 1.0, 2.0],
+        };
+        assert_eq!(preprocess.output_size(), None);
+        assert_eq!(preprocess.output_size_for(1, 2), (1, 2));
+        let mut out = [f32::NAN; 6];
+        preprocess.write_tensor(&image, &mut out).unwrap();
+        assert_eq!(out, [-1.0, 1.0, 0.0, 0.2, 0.5, 0.0]);
+        let error = preprocess
+            .write_tensor(&image, &mut out[..5])
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("3 x 1 x 2") && error.contains('5'), "{error}");
+    }
+
+    #[test]
+    fn json_keeps_the_contracts_keys_and_refuses_others() {
+        let preprocess = Preprocess::imagenet(256, 224);
+        let json = preprocess.to_json().unwrap();
+        let expected = r#"{"resize":256,"crop":[224,224],"interpolation":"bicubic","mean":[0.485,0.456,0.406],"std":[0.229,0.224,0.225]}"#;
+        assert_eq!(json, expected);
+        assert_eq!(Preprocess::from_json("test", &json).unwrap(), preprocess);
+        let square = json.replace("[224,224]", "224");
+        assert_eq!(Preprocess::from_json("test", &square).unwrap(), preprocess);
+        let whole = json.replace("[224,224]", "null").replace("256", "null");
+        assert_eq!(Preprocess::from_json("test", &whole).unwrap().output_size(), None);
+        let unknown = json.replace("resize", "size");
+        let error = Preprocess::from_json("m.onnx", &unknown).unwrap_err().to_string();
+        assert!(error.starts_with("m.onnx: ") && error.contains("size"), "{error}");
+    }
+
+    #[test]
+    fn settings_out_of_range_are_named() {
+        for (find, replace, field) in [
+            ("256", "0", "resize"),
+            ("[224,224]", "[224,0]", "crop"),
+            ("0.229", "0", "std"),
+            ("0.485", "1e39", "mean"),
+        ] {
+            let json = Preprocess::imagenet(256, 224)
+                .to_json()
+                .unwrap()
+                .replace(find, replace);
+            let error = Preprocess::from_json("m.onnx", &json).unwrap_err();
+            assert!(error.to_string().contains(field), "{error}");
+            assert_eq!(error.exit_code(), 2);
+        }
+    }
+
+    #[test]
+    fn extreme_proportions_cost_only_what_is_seen() {
+        let image = RgbImage::from_grey(1, 60_000, &vec![7; 60_000]).unwrap();
+        let out = Preprocess::imagenet(256, 224).pixels(&image).unwrap();
+        assert!(out.data().iter().all(|&sample| sample == 7));
+        let whole = Preprocess {
+            crop: None,
+            ..Preprocess::imagenet(256, 224)
+        };
+        let error = whole.pixels(&image).unwrap_err().to_string();
+        assert!(error.contains("1x60000"), "{error}");
+    }
+}

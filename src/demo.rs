@@ -1,0 +1,266 @@
+//! The whole chain on the bundled sample: a network, its ONNX export, its features, and two protocols, in one table
+//! beside raw pixels. The network has its initial weights, so the table shows the floor that training has to beat.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use macula_eval::protocols::{knn, linear_probe};
+use macula_eval::table::EvalResult;
+use macula_models::onnx::ImageShape;
+use macula_models::vit::{FeedForwardKind, PositionRule, VitConfig};
+use polars::prelude::{Column, DataFrame};
+use serde_json::json;
+
+use crate::data::{self, DecodeOptions, Preprocess};
+use crate::evaluate::Folders;
+use crate::export::{ExportRequest, export, untrained};
+use crate::extract::model::{self, ModelOptions, OutputChoice, PreprocessOverrides};
+use crate::extract::{ErrorPolicy, ExtractOptions, extract};
+use crate::runtime::{Device, RuntimeOptions};
+use crate::{Error, Result, rng};
+
+/// Marks a folder as a demo's, which a later demo may replace.
+const MARKER: &str = "demo.json";
+/// Neighbours of the k-NN column.
+const K: usize = 20;
+
+/// How to run the demo.
+#[derive(Debug, Clone)]
+pub struct DemoOptions {
+    /// Folder for the model, the features and the table.
+    pub out: PathBuf,
+    /// Seed of the weights, splits and intervals.
+    pub seed: u64,
+    /// Where to run.
+    pub device: Device,
+    /// Threads; 0 for all cores.
+    pub threads: usize,
+    /// ONNX Runtime library named by the user.
+    pub ort_lib: Option<PathBuf>,
+}
+
+/// One line of the table.
+struct Entry {
+    name: &'static str,
+    folders: Folders,
+    column: &'static str,
+}
+
+/// Runs the chain and returns the table.
+///
+/// # Errors
+/// An output folder that is not a demo's, or whatever a step says.
+pub fn run(options: &DemoOptions) -> Result<EvalResult> {
+    start_folder(&options.out)?;
+    let network = options.out.join("untrained.onnx");
+    let step = |text: &str| tracing::info!("{text}");
+
+    step("1/4 export: a ViT with initial weights, checked against candle");
+    export_untrained(options, &network)?;
+    step("2/4 extract: 6,000 train and 1,000 test images through ONNX Runtime");
+    let pixels = extract_both(options, "pixels", &[], "pixels")?;
+    let untrained = extract_both(
+        options,
+        &network.to_string_lossy(),
+        &["cls", "patch_mean"],
+        "untrained",
+    )?;
+    let entries = [
+        ("raw pixels", &pixels, "pixels"),
+        ("untrained ViT, CLS", &untrained, "cls"),
+        ("untrained ViT, mean patch", &untrained, "patch_mean"),
+    ]
+    .map(|(name, folders, column)| Entry {
+        name,
+        folders: folders.clone(),
+        column,
+    });
+    step("3/4 evaluate: k-NN and linear probe, chosen on a split of train, tested once");
+    let result = evaluate(options, &entries)?;
+    step("4/4 report");
+    result.save(&options.out.join("result"))?;
+    Ok(result)
+}
+
+/// Makes `out` a fresh demo folder; an older demo is replaced, anything else is left alone.
+fn start_folder(out: &Path) -> Result<()> {
+    if out.exists() {
+        let empty = fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_none());
+        if !empty && !out.join(MARKER).is_file() {
+            return Err(Error::input(
+                out.display().to_string(),
+                "exists and was not made by the demo; choose another folder with --out",
+            ));
+        }
+        fs::remove_dir_all(out).map_err(|e| Error::io(out, e))?;
+    }
+    fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
+    crate::files::write_json(
+        &out.join(MARKER),
+        &json!({ "tool_version": env!("CARGO_PKG_VERSION") }),
+    )
+}
+
+/// The demo's network: 28 px, patches of 7, small enough for a laptop.
+fn architecture() -> VitConfig {
+    VitConfig {
+        embed_dim: 192,
+        depth: 6,
+        num_heads: 3,
+        patch_size: 7,
+        image_size: 28,
+        in_channels: 3,
+        num_registers: 0,
+        feed_forward: FeedForwardKind::Mlp,
+        ffn_hidden: 768,
+        layer_scale: Some(1.0),
+        mask_token: true,
+        layer_norm_eps: 1e-6,
+        position_rule: PositionRule::Official,
+    }
+}
+
+fn export_untrained(options: &DemoOptions, path: &Path) -> Result<()> {
+    let checkpoint = untrained(architecture(), options.seed)?;
+    let side = checkpoint.config.image_size;
+    let summary = export(
+        &checkpoint,
+        &ExportRequest {
+            image: ImageShape::Fixed {
+                height: side,
+                width: side,
+            },
+            outputs: Vec::new(),
+            preprocess: Preprocess {
+                resize: None,
+                ..model::imagenet(side as u32, side as u32)
+            },
+            tolerance: 1e-4,
+            seed: options.seed,
+            force: false,
+            external_data_over: None,
+            runtime: RuntimeOptions {
+                ort_lib: options.ort_lib.clone(),
+                ..RuntimeOptions::default()
+            },
+            threads: options.threads,
+        },
+        path,
+    )?;
+    let worst = summary.comparisons.iter().map(|c| c.max_rel).fold(0.0, f64::max);
+    tracing::info!(
+        "    {} parameters; largest deviation from candle {worst:.1e}",
+        summary.parameters
+    );
+    Ok(())
+}
+
+fn extract_both(options: &DemoOptions, spec: &str, outputs: &[&str], name: &str) -> Result<Folders> {
+    let model_options = ModelOptions {
+        outputs: OutputChoice::named(outputs),
+        preprocess: PreprocessOverrides::default(),
+        device: options.device,
+        threads: options.threads,
+        ort_lib: options.ort_lib.clone(),
+        num_heads: None,
+        arch: None,
+        position_rule: None,
+    };
+    let extract_options = ExtractOptions {
+        batch_size: 64,
+        on_error: ErrorPolicy::Fail,
+        shard: None,
+        force: false,
+        resume: false,
+        decode: DecodeOptions::default(),
+    };
+    let base = options.out.join("features").join(name);
+    for split in ["train", "test"] {
+        let source = data::open(&format!("sample:{split}"))?;
+        let mut opened = model::open(spec, source.as_ref(), &model_options)?;
+        extract(
+            source.as_ref(),
+            opened.model.as_mut(),
+            &opened.preprocess,
+            &extract_options,
+            &base.join(split),
+        )?;
+    }
+    Ok(Folders {
+        train: base.join("train"),
+        test: base.join("test"),
+    })
+}
+
+fn evaluate(options: &DemoOptions, entries: &[Entry]) -> Result<EvalResult> {
+    let knn_config = knn::KnnConfig {
+        ks: vec![K],
+        seed: rng::derived_seed(options.seed, "knn"),
+        ..knn::KnnConfig::default()
+    };
+    let probe_config = linear_probe::LinearProbeConfig {
+        seed: rng::derived_seed(options.seed, "linear-probe"),
+        ..linear_probe::LinearProbeConfig::default()
+    };
+    let (mut n_train, mut n_test) = (0, 0);
+    let mut numbers: Vec<[f64; 6]> = Vec::new();
+    for entry in entries {
+        let pair = entry.folders.open()?.labelled(entry.column)?;
+        let classes = pair.classes.len();
+        (n_train, n_test) = (pair.train_labels.len(), pair.test_labels.len());
+        let neighbours = knn::evaluate(
+            pair.train.view(),
+            &pair.train_labels,
+            pair.test.view(),
+            &pair.test_labels,
+            classes,
+            &knn_config,
+        )?;
+        let features = |matrix| linear_probe::ProbeFeatures {
+            cls_blocks: vec![matrix],
+            patch_mean: None,
+        };
+        let probe = linear_probe::evaluate(
+            &features(pair.train),
+            &pair.train_labels,
+            &features(pair.test),
+            &pair.test_labels,
+            classes,
+            &probe_config,
+        )?;
+        let knn = &neighbours.rows[0];
+        let probe = probe.rows[0]
+            .test
+            .ok_or_else(|| Error::failed("linear probe", "the chosen head has no test score"))?;
+        numbers.push([
+            knn.top1,
+            knn.top1_low,
+            knn.top1_high,
+            probe.top1,
+            probe.top1_low,
+            probe.top1_high,
+        ]);
+    }
+    let column = |name: &str, index: usize| {
+        Column::new(
+            name.into(),
+            numbers.iter().map(|row| row[index]).collect::<Vec<f64>>(),
+        )
+    };
+    let names: Vec<&str> = entries.iter().map(|entry| entry.name).collect();
+    let table = DataFrame::new(
+        entries.len(),
+        vec![
+            Column::new("features".into(), names),
+            column("knn_top1", 0),
+            column("knn_low", 1),
+            column("knn_high", 2),
+            column("probe_top1", 3),
+            column("probe_low", 4),
+            column("probe_high", 5),
+        ],
+    )
+    .map_err(|e| Error::failed("table", e.to_string()))?;
+    let settings = json!({ "k": K, "seed": options.seed, "data": "sample (Fashion-MNIST)" });
+    Ok(EvalResult::new("demo", settings, n_train, n_test, table)?)
+}

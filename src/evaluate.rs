@@ -1,0 +1,308 @@
+//! From feature folders to a protocol: reads columns, matches labels of train and test, and checks that the two
+//! folders belong together.
+
+use std::path::{Path, PathBuf};
+
+use macula_eval::protocols::linear_probe::ProbeFeatures;
+use macula_eval::table::EvalResult;
+use macula_eval::{LabelSet, Matrix};
+
+use crate::extract::model::{self, ModelOptions, OpenModel};
+use crate::extract::{ExtractOptions, FeatureFolder, extract};
+use crate::{Error, Result, data};
+
+/// Features and labels of train and test, ready for a protocol.
+#[derive(Debug)]
+pub struct LabelledPair {
+    /// Train features, `[n_train, d]`.
+    pub train: Matrix,
+    /// Class of each train row.
+    pub train_labels: Vec<u32>,
+    /// Test features, `[n_test, d]`.
+    pub test: Matrix,
+    /// Class of each test row.
+    pub test_labels: Vec<u32>,
+    /// The classes.
+    pub classes: LabelSet,
+}
+
+/// Where the features of an evaluation come from.
+#[derive(Debug, Clone)]
+pub struct Folders {
+    /// Feature folder of the train rows.
+    pub train: PathBuf,
+    /// Feature folder of the test rows.
+    pub test: PathBuf,
+}
+
+impl Folders {
+    /// Opens both folders and checks that one model made them.
+    ///
+    /// # Errors
+    /// A folder that is missing or incomplete, or outputs of different widths.
+    pub fn open(&self) -> Result<OpenFolders> {
+        let (train, test) = (
+            FeatureFolder::open(&self.train)?,
+            FeatureFolder::open(&self.test)?,
+        );
+        let hash = |folder: &FeatureFolder| folder.meta().model.get("sha256").cloned();
+        if hash(&train) != hash(&test) {
+            tracing::warn!(
+                "{} and {} were made by different models",
+                self.train.display(),
+                self.test.display()
+            );
+        }
+        if train.meta().preprocess != test.meta().preprocess {
+            tracing::warn!(
+                "{} and {} were made with different preprocessing",
+                self.train.display(),
+                self.test.display()
+            );
+        }
+        Ok(OpenFolders { train, test })
+    }
+}
+
+/// Two feature folders that belong together.
+#[derive(Debug)]
+pub struct OpenFolders {
+    /// Train rows.
+    pub train: FeatureFolder,
+    /// Test rows.
+    pub test: FeatureFolder,
+}
+
+impl OpenFolders {
+    /// The column to use where none was named: `cls` where there is one, else the first.
+    pub fn default_column(&self) -> String {
+        let outputs = &self.train.meta().outputs;
+        let default = outputs
+            .iter()
+            .find(|output| output.name == "cls")
+            .or(outputs.first());
+        default.map_or_else(|| "cls".to_owned(), |output| output.name.clone())
+    }
+
+    /// Columns that both folders hold.
+    pub fn has(&self, column: &str) -> bool {
+        [&self.train, &self.test]
+            .iter()
+            .all(|folder| folder.meta().output(column).is_some())
+    }
+
+    /// One column with labels.
+    ///
+    /// # Errors
+    /// A missing column, widths that differ, rows without label, or a test label that train does not know.
+    pub fn labelled(&self, column: &str) -> Result<LabelledPair> {
+        let train = labelled_rows(&self.train, column)?;
+        let test = labelled_rows(&self.test, column)?;
+        if train.0.view().dim() != test.0.view().dim() {
+            return Err(Error::input(
+                self.test.path().display().to_string(),
+                format!(
+                    "column `{column}`: expected the train folder's width {}, found {}",
+                    train.0.view().dim(),
+                    test.0.view().dim()
+                ),
+            ));
+        }
+        let classes = LabelSet::from_labels(train.1.iter().chain(&test.1).map(String::as_str));
+        let encode = |labels: &[String]| classes.encode(labels.iter().map(String::as_str));
+        Ok(LabelledPair {
+            train_labels: encode(&train.1)?,
+            test_labels: encode(&test.1)?,
+            train: train.0,
+            test: test.0,
+            classes,
+        })
+    }
+}
+
+fn labelled_rows(folder: &FeatureFolder, column: &str) -> Result<(Matrix, Vec<String>)> {
+    let features = folder.read(column)?;
+    let name = folder.path().display().to_string();
+    if features.n_null > 0 {
+        tracing::warn!("{name}: {} rows without features are left out", features.n_null);
+    }
+    if features.rows.is_empty() {
+        return Err(Error::input(
+            name,
+            "expected at least one row with features, found none",
+        ));
+    }
+    let mut labels = Vec::with_capacity(features.labels.len());
+    for (label, path) in features.labels.into_iter().zip(&features.paths) {
+        labels.push(label.ok_or_else(|| {
+            Error::input(
+                &name,
+                format!("expected a label for every row, found none for {path}"),
+            )
+        })?);
+    }
+    Ok((features.matrix, labels))
+}
+
+/// A model to extract with before evaluating.
+#[derive(Debug, Clone)]
+pub struct ModelRequest {
+    /// The model: an ONNX file, a checkpoint, or `pixels`.
+    pub model: String,
+    /// Source of the train rows.
+    pub train_data: String,
+    /// Source of the test rows.
+    pub test_data: String,
+    /// Folder in which the features are kept.
+    pub keep: PathBuf,
+    /// How to open the model.
+    pub options: ModelOptions,
+    /// How to extract.
+    pub extract: ExtractOptions,
+}
+
+impl ModelRequest {
+    /// Extracts both sources into `keep/train` and `keep/test`, or takes what an earlier run with the same model,
+    /// preprocessing and source left there.
+    ///
+    /// # Errors
+    /// As [`extract`]; features in `keep` that were made otherwise.
+    pub fn run(&self) -> Result<Folders> {
+        let folders = Folders {
+            train: self.keep.join("train"),
+            test: self.keep.join("test"),
+        };
+        for (spec, out) in [
+            (&self.train_data, &folders.train),
+            (&self.test_data, &folders.test),
+        ] {
+            let source = data::open(spec)?;
+            let OpenModel {
+                mut model,
+                preprocess,
+            } = model::open(&self.model, source.as_ref(), &self.options)?;
+            if kept(out) && !self.extract.force {
+                tracing::info!("{}: using the features kept there", out.display());
+            }
+            // Resuming a complete folder reads nothing, and refuses one that was made with other settings.
+            let options = ExtractOptions {
+                resume: !self.extract.force,
+                ..self.extract.clone()
+            };
+            extract(source.as_ref(), model.as_mut(), &preprocess, &options, out)?;
+        }
+        Ok(folders)
+    }
+}
+
+fn kept(folder: &Path) -> bool {
+    folder.join(crate::extract::folder::SUCCESS_FILE).is_file()
+}
+
+/// What the linear probe takes: CLS tokens of the last blocks and the mean patch token.
+#[derive(Debug)]
+pub struct ProbePair {
+    /// Train features.
+    pub train: ProbeFeatures,
+    /// Class of each train row.
+    pub train_labels: Vec<u32>,
+    /// Test features.
+    pub test: ProbeFeatures,
+    /// Class of each test row.
+    pub test_labels: Vec<u32>,
+    /// The classes.
+    pub classes: LabelSet,
+}
+
+/// Collects what the linear probe's grid can use from two folders: `column` as the last CLS token, `layer:I.cls` of the
+/// three blocks before the last where the folders hold them, and `patch_mean`. Names the columns taken.
+///
+/// # Errors
+/// As [`OpenFolders::labelled`].
+pub fn probe_features(folders: &OpenFolders, column: &str) -> Result<(ProbePair, String)> {
+    let last = folders.labelled(column)?;
+    let mut taken = vec![column.to_owned()];
+    let (mut train, mut test) = (Vec::new(), Vec::new());
+    if column == "cls" {
+        for name in earlier_blocks(folders) {
+            let pair = folders.labelled(&name)?;
+            train.push(pair.train);
+            test.push(pair.test);
+            taken.push(name);
+        }
+    }
+    train.push(last.train);
+    test.push(last.test);
+    let mut patch_mean = (None, None);
+    if column == "cls" && folders.has("patch_mean") {
+        let pair = folders.labelled("patch_mean")?;
+        patch_mean = (Some(pair.train), Some(pair.test));
+        taken.push("patch_mean".to_owned());
+    }
+    let pair = ProbePair {
+        train: ProbeFeatures {
+            cls_blocks: train,
+            patch_mean: patch_mean.0,
+        },
+        train_labels: last.train_labels,
+        test: ProbeFeatures {
+            cls_blocks: test,
+            patch_mean: patch_mean.1,
+        },
+        test_labels: last.test_labels,
+        classes: last.classes,
+    };
+    Ok((pair, taken.join(",")))
+}
+
+/// The `layer:I.cls` columns of the three blocks before the last, oldest first; none unless all three are there.
+fn earlier_blocks(folders: &OpenFolders) -> Vec<String> {
+    let mut layers: Vec<usize> = folders
+        .train
+        .meta()
+        .outputs
+        .iter()
+        .filter_map(|output| {
+            output
+                .name
+                .strip_prefix("layer:")?
+                .strip_suffix(".cls")?
+                .parse()
+                .ok()
+        })
+        .collect();
+    layers.sort_unstable();
+    // The highest of four is the last block itself, which `cls` stands for.
+    let earlier: Vec<String> = layers
+        .iter()
+        .rev()
+        .skip(1)
+        .take(3)
+        .map(|i| format!("layer:{i}.cls"))
+        .rev()
+        .collect();
+    if earlier.len() == 3 && earlier.iter().all(|name| folders.has(name)) {
+        earlier
+    } else {
+        Vec::new()
+    }
+}
+
+impl OpenFolders {
+    /// Writes into a result's settings which column of which folders and which model it speaks of.
+    pub fn describe_into(&self, result: &mut EvalResult, column: &str) {
+        let settings = [
+            ("column", serde_json::json!(column)),
+            (
+                "train",
+                serde_json::json!(self.train.path().display().to_string()),
+            ),
+            ("test", serde_json::json!(self.test.path().display().to_string())),
+            ("model", self.train.meta().model.clone()),
+            ("tool_version", serde_json::json!(env!("CARGO_PKG_VERSION"))),
+        ];
+        if let serde_json::Value::Object(map) = &mut result.settings {
+            map.extend(settings.map(|(key, value)| (key.to_owned(), value)));
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! Reads a feature folder back, whole or as shards, one column at a time.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use macula_eval::Matrix;
+use polars::prelude::*;
+
+use super::{META_FILE, Meta, SUCCESS_FILE, part_name};
+use crate::{Error, Result};
+
+/// A complete feature folder: one run, or all shards of one.
+#[derive(Debug)]
+pub struct FeatureFolder {
+    path: PathBuf,
+    shards: Vec<(PathBuf, Meta)>,
+}
+
+/// One column of a feature folder, in the order of the source.
+#[derive(Debug)]
+pub struct Features {
+    /// Features of the rows that have them.
+    pub matrix: Matrix,
+    /// Place of each row in the source.
+    pub rows: Vec<u64>,
+    /// Path of each row.
+    pub paths: Vec<String>,
+    /// Label of each row, where there is one.
+    pub labels: Vec<Option<String>>,
+    /// Rows left out because they are null.
+    pub n_null: u64,
+}
+
+impl FeatureFolder {
+    /// Opens `path` and checks that it is complete: `_SUCCESS`, every part, and every shard of the same run.
+    ///
+    /// # Errors
+    /// Names the folder and what is missing or does not fit.
+    pub fn open(path: &Path) -> Result<Self> {
+        if !path.exists() {
+            return Err(Error::input(
+                path.display().to_string(),
+                "no such file or folder; expected a feature folder",
+            ));
+        }
+        let shards = if path.join(META_FILE).is_file() {
+            vec![open_one(path)?]
+        } else {
+            open_shards(path)?
+        };
+        Ok(Self {
+            path: path.to_owned(),
+            shards,
+        })
+    }
+
+    /// Description of the folder, or of its first shard.
+    pub fn meta(&self) -> &Meta {
+        &self.shards[0].1
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Rows with features, over all shards.
+    pub fn n_written(&self) -> u64 {
+        self.shards.iter().filter_map(|(_, meta)| meta.n_written).sum()
+    }
+
+    /// Rows that failed, over all shards.
+    pub fn n_failed(&self) -> u64 {
+        self.shards.iter().filter_map(|(_, meta)| meta.n_failed).sum()
+    }
+
+    /// Reads one column with the rows' paths and labels, in the order of the source.
+    ///
+    /// # Errors
+    /// A column that is not there (the others are named), or a part that is damaged.
+    pub fn read(&self, column: &str) -> Result<Features> {
+        let Some(output) = self.meta().output(column) else {
+            return Err(Error::input(
+                self.path.display().to_string(),
+                format!(
+                    "no column `{column}`; the folder holds {}",
+                    self.meta().output_names()
+                ),
+            ));
+        };
+        let width = output.width();
+        let mut all = Vec::new();
+        for (folder, meta) in &self.shards {
+            for index in 0..meta.n_parts() {
+                all.push(read_part(&folder.join(part_name(index)), column, width)?);
+            }
+        }
+        let total: usize = all.iter().map(|part| part.rows.len()).sum();
+        let mut data = Vec::with_capacity(total * width);
+        let (mut rows, mut paths, mut labels) = (Vec::new(), Vec::new(), Vec::new());
+        let mut n_null = 0;
+        for part in all {
+            data.extend_from_slice(&part.data);
+            rows.extend(part.rows);
+            paths.extend(part.paths);
+            labels.extend(part.labels);
+            n_null += part.n_null;
+        }
+        if self.shards.len() > 1 {
+            sort_by_row(&mut data, &mut rows, &mut paths, &mut labels, width);
+        }
+        Ok(Features {
+            matrix: Matrix::new(data, rows.len(), width)?,
+            rows,
+            paths,
+            labels,
+            n_null,
+        })
+    }
+}
+
+fn sort_by_row(
+    data: &mut Vec<f32>,
+    rows: &mut Vec<u64>,
+    paths: &mut [String],
+    labels: &mut [Option<String>],
+    width: usize,
+) {
+    let mut order: Vec<usize> = (0..rows.len()).collect();
+    order.sort_by_key(|&i| rows[i]);
+    *data = order
+        .iter()
+        .flat_map(|&i| data[i * width..(i + 1) * width].iter().copied())
+        .collect();
+    *rows = order.iter().map(|&i| rows[i]).collect();
+    let sorted: Vec<String> = order.iter().map(|&i| std::mem::take(&mut paths[i])).collect();
+    paths.clone_from_slice(&sorted);
+    let sorted: Vec<Option<String>> = order.iter().map(|&i| labels[i].take()).collect();
+    labels.clone_from_slice(&sorted);
+}
+
+fn open_one(folder: &Path) -> Result<(PathBuf, Meta)> {
+    let meta = Meta::read(folder)?;
+    let name = || folder.display().to_string();
+    if !folder.join(SUCCESS_FILE).is_file() {
+        return Err(Error::input(
+            name(),
+            format!("not complete (no {SUCCESS_FILE}); finish it with `macula extract .. --resume`"),
+        ));
+    }
+    if let Some(missing) = (0..meta.n_parts()).find(|&i| !folder.join(part_name(i)).is_file()) {
+        return Err(Error::input(
+            name(),
+            format!(
+                "expected {} parts, found no {}",
+                meta.n_parts(),
+                part_name(missing)
+            ),
+        ));
+    }
+    Ok((folder.to_owned(), meta))
+}
+
+fn open_shards(path: &Path) -> Result<Vec<(PathBuf, Meta)>> {
+    let name = || path.display().to_string();
+    let mut folders = Vec::new();
+    if path.is_dir() {
+        for entry in fs::read_dir(path).map_err(|e| Error::io(path, e))? {
+            let entry = entry.map_err(|e| Error::io(path, e))?.path();
+            if entry.join(META_FILE).is_file() {
+                folders.push(entry);
+            }
+        }
+    }
+    folders.sort();
+    let shards: Vec<(PathBuf, Meta)> = folders.iter().map(|f| open_one(f)).collect::<Result<_>>()?;
+    let Some((_, first)) = shards.first() else {
+        return Err(Error::input(
+            name(),
+            format!("expected a feature folder, found neither {META_FILE} nor shards in it"),
+        ));
+    };
+    let mut indices: Vec<u64> = shards.iter().map(|(_, meta)| meta.shard.index).collect();
+    indices.sort_unstable();
+    if indices != (0..first.shard.count).collect::<Vec<_>>() {
+        return Err(Error::input(
+            name(),
+            format!(
+                "expected shards 0 to {}, found {indices:?}",
+                first.shard.count - 1
+            ),
+        ));
+    }
+    for (folder, meta) in &shards {
+        let same = meta.model == first.model
+            && meta.preprocess == first.preprocess
+            && meta.outputs == first.outputs
+            && meta.source == first.source
+            && meta.shard.count == first.shard.count;
+        if !same {
+            return Err(Error::input(
+                folder.display().to_string(),
+                "made with another model, preprocessing, source or number of shards than the first shard",
+            ));
+        }
+    }
+    Ok(shards)
+}
+
+struct Part {
+    data: Vec<f32>,
+    rows: Vec<u64>,
+    paths: Vec<String>,
+    labels: Vec<Option<String>>,
+    n_null: u64,
+}
+
+fn open_part(path: &Path) -> Result<ParquetReader<fs::File>> {
+    Ok(ParquetReader::new(
+        fs::File::open(path).map_err(|e| Error::io(path, e))?,
+    ))
+}
+
+fn damaged(path: &Path, error: &PolarsError) -> Error {
+    let text = error.to_string();
+    Error::input(
+        path.display().to_string(),
+        format!("damaged part: {}", text.lines().next().unwrap_or_default()),
+    )
+}
+
+fn read_part(path: &Path, column: &str, width: usize) -> Result<Part> {
+    let columns = ["row", "path", "label", column].map(str::to_owned).to_vec();
+    let reader = open_part(path)?.with_columns(Some(columns)).set_rechunk(true);
+    let read = || -> PolarsResult<Part> {
+        let frame = reader.finish()?;
+        let features = frame.column(column)?.as_materialized_series().clone();
+        let expected = DataType::Array(Box::new(DataType::Float32), width);
+        if features.dtype() != &expected {
+            polars_bail!(SchemaMismatch: "column `{}`: expected {}, found {}", column, expected, features.dtype());
+        }
+        let present: Vec<bool> = features.is_not_null().iter().map(|p| p == Some(true)).collect();
+        let mut data = Vec::with_capacity(features.len() * width);
+        // The inner values of a null row are there too, and are passed over.
+        let inner = features.array()?.get_inner().rechunk();
+        let values = inner.f32()?.downcast_as_array().values().as_slice();
+        for (values, _) in values
+            .chunks_exact(width)
+            .zip(&present)
+            .filter(|(_, present)| **present)
+        {
+            data.extend_from_slice(values);
+        }
+        let keep = |index: &usize| present[*index];
+        let rows = frame.column("row")?.u64()?.iter().map(Option::unwrap_or_default);
+        let texts = |name: &str| -> PolarsResult<Vec<Option<String>>> {
+            let column = frame.column(name)?;
+            Ok(column.str()?.iter().map(|text| text.map(str::to_owned)).collect())
+        };
+        let (paths, labels) = (texts("path")?, texts("label")?);
+        let select = |list: Vec<Option<String>>| -> Vec<Option<String>> {
+            list.into_iter()
+                .enumerate()
+                .filter(|(i, _)| keep(i))
+                .map(|(_, text)| text)
+                .collect()
+        };
+        Ok(Part {
+            data,
+            rows: rows
+                .enumerate()
+                .filter(|(i, _)| keep(i))
+                .map(|(_, row)| row)
+                .collect(),
+            paths: select(paths).into_iter().map(Option::unwrap_or_default).collect(),
+            labels: select(labels),
+            n_null: present.iter().filter(|p| !**p).count() as u64,
+        })
+    };
+    read().map_err(|e| damaged(path, &e))
+}
+
+/// Rows of a part that have features.
+pub(super) fn count_present(path: &Path) -> Result<u64> {
+    let mut reader = open_part(path)?;
+    let schema = reader.schema().map_err(|e| damaged(path, &e))?;
+    let Some((first, _)) = schema.iter().nth(3) else {
+        return Err(Error::input(
+            path.display().to_string(),
+            "damaged part: no feature column",
+        ));
+    };
+    let frame = open_part(path)?
+        .with_columns(Some(vec![first.to_string()]))
+        .finish()
+        .map_err(|e| damaged(path, &e))?;
+    let column = frame.column(first).map_err(|e| damaged(path, &e))?;
+    Ok((column.len() - column.null_count()) as u64)
+}

@@ -1,0 +1,305 @@
+//! Writes a feature folder: parts whole and in order, failed rows to `errors.csv`, `_SUCCESS` last.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use polars::prelude::*;
+
+use super::{ERRORS_FILE, Meta, OutputSpec, SUCCESS_FILE, part_name};
+use crate::files::write_whole;
+use crate::{Error, Result};
+
+/// The rows of one part, in the order of the source.
+#[derive(Debug, Default)]
+pub struct PartRows {
+    /// Place of each row in the source.
+    pub rows: Vec<u64>,
+    /// Path of each row.
+    pub paths: Vec<String>,
+    /// Label of each row, where there is one.
+    pub labels: Vec<Option<String>>,
+    /// Whether each row has features; a row without has nulls.
+    pub present: Vec<bool>,
+    /// One buffer an output: values of the rows that have features, row after row.
+    pub values: Vec<Vec<f32>>,
+    /// Failed rows: place, path, error.
+    pub errors: Vec<(u64, String, String)>,
+}
+
+/// A feature folder being written.
+#[derive(Debug)]
+pub struct FolderWriter {
+    path: PathBuf,
+    meta: Meta,
+    next_part: u64,
+    n_written: u64,
+    errors: Vec<(u64, String, String)>,
+    created: bool,
+}
+
+impl FolderWriter {
+    /// Starts a folder, or with `resume` continues one after its last finished part.
+    ///
+    /// # Errors
+    /// A folder that exists without `force` or `resume`; with `force`, one that is not a feature folder; with
+    /// `resume`, one made with other settings (named).
+    pub fn open(path: &Path, meta: Meta, force: bool, resume: bool) -> Result<Self> {
+        let mut writer = Self {
+            path: path.to_owned(),
+            meta,
+            next_part: 0,
+            n_written: 0,
+            errors: Vec::new(),
+            created: !path.exists(),
+        };
+        if path.exists() && !is_empty_folder(path) {
+            if resume {
+                writer.resume()?;
+                return Ok(writer);
+            }
+            crate::files::refuse_existing(path, force)?;
+            remove_feature_folder(path)?;
+            writer.created = true;
+        }
+        fs::create_dir_all(path).map_err(|e| Error::io(path, e))?;
+        writer.meta.write(path)?;
+        Ok(writer)
+    }
+
+    /// Rows that are finished already; extraction starts after them.
+    pub fn finished_rows(&self) -> u64 {
+        (self.next_part * self.meta.part_rows).min(self.meta.n_rows)
+    }
+
+    /// Rows of the next part.
+    pub fn next_part_rows(&self) -> u64 {
+        (self.meta.n_rows - self.finished_rows()).min(self.meta.part_rows)
+    }
+
+    fn resume(&mut self) -> Result<()> {
+        let found = Meta::read(&self.path)?;
+        let comparable = |meta: &Meta| Meta {
+            n_written: None,
+            n_failed: None,
+            ..meta.clone()
+        };
+        if comparable(&found) != comparable(&self.meta) {
+            return Err(Error::input(
+                self.path.display().to_string(),
+                format!(
+                    "cannot resume: made with other settings ({})",
+                    difference(&found, &self.meta)
+                ),
+            ));
+        }
+        while self.next_part < self.meta.n_parts() && self.path.join(part_name(self.next_part)).is_file() {
+            let part = self.path.join(part_name(self.next_part));
+            self.n_written += super::reader::count_present(&part)?;
+            self.next_part += 1;
+        }
+        let finished = self.finished_rows();
+        let place = |row: &u64| (row - self.meta.shard.index) / self.meta.shard.count;
+        self.errors = read_errors(&self.path.join(ERRORS_FILE))?;
+        self.errors.retain(|(row, _, _)| place(row) < finished);
+        Ok(())
+    }
+
+    /// Writes the next part.
+    ///
+    /// # Errors
+    /// What Polars or the system says, with the part's path; the folder keeps its finished parts.
+    pub fn write_part(&mut self, mut part: PartRows) -> Result<()> {
+        let path = self.path.join(part_name(self.next_part));
+        self.n_written += part.present.iter().filter(|present| **present).count() as u64;
+        // Errors go first: a part that stands has its failed rows on record.
+        if !part.errors.is_empty() {
+            self.errors.append(&mut part.errors);
+            self.write_errors()?;
+        }
+        let mut frame = frame_of(part, &self.meta.outputs).map_err(|e| table_error(&path, &e))?;
+        let metadata = vec![
+            (
+                "macula.format_version".to_owned(),
+                self.meta.format_version.to_string(),
+            ),
+            (
+                "macula.outputs".to_owned(),
+                serde_json::to_string(&self.meta.outputs).unwrap_or_default(),
+            ),
+        ];
+        write_whole(&path, |file| {
+            ParquetWriter::new(file)
+                .with_compression(ParquetCompression::Uncompressed)
+                .with_statistics(StatisticsOptions::empty())
+                .with_key_value_metadata(Some(KeyValueMetadata::from_static(metadata)))
+                .finish(&mut frame)
+                .map_err(|e| table_error(&path, &e))?;
+            Ok(())
+        })?;
+        self.next_part += 1;
+        Ok(())
+    }
+
+    fn write_errors(&self) -> Result<()> {
+        let path = self.path.join(ERRORS_FILE);
+        let rows: Vec<u64> = self.errors.iter().map(|e| e.0).collect();
+        let paths: Vec<&str> = self.errors.iter().map(|e| e.1.as_str()).collect();
+        let errors: Vec<&str> = self.errors.iter().map(|e| e.2.as_str()).collect();
+        let mut frame =
+            df!("row" => rows, "path" => paths, "error" => errors).map_err(|e| table_error(&path, &e))?;
+        write_whole(&path, |file| {
+            CsvWriter::new(file)
+                .finish(&mut frame)
+                .map_err(|e| table_error(&path, &e))
+        })
+    }
+
+    /// Marks the folder complete: counts into `meta.json`, `errors.csv`, then `_SUCCESS`.
+    ///
+    /// # Errors
+    /// The system's word with the path.
+    pub fn finish(mut self) -> Result<Meta> {
+        self.meta.n_written = Some(self.n_written);
+        self.meta.n_failed = Some(self.errors.len() as u64);
+        self.write_errors()?;
+        self.meta.write(&self.path)?;
+        crate::files::write_bytes(&self.path.join(SUCCESS_FILE), b"")?;
+        Ok(self.meta)
+    }
+
+    /// Gives up: a folder this run made and finished no part of is removed; finished parts stay for `--resume`.
+    pub fn abandon(self) {
+        if self.created && self.next_part == 0 {
+            // The run already ends with an error; a folder that cannot be removed must not hide it.
+            let _ = remove_feature_folder(&self.path);
+        }
+    }
+}
+
+fn is_empty_folder(path: &Path) -> bool {
+    fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none())
+}
+
+fn table_error(path: &Path, error: &PolarsError) -> Error {
+    let text = error.to_string();
+    Error::failed(
+        path.display().to_string(),
+        text.lines().next().unwrap_or_default(),
+    )
+}
+
+/// The first setting in which two folders differ.
+fn difference(found: &Meta, wanted: &Meta) -> String {
+    let (Ok(serde_json::Value::Object(found)), Ok(serde_json::Value::Object(wanted))) =
+        (serde_json::to_value(found), serde_json::to_value(wanted))
+    else {
+        return "meta.json".to_owned();
+    };
+    let ignored = ["n_written", "n_failed"];
+    found
+        .iter()
+        .find(|(key, value)| !ignored.contains(&key.as_str()) && wanted.get(*key) != Some(value))
+        .map_or_else(
+            || "meta.json".to_owned(),
+            |(key, value)| format!("{key}: expected {}, found {value}", wanted[key]),
+        )
+}
+
+/// Removes a feature folder, and only that: files of its own making, then the folder if nothing else is in it.
+fn remove_feature_folder(path: &Path) -> Result<()> {
+    if !path.is_dir() || !path.join(super::META_FILE).is_file() {
+        return Err(Error::input(
+            path.display().to_string(),
+            "exists and is no feature folder; --force replaces feature folders only",
+        ));
+    }
+    let own = |name: &str| {
+        [super::META_FILE, ERRORS_FILE, SUCCESS_FILE].contains(&name)
+            || (name.starts_with("part-") && name.ends_with(".parquet"))
+            || name.starts_with(".writing-")
+    };
+    // The marker goes first: a folder half removed must not pass for complete.
+    let marker = path.join(SUCCESS_FILE);
+    if marker.exists() {
+        fs::remove_file(&marker).map_err(|e| Error::io(&marker, e))?;
+    }
+    for entry in fs::read_dir(path).map_err(|e| Error::io(path, e))? {
+        let entry = entry.map_err(|e| Error::io(path, e))?;
+        if entry.file_name().to_str().is_some_and(own) {
+            fs::remove_file(entry.path()).map_err(|e| Error::io(entry.path(), e))?;
+        }
+    }
+    if is_empty_folder(path) {
+        fs::remove_dir(path).map_err(|e| Error::io(path, e))?;
+    }
+    Ok(())
+}
+
+fn read_errors(path: &Path) -> Result<Vec<(u64, String, String)>> {
+    if !path.is_file() {
+        return Ok(Vec::new());
+    }
+    let file = fs::File::open(path).map_err(|e| Error::io(path, e))?;
+    let read = || -> PolarsResult<Vec<(u64, String, String)>> {
+        let frame = CsvReader::new(file).finish()?;
+        let rows = frame.column("row")?.cast(&DataType::UInt64)?;
+        let paths = frame.column("path")?.cast(&DataType::String)?;
+        let errors = frame.column("error")?.cast(&DataType::String)?;
+        let texts = |column: &Column| -> PolarsResult<Vec<String>> {
+            Ok(column
+                .str()?
+                .iter()
+                .map(|text| text.unwrap_or_default().to_owned())
+                .collect())
+        };
+        let rows: Vec<u64> = rows.u64()?.iter().flatten().collect();
+        Ok(rows
+            .into_iter()
+            .zip(texts(&paths)?)
+            .zip(texts(&errors)?)
+            .map(|((row, path), error)| (row, path, error))
+            .collect())
+    };
+    read().map_err(|e| table_error(path, &e))
+}
+
+fn frame_of(part: PartRows, outputs: &[OutputSpec]) -> PolarsResult<DataFrame> {
+    let height = part.rows.len();
+    let mut columns = vec![
+        Column::new("row".into(), part.rows),
+        Column::new("path".into(), part.paths),
+        Series::new("label".into(), part.labels)
+            .cast(&DataType::String)?
+            .into(),
+    ];
+    for (output, values) in outputs.iter().zip(part.values) {
+        columns.push(array_column(output, values, &part.present)?.into());
+    }
+    DataFrame::new(height, columns)
+}
+
+/// An `Array(Float32, width)` column: `values` holds the present rows only, the others become null.
+fn array_column(output: &OutputSpec, values: Vec<f32>, present: &[bool]) -> PolarsResult<Series> {
+    let width = output.width();
+    let name = PlSmallStr::from_str(&output.name);
+    let dtype = DataType::Array(Box::new(DataType::Float32), width);
+    let shape = [ReshapeDimension::Infer, ReshapeDimension::new(width as i64)];
+    if present.iter().all(|present| *present) && !present.is_empty() {
+        return Series::new(name, values).reshape_array(&shape);
+    }
+    let mut column = Series::full_null(name.clone(), 0, &dtype);
+    let (mut row, mut taken) = (0, 0);
+    while row < present.len() {
+        let run = present[row..].iter().take_while(|p| **p == present[row]).count();
+        let piece = if present[row] {
+            let slice = &values[taken * width..(taken + run) * width];
+            taken += run;
+            Series::new(name.clone(), slice).reshape_array(&shape)?
+        } else {
+            Series::full_null(name.clone(), run, &dtype)
+        };
+        column.append(&piece)?;
+        row += run;
+    }
+    Ok(column.rechunk())
+}

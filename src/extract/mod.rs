@@ -1,0 +1,10 @@
+//! From images to features on disk: models that give features, the pipeline that feeds them, and the feature folder
+//! that is written and read back.
+
+pub mod folder;
+pub mod model;
+pub mod pipeline;
+
+pub use folder::{FeatureFolder, Meta, OutputSpec};
+pub use model::FeatureModel;
+pub use pipeline::{ErrorPolicy, ExtractOptions, ExtractReport, Shard, extract};

@@ -1,0 +1,141 @@
+//! A checkpoint run by candle: the same network as its ONNX export, without the export.
+
+use std::path::Path;
+
+use candle_core::Tensor;
+use macula_models::onnx::{OutputKind, reference_outputs};
+use macula_models::vit::{VisionTransformer, VitConfig};
+use macula_models::weights::{self, LoadOptions};
+use serde_json::json;
+
+use super::preprocess::{check_size, imagenet};
+use super::{FeatureModel, ModelOptions, OpenModel, OutputChoice};
+use crate::extract::OutputSpec;
+use crate::runtime::Device;
+use crate::{Error, Result};
+
+/// Features from a checkpoint.
+pub struct CheckpointModel {
+    network: VisionTransformer,
+    kinds: Vec<OutputKind>,
+    outputs: Vec<OutputSpec>,
+    description: serde_json::Value,
+    device: candle_core::Device,
+    height: usize,
+    width: usize,
+}
+
+pub(super) fn open(path: &Path, options: &ModelOptions) -> Result<OpenModel> {
+    let load = LoadOptions {
+        num_heads: options.num_heads,
+        arch: options.arch.clone(),
+        position_rule: options.position_rule,
+    };
+    let checkpoint = weights::load(path, &load)?;
+    let config = &checkpoint.config;
+    let side = default_side(config);
+    let preprocess = options.preprocess.over(imagenet(side, side));
+    preprocess.validate()?;
+    check_size(&path.display().to_string(), &preprocess, (None, None))?;
+    let (height, width) = preprocess.crop.unwrap_or((side, side));
+    let grid = config.grid(height as usize, width as usize)?;
+    let kinds = output_kinds(&options.outputs, &path.display().to_string(), config)?;
+    let outputs = kinds
+        .iter()
+        .map(|kind| OutputSpec {
+            name: kind.to_string(),
+            shape: kind.shape(config, grid),
+        })
+        .collect();
+    let device = candle_device(options.device)?;
+    let network = VisionTransformer::from_tensors(config, &checkpoint.backbone, &device)?;
+    Ok(OpenModel {
+        model: Box::new(CheckpointModel {
+            network,
+            kinds,
+            outputs,
+            description: json!({
+                "kind": "checkpoint",
+                "file": path.file_name().map(|name| name.to_string_lossy()),
+                "sha256": checkpoint.source_sha256,
+                "config": config,
+            }),
+            device,
+            height: height as usize,
+            width: width as usize,
+        }),
+        preprocess,
+    })
+}
+
+/// Side of the images a checkpoint is used at by default: 224 px as in the paper where its patches allow and its table
+/// is larger, otherwise the table's own.
+pub fn default_side(config: &VitConfig) -> u32 {
+    let side = if config.image_size > 224 && 224usize.is_multiple_of(config.patch_size) {
+        224
+    } else {
+        config.image_size
+    };
+    side as u32
+}
+
+/// The device candle runs on. This build has no CUDA trainer, so a GPU that was asked for is refused.
+fn candle_device(device: Device) -> Result<candle_core::Device> {
+    match device {
+        Device::Auto | Device::Cpu => Ok(candle_core::Device::Cpu),
+        Device::Cuda(_) => Err(Error::failed(
+            format!("--device {device}"),
+            "this build of macula runs checkpoints on the processor only; export to ONNX to run on a GPU",
+        )),
+    }
+}
+
+/// Every output the network can give, the CLS tokens of the last four blocks among them.
+fn available_outputs(config: &VitConfig) -> Vec<String> {
+    let mut kinds = vec![OutputKind::Cls, OutputKind::Patch, OutputKind::PatchMean];
+    if config.num_registers > 0 {
+        kinds.push(OutputKind::Reg);
+    }
+    kinds.extend((config.depth.saturating_sub(4)..config.depth).map(OutputKind::LayerCls));
+    kinds.iter().map(ToString::to_string).collect()
+}
+
+fn output_kinds(choice: &OutputChoice, file: &str, config: &VitConfig) -> Result<Vec<OutputKind>> {
+    // A named output may be of any block, so it is parsed and checked rather than looked up.
+    let names = match choice {
+        OutputChoice::Named(names) => names.clone(),
+        other => other.choose(file, &available_outputs(config))?,
+    };
+    let kinds: Vec<OutputKind> = names
+        .iter()
+        .map(|name| name.parse())
+        .collect::<macula_models::Result<_>>()?;
+    for kind in &kinds {
+        kind.check(config)?;
+    }
+    Ok(kinds)
+}
+
+impl FeatureModel for CheckpointModel {
+    fn outputs(&self) -> &[OutputSpec] {
+        &self.outputs
+    }
+
+    fn describe(&self) -> serde_json::Value {
+        self.description.clone()
+    }
+
+    fn run(&mut self, pixels: &[f32], n: usize, outputs: &mut [Vec<f32>]) -> Result<()> {
+        let pixels = Tensor::from_slice(pixels, (n, 3, self.height, self.width), &self.device)
+            .map_err(macula_models::Error::from)?;
+        let tensors = reference_outputs(&self.network, &pixels, &self.kinds)?;
+        for (values, buffer) in tensors.iter().zip(outputs) {
+            let values = values
+                .flatten_all()
+                .and_then(|flat| flat.to_vec1::<f32>())
+                .map_err(macula_models::Error::from)?;
+            buffer.extend_from_slice(&values);
+        }
+        Ok(())
+    }
+}

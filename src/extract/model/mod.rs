@@ -1,0 +1,137 @@
+//! Models that turn pixels into features: an ONNX file, a checkpoint run by candle, or the pixels themselves.
+
+mod checkpoint;
+mod onnx;
+mod pixels;
+mod preprocess;
+
+use std::path::{Path, PathBuf};
+
+use super::folder::OutputSpec;
+use crate::data::{Preprocess, Source};
+use crate::runtime::Device;
+use crate::{Error, Result};
+
+pub use checkpoint::{CheckpointModel, default_side};
+pub use onnx::OnnxFeatures;
+pub use pixels::PixelModel;
+pub use preprocess::{PreprocessOverrides, imagenet};
+
+/// Anything that gives features for a batch of images.
+pub trait FeatureModel {
+    /// The outputs it gives, in the order of `run`'s buffers.
+    fn outputs(&self) -> &[OutputSpec];
+
+    /// What it is, for `meta.json`: kind, file, SHA-256, settings that change its outputs.
+    fn describe(&self) -> serde_json::Value;
+
+    /// Appends the outputs of `n` images to `outputs`, one buffer an output.
+    ///
+    /// `pixels` is `[n, 3, H, W]`, already normalised; `n` is at least 1.
+    ///
+    /// # Errors
+    /// What the runtime says.
+    fn run(&mut self, pixels: &[f32], n: usize, outputs: &mut [Vec<f32>]) -> Result<()>;
+}
+
+/// How to open a model.
+#[derive(Debug, Clone)]
+pub struct ModelOptions {
+    /// Outputs wanted.
+    pub outputs: OutputChoice,
+    /// Preprocessing given by flags; what is not given comes from the model, then from ImageNet's usual.
+    pub preprocess: PreprocessOverrides,
+    /// Where to run.
+    pub device: Device,
+    /// Threads of the runtime; 0 for all cores.
+    pub threads: usize,
+    /// ONNX Runtime library named by the user.
+    pub ort_lib: Option<PathBuf>,
+    /// Heads of a checkpoint whose file does not say.
+    pub num_heads: Option<usize>,
+    /// Architecture of a checkpoint whose file does not say.
+    pub arch: Option<String>,
+    /// Position rule, overriding the family's.
+    pub position_rule: Option<macula_models::vit::PositionRule>,
+}
+
+/// A model and the preprocessing its images need.
+pub struct OpenModel {
+    /// The model.
+    pub model: Box<dyn FeatureModel>,
+    /// Pixels to network input.
+    pub preprocess: Preprocess,
+}
+
+/// Opens `spec`: `pixels`, `pixels:rgb`, `pixels:gray`, an ONNX file, or a checkpoint (file, Hugging Face folder or
+/// run folder). `source` gives the image size to the pixel model.
+///
+/// # Errors
+/// Names the file, what was expected and what was found.
+pub fn open(spec: &str, source: &dyn Source, options: &ModelOptions) -> Result<OpenModel> {
+    if let Some(mode) = pixels::parse(spec) {
+        return pixels::open(mode?, source, options);
+    }
+    let path = Path::new(spec);
+    if !path.exists() {
+        return Err(Error::input(
+            spec,
+            "no such file; expected an ONNX file, a checkpoint or `pixels`",
+        ));
+    }
+    if path.extension().is_some_and(|extension| extension == "onnx") {
+        onnx::open(path, options)
+    } else {
+        checkpoint::open(path, options)
+    }
+}
+
+/// Which of a model's outputs to give.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OutputChoice {
+    /// `cls` where there is one, else the first.
+    Default,
+    /// These, in this order.
+    Named(Vec<String>),
+    /// What the linear probe's grid can use: `cls`, `patch_mean` and `layer:I.cls`, as far as the model has them.
+    Probe,
+}
+
+impl OutputChoice {
+    /// `names`, or the default where there is none.
+    pub fn named<S: AsRef<str>>(names: &[S]) -> Self {
+        if names.is_empty() {
+            return Self::Default;
+        }
+        Self::Named(names.iter().map(|name| name.as_ref().to_owned()).collect())
+    }
+
+    /// The outputs of `available` that are wanted.
+    fn choose(&self, file: &str, available: &[String]) -> Result<Vec<String>> {
+        let default = || {
+            let default = available.iter().find(|name| *name == "cls").or(available.first());
+            default
+                .map(|name| vec![name.clone()])
+                .ok_or_else(|| Error::input(file, "expected at least one output, found none"))
+        };
+        match self {
+            Self::Default => default(),
+            Self::Named(names) => match names.iter().find(|name| !available.contains(name)) {
+                Some(missing) => Err(Error::input(
+                    file,
+                    format!("no output `{missing}`; it has {}", available.join(", ")),
+                )),
+                None => Ok(names.clone()),
+            },
+            Self::Probe if available.iter().any(|name| name == "cls") => {
+                let usable = |name: &String| {
+                    name == "cls"
+                        || name == "patch_mean"
+                        || (name.starts_with("layer:") && name.ends_with(".cls"))
+                };
+                Ok(available.iter().filter(|name| usable(name)).cloned().collect())
+            }
+            Self::Probe => default(),
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! The identity model: the pixels themselves, in [0, 1], as features. It is the floor that a network must beat.
+
+use serde_json::json;
+
+use super::{FeatureModel, ModelOptions, OpenModel};
+use crate::data::{DecodeOptions, Preprocess, Source};
+use crate::extract::OutputSpec;
+use crate::{Error, Result};
+
+/// Which channels become features.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// One channel for a grey source, three for any other.
+    Auto,
+    Rgb,
+    Gray,
+}
+
+/// Reads `pixels`, `pixels:rgb` or `pixels:gray`; `None` when `spec` is no pixel model at all.
+pub(super) fn parse(spec: &str) -> Option<Result<PixelMode>> {
+    let mode = match spec.strip_prefix("pixels")? {
+        "" => Ok(Mode::Auto),
+        ":rgb" => Ok(Mode::Rgb),
+        ":gray" => Ok(Mode::Gray),
+        rest if rest.starts_with(':') => Err(Error::input(
+            "--model",
+            format!("expected pixels, pixels:rgb or pixels:gray, found `{spec}`"),
+        )),
+        _ => return None,
+    };
+    Some(mode.map(PixelMode))
+}
+
+/// A parsed `pixels[:mode]`.
+pub(super) struct PixelMode(Mode);
+
+/// Pixels as features, `[C * H * W]` in the order of the network's input.
+pub struct PixelModel {
+    output: OutputSpec,
+    gray: bool,
+    plane: usize,
+}
+
+pub(super) fn open(mode: PixelMode, source: &dyn Source, options: &ModelOptions) -> Result<OpenModel> {
+    options.outputs.choose("pixels", &["pixels".to_owned()])?;
+    let base = Preprocess {
+        resize: None,
+        crop: None,
+        mean: [0.0; 3],
+        std: [1.0; 3],
+        ..Preprocess::imagenet(1, 1)
+    };
+    let mut preprocess = options.preprocess.over(base);
+    if preprocess.crop.is_none() {
+        preprocess.crop = Some(first_size(source, &preprocess)?);
+    }
+    preprocess.validate()?;
+    let (height, width) = preprocess.crop.unwrap_or((1, 1));
+    let plane = height as usize * width as usize;
+    let gray = match mode.0 {
+        Mode::Auto => source.is_grey(),
+        Mode::Rgb => false,
+        Mode::Gray => true,
+    };
+    let model = PixelModel {
+        output: OutputSpec {
+            name: "pixels".to_owned(),
+            shape: vec![if gray { 1 } else { 3 }, height as usize, width as usize],
+        },
+        gray,
+        plane,
+    };
+    Ok(OpenModel {
+        model: Box::new(model),
+        preprocess,
+    })
+}
+
+/// Height and width of the first image that can be read, after resizing.
+fn first_size(source: &dyn Source, preprocess: &Preprocess) -> Result<(u32, u32)> {
+    let mut reason = "the source is empty".to_owned();
+    for row in 0..source.len().min(100) {
+        match source.load(row, &DecodeOptions::default()) {
+            Ok(image) => {
+                let image = preprocess.pixels(&image)?;
+                return Ok((image.height(), image.width()));
+            }
+            Err(error) => reason = format!("{}: {}", error.path, error.reason),
+        }
+    }
+    Err(Error::input(
+        "--crop",
+        format!("needed, since no image gives a size ({reason})"),
+    ))
+}
+
+impl FeatureModel for PixelModel {
+    fn outputs(&self) -> &[OutputSpec] {
+        std::slice::from_ref(&self.output)
+    }
+
+    fn describe(&self) -> serde_json::Value {
+        json!({ "kind": "pixels", "channels": if self.gray { 1 } else { 3 } })
+    }
+
+    fn run(&mut self, pixels: &[f32], n: usize, outputs: &mut [Vec<f32>]) -> Result<()> {
+        let out = &mut outputs[0];
+        if !self.gray {
+            out.extend_from_slice(pixels);
+            return Ok(());
+        }
+        for image in pixels.chunks_exact(3 * self.plane).take(n) {
+            let (red, rest) = image.split_at(self.plane);
+            let (green, blue) = rest.split_at(self.plane);
+            // The channels of a grey image are equal, and then this is the channel itself.
+            out.extend(red.iter().zip(green).zip(blue).map(|((r, g), b)| {
+                if r == g && g == b {
+                    *r
+                } else {
+                    0.299 * r + 0.587 * g + 0.114 * b
+                }
+            }));
+        }
+        Ok(())
+    }
+}

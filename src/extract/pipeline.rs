@@ -1,0 +1,353 @@
+//! The pipeline: decode and transform on all cores ahead of the model, the model, and the writer, joined by bounded
+//! queues, so that memory does not grow with the source and no stage waits for another's whole work.
+
+use std::path::Path;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use rayon::prelude::*;
+
+use super::folder::{FORMAT_VERSION, FolderWriter, Meta, PartRows, ShardMeta};
+use super::model::FeatureModel;
+use crate::data::{DecodeOptions, Preprocess, Record, Source};
+use crate::{Error, Result};
+
+/// Batches that may wait between two stages.
+const QUEUE: usize = 2;
+/// A part holds at most this many bytes of features, so that memory is bounded whatever the outputs.
+const PART_BYTES: usize = 64 << 20;
+/// A part holds at most this many rows.
+const PART_ROWS: usize = 16_384;
+
+/// What happens when an image cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum ErrorPolicy {
+    /// Stop, and say which file.
+    Fail,
+    /// Leave the row out.
+    Skip,
+    /// Keep the row with null features.
+    Null,
+}
+
+impl ErrorPolicy {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Fail => "fail",
+            Self::Skip => "skip",
+            Self::Null => "null",
+        }
+    }
+}
+
+/// A share of the source: rows `index, index + count, ..`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shard {
+    /// Number of this shard, from 0.
+    pub index: u64,
+    /// Number of shards.
+    pub count: u64,
+}
+
+impl std::str::FromStr for Shard {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let wrong = || format!("expected i/n with 0 <= i < n, found `{text}`");
+        let (index, count) = text.split_once('/').ok_or_else(wrong)?;
+        let index = index.parse().map_err(|_| wrong())?;
+        let count = count.parse().map_err(|_| wrong())?;
+        if index >= count {
+            return Err(wrong());
+        }
+        Ok(Self { index, count })
+    }
+}
+
+/// How to extract.
+#[derive(Debug, Clone)]
+pub struct ExtractOptions {
+    /// Images per run of the model. At least 1.
+    pub batch_size: usize,
+    /// What happens when an image cannot be read.
+    pub on_error: ErrorPolicy,
+    /// Share of the source; `None` takes all of it.
+    pub shard: Option<Shard>,
+    /// Replace a feature folder that exists.
+    pub force: bool,
+    /// Continue a feature folder after its last finished part.
+    pub resume: bool,
+    /// Decoding of images.
+    pub decode: DecodeOptions,
+}
+
+/// What an extraction did.
+#[derive(Debug, Clone)]
+pub struct ExtractReport {
+    /// The folder's description.
+    pub meta: Meta,
+    /// Rows read in this run (a resumed run reads only what was missing).
+    pub n_read: u64,
+    /// Wall time of this run.
+    pub elapsed: Duration,
+    /// Part of it in which the model waited for images.
+    pub data_wait: Duration,
+}
+
+/// Extracts the features of `source` with `model` into the feature folder `out`.
+///
+/// Rows are independent of one another: an image's features do not depend on `on_error` or on failed neighbours.
+///
+/// # Errors
+/// A bad option, a failed image under [`ErrorPolicy::Fail`] (named), or what the model or the system says. Finished
+/// parts stay; a folder without any is removed.
+pub fn extract(
+    source: &dyn Source,
+    model: &mut dyn FeatureModel,
+    preprocess: &Preprocess,
+    options: &ExtractOptions,
+    out: &Path,
+) -> Result<ExtractReport> {
+    if options.batch_size == 0 {
+        return Err(Error::input("batch", "expected at least 1, found 0"));
+    }
+    let (height, width) = preprocess
+        .output_size()
+        .ok_or_else(|| Error::input("--crop", "expected a size above 0, found none"))?;
+    let shard = options.shard.unwrap_or(Shard { index: 0, count: 1 });
+    let meta = describe(source, model, preprocess, options, shard)?;
+    let folder = match options.shard {
+        Some(shard) => out.join(format!("shard-{:05}-of-{:05}", shard.index, shard.count)),
+        None => out.to_owned(),
+    };
+    let mut writer = FolderWriter::open(&folder, meta.clone(), options.force, options.resume)?;
+    let started = Instant::now();
+    let finished = writer.finished_rows();
+    let progress = progress_bar(meta.n_rows, finished);
+    let plan = Plan {
+        source,
+        preprocess,
+        options,
+        shard,
+        rows: finished..meta.n_rows,
+        part_rows: meta.part_rows,
+        image_len: 3 * height * width,
+    };
+    match run(&plan, model, &mut writer, &progress) {
+        Ok(data_wait) => {
+            progress.finish_and_clear();
+            Ok(ExtractReport {
+                meta: writer.finish()?,
+                n_read: plan.rows.end - plan.rows.start,
+                elapsed: started.elapsed(),
+                data_wait,
+            })
+        }
+        Err(error) => {
+            progress.abandon();
+            writer.abandon();
+            Err(error)
+        }
+    }
+}
+
+fn describe(
+    source: &dyn Source,
+    model: &dyn FeatureModel,
+    preprocess: &Preprocess,
+    options: &ExtractOptions,
+    shard: Shard,
+) -> Result<Meta> {
+    let width: usize = model.outputs().iter().map(|output| output.width()).sum();
+    let n_rows = source.len().saturating_sub(shard.index).div_ceil(shard.count);
+    Ok(Meta {
+        format_version: FORMAT_VERSION,
+        tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+        model: model.describe(),
+        preprocess: serde_json::to_value(preprocess)
+            .map_err(|e| Error::failed("preprocess", e.to_string()))?,
+        outputs: model.outputs().to_vec(),
+        source: source.describe(),
+        n_rows,
+        shard: ShardMeta {
+            index: shard.index,
+            count: shard.count,
+        },
+        part_rows: (PART_BYTES / (4 * width.max(1))).clamp(1, PART_ROWS) as u64,
+        on_error: options.on_error.name().to_owned(),
+        n_written: None,
+        n_failed: None,
+    })
+}
+
+fn progress_bar(total: u64, done: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:32} {pos}/{len} images, {per_sec}, {eta} left")
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    let bar = ProgressBar::new(total).with_style(style);
+    bar.set_position(done);
+    bar.reset_eta();
+    bar
+}
+
+/// What the loader has to read: rows of the shard, cut into parts and batches.
+struct Plan<'a> {
+    source: &'a dyn Source,
+    preprocess: &'a Preprocess,
+    options: &'a ExtractOptions,
+    shard: Shard,
+    rows: std::ops::Range<u64>,
+    part_rows: u64,
+    /// Values of one image: 3 * H * W.
+    image_len: usize,
+}
+
+/// Images of consecutive rows, ready for the model.
+struct Batch {
+    records: Vec<Record>,
+    errors: Vec<Option<String>>,
+    /// [n, 3, H, W] of the rows without error, one after another.
+    pixels: Vec<f32>,
+    ends_part: bool,
+}
+
+fn run(
+    plan: &Plan<'_>,
+    model: &mut dyn FeatureModel,
+    writer: &mut FolderWriter,
+    progress: &ProgressBar,
+) -> Result<Duration> {
+    std::thread::scope(|scope| {
+        let (batches_in, batches) = sync_channel(QUEUE);
+        let (parts, parts_out) = sync_channel::<PartRows>(1);
+        scope.spawn(move || load(plan, &batches_in));
+        let written = scope.spawn(move || -> Result<()> {
+            for part in parts_out {
+                writer.write_part(part)?;
+            }
+            Ok(())
+        });
+        let inferred = infer(&batches, plan, model, &parts, progress);
+        // Both ends are dropped so that the loader stops on an error and the writer ends when all is written.
+        drop(batches);
+        drop(parts);
+        let written = written
+            .join()
+            .map_err(|_| Error::failed("writer", "stopped unexpectedly"))?;
+        // The writer's error is the cause when it closed the queue under the model.
+        written.and(inferred)
+    })
+}
+
+fn load(plan: &Plan<'_>, batches: &SyncSender<Batch>) {
+    let mut row = plan.rows.start;
+    while row < plan.rows.end {
+        let part_end = ((row / plan.part_rows + 1) * plan.part_rows).min(plan.rows.end);
+        let end = (row + plan.options.batch_size as u64).min(part_end);
+        let batch = load_batch(plan, row..end, end == part_end);
+        // A closed queue means that the model has stopped: nothing more is wanted.
+        if batches.send(batch).is_err() {
+            return;
+        }
+        row = end;
+    }
+}
+
+fn load_batch(plan: &Plan<'_>, rows: std::ops::Range<u64>, ends_part: bool) -> Batch {
+    let image_len = plan.image_len;
+    let n = (rows.end - rows.start) as usize;
+    let mut pixels = vec![0f32; n * image_len];
+    let (records, errors): (Vec<Record>, Vec<Option<String>>) = pixels
+        .par_chunks_mut(image_len)
+        .enumerate()
+        .map(|(i, out)| {
+            let row = plan.shard.index + (rows.start + i as u64) * plan.shard.count;
+            let record = plan.source.record(row);
+            let error = plan
+                .source
+                .load(row, &plan.options.decode)
+                .map_err(|error| error.reason)
+                .and_then(|image| {
+                    plan.preprocess
+                        .write_tensor(&image, out)
+                        .map_err(|e| e.to_string())
+                })
+                .err();
+            (record, error)
+        })
+        .unzip();
+    let mut kept = 0;
+    for (i, error) in errors.iter().enumerate() {
+        if error.is_none() {
+            pixels.copy_within(i * image_len..(i + 1) * image_len, kept * image_len);
+            kept += 1;
+        }
+    }
+    pixels.truncate(kept * image_len);
+    Batch {
+        records,
+        errors,
+        pixels,
+        ends_part,
+    }
+}
+
+fn infer(
+    batches: &Receiver<Batch>,
+    plan: &Plan<'_>,
+    model: &mut dyn FeatureModel,
+    parts: &SyncSender<PartRows>,
+    progress: &ProgressBar,
+) -> Result<Duration> {
+    let n_outputs = model.outputs().len();
+    let empty_part = || PartRows {
+        values: vec![Vec::new(); n_outputs],
+        ..PartRows::default()
+    };
+    let mut part = empty_part();
+    let mut waited = Duration::ZERO;
+    loop {
+        let asked = Instant::now();
+        let Ok(batch) = batches.recv() else { break };
+        waited += asked.elapsed();
+        let n_rows = batch.records.len() as u64;
+        let n_images = batch.errors.iter().filter(|error| error.is_none()).count();
+        let ends_part = batch.ends_part;
+        let pixels = add_rows(batch, plan.options.on_error, &mut part)?;
+        if n_images > 0 {
+            model.run(&pixels, n_images, &mut part.values)?;
+        }
+        if ends_part {
+            let full = std::mem::replace(&mut part, empty_part());
+            if parts.send(full).is_err() {
+                return Err(Error::failed("writer", "stopped; see the error before"));
+            }
+        }
+        progress.inc(n_rows);
+    }
+    Ok(waited)
+}
+
+/// Enters the rows of a batch into the part and hands back its pixels.
+fn add_rows(batch: Batch, policy: ErrorPolicy, part: &mut PartRows) -> Result<Vec<f32>> {
+    for (record, error) in batch.records.into_iter().zip(batch.errors) {
+        let present = error.is_none();
+        if let Some(reason) = error {
+            if policy == ErrorPolicy::Fail {
+                return Err(Error::failed(
+                    record.path,
+                    format!("{reason} (row {})", record.row),
+                ));
+            }
+            part.errors.push((record.row, record.path.clone(), reason));
+            if policy == ErrorPolicy::Skip {
+                continue;
+            }
+        }
+        part.rows.push(record.row);
+        part.paths.push(record.path);
+        part.labels.push(record.label);
+        part.present.push(present);
+    }
+    Ok(batch.pixels)
+}

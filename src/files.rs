@@ -1,0 +1,128 @@
+//! Writing files and folders whole: beside first, then renamed, so that a reader never sees half of one.
+
+use std::fs;
+use std::io::{BufReader, Read as _, Write as _};
+use std::path::Path;
+
+use sha2::{Digest as _, Sha256};
+
+use crate::{Error, Result};
+
+/// Writes `path` through `write`: a temporary file in the same folder, renamed when `write` has succeeded.
+///
+/// # Errors
+/// Whatever `write` returns, or the system's word with the path; nothing is left behind then.
+pub fn write_whole(path: &Path, write: impl FnOnce(&mut fs::File) -> Result<()>) -> Result<()> {
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let mut temporary = tempfile::Builder::new()
+        .prefix(".writing-")
+        .tempfile_in(folder)
+        .map_err(|e| Error::io(path, e))?;
+    write(temporary.as_file_mut())?;
+    temporary.as_file_mut().flush().map_err(|e| Error::io(path, e))?;
+    readable_by_others(temporary.as_file()).map_err(|e| Error::io(path, e))?;
+    temporary.persist(path).map_err(|e| Error::io(path, e.error))?;
+    Ok(())
+}
+
+/// Temporary files are created for their owner alone; results should be as open as any file the user makes.
+#[cfg(unix)]
+fn readable_by_others(file: &fs::File) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    file.set_permissions(fs::Permissions::from_mode(0o644))
+}
+
+#[cfg(not(unix))]
+fn readable_by_others(_file: &fs::File) -> std::io::Result<()> {
+    Ok(())
+}
+
+/// Writes `bytes` to `path` whole.
+///
+/// # Errors
+/// As [`write_whole`].
+pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_whole(path, |file| file.write_all(bytes).map_err(|e| Error::io(path, e)))
+}
+
+/// Writes `value` as indented JSON to `path`, whole.
+///
+/// # Errors
+/// As [`write_whole`].
+pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
+    let mut text = serde_json::to_string_pretty(value)
+        .map_err(|e| Error::failed(path.display().to_string(), e.to_string()))?;
+    text.push('\n');
+    write_bytes(path, text.as_bytes())
+}
+
+/// SHA-256 of a file, in hexadecimal, without holding it in memory.
+///
+/// # Errors
+/// The system's word with the path.
+pub fn sha256(path: &Path) -> Result<String> {
+    let file = fs::File::open(path).map_err(|e| Error::io(path, e))?;
+    let mut reader = BufReader::new(file);
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        let read = reader.read(&mut buffer).map_err(|e| Error::io(path, e))?;
+        if read == 0 {
+            break;
+        }
+        hash.update(&buffer[..read]);
+    }
+    Ok(hex(&hash.finalize()))
+}
+
+/// Bytes as lower-case hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Refuses an output that exists unless `force`, in which case it is the caller's to replace.
+///
+/// # Errors
+/// Names the path and the flag.
+pub fn refuse_existing(path: &Path, force: bool) -> Result<()> {
+    if path.exists() && !force {
+        return Err(Error::input(
+            path.display().to_string(),
+            "exists already; give --force to replace it",
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_write_leaves_the_old_file_and_nothing_else() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("result.json");
+        write_bytes(&path, b"old").expect("written");
+        let failed = write_whole(&path, |file| {
+            file.write_all(b"half").expect("written");
+            Err(Error::failed("test", "stopped"))
+        });
+        assert!(failed.is_err());
+        assert_eq!(fs::read(&path).expect("still there"), b"old");
+        assert_eq!(fs::read_dir(folder.path()).expect("listed").count(), 1);
+    }
+
+    #[test]
+    fn sha256_is_the_published_value() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("abc");
+        write_bytes(&path, b"abc").expect("written");
+        assert_eq!(
+            sha256(&path).expect("hashed"),
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+        );
+    }
+}

@@ -1,0 +1,393 @@
+//! Where an ONNX Runtime library may be: `--ort-lib`, `ORT_DYLIB_PATH`, macula's cache, an installed Python
+//! `onnxruntime`, the system, in that order. Nothing is loaded here.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::cache::cache_dir;
+use super::library::{Library, Origin, Rejected, in_folder, too_old, version_of};
+use super::manifest::Depth;
+use super::provision::installed;
+use super::wheels::{Flavor, pinned};
+
+/// A library to try, or the reason why a place has none that can be tried.
+pub type Candidate = std::result::Result<Library, Rejected>;
+
+/// Where to look.
+#[derive(Debug, Clone, Default)]
+pub struct Places {
+    /// `--ort-lib`: a file, or a folder with the library in it.
+    pub flag: Option<PathBuf>,
+    /// `ORT_DYLIB_PATH`: likewise, or a bare name that the system's loader resolves.
+    pub variable: Option<PathBuf>,
+    /// macula's cache.
+    pub cache: Option<PathBuf>,
+    /// Programs to ask for Python's library.
+    pub pythons: Vec<String>,
+    /// The system's folders.
+    pub system: Vec<PathBuf>,
+}
+
+impl Places {
+    /// The places of this process, with `flag` for `--ort-lib`.
+    pub fn of_this_process(flag: Option<PathBuf>) -> Self {
+        let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+        Self {
+            flag,
+            variable: set("ORT_DYLIB_PATH").map(PathBuf::from),
+            cache: cache_dir().ok(),
+            pythons: ["python3", "python"].map(str::to_owned).to_vec(),
+            system: system_folders(set),
+        }
+    }
+
+    /// The candidates that `origin` names, best first. `wanted` chooses among the builds in the cache; without it,
+    /// the plain one comes first.
+    pub fn candidates(&self, origin: Origin, wanted: Option<Flavor>) -> Vec<Candidate> {
+        match origin {
+            Origin::Flag => self.flag.iter().map(|path| named(path, origin)).collect(),
+            Origin::Variable => self.variable.iter().map(|path| named(path, origin)).collect(),
+            Origin::Cache => self.in_cache(wanted),
+            Origin::Python => {
+                let folder = self.pythons.iter().find_map(|python| python_folder(python));
+                folder
+                    .iter()
+                    .flat_map(|folder| in_folder(folder, origin))
+                    .map(check_version)
+                    .collect()
+            }
+            Origin::System => self
+                .system
+                .iter()
+                .flat_map(|folder| in_folder(folder, origin))
+                .map(check_version)
+                .collect(),
+        }
+    }
+
+    fn in_cache(&self, wanted: Option<Flavor>) -> Vec<Candidate> {
+        let Some(cache) = &self.cache else {
+            return Vec::new();
+        };
+        let flavors = wanted.map_or(Flavor::ALL.to_vec(), |flavor| vec![flavor]);
+        let wheels = flavors.into_iter().filter_map(|flavor| pinned(flavor).ok());
+        wheels
+            .filter_map(|wheel| match installed(cache, wheel, Depth::Library) {
+                Ok(library) => library.map(Ok),
+                Err(damage) => {
+                    let folder = super::cache::install_dir(cache, wheel);
+                    let reason = format!(
+                        "{damage}; mended by `macula runtime install --flavor {}`",
+                        wheel.flavor
+                    );
+                    Some(Err(Rejected {
+                        repair: Some(wheel.flavor),
+                        ..Rejected::new(&folder, Origin::Cache, reason)
+                    }))
+                }
+            })
+            .collect()
+    }
+}
+
+/// A library that the user named: a file, a folder with one, or (without any separator) a name for the loader.
+fn named(path: &Path, origin: Origin) -> Candidate {
+    let library = |path: &Path| Library {
+        path: path.to_path_buf(),
+        origin,
+        version: version_of(path),
+    };
+    if path.is_dir() {
+        let reason = "expected an ONNX Runtime library in this folder, found none";
+        let found = in_folder(path, origin).into_iter().next();
+        return found
+            .ok_or_else(|| Rejected::new(path, origin, reason))
+            .and_then(check_version);
+    }
+    let for_the_loader = origin == Origin::Variable && path.components().count() == 1 && !path.exists();
+    if !path.is_file() && !for_the_loader {
+        return Err(Rejected::new(
+            path,
+            origin,
+            "expected an ONNX Runtime library, found no such file",
+        ));
+    }
+    check_version(library(path))
+}
+
+fn check_version(library: Library) -> Candidate {
+    match library.version {
+        Some(version) if !version.supported() => Err(Rejected::new(
+            &library.path,
+            library.origin,
+            too_old(&version.to_string()),
+        )),
+        _ => Ok(library),
+    }
+}
+
+/// The folder of the native libraries of the `onnxruntime` that `python` would import. The package is not imported.
+fn python_folder(python: &str) -> Option<PathBuf> {
+    const ASK: &str = "import importlib.util, os\n\
+                       spec = importlib.util.find_spec('onnxruntime')\n\
+                       print(os.path.join(os.path.dirname(spec.origin), 'capi') if spec and spec.origin else '')";
+    let said = output_within(Command::new(python).args(["-c", ASK]), Duration::from_secs(10))?;
+    let folder = said.trim();
+    (!folder.is_empty()).then(|| PathBuf::from(folder))
+}
+
+/// What `command` prints, when it ends well within `limit`.
+fn output_within(command: &mut Command, limit: Duration) -> Option<String> {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .ok()?;
+    let deadline = Instant::now() + limit;
+    // The answer is one short line: it fits the pipe, so the child never waits for a reader.
+    while child.try_wait().ok()?.is_none() {
+        if Instant::now() >= deadline {
+            child.kill().ok()?;
+            child.wait().ok()?;
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let output = child.wait_with_output().ok()?;
+    output
+        .status
+        .success()
+        .then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// The folders in which this system looks for libraries, with those that `variable` names first.
+fn system_folders(variable: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
+    let listed =
+        |name: &str| variable(name).map_or(Vec::new(), |value| std::env::split_paths(&value).collect());
+    let fixed = |folders: &[&str]| folders.iter().map(PathBuf::from).collect::<Vec<_>>();
+    let mut folders = match std::env::consts::OS {
+        // The library that Windows itself brings in System32 is older than what is needed: it is not looked at.
+        "windows" => listed("PATH")
+            .into_iter()
+            .filter(|folder| !is_system32(folder))
+            .collect(),
+        "macos" => {
+            let mut folders = listed("DYLD_LIBRARY_PATH");
+            folders.extend(fixed(&["/opt/homebrew/lib", "/usr/local/lib"]));
+            folders
+        }
+        _ => {
+            let mut folders = listed("LD_LIBRARY_PATH");
+            folders.extend(fixed(&["/usr/local/lib", "/usr/lib", "/usr/lib64"]));
+            folders.push(PathBuf::from(format!(
+                "/usr/lib/{}-linux-gnu",
+                std::env::consts::ARCH
+            )));
+            folders
+        }
+    };
+    folders.retain(|folder| folder.is_absolute());
+    folders
+}
+
+fn is_system32(folder: &Path) -> bool {
+    folder.to_string_lossy().to_lowercase().contains("system32")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn touch(path: &Path, bytes: &[u8]) {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, bytes).unwrap();
+    }
+
+    fn found(places: &Places, origin: Origin) -> Vec<(String, Option<String>)> {
+        let name = |path: &Path| path.file_name().unwrap().to_string_lossy().into_owned();
+        places
+            .candidates(origin, None)
+            .into_iter()
+            .map(|candidate| candidate.unwrap())
+            .map(|library| (name(&library.path), library.version.map(|v| v.to_string())))
+            .collect()
+    }
+
+    #[test]
+    fn a_folder_gives_the_newest_library_and_no_provider() {
+        let place = tempfile::tempdir().unwrap();
+        for name in [
+            "libonnxruntime.so.1.24.1",
+            "libonnxruntime.so.1.31.0",
+            "libonnxruntime_providers_shared.so",
+            "x.so",
+        ] {
+            touch(&place.path().join(name), b"");
+        }
+        let places = Places {
+            system: vec![place.path().to_path_buf()],
+            ..Places::default()
+        };
+        let expected = [
+            ("libonnxruntime.so.1.31.0", "1.31.0"),
+            ("libonnxruntime.so.1.24.1", "1.24.1"),
+        ];
+        let expected = expected.map(|(name, version)| (name.to_owned(), Some(version.to_owned())));
+        assert_eq!(found(&places, Origin::System), expected);
+        let named = Places {
+            flag: Some(place.path().to_path_buf()),
+            ..Places::default()
+        };
+        assert_eq!(found(&named, Origin::Flag), expected[..1]);
+    }
+
+    #[test]
+    fn the_symbols_tell_the_version_when_the_name_does_not() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("libonnxruntime.so");
+        touch(&path, b"\x7fELF....VERS_1.27.3\0...");
+        let places = Places {
+            flag: Some(path.clone()),
+            ..Places::default()
+        };
+        assert_eq!(
+            found(&places, Origin::Flag),
+            [("libonnxruntime.so".to_owned(), Some("1.27.3".to_owned()))]
+        );
+        touch(&path, b"nothing");
+        assert_eq!(
+            found(&places, Origin::Flag),
+            [("libonnxruntime.so".to_owned(), None)]
+        );
+    }
+
+    #[test]
+    fn older_libraries_are_rejected_by_version() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("libonnxruntime.so.1.19.2");
+        touch(&path, b"");
+        let places = Places {
+            system: vec![place.path().to_path_buf()],
+            ..Places::default()
+        };
+        let rejected = places.candidates(Origin::System, None).remove(0).unwrap_err();
+        let expected = format!(
+            "{} (the system): ONNX Runtime 1.19.2 is too old, 1.24 or later is needed",
+            path.display()
+        );
+        assert_eq!(rejected.to_string(), expected);
+    }
+
+    #[test]
+    fn what_the_user_names_must_be_there() {
+        let place = tempfile::tempdir().unwrap();
+        let reason = |flag: PathBuf| {
+            let places = Places {
+                flag: Some(flag),
+                ..Places::default()
+            };
+            places
+                .candidates(Origin::Flag, None)
+                .remove(0)
+                .unwrap_err()
+                .reason
+        };
+        assert_eq!(
+            reason(place.path().join("none.so")),
+            "expected an ONNX Runtime library, found no such file"
+        );
+        let empty = place.path().to_path_buf();
+        assert_eq!(
+            reason(empty),
+            "expected an ONNX Runtime library in this folder, found none"
+        );
+        // A bare name in the variable is the loader's business.
+        let places = Places {
+            variable: Some("libonnxruntime.so".into()),
+            ..Places::default()
+        };
+        assert!(places.candidates(Origin::Variable, None)[0].is_ok());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn python_is_asked_and_not_waited_for_long() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let place = tempfile::tempdir().unwrap();
+        let capi = place.path().join("capi");
+        touch(&capi.join("libonnxruntime.so.1.30.0"), b"");
+        let python = place.path().join("python3");
+        std::fs::write(&python, format!("#!/bin/sh\necho {}\n", capi.display())).unwrap();
+        std::fs::set_permissions(&python, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let places = Places {
+            pythons: vec!["/nonexistent/python".into(), python.display().to_string()],
+            ..Places::default()
+        };
+        let expected = ("libonnxruntime.so.1.30.0".to_owned(), Some("1.30.0".to_owned()));
+        assert_eq!(found(&places, Origin::Python), [expected]);
+
+        let start = Instant::now();
+        assert_eq!(
+            output_within(Command::new("sleep").arg("20"), Duration::from_millis(50)),
+            None
+        );
+        assert!(start.elapsed() < Duration::from_secs(10));
+    }
+
+    #[test]
+    fn the_cache_gives_whole_installations_and_tells_how_to_mend_damaged_ones() {
+        use super::super::cache::install_dir;
+        use super::super::manifest::{Manifest, UnpackedFile, file_sha256};
+        let Ok(wheel) = pinned(Flavor::Cpu) else { return };
+        let cache = tempfile::tempdir().unwrap();
+        let folder = install_dir(cache.path(), wheel);
+        let library = folder.join(wheel.library_name());
+        touch(&library, b"library");
+        let sha256 = file_sha256(&library).unwrap();
+        let file = UnpackedFile {
+            name: wheel.library_name().to_owned(),
+            bytes: 7,
+            sha256,
+        };
+        Manifest::new(wheel, vec![file]).write(&folder).unwrap();
+        let places = Places {
+            cache: Some(cache.path().to_path_buf()),
+            ..Places::default()
+        };
+        assert_eq!(
+            places.candidates(Origin::Cache, Some(Flavor::Cpu))[0]
+                .as_ref()
+                .unwrap()
+                .path,
+            library
+        );
+        assert!(places.candidates(Origin::Cache, Some(Flavor::Cuda)).is_empty());
+        touch(&library, b"libRary");
+        let rejected = places.candidates(Origin::Cache, None).remove(0).unwrap_err();
+        assert_eq!(
+            (rejected.path.as_path(), rejected.repair),
+            (folder.as_path(), Some(Flavor::Cpu))
+        );
+        assert!(
+            rejected.reason.contains("damaged: expected SHA-256"),
+            "{rejected}"
+        );
+        assert!(
+            rejected
+                .reason
+                .ends_with("mended by `macula runtime install --flavor cpu`"),
+            "{rejected}"
+        );
+    }
+
+    #[test]
+    fn relative_folders_are_not_searched() {
+        let folders = system_folders(|_| Some("/here:relative:".into()));
+        assert!(folders.iter().all(|folder| folder.is_absolute()));
+        #[cfg(unix)]
+        assert_eq!(folders[0], Path::new("/here"));
+    }
+}

@@ -1,0 +1,30 @@
+//! ONNX Runtime: where its library is found or fetched ([`library`], [`locate`], [`provision`], [`wheels`], [`cache`]), the one
+//! environment of the process ([`environment`]), the execution providers ([`providers`]), models ([`session`]) and the
+//! account of all that for a user ([`doctor`]).
+//!
+//! The library is loaded when it is first needed, never linked: building needs no network and no C++. Nothing here
+//! knows about images or feature folders; a model takes a batch `[B, C, H, W]` and gives its outputs by name.
+
+pub mod cache;
+pub mod cpu;
+pub mod doctor;
+pub mod environment;
+pub mod library;
+pub mod locate;
+pub mod manifest;
+mod messages;
+pub mod pip;
+pub mod providers;
+pub mod provision;
+pub mod session;
+pub mod tensors;
+pub mod wheels;
+
+pub use doctor::DoctorReport;
+pub use environment::{Runtime, RuntimeOptions};
+pub use library::{Library, Origin};
+pub use providers::{Device, OpenVinoPrecision};
+pub use provision::install;
+pub use session::{OnnxModel, SessionOptions};
+pub use tensors::{Dim, OutputTensor, OutputView, TensorInfo};
+pub use wheels::Flavor;

@@ -1,0 +1,167 @@
+//! Fetching a wheel with pip, which knows the user's package index, proxy and certificates; and what to tell a user
+//! whose machine cannot.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use super::messages::one_line;
+use super::wheels::Wheel;
+use crate::{Error, Result};
+
+/// How pip may be started, in the order tried.
+const COMMANDS: &[&[&str]] = &[
+    &["python3", "-m", "pip"],
+    &["python", "-m", "pip"],
+    &["py", "-m", "pip"],
+    &["pip3"],
+    &["pip"],
+];
+
+/// A pip that answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pip {
+    /// The program and the arguments that start it.
+    pub command: Vec<String>,
+    /// The first words of what it says about itself: `pip 23.2.1`.
+    pub version: String,
+}
+
+/// The first pip that answers, if any.
+pub fn find() -> Option<Pip> {
+    COMMANDS.iter().find_map(|words| {
+        let output = command(words)
+            .arg("--version")
+            .stderr(Stdio::null())
+            .output()
+            .ok()?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let version: Vec<&str> = text.split_whitespace().take(2).collect();
+        let answers = output.status.success() && version.first() == Some(&"pip");
+        answers.then(|| Pip {
+            command: words.iter().map(|&word| word.to_owned()).collect(),
+            version: version.join(" "),
+        })
+    })
+}
+
+fn command<S: AsRef<std::ffi::OsStr>>(words: &[S]) -> Command {
+    let mut command = Command::new(&words[0]);
+    command.args(&words[1..]).stdin(Stdio::null());
+    command
+}
+
+/// The arguments after `pip` that fetch exactly `wheel`, whatever Python and machine pip itself runs on.
+pub fn download_arguments(wheel: &Wheel) -> Vec<String> {
+    let options = [
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--implementation",
+        "cp",
+        "--python-version",
+        "3.12",
+    ];
+    let mut arguments: Vec<String> = options.iter().map(|&option| option.to_owned()).collect();
+    arguments.extend(["--abi", "cp312", "--platform", wheel.pip_platform].map(str::to_owned));
+    arguments.push(wheel.requirement());
+    arguments
+}
+
+/// What to do by hand when `wheel` cannot be fetched here.
+pub fn by_hand(wheel: &Wheel) -> String {
+    format!(
+        "on a connected machine run `python3 -m pip {}`, bring {} here and run `macula runtime install --flavor {} \
+         --wheel {}`; or name a library of your own with --ort-lib FILE",
+        download_arguments(wheel).join(" "),
+        wheel.file_name,
+        wheel.flavor,
+        wheel.file_name
+    )
+}
+
+/// Downloads `wheel` into `folder` and returns the file. Its checksum is not looked at here.
+///
+/// # Errors
+/// When no pip answers or it fails: the error says what to do by hand.
+pub fn download(wheel: &Wheel, folder: &Path) -> Result<PathBuf> {
+    download_with(wheel, folder, &[])
+}
+
+/// [`download`] with more options for pip, for instance `--no-index`.
+///
+/// # Errors
+/// As [`download`].
+pub fn download_with(wheel: &Wheel, folder: &Path, options: &[&str]) -> Result<PathBuf> {
+    let failed = |reason: String| Error::failed(wheel.requirement(), format!("{reason}; {}", by_hand(wheel)));
+    let Some(pip) = find() else {
+        return Err(failed(
+            "pip was not found (tried python3, python, py, pip3, pip)".to_owned(),
+        ));
+    };
+    // Two retries instead of pip's five: without a network the answer comes in seconds.
+    let output = command(&pip.command)
+        .args(download_arguments(wheel))
+        .args(options)
+        .args([
+            "--quiet",
+            "--no-input",
+            "--disable-pip-version-check",
+            "--retries",
+            "2",
+            "--dest",
+        ])
+        .arg(folder)
+        .output()
+        .map_err(|e| failed(format!("{} did not start ({e})", pip.command.join(" "))))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(failed(format!(
+            "pip could not download it ({})",
+            pip_error(&said)
+        )));
+    }
+    let path = folder.join(wheel.file_name);
+    if !path.is_file() {
+        return Err(failed(format!(
+            "pip downloaded another file than {}",
+            wheel.file_name
+        )));
+    }
+    Ok(path)
+}
+
+/// The line of pip's output that tells what is wrong: the last that begins with `ERROR:`, else the last one.
+fn pip_error(said: &str) -> String {
+    let lines = || said.lines().rev().map(str::trim).filter(|line| !line.is_empty());
+    let error = lines().find_map(|line| line.strip_prefix("ERROR:"));
+    one_line(error.or_else(|| lines().next()).unwrap_or("it gave no reason"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::wheels::WHEELS;
+
+    #[test]
+    fn the_command_for_a_connected_machine_fetches_the_pinned_wheel() {
+        assert_eq!(
+            by_hand(&WHEELS[0]),
+            "on a connected machine run `python3 -m pip download --no-deps --only-binary=:all: --implementation cp \
+             --python-version 3.12 --abi cp312 --platform manylinux_2_28_x86_64 onnxruntime==1.32.0`, bring \
+             onnxruntime-1.32.0-cp312-cp312-manylinux_2_28_x86_64.whl here and run `macula runtime install --flavor \
+             cpu --wheel onnxruntime-1.32.0-cp312-cp312-manylinux_2_28_x86_64.whl`; or name a library of your own \
+             with --ort-lib FILE"
+        );
+    }
+
+    #[test]
+    fn the_telling_line_of_pip_is_kept() {
+        let said = "WARNING: Retrying\nERROR: Could not find a version\nERROR: No matching distribution\n\n[notice] x\n";
+        assert_eq!(pip_error(said), "No matching distribution");
+        assert_eq!(
+            pip_error("Traceback\nOSError: no space left\n"),
+            "OSError: no space left"
+        );
+        assert_eq!(pip_error(""), "it gave no reason");
+    }
+}

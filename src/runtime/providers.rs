@@ -1,0 +1,374 @@
+//! Execution providers: what runs a model, chosen from what the user asked for and what the library offers. What was
+//! asked for by name is had or refused, never replaced.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use ort::ep::{
+    self, ArbitrarilyConfigurableExecutionProvider as _, ExecutionProvider as _, ExecutionProviderDispatch,
+};
+use serde::Serialize;
+
+use super::cpu::cpu_features;
+use super::environment::Runtime;
+use super::wheels::Flavor;
+use crate::{Error, Result};
+
+/// `--device`: where a network runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Device {
+    /// The first GPU when the library and the machine have what it takes, else the processor; a line says which.
+    #[default]
+    Auto,
+    /// The processor.
+    Cpu,
+    /// The GPU with this number.
+    Cuda(usize),
+}
+
+impl Device {
+    /// The build of ONNX Runtime this device needs, if not any.
+    pub fn flavor(self) -> Option<Flavor> {
+        matches!(self, Self::Cuda(_)).then_some(Flavor::Cuda)
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(0) => f.write_str("cuda"),
+            Self::Cuda(number) => write!(f, "cuda:{number}"),
+        }
+    }
+}
+
+impl FromStr for Device {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let number = |digits: &str| digits.parse::<u16>().ok().map(|number| Self::Cuda(number.into()));
+        let device = match text {
+            "auto" => Some(Self::Auto),
+            "cpu" => Some(Self::Cpu),
+            "cuda" => Some(Self::Cuda(0)),
+            other => other
+                .strip_prefix("cuda:")
+                .filter(|digits| !digits.starts_with('+'))
+                .and_then(number),
+        };
+        device.ok_or_else(|| {
+            Error::input(
+                "--device",
+                format!("expected auto, cpu, cuda or cuda:N, found `{text}`"),
+            )
+        })
+    }
+}
+
+/// The precision in which OpenVINO computes on the processor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OpenVinoPrecision {
+    /// Single precision.
+    F32,
+    /// bfloat16: fastest where the processor has AMX.
+    Bf16,
+    /// Half precision.
+    F16,
+}
+
+impl fmt::Display for OpenVinoPrecision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+        })
+    }
+}
+
+impl FromStr for OpenVinoPrecision {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let all = [Self::F32, Self::Bf16, Self::F16];
+        let found = all.into_iter().find(|precision| precision.to_string() == text);
+        found.ok_or_else(|| {
+            Error::input(
+                "OpenVINO precision",
+                format!("expected f32, bf16 or f16, found `{text}`"),
+            )
+        })
+    }
+}
+
+/// What runs a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Provider {
+    /// ONNX Runtime's own kernels for the processor.
+    Cpu,
+    /// OpenVINO on the processor.
+    OpenVino(OpenVinoPrecision),
+    /// The GPU with this number.
+    Cuda(usize),
+}
+
+impl Provider {
+    /// ONNX Runtime's name for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => ep::CPU::NAME,
+            Self::OpenVino(_) => ep::OpenVINO::NAME,
+            Self::Cuda(_) => ep::CUDA::NAME,
+        }
+    }
+
+    /// What to add to ONNX Runtime's `reason` for not running here.
+    pub(super) fn hint(self, reason: &str) -> &'static str {
+        match self {
+            Self::Cuda(_) if reason.contains("Failed to load library") => {
+                "; CUDA 13 and cuDNN 9 must be where the loader finds them, for instance through LD_LIBRARY_PATH"
+            }
+            _ => "",
+        }
+    }
+
+    /// What is to be said about running here. OpenVINO quietly computes in f32 when the processor cannot do better.
+    pub(super) fn caution(self) -> Option<String> {
+        let Self::OpenVino(precision) = self else {
+            return None;
+        };
+        let native = match precision {
+            OpenVinoPrecision::F32 => return None,
+            OpenVinoPrecision::Bf16 => ["avx512_bf16", "amx_bf16"],
+            OpenVinoPrecision::F16 => ["avx512_fp16", "amx_fp16"],
+        };
+        let has = cpu_features();
+        let lacking = !native
+            .iter()
+            .any(|feature| has.iter().any(|found| found == feature));
+        lacking
+            .then(|| format!("this processor has no {precision} instructions, OpenVINO may compute in f32"))
+    }
+
+    /// What ONNX Runtime is told, for `threads` threads; failing to get it is an error.
+    pub(super) fn dispatch(self, threads: usize) -> ExecutionProviderDispatch {
+        let provider = match self {
+            Self::Cpu => ep::CPU::default().with_arena_allocator(true).build(),
+            Self::OpenVino(precision) => {
+                let settings = format!(
+                    "{{\"CPU\":{{\"INFERENCE_PRECISION_HINT\":\"{precision}\",\"INFERENCE_NUM_THREADS\":{threads}}}}}"
+                );
+                ep::OpenVINO::default()
+                    .with_device_type("CPU")
+                    .with_arbitrary_config("load_config", settings)
+                    .build()
+            }
+            // TF32 would change the features: single precision is meant where it is asked for.
+            Self::Cuda(number) => {
+                let number = i32::try_from(number).unwrap_or(i32::MAX);
+                ep::CUDA::default()
+                    .with_device_id(number)
+                    .with_tf32(false)
+                    .build()
+            }
+        };
+        provider.error_on_failure()
+    }
+}
+
+impl fmt::Display for Provider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::OpenVino(precision) => write!(f, "cpu, OpenVINO at {precision}"),
+            Self::Cuda(number) => write!(f, "cuda:{number}"),
+        }
+    }
+}
+
+/// The names of the execution providers in the library that macula can use, the processor's own last. That one is
+/// listed does not mean that the machine has what it needs.
+pub fn available(_loaded: &Runtime) -> Vec<&'static str> {
+    let offered = [
+        (ep::CUDA::NAME, ep::CUDA::is_available()),
+        (ep::OpenVINO::NAME, ep::OpenVINO::is_available()),
+        (ep::CPU::NAME, ep::CPU::is_available()),
+    ];
+    offered
+        .into_iter()
+        .filter(|(_, there)| matches!(there, Ok(true)))
+        .map(|(name, _)| name)
+        .collect()
+}
+
+/// The providers to try for `device`, in order: more than one only for `auto`. `openvino` asks for OpenVINO on the
+/// processor.
+///
+/// # Errors
+/// When the library does not offer what was asked for by name.
+pub fn choose(
+    runtime: &Runtime,
+    device: Device,
+    openvino: Option<OpenVinoPrecision>,
+) -> Result<Vec<Provider>> {
+    choose_from(
+        &available(runtime),
+        &runtime.library().path,
+        device,
+        openvino,
+        cuda_driver().is_some(),
+    )
+}
+
+fn choose_from(
+    available: &[&str],
+    library: &Path,
+    device: Device,
+    openvino: Option<OpenVinoPrecision>,
+    has_driver: bool,
+) -> Result<Vec<Provider>> {
+    let has = |provider: Provider| available.contains(&provider.name());
+    let missing = |asked: String, flavor: Flavor, provider: Provider| {
+        let found = format!(
+            "expected a library with the {}, found {}",
+            provider.name(),
+            library.display()
+        );
+        let mend = format!("run `macula runtime install --flavor {flavor}` or name one with --ort-lib FILE");
+        Err(Error::input(
+            asked,
+            format!("{found} with {}; {mend}", available.join(", ")),
+        ))
+    };
+    match (device, openvino) {
+        (Device::Cuda(_), Some(_)) => Err(Error::input(
+            format!("--device {device}"),
+            "OpenVINO was asked for too, and runs on the processor; expected one of the two",
+        )),
+        (Device::Cuda(number), None) => {
+            let cuda = Provider::Cuda(number);
+            if has(cuda) {
+                Ok(vec![cuda])
+            } else {
+                missing(format!("--device {device}"), Flavor::Cuda, cuda)
+            }
+        }
+        (_, Some(precision)) => {
+            let provider = Provider::OpenVino(precision);
+            if has(provider) {
+                Ok(vec![provider])
+            } else {
+                missing("OpenVINO".to_owned(), Flavor::Openvino, provider)
+            }
+        }
+        (Device::Auto, None) if has_driver && has(Provider::Cuda(0)) => {
+            Ok(vec![Provider::Cuda(0), Provider::Cpu])
+        }
+        (Device::Auto | Device::Cpu, None) => Ok(vec![Provider::Cpu]),
+    }
+}
+
+/// The CUDA driver's library, where the machine has one.
+pub fn cuda_driver() -> Option<PathBuf> {
+    let (name, fixed): (&str, &[&str]) = match std::env::consts::OS {
+        "windows" => ("nvcuda.dll", &["C:\\Windows\\System32"]),
+        _ => {
+            let folders = &[
+                "/usr/lib/x86_64-linux-gnu",
+                "/usr/lib/aarch64-linux-gnu",
+                "/usr/lib64",
+                "/usr/lib",
+                "/usr/lib/wsl/lib",
+            ];
+            ("libcuda.so.1", folders)
+        }
+    };
+    let listed = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&listed).filter(|folder| folder.is_absolute());
+    folders
+        .chain(fixed.iter().map(PathBuf::from))
+        .map(|folder| folder.join(name))
+        .find(|path| path.exists())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CPU_ONLY: &[&str] = &["CPUExecutionProvider"];
+    const WITH_CUDA: &[&str] = &["CUDAExecutionProvider", "CPUExecutionProvider"];
+
+    fn chosen(
+        available: &[&str],
+        device: &str,
+        openvino: Option<OpenVinoPrecision>,
+        driver: bool,
+    ) -> Result<Vec<Provider>> {
+        choose_from(
+            available,
+            Path::new("/lib/libonnxruntime.so"),
+            device.parse()?,
+            openvino,
+            driver,
+        )
+    }
+
+    #[test]
+    fn devices_are_read_as_they_are_written() {
+        for text in ["auto", "cpu", "cuda", "cuda:3"] {
+            assert_eq!(text.parse::<Device>().unwrap().to_string(), text);
+        }
+        assert_eq!("cuda:0".parse::<Device>().unwrap(), Device::Cuda(0));
+        for text in ["gpu", "cuda:", "cuda:-1", "cuda:+1", "CUDA", "", "cuda:99999"] {
+            let error = text.parse::<Device>().unwrap_err().to_string();
+            assert_eq!(
+                error,
+                format!("--device: expected auto, cpu, cuda or cuda:N, found `{text}`")
+            );
+        }
+        assert_eq!(
+            "bf16".parse::<OpenVinoPrecision>().unwrap(),
+            OpenVinoPrecision::Bf16
+        );
+        assert!("int8".parse::<OpenVinoPrecision>().is_err());
+    }
+
+    #[test]
+    fn what_was_asked_for_by_name_is_never_replaced() {
+        let error = chosen(CPU_ONLY, "cuda:1", None, true).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert_eq!(
+            error.to_string(),
+            "--device cuda:1: expected a library with the CUDAExecutionProvider, found /lib/libonnxruntime.so with \
+             CPUExecutionProvider; run `macula runtime install --flavor cuda` or name one with --ort-lib FILE"
+        );
+        let error = chosen(CPU_ONLY, "cpu", Some(OpenVinoPrecision::Bf16), true)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("`macula runtime install --flavor openvino`"),
+            "{error}"
+        );
+        assert!(chosen(WITH_CUDA, "cuda", Some(OpenVinoPrecision::F32), true).is_err());
+        // Without a driver the attempt is made and fails with ONNX Runtime's own reason.
+        assert_eq!(
+            chosen(WITH_CUDA, "cuda:1", None, false).unwrap(),
+            [Provider::Cuda(1)]
+        );
+    }
+
+    #[test]
+    fn auto_takes_the_gpu_only_where_library_and_driver_are_there() {
+        assert_eq!(
+            chosen(WITH_CUDA, "auto", None, true).unwrap(),
+            [Provider::Cuda(0), Provider::Cpu]
+        );
+        assert_eq!(chosen(WITH_CUDA, "auto", None, false).unwrap(), [Provider::Cpu]);
+        assert_eq!(chosen(CPU_ONLY, "auto", None, true).unwrap(), [Provider::Cpu]);
+        assert_eq!(chosen(WITH_CUDA, "cpu", None, true).unwrap(), [Provider::Cpu]);
+    }
+}

@@ -1,0 +1,116 @@
+//! A folder with images that cannot be read: each policy does what the contract says, and rows stay aligned.
+
+use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
+
+use macula::extract::FeatureFolder;
+
+use crate::harness::{Workspace, fixture, names};
+
+/// Eight files in the order of their names: four good ones (a 1x1 image and a name that is not UTF-8 among them) and
+/// four bad ones. As root every file is readable, so the unreadable one is only there for other users.
+fn folder(w: &Workspace) -> (usize, usize) {
+    let photo = fs::read(fixture("images/photo.jpg")).expect("a fixture");
+    w.write("images/a-good.jpg", &photo);
+    w.write("images/b-truncated.jpg", &photo[..photo.len() / 3]);
+    w.write("images/c-text.png", "this is no image");
+    w.write("images/d-empty.png", "");
+    w.png("images/e-dot.png", 1, 1, 77);
+    w.write("images/f-bomb.png", bomb());
+    fs::copy(
+        w.png("images/g.png", 9, 9, 50),
+        w.path("images")
+            .join(std::ffi::OsStr::from_bytes(b"g-\xff\xfe.png")),
+    )
+    .expect("copied");
+    let unreadable = w.png("images/h-locked.png", 9, 9, 90);
+    let mut permissions = fs::metadata(&unreadable).expect("there").permissions();
+    std::os::unix::fs::PermissionsExt::set_mode(&mut permissions, 0o000);
+    fs::set_permissions(&unreadable, permissions).expect("set");
+    let locked = fs::read(&unreadable).is_err();
+    if locked { (4, 5) } else { (5, 4) }
+}
+
+/// A PNG whose header claims 20,000 x 20,000 pixels.
+fn bomb() -> Vec<u8> {
+    let mut png = b"\x89PNG\r\n\x1a\n".to_vec();
+    let mut chunk = |kind: &[u8], data: &[u8]| {
+        let body = [kind, data].concat();
+        png.extend((data.len() as u32).to_be_bytes());
+        png.extend(&body);
+        png.extend(crc32(&body).to_be_bytes());
+    };
+    let side = 20_000u32.to_be_bytes();
+    chunk(b"IHDR", &[&side[..], &side[..], &[8, 2, 0, 0, 0]].concat());
+    chunk(b"IDAT", &[0x78, 0x9c, 0x03, 0x00, 0x00, 0x00, 0x00, 0x01]);
+    chunk(b"IEND", &[]);
+    png
+}
+
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0u32, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+            (crc >> 1) ^ (0xEDB8_8320 & (!(crc & 1)).wrapping_add(1))
+        })
+    })
+}
+
+const EXTRACT: &str = "extract --model pixels --data images --out f --resize 8 --crop 8";
+
+#[test]
+fn fail_stops_and_names_the_first_bad_file() {
+    let w = Workspace::new();
+    folder(&w);
+    w.fails(1, EXTRACT, &["b-truncated.jpg"]);
+    assert_eq!(names(&w.path("")), ["images"], "nothing half-written");
+}
+
+#[test]
+fn skip_leaves_bad_rows_out_and_lists_them() {
+    let w = Workspace::new();
+    let (good, bad) = folder(&w);
+    w.succeeds(&format!("{EXTRACT} --on-error skip"));
+    let read = FeatureFolder::open(&w.path("f"))
+        .expect("complete")
+        .read("pixels")
+        .expect("read");
+    assert_eq!(read.rows.len(), good);
+    assert_eq!(read.matrix.view().rows(), good);
+    let errors = fs::read_to_string(w.path("f/errors.csv")).expect("errors");
+    assert_eq!(errors.lines().count(), 1 + bad, "{errors}");
+    for (row, name) in [
+        (1, "b-truncated.jpg"),
+        (2, "c-text.png"),
+        (3, "d-empty.png"),
+        (5, "f-bomb.png"),
+    ] {
+        let line = errors.lines().find(|line| line.contains(name)).expect(name);
+        assert!(line.starts_with(&format!("{row},")), "{line}");
+    }
+}
+
+#[test]
+fn null_keeps_every_row_in_its_place() {
+    let w = Workspace::new();
+    let (good, bad) = folder(&w);
+    w.succeeds(&format!("{EXTRACT} --on-error null"));
+    let folder = FeatureFolder::open(&w.path("f")).expect("complete");
+    let read = folder.read("pixels").expect("read");
+    assert_eq!((read.rows.len(), read.n_null as usize), (good, bad));
+    assert_eq!(
+        (folder.n_written() as usize, folder.n_failed() as usize),
+        (good, bad)
+    );
+    // Each row's features are those the image has on its own.
+    for (index, path) in read.paths.iter().enumerate() {
+        if path.ends_with("e-dot.png") {
+            let row = read.matrix.view().row(index);
+            let expected = [77.0 / 255.0, 38.0 / 255.0, 178.0 / 255.0];
+            for (channel, value) in row.chunks_exact(64).zip(expected) {
+                assert!(channel.iter().all(|v| (v - value).abs() < 1e-6), "{channel:?}");
+            }
+            return;
+        }
+    }
+    panic!("the 1x1 image has no row");
+}

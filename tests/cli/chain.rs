@@ -1,0 +1,146 @@
+//! Whole chains: export, extract, evaluate.
+
+use std::fs;
+
+use macula::extract::FeatureFolder;
+
+use crate::harness::{Workspace, golden, names};
+
+#[test]
+fn export_extract_and_evaluate_a_golden_checkpoint() {
+    let w = Workspace::new();
+    let checkpoint = golden("official_reg4.safetensors").display().to_string();
+    let exported = w.succeeds(&format!(
+        "export {checkpoint} --heads 3 --image-size 70 --outputs cls,patch,patch_mean,reg,layer:1.cls --out m.onnx --json"
+    ));
+    for row in exported.json()["comparisons"].as_array().expect("rows") {
+        assert!(row["max_rel"].as_f64().expect("a number") < 1e-4, "{row}");
+    }
+    w.succeeds("extract --model m.onnx --data sample:test --out onnx --output cls,patch,reg --threads 2");
+    w.succeeds(&format!(
+        "extract --model {checkpoint} --heads 3 --data sample:test --out candle --output cls,patch,reg --resize 80 --crop 70"
+    ));
+    let read = |folder: &str, column: &str| {
+        let features = FeatureFolder::open(&w.path(folder))
+            .expect("complete")
+            .read(column)
+            .expect("read");
+        (features.matrix.into_data(), features.labels)
+    };
+    for column in ["cls", "patch", "reg"] {
+        let (onnx, labels) = read("onnx", column);
+        let (candle, _) = read("candle", column);
+        assert_eq!(labels.len(), 1000);
+        let largest = candle.iter().fold(0f32, |m, v| m.max(v.abs()));
+        let worst = onnx
+            .iter()
+            .zip(&candle)
+            .fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+        assert!(worst <= 1e-4 * largest, "{column}: {worst} of {largest}");
+    }
+    let knn = w
+        .succeeds("eval knn --train onnx --test onnx --k 1 --json")
+        .json();
+    assert_eq!(knn["task"], "knn");
+    assert_eq!((&knn["n_train"], &knn["n_test"]), (&1000.into(), &1000.into()));
+    // Every image is its own nearest neighbour.
+    assert_eq!(knn["rows"][0]["top1"], 1.0);
+}
+
+#[test]
+fn shards_read_as_one_and_equal_one_run() {
+    let w = Workspace::new();
+    w.succeeds("extract --model pixels --data sample:test --out whole");
+    for shard in ["0/3", "1/3", "2/3"] {
+        w.succeeds(&format!(
+            "extract --model pixels --data sample:test --out parts --shard {shard}"
+        ));
+    }
+    let read = |name: &str| {
+        FeatureFolder::open(&w.path(name))
+            .expect("complete")
+            .read("pixels")
+            .expect("read")
+    };
+    let (whole, parts) = (read("whole"), read("parts"));
+    assert_eq!(whole.rows, parts.rows);
+    assert_eq!(whole.labels, parts.labels);
+    assert!(whole.matrix == parts.matrix);
+    fs::remove_dir_all(w.path("parts/shard-00001-of-00003")).expect("removed");
+    w.fails(2, "eval knn --train parts --test whole", &["parts", "shards"]);
+}
+
+#[test]
+fn a_resumed_extraction_equals_an_uninterrupted_one() {
+    let w = Workspace::new();
+    // Few rows a part, so that the sample has several: 224 x 224 RGB is 0.6 MB an image.
+    let extract = "extract --model pixels:rgb --data sample:test --resize 224 --crop 224 --out";
+    w.succeeds(&format!("{extract} whole"));
+    w.succeeds(&format!("{extract} cut"));
+    let parts: Vec<String> = names(&w.path("cut"))
+        .into_iter()
+        .filter(|n| n.starts_with("part-"))
+        .collect();
+    assert!(parts.len() > 3, "{parts:?}");
+    for name in &parts[2..] {
+        fs::remove_file(w.path("cut").join(name)).expect("removed");
+    }
+    fs::remove_file(w.path("cut/_SUCCESS")).expect("removed");
+    w.succeeds(&format!("{extract} cut --resume"));
+    assert_eq!(names(&w.path("cut")), names(&w.path("whole")));
+    for name in names(&w.path("whole")) {
+        let bytes = |folder: &str| fs::read(w.path(folder).join(&name)).expect("read");
+        assert!(bytes("cut") == bytes("whole"), "{name} differs");
+    }
+}
+
+#[test]
+fn results_are_kept_as_four_files() {
+    let w = Workspace::new();
+    w.two_classes("train", 60, 4);
+    w.two_classes("test", 20, 4);
+    for (protocol, first) in [
+        ("knn --k 5", "k"),
+        ("logreg --c 0.1,1", "c"),
+        ("linear-probe --epochs 2", "head"),
+    ] {
+        let name = protocol.split(' ').next().expect("a word");
+        w.succeeds(&format!("eval {protocol} --train train --test test --out {name}"));
+        assert_eq!(
+            names(&w.path(name)),
+            ["result.json", "table.csv", "table.md", "table.parquet"]
+        );
+        let text = fs::read_to_string(w.path(name).join("result.json")).expect("a result");
+        let result: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!(result["task"], name);
+        let row = &result["rows"][0];
+        for key in [first, "top1", "top5", "top1_low", "top1_high", "mean_per_class"] {
+            assert!(!row[key].is_null(), "{name}: no `{key}` in {row}");
+        }
+        assert_eq!(row["top1"], 1.0, "{name}: the classes are far apart");
+        w.fails(
+            2,
+            &format!("eval {protocol} --train train --test test --out {name}"),
+            &["--force"],
+        );
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_result_on_any_number_of_threads() {
+    let w = Workspace::new();
+    w.succeeds("extract --model pixels --data sample:test --out f");
+    for protocol in [
+        "knn --k 5,10 --n-per-class 20 --n-tries 3",
+        "logreg --c 0.01,1",
+        "linear-probe --epochs 2",
+    ] {
+        let rows = |threads: usize| {
+            let run = w.succeeds(&format!(
+                "eval {protocol} --train f --test f --threads {threads} --json"
+            ));
+            run.json()["rows"].clone()
+        };
+        assert_eq!(rows(1), rows(2), "{protocol}");
+    }
+}
