@@ -3,7 +3,7 @@
 //! minimum.
 
 use super::objective::Objective;
-use super::precondition::{Gram, Preconditioner, dot};
+use super::precondition::{Gram, Preconditioner, can_be_per_class, dot, per_class};
 use super::softmax::LossSlope;
 use std::collections::VecDeque;
 
@@ -21,6 +21,9 @@ const MAX_PROBES: usize = 40;
 const REFRESH: usize = 30;
 /// The preconditioner is factored again when the curvature has changed by this factor.
 const REFACTOR: f64 = 1.5;
+
+/// Iterations after which a fit counts as hard and each class gets its own preconditioner, renewed as often.
+const PATIENCE: usize = 60;
 
 /// `penalty / 2 |W|^2 + c * loss` and how long to work on it.
 #[derive(Debug, Clone, Copy)]
@@ -137,8 +140,12 @@ pub(super) fn minimise(
             continue;
         }
         iterations += 1;
-        if iterations % REFRESH == 0 {
+        let hard = iterations % PATIENCE == 0;
+        if hard || iterations % REFRESH == 0 {
             search.refresh();
+        }
+        if hard {
+            search.precondition_per_class();
         }
     }
     search.refresh();
@@ -219,7 +226,17 @@ impl<'s, 'a> Search<'s, 'a> {
         slope
     }
 
+    /// Gives each class its own preconditioner at the present logits, which [`Search::refresh`] has just set.
+    fn precondition_per_class(&mut self) {
+        if can_be_per_class(self.objective.classes(), self.objective.features().dim()) {
+            self.preconditioner = per_class(self.objective, self.goal.c, self.goal.penalty);
+        }
+    }
+
     fn factor_if_stale(&mut self) {
+        if matches!(self.preconditioner, Preconditioner::PerClass { .. }) {
+            return;
+        }
         // A floor, so that a perfect fit does not leave a singular matrix.
         let spread = self.spread.max(1e-6 * self.objective.features().rows() as f64);
         let ratio = spread / self.factored_spread;

@@ -3,7 +3,7 @@
 //! gives both the direction's logits and the gradient at the first step tried.
 
 use super::product;
-use super::softmax::{LossSlope, RowScratch, softmax_cross_entropy};
+use super::softmax::{LossSlope, RowScratch, exp_non_positive, softmax_cross_entropy};
 use crate::MatrixView;
 use rayon::prelude::*;
 
@@ -134,6 +134,33 @@ impl<'a> Objective<'a> {
         });
         self.reduce_gradient(gradient);
         total
+    }
+
+    /// `p (1 - p)` of class `class` at every row, at the logits `Z`.
+    pub(super) fn class_weights(&self, class: usize) -> Vec<f32> {
+        let mut weights = vec![0.0; self.labels.len()];
+        weights
+            .par_chunks_mut(BLOCK_ROWS)
+            .zip(self.z.par_chunks(BLOCK_ROWS * self.classes))
+            .for_each(|(weights, z)| {
+                let rows = weights.len();
+                let own = &z[class * rows..(class + 1) * rows];
+                let mut max = own.to_vec();
+                for z in z.chunks_exact(rows) {
+                    max.iter_mut().zip(z).for_each(|(max, z)| *max = max.max(*z));
+                }
+                let mut sum = vec![0.0f32; rows];
+                for z in z.chunks_exact(rows) {
+                    for ((sum, z), max) in sum.iter_mut().zip(z).zip(&max) {
+                        *sum += exp_non_positive(z - max);
+                    }
+                }
+                for i in 0..rows {
+                    let p = exp_non_positive(own[i] - max[i]) / sum[i];
+                    weights[i] = p * (1.0 - p);
+                }
+            });
+        weights
     }
 
     /// Runs `work` over every block, lanes in parallel; sums the lanes in their order.

@@ -1,9 +1,11 @@
 //! A preconditioner for L-BFGS: the curvature of the loss with the same softmax spread at every row,
 //! `a C [X 1]' [X 1] + penalty`, which is exact at zero weights. Raw features (pixels, tokens that share a large mean)
-//! are badly conditioned, and most of the iterations of a plain L-BFGS go into learning this matrix.
+//! are badly conditioned, and most of the iterations of a plain L-BFGS go into learning this matrix. Where that does
+//! not suffice, because rows and classes differ in how decided they are, each class gets its own block of the Hessian.
 
-use crate::MatrixView;
+use super::objective::Objective;
 use crate::linalg::gemm::{Operand, Threads, matmul};
+use crate::{Matrix, MatrixView};
 use rayon::prelude::*;
 
 /// Above this width the matrix costs more than it saves, and only its diagonal is used.
@@ -11,6 +13,12 @@ const LARGEST_FULL_DIM: usize = 2048;
 /// Rows that estimate the matrix, and rows per column where there are many columns.
 const SAMPLE_ROWS: usize = 8192;
 const SAMPLE_ROWS_PER_COLUMN: usize = 8;
+/// Most values of all classes' own matrices together: 400 MB.
+const LARGEST_PER_CLASS: usize = 50_000_000;
+/// Rows per column that estimate a class's own matrix.
+const CLASS_ROWS_PER_COLUMN: usize = 16;
+/// Rows whose weight is below this share of the mean weight are left out of it.
+const NEGLIGIBLE: f64 = 0.1;
 /// Columns of the Cholesky factor that are finished together.
 const PANEL: usize = 48;
 
@@ -23,8 +31,16 @@ pub(super) struct Gram {
 
 /// The factor of `curvature * gram + penalty`, ready to be divided by.
 pub(super) enum Preconditioner {
-    Full { factor: Vec<f64>, size: usize },
+    Full {
+        factor: Vec<f64>,
+        size: usize,
+    },
     Diagonal(Vec<f64>),
+    /// One factor a class. Every step keeps the sum over the classes at zero, as the minimum does.
+    PerClass {
+        factors: Vec<Vec<f64>>,
+        size: usize,
+    },
 }
 
 impl Gram {
@@ -36,7 +52,7 @@ impl Gram {
         if x.dim() > LARGEST_FULL_DIM {
             Self::diagonal(sample.view())
         } else {
-            Self::full(sample.view())
+            Self::full(sample, &vec![1.0; wanted])
         }
     }
 
@@ -53,12 +69,18 @@ impl Gram {
         Self { values, size }
     }
 
-    fn full(x: MatrixView<'_>) -> Self {
-        let (dim, n) = (x.dim(), x.rows() as f64);
+    /// Second moments of the rows of `[x 1]`, each times its root.
+    fn full(x: Matrix, roots: &[f32]) -> Self {
+        let (dim, rows) = (x.view().dim(), x.view().rows());
         let size = dim + 1;
+        let n = rows as f64;
+        let mut x = x.into_data();
+        for (row, root) in x.chunks_exact_mut(dim).zip(roots) {
+            row.iter_mut().for_each(|value| *value *= root);
+        }
         let mut products = vec![0.0f32; dim * dim];
-        let rows = Operand::row_major(x.data(), x.rows(), dim);
-        matmul(&mut products, rows.transposed(), rows, Threads::Pool);
+        let operand = Operand::row_major(&x, rows, dim);
+        matmul(&mut products, operand.transposed(), operand, Threads::Pool);
         let mut values = vec![0.0; size * size];
         for (to, from) in values.chunks_exact_mut(size).zip(products.chunks_exact(dim)) {
             for (to, from) in to.iter_mut().zip(from) {
@@ -66,12 +88,12 @@ impl Gram {
             }
         }
         let ones = &mut values[dim * size..];
-        for row in x.data().chunks_exact(dim) {
+        for (row, root) in x.chunks_exact(dim).zip(roots) {
             for (sum, value) in ones.iter_mut().zip(row) {
-                *sum += f64::from(*value) / n;
+                *sum += f64::from(value * root) / n;
             }
+            ones[dim] += f64::from(root * root) / n;
         }
-        ones[dim] = 1.0;
         Self { values, size }
     }
 
@@ -88,6 +110,15 @@ impl Gram {
                     .collect(),
             );
         }
+        Preconditioner::Full {
+            factor: self.cholesky(curvature, penalty),
+            size,
+        }
+    }
+
+    /// The factor of `curvature * gram + penalty`.
+    fn cholesky(&self, curvature: f64, penalty: f64) -> Vec<f64> {
+        let size = self.size;
         let trace: f64 = (0..size).map(|i| self.values[i * size + i]).sum();
         // The products are f32: what rounding may have taken from the smallest eigenvalues is given back, more of it
         // where the factorisation still meets a negative pivot.
@@ -95,13 +126,41 @@ impl Gram {
         loop {
             let mut factor: Vec<f64> = self.values.iter().map(|value| curvature * value).collect();
             for i in 0..size {
-                factor[i * size + i] = with_penalty(i, self.values[i * size + i]) + jitter;
+                factor[i * size + i] += jitter + if i + 1 < size { penalty } else { 0.0 };
             }
             if cholesky(&mut factor, size) {
-                return Preconditioner::Full { factor, size };
+                return factor;
             }
             jitter *= 10.0;
         }
+    }
+}
+
+/// Whether the classes' own matrices are affordable.
+pub(super) fn can_be_per_class(classes: usize, dim: usize) -> bool {
+    classes > 2 && dim <= LARGEST_FULL_DIM && classes * (dim + 1) * (dim + 1) <= LARGEST_PER_CLASS
+}
+
+/// The Hessian's diagonal blocks `C sum_i p_ik (1 - p_ik) [x_i 1]' [x_i 1] + penalty` at the objective's logits.
+pub(super) fn per_class(objective: &Objective<'_>, c: f64, penalty: f64) -> Preconditioner {
+    let x = objective.features();
+    let factors = (0..objective.classes()).map(|class| {
+        let weights = objective.class_weights(class);
+        let total: f64 = weights.iter().map(|w| f64::from(*w)).sum();
+        let least = (NEGLIGIBLE * total / weights.len() as f64) as f32;
+        let kept: Vec<usize> = (0..weights.len()).filter(|&row| weights[row] >= least).collect();
+        let wanted = kept.len().min(CLASS_ROWS_PER_COLUMN * x.dim());
+        let sampled: Vec<usize> = (0..wanted).map(|i| kept[i * kept.len() / wanted]).collect();
+        let roots: Vec<f32> = sampled.iter().map(|&row| weights[row].sqrt()).collect();
+        let mean: f64 = roots.iter().map(|root| f64::from(root * root)).sum::<f64>() / wanted as f64;
+        // A class that no row is undecided about still needs a curvature above zero.
+        let total = total.max(1e-6 * weights.len() as f64);
+        let curvature = c * total / mean.max(f64::MIN_POSITIVE);
+        Gram::full(x.select(&sampled), &roots).cholesky(curvature, penalty)
+    });
+    Preconditioner::PerClass {
+        factors: factors.collect(),
+        size: x.dim() + 1,
     }
 }
 
@@ -125,7 +184,31 @@ impl Preconditioner {
                     .zip(biases.par_iter_mut())
                     .for_each(|(weights, bias)| solve(factor, *size, weights, bias));
             }
+            Self::PerClass { factors, size } => {
+                let dim = size - 1;
+                let (weights, biases) = values.split_at_mut(factors.len() * dim);
+                weights
+                    .par_chunks_exact_mut(dim)
+                    .zip(biases.par_iter_mut())
+                    .zip(factors)
+                    .for_each(|((weights, bias), factor)| solve(factor, *size, weights, bias));
+                centre(weights, dim);
+                centre(biases, 1);
+            }
         }
+    }
+}
+
+/// Subtracts the mean over the classes: `values` is `[K, width]`.
+fn centre(values: &mut [f64], width: usize) {
+    let classes = (values.len() / width) as f64;
+    for j in 0..width {
+        let column = values[j..].iter_mut().step_by(width);
+        let mean = column.map(|value| *value).sum::<f64>() / classes;
+        values[j..]
+            .iter_mut()
+            .step_by(width)
+            .for_each(|value| *value -= mean);
     }
 }
 
@@ -202,7 +285,6 @@ pub(super) fn dot(a: &[f64], b: &[f64]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Matrix;
 
     fn features(rows: usize, dim: usize) -> Matrix {
         let data = (0..rows * dim)
@@ -237,6 +319,67 @@ mod tests {
         gram.factor(curvature, penalty).divide(&mut values);
         for (found, expected) in values.iter().zip(&expected) {
             assert!((found - expected).abs() < 1e-3, "{found} {expected}");
+        }
+    }
+
+    #[test]
+    fn each_class_is_divided_by_its_block_of_the_hessian() {
+        // At most 16 rows a column and no row decided: then the sample is every row.
+        let (rows, dim, classes) = (16 * 6, 6, 3);
+        let x = features(rows, dim);
+        let labels: Vec<u32> = (0..rows).map(|i| (i % classes) as u32).collect();
+        let mut objective = Objective::new(x.view(), &labels, classes);
+        let parameters: Vec<f64> = (0..objective.n_parameters())
+            .map(|i| 0.1 * (i as f64).sin())
+            .collect();
+        objective.restart(&parameters, &mut vec![0.0; parameters.len()]);
+        let (c, penalty) = (0.5, 20.0);
+        // Sums to zero over the classes, as every step does.
+        let share = [1.0, -3.0, 2.0];
+        let expected: Vec<f64> = (0..=dim).map(|j| (1.0 + j as f64).cos()).collect();
+        let mut weights = Vec::new();
+        let mut biases = Vec::new();
+        for (class, share) in share.iter().enumerate() {
+            let spread = objective.class_weights(class);
+            let mut product: Vec<f64> = expected.iter().map(|v| penalty * share * v).collect();
+            product[dim] = 0.0;
+            for (i, weight) in spread.iter().enumerate() {
+                let logits: Vec<f64> = (0..classes)
+                    .map(|k| {
+                        let row = x.view().row(i).iter().enumerate();
+                        parameters[classes * dim + k]
+                            + row
+                                .map(|(j, v)| parameters[k * dim + j] * f64::from(*v))
+                                .sum::<f64>()
+                    })
+                    .collect();
+                let p = logits[class].exp() / logits.iter().map(|z| z.exp()).sum::<f64>();
+                assert!((f64::from(*weight) - p * (1.0 - p)).abs() < 1e-6);
+                let row: Vec<f64> = x
+                    .view()
+                    .row(i)
+                    .iter()
+                    .map(|v| f64::from(*v))
+                    .chain([1.0])
+                    .collect();
+                let along = c * p * (1.0 - p) * share * dot(&row, &expected);
+                product.iter_mut().zip(&row).for_each(|(v, r)| *v += along * r);
+            }
+            weights.extend_from_slice(&product[..dim]);
+            biases.push(product[dim]);
+        }
+        let mut values = [weights, biases].concat();
+        per_class(&objective, c, penalty).divide(&mut values);
+        for (class, share) in share.iter().enumerate() {
+            for j in 0..=dim {
+                let place = if j == dim {
+                    classes * dim + class
+                } else {
+                    class * dim + j
+                };
+                let (found, expected) = (values[place], share * expected[j]);
+                assert!((found - expected).abs() < 1e-3, "{class} {j}: {found} {expected}");
+            }
         }
     }
 
