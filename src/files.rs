@@ -8,6 +8,9 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{Error, Result};
 
+/// How the names of files begin that are still being written.
+pub const TEMPORARY_PREFIX: &str = ".writing-";
+
 /// Writes `path` through `write`: a temporary file in the same folder, renamed when `write` has succeeded.
 ///
 /// # Errors
@@ -18,7 +21,7 @@ pub fn write_whole(path: &Path, write: impl FnOnce(&mut fs::File) -> Result<()>)
         _ => Path::new("."),
     };
     let mut temporary = tempfile::Builder::new()
-        .prefix(".writing-")
+        .prefix(TEMPORARY_PREFIX)
         .tempfile_in(folder)
         .map_err(|e| Error::io(path, e))?;
     write(temporary.as_file_mut())?;

@@ -49,7 +49,7 @@ struct CommonArgs {
     /// Images of the test rows, with labels
     #[arg(long, value_name = "SRC", requires = "model")]
     test_data: Option<String>,
-    /// Where --model keeps the features; by default OUT/features, or macula-features
+    /// Where --model keeps the features; by default OUT/features, or macula-features/NAME
     #[arg(long, value_name = "DIR", requires = "model")]
     features: Option<PathBuf>,
     /// Column to evaluate; by default cls, or else the first
@@ -95,7 +95,7 @@ impl CommonArgs {
                 model: model.clone(),
                 train_data: train_data.clone(),
                 test_data: test_data.clone(),
-                keep: self.keep(),
+                keep: self.keep(model),
                 options: self.read.model_options(outputs),
                 extract: self.read.extract_options(None, self.force, false),
             }
@@ -110,12 +110,16 @@ impl CommonArgs {
         folders.open()
     }
 
-    fn keep(&self) -> PathBuf {
-        let default = || match &self.out {
-            Some(out) => out.join("features"),
-            None => PathBuf::from("macula-features"),
-        };
-        self.features.clone().unwrap_or_else(default)
+    /// `--features`, or OUT/features, or `macula-features/NAME` with the name of the model.
+    fn keep(&self, model: &str) -> PathBuf {
+        match (&self.features, &self.out) {
+            (Some(folder), _) => folder.clone(),
+            (None, Some(out)) => out.join("features"),
+            (None, None) => {
+                let name = Path::new(model).file_stem().unwrap_or_default().to_string_lossy();
+                PathBuf::from("macula-features").join(name.replace(':', "-"))
+            }
+        }
     }
 
     fn column(&self, folders: &OpenFolders) -> String {

@@ -190,7 +190,7 @@ fn onnx_files_that_cannot_be_used() {
     let pool = fixture("onnx").join("pool.onnx");
     let pool = pool.display();
     w.fails(
-        1,
+        2,
         &format!("extract --model {pool} --data images --out f --crop 8 --ort-lib not-a-library.so"),
         &["not-a-library.so"],
     );
@@ -315,7 +315,7 @@ fn outputs_that_exist_are_kept() {
     w.fails(
         2,
         "extract --model pixels --data images --out f --resume --crop 4",
-        &["f", "resume", "outputs"],
+        &["f", "other settings", "outputs", "--force"],
     );
     assert_eq!(
         fs::read(w.path("f/part-00000.parquet")).expect("still there"),

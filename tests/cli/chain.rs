@@ -95,6 +95,88 @@ fn a_resumed_extraction_equals_an_uninterrupted_one() {
 }
 
 #[test]
+fn eval_extracts_first_keeps_the_features_and_takes_them_again() {
+    let w = Workspace::new();
+    for (class, shade) in [("dark", 20), ("light", 200)] {
+        for i in 0..12 {
+            w.png(&format!("train/{class}/{i}.png"), 8, 8, shade + i);
+            w.png(&format!("test/{class}/{i}.png"), 8, 8, shade + 20 + i);
+        }
+    }
+    let eval = |protocol: &str| {
+        w.succeeds(&format!(
+            "eval {protocol} --model pixels --train-data train --test-data test"
+        ))
+    };
+    assert!(eval("knn --k 3").stdout.contains("1.0000"));
+    let part = w.path("macula-features/pixels/train/part-00000.parquet");
+    let written = fs::metadata(&part).expect("kept").modified().expect("a time");
+    let again = eval("logreg --c 1");
+    assert!(again.stderr.contains("kept there"), "{}", again.stderr);
+    assert_eq!(
+        fs::metadata(&part).expect("kept").modified().expect("a time"),
+        written
+    );
+    w.fails(
+        2,
+        "eval knn --k 3 --model pixels --crop 4 --train-data train --test-data test",
+        &["macula-features/pixels/train", "other settings", "--force"],
+    );
+}
+
+#[test]
+fn a_network_gives_the_linear_probe_its_last_blocks_and_mean_patch() {
+    let w = Workspace::new();
+    let checkpoint = golden("official_plain.safetensors").display().to_string();
+    let run = w.succeeds(&format!(
+        "eval linear-probe --model {checkpoint} --heads 3 --resize 28 --crop 28 --epochs 1 --learning-rates 0.1 \
+         --train-data sample:test --test-data sample:test --json"
+    ));
+    let result = run.json();
+    assert_eq!(result["settings"]["column"], "cls,patch_mean");
+    assert_eq!(
+        result["rows"].as_array().expect("rows").len(),
+        2,
+        "with and without average pooling"
+    );
+    assert!(result["rows"][0]["top1"].as_f64().expect("a number") > 0.2);
+    assert!(
+        result["rows"][1]["top1"].is_null(),
+        "only the chosen head is tested"
+    );
+}
+
+#[test]
+fn inspect_says_what_a_file_holds() {
+    let w = Workspace::new();
+    let inspect = |file: &str| w.succeeds(&format!("inspect {file} --json")).json();
+    let checkpoint = inspect(&golden("hf_reg4").display().to_string());
+    assert_eq!(
+        (&checkpoint["kind"], &checkpoint["config"]["num_registers"]),
+        (&"checkpoint".into(), &4.into())
+    );
+    let official = golden("official_swiglu.pth").display().to_string();
+    w.succeeds(&format!(
+        "export {official} --heads 3 --image-size dynamic --external-data-over 1000 --out m.onnx"
+    ));
+    assert_eq!(names(&w.path("")), ["m.onnx", "m.onnx.data"]);
+    let onnx = inspect("m.onnx");
+    assert_eq!(
+        onnx["file"]["inputs"][0],
+        "pixel_values [batch, 3, height, width]"
+    );
+    assert_eq!(onnx["file"]["external_files"][0], "m.onnx.data");
+    fs::remove_file(w.path("m.onnx.data")).expect("removed");
+    w.fails(
+        2,
+        "extract --model m.onnx --data sample:test --out f",
+        &["m.onnx"],
+    );
+    w.two_classes("features", 10, 4);
+    assert_eq!(inspect("features")["meta"]["outputs"][0]["name"], "cls");
+}
+
+#[test]
 fn results_are_kept_as_four_files() {
     let w = Workspace::new();
     w.two_classes("train", 60, 4);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use polars::prelude::*;
 
 use super::{ERRORS_FILE, Meta, OutputSpec, SUCCESS_FILE, part_name};
-use crate::files::write_whole;
+use crate::files::{TEMPORARY_PREFIX, write_whole};
 use crate::{Error, Result};
 
 /// The rows of one part, in the order of the source.
@@ -87,11 +87,12 @@ impl FolderWriter {
             return Err(Error::input(
                 self.path.display().to_string(),
                 format!(
-                    "cannot resume: made with other settings ({})",
+                    "holds features made with other settings ({}); give --force to replace them, or another folder",
                     difference(&found, &self.meta)
                 ),
             ));
         }
+        remove_unfinished(&self.path)?;
         while self.next_part < self.meta.n_parts() && self.path.join(part_name(self.next_part)).is_file() {
             let part = self.path.join(part_name(self.next_part));
             self.n_written += super::reader::count_present(&part)?;
@@ -176,6 +177,17 @@ impl FolderWriter {
     }
 }
 
+/// Removes what a killed run was writing.
+fn remove_unfinished(path: &Path) -> Result<()> {
+    for entry in fs::read_dir(path).map_err(|e| Error::io(path, e))? {
+        let entry = entry.map_err(|e| Error::io(path, e))?;
+        if entry.file_name().to_string_lossy().starts_with(TEMPORARY_PREFIX) {
+            fs::remove_file(entry.path()).map_err(|e| Error::io(entry.path(), e))?;
+        }
+    }
+    Ok(())
+}
+
 fn is_empty_folder(path: &Path) -> bool {
     fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none())
 }
@@ -216,7 +228,7 @@ fn remove_feature_folder(path: &Path) -> Result<()> {
     let own = |name: &str| {
         [super::META_FILE, ERRORS_FILE, SUCCESS_FILE].contains(&name)
             || (name.starts_with("part-") && name.ends_with(".parquet"))
-            || name.starts_with(".writing-")
+            || name.starts_with(TEMPORARY_PREFIX)
     };
     // The marker goes first: a folder half removed must not pass for complete.
     let marker = path.join(SUCCESS_FILE);
