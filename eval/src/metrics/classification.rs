@@ -66,7 +66,7 @@ mod tests {
     fn ranks_break_ties_by_class_and_distrust_nan() {
         let scores = [0.5, 0.9, 0.5, 0.1];
         let ranks: Vec<usize> = (0..4).map(|label| rank_of(&scores, label)).collect();
-        assert_eq!(ranks, [1, 0, 2, 3]);
+        assert_eq!(ranks, [2, 0, 1, 3]);
         assert_eq!(rank_of(&[f64::NAN, 1.0], 0), 1);
         assert_eq!(rank_of(&[f64::NAN, 1.0], 1), 1);
     }

@@ -28,11 +28,11 @@ fn scores_are_those_of_the_definition() {
         indices: vec![2, 0, 1],
         similarities: vec![0.9, 0.8, 0.79],
     };
-    // One neighbour: class 1. Three: the two weaker votes of class 0 win at a warm temperature, not at a cold one.
+    // One neighbour: class 1, and of the two without a vote the higher comes first. Three: the two weaker votes of class 0 win at a warm temperature, not at a cold one.
     let labels = [0, 0, 1];
     let ranks = |t| true_class_ranks(&neighbours, &labels, &[0], 3, &[1, 3], t);
-    assert_eq!(ranks(0.5), [[1], [0]]);
-    assert_eq!(ranks(0.01), [[1], [1]]);
+    assert_eq!(ranks(0.5), [[2], [0]]);
+    assert_eq!(ranks(0.01), [[2], [1]]);
     let weights = vote_weights(&[0.9, 0.8, 0.79], 0.5);
     let z: f64 = [0.9f32, 0.8, 0.79]
         .iter()
