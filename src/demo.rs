@@ -15,7 +15,7 @@ use crate::data::{self, DecodeOptions, Preprocess};
 use crate::evaluate::Folders;
 use crate::export::{ExportRequest, export, untrained};
 use crate::extract::model::{self, ModelOptions, OutputChoice, PreprocessOverrides};
-use crate::extract::{ErrorPolicy, ExtractOptions, extract};
+use crate::extract::{ErrorPolicy, ExtractOptions, Layout, extract};
 use crate::runtime::{Device, RuntimeOptions};
 use crate::{Error, Result, rng};
 
@@ -172,6 +172,7 @@ fn extract_both(options: &DemoOptions, spec: &str, outputs: &[&str], name: &str)
         shard: None,
         force: false,
         resume: false,
+        layout: Layout::Parquet,
         decode: DecodeOptions::default(),
     };
     let base = options.out.join("features").join(name);

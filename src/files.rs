@@ -1,7 +1,7 @@
 //! Writing files and folders whole: beside first, then renamed, so that a reader never sees half of one.
 
 use std::fs;
-use std::io::{BufReader, Read as _, Write as _};
+use std::io::Write as _;
 use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
@@ -62,23 +62,39 @@ pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
     write_bytes(path, text.as_bytes())
 }
 
+/// SHA-256 of everything `reader` gives, in lower-case hexadecimal, with the number of bytes. `each` sees every piece,
+/// so that a stream can be checked and written in one pass.
+///
+/// # Errors
+/// When reading fails, or `each` does.
+pub fn sha256_of(
+    mut reader: impl std::io::Read,
+    mut each: impl FnMut(&[u8]) -> std::io::Result<()>,
+) -> std::io::Result<(String, u64)> {
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    let mut total = 0;
+    loop {
+        let read = match reader.read(&mut buffer) {
+            Ok(0) => return Ok((hex(&hash.finalize()), total)),
+            Ok(read) => read,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+            Err(e) => return Err(e),
+        };
+        hash.update(&buffer[..read]);
+        each(&buffer[..read])?;
+        total += read as u64;
+    }
+}
+
 /// SHA-256 of a file, in hexadecimal, without holding it in memory.
 ///
 /// # Errors
 /// The system's word with the path.
 pub fn sha256(path: &Path) -> Result<String> {
     let file = fs::File::open(path).map_err(|e| Error::io(path, e))?;
-    let mut reader = BufReader::new(file);
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        let read = reader.read(&mut buffer).map_err(|e| Error::io(path, e))?;
-        if read == 0 {
-            break;
-        }
-        hash.update(&buffer[..read]);
-    }
-    Ok(hex(&hash.finalize()))
+    let (sha256, _) = sha256_of(file, |_| Ok(())).map_err(|e| Error::io(path, e))?;
+    Ok(sha256)
 }
 
 /// Bytes as lower-case hexadecimal.

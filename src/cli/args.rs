@@ -6,7 +6,7 @@ use clap::Args;
 
 use crate::data::{DecodeOptions, Interpolation};
 use crate::extract::model::{ModelOptions, OutputChoice, PreprocessOverrides};
-use crate::extract::{ErrorPolicy, ExtractOptions, Shard};
+use crate::extract::{ErrorPolicy, ExtractOptions, Layout, Shard};
 use crate::runtime::{Device, RuntimeOptions};
 use crate::{Error, Result};
 
@@ -153,6 +153,7 @@ impl ReadArgs {
             shard,
             force,
             resume,
+            layout: Layout::Parquet,
             decode: DecodeOptions {
                 exif: self.exif,
                 max_pixels: self.max_pixels,

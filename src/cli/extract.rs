@@ -8,7 +8,7 @@ use serde_json::json;
 use super::args::ReadArgs;
 use super::output;
 use crate::extract::model::{self, OpenModel, OutputChoice};
-use crate::extract::{ExtractReport, Shard, extract};
+use crate::extract::{ExtractOptions, ExtractReport, Layout, Shard, extract};
 use crate::{Result, data};
 
 /// Arguments of `macula extract`.
@@ -29,6 +29,9 @@ pub struct ExtractArgs {
     /// Take rows i, i+n, ..; the shards of one run share --out
     #[arg(long, value_name = "I/N")]
     shard: Option<Shard>,
+    /// parquet, or npy to write img_emb/*.npy and metadata/*.parquet too, as clip-retrieval and autofaiss read
+    #[arg(long, value_enum, default_value = "parquet")]
+    layout: Layout,
     /// Replace a feature folder that exists
     #[arg(long)]
     force: bool,
@@ -52,7 +55,10 @@ impl ExtractArgs {
             mut model,
             preprocess,
         } = model::open(&self.model, source.as_ref(), &options)?;
-        let options = self.read.extract_options(self.shard, self.force, self.resume);
+        let options = ExtractOptions {
+            layout: self.layout,
+            ..self.read.extract_options(self.shard, self.force, self.resume)
+        };
         let report = extract(source.as_ref(), model.as_mut(), &preprocess, &options, &self.out)?;
         self.print(&report)
     }

@@ -5,6 +5,6 @@ pub mod folder;
 pub mod model;
 pub mod pipeline;
 
-pub use folder::{FeatureFolder, Meta, OutputSpec};
+pub use folder::{FeatureFolder, Layout, Meta, OutputSpec};
 pub use model::FeatureModel;
 pub use pipeline::{ErrorPolicy, ExtractOptions, ExtractReport, Shard, extract};

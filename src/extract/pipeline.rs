@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
 
-use super::folder::{FORMAT_VERSION, FolderWriter, Meta, PartRows, ShardMeta};
+use super::folder::{FORMAT_VERSION, FolderWriter, Layout, Meta, PartRows, ShardMeta};
 use super::model::FeatureModel;
 use crate::data::{DecodeOptions, Preprocess, Record, Source};
 use crate::{Error, Result};
@@ -78,6 +78,8 @@ pub struct ExtractOptions {
     pub force: bool,
     /// Continue a feature folder after its last finished part.
     pub resume: bool,
+    /// Which files are written.
+    pub layout: Layout,
     /// Decoding of images.
     pub decode: DecodeOptions,
 }
@@ -176,6 +178,7 @@ fn describe(
         },
         part_rows: (PART_BYTES / (4 * width.max(1))).clamp(1, PART_ROWS) as u64,
         on_error: options.on_error.name().to_owned(),
+        layout: options.layout,
         n_written: None,
         n_failed: None,
     })

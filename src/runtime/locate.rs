@@ -340,13 +340,14 @@ mod tests {
     #[test]
     fn the_cache_gives_whole_installations_and_tells_how_to_mend_damaged_ones() {
         use super::super::cache::install_dir;
-        use super::super::manifest::{Manifest, UnpackedFile, file_sha256};
+        use super::super::manifest::{Manifest, UnpackedFile};
+        use crate::files;
         let Ok(wheel) = pinned(Flavor::Cpu) else { return };
         let cache = tempfile::tempdir().unwrap();
         let folder = install_dir(cache.path(), wheel);
         let library = folder.join(wheel.library_name());
         touch(&library, b"library");
-        let sha256 = file_sha256(&library).unwrap();
+        let sha256 = files::sha256(&library).unwrap();
         let file = UnpackedFile {
             name: wheel.library_name().to_owned(),
             bytes: 7,

@@ -1,15 +1,12 @@
 //! `manifest.json` beside an installed library: what was unpacked there, so that a damaged file is refused rather than
 //! loaded.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
 use super::wheels::Flavor;
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 /// The manifest's file name.
 pub const MANIFEST: &str = "manifest.json";
@@ -126,7 +123,7 @@ impl Manifest {
                 return differs(format!("{} bytes", file.bytes), format!("{bytes}"));
             }
             if depth == Depth::Everything || file.name == self.library {
-                let sha256 = file_sha256(&path)?;
+                let sha256 = files::sha256(&path)?;
                 if sha256 != file.sha256 {
                     return differs(format!("SHA-256 {}", file.sha256), sha256);
                 }
@@ -140,66 +137,15 @@ impl Manifest {
     }
 }
 
-/// SHA-256 of everything `reader` gives, in lower-case hexadecimal, with the number of bytes.
-///
-/// # Errors
-/// When reading fails.
-pub fn sha256_of(
-    mut reader: impl Read,
-    mut each: impl FnMut(&[u8]) -> std::io::Result<()>,
-) -> std::io::Result<(String, u64)> {
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0_u8; 1 << 18];
-    let mut total = 0_u64;
-    loop {
-        let read = match reader.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(read) => read,
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
-            Err(e) => return Err(e),
-        };
-        hasher.update(&buffer[..read]);
-        each(&buffer[..read])?;
-        total += read as u64;
-    }
-    let hex = hasher
-        .finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    Ok((hex, total))
-}
-
-/// SHA-256 of a file, in lower-case hexadecimal.
-///
-/// # Errors
-/// When the file cannot be read.
-pub fn file_sha256(path: &Path) -> Result<String> {
-    let file = File::open(path).map_err(|e| Error::io(path, e))?;
-    let (sha256, _) = sha256_of(file, |_| Ok(())).map_err(|e| Error::io(path, e))?;
-    Ok(sha256)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_checksum_is_that_of_the_standard() {
-        // FIPS 180-4, the one-block example.
-        let (hex, bytes) = sha256_of(&b"abc"[..], |_| Ok(())).unwrap();
-        assert_eq!(
-            hex,
-            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-        );
-        assert_eq!(bytes, 3);
-    }
 
     fn manifest_of(folder: &Path) -> Manifest {
         let wheel = super::super::wheels::WHEELS[0];
         let file = |name: &str, text: &str| {
             std::fs::write(folder.join(name), text).unwrap();
-            let sha256 = file_sha256(&folder.join(name)).unwrap();
+            let sha256 = files::sha256(&folder.join(name)).unwrap();
             UnpackedFile {
                 name: name.to_owned(),
                 bytes: text.len() as u64,

@@ -11,11 +11,11 @@ use tempfile::TempDir;
 
 use super::cache::{cache_dir, install_dir, libraries_dir};
 use super::library::{Library, Origin};
-use super::manifest::{Depth, Manifest, UnpackedFile, file_sha256, sha256_of};
+use super::manifest::{Depth, Manifest, UnpackedFile};
 use super::messages::say;
 use super::pip;
 use super::wheels::{Flavor, Wheel, pinned, with_checksum};
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 /// How a wheel gets into a folder: given the wheel and the folder, the path of the file. pip in earnest, something
 /// smaller in tests.
@@ -35,7 +35,11 @@ pub fn install(flavor: Flavor, wheel: Option<&Path>) -> Result<Library> {
     let pinned = pinned(flavor)?;
     let cache = cache_dir()?;
     match wheel {
-        Some(file) => install_with(&cache, pinned, &|_, _| Ok(file.to_path_buf())),
+        Some(file) => {
+            // Also where the installation is whole already: a wrong file must not pass for installed.
+            check_wheel(file, pinned)?;
+            install_with(&cache, pinned, &|_, _| Ok(file.to_path_buf()))
+        }
         None => install_with(&cache, pinned, &|wheel, folder| {
             say(&format!(
                 "macula: fetching {} ({} MB) with pip into {}",
@@ -137,7 +141,7 @@ fn remove_leftovers(libraries: &Path) -> Result<()> {
 }
 
 fn check_wheel(file: &Path, wheel: &Wheel) -> Result<()> {
-    let found = file_sha256(file)?;
+    let found = files::sha256(file)?;
     if found == wheel.sha256 {
         Ok(())
     } else {
@@ -191,7 +195,7 @@ fn unpack(file: &Path, wheel: &Wheel, target: &Path) -> Result<()> {
         let Some(short) = wanted(&name) else { continue };
         let path = target.join(short);
         let mut out = File::create_new(&path).map_err(|e| Error::io(&path, e))?;
-        let written = sha256_of(&mut member, |bytes| std::io::Write::write_all(&mut out, bytes));
+        let written = files::sha256_of(&mut member, |bytes| std::io::Write::write_all(&mut out, bytes));
         let (sha256, bytes) = written.map_err(|e| bad(format!("{name} could not be unpacked: {e}")))?;
         files.push(UnpackedFile {
             name: short.to_owned(),
@@ -245,7 +249,7 @@ mod tests {
             zip.write_all(text.as_bytes()).unwrap();
         }
         zip.finish().unwrap();
-        let sha256 = Box::leak(file_sha256(path).unwrap().into_boxed_str());
+        let sha256 = Box::leak(files::sha256(path).unwrap().into_boxed_str());
         Wheel { sha256, ..WHEELS[0] }
     }
 
@@ -327,7 +331,7 @@ mod tests {
             "{error}"
         );
         std::fs::write(&file, "plain text").unwrap();
-        let sha256 = Box::leak(file_sha256(&file).unwrap().into_boxed_str());
+        let sha256 = Box::leak(files::sha256(&file).unwrap().into_boxed_str());
         let wheel = Wheel { sha256, ..wheel };
         let error = install_with(place.path(), &wheel, &|_, _| Ok(file.clone()))
             .unwrap_err()

@@ -114,3 +114,27 @@ fn null_keeps_every_row_in_its_place() {
     }
     panic!("the 1x1 image has no row");
 }
+
+#[test]
+fn the_npy_layout_holds_the_rows_that_have_features() {
+    let w = Workspace::new();
+    let (good, _) = folder(&w);
+    w.succeeds(&format!("{EXTRACT} --on-error null --layout npy"));
+    let read = FeatureFolder::open(&w.path("f"))
+        .expect("complete")
+        .read("pixels")
+        .expect("read");
+    let npy = fs::read(w.path("f/img_emb/img_emb_0.npy")).expect("written");
+    let values: Vec<f32> = npy[128..]
+        .chunks_exact(4)
+        .map(|b| f32::from_le_bytes(b.try_into().expect("four bytes")))
+        .collect();
+    assert_eq!(values, read.matrix.into_data());
+    assert_eq!(values.len(), good * 3 * 64);
+    assert_eq!(names(&w.path("f/metadata")), ["metadata_0.parquet"]);
+    w.succeeds(&format!("{EXTRACT} --on-error skip --force"));
+    assert_eq!(
+        names(&w.path("f")),
+        ["_SUCCESS", "errors.csv", "meta.json", "part-00000.parquet"]
+    );
+}

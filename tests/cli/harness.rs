@@ -140,6 +140,7 @@ impl Workspace {
             shard: ShardMeta { index: 0, count: 1 },
             part_rows: 1000,
             on_error: "fail".to_owned(),
+            layout: Default::default(),
             n_written: None,
             n_failed: None,
         };

@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 
 use super::decode::{DecodeOptions, decode};
 use super::image::RgbImage;
+use crate::files::hex;
 use crate::{Error, Result};
 
 /// The forms that [`open`] reads, for error messages.
@@ -180,7 +181,7 @@ fn sha256(parts: &[&[u8]]) -> String {
     for part in parts {
         hash.update(part);
     }
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&hash.finalize())
 }
 
 #[cfg(test)]

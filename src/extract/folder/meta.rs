@@ -41,6 +41,18 @@ pub struct ShardMeta {
     pub count: u64,
 }
 
+/// Which files a feature folder holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Layout {
+    /// Parquet parts.
+    #[default]
+    Parquet,
+    /// Parquet parts, and the first output as `img_emb/img_emb_K.npy` with `metadata/metadata_K.parquet`, which
+    /// clip-retrieval and autofaiss read.
+    Npy,
+}
+
 /// What a feature folder holds and how it was made.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -65,6 +77,9 @@ pub struct Meta {
     pub part_rows: u64,
     /// `fail`, `skip` or `null`.
     pub on_error: String,
+    /// Which files there are.
+    #[serde(default)]
+    pub layout: Layout,
     /// Rows with features; set when complete.
     #[serde(default)]
     pub n_written: Option<u64>,

@@ -2,10 +2,11 @@
 //! ranges of rows, so that a resumed run writes the same parts; a folder of shards holds one such folder a shard.
 
 mod meta;
+mod npy;
 mod reader;
 mod writer;
 
-pub use meta::{FORMAT_VERSION, META_FILE, Meta, OutputSpec, SUCCESS_FILE, ShardMeta};
+pub use meta::{FORMAT_VERSION, Layout, META_FILE, Meta, OutputSpec, SUCCESS_FILE, ShardMeta};
 pub use reader::{FeatureFolder, Features};
 pub use writer::{FolderWriter, PartRows};
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use polars::prelude::*;
 
-use super::{ERRORS_FILE, Meta, OutputSpec, SUCCESS_FILE, part_name};
+use super::{ERRORS_FILE, Layout, Meta, OutputSpec, SUCCESS_FILE, part_name};
 use crate::files::{TEMPORARY_PREFIX, write_whole};
 use crate::{Error, Result};
 
@@ -116,6 +116,11 @@ impl FolderWriter {
         if !part.errors.is_empty() {
             self.errors.append(&mut part.errors);
             self.write_errors()?;
+        }
+        // So do the files beside it.
+        if self.meta.layout == Layout::Npy {
+            let width = self.meta.outputs.first().map_or(1, OutputSpec::width);
+            super::npy::write(&self.path, self.next_part, &part, width)?;
         }
         let mut frame = frame_of(part, &self.meta.outputs).map_err(|e| table_error(&path, &e))?;
         let metadata = vec![
@@ -241,6 +246,7 @@ fn remove_feature_folder(path: &Path) -> Result<()> {
             fs::remove_file(entry.path()).map_err(|e| Error::io(entry.path(), e))?;
         }
     }
+    super::npy::remove(path)?;
     if is_empty_folder(path) {
         fs::remove_dir(path).map_err(|e| Error::io(path, e))?;
     }

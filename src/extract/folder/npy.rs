@@ -1,0 +1,108 @@
+//! The layout that clip-retrieval and autofaiss read, beside the parts: `img_emb/img_emb_K.npy` with the rows that have
+//! features, and `metadata/metadata_K.parquet` with their paths and labels in the same order.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use polars::prelude::*;
+
+use super::PartRows;
+use crate::files::write_whole;
+use crate::{Error, Result};
+
+const EMBEDDINGS: &str = "img_emb";
+const METADATA: &str = "metadata";
+
+/// The two files of part `index`.
+fn files(folder: &Path, index: u64) -> [PathBuf; 2] {
+    [
+        folder.join(EMBEDDINGS).join(format!("{EMBEDDINGS}_{index}.npy")),
+        folder.join(METADATA).join(format!("{METADATA}_{index}.parquet")),
+    ]
+}
+
+/// Writes the first output of `part`, `width` values a row.
+///
+/// # Errors
+/// The system's or Polars' word with the path.
+pub(super) fn write(folder: &Path, index: u64, part: &PartRows, width: usize) -> Result<()> {
+    let [embeddings, metadata] = files(folder, index);
+    for file in [&embeddings, &metadata] {
+        let parent = file.parent().unwrap_or(folder);
+        fs::create_dir_all(parent).map_err(|e| Error::io(parent, e))?;
+    }
+    let values = part.values.first().map_or(&[][..], Vec::as_slice);
+    write_whole(&embeddings, |file| {
+        let mut file = std::io::BufWriter::new(file);
+        file.write_all(&header(values.len() / width, width))
+            .and_then(|()| {
+                values
+                    .iter()
+                    .try_for_each(|value| file.write_all(&value.to_le_bytes()))
+            })
+            .and_then(|()| file.flush())
+            .map_err(|e| Error::io(&embeddings, e))
+    })?;
+    let present = |index: &usize| part.present[*index];
+    let rows: Vec<usize> = (0..part.rows.len()).filter(present).collect();
+    let paths: Vec<&str> = rows.iter().map(|&i| part.paths[i].as_str()).collect();
+    let labels: Vec<Option<&str>> = rows.iter().map(|&i| part.labels[i].as_deref()).collect();
+    let numbers: Vec<u64> = rows.iter().map(|&i| part.rows[i]).collect();
+    let told = |e: PolarsError| Error::failed(metadata.display().to_string(), e.to_string());
+    let mut frame = df!("image_path" => paths, "label" => labels, "row" => numbers).map_err(told)?;
+    write_whole(&metadata, |file| {
+        ParquetWriter::new(file).finish(&mut frame).map_err(told)?;
+        Ok(())
+    })
+}
+
+/// The header of a version 1.0 `.npy` file of f32 `[rows, width]` (NumPy's NEP 1): its length is a multiple of 64.
+fn header(rows: usize, width: usize) -> Vec<u8> {
+    let mut text = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, {width}), }}");
+    let unpadded = 10 + text.len() + 1;
+    text.push_str(&" ".repeat(unpadded.next_multiple_of(64) - unpadded));
+    text.push('\n');
+    let mut header = b"\x93NUMPY\x01\x00".to_vec();
+    header.extend((text.len() as u16).to_le_bytes());
+    header.extend(text.as_bytes());
+    header
+}
+
+/// Removes what [`write()`] made, and its folders where nothing else is in them.
+///
+/// # Errors
+/// The system's word with the path.
+pub(super) fn remove(folder: &Path) -> Result<()> {
+    for (name, ending) in [(EMBEDDINGS, ".npy"), (METADATA, ".parquet")] {
+        let inner = folder.join(name);
+        if !inner.is_dir() {
+            continue;
+        }
+        for entry in fs::read_dir(&inner).map_err(|e| Error::io(&inner, e))? {
+            let entry = entry.map_err(|e| Error::io(&inner, e))?;
+            let file = entry.file_name().to_string_lossy().into_owned();
+            if file.starts_with(&format!("{name}_")) && file.ends_with(ending) {
+                fs::remove_file(entry.path()).map_err(|e| Error::io(entry.path(), e))?;
+            }
+        }
+        // Anything else in it is the user's, and keeps the folder.
+        let _ = fs::remove_dir(&inner);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_header_is_what_numpy_writes() {
+        // numpy.save of zeros((3, 5), float32)
+        let expected = b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': (3, 5), }";
+        let header = header(3, 5);
+        assert_eq!(header.len(), 128);
+        assert_eq!(header[..expected.len()], expected[..]);
+        assert_eq!(header.last(), Some(&b'\n'));
+    }
+}
