@@ -86,6 +86,7 @@ fn a_resumed_extraction_equals_an_uninterrupted_one() {
         fs::remove_file(w.path("cut").join(name)).expect("removed");
     }
     fs::remove_file(w.path("cut/_SUCCESS")).expect("removed");
+    w.fails(2, &format!("{extract} cut"), &["cut", "--resume", "--force"]);
     w.succeeds(&format!("{extract} cut --resume"));
     assert_eq!(names(&w.path("cut")), names(&w.path("whole")));
     for name in names(&w.path("whole")) {

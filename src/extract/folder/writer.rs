@@ -57,6 +57,12 @@ impl FolderWriter {
                 writer.resume()?;
                 return Ok(writer);
             }
+            if !force && path.join(super::META_FILE).is_file() && !path.join(SUCCESS_FILE).is_file() {
+                return Err(Error::input(
+                    path.display().to_string(),
+                    "holds an unfinished extraction; --resume continues it, --force replaces it",
+                ));
+            }
             crate::files::refuse_existing(path, force)?;
             remove_feature_folder(path)?;
             writer.created = true;
