@@ -6,7 +6,8 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use macula::runtime::manifest::{Depth, file_sha256};
+use macula::files;
+use macula::runtime::manifest::Depth;
 use macula::runtime::provision::{install_with, installed};
 use macula::runtime::wheels::{Flavor, WHEELS, Wheel, pinned};
 use macula::runtime::{Device, OnnxModel, Origin, Runtime, RuntimeOptions, SessionOptions, pip};
@@ -25,7 +26,7 @@ fn small_wheel(path: &Path) -> Wheel {
 }
 
 fn pinning(path: &Path) -> Wheel {
-    let sha256: &'static str = Box::leak(file_sha256(path).unwrap().into_boxed_str());
+    let sha256: &'static str = Box::leak(files::sha256(path).unwrap().into_boxed_str());
     Wheel { sha256, ..WHEELS[0] }
 }
 

@@ -235,8 +235,51 @@ mod tests {
         }
     }
 
+    /// Runs `body` in a process of its own: a process loads one library only, and other tests of this one load theirs.
+    /// `name` is the test's, without the path of this module.
+    fn alone(name: &str, body: impl FnOnce()) {
+        const ALONE: &str = "MACULA_TEST_ALONE";
+        if std::env::var(ALONE).is_ok_and(|running| running == name) {
+            return body();
+        }
+        let test = format!("{}::{name}", module_path!().split_once("::").expect("a module").1);
+        let output = std::process::Command::new(std::env::current_exe().expect("this program"))
+            .args([test.as_str(), "--exact", "--nocapture"])
+            .env(ALONE, name)
+            .output()
+            .expect("it runs");
+        let told = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success(),
+            "{told}{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        assert!(
+            told.contains("1 passed"),
+            "expected one test called {test}: {told}"
+        );
+    }
+
     #[test]
     fn a_file_that_is_no_library_is_one_clear_line() {
+        alone("a_file_that_is_no_library_is_one_clear_line", no_library);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_library_that_is_not_onnx_runtime_is_refused() {
+        alone("a_library_that_is_not_onnx_runtime_is_refused", || {
+            let reason = load(explicit(Path::new("libc.so.6"))).unwrap().unwrap_err();
+            assert_eq!(reason, "not an ONNX Runtime library (it has no OrtGetApiBase)");
+        });
+    }
+
+    #[test]
+    fn a_found_library_that_cannot_be_used_is_passed_over() {
+        alone("a_found_library_that_cannot_be_used_is_passed_over", passed_over);
+    }
+
+    fn no_library() {
         let place = tempfile::tempdir().unwrap();
         let path = place.path().join("libonnxruntime.so");
         std::fs::write(&path, "plain text\n").unwrap();
@@ -256,15 +299,7 @@ mod tests {
         );
     }
 
-    #[cfg(target_os = "linux")]
-    #[test]
-    fn a_library_that_is_not_onnx_runtime_is_refused() {
-        let reason = load(explicit(Path::new("libc.so.6"))).unwrap().unwrap_err();
-        assert_eq!(reason, "not an ONNX Runtime library (it has no OrtGetApiBase)");
-    }
-
-    #[test]
-    fn a_found_library_that_cannot_be_used_is_passed_over() {
+    fn passed_over() {
         let place = tempfile::tempdir().unwrap();
         std::fs::write(place.path().join("libonnxruntime.so.1.30.0"), "plain text").unwrap();
         let places = Places {
