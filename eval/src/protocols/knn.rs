@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::linalg::normalise::l2_normalise;
 use crate::linalg::{Neighbours, nearest_neighbours};
 use crate::metrics::classification::{accuracy, hits_at, mean_per_class, rank_of};
+use crate::protocols::checks;
 use crate::stats::{BootstrapConfig, bootstrap_mean};
 use crate::table::EvalResult;
 use crate::{Error, MatrixView, Result};
@@ -152,7 +153,7 @@ pub fn evaluate(
     config: &KnnConfig,
 ) -> Result<KnnResult> {
     config.validate()?;
-    check_data(train, train_labels, test, test_labels, n_classes)?;
+    checks::pair(train, train_labels, test, test_labels, n_classes)?;
     let ks = config.reported_ks();
 
     let tries = if config.normalise {
@@ -183,62 +184,6 @@ pub fn evaluate(
         n_test: test.rows(),
         rows,
     })
-}
-
-fn check_data(
-    train: MatrixView<'_>,
-    train_labels: &[u32],
-    test: MatrixView<'_>,
-    test_labels: &[u32],
-    n_classes: usize,
-) -> Result<()> {
-    for (what, features, labels) in [("train", train, train_labels), ("test", test, test_labels)] {
-        let name = format!("{what} features");
-        if features.rows() == 0 {
-            return Err(Error::data(name, "expected at least one row, found none"));
-        }
-        features.check_finite(&name)?;
-        let name = format!("{what} labels");
-        if labels.len() != features.rows() {
-            return Err(Error::data(
-                name,
-                format!(
-                    "expected one for each of {} rows, found {}",
-                    features.rows(),
-                    labels.len()
-                ),
-            ));
-        }
-        if let Some(row) = labels.iter().position(|&label| label as usize >= n_classes) {
-            return Err(Error::data(
-                name,
-                format!(
-                    "expected classes below {n_classes}, found {} in row {row}",
-                    labels[row]
-                ),
-            ));
-        }
-    }
-    if train.dim() != test.dim() {
-        return Err(Error::data(
-            "test features",
-            format!(
-                "expected width {} as in the train features, found {}",
-                train.dim(),
-                test.dim()
-            ),
-        ));
-    }
-    if train_labels.iter().all(|&label| label == train_labels[0]) {
-        return Err(Error::data(
-            "train labels",
-            format!(
-                "expected at least two classes, found only class {}",
-                train_labels[0]
-            ),
-        ));
-    }
-    Ok(())
 }
 
 /// Ranks of the true class: `[try][k][test row]`.

@@ -195,15 +195,15 @@ fn data_that_cannot_be_used_is_named() {
     );
     assert_eq!(
         error(&train, &labels, &narrow, &[0], &ok),
-        "test features: expected width 2 as in the train features, found 1"
+        "test features: expected width 2 as in training, found 1"
     );
     assert_eq!(
         error(&train, &labels[..4], &one, &[0], &ok),
-        "train labels: expected one for each of 5 rows, found 4"
+        "train labels: expected 5 labels, one a row, found 4"
     );
     assert_eq!(
         error(&train, &labels, &one, &[3], &ok),
-        "test labels: expected classes below 3, found 3 in row 0"
+        "test labels: expected labels below 3, found 3 in row 0"
     );
     assert_eq!(
         error(&train, &labels, &empty, &[], &ok),

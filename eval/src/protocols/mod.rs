@@ -1,6 +1,7 @@
 //! The evaluation protocols, one concept a file: each takes feature matrices and labels, never a path, and gives back
 //! the rows of one result table.
 
+mod checks;
 pub mod knn;
 pub mod linear_probe;
 pub mod logistic;

@@ -10,7 +10,7 @@ mod inputs;
 
 pub use inputs::ProbeFeatures;
 
-use crate::protocols::logistic::check_labels;
+use crate::protocols::checks;
 use crate::protocols::scores::{ScoredRow, TestScores, first_best, table};
 use crate::split::{check_fraction, hold_out, split_name};
 use crate::{Error, EvalResult, Result};
@@ -161,17 +161,9 @@ pub fn evaluate(
     config.validate()?;
     let (n_train, n_test) = (train.check("train features")?, test.check("test features")?);
     test.check_like(train)?;
-    check_labels("train labels", n_train, train_labels, n_classes)?;
-    check_labels("test labels", n_test, test_labels, n_classes)?;
-    if train_labels.iter().all(|label| *label == train_labels[0]) {
-        return Err(Error::data(
-            "train labels",
-            format!(
-                "expected at least two classes, found only class {}",
-                train_labels[0]
-            ),
-        ));
-    }
+    checks::labels("train labels", n_train, train_labels, n_classes)?;
+    checks::labels("test labels", n_test, test_labels, n_classes)?;
+    checks::two_classes(train_labels)?;
     let (grid, left_out) = grid(train, config)?;
     let split = hold_out(n_train, config.val_fraction, config.seed)?;
 

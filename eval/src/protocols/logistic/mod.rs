@@ -18,6 +18,7 @@ pub use model::LogisticModel;
 pub use params::{LogisticParams, LogisticValidParams};
 pub use protocol::{CSelection, LogregConfig, LogregResult, LogregRow, evaluate};
 
+use crate::protocols::checks;
 use crate::{Error, MatrixView, Result};
 use lbfgs::Goal;
 use linfa::ParamGuard;
@@ -69,23 +70,8 @@ impl<'a> LogisticSolver<'a> {
     /// # Errors
     /// No rows, fewer than two classes (declared or present), labels that do not fit, NaN or infinity.
     pub fn new(x: MatrixView<'a>, labels: &'a [u32], n_classes: usize) -> Result<Self> {
-        x.check_finite("train features")?;
-        check_labels("train labels", x.rows(), labels, n_classes)?;
-        match labels.first() {
-            None => {
-                return Err(Error::data(
-                    "train features",
-                    "expected at least one row, found none",
-                ));
-            }
-            Some(first) if labels.iter().all(|label| label == first) => {
-                return Err(Error::data(
-                    "train labels",
-                    format!("expected at least two classes, found only class {first}"),
-                ));
-            }
-            Some(_) => {}
-        }
+        checks::side("train", x, labels, n_classes)?;
+        checks::two_classes(labels)?;
         Ok(Self {
             gram: Gram::new(x),
             objective: Objective::new(x, labels, n_classes),
@@ -140,32 +126,6 @@ impl<'a> LogisticSolver<'a> {
 /// penalty makes the objectives equal.
 fn penalty(classes: usize) -> f64 {
     if classes == 2 { 2.0 } else { 1.0 }
-}
-
-/// Refuses labels that do not go with `rows` rows and `n_classes` classes.
-pub(crate) fn check_labels(what: &str, rows: usize, labels: &[u32], n_classes: usize) -> Result<()> {
-    if n_classes < 2 {
-        return Err(Error::data(
-            what,
-            format!("expected at least two classes, found {n_classes}"),
-        ));
-    }
-    if labels.len() != rows {
-        return Err(Error::data(
-            what,
-            format!("expected {rows} labels, one a row, found {}", labels.len()),
-        ));
-    }
-    match labels.iter().position(|&label| label as usize >= n_classes) {
-        None => Ok(()),
-        Some(row) => Err(Error::data(
-            what,
-            format!(
-                "expected labels below {n_classes}, found {} in row {row}",
-                labels[row]
-            ),
-        )),
-    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! A fitted classifier and what it says about other rows.
 
 use super::lbfgs::Minimum;
-use super::{check_labels, product};
+use super::product;
+use crate::protocols::checks;
 use crate::{Error, MatrixView, Result};
 use rayon::prelude::*;
 
@@ -122,7 +123,7 @@ impl LogisticModel {
     /// # Errors
     /// As [`LogisticModel::logits`], no rows, or labels that do not fit.
     pub fn log_loss(&self, x: MatrixView<'_>, labels: &[u32]) -> Result<f64> {
-        check_labels("test labels", x.rows(), labels, self.n_classes)?;
+        checks::labels("test labels", x.rows(), labels, self.n_classes)?;
         if labels.is_empty() {
             return Err(Error::data(
                 "test features",

@@ -1,7 +1,8 @@
 //! `eval logreg`: C chosen on held-out training rows, the classifier fitted again on all of them, the test rows
 //! touched once (dinov2 eval/log_regression.py).
 
-use super::{LogisticModel, LogisticParams, LogisticSolver, check_labels};
+use super::{LogisticModel, LogisticParams, LogisticSolver};
+use crate::protocols::checks;
 use crate::protocols::scores::{ScoredRow, TestScores, first_best, table, top1};
 use crate::split::{check_fraction, hold_out, split_name};
 use crate::{Error, EvalResult, MatrixView, Result};
@@ -143,7 +144,7 @@ pub fn evaluate(
     config: &LogregConfig,
 ) -> Result<LogregResult> {
     config.validate()?;
-    check(train, train_labels, test, test_labels, n_classes)?;
+    checks::pair(train, train_labels, test, test_labels, n_classes)?;
     let selection = match &config.c {
         CSelection::Fixed(c) => Selection {
             values: vec![*c],
@@ -257,34 +258,4 @@ fn settings(config: &LogregConfig, selection: &Selection, model: &LogisticModel)
         "iterations": model.iterations(),
         "converged": model.converged(),
     })
-}
-
-/// What every linear protocol asks of its data; the solver checks the training rows further.
-fn check(
-    train: MatrixView<'_>,
-    train_labels: &[u32],
-    test: MatrixView<'_>,
-    test_labels: &[u32],
-    n_classes: usize,
-) -> Result<()> {
-    check_labels("train labels", train.rows(), train_labels, n_classes)?;
-    check_labels("test labels", test.rows(), test_labels, n_classes)?;
-    if test.rows() == 0 {
-        return Err(Error::data(
-            "test features",
-            "expected at least one row, found none",
-        ));
-    }
-    if train.dim() != test.dim() {
-        return Err(Error::data(
-            "test features",
-            format!(
-                "expected width {} as in training, found {}",
-                train.dim(),
-                test.dim()
-            ),
-        ));
-    }
-    train.check_finite("train features")?;
-    test.check_finite("test features")
 }
