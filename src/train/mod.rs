@@ -6,6 +6,7 @@
 //! Other processes are reached through `ranks` alone.
 
 pub mod losses;
+pub mod param_groups;
 pub mod ranks;
 pub mod schedule;
 #[cfg(test)]
