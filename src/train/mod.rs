@@ -5,9 +5,16 @@
 //! network; whatever carries state from step to step (centre, moments) shows it, so that a checkpoint can keep it.
 //! Other processes are reached through `ranks` alone.
 
+mod in_place;
 pub mod losses;
+pub mod optimizer;
 pub mod param_groups;
 pub mod ranks;
 pub mod schedule;
 #[cfg(test)]
 mod testing;
+
+/// A failure of candle as an error of this crate.
+fn failed_in_candle(error: candle_core::Error) -> crate::Error {
+    crate::Error::Models(error.into())
+}
