@@ -5,6 +5,7 @@
 //! network; whatever carries state from step to step (centre, moments) shows it, so that a checkpoint can keep it.
 //! Other processes are reached through `ranks` alone.
 
+pub mod ema;
 mod in_place;
 pub mod losses;
 pub mod optimizer;
