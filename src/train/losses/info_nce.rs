@@ -9,7 +9,7 @@ use super::{expect_matrix, expect_temperature, log_softmax, matrix};
 ///
 /// `queries` [B, D] and their `keys` [B, D] are L2-normalised by the caller, as are the negatives `queue` [N, D], which must
 /// not hold this batch's keys yet. Only the queries get a gradient. While all similarities are alike the loss is
-/// `ln(1 + N)`.
+/// `ln(1 + N)`. [`super::KeyQueue`] keeps the negatives.
 ///
 /// # Errors
 /// Shapes that do not fit, a temperature that is not above 0.

@@ -8,6 +8,7 @@ mod dino_cls;
 mod distillation_kl;
 mod ibot_patch;
 mod info_nce;
+mod key_queue;
 mod koleo;
 pub mod targets;
 
@@ -17,6 +18,7 @@ pub use dino_cls::{DinoClsTerms, dino_cls_loss, dino_global_sum, dino_local_sum}
 pub use distillation_kl::distillation_kl_loss;
 pub use ibot_patch::ibot_patch_loss;
 pub use info_nce::info_nce_loss;
+pub use key_queue::KeyQueue;
 pub use koleo::koleo_loss;
 
 /// `log softmax(logits / temperature)` over the last dimension: [.., K] to [.., K], f32.
