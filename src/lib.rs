@@ -12,5 +12,6 @@ pub mod extract;
 pub mod files;
 pub mod rng;
 pub mod runtime;
+pub mod train;
 
 pub use error::{Error, Result};

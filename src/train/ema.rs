@@ -1,0 +1,121 @@
+//! The teacher as a moving average of the student (Tarvainen and Valpola 2017; facebookresearch/dinov2
+//! `train/ssl_meta_arch.py`, `update_teacher`).
+
+use std::collections::BTreeMap;
+
+use candle_core::Var;
+
+use super::{failed_in_candle, in_place};
+use crate::{Error, Result};
+
+/// Weights by name.
+pub type NamedVars = BTreeMap<String, Var>;
+
+/// `teacher = momentum * teacher + (1 - momentum) * student` for every weight, in place and in one pass. The student may
+/// not share storage with the teacher.
+///
+/// # Errors
+/// A momentum outside 0 to 1, names or shapes that differ (nothing is changed then), weights that are not f32.
+pub fn update_teacher(teacher: &NamedVars, student: &NamedVars, momentum: f64) -> Result<()> {
+    if !(0. ..=1.).contains(&momentum) {
+        return Err(Error::input(
+            "teacher momentum",
+            format!("expected a number from 0 to 1, found {momentum}"),
+        ));
+    }
+    check(teacher, student)?;
+    // Both factors are rounded from f64: 1 - momentum in f32 would lose digits near 1.
+    let (keep, take) = (momentum as f32, (1. - momentum) as f32);
+    for (teacher, student) in teacher.values().zip(student.values()) {
+        let result = in_place::update("teacher average", teacher, student, |t, s| {
+            *t = *t * keep + s * take;
+        });
+        result.map_err(failed_in_candle)?;
+    }
+    Ok(())
+}
+
+fn check(teacher: &NamedVars, student: &NamedVars) -> Result<()> {
+    let names = teacher.keys().chain(student.keys());
+    for name in names {
+        let (Some(own), Some(other)) = (teacher.get(name), student.get(name)) else {
+            return Err(Error::input(
+                format!("weight {name}"),
+                "expected it in both teacher and student, found it in one",
+            ));
+        };
+        if own.dims() != other.dims() {
+            return Err(Error::input(
+                format!("weight {name}"),
+                format!(
+                    "expected the teacher's shape {:?}, found {:?}",
+                    own.dims(),
+                    other.dims()
+                ),
+            ));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::testing::{assert_close, values};
+    use candle_core::{Device, Tensor};
+
+    fn vars(entries: &[(&str, &[f32])]) -> NamedVars {
+        let make = |(name, values): &(&str, &[f32])| {
+            let var = Var::new(*values, &Device::Cpu).unwrap();
+            ((*name).to_string(), var)
+        };
+        entries.iter().map(make).collect()
+    }
+
+    #[test]
+    fn every_weight_moves_by_the_same_share() {
+        let teacher = vars(&[("a", &[1., 2.]), ("b", &[-4.])]);
+        let student = vars(&[("a", &[3., -2.]), ("b", &[0.5])]);
+        let mut expected: BTreeMap<&str, Vec<f64>> = [("a", vec![1., 2.]), ("b", vec![-4.])].into();
+        for momentum in [0.992, 0.996, 1., 0.5] {
+            update_teacher(&teacher, &student, momentum).unwrap();
+            for (name, to) in &mut expected {
+                for (t, s) in to.iter_mut().zip(values(&student[*name])) {
+                    *t = momentum * *t + (1. - momentum) * s;
+                }
+                let to = Tensor::new(to.as_slice(), &Device::Cpu).unwrap();
+                assert_close(name, &teacher[*name], &to, 1e-6);
+            }
+        }
+        assert_eq!(values(&student["a"]), [3., -2.]);
+        update_teacher(&teacher, &student, 0.).unwrap();
+        assert_eq!(values(&teacher["b"]), [0.5]);
+    }
+
+    #[test]
+    fn networks_that_differ_are_refused_whole() {
+        let teacher = vars(&[("a", &[1.]), ("b", &[1.])]);
+        let message = |student: &NamedVars| {
+            let error = update_teacher(&teacher, student, 0.5).unwrap_err();
+            error.to_string()
+        };
+        assert_eq!(
+            message(&vars(&[("a", &[2.])])),
+            "weight b: expected it in both teacher and student, found it in one"
+        );
+        assert_eq!(
+            message(&vars(&[("a", &[2.]), ("b", &[2.]), ("c", &[2.])])),
+            "weight c: expected it in both teacher and student, found it in one"
+        );
+        assert_eq!(
+            message(&vars(&[("a", &[2.]), ("b", &[2., 2.])])),
+            "weight b: expected the teacher's shape [1], found [2]"
+        );
+        assert_eq!(values(&teacher["a"]), [1.]);
+        let error = update_teacher(&teacher, &teacher, 1.5).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "teacher momentum: expected a number from 0 to 1, found 1.5"
+        );
+    }
+}

@@ -1,0 +1,21 @@
+//! What a training step is made of. In this folder belongs everything that turns the outputs of student and teacher
+//! into new weights: schedules over iterations, teacher targets and losses, the learning-rate and weight-decay rules of
+//! each parameter, optimizers, and the teacher's moving average. The network itself and its differentiable operations
+//! are `macula_models`; images, crops and masks are `data`. Losses and targets are plain functions of tensors, they hold no
+//! network; whatever carries state from step to step (centre, moments) shows it, so that a checkpoint can keep it.
+//! Other processes are reached through `ranks` alone.
+
+pub mod ema;
+mod in_place;
+pub mod losses;
+pub mod optimizer;
+pub mod param_groups;
+pub mod ranks;
+pub mod schedule;
+#[cfg(test)]
+mod testing;
+
+/// A failure of candle as an error of this crate.
+fn failed_in_candle(error: candle_core::Error) -> crate::Error {
+    crate::Error::Models(error.into())
+}

@@ -1,0 +1,331 @@
+//! Adam with decoupled weight decay (Loshchilov and Hutter 2019; PyTorch `optim.AdamW`), f32, in place.
+
+use std::collections::BTreeMap;
+
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Tensor};
+
+use super::{Parameter, Rates, check, check_state_names, copied};
+use crate::train::{failed_in_candle, in_place};
+use crate::{Error, Result};
+
+/// The constants of AdamW.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamWOptions {
+    /// Decay of the mean of gradients, 0 to below 1. Default: 0.9.
+    pub beta1: f64,
+    /// Decay of the mean of squared gradients, 0 to below 1. Default: 0.999.
+    pub beta2: f64,
+    /// Added to the root of the squared mean, 0 or above. Default: 1e-8.
+    pub eps: f64,
+}
+
+impl Default for AdamWOptions {
+    fn default() -> Self {
+        Self {
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+        }
+    }
+}
+
+impl AdamWOptions {
+    fn validate(&self) -> Result<()> {
+        for (field, beta) in [("beta1", self.beta1), ("beta2", self.beta2)] {
+            if !(0. ..1.).contains(&beta) {
+                return Err(Error::input(
+                    format!("adamw.{field}"),
+                    format!("expected a number from 0 to below 1, found {beta}"),
+                ));
+            }
+        }
+        if !(self.eps >= 0. && self.eps.is_finite()) {
+            return Err(Error::input(
+                "adamw.eps",
+                format!("expected a number of 0 or above, found {}", self.eps),
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// The state of one parameter. The tensors are the optimizer's own, changed in place by every step: a checkpoint writes
+/// them before the next one.
+#[derive(Debug, Clone)]
+pub struct Moments {
+    /// Mean of gradients, of the parameter's shape, f32.
+    pub first: Tensor,
+    /// Mean of squared gradients, of the parameter's shape, f32.
+    pub second: Tensor,
+    /// Steps this parameter has taken: a step in which it had no gradient does not count.
+    pub steps: u64,
+}
+
+/// AdamW over named parameters.
+#[derive(Debug)]
+pub struct AdamW {
+    options: AdamWOptions,
+    parameters: Vec<Parameter>,
+    moments: BTreeMap<String, Moments>,
+}
+
+impl AdamW {
+    /// An optimizer of `parameters`, its moments zero.
+    ///
+    /// # Errors
+    /// Constants out of range, a name that comes twice, weights that are not f32.
+    pub fn new(options: AdamWOptions, parameters: Vec<Parameter>) -> Result<Self> {
+        options.validate()?;
+        check(&parameters)?;
+        let mut moments = BTreeMap::new();
+        for Parameter { name, var, .. } in &parameters {
+            let zeros = || Tensor::zeros(var.shape(), DType::F32, var.device()).map_err(failed_in_candle);
+            let start = Moments {
+                first: zeros()?,
+                second: zeros()?,
+                steps: 0,
+            };
+            moments.insert(name.clone(), start);
+        }
+        Ok(Self {
+            options,
+            parameters,
+            moments,
+        })
+    }
+
+    /// The parameters, in the order they were given.
+    pub fn parameters(&self) -> &[Parameter] {
+        &self.parameters
+    }
+
+    /// The state by parameter name.
+    pub fn state(&self) -> &BTreeMap<String, Moments> {
+        &self.moments
+    }
+
+    /// Goes on from a saved state, which it copies.
+    ///
+    /// # Errors
+    /// Names that are not exactly the parameters', moments of another shape or type. Nothing is changed then.
+    pub fn load_state(&mut self, state: &BTreeMap<String, Moments>) -> Result<()> {
+        check_state_names(state.keys(), self.moments.keys())?;
+        let mut loaded = BTreeMap::new();
+        for ((name, own), saved) in self.moments.iter().zip(state.values()) {
+            let copy = Moments {
+                first: copied(name, &saved.first, &own.first)?,
+                second: copied(name, &saved.second, &own.second)?,
+                steps: saved.steps,
+            };
+            loaded.insert(name.clone(), copy);
+        }
+        self.moments = loaded;
+        Ok(())
+    }
+
+    /// One step: every parameter that has a gradient in `gradients` is decayed and moved; the others stay.
+    ///
+    /// # Errors
+    /// Gradients that are not f32 or not on the CPU.
+    pub fn step(&mut self, gradients: &GradStore, rates: &Rates) -> Result<()> {
+        for parameter in &self.parameters {
+            let Some(gradient) = gradients.get(&parameter.var) else {
+                continue;
+            };
+            let Some(moments) = self.moments.get_mut(&parameter.name) else {
+                continue;
+            };
+            moments.steps += 1;
+            let (rate, decay) = rates.of(&parameter.group);
+            advance(&self.options, parameter, moments, gradient, rate, decay).map_err(failed_in_candle)?;
+        }
+        Ok(())
+    }
+}
+
+/// The update of one parameter; the constants in f64, as PyTorch computes them, the tensors in f32.
+fn advance(
+    options: &AdamWOptions,
+    parameter: &Parameter,
+    moments: &Moments,
+    gradient: &Tensor,
+    rate: f64,
+    decay: f64,
+) -> candle_core::Result<()> {
+    let gradient = gradient.contiguous()?;
+    let towards = (1. - options.beta1) as f32;
+    in_place::update("adamw mean", &moments.first, &gradient, |mean, g| {
+        *mean += (g - *mean) * towards;
+    })?;
+    let (keep, add) = (options.beta2 as f32, (1. - options.beta2) as f32);
+    in_place::update("adamw squared mean", &moments.second, &gradient, |square, g| {
+        *square = *square * keep + g * g * add;
+    })?;
+    let correction = |beta: f64| 1. - beta.powf(moments.steps as f64);
+    let shrink = (1. - rate * decay) as f32;
+    let size = (rate / correction(options.beta1)) as f32;
+    let root = correction(options.beta2).sqrt() as f32;
+    let eps = options.eps as f32;
+    in_place::update_with_two(
+        "adamw",
+        &parameter.var,
+        &moments.first,
+        &moments.second,
+        |weight, mean, square| *weight = *weight * shrink - size * mean / (square.sqrt() / root + eps),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::optimizer::clip_gradients;
+    use crate::train::param_groups::ParamGroup;
+    use crate::train::testing::{assert_close, fixture, values};
+    use candle_core::{Device, Var};
+
+    const PLAIN: ParamGroup = ParamGroup {
+        lr_multiplier: 1.,
+        wd_multiplier: 1.,
+        is_last_layer: false,
+    };
+    const RATES: Rates = Rates {
+        learning_rate: 1e-2,
+        last_layer_learning_rate: 0.,
+        weight_decay: 0.1,
+    };
+
+    fn parameter(name: &str, values: &Tensor, group: ParamGroup) -> Parameter {
+        Parameter {
+            name: name.into(),
+            var: Var::from_tensor(&values.copy().unwrap()).unwrap(),
+            group,
+        }
+    }
+
+    fn optimizer(parameters: Vec<Parameter>) -> AdamW {
+        AdamW::new(AdamWOptions::default(), parameters).unwrap()
+    }
+
+    /// Gradients of `sum((p - target)^2)` over all parameters.
+    fn gradients(adamw: &AdamW, target: &Tensor) -> GradStore {
+        let distance = |p: &Parameter| (p.var.as_tensor() - target).unwrap().sqr().unwrap();
+        let losses: Vec<Tensor> = adamw.parameters().iter().map(distance).collect();
+        Tensor::stack(&losses, 0)
+            .unwrap()
+            .sum_all()
+            .unwrap()
+            .backward()
+            .unwrap()
+    }
+
+    #[test]
+    fn golden_steps_and_a_resumed_run() {
+        let golden = fixture("adamw.safetensors");
+        let target = &golden["target"];
+        let mut adamw = optimizer(vec![parameter("p", &golden["p0"], PLAIN)]);
+        for step in 0..5 {
+            let mut gradients = gradients(&adamw, target);
+            let var = adamw.parameters()[0].var.clone();
+            let norm = clip_gradients("all", [&var], &mut gradients, 3.).unwrap();
+            assert!(norm > 3., "the golden run clips, norm {norm}");
+            adamw.step(&gradients, &RATES).unwrap();
+            let expected = golden["steps"].get(step).unwrap();
+            assert_close(&format!("step {step}"), &var, &expected, 1e-6);
+            // From here on a new optimizer with the saved state, on a copy of the weights.
+            let mut resumed = optimizer(vec![parameter("p", &var, PLAIN)]);
+            resumed.load_state(adamw.state()).unwrap();
+            assert_eq!(resumed.state()["p"].steps, step as u64 + 1);
+            adamw = resumed;
+        }
+    }
+
+    #[test]
+    fn groups_scale_rate_and_decay() {
+        let start = Tensor::new(&[1f32, -2., 3.], &Device::Cpu).unwrap();
+        let group = |lr_multiplier, wd_multiplier, is_last_layer| ParamGroup {
+            lr_multiplier,
+            wd_multiplier,
+            is_last_layer,
+        };
+        let mut adamw = optimizer(vec![
+            parameter("slow", &start, group(0.5, 1., false)),
+            parameter("undecayed", &start, group(1., 0., false)),
+            parameter("last_layer", &start, group(1., 1., true)),
+        ]);
+        let target = Tensor::zeros(3, DType::F32, &Device::Cpu).unwrap();
+        let gradients = gradients(&adamw, &target);
+        adamw.step(&gradients, &RATES).unwrap();
+        // The first step moves each weight by the rate against the gradient's sign, after decay.
+        let moved = |rate: f64, decay: f64| {
+            let to = [1f64, -2., 3.].map(|w| w * (1. - rate * decay) - rate * w.signum());
+            Tensor::new(&to, &Device::Cpu).unwrap()
+        };
+        for (parameter, (rate, decay)) in adamw
+            .parameters()
+            .iter()
+            .zip([(0.005, 0.1), (0.01, 0.), (0., 0.1)])
+        {
+            assert_close(&parameter.name, &parameter.var, &moved(rate, decay), 1e-6);
+        }
+    }
+
+    #[test]
+    fn without_a_gradient_nothing_moves_or_counts() {
+        let start = Tensor::new(&[1f32, 2.], &Device::Cpu).unwrap();
+        let mut adamw = optimizer(vec![parameter("a", &start, PLAIN), parameter("b", &start, PLAIN)]);
+        let store = adamw.parameters()[0]
+            .var
+            .sqr()
+            .unwrap()
+            .sum_all()
+            .unwrap()
+            .backward();
+        adamw.step(&store.unwrap(), &RATES).unwrap();
+        assert_eq!(values(&adamw.parameters()[1].var), [1., 2.]);
+        assert_eq!((adamw.state()["a"].steps, adamw.state()["b"].steps), (1, 0));
+    }
+
+    #[test]
+    fn a_state_that_does_not_fit_is_refused() {
+        let start = Tensor::new(&[1f32, 2.], &Device::Cpu).unwrap();
+        let three = Tensor::new(&[1f32, 2., 3.], &Device::Cpu).unwrap();
+        let mut adamw = optimizer(vec![parameter("a", &start, PLAIN)]);
+        let refused = |adamw: &mut AdamW, other: &AdamW| {
+            let error = adamw.load_state(other.state()).unwrap_err();
+            error.to_string()
+        };
+        let shape = refused(&mut adamw, &optimizer(vec![parameter("a", &three, PLAIN)]));
+        assert_eq!(
+            shape,
+            "optimizer state a: expected shape [2] of f32, found [3] of F32"
+        );
+        let spare = refused(&mut adamw, &optimizer(vec![parameter("b", &start, PLAIN)]));
+        assert_eq!(
+            spare,
+            "optimizer state b: expected a parameter of this name, found none"
+        );
+        let missing = refused(&mut adamw, &optimizer(vec![]));
+        assert_eq!(
+            missing,
+            "optimizer state a: expected it in the checkpoint, found none"
+        );
+    }
+
+    #[test]
+    fn bad_settings_are_named() {
+        let start = Tensor::new(&[1f32], &Device::Cpu).unwrap();
+        let twice = vec![parameter("a", &start, PLAIN), parameter("a", &start, PLAIN)];
+        let error = AdamW::new(AdamWOptions::default(), twice).unwrap_err();
+        assert_eq!(error.to_string(), "parameter a: expected once, found twice");
+        let options = AdamWOptions {
+            beta2: 1.,
+            ..AdamWOptions::default()
+        };
+        let error = AdamW::new(options, vec![]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "adamw.beta2: expected a number from 0 to below 1, found 1"
+        );
+    }
+}

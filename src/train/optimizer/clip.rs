@@ -1,0 +1,97 @@
+//! Gradient clipping by norm (Pascanu et al. 2013; PyTorch `clip_grad_norm_`).
+
+use candle_core::Var;
+use candle_core::backprop::GradStore;
+
+use crate::train::{failed_in_candle, in_place};
+use crate::{Error, Result};
+
+/// PyTorch's guard against a division by 0.
+const EPS: f64 = 1e-6;
+
+/// Scales the gradients of `vars` so that their joint L2 norm is at most `max_norm`, and returns the norm they had.
+///
+/// DINOv2 calls this once for each sub-module of the student (backbone, DINO head, iBOT head). A variable without a
+/// gradient is passed over. `module` names the sub-module in errors.
+///
+/// # Errors
+/// A norm that is not finite: the gradients are left as they are, and must not be applied. Gradients of another type than
+/// f32.
+pub fn clip_gradients<'a>(
+    module: &str,
+    vars: impl IntoIterator<Item = &'a Var>,
+    gradients: &mut GradStore,
+    max_norm: f64,
+) -> Result<f64> {
+    let vars: Vec<&Var> = vars
+        .into_iter()
+        .filter(|var| gradients.get(var).is_some())
+        .collect();
+    let mut squares = 0.;
+    for gradient in vars.iter().filter_map(|var| gradients.get(var)) {
+        squares += in_place::sum_of_squares("gradient norm", gradient).map_err(failed_in_candle)?;
+    }
+    let norm = squares.sqrt();
+    if !norm.is_finite() {
+        return Err(Error::failed(
+            format!("gradient of {module}"),
+            format!("expected a finite norm, found {norm}"),
+        ));
+    }
+    let scale = max_norm / (norm + EPS);
+    if scale < 1. {
+        for var in vars {
+            if let Some(gradient) = gradients.remove(var) {
+                let clipped = (gradient * scale).map_err(failed_in_candle)?;
+                gradients.insert(var, clipped);
+            }
+        }
+    }
+    Ok(norm)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::testing::{assert_close, values};
+    use candle_core::{Device, Tensor};
+
+    /// Gradients (3, 0), (4) and none.
+    fn store(scale: f64) -> (Vec<Var>, GradStore) {
+        let make = |values: &[f32]| Var::new(values, &Device::Cpu).unwrap();
+        let vars = vec![make(&[3., 0.]), make(&[4.]), make(&[7.])];
+        let squares = [&vars[0], &vars[1]].map(|var| var.sqr().unwrap().sum_all().unwrap());
+        let loss = ((&squares[0] + &squares[1]).unwrap() * (scale / 2.)).unwrap();
+        (vars, loss.backward().unwrap())
+    }
+
+    #[test]
+    fn one_norm_over_all_variables() {
+        let (vars, mut gradients) = store(1.);
+        let norm = clip_gradients("backbone", &vars, &mut gradients, 2.).unwrap();
+        assert_eq!(norm, 5.);
+        for (var, expected) in vars.iter().zip([vec![1.2, 0.], vec![1.6]]) {
+            let expected = Tensor::new(expected, &Device::Cpu).unwrap();
+            assert_close("clipped", gradients.get(var).unwrap(), &expected, 1e-6);
+        }
+        assert!(gradients.get(&vars[2]).is_none());
+    }
+
+    #[test]
+    fn small_gradients_stay_as_they_are() {
+        let (vars, mut gradients) = store(1.);
+        assert_eq!(clip_gradients("head", &vars, &mut gradients, 6.).unwrap(), 5.);
+        assert_eq!(values(gradients.get(&vars[0]).unwrap()), [3., 0.]);
+        assert_eq!(clip_gradients("nothing", [], &mut gradients, 6.).unwrap(), 0.);
+    }
+
+    #[test]
+    fn a_gradient_that_is_not_finite_is_an_error() {
+        let (vars, mut gradients) = store(f64::NAN);
+        let error = clip_gradients("dino_head", &vars, &mut gradients, 3.).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "gradient of dino_head: expected a finite norm, found NaN"
+        );
+    }
+}

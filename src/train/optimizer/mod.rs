@@ -1,0 +1,108 @@
+//! From gradients to new weights: clipping and the update rules, one file each. An optimizer owns its state by parameter
+//! name, so that a checkpoint can keep it and a resumed run goes on bit for bit.
+
+mod adamw;
+mod clip;
+mod sgd;
+
+use std::collections::BTreeSet;
+
+use candle_core::{DType, Tensor, Var};
+
+pub use adamw::{AdamW, AdamWOptions, Moments};
+pub use clip::clip_gradients;
+pub use sgd::Sgd;
+
+use super::failed_in_candle;
+use super::param_groups::ParamGroup;
+use crate::{Error, Result};
+
+/// A trained tensor with its name and how it learns.
+#[derive(Debug, Clone)]
+pub struct Parameter {
+    /// Its name within the run, unique (`backbone.blocks.0.attn.qkv.weight`).
+    pub name: String,
+    /// The weights, f32.
+    pub var: Var,
+    /// Its multipliers.
+    pub group: ParamGroup,
+}
+
+/// The scheduled values of one step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rates {
+    /// Learning rate before multipliers.
+    pub learning_rate: f64,
+    /// Learning rate of the heads' last layers.
+    pub last_layer_learning_rate: f64,
+    /// Weight decay before multipliers.
+    pub weight_decay: f64,
+}
+
+impl Rates {
+    /// Learning rate and weight decay of a parameter of `group`.
+    pub fn of(&self, group: &ParamGroup) -> (f64, f64) {
+        let rate = if group.is_last_layer {
+            self.last_layer_learning_rate
+        } else {
+            self.learning_rate
+        };
+        (
+            rate * group.lr_multiplier,
+            self.weight_decay * group.wd_multiplier,
+        )
+    }
+}
+
+/// Fails unless names are unique and weights are f32.
+fn check(parameters: &[Parameter]) -> Result<()> {
+    let mut names = BTreeSet::new();
+    for Parameter { name, var, .. } in parameters {
+        if !names.insert(name) {
+            return Err(Error::input(
+                format!("parameter {name}"),
+                "expected once, found twice",
+            ));
+        }
+        if var.dtype() != DType::F32 {
+            return Err(Error::input(
+                format!("parameter {name}"),
+                format!("expected f32 weights, found {:?}", var.dtype()),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Fails unless a saved state is of exactly the optimizer's own parameters, both sorted by name.
+fn check_state_names<'a>(
+    saved: impl Iterator<Item = &'a String>,
+    own: impl Iterator<Item = &'a String>,
+) -> Result<()> {
+    let [saved, own]: [BTreeSet<&String>; 2] = [saved.collect(), own.collect()];
+    let wrong = |name: &String, reason| Err(Error::input(format!("optimizer state {name}"), reason));
+    if let Some(name) = saved.difference(&own).next() {
+        return wrong(name, "expected a parameter of this name, found none");
+    }
+    match own.difference(&saved).next() {
+        Some(name) => wrong(name, "expected it in the checkpoint, found none"),
+        None => Ok(()),
+    }
+}
+
+/// A copy of `saved`, which must look like `own`.
+fn copied(name: &str, saved: &Tensor, own: &Tensor) -> Result<Tensor> {
+    if saved.dims() != own.dims() || saved.dtype() != own.dtype() {
+        return Err(Error::input(
+            format!("optimizer state {name}"),
+            format!(
+                "expected shape {:?} of f32, found {:?} of {:?}",
+                own.dims(),
+                saved.dims(),
+                saved.dtype()
+            ),
+        ));
+    }
+    let copy = saved.to_device(own.device()).and_then(|tensor| tensor.copy());
+    copy.map_err(failed_in_candle)
+}
