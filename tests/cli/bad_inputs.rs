@@ -341,7 +341,10 @@ fn a_device_that_is_not_there_is_no_quiet_fall_back() {
     let w = Workspace::new();
     w.png("images/a/1.png", 8, 8, 10);
     let pool = fixture("onnx").join("pool.onnx");
-    let extract = format!("extract --model {} --data images --out f --crop 8", pool.display());
+    let extract = format!(
+        "extract --model {} --data images --out f --crop 8",
+        pool.display()
+    );
     // Whatever library this machine has: without it named, `cuda` would fetch the large CUDA build.
     w.succeeds(&format!("{extract} --device cpu"));
     fs::remove_dir_all(w.path("f")).expect("removed");
