@@ -1,8 +1,10 @@
 //! From a name to network input: where images come from ([`source`]), how a file becomes pixels ([`decode`]), and how
-//! pixels become the tensor a network reads ([`resize`], [`transform`]). Everything here is exact: the same file gives
-//! the same tensor in training's evaluation, in extraction and in the check of an export, and that tensor is the one
-//! Pillow and torchvision would give. Nothing here knows of networks, devices or threads.
+//! pixels become the tensor a network reads ([`resize`], [`transform`]); for training, how they are varied first
+//! ([`augment`]). Everything here is exact: the same file gives the same tensor in training's evaluation, in extraction
+//! and in the check of an export, and that tensor is the one Pillow and torchvision would give. Nothing here knows of
+//! networks, devices or threads.
 
+pub mod augment;
 pub mod decode;
 pub mod image;
 pub mod resize;

@@ -1,0 +1,55 @@
+//! How training varies an image: the colour changes ([`photometric`]), the blur ([`blur`]) and the random crop ([`crop`]).
+//! Every operation works on 8-bit pixels and rounds as torchvision does on a Pillow image, so that a network trained here
+//! sees what the reference's sees. All randomness comes from the generator that the caller hands in.
+
+pub mod blur;
+pub mod crop;
+pub mod photometric;
+
+use rand::Rng;
+
+use super::image::RgbImage;
+
+/// A number from `range[0]` to `range[1]`, uniformly; the ends may come in either order.
+pub(super) fn uniform(range: [f64; 2], rng: &mut impl Rng) -> f64 {
+    range[0] + (range[1] - range[0]) * rng.random::<f64>()
+}
+
+/// The image with `change` done to its samples, `[height, width, 3]`.
+fn with_samples(image: RgbImage, change: impl FnOnce(&mut [u8])) -> RgbImage {
+    let (width, height) = (image.width(), image.height());
+    let mut samples = image.into_data();
+    change(&mut samples);
+    RgbImage::new(width, height, samples).expect("the length has not changed")
+}
+
+#[cfg(test)]
+mod golden {
+    //! The values that torchvision's functional transforms gave on Pillow images.
+
+    use safetensors::SafeTensors;
+
+    use crate::data::RgbImage;
+
+    /// The image under `key` of `tests/fixtures/photometric.expected.safetensors`.
+    pub fn image(key: &str) -> RgbImage {
+        let path = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/tests/fixtures/photometric.expected.safetensors"
+        );
+        let bytes = std::fs::read(path).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let tensor = file.tensor(key).unwrap();
+        let [height, width, 3] = *tensor.shape() else {
+            panic!("{key}: {:?}", tensor.shape());
+        };
+        RgbImage::new(width as u32, height as u32, tensor.data().to_vec()).unwrap()
+    }
+
+    /// The largest difference between two images, which have one size.
+    pub fn largest_difference(a: &RgbImage, b: &RgbImage) -> u8 {
+        assert_eq!((a.width(), a.height()), (b.width(), b.height()));
+        let pairs = a.data().iter().zip(b.data());
+        pairs.map(|(a, b)| a.abs_diff(*b)).max().unwrap_or(0)
+    }
+}
