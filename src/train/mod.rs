@@ -14,6 +14,8 @@ pub mod ranks;
 pub mod schedule;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 
 /// A failure of candle as an error of this crate.
 fn failed_in_candle(error: candle_core::Error) -> crate::Error {

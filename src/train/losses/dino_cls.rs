@@ -126,6 +126,26 @@ mod tests {
         assert_scalar("local", &local, scalar(&golden["dino_local_sum"]), 1e-5);
     }
 
+    /// `d sum / d logits` is `(2 softmax(logits / T) - both targets) / (T B)` for every local crop.
+    #[test]
+    fn gradient_of_local_crops() {
+        let golden = fixture("losses.safetensors");
+        let student = Var::from_tensor(&golden["student_local"]).unwrap();
+        let targets = &golden["sinkhorn"];
+        let store = dino_local_sum(&student, targets, 0.1)
+            .unwrap()
+            .backward()
+            .unwrap();
+        let double = |tensor: &Tensor| tensor.to_dtype(candle_core::DType::F64).unwrap();
+        let exps = (double(&student.detach()) * 10.).unwrap().exp().unwrap();
+        let softmax = exps.broadcast_div(&exps.sum_keepdim(1).unwrap()).unwrap();
+        let targets = double(targets);
+        let both = (targets.narrow(0, 0, 6).unwrap() + targets.narrow(0, 6, 6).unwrap()).unwrap();
+        let difference = ((softmax * 2.).unwrap() - both.repeat((8, 1)).unwrap()).unwrap();
+        let expected = (difference * (10. / 6.)).unwrap();
+        assert_close("gradient", store.get(&student).unwrap(), &expected, 1e-5);
+    }
+
     /// Mean cross-entropy of crop `g` of the targets with crop `s` of the student, the slow way.
     fn pair(targets: &Tensor, g: usize, student: &Tensor, s: usize, batch: usize) -> f64 {
         let target: Vec<Vec<f32>> = targets.narrow(0, g * batch, batch).unwrap().to_vec2().unwrap();
