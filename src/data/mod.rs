@@ -7,6 +7,7 @@
 pub mod augment;
 pub mod decode;
 pub mod image;
+pub mod mask;
 pub mod resize;
 pub mod source;
 pub mod transform;

@@ -1,0 +1,391 @@
+//! The crops that one image becomes in training, as DINOv2 makes them (facebookresearch/dinov2:
+//! dinov2/data/augmentations.py): a few large ones that teacher and student see, and many small ones for the student.
+//! Each is cropped and resized, mirrored, varied in colour, made grey, blurred, solarised and normalised, in this order.
+
+use rand::Rng;
+use rand::seq::SliceRandom as _;
+use rand_chacha::ChaCha8Rng;
+
+use super::crop::{random_window, resized_crop};
+use super::multi_crop_config::{JitterConfig, MultiCropConfig, ViewConfig};
+use super::{RgbImage, blur, photometric, uniform};
+use crate::data::transform::Preprocess;
+use crate::{Error, Result, rng};
+
+/// The crops of one image, normalised, planar.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Crops {
+    /// `[global.count, 3, global.size, global.size]`.
+    pub global: Vec<f32>,
+    /// `[local.count, 3, local.size, local.size]`.
+    pub local: Vec<f32>,
+}
+
+/// What is done to one kind of crop beyond what is done to all.
+struct View<'a> {
+    config: &'a ViewConfig,
+    blur: f64,     // probability
+    solarize: f64, // probability
+}
+
+/// A checked [`MultiCropConfig`], ready to make crops.
+#[derive(Clone, Debug)]
+pub struct MultiCrop {
+    config: MultiCropConfig,
+    normalise: Preprocess,
+}
+
+/// The generator for image number `image` of the source in pass number `epoch`: neither the order in which images are taken
+/// nor a resumed run can change its crops.
+pub fn stream(seed: u64, epoch: u64, image: u64) -> ChaCha8Rng {
+    rng::stream(seed, &format!("crops of epoch {epoch}"), image)
+}
+
+impl MultiCrop {
+    /// Fails when `config` has a field out of range.
+    pub fn new(config: MultiCropConfig) -> Result<Self> {
+        config.validate()?;
+        let normalise = Preprocess {
+            resize: None,
+            crop: None,
+            interpolation: config.interpolation,
+            mean: config.mean,
+            std: config.std,
+        };
+        Ok(Self { config, normalise })
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &MultiCropConfig {
+        &self.config
+    }
+
+    /// All crops of `image`, the global ones drawn first. Fails as [`MultiCrop::global`] does.
+    pub fn apply(&self, image: &RgbImage, rng: &mut impl Rng) -> Result<Crops> {
+        let MultiCropConfig { global, local, .. } = &self.config;
+        let mut crops = Crops {
+            global: vec![0.0; global.count * global.values()],
+            local: vec![0.0; local.count * local.values()],
+        };
+        for (place, out) in crops.global.chunks_exact_mut(global.values()).enumerate() {
+            self.global(place, image, rng, out)?;
+        }
+        for out in crops.local.chunks_exact_mut(local.values()) {
+            self.local(image, rng, out)?;
+        }
+        Ok(crops)
+    }
+
+    /// Writes a new global crop over `out`, `[3, global.size, global.size]`. The one at `place` 0 has the first's blur and
+    /// is never solarised. Fails when `out` has another length.
+    pub fn global(&self, place: usize, image: &RgbImage, rng: &mut impl Rng, out: &mut [f32]) -> Result<()> {
+        self.write(image, &self.global_view(place), rng, out)
+    }
+
+    /// Writes a new local crop over `out`, `[3, local.size, local.size]`. Fails when `out` has another length.
+    pub fn local(&self, image: &RgbImage, rng: &mut impl Rng, out: &mut [f32]) -> Result<()> {
+        self.write(image, &self.local_view(), rng, out)
+    }
+
+    fn global_view(&self, place: usize) -> View<'_> {
+        let MultiCropConfig {
+            global,
+            blur,
+            solarize,
+            ..
+        } = &self.config;
+        let first = place == 0;
+        View {
+            config: global,
+            blur: blur.effective(if first {
+                blur.first_global
+            } else {
+                blur.other_global
+            }),
+            solarize: if first { 0.0 } else { solarize.probability },
+        }
+    }
+
+    fn local_view(&self) -> View<'_> {
+        let MultiCropConfig { local, blur, .. } = &self.config;
+        View {
+            config: local,
+            blur: blur.effective(blur.local),
+            solarize: 0.0,
+        }
+    }
+
+    fn write(&self, image: &RgbImage, view: &View, rng: &mut impl Rng, out: &mut [f32]) -> Result<()> {
+        self.normalise.write_tensor(&self.pixels(image, view, rng)?, out)
+    }
+
+    /// A crop before normalisation.
+    fn pixels(&self, image: &RgbImage, view: &View, rng: &mut impl Rng) -> Result<RgbImage> {
+        let config = &self.config;
+        let size = view.config.size;
+        let window = random_window(
+            image.width(),
+            image.height(),
+            view.config.scale,
+            config.aspect,
+            rng,
+        );
+        let mut crop = resized_crop(image, window, size, config.interpolation)
+            .ok_or_else(|| Error::failed("crop", format!("no {size}x{size} pixels from {window:?}")))?;
+        if happens(config.flip, rng) {
+            crop = photometric::flip_horizontal(crop);
+        }
+        if happens(config.jitter.probability, rng) {
+            crop = jitter(crop, &config.jitter, rng);
+        }
+        if happens(config.grey, rng) {
+            crop = photometric::grey(crop);
+        }
+        if happens(view.blur, rng) {
+            crop = blur::gaussian_blur(&crop, uniform(config.blur.sigma, rng));
+        }
+        if happens(view.solarize, rng) {
+            crop = photometric::solarize(crop, config.solarize.threshold);
+        }
+        Ok(crop)
+    }
+}
+
+/// Whether something of this probability happens: always at 1, never at 0.
+fn happens(probability: f64, rng: &mut impl Rng) -> bool {
+    rng.random::<f64>() < probability
+}
+
+/// Brightness, contrast, saturation and hue by random amounts, in random order (torchvision `ColorJitter`). What has
+/// strength 0 is left out, as there.
+fn jitter(image: RgbImage, config: &JitterConfig, rng: &mut impl Rng) -> RgbImage {
+    let changes: [(f64, [f64; 2], fn(RgbImage, f64) -> RgbImage); 4] = [
+        (
+            config.brightness,
+            around_one(config.brightness),
+            photometric::brightness,
+        ),
+        (
+            config.contrast,
+            around_one(config.contrast),
+            photometric::contrast,
+        ),
+        (
+            config.saturation,
+            around_one(config.saturation),
+            photometric::saturation,
+        ),
+        (config.hue, [-config.hue, config.hue], photometric::hue),
+    ];
+    let mut order = [0, 1, 2, 3];
+    order.shuffle(rng);
+    let mut image = image;
+    for (strength, range, change) in order.map(|place| changes[place]) {
+        if strength > 0.0 {
+            image = change(image, uniform(range, rng));
+        }
+    }
+    image
+}
+
+/// The range of a factor that is drawn around 1 and never negative.
+fn around_one(strength: f64) -> [f64; 2] {
+    [(1.0 - strength).max(0.0), 1.0 + strength]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::golden;
+    use super::super::multi_crop_config::BlurConvention;
+    use super::*;
+
+    /// Nothing random but the window.
+    fn plain() -> MultiCropConfig {
+        let mut config = MultiCropConfig::small_grey(24, 12);
+        config.flip = 0.0;
+        config.jitter.probability = 0.0;
+        config.solarize.probability = 0.0;
+        config
+    }
+
+    /// Every window is all of a square image.
+    fn whole(config: &mut MultiCropConfig) {
+        (config.global.scale, config.local.scale) = ([1.0, 1.0], [1.0, 1.0]);
+        config.aspect = [1.0, 1.0];
+    }
+
+    fn square() -> RgbImage {
+        let image = golden::image("input");
+        image.view().crop(0, 0, 90, 90).unwrap().to_image()
+    }
+
+    #[test]
+    fn one_stream_gives_the_same_crops_and_another_does_not() {
+        let image = golden::image("input");
+        let crops = MultiCrop::new(MultiCropConfig::default()).unwrap();
+        let draw = |seed, epoch, number| {
+            let crops = crops.apply(&image, &mut stream(seed, epoch, number)).unwrap();
+            let values = crops.global.iter().chain(&crops.local);
+            values.flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>()
+        };
+        let first = draw(1, 0, 0);
+        assert!(first == draw(1, 0, 0));
+        assert!(first != draw(2, 0, 0) && first != draw(1, 1, 0) && first != draw(1, 0, 1));
+    }
+
+    #[test]
+    fn crops_have_their_shapes_and_are_all_different() {
+        let image = golden::image("input");
+        let crops = MultiCrop::new(MultiCropConfig::default()).unwrap();
+        let made = crops.apply(&image, &mut stream(3, 0, 0)).unwrap();
+        assert_eq!(made.global.len(), 2 * 3 * 224 * 224);
+        assert_eq!(made.local.len(), 8 * 3 * 98 * 98);
+        let locals: Vec<&[f32]> = made.local.chunks_exact(3 * 98 * 98).collect();
+        for (place, crop) in locals.iter().enumerate() {
+            assert!(locals[..place].iter().all(|other| other != crop));
+        }
+        // Black and white after ImageNet's normalisation.
+        let values = made.global.iter().chain(&made.local);
+        assert!(values.clone().all(|value| (-2.12..=2.65).contains(value)));
+        let mut short = vec![0.0; 3 * 98 * 98 - 1];
+        let error = crops.local(&image, &mut stream(3, 0, 0), &mut short).unwrap_err();
+        assert!(error.to_string().contains("3 x 98 x 98"), "{error}");
+    }
+
+    #[test]
+    fn without_chance_a_crop_is_the_preprocessed_image() {
+        let mut config = plain();
+        whole(&mut config);
+        (config.mean, config.std) = ([0.5, 0.4, 0.3], [0.2, 0.3, 0.4]);
+        let preprocess = Preprocess {
+            mean: config.mean,
+            std: config.std,
+            ..Preprocess::imagenet(24, 24)
+        };
+        let mut expected = vec![0.0; 3 * 24 * 24];
+        preprocess.write_tensor(&square(), &mut expected).unwrap();
+        let mut out = vec![0.0; 3 * 24 * 24];
+        let crops = MultiCrop::new(config).unwrap();
+        crops
+            .global(1, &square(), &mut stream(0, 0, 0), &mut out)
+            .unwrap();
+        assert!(out == expected);
+    }
+
+    /// Which part of 2,000 crops of the whole image differs from the crop that [`plain`] makes.
+    fn share_changed(config: &MultiCropConfig, view: fn(&MultiCrop) -> View<'_>) -> f64 {
+        let (mut config, mut without) = (config.clone(), plain());
+        whole(&mut config);
+        whole(&mut without);
+        let (with, without) = (MultiCrop::new(config).unwrap(), MultiCrop::new(without).unwrap());
+        let image = square();
+        let unchanged = without
+            .pixels(&image, &view(&without), &mut stream(0, 0, 0))
+            .unwrap();
+        let mut generator = stream(11, 0, 0);
+        let draws = 2000;
+        let changed = (0..draws)
+            .filter(|_| with.pixels(&image, &view(&with), &mut generator).unwrap() != unchanged)
+            .count();
+        changed as f64 / f64::from(draws)
+    }
+
+    #[test]
+    fn blur_is_as_frequent_as_its_convention_says() {
+        let views: [fn(&MultiCrop) -> View<'_>; 4] = [
+            |crops| crops.global_view(0),
+            |crops| crops.global_view(1),
+            |crops| crops.global_view(2),
+            |crops| crops.local_view(),
+        ];
+        for (convention, expected) in [
+            (BlurConvention::AsTrained, [0.0, 0.9, 0.9, 0.5]),
+            (BlurConvention::AsDeclared, [1.0, 0.1, 0.1, 0.5]),
+        ] {
+            let mut config = plain();
+            config.blur = MultiCropConfig::default().blur;
+            config.blur.convention = convention;
+            // A blur of the least sigmas rounds away.
+            config.blur.sigma = [1.0, 2.0];
+            for (view, expected) in views.into_iter().zip(expected) {
+                let share = share_changed(&config, view);
+                assert!(
+                    (share - expected).abs() < 0.04,
+                    "{convention:?}: {share} for {expected}"
+                );
+                if expected == 0.0 || expected == 1.0 {
+                    assert_eq!(share, expected);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn each_change_is_as_frequent_as_it_is_set() {
+        let set: [(f64, fn(&mut MultiCropConfig)); 4] = [
+            (0.5, |config| config.flip = 0.5),
+            (0.8, |config| config.jitter.probability = 0.8),
+            (0.2, |config| config.grey = 0.2),
+            (0.2, |config| config.solarize.probability = 0.2),
+        ];
+        for (expected, change) in set {
+            let mut config = plain();
+            change(&mut config);
+            let share = share_changed(&config, |crops| crops.global_view(1));
+            assert!((share - expected).abs() < 0.04, "{share} for {expected}");
+        }
+        let mut config = plain();
+        config.solarize.probability = 1.0;
+        assert_eq!(share_changed(&config, |crops| crops.global_view(0)), 0.0);
+        assert_eq!(share_changed(&config, MultiCrop::local_view), 0.0);
+    }
+
+    #[test]
+    fn jitter_stays_within_its_strength() {
+        let image = || RgbImage::new(2, 1, vec![100, 100, 100, 140, 140, 140]).unwrap();
+        let config = JitterConfig {
+            probability: 1.0,
+            brightness: 0.4,
+            contrast: 0.0,
+            saturation: 0.0,
+            hue: 0.0,
+        };
+        let mut generator = stream(4, 0, 0);
+        let levels: Vec<u8> = (0..2000)
+            .map(|_| jitter(image(), &config, &mut generator).data()[0])
+            .collect();
+        assert_eq!(levels.iter().min(), Some(&60));
+        assert_eq!(levels.iter().max(), Some(&139)); // 140 only at a factor of 1.4 itself
+        let still = JitterConfig {
+            brightness: 0.0,
+            ..config
+        };
+        assert_eq!(jitter(image(), &still, &mut generator), image());
+        assert_eq!(around_one(1.5), [0.0, 2.5]);
+    }
+
+    #[test]
+    fn the_smallest_images_have_crops_too() {
+        let crops = MultiCrop::new(MultiCropConfig::default()).unwrap();
+        for (width, height) in [(1, 1), (1, 300), (300, 1), (2, 3)] {
+            let grey = vec![9; (width * height) as usize];
+            let image = RgbImage::from_grey(width, height, &grey).unwrap();
+            crops.apply(&image, &mut stream(5, 0, 0)).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_grey_image_stays_grey_in_the_small_preset() {
+        let levels: Vec<u8> = (0..784).map(|place| (place % 251) as u8).collect();
+        let image = RgbImage::from_grey(28, 28, &levels).unwrap();
+        let mut config = MultiCropConfig::small_grey(28, 14);
+        (config.mean, config.std) = ([0.0; 3], [1.0; 3]);
+        let crops = MultiCrop::new(config).unwrap();
+        let made = crops.apply(&image, &mut stream(6, 0, 0)).unwrap();
+        let planes: Vec<&[f32]> = made.global.chunks_exact(28 * 28).collect();
+        assert_eq!(planes.len(), 6);
+        for crop in planes.chunks_exact(3) {
+            assert!(crop[0] == crop[1] && crop[0] == crop[2]);
+        }
+    }
+}
