@@ -48,6 +48,18 @@ fn export_extract_and_evaluate_a_golden_checkpoint() {
 }
 
 #[test]
+fn an_export_that_deviates_is_not_written() {
+    let w = Workspace::new();
+    let checkpoint = golden("official_plain.safetensors").display().to_string();
+    w.fails(
+        1,
+        &format!("export {checkpoint} --heads 3 --out m.onnx --tolerance 1e-12"),
+        &["m.onnx", "not written", "deviates"],
+    );
+    assert!(names(&w.path("")).is_empty());
+}
+
+#[test]
 fn shards_read_as_one_and_equal_one_run() {
     let w = Workspace::new();
     w.succeeds("extract --model pixels --data sample:test --out whole");
