@@ -27,14 +27,15 @@ pub fn saturation(image: RgbImage, factor: f64) -> RgbImage {
 }
 
 /// Turns the hue by `turns` of the colour circle, -0.5 to 0.5, through 8-bit HSV: the steps are of 1/255, and a grey
-/// pixel keeps its colour while others may lose a level or two on the way.
+/// pixel keeps its colour while others may lose a few levels on the way.
 pub fn hue(image: RgbImage, turns: f64) -> RgbImage {
     // Cut off, not rounded, and then wrapped to 8 bits.
     let shift = (turns * 255.0) as i32 as u8;
+    let turned: [Sector; 256] = std::array::from_fn(|hue| Sector::of(shift.wrapping_add(hue as u8)));
     with_samples(image, |samples| {
         for pixel in samples.as_chunks_mut::<3>().0 {
             let [hue, saturation, value] = rgb_to_hsv(*pixel);
-            *pixel = hsv_to_rgb([hue.wrapping_add(shift), saturation, value]);
+            *pixel = hsv_to_rgb(&turned[usize::from(hue)], saturation, value);
         }
     })
 }
@@ -110,40 +111,54 @@ fn rgb_to_hsv([red, green, blue]: [u8; 3]) -> [u8; 3] {
     }
     let chroma = f32::from(value - least);
     let saturation = chroma / f32::from(value);
-    let distance = |sample: u8| f32::from(value - sample) / chroma;
-    let sector = if red == value {
-        distance(blue) - distance(green)
-    } else if green == value {
-        (2.0 + f64::from(distance(red)) - f64::from(distance(blue))) as f32
+    let distance = |sample: u8| f64::from(f32::from(value - sample) / chroma);
+    // Chosen without a jump, which no processor could foresee from pixel to pixel.
+    let (base, after, before) = if green == value {
+        (2.0, red, blue)
     } else {
-        (4.0 + f64::from(distance(green)) - f64::from(distance(red))) as f32
+        (4.0, green, red)
     };
-    let hue = ((f64::from(sector) / 6.0 + 1.0) % 1.0) as f32;
+    let (base, after, before) = if red == value {
+        (0.0, blue, green)
+    } else {
+        (base, after, before)
+    };
+    let sector = (base + distance(after) - distance(before)) as f32;
+    // Between 5/6 and 11/6, so that C's `fmod` by 1 takes off 1 or nothing.
+    let hue = f64::from(sector) / 6.0 + 1.0;
+    let hue = (if hue < 1.0 { hue } else { hue - 1.0 }) as f32;
     let level = |part: f32| (f64::from(part) * 255.0) as u8;
     [level(hue), level(saturation), value]
 }
 
+/// Where a hue lies: red, green and blue as places in the list of value, rising, falling and least, and how far the rising
+/// one has come, 0 to 1.
+struct Sector {
+    channels: [u8; 3],
+    rest: f64,
+}
+
+impl Sector {
+    fn of(hue: u8) -> Self {
+        const ORDER: [[u8; 3]; 6] = [[0, 1, 3], [2, 0, 3], [3, 0, 1], [3, 2, 0], [1, 3, 0], [0, 3, 2]];
+        let position = f64::from(hue) * 6.0 / 255.0;
+        let sector = position as u8;
+        Self {
+            channels: ORDER[usize::from(sector % 6)],
+            rest: f64::from((position - f64::from(sector)) as f32),
+        }
+    }
+}
+
 /// The inverse of [`rgb_to_hsv`] as far as 8 bits allow (`hsv2rgb`).
-fn hsv_to_rgb([hue, saturation, value]: [u8; 3]) -> [u8; 3] {
-    if saturation == 0 {
-        return [value; 3];
-    }
-    let position = f64::from(hue) * 6.0 / 255.0;
-    let sector = position.floor();
-    let rest = f64::from((position - sector) as f32);
+fn hsv_to_rgb(hue: &Sector, saturation: u8, value: u8) -> [u8; 3] {
     let strength = f64::from((f64::from(saturation) / 255.0) as f32);
-    let level = |part: f64| (f64::from(value) * part).round() as u8;
+    let level = |part: f64| (f64::from(value) * part + 0.5) as u8;
     let least = level(1.0 - strength);
-    let falling = level(1.0 - strength * rest);
-    let rising = level(1.0 - strength * (1.0 - rest));
-    match sector as u8 % 6 {
-        0 => [value, rising, least],
-        1 => [falling, value, least],
-        2 => [least, value, rising],
-        3 => [least, falling, value],
-        4 => [rising, least, value],
-        _ => [value, least, falling],
-    }
+    let falling = level(1.0 - strength * hue.rest);
+    let rising = level(1.0 - strength * (1.0 - hue.rest));
+    let levels = [value, rising, falling, least];
+    hue.channels.map(|place| levels[usize::from(place & 3)])
 }
 
 #[cfg(test)]
@@ -204,7 +219,11 @@ mod tests {
             "21b59822901a4f6c8c1eb99c91c22061542a3832d3e257dff997caab79bc666e"
         );
         assert_eq!(
-            digest_of_every_triple(hsv_to_rgb),
+            digest_of_every_triple(|[hue, saturation, value]| hsv_to_rgb(
+                &Sector::of(hue),
+                saturation,
+                value
+            )),
             "1d9c2d26d34e85a68dec9d8d87ce0fdcce636d7b8eaec88f7baad6b85cdf4b3b"
         );
     }
