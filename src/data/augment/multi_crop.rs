@@ -156,10 +156,13 @@ fn happens(probability: f64, rng: &mut impl Rng) -> bool {
     rng.random::<f64>() < probability
 }
 
+/// A change of colour by a factor or a shift.
+type Change = fn(RgbImage, f64) -> RgbImage;
+
 /// Brightness, contrast, saturation and hue by random amounts, in random order (torchvision `ColorJitter`). What has
 /// strength 0 is left out, as there.
 fn jitter(image: RgbImage, config: &JitterConfig, rng: &mut impl Rng) -> RgbImage {
-    let changes: [(f64, [f64; 2], fn(RgbImage, f64) -> RgbImage); 4] = [
+    let changes: [(f64, [f64; 2], Change); 4] = [
         (
             config.brightness,
             around_one(config.brightness),
@@ -322,7 +325,8 @@ mod tests {
 
     #[test]
     fn each_change_is_as_frequent_as_it_is_set() {
-        let set: [(f64, fn(&mut MultiCropConfig)); 4] = [
+        type Setting = fn(&mut MultiCropConfig);
+        let set: [(f64, Setting); 4] = [
             (0.5, |config| config.flip = 0.5),
             (0.8, |config| config.jitter.probability = 0.8),
             (0.2, |config| config.grey = 0.2),
