@@ -162,9 +162,7 @@ fn extract_both(options: &DemoOptions, spec: &str, outputs: &[&str], name: &str)
         device: options.device,
         threads: options.threads,
         ort_lib: options.ort_lib.clone(),
-        num_heads: None,
-        arch: None,
-        position_rule: None,
+        checkpoint: Default::default(),
     };
     let extract_options = ExtractOptions {
         batch_size: 64,

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use macula_models::weights::LoadOptions;
 
 use crate::data::{DecodeOptions, Interpolation};
 use crate::extract::model::{ModelOptions, OutputChoice, PreprocessOverrides};
@@ -58,6 +59,17 @@ pub struct CheckpointArgs {
     /// official, registers or hugging-face, instead of the checkpoint family's own
     #[arg(long, value_name = "RULE", value_parser = position_rule)]
     pub position_rule: Option<macula_models::vit::PositionRule>,
+}
+
+impl CheckpointArgs {
+    /// The flags as the reader of weight files takes them.
+    pub fn load_options(&self) -> LoadOptions {
+        LoadOptions {
+            num_heads: self.heads,
+            arch: self.arch.clone(),
+            position_rule: self.position_rule,
+        }
+    }
 }
 
 fn position_rule(text: &str) -> std::result::Result<macula_models::vit::PositionRule, String> {
@@ -139,9 +151,7 @@ impl ReadArgs {
             device: self.run.device,
             threads: self.run.threads,
             ort_lib: self.run.ort_lib.clone(),
-            num_heads: self.checkpoint.heads,
-            arch: self.checkpoint.arch.clone(),
-            position_rule: self.checkpoint.position_rule,
+            checkpoint: self.checkpoint.load_options(),
         }
     }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use macula_models::onnx::{ImageShape, OutputKind};
 use macula_models::vit::VitConfig;
-use macula_models::weights::{self, Checkpoint, LoadOptions};
+use macula_models::weights::{self, Checkpoint};
 
 use super::args::{CheckpointArgs, PreprocessArgs, RunArgs};
 use super::output;
@@ -23,7 +23,7 @@ pub struct ExportArgs {
     out: PathBuf,
     /// Image size: N, HxW or dynamic; by default 224, or the checkpoint's own where that is smaller
     #[arg(long, value_name = "SIZE")]
-    image_size: Option<ImageSize>,
+    image_size: Option<ImageShape>,
     /// Outputs: cls, patch, patch_mean, reg, layer:I.cls, layer:I.patch; last4 stands for the cls of the last four
     /// blocks
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
@@ -51,47 +51,20 @@ pub struct ExportArgs {
     run: RunArgs,
 }
 
-#[derive(Debug, Clone, Copy)]
-enum ImageSize {
-    Fixed(usize, usize),
-    Dynamic,
-}
-
-impl std::str::FromStr for ImageSize {
-    type Err = String;
-
-    fn from_str(text: &str) -> std::result::Result<Self, String> {
-        if text == "dynamic" {
-            return Ok(Self::Dynamic);
-        }
-        let side = |side: &str| match side.parse() {
-            Ok(0) | Err(_) => Err(format!("expected N, HxW or dynamic, found `{text}`")),
-            Ok(side) => Ok(side),
-        };
-        match text.split_once('x') {
-            Some((height, width)) => Ok(Self::Fixed(side(height)?, side(width)?)),
-            None => side(text).map(|side| Self::Fixed(side, side)),
-        }
-    }
-}
-
 impl ExportArgs {
     /// Exports, and prints how the file compares with the network.
     pub fn run(&self) -> Result<()> {
         self.run.start_threads()?;
         let checkpoint = self.checkpoint()?;
         let side = default_side(&checkpoint.config) as usize;
-        let (image, height, width) = match self.image_size {
-            Some(ImageSize::Dynamic) => (ImageShape::Dynamic, side, side),
-            Some(ImageSize::Fixed(height, width)) => (ImageShape::Fixed { height, width }, height, width),
-            None => (
-                ImageShape::Fixed {
-                    height: side,
-                    width: side,
-                },
-                side,
-                side,
-            ),
+        let native = ImageShape::Fixed {
+            height: side,
+            width: side,
+        };
+        let image = self.image_size.unwrap_or(native);
+        let (height, width) = match image {
+            ImageShape::Fixed { height, width } => (height, width),
+            ImageShape::Dynamic => (side, side),
         };
         let preprocess = self
             .preprocess
@@ -127,11 +100,7 @@ impl ExportArgs {
         if self.checkpoint != "untrained" {
             return Ok(weights::load(
                 self.checkpoint.as_ref(),
-                &LoadOptions {
-                    num_heads: self.geometry.heads,
-                    arch: self.geometry.arch.clone(),
-                    position_rule: self.geometry.position_rule,
-                },
+                &self.geometry.load_options(),
             )?);
         }
         let arch =
@@ -139,7 +108,7 @@ impl ExportArgs {
                 Error::input("--arch", "needed with `untrained`, for instance vit-small/14")
             })?;
         let side = match self.image_size {
-            Some(ImageSize::Fixed(height, width)) => height.max(width),
+            Some(ImageShape::Fixed { height, width }) => height.max(width),
             _ => 224,
         };
         let mut config = VitConfig::named(arch, side)?;

@@ -52,14 +52,7 @@ impl InspectArgs {
     }
 
     fn checkpoint(&self, path: &Path) -> Result<Value> {
-        let checkpoint = weights::load(
-            path,
-            &weights::LoadOptions {
-                num_heads: self.geometry.heads,
-                arch: self.geometry.arch.clone(),
-                position_rule: self.geometry.position_rule,
-            },
-        )?;
+        let checkpoint = weights::load(path, &self.geometry.load_options())?;
         let heads: Vec<String> = checkpoint
             .heads
             .iter()

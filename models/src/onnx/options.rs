@@ -44,10 +44,11 @@ impl FromStr for ImageShape {
         if text == "dynamic" {
             return Ok(Self::Dynamic);
         }
+        let side = |side: &str| side.parse().ok().filter(|side| *side > 0).ok_or_else(wrong);
         let (height, width) = text.split_once('x').unwrap_or((text, text));
         Ok(Self::Fixed {
-            height: height.parse().map_err(|_| wrong())?,
-            width: width.parse().map_err(|_| wrong())?,
+            height: side(height)?,
+            width: side(width)?,
         })
     }
 }

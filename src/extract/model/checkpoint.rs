@@ -5,7 +5,7 @@ use std::path::Path;
 use candle_core::Tensor;
 use macula_models::onnx::{OutputKind, reference_outputs};
 use macula_models::vit::{VisionTransformer, VitConfig};
-use macula_models::weights::{self, LoadOptions};
+use macula_models::weights;
 use serde_json::json;
 
 use super::preprocess::{check_size, imagenet};
@@ -26,12 +26,7 @@ pub struct CheckpointModel {
 }
 
 pub(super) fn open(path: &Path, options: &ModelOptions) -> Result<OpenModel> {
-    let load = LoadOptions {
-        num_heads: options.num_heads,
-        arch: options.arch.clone(),
-        position_rule: options.position_rule,
-    };
-    let checkpoint = weights::load(path, &load)?;
+    let checkpoint = weights::load(path, &options.checkpoint)?;
     let config = &checkpoint.config;
     let side = default_side(config);
     let preprocess = options.preprocess.over(imagenet(side, side));

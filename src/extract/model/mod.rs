@@ -47,12 +47,8 @@ pub struct ModelOptions {
     pub threads: usize,
     /// ONNX Runtime library named by the user.
     pub ort_lib: Option<PathBuf>,
-    /// Heads of a checkpoint whose file does not say.
-    pub num_heads: Option<usize>,
-    /// Architecture of a checkpoint whose file does not say.
-    pub arch: Option<String>,
-    /// Position rule, overriding the family's.
-    pub position_rule: Option<macula_models::vit::PositionRule>,
+    /// What a checkpoint's file does not say.
+    pub checkpoint: macula_models::weights::LoadOptions,
 }
 
 /// A model and the preprocessing its images need.
