@@ -98,12 +98,17 @@ pub struct PreprocessArgs {
 }
 
 fn triple(text: &str) -> std::result::Result<[f32; 3], String> {
-    let wrong = || format!("expected three numbers r,g,b, found `{text}`");
-    let values: Vec<f32> = text
-        .split(',')
-        .map(|value| value.trim().parse().map_err(|_| wrong()))
-        .collect::<std::result::Result<_, _>>()?;
-    values.try_into().map_err(|_| wrong())
+    three(text).ok_or_else(|| format!("expected three numbers r,g,b, found `{text}`"))
+}
+
+fn colour(text: &str) -> std::result::Result<[u8; 3], String> {
+    three(text).ok_or_else(|| format!("expected three whole numbers from 0 to 255 r,g,b, found `{text}`"))
+}
+
+/// Three values with commas between them.
+fn three<T: std::str::FromStr>(text: &str) -> Option<[T; 3]> {
+    let values = text.split(',').map(|value| value.trim().parse().ok());
+    values.collect::<Option<Vec<T>>>()?.try_into().ok()
 }
 
 impl PreprocessArgs {
@@ -134,6 +139,9 @@ pub struct ReadArgs {
     /// Largest image, in pixels
     #[arg(long, value_name = "N", default_value_t = DecodeOptions::default().max_pixels)]
     pub max_pixels: u64,
+    /// Colour under transparent pixels, 0 to 255 each; by default alpha is dropped, as the reference does
+    #[arg(long, value_name = "R,G,B", value_parser = colour)]
+    pub background: Option<[u8; 3]>,
     #[command(flatten)]
     pub checkpoint: CheckpointArgs,
     #[command(flatten)]
@@ -167,6 +175,7 @@ impl ReadArgs {
             decode: DecodeOptions {
                 exif: self.exif,
                 max_pixels: self.max_pixels,
+                background: self.background,
             },
         }
     }

@@ -85,6 +85,34 @@ fn every_format_decodes_as_pillow_does() {
 }
 
 #[test]
+fn a_background_shows_through_as_in_pillow() {
+    let bytes = fs::read(fixture("background.expected.safetensors")).unwrap();
+    let expected = SafeTensors::deserialize(&bytes).unwrap();
+    assert!(expected.len() > 15, "{}", expected.len());
+    let options = DecodeOptions {
+        background: Some([200, 17, 90]),
+        ..DecodeOptions::default()
+    };
+    let mut wrong = Vec::new();
+    for file in fs::read_dir(fixture("formats")).unwrap() {
+        let path = file.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        let bytes = fs::read(&path).unwrap();
+        let laid = decode(&bytes, &options).unwrap();
+        let pillow = match expected.tensor(&name) {
+            Ok(pillow) => pillow.data().to_vec(),
+            // Nothing to see through.
+            Err(_) => decode(&bytes, &DecodeOptions::default()).unwrap().into_data(),
+        };
+        let difference = largest_difference(laid.data(), &pillow);
+        if difference > allowed(&name) || laid.data().len() != pillow.len() {
+            wrong.push(format!("{name}: {difference}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:?}");
+}
+
+#[test]
 fn resizes_are_pillows_to_the_bit() {
     let image = decode_file("images/rgb.png").unwrap();
     let bytes = fs::read(fixture("resize.expected.safetensors")).unwrap();

@@ -167,8 +167,7 @@ fn describe(
         format_version: FORMAT_VERSION,
         tool_version: env!("CARGO_PKG_VERSION").to_owned(),
         model: model.describe(),
-        preprocess: serde_json::to_value(preprocess)
-            .map_err(|e| Error::failed("preprocess", e.to_string()))?,
+        preprocess: describe_preprocess(preprocess, &options.decode)?,
         outputs: model.outputs().to_vec(),
         source: source.describe(),
         n_rows,
@@ -182,6 +181,16 @@ fn describe(
         n_written: None,
         n_failed: None,
     })
+}
+
+/// The preprocessing, and the background where one was asked for: folders made with another are not compared.
+fn describe_preprocess(preprocess: &Preprocess, decode: &DecodeOptions) -> Result<serde_json::Value> {
+    let mut value =
+        serde_json::to_value(preprocess).map_err(|e| Error::failed("preprocess", e.to_string()))?;
+    if let Some(background) = decode.background {
+        value["background"] = serde_json::json!(background);
+    }
+    Ok(value)
 }
 
 fn progress_bar(total: u64, done: u64) -> ProgressBar {

@@ -1,4 +1,5 @@
-//! The settings of [`super::multi_crop`]: DINOv2's values, their limits, and a preset for small grey images.
+//! The settings of [`super::multi_crop`]: DINOv2's values and their limits.
+//! Values for small images are in [`super::presets`].
 
 use serde::{Deserialize, Serialize};
 
@@ -242,40 +243,6 @@ impl BlurConfig {
 }
 
 impl MultiCropConfig {
-    /// For small grey images such as Fashion-MNIST's: 2 global crops of `global_size` pixels from 0.4 to 1 of the image and
-    /// 6 local ones of `local_size` from 0.15 to 0.4, because a twentieth of 28 x 28 pixels shows nothing; brightness and
-    /// contrast as DINOv2's, neither hue, saturation nor grey, which do nothing to a grey image, and no blur, whose nine
-    /// pixels are a third of the image. These values are this project's, not a paper's. Mirroring stays on: switch it off
-    /// where left and right matter, as in digits.
-    pub fn small_grey(global_size: u32, local_size: u32) -> Self {
-        Self {
-            grey: 0.0,
-            global: ViewConfig {
-                count: 2,
-                size: global_size,
-                scale: [0.4, 1.0],
-            },
-            local: ViewConfig {
-                count: 6,
-                size: local_size,
-                scale: [0.15, 0.4],
-            },
-            jitter: JitterConfig {
-                saturation: 0.0,
-                hue: 0.0,
-                ..JitterConfig::default()
-            },
-            blur: BlurConfig {
-                convention: BlurConvention::AsDeclared,
-                first_global: 0.0,
-                other_global: 0.0,
-                local: 0.0,
-                ..BlurConfig::default()
-            },
-            ..Self::default()
-        }
-    }
-
     /// Checks every field's range; the error names the field as it stands in the file.
     pub fn validate(&self) -> Result<()> {
         rising("aspect", self.aspect, f64::MAX)?;
@@ -350,7 +317,11 @@ mod tests {
     fn the_defaults_are_valid_and_read_back() {
         let default: MultiCropConfig = toml::from_str("").unwrap();
         assert_eq!(default, MultiCropConfig::default());
-        for config in [default, MultiCropConfig::small_grey(28, 14)] {
+        for config in [
+            default,
+            MultiCropConfig::small_grey(28, 14),
+            MultiCropConfig::small_colour(64, 24),
+        ] {
             config.validate().unwrap();
             let written = toml::to_string(&config).unwrap();
             assert_eq!(toml::from_str::<MultiCropConfig>(&written).unwrap(), config);

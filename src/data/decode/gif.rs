@@ -22,7 +22,8 @@ pub(super) fn decode(bytes: &[u8], options: &DecodeOptions) -> Result<RgbImage, 
     let frame = frame.ok_or_else(|| DecodeError::corrupt(NAME, "no frame"))?;
     let (left, top) = (usize::from(frame.left), usize::from(frame.top));
     let (columns, rows) = (usize::from(frame.width), usize::from(frame.height));
-    let background = frame.transparent.unwrap_or(0);
+    let transparent = frame.transparent;
+    let background = transparent.unwrap_or(0);
     let width = screen.0.max((left + columns) as u32);
     let height = screen.1.max((top + rows) as u32);
     check_size(NAME, width, height, options)?;
@@ -31,7 +32,10 @@ pub(super) fn decode(bytes: &[u8], options: &DecodeOptions) -> Result<RgbImage, 
     let mut indices = vec![0; columns * rows];
     decoder.read_into_buffer(&mut indices).map_err(corrupt)?;
     let palette = decoder.palette().unwrap_or_default();
-    let colours: Vec<[u8; 3]> = (0..=255).map(|index| colour(palette, index)).collect();
+    let mut colours: Vec<[u8; 3]> = (0..=255).map(|index| colour(palette, index)).collect();
+    if let (Some(below), Some(clear)) = (options.background, transparent) {
+        colours[usize::from(clear)] = below;
+    }
 
     let stride = width as usize * 3;
     let mut data = colours[usize::from(background)].repeat(width as usize * height as usize);

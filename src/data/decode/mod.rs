@@ -1,8 +1,9 @@
-//! From the bytes of a file to RGB pixels, as Pillow's `Image.open(f).convert("RGB")` gives them: alpha dropped, palettes
-//! expanded, CMYK by Pillow's formula, no colour management. What Pillow does with 16 bits is kept too: grey saturates
+//! From the bytes of a file to RGB pixels, as Pillow's `Image.open(f).convert("RGB")` gives them: alpha dropped unless a
+//! background is asked for, palettes expanded, CMYK by Pillow's formula, no colour management. What Pillow does with 16 bits is kept too: grey saturates
 //! at 255, colour keeps its high byte. The format is decided by content, never by name, and the size is checked before
-//! pixels are allocated. This file holds what all formats share; [`gif`], [`tiff`] and [`jpeg`] what is their own.
+//! pixels are allocated. This file holds what all formats share; [`gif`], [`tiff`] and [`jpeg`] what is their own; [`alpha`] the background.
 
+mod alpha;
 mod gif;
 mod jpeg;
 mod tiff;
@@ -26,6 +27,10 @@ pub struct DecodeOptions {
     pub exif: bool,
     /// The most pixels an image may have.
     pub max_pixels: u64,
+    /// Red, green and blue that an image with an alpha channel or a transparent colour is laid over: each sample becomes
+    /// `colour * alpha + background * (255 - alpha)`, over 255, rounded to nearest, as Pillow's `Image.alpha_composite` over
+    /// that colour gives. `None`, the default, drops alpha as `convert("RGB")` does.
+    pub background: Option<[u8; 3]>,
 }
 
 impl Default for DecodeOptions {
@@ -33,6 +38,7 @@ impl Default for DecodeOptions {
         Self {
             exif: false,
             max_pixels: DEFAULT_MAX_PIXELS,
+            background: None,
         }
     }
 }
@@ -175,8 +181,8 @@ fn decode_simple(
     };
     let decoded = DynamicImage::from_decoder(decoder).map_err(corrupt)?;
     let saturate = format == ImageFormat::Png && png_is_grey16(bytes);
-    let mut image =
-        to_rgb(decoded, saturate).ok_or_else(|| DecodeError::corrupt(name, "unexpected sample layout"))?;
+    let mut image = to_rgb(decoded, saturate, options.background)
+        .ok_or_else(|| DecodeError::corrupt(name, "unexpected sample layout"))?;
     if format == ImageFormat::Bmp
         && let Some(bits) = bmp_channel_bits(bytes)
     {
@@ -244,7 +250,7 @@ fn png_is_grey16(bytes: &[u8]) -> bool {
 
 /// Converts decoded samples; `saturate` is for 16-bit grey, which Pillow clips where it keeps other 16-bit samples' high
 /// byte.
-fn to_rgb(decoded: DynamicImage, saturate: bool) -> Option<RgbImage> {
+fn to_rgb(decoded: DynamicImage, saturate: bool, background: Option<[u8; 3]>) -> Option<RgbImage> {
     let (width, height) = (decoded.width(), decoded.height());
     let narrow = move |sample: u16| {
         if saturate {
@@ -253,21 +259,38 @@ fn to_rgb(decoded: DynamicImage, saturate: bool) -> Option<RgbImage> {
             (sample >> 8) as u8
         }
     };
-    let first = |pixel: &[u16]| [narrow(pixel[0]); 3];
+    let high = |sample: u16| (sample >> 8) as u8;
     let three = |pixel: &[u16]| [narrow(pixel[0]), narrow(pixel[1]), narrow(pixel[2])];
+    let over = |colour: [u8; 3], alpha: u8| alpha::over(colour, alpha, background);
     let data: Vec<u8> = match &decoded {
         DynamicImage::ImageRgb8(_) => decoded.into_rgb8().into_raw(),
         DynamicImage::ImageLuma8(image) => image.as_raw().iter().flat_map(|&grey| [grey; 3]).collect(),
-        DynamicImage::ImageLumaA8(image) => image.as_raw().chunks_exact(2).flat_map(|p| [p[0]; 3]).collect(),
+        DynamicImage::ImageLumaA8(image) => image
+            .as_raw()
+            .chunks_exact(2)
+            .flat_map(|p| over([p[0]; 3], p[1]))
+            .collect(),
         DynamicImage::ImageRgba8(image) => image
             .as_raw()
             .chunks_exact(4)
-            .flat_map(|p| [p[0], p[1], p[2]])
+            .flat_map(|p| over([p[0], p[1], p[2]], p[3]))
             .collect(),
-        DynamicImage::ImageLuma16(image) => image.as_raw().chunks_exact(1).flat_map(first).collect(),
-        DynamicImage::ImageLumaA16(image) => image.as_raw().chunks_exact(2).flat_map(first).collect(),
+        DynamicImage::ImageLuma16(image) => image
+            .as_raw()
+            .iter()
+            .flat_map(|&grey| [narrow(grey); 3])
+            .collect(),
+        DynamicImage::ImageLumaA16(image) => image
+            .as_raw()
+            .chunks_exact(2)
+            .flat_map(|p| over([narrow(p[0]); 3], high(p[1])))
+            .collect(),
         DynamicImage::ImageRgb16(image) => image.as_raw().chunks_exact(3).flat_map(three).collect(),
-        DynamicImage::ImageRgba16(image) => image.as_raw().chunks_exact(4).flat_map(three).collect(),
+        DynamicImage::ImageRgba16(image) => image
+            .as_raw()
+            .chunks_exact(4)
+            .flat_map(|p| over(three(p), high(p[3])))
+            .collect(),
         _ => return None,
     };
     RgbImage::new(width, height, data)

@@ -8,7 +8,7 @@ use ::tiff::ColorType;
 use ::tiff::decoder::{Decoder, DecodingResult, Limits};
 use ::tiff::tags::Tag;
 
-use super::{DecodeError, DecodeOptions, allowance, check_size, cmyk_to_rgb, orient};
+use super::{DecodeError, DecodeOptions, allowance, alpha, check_size, cmyk_to_rgb, orient};
 use crate::data::image::RgbImage;
 
 const NAME: &str = "TIFF";
@@ -18,15 +18,21 @@ const BLACK_IS_ZERO: u16 = 1;
 const PALETTE: u16 = 3;
 /// `ExtraSamples`: colours that have already been multiplied by alpha.
 const ASSOCIATED_ALPHA: u16 = 1;
+/// `ExtraSamples`: alpha that nothing has been multiplied by.
+const UNASSOCIATED_ALPHA: u16 = 2;
 
 type Reader<'a> = Decoder<Cursor<&'a [u8]>>;
 
 /// How the samples of a page become colours.
 enum Colours {
     Grey,
+    /// Grey and alpha of 8 bits each.
+    GreyAlpha,
     /// Red, green and blue of each index.
     Palette(Vec<[u8; 3]>),
     Rgb,
+    /// RGB and alpha.
+    Rgba,
     /// RGB that has been multiplied by the fourth sample.
     Premultiplied,
     Cmyk,
@@ -60,7 +66,7 @@ fn decode_page(bytes: &[u8], options: &DecodeOptions, palette: bool) -> Result<R
     let (colours, bits) = colours(&mut reader, kind, palette)?;
 
     let (samples, channels) = read_samples(&mut reader, width, height, bits, &colours)?;
-    let data = to_rgb(&samples, channels, &colours)?;
+    let data = to_rgb(&samples, channels, &colours, options.background)?;
     let image = RgbImage::new(width, height, data).ok_or_else(|| damaged("fewer samples than pixels"))?;
     let orientation = orientation.and_then(|value| Orientation::from_exif(u8::try_from(value).ok()?));
     Ok(orient(image, orientation.unwrap_or(Orientation::NoTransforms)))
@@ -69,21 +75,26 @@ fn decode_page(bytes: &[u8], options: &DecodeOptions, palette: bool) -> Result<R
 /// What the samples mean, and how many bits each has.
 fn colours(reader: &mut Reader, kind: ColorType, palette: bool) -> Result<(Colours, u8), DecodeError> {
     let unsupported = || DecodeError::corrupt(NAME, format!("samples of kind {kind:?} are not supported"));
+    let extra: Option<Vec<u16>> = reader.find_tag_unsigned_vec(Tag::ExtraSamples).map_err(corrupt)?;
+    let extra = extra.and_then(|kinds| kinds.first().copied());
     let found = match kind {
         ColorType::Gray(bits @ (1 | 2 | 4 | 8)) if palette => {
             (Colours::Palette(palette_of(reader, bits)?), bits)
         }
         _ if palette => return Err(unsupported()),
+        ColorType::GrayA(8) | ColorType::Multiband { bit_depth: 8, .. }
+            if extra == Some(UNASSOCIATED_ALPHA) =>
+        {
+            (Colours::GreyAlpha, 8)
+        }
         ColorType::Gray(bits) | ColorType::GrayA(bits) => (Colours::Grey, bits),
         ColorType::Multiband { bit_depth, .. } => (Colours::Grey, bit_depth),
         ColorType::RGB(bits) => (Colours::Rgb, bits),
-        ColorType::RGBA(bits) => {
-            let extra: Option<Vec<u16>> = reader.find_tag_unsigned_vec(Tag::ExtraSamples).map_err(corrupt)?;
-            match extra.as_deref() {
-                Some([ASSOCIATED_ALPHA, ..]) => (Colours::Premultiplied, bits),
-                _ => (Colours::Rgb, bits),
-            }
-        }
+        ColorType::RGBA(bits) => match extra {
+            Some(ASSOCIATED_ALPHA) => (Colours::Premultiplied, bits),
+            Some(UNASSOCIATED_ALPHA) => (Colours::Rgba, bits),
+            _ => (Colours::Rgb, bits),
+        },
         ColorType::CMYK(bits) => (Colours::Cmyk, bits),
         ColorType::YCbCr(bits) => (Colours::YCbCr, bits),
         _ => return Err(unsupported()),
@@ -191,12 +202,18 @@ fn interleave(planes: &[u8], channels: usize) -> Vec<u8> {
     (0..area).flat_map(pixel).collect()
 }
 
-/// `[pixels, channels]` to `[pixels, 3]`.
-fn to_rgb(samples: &[u8], channels: usize, colours: &Colours) -> Result<Vec<u8>, DecodeError> {
+/// `[pixels, channels]` to `[pixels, 3]`, alpha over `background`.
+fn to_rgb(
+    samples: &[u8],
+    channels: usize,
+    colours: &Colours,
+    background: Option<[u8; 3]>,
+) -> Result<Vec<u8>, DecodeError> {
     let needed = match colours {
         Colours::Grey | Colours::Palette(_) => 1,
+        Colours::GreyAlpha => 2,
         Colours::Rgb | Colours::YCbCr => 3,
-        Colours::Premultiplied | Colours::Cmyk => 4,
+        Colours::Rgba | Colours::Premultiplied | Colours::Cmyk => 4,
     };
     if channels < needed {
         return Err(damaged(format!("{channels} samples a pixel, expected {needed}")));
@@ -204,10 +221,16 @@ fn to_rgb(samples: &[u8], channels: usize, colours: &Colours) -> Result<Vec<u8>,
     let pixels = samples.chunks_exact(channels);
     Ok(match colours {
         Colours::Grey => pixels.flat_map(|p| [p[0]; 3]).collect(),
+        Colours::GreyAlpha => pixels
+            .flat_map(|p| alpha::over([p[0]; 3], p[1], background))
+            .collect(),
         Colours::Palette(colours) => pixels.flat_map(|p| colours[usize::from(p[0])]).collect(),
         Colours::Rgb => pixels.flat_map(|p| [p[0], p[1], p[2]]).collect(),
+        Colours::Rgba => pixels
+            .flat_map(|p| alpha::over([p[0], p[1], p[2]], p[3], background))
+            .collect(),
         Colours::Premultiplied => pixels
-            .flat_map(|p| divide_by_alpha([p[0], p[1], p[2]], p[3]))
+            .flat_map(|p| alpha::over(divide_by_alpha([p[0], p[1], p[2]], p[3]), p[3], background))
             .collect(),
         Colours::Cmyk => pixels
             .flat_map(|p| cmyk_to_rgb([p[0], p[1], p[2], p[3]]))

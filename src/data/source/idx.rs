@@ -213,6 +213,10 @@ impl Source for Idx {
         self.description.clone()
     }
 
+    fn in_memory(&self) -> bool {
+        true
+    }
+
     fn is_grey(&self) -> bool {
         true
     }

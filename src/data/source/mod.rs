@@ -49,6 +49,11 @@ pub trait Source: Send + Sync {
     /// What was read, for `meta.json`: the kind of source, where it is, how many images, and a hash where that is cheap.
     fn describe(&self) -> serde_json::Value;
 
+    /// Whether the pixels lie in memory already, so that keeping decoded images would keep them twice.
+    fn in_memory(&self) -> bool {
+        false
+    }
+
     /// Whether all images are known to be grey.
     fn is_grey(&self) -> bool {
         false

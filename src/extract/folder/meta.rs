@@ -63,7 +63,7 @@ pub struct Meta {
     pub tool_version: String,
     /// The model: kind, file name, SHA-256, and what its file says of itself.
     pub model: serde_json::Value,
-    /// Pixels to network input: resize, crop, interpolation, mean, std.
+    /// Pixels to network input: resize, crop, interpolation, mean, std; background, where one was asked for.
     pub preprocess: serde_json::Value,
     /// Outputs, one column each.
     pub outputs: Vec<OutputSpec>,

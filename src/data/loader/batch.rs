@@ -1,0 +1,79 @@
+//! What a step takes.
+
+use crate::data::augment::MultiCropConfig;
+use crate::data::mask::BatchMasks;
+
+/// The images of one step, as G global and L local crops each. Crops lie crop-major: that of sample b and place c has index
+/// `c * B + b`, so that the first B are every image's first crop.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Batch {
+    /// The step, from 0.
+    pub step: u64,
+    /// Images B.
+    pub size: usize,
+    /// Row of the source that each sample came from: `[B]`.
+    pub rows: Vec<u64>,
+    /// Normalised, `[G * B, 3, S, S]`.
+    pub global: Vec<f32>,
+    /// Normalised, `[L * B, 3, s, s]`.
+    pub local: Vec<f32>,
+    /// Masks of the G * B global crops, where the loader was asked for them.
+    pub masks: Option<BatchMasks>,
+}
+
+/// Values of one crop, and crops of one sample.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SampleShape {
+    global_values: usize, // 3 * S * S
+    global_count: usize,  // G
+    local_values: usize,  // 3 * s * s
+    local_count: usize,   // L
+}
+
+impl SampleShape {
+    /// As `config` makes them.
+    pub(super) fn of(config: &MultiCropConfig) -> Self {
+        Self {
+            global_values: config.global.values(),
+            global_count: config.global.count,
+            local_values: config.local.values(),
+            local_count: config.local.count,
+        }
+    }
+
+    /// Values of a sample's global crops.
+    pub(super) fn global(self) -> usize {
+        self.global_values * self.global_count
+    }
+
+    /// Values of a sample's local crops.
+    pub(super) fn local(self) -> usize {
+        self.local_values * self.local_count
+    }
+}
+
+impl Batch {
+    /// Makes room for `size` samples. What the buffers hold is written over sample by sample.
+    pub(super) fn prepare(&mut self, step: u64, size: usize, sample: SampleShape) {
+        (self.step, self.size) = (step, size);
+        self.rows.resize(size, 0);
+        self.global.resize(size * sample.global(), 0.0);
+        self.local.resize(size * sample.local(), 0.0);
+        self.masks = None;
+    }
+
+    /// Enters a sample: its row, and its crops `[G, 3, S, S]` and `[L, 3, s, s]`.
+    pub(super) fn put(&mut self, sample: usize, row: u64, shape: SampleShape, global: &[f32], local: &[f32]) {
+        self.rows[sample] = row;
+        scatter(global, shape.global_values, sample, self.size, &mut self.global);
+        scatter(local, shape.local_values, sample, self.size, &mut self.local);
+    }
+}
+
+/// Crop c of `crops`, `[C, values]`, to place `c * size + sample` of `out`, `[C * size, values]`.
+fn scatter(crops: &[f32], values: usize, sample: usize, size: usize, out: &mut [f32]) {
+    for (place, crop) in crops.chunks_exact(values).enumerate() {
+        let start = (place * size + sample) * values;
+        out[start..start + values].copy_from_slice(crop);
+    }
+}

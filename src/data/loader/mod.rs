@@ -1,0 +1,286 @@
+//! Batches for training, made ahead of the steps on threads of their own: in which order images come ([`order`]), how many
+//! a step takes ([`plan`]), how one is read or replaced ([`reader`], [`cache`]), and how the threads share the work
+//! ([`queue`]). A batch is a function of the seed and the number of its step alone: neither the number of threads nor
+//! where a run was resumed changes a byte of it. What is done to an image is in [`super::augment`] and [`super::mask`].
+
+mod batch;
+mod cache;
+mod order;
+mod plan;
+mod queue;
+mod reader;
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+pub use batch::Batch;
+use batch::SampleShape;
+use order::Order;
+pub use plan::BatchPlan;
+use queue::{Part, Queue, Task};
+use reader::Reader;
+
+use super::augment::MultiCrop;
+use super::mask::{Grid, MaskConfig, masks_for_batch};
+use super::{DecodeOptions, RowError, Source};
+use crate::{Error, Result, rng};
+
+/// The largest number of threads.
+const MAX_WORKERS: usize = 1024;
+/// The largest number of batches ahead.
+const MAX_PREFETCH: usize = 64;
+
+/// How batches are read. What a file leaves out has its default.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LoaderConfig {
+    /// Threads that read images, at most 1024; 0 for one per core. Default 0.
+    pub workers: usize,
+    /// Finished batches that may wait for the step, at most 64; one more is in work. Default 2.
+    pub prefetch: usize,
+    /// Decoded images kept in memory, in MiB; 0 for none. A source that lies in memory is not kept again. Default 512.
+    pub cache_mb: usize,
+    /// What happens when an image cannot be read. Default `skip`.
+    pub on_error: OnError,
+    /// Red, green and blue that images with an alpha channel are laid over. By default alpha is dropped, as Pillow's
+    /// `convert("RGB")` does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub background: Option<[u8; 3]>,
+}
+
+impl Default for LoaderConfig {
+    fn default() -> Self {
+        Self {
+            workers: 0,
+            prefetch: 2,
+            cache_mb: 512,
+            on_error: OnError::Skip,
+            background: None,
+        }
+    }
+}
+
+impl LoaderConfig {
+    /// Checks every field's range; the error names the field as it stands in the file.
+    pub fn validate(&self) -> Result<()> {
+        for (field, value, most) in [
+            ("workers", self.workers, MAX_WORKERS),
+            ("prefetch", self.prefetch, MAX_PREFETCH),
+        ] {
+            if value > most {
+                return Err(Error::input(
+                    field,
+                    format!("expected at most {most}, found {value}"),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// How images are decoded.
+    fn decode(&self) -> DecodeOptions {
+        DecodeOptions {
+            background: self.background,
+            ..DecodeOptions::default()
+        }
+    }
+
+    /// Threads to start.
+    fn threads(&self) -> usize {
+        match self.workers {
+            0 => thread::available_parallelism().map_or(1, usize::from),
+            workers => workers,
+        }
+    }
+}
+
+/// What happens when an image cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnError {
+    /// Another image takes its place, and its file is named once.
+    Skip,
+    /// The run ends, and says which file.
+    Fail,
+}
+
+/// A row whose image cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadRow {
+    /// Row of the source.
+    pub row: u64,
+    /// Its file, and what is wrong with it.
+    pub error: RowError,
+}
+
+/// The batches of a run, in order, made ahead on threads that end when the loader is dropped.
+pub struct Loader {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// What every thread works with.
+struct Shared {
+    reader: Reader,
+    crops: MultiCrop,
+    masks: Option<(MaskConfig, Grid)>,
+    seed: u64,
+    queue: Queue,
+}
+
+/// A worker's room for the crops of one image.
+struct Scratch {
+    global: Vec<f32>, // [G, 3, S, S]
+    local: Vec<f32>,  // [L, 3, s, s]
+}
+
+impl Loader {
+    /// Starts reading the batches of `plan` from step `first_step` on. Masks, where wanted, are drawn for the global crops,
+    /// whose patches form the given grid.
+    ///
+    /// # Errors
+    /// A setting out of range, a source with more rows than u32 can number, or no thread to be had.
+    pub fn start(
+        source: Arc<dyn Source>,
+        crops: MultiCrop,
+        masks: Option<(MaskConfig, Grid)>,
+        plan: BatchPlan,
+        config: &LoaderConfig,
+        seed: u64,
+        first_step: u64,
+    ) -> Result<Self> {
+        config.validate()?;
+        plan.validate()?;
+        if let Some((masks, grid)) = &masks {
+            // Settings and grid are checked even where there is nothing to mask.
+            masks_for_batch(0, *grid, masks, &mut rng::stream(seed, "masks", first_step))?;
+        }
+        let order = Order::new(seed, source.len())?;
+        let cache_bytes = config.cache_mb.saturating_mul(1 << 20);
+        let sample = SampleShape::of(crops.config());
+        let shared = Shared {
+            reader: Reader::new(source, config.decode(), config.on_error, seed, cache_bytes),
+            queue: Queue::new(plan, sample, order, masks.is_some(), config.prefetch, first_step),
+            crops,
+            masks,
+            seed,
+        };
+        // Made before its threads, so that those already running end if one cannot be started.
+        let mut loader = Self {
+            shared: Arc::new(shared),
+            threads: Vec::new(),
+        };
+        for number in 0..config.threads() {
+            let shared = Arc::clone(&loader.shared);
+            let thread = thread::Builder::new()
+                .name(format!("loader-{number}"))
+                .spawn(move || shared.work())
+                .map_err(|error| Error::failed("loader", format!("no thread to be had: {error}")))?;
+            loader.threads.push(thread);
+        }
+        Ok(loader)
+    }
+
+    /// The batch of the next step, and how long the caller waited for it.
+    ///
+    /// # Errors
+    /// What went wrong with the batch's images; after that the loader has stopped.
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "an endless stream of results is no iterator"
+    )]
+    pub fn next(&mut self) -> Result<(Batch, Duration)> {
+        let asked = Instant::now();
+        let batch = self.shared.queue.fetch()?;
+        Ok((batch, asked.elapsed()))
+    }
+
+    /// Gives the buffers of a batch back, so that no later step allocates them.
+    pub fn recycle(&mut self, batch: Batch) {
+        self.shared.queue.recycle(batch);
+    }
+
+    /// Every row that could not be read so far, each once, in the source's order. Rows of batches still ahead are among
+    /// them.
+    pub fn bad_rows(&self) -> Vec<BadRow> {
+        self.shared.reader.bad_rows()
+    }
+}
+
+impl Drop for Loader {
+    /// Waits for the images in work, no longer.
+    fn drop(&mut self) {
+        self.shared.queue.stop();
+        for thread in self.threads.drain(..) {
+            // A worker's panic has become an error of its batch.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    /// The life of a worker.
+    fn work(&self) {
+        let sample = SampleShape::of(self.crops.config());
+        let mut scratch = Scratch {
+            global: vec![0.0; sample.global()],
+            local: vec![0.0; sample.local()],
+        };
+        while let Some(task) = self.queue.claim() {
+            let done = catch_unwind(AssertUnwindSafe(|| self.perform(&task, &mut scratch)));
+            let result = done.unwrap_or_else(|panic| {
+                let reason = format!("a worker panicked in step {}: {}", task.step, message(&*panic));
+                Err(Error::failed("loader", reason))
+            });
+            self.queue.finish(task, result);
+        }
+    }
+
+    fn perform(&self, task: &Task, scratch: &mut Scratch) -> Result<()> {
+        let batch = || task.batch.lock().unwrap_or_else(PoisonError::into_inner);
+        match (task.part, &self.masks) {
+            (Part::Image { sample, image }, _) => {
+                let mut loaded = self.reader.read(image, self.queue.stopped())?;
+                let config = self.crops.config();
+                let views = scratch.global.chunks_exact_mut(config.global.values());
+                for (place, out) in views.enumerate() {
+                    self.crops.global(place, &loaded.image, &mut loaded.rng, out)?;
+                }
+                for out in scratch.local.chunks_exact_mut(config.local.values()) {
+                    self.crops.local(&loaded.image, &mut loaded.rng, out)?;
+                }
+                // A copy costs a hundredth of making the crops, so workers hardly ever wait for one another here.
+                batch().put(
+                    sample,
+                    loaded.row,
+                    SampleShape::of(config),
+                    &scratch.global,
+                    &scratch.local,
+                );
+            }
+            (Part::Masks, Some((config, grid))) => {
+                let mut rng = rng::stream(self.seed, "masks", task.step);
+                let crops = self.crops.config().global.count * task.size;
+                let masks = masks_for_batch(crops, *grid, config, &mut rng)?;
+                batch().masks = Some(masks);
+            }
+            (Part::Masks, None) => {}
+        }
+        Ok(())
+    }
+}
+
+/// What a panic said.
+fn message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("no message")
+}
+
+#[cfg(test)]
+mod tests;
