@@ -25,6 +25,14 @@ pub enum Error {
         /// What happened, and what to do about it where that is known.
         reason: String,
     },
+    /// A loss or a gradient of training is NaN or infinite.
+    #[error("{what}: expected a finite number, found {value}")]
+    NotFinite {
+        /// The loss term, or the gradient norm of a sub-module.
+        what: String,
+        /// What was found.
+        value: f64,
+    },
     /// The operating system refused something.
     #[error("{path}: {source}")]
     Io {
@@ -73,7 +81,7 @@ impl Error {
         match self {
             Self::Input { .. } => 2,
             Self::Io { source, .. } | Self::Models(Models::Io { source, .. }) => missing(source),
-            Self::Models(Models::Candle(_)) | Self::Failed { .. } => 1,
+            Self::Models(Models::Candle(_)) | Self::Failed { .. } | Self::NotFinite { .. } => 1,
             Self::Models(_) => 2,
             Self::Eval(macula_eval::Error::Config { .. } | macula_eval::Error::Data { .. }) => 2,
             Self::Eval(_) => 1,

@@ -313,5 +313,6 @@ pub fn untrained(config: VitConfig, seed: u64) -> Result<Checkpoint> {
         heads: Default::default(),
         family: macula_models::weights::Family::Official,
         source_sha256: format!("untrained, seed {seed}"),
+        preprocess: None,
     })
 }

@@ -18,6 +18,9 @@ pub struct DemoArgs {
     /// Seed of the weights, splits and intervals
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Training steps, instead of the number that takes two cores about two minutes
+    #[arg(long, value_name = "N")]
+    steps: Option<u64>,
     /// Print the table as JSON
     #[arg(long)]
     json: bool,
@@ -34,6 +37,7 @@ impl DemoArgs {
             seed: self.seed,
             device: self.run.device,
             threads: self.run.threads,
+            steps: self.steps,
             ort_lib: self.run.ort_lib.clone(),
         })?;
         output::print_result(&result, self.json, None)

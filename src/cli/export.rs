@@ -10,7 +10,7 @@ use macula_models::weights::{self, Checkpoint};
 use super::args::{CheckpointArgs, PreprocessArgs, RunArgs};
 use super::output;
 use crate::export::{Comparison, ExportRequest, ExportSummary, export, untrained};
-use crate::extract::model::{default_side, imagenet};
+use crate::extract::model::{default_side, of_checkpoint};
 use crate::{Error, Result};
 
 /// Arguments of `macula export`.
@@ -69,7 +69,7 @@ impl ExportArgs {
         let preprocess = self
             .preprocess
             .overrides()
-            .over(imagenet(height as u32, width as u32));
+            .over(of_checkpoint(&checkpoint, height as u32, width as u32)?);
         preprocess.validate()?;
         if self.tolerance.is_nan() || self.tolerance <= 0.0 {
             return Err(Error::input(

@@ -11,6 +11,7 @@ mod inspect;
 mod log;
 mod output;
 mod runtime;
+mod train;
 
 use std::process::ExitCode;
 
@@ -18,7 +19,7 @@ use clap::{Parser, Subcommand};
 
 use crate::Result;
 
-/// One tool for the whole life of a frozen visual feature: export, extract, evaluate.
+/// One tool for the whole life of a frozen visual feature: pretrain, export, extract, evaluate.
 #[derive(Debug, Parser)]
 #[command(name = "macula", version, propagate_version = true)]
 struct Cli {
@@ -30,6 +31,8 @@ struct Cli {
 enum Verb {
     /// The whole chain on the bundled sample, with the tables beside raw pixels.
     Demo(demo::DemoArgs),
+    /// Pretrain a vision transformer without labels.
+    Train(Box<train::TrainArgs>),
     /// Write a checkpoint as ONNX, checked against the candle network.
     Export(export::ExportArgs),
     /// Write the frozen features of images to a feature folder.
@@ -81,6 +84,7 @@ fn refuse(error: &clap::Error) -> ExitCode {
 fn run(cli: Cli) -> Result<()> {
     match cli.verb {
         Verb::Demo(args) => args.run(),
+        Verb::Train(args) => args.run(),
         Verb::Export(args) => args.run(),
         Verb::Extract(args) => args.run(),
         Verb::Eval(args) => args.run(),

@@ -32,6 +32,20 @@ impl Device {
     pub fn flavor(self) -> Option<Flavor> {
         matches!(self, Self::Cuda(_)).then_some(Flavor::Cuda)
     }
+
+    /// The device candle runs on: the processor, unless a GPU is asked for.
+    ///
+    /// # Errors
+    /// A GPU, which this build's trainer cannot use.
+    pub fn candle(self) -> Result<candle_core::Device> {
+        match self {
+            Self::Auto | Self::Cpu => Ok(candle_core::Device::Cpu),
+            Self::Cuda(_) => Err(Error::failed(
+                format!("--device {self}"),
+                "this build of macula trains and runs checkpoints on the processor only; export to ONNX to run on a GPU",
+            )),
+        }
+    }
 }
 
 impl fmt::Display for Device {

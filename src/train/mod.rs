@@ -5,17 +5,26 @@
 //! network; whatever carries state from step to step (centre, moments) shows it, so that a checkpoint can keep it.
 //! Other processes are reached through `ranks` alone.
 
+pub mod checkpoint;
+pub mod config;
 pub mod ema;
 mod in_place;
 pub mod losses;
+pub mod method;
+pub mod network;
+pub mod observe;
 pub mod optimizer;
 pub mod param_groups;
 pub mod ranks;
+pub mod recipes;
+pub mod run;
 pub mod schedule;
+pub mod start;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
+pub mod trainer;
 
 /// A failure of candle as an error of this crate.
 fn failed_in_candle(error: candle_core::Error) -> crate::Error {

@@ -5,3 +5,4 @@ mod bad_images;
 mod bad_inputs;
 mod chain;
 mod harness;
+mod train;

@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor};
 use super::family::{Found, Part, Table, detect};
 use super::geometry::{self, HEAD_DIM};
 use super::raw::{RawTensor, RawTensors, read_tensors};
-use super::save::{CONFIG_KEY, VERSION, VERSION_KEY};
+use super::save::{CONFIG_KEY, PREPROCESS_KEY, VERSION, VERSION_KEY};
 use super::{Checkpoint, Family, LoadOptions, Tensors, hf_config, official, wrappers};
 use crate::vit::VitConfig;
 use crate::{Error, Result};
@@ -51,6 +51,7 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Checkpoint> {
         heads,
         family: table.family,
         source_sha256,
+        preprocess: raw.metadata.get(PREPROCESS_KEY).cloned(),
     })
 }
 

@@ -35,7 +35,7 @@ pub use element::ElementType;
 pub use load::load;
 pub use options::LoadOptions;
 pub use raw::{Format, RawTensor, RawTensors, read_tensors};
-pub use save::{config_metadata, save};
+pub use save::{PREPROCESS_KEY, config_metadata, save};
 
 /// Tensors by name, in the order of their names.
 pub type Tensors = BTreeMap<String, Tensor>;
@@ -66,4 +66,6 @@ pub struct Checkpoint {
     pub family: Family,
     /// SHA-256 of the weight file, in hexadecimal.
     pub source_sha256: String,
+    /// How images are prepared for the network, where the file says ([`PREPROCESS_KEY`]): JSON that this package hands on.
+    pub preprocess: Option<String>,
 }

@@ -15,6 +15,8 @@ use crate::{Error, Result};
 
 /// Metadata key under which macula keeps the geometry, as JSON of [`VitConfig`].
 pub(super) const CONFIG_KEY: &str = "macula.config";
+/// Metadata key under which a run keeps how images are prepared for its network, as JSON; this package does not read it.
+pub const PREPROCESS_KEY: &str = "macula.preprocess";
 /// Metadata key of the version of the file's layout.
 pub(super) const VERSION_KEY: &str = "macula.version";
 /// The version written. Readers refuse a later one.

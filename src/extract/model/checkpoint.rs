@@ -8,10 +8,9 @@ use macula_models::vit::{VisionTransformer, VitConfig};
 use macula_models::weights;
 use serde_json::json;
 
-use super::preprocess::{check_size, imagenet};
+use super::preprocess::{check_size, of_checkpoint};
 use super::{FeatureModel, ModelOptions, OpenModel, OutputChoice};
 use crate::extract::OutputSpec;
-use crate::runtime::Device;
 use crate::{Error, Result};
 
 /// Features from a checkpoint.
@@ -29,7 +28,7 @@ pub(super) fn open(path: &Path, options: &ModelOptions) -> Result<OpenModel> {
     let checkpoint = weights::load(path, &options.checkpoint)?;
     let config = &checkpoint.config;
     let side = default_side(config);
-    let preprocess = options.preprocess.over(imagenet(side, side));
+    let preprocess = options.preprocess.over(of_checkpoint(&checkpoint, side, side)?);
     preprocess.validate()?;
     check_size(&path.display().to_string(), &preprocess, (None, None))?;
     let (height, width) = preprocess.crop.unwrap_or((side, side));
@@ -42,7 +41,7 @@ pub(super) fn open(path: &Path, options: &ModelOptions) -> Result<OpenModel> {
             shape: kind.shape(config, grid),
         })
         .collect();
-    let device = candle_device(options.device)?;
+    let device = options.device.candle()?;
     let network = VisionTransformer::from_tensors(config, &checkpoint.backbone, &device)?;
     Ok(OpenModel {
         model: Box::new(CheckpointModel {
@@ -72,17 +71,6 @@ pub fn default_side(config: &VitConfig) -> u32 {
         config.image_size
     };
     side as u32
-}
-
-/// The device candle runs on. This build has no CUDA trainer, so a GPU that was asked for is refused.
-fn candle_device(device: Device) -> Result<candle_core::Device> {
-    match device {
-        Device::Auto | Device::Cpu => Ok(candle_core::Device::Cpu),
-        Device::Cuda(_) => Err(Error::failed(
-            format!("--device {device}"),
-            "this build of macula runs checkpoints on the processor only; export to ONNX to run on a GPU",
-        )),
-    }
 }
 
 /// Every output the network can give, the CLS tokens of the last four blocks among them.

@@ -15,7 +15,7 @@ use crate::{Error, Result};
 pub use checkpoint::{CheckpointModel, default_side};
 pub use onnx::OnnxFeatures;
 pub use pixels::PixelModel;
-pub use preprocess::{PreprocessOverrides, imagenet};
+pub use preprocess::{PreprocessOverrides, imagenet, of_checkpoint};
 
 /// Anything that gives features for a batch of images.
 pub trait FeatureModel {

@@ -1,5 +1,7 @@
 //! Which preprocessing an extraction uses: the user's flags first, then what the model's file says, then ImageNet's.
 
+use macula_models::weights::{Checkpoint, PREPROCESS_KEY};
+
 use crate::data::{Interpolation, Preprocess};
 use crate::{Error, Result};
 
@@ -42,6 +44,31 @@ pub fn imagenet(height: u32, width: u32) -> Preprocess {
         crop: Some((height, width)),
         ..Preprocess::imagenet(resize, height)
     }
+}
+
+/// How images are prepared for a checkpoint at `height x width`: as its file says, at that size, or as for ImageNet.
+///
+/// # Errors
+/// A file whose preprocessing cannot be read.
+pub fn of_checkpoint(checkpoint: &Checkpoint, height: u32, width: u32) -> Result<Preprocess> {
+    let Some(json) = &checkpoint.preprocess else {
+        return Ok(imagenet(height, width));
+    };
+    let stored = Preprocess::from_json(PREPROCESS_KEY, json)?;
+    // Another size keeps the proportion of resize and crop.
+    let longest = |(height, width): (u32, u32)| height.max(width);
+    let resize = match (stored.resize, stored.crop) {
+        (Some(resize), Some(crop)) => {
+            let scale = f64::from(longest((height, width))) / f64::from(longest(crop));
+            Some((f64::from(resize) * scale).round() as u32)
+        }
+        (resize, _) => resize,
+    };
+    Ok(Preprocess {
+        resize,
+        crop: Some((height, width)),
+        ..stored
+    })
 }
 
 /// Checks that the images will have the size that `file` takes: `expected` is its fixed height and width.

@@ -43,6 +43,11 @@ impl SoftmaxCentering {
         })
     }
 
+    /// The part of the centre that stays at each update.
+    pub fn momentum(&self) -> f64 {
+        self.momentum
+    }
+
     /// The centre [1, K] that the next call uses; what a checkpoint keeps.
     ///
     /// # Errors

@@ -33,10 +33,10 @@ pub fn clip_gradients<'a>(
     }
     let norm = squares.sqrt();
     if !norm.is_finite() {
-        return Err(Error::failed(
-            format!("gradient of {module}"),
-            format!("expected a finite norm, found {norm}"),
-        ));
+        return Err(Error::NotFinite {
+            what: format!("gradient norm of {module}"),
+            value: norm,
+        });
     }
     let scale = max_norm / (norm + EPS);
     if scale < 1. {

@@ -2,6 +2,7 @@
 //! name, so that a checkpoint can keep it and a resumed run goes on bit for bit.
 
 mod adamw;
+mod any;
 mod clip;
 mod sgd;
 
@@ -10,6 +11,7 @@ use std::collections::BTreeSet;
 use candle_core::{DType, Tensor, Var};
 
 pub use adamw::{AdamW, AdamWOptions, Moments};
+pub use any::{Optimizer, OptimizerState};
 pub use clip::clip_gradients;
 pub use sgd::Sgd;
 

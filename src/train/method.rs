@@ -1,0 +1,438 @@
+//! The one self-supervised method: a student and a teacher that follows it, and an objective whose terms the configuration
+//! switches on. DINO, iBOT, DINOv2 and momentum contrast are settings of it (facebookresearch/dinov2
+//! `train/ssl_meta_arch.py`; facebookresearch/moco `moco/builder.py`).
+
+use candle_core::{Device, Tensor};
+use macula_models::heads::DinoHead;
+use macula_models::vit::{DropPathMode, DropPathPlan, VitOutput};
+use macula_models::weights::Tensors;
+
+use super::config::{Centering, StepValues, TrainConfig};
+use super::ema::update_teacher;
+use super::failed_in_candle;
+use super::losses::targets::{SINKHORN_ITERATIONS, SoftmaxCentering, sinkhorn_knopp};
+use super::losses::{KeyQueue, dino_cls_loss, ibot_patch_loss, info_nce_loss, koleo_loss};
+use super::network::{Gradients, Network, NetworkConfig};
+use super::ranks::{OneRank, Ranks};
+use crate::data::loader::Batch;
+use crate::data::mask::BatchMasks;
+use crate::{Error, Result, rng};
+
+/// Names of the memory's tensors in a checkpoint.
+const CLS_CENTRE: &str = "cls_centre";
+const PATCH_CENTRE: &str = "patch_centre";
+const QUEUE: &str = "queue";
+
+/// Student, teacher, and what their objective remembers from step to step.
+pub struct Method {
+    config: TrainConfig,
+    device: Device,
+    ranks: Box<dyn Ranks>,
+    /// The network that learns.
+    pub student: Network,
+    /// Its moving average, which gives the targets and is what a run leaves behind.
+    pub teacher: Network,
+    /// What a checkpoint keeps beside the weights.
+    pub memory: Memory,
+}
+
+/// State of the objective.
+#[derive(Debug, Default)]
+pub struct Memory {
+    /// Centre of class-token logits, with softmax centring.
+    pub cls_centre: Option<SoftmaxCentering>,
+    /// Centre of patch logits, with softmax centring.
+    pub patch_centre: Option<SoftmaxCentering>,
+    /// Negatives of the contrastive term.
+    pub queue: Option<KeyQueue>,
+}
+
+/// What one part of a step came to.
+pub struct StepLoss {
+    /// The weighted sum of all terms, scalar.
+    pub total: Tensor,
+    /// The terms by name, weighted, scalars.
+    pub parts: Vec<(&'static str, Tensor)>,
+    /// The teacher's distributions over the prototypes for the class tokens [2 B, K], where the DINO term is on.
+    pub cls_targets: Option<Tensor>,
+}
+
+/// The crops of a part of a step as tensors.
+struct Crops {
+    global: Tensor,        // [2 B, 3, S, S]
+    local: Option<Tensor>, // [L B, 3, s, s]
+    masks: Option<Masks>,
+    batch: usize,
+}
+
+struct Masks {
+    bits: Tensor,    // [2 B, N]
+    indices: Tensor, // [M]
+    per_crop: Vec<usize>,
+}
+
+/// The settings of the stochastic depth of one pass.
+struct Pass<'a> {
+    name: &'a str,
+    part: u64,
+}
+
+impl Method {
+    /// A new method: student and teacher from the same `weights`.
+    ///
+    /// # Errors
+    /// Weights that are not those of the configured networks.
+    pub fn new(
+        config: &TrainConfig,
+        weights: &Tensors,
+        device: &Device,
+    ) -> Result<Self> {
+        Self::with_teacher(config, weights, weights, device)
+    }
+
+    /// A method whose teacher has other weights than its student, as in a run that goes on.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with_teacher(
+        config: &TrainConfig,
+        student: &Tensors,
+        teacher: &Tensors,
+        device: &Device,
+    ) -> Result<Self> {
+        let network = NetworkConfig::new(config)?;
+        Ok(Self {
+            memory: Memory::new(config, device)?,
+            student: Network::from_tensors(&network, student, device, Gradients::Tracked)?,
+            teacher: Network::from_tensors(&network, teacher, device, Gradients::None)?,
+            config: config.clone(),
+            device: device.clone(),
+            ranks: Box::new(OneRank),
+        })
+    }
+
+    /// The objective on one part of a step. `part` numbers the parts of the whole run: it decides the stochastic depth.
+    ///
+    /// # Errors
+    /// Crops of another size than configured, failures of candle.
+    pub fn loss(&mut self, batch: &Batch, part: u64, values: &StepValues) -> Result<StepLoss> {
+        let crops = self.crops(batch).map_err(failed_in_candle)?;
+        let mut loss = StepLoss {
+            total: Tensor::zeros((), candle_core::DType::F32, &self.device).map_err(failed_in_candle)?,
+            parts: Vec::new(),
+            cls_targets: None,
+        };
+        if self.config.has_info_nce() {
+            self.contrast(&crops, part, values, &mut loss)?;
+        }
+        if self.config.has_dino() || self.config.has_ibot() {
+            self.self_distil(&crops, part, values, &mut loss)?;
+        }
+        for (_, term) in &loss.parts {
+            loss.total = (&loss.total + term).map_err(failed_in_candle)?;
+        }
+        Ok(loss)
+    }
+
+    /// Moves the teacher towards the student.
+    ///
+    /// # Errors
+    /// A momentum outside 0 to 1.
+    pub fn update_teacher(&self, momentum: f64) -> Result<()> {
+        update_teacher(self.teacher.weights(), self.student.weights(), momentum)
+    }
+
+    fn crops(&self, batch: &Batch) -> candle_core::Result<Crops> {
+        let tensor = |values: &[f32], count: usize, side: u32| {
+            let side = side as usize;
+            Tensor::from_slice(values, (count * batch.size, 3, side, side), &self.device)
+        };
+        let (global, local) = (&self.config.crops.global, &self.config.crops.local);
+        Ok(Crops {
+            global: tensor(&batch.global, global.count, global.size)?,
+            local: match local.count {
+                0 => None,
+                count => Some(tensor(&batch.local, count, local.size)?),
+            },
+            masks: batch
+                .masks
+                .as_ref()
+                .map(|masks| self.masks(masks, global.count * batch.size))
+                .transpose()?,
+            batch: batch.size,
+        })
+    }
+
+    fn masks(&self, masks: &BatchMasks, crops: usize) -> candle_core::Result<Masks> {
+        let patches = masks.masks.len() / crops.max(1);
+        let ones = |crop: &[u8]| crop.iter().filter(|&&bit| bit == 1).count();
+        Ok(Masks {
+            bits: Tensor::from_slice(&masks.masks, (crops, patches), &self.device)?,
+            indices: Tensor::from_slice(&masks.indices, masks.indices.len(), &self.device)?,
+            per_crop: masks.masks.chunks_exact(patches).map(ones).collect(),
+        })
+    }
+
+    /// The student's pass over `pixels`, with stochastic depth drawn for this pass.
+    fn student_pass(&self, pixels: &Tensor, masks: Option<&Tensor>, pass: &Pass) -> Result<VitOutput> {
+        let backbone = &self.config.backbone;
+        let plan = match backbone.drop_path_rate {
+            0. => None,
+            rate => {
+                let stream = format!("drop path of {}", pass.name);
+                let mut rng = rng::stream(self.config.seed, &stream, pass.part);
+                Some(DropPathPlan::draw(
+                    rate,
+                    backbone.drop_path_schedule(),
+                    DropPathMode::BatchSubset,
+                    backbone.depth,
+                    pixels.dim(0).map_err(failed_in_candle)?,
+                    &mut rng,
+                )?)
+            }
+        };
+        Ok(self.student.vit.forward_with(pixels, masks, plan.as_ref())?)
+    }
+
+    /// The terms of DINO, iBOT and KoLeo.
+    fn self_distil(
+        &mut self,
+        crops: &Crops,
+        part: u64,
+        values: &StepValues,
+        loss: &mut StepLoss,
+    ) -> Result<()> {
+        let config = self.config.clone();
+        let masks = crops.masks.as_ref().filter(|masks| masks.indices.elem_count() > 0);
+        let temperature = config.loss.student_temperature;
+
+        let seen = self.teacher.vit.forward(&crops.global, None)?;
+        let cls_targets = match &self.teacher.dino_head {
+            Some(head) if config.has_dino() => {
+                let logits = head.forward(&seen.cls)?;
+                Some(self.cls_targets(&logits, values).map_err(failed_in_candle)?)
+            }
+            _ => None,
+        };
+        let patch_targets = match (self.teacher.patch_head(), masks) {
+            (Some(head), Some(masks)) if config.has_ibot() => {
+                let logits = head.forward(&masked(&seen.patch, masks).map_err(failed_in_candle)?)?;
+                Some(self.patch_targets(&logits, values).map_err(failed_in_candle)?)
+            }
+            _ => None,
+        };
+
+        let bits = crops.masks.as_ref().map(|masks| &masks.bits);
+        let global = self.student_pass(&crops.global, bits, &Pass { name: "globals", part })?;
+        if let (Some(head), Some(targets)) = (&self.student.dino_head, &cls_targets) {
+            let local = match &crops.local {
+                None => None,
+                Some(pixels) => Some(self.student_pass(pixels, None, &Pass { name: "locals", part })?.cls),
+            };
+            let (on_global, on_local) = class_logits(head, &global.cls, local.as_ref())?;
+            let terms = dino_cls_loss(&on_global, on_local.as_ref(), targets, temperature);
+            let terms = terms.map_err(failed_in_candle)?;
+            loss.push("dino_global", &terms.global, config.loss.dino_weight)?;
+            if let Some(local) = &terms.local {
+                loss.push("dino_local", local, config.loss.dino_weight)?;
+            }
+        }
+        if let (Some(head), Some(masks), Some(targets)) = (self.student.patch_head(), masks, &patch_targets) {
+            let logits = head.forward(&masked(&global.patch, masks).map_err(failed_in_candle)?)?;
+            let term = ibot_patch_loss(&logits, targets, &masks.per_crop, temperature);
+            loss.push("ibot", &term.map_err(failed_in_candle)?, config.loss.ibot_weight)?;
+        }
+        if config.loss.koleo_weight > 0. {
+            for crop in 0..config.crops.global.count {
+                let spread = global
+                    .cls
+                    .narrow(0, crop * crops.batch, crops.batch)
+                    .and_then(|cls| koleo_loss(&cls));
+                let name = ["koleo_first", "koleo_second"][crop.min(1)];
+                loss.push(name, &spread.map_err(failed_in_candle)?, config.loss.koleo_weight)?;
+            }
+        }
+        loss.cls_targets = cls_targets;
+        Ok(())
+    }
+
+    fn cls_targets(&mut self, logits: &Tensor, values: &StepValues) -> candle_core::Result<Tensor> {
+        targets(
+            logits,
+            values.teacher_temperature,
+            self.memory.cls_centre.as_mut(),
+            self.ranks.as_ref(),
+        )
+    }
+
+    fn patch_targets(&mut self, logits: &Tensor, values: &StepValues) -> candle_core::Result<Tensor> {
+        targets(
+            logits,
+            values.teacher_temperature,
+            self.memory.patch_centre.as_mut(),
+            self.ranks.as_ref(),
+        )
+    }
+
+    /// The contrastive term: the first crop asks for the second, and the other way round where that is configured.
+    fn contrast(
+        &mut self,
+        crops: &Crops,
+        part: u64,
+        values: &StepValues,
+        loss: &mut StepLoss,
+    ) -> Result<()> {
+        let settings = &self.config.loss.info_nce;
+        let missing = || Error::failed("contrastive term", "the network has no projection");
+        let view = |crop: usize| {
+            let pixels = crops.global.narrow(0, crop * crops.batch, crops.batch);
+            pixels.map_err(failed_in_candle)
+        };
+        let views = [view(0)?, view(1)?];
+        let directions: &[[usize; 2]] = if settings.symmetric {
+            &[[0, 1], [1, 0]]
+        } else {
+            &[[0, 1]]
+        };
+        let weight = self.config.loss.info_nce_weight / directions.len() as f64;
+        let mut keys_of_step = Vec::new();
+        for &[query, key] in directions {
+            let head = self.teacher.projection.as_ref().ok_or_else(missing)?;
+            let keys = head.forward(&self.teacher.vit.forward(&views[key], None)?.cls)?;
+            let name = ["first crop", "second crop"][query];
+            let seen = self.student_pass(&views[query], None, &Pass { name, part })?;
+            let head = self.student.projection.as_ref().ok_or_else(missing)?;
+            let queries = head.forward(&seen.cls)?;
+            let queue = self.memory.queue.as_ref().ok_or_else(missing)?;
+            let term = info_nce_loss(&queries, &keys, queue.keys(), values.info_nce_temperature);
+            let name = ["info_nce", "info_nce_second"][query];
+            loss.push(name, &term.map_err(failed_in_candle)?, weight)?;
+            keys_of_step.push(keys);
+        }
+        let queue = self.memory.queue.as_mut().ok_or_else(missing)?;
+        for keys in keys_of_step {
+            queue.push(&keys).map_err(failed_in_candle)?;
+        }
+        Ok(())
+    }
+}
+
+impl StepLoss {
+    fn push(&mut self, name: &'static str, term: &Tensor, weight: f64) -> Result<()> {
+        let weighted = (term * weight).map_err(failed_in_candle)?;
+        self.parts.push((name, weighted));
+        Ok(())
+    }
+}
+
+impl Memory {
+    fn new(config: &TrainConfig, device: &Device) -> Result<Self> {
+        let loss = &config.loss;
+        let centre = |prototypes: usize| {
+            let zeros = Tensor::zeros((1, prototypes), candle_core::DType::F32, device);
+            zeros
+                .and_then(|zeros| SoftmaxCentering::new(&zeros, config.teacher.center_momentum))
+                .map_err(failed_in_candle)
+        };
+        let softmax = config.teacher.centering == Centering::Softmax;
+        let patch_head = loss.ibot_head.as_ref().unwrap_or(&loss.head);
+        let nce = &loss.info_nce;
+        let queue = || {
+            let mut rng = rng::stream(config.seed, "queue", 0);
+            KeyQueue::random(nce.queue, nce.output, &mut rng, device).map_err(failed_in_candle)
+        };
+        Ok(Self {
+            cls_centre: (softmax && config.has_dino())
+                .then(|| centre(loss.head.prototypes))
+                .transpose()?,
+            patch_centre: (softmax && config.has_ibot())
+                .then(|| centre(patch_head.prototypes))
+                .transpose()?,
+            queue: config.has_info_nce().then(queue).transpose()?,
+        })
+    }
+}
+
+impl Memory {
+    /// The tensors of a checkpoint.
+    ///
+    /// # Errors
+    /// Failures of candle.
+    pub fn tensors(&self) -> candle_core::Result<Tensors> {
+        let mut tensors = Tensors::new();
+        for (name, centre) in [(CLS_CENTRE, &self.cls_centre), (PATCH_CENTRE, &self.patch_centre)] {
+            if let Some(centre) = centre {
+                tensors.insert(name.to_owned(), centre.centre()?);
+            }
+        }
+        if let Some(queue) = &self.queue {
+            tensors.insert(QUEUE.to_owned(), queue.keys().clone());
+        }
+        Ok(tensors)
+    }
+
+    /// Goes on from the tensors of a checkpoint.
+    ///
+    /// # Errors
+    /// A tensor that is missing or misshapen.
+    pub fn load(&mut self, tensors: &Tensors) -> Result<()> {
+        let find = |name: &str, like: &Tensor| {
+            let wrong = |found: String| {
+                let reason = format!("expected shape {:?} in the checkpoint, found {found}", like.dims());
+                Error::input(format!("memory.{name}"), reason)
+            };
+            let tensor = tensors.get(name).ok_or_else(|| wrong("none".to_owned()))?;
+            if tensor.dims() != like.dims() {
+                return Err(wrong(format!("{:?}", tensor.dims())));
+            }
+            tensor.to_device(like.device()).map_err(failed_in_candle)
+        };
+        for (name, centre) in [
+            (CLS_CENTRE, &mut self.cls_centre),
+            (PATCH_CENTRE, &mut self.patch_centre),
+        ] {
+            if let Some(centre) = centre {
+                let own = centre.centre().map_err(failed_in_candle)?;
+                *centre = SoftmaxCentering::new(&find(name, &own)?, centre.momentum())
+                    .map_err(failed_in_candle)?;
+            }
+        }
+        if let Some(queue) = &mut self.queue {
+            *queue = KeyQueue::from_keys(&find(QUEUE, queue.keys())?).map_err(failed_in_candle)?;
+        }
+        Ok(())
+    }
+}
+
+/// Distributions of teacher logits: around a centre where there is one, by Sinkhorn-Knopp otherwise.
+fn targets(
+    logits: &Tensor,
+    temperature: f64,
+    centre: Option<&mut SoftmaxCentering>,
+    ranks: &dyn Ranks,
+) -> candle_core::Result<Tensor> {
+    match centre {
+        Some(centre) => centre.targets(logits, temperature, ranks),
+        None => sinkhorn_knopp(logits, temperature, SINKHORN_ITERATIONS, ranks),
+    }
+}
+
+/// The patch tokens [2 B, N, D] at masked places: [M, D].
+fn masked(patches: &Tensor, masks: &Masks) -> candle_core::Result<Tensor> {
+    patches.flatten(0, 1)?.index_select(&masks.indices, 0)
+}
+
+/// Logits of the class tokens of global crops [2 B, K] and local crops [L B, K], from one pass of the head.
+fn class_logits(head: &DinoHead, global: &Tensor, local: Option<&Tensor>) -> Result<(Tensor, Option<Tensor>)> {
+    let Some(local) = local else {
+        return Ok((head.forward(global)?, None));
+    };
+    let all = Tensor::cat(&[global, local], 0).map_err(failed_in_candle)?;
+    let logits = head.forward(&all)?;
+    let split = || {
+        let (first, second) = (global.dim(0)?, local.dim(0)?);
+        Ok((logits.narrow(0, 0, first)?, logits.narrow(0, first, second)?))
+    };
+    let (first, second) = split().map_err(failed_in_candle)?;
+    Ok((first, Some(second)))
+}

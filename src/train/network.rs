@@ -1,0 +1,250 @@
+//! A backbone with its heads as one set of named weights: what student and teacher are made of.
+
+use std::collections::HashMap;
+
+use candle_core::{DType, Device, Tensor, Var};
+use candle_nn::VarBuilder;
+use macula_models::heads::{DinoHead, DinoHeadConfig, ProjectionHead, ProjectionHeadConfig};
+use macula_models::vit::{VisionTransformer, VitConfig, initialise};
+use macula_models::weights::Tensors;
+
+use super::config::TrainConfig;
+use super::ema::NamedVars;
+use super::failed_in_candle;
+use crate::{Error, Result, rng};
+
+/// The parts of a network, each with the prefix of its weights' names.
+const BACKBONE: &str = "backbone";
+const DINO_HEAD: &str = "dino_head";
+const IBOT_HEAD: &str = "ibot_head";
+const PROJECTION: &str = "projection";
+
+/// Which parts a network has, and their sizes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NetworkConfig {
+    /// The backbone.
+    pub vit: VitConfig,
+    /// The head of the DINO term, and of the iBOT term unless that has its own.
+    pub dino_head: Option<DinoHeadConfig>,
+    /// The iBOT term's own head.
+    pub ibot_head: Option<DinoHeadConfig>,
+    /// The contrastive term's projection.
+    pub projection: Option<ProjectionHeadConfig>,
+}
+
+impl NetworkConfig {
+    /// The parts that the terms of `config` need.
+    ///
+    /// # Errors
+    /// A geometry that contradicts itself.
+    pub fn new(config: &TrainConfig) -> Result<Self> {
+        let vit = config.vit()?;
+        let width = vit.embed_dim;
+        let loss = &config.loss;
+        let own_ibot_head = config.has_ibot() && loss.ibot_head.is_some();
+        let shared = config.has_dino() || (config.has_ibot() && !own_ibot_head);
+        Ok(Self {
+            dino_head: shared.then(|| loss.head.head(width)),
+            ibot_head: loss
+                .ibot_head
+                .as_ref()
+                .filter(|_| config.has_ibot())
+                .map(|head| head.head(width)),
+            projection: config.has_info_nce().then(|| ProjectionHeadConfig {
+                input: width,
+                hidden: loss.info_nce.hidden,
+                output: loss.info_nce.output,
+            }),
+            vit,
+        })
+    }
+
+    /// Every weight with its shape, under its full name.
+    pub fn parameters(&self) -> Vec<(String, Vec<usize>)> {
+        let mut parts = vec![(BACKBONE, self.vit.parameters())];
+        for (part, head) in [(DINO_HEAD, &self.dino_head), (IBOT_HEAD, &self.ibot_head)] {
+            parts.extend(head.as_ref().map(|head| (part, head.parameters())));
+        }
+        parts.extend(self.projection.as_ref().map(|head| (PROJECTION, head.parameters())));
+        let full = |(part, list): (&str, Vec<(String, Vec<usize>)>)| {
+            let part = part.to_owned();
+            list.into_iter()
+                .map(move |(name, shape)| (format!("{part}.{name}"), shape))
+        };
+        parts.into_iter().flat_map(full).collect()
+    }
+
+    /// Initial weights: each part draws from a stream of its own, so that another head leaves the backbone as it was.
+    ///
+    /// # Errors
+    /// A geometry that contradicts itself.
+    pub fn initialise(&self, seed: u64) -> Result<Tensors> {
+        let stream = |part| rng::stream(seed, &format!("initialise {part}"), 0);
+        let mut all = prefixed(BACKBONE, initialise(&self.vit, &mut stream(BACKBONE))?);
+        if let Some(head) = &self.dino_head {
+            all.append(&mut prefixed(DINO_HEAD, head.initialise(&mut stream(DINO_HEAD))?));
+        }
+        if let Some(head) = &self.ibot_head {
+            all.append(&mut prefixed(IBOT_HEAD, head.initialise(&mut stream(IBOT_HEAD))?));
+        }
+        if let Some(head) = &self.projection {
+            all.append(&mut prefixed(PROJECTION, head.initialise(&mut stream(PROJECTION))?));
+        }
+        Ok(all)
+    }
+}
+
+fn prefixed(part: &str, tensors: Tensors) -> Tensors {
+    tensors
+        .into_iter()
+        .map(|(name, tensor)| (format!("{part}.{name}"), tensor))
+        .collect()
+}
+
+/// Whether a network's forward pass is recorded for gradients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gradients {
+    /// A student.
+    Tracked,
+    /// A teacher.
+    None,
+}
+
+/// A network whose weights can be moved in place.
+#[derive(Debug, Clone)]
+pub struct Network {
+    config: NetworkConfig,
+    weights: NamedVars,
+    /// The backbone.
+    pub vit: VisionTransformer,
+    /// The head of the DINO term.
+    pub dino_head: Option<DinoHead>,
+    ibot_head: Option<DinoHead>,
+    /// The contrastive term's projection.
+    pub projection: Option<ProjectionHead>,
+}
+
+impl Network {
+    /// A network with a copy of `tensors`, which must be exactly those of [`NetworkConfig::parameters`].
+    ///
+    /// # Errors
+    /// The first tensor that is missing, spare or misshapen.
+    pub fn from_tensors(
+        config: &NetworkConfig,
+        tensors: &Tensors,
+        device: &Device,
+        gradients: Gradients,
+    ) -> Result<Self> {
+        let mut weights = NamedVars::new();
+        let expected = config.parameters();
+        for (name, shape) in &expected {
+            let found = match tensors.get(name) {
+                Some(tensor) if tensor.dims() == shape => {
+                    // `Var::from_tensor` shares the storage of what it is given; a network owns its weights.
+                    let copy = tensor
+                        .to_device(device)
+                        .and_then(|tensor| tensor.to_dtype(DType::F32))
+                        .and_then(|tensor| tensor.copy())
+                        .and_then(|tensor| Var::from_tensor(&tensor));
+                    weights.insert(name.clone(), copy.map_err(failed_in_candle)?);
+                    continue;
+                }
+                Some(tensor) => format!("{:?}", tensor.dims()),
+                None => "no such tensor".to_owned(),
+            };
+            let reason = format!("expected shape {shape:?}, found {found}");
+            return Err(Error::input(format!("weight {name}"), reason));
+        }
+        if let Some(name) = tensors.keys().find(|name| !weights.contains_key(*name)) {
+            let reason = "expected no such tensor in this network, found one";
+            return Err(Error::input(format!("weight {name}"), reason));
+        }
+        let view = |var: &Var| match gradients {
+            Gradients::Tracked => var.as_tensor().clone(),
+            // Shares the storage, so it sees every later update.
+            Gradients::None => var.as_detached_tensor(),
+        };
+        let views: HashMap<String, Tensor> =
+            weights.iter().map(|(name, var)| (name.clone(), view(var))).collect();
+        let vb = VarBuilder::from_tensors(views, DType::F32, device);
+        let head = |config: &Option<DinoHeadConfig>, part: &str| {
+            let build = |config| DinoHead::new(config, vb.pp(part));
+            config.as_ref().map(build).transpose()
+        };
+        Ok(Self {
+            config: config.clone(),
+            vit: VisionTransformer::new(&config.vit, vb.pp(BACKBONE))?,
+            dino_head: head(&config.dino_head, DINO_HEAD)?,
+            ibot_head: head(&config.ibot_head, IBOT_HEAD)?,
+            projection: config
+                .projection
+                .as_ref()
+                .map(|config| ProjectionHead::new(config, vb.pp(PROJECTION)))
+                .transpose()?,
+            weights,
+        })
+    }
+
+    /// The geometry.
+    pub fn config(&self) -> &NetworkConfig {
+        &self.config
+    }
+
+    /// All weights by full name.
+    pub fn weights(&self) -> &NamedVars {
+        &self.weights
+    }
+
+    /// The head that reads masked patches.
+    pub fn patch_head(&self) -> Option<&DinoHead> {
+        self.ibot_head.as_ref().or(self.dino_head.as_ref())
+    }
+
+    /// Whether class tokens and patches share one head.
+    pub fn shares_head(&self) -> bool {
+        self.ibot_head.is_none()
+    }
+
+    /// The weights that are trained: all but gains that the configuration holds fixed.
+    pub fn trained(&self) -> impl Iterator<Item = (&String, &Var)> {
+        let fixed = |part: &str, head: &Option<DinoHeadConfig>| {
+            head.as_ref()
+                .filter(|head| !head.train_gain)
+                .map(|_| format!("{part}.last_layer.weight_g"))
+        };
+        let fixed = [
+            fixed(DINO_HEAD, &self.config.dino_head),
+            fixed(IBOT_HEAD, &self.config.ibot_head),
+        ];
+        self.weights
+            .iter()
+            .filter(move |(name, _)| !fixed.iter().flatten().any(|fixed| fixed == *name))
+    }
+
+    /// A view of every weight, which later updates change.
+    pub fn tensors(&self) -> Tensors {
+        self.weights
+            .iter()
+            .map(|(name, var)| (name.clone(), var.as_detached_tensor()))
+            .collect()
+    }
+
+    /// The backbone's weights under official names, as [`Self::tensors`].
+    pub fn backbone(&self) -> Tensors {
+        let of_backbone = |(name, tensor): (String, Tensor)| {
+            let name = name.strip_prefix(BACKBONE)?.strip_prefix('.')?;
+            Some((name.to_owned(), tensor))
+        };
+        self.tensors().into_iter().filter_map(of_backbone).collect()
+    }
+}
+
+/// The sub-module that a full name belongs to, and its name within it.
+pub fn part_of(name: &str) -> (&str, &str) {
+    name.split_once('.').unwrap_or((name, ""))
+}
+
+/// Whether a full name is the backbone's.
+pub fn is_backbone(name: &str) -> bool {
+    part_of(name).0 == BACKBONE
+}

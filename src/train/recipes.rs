@@ -1,0 +1,689 @@
+//! Recipes by name, and how a user's file and `--set` change them. A recipe is a method with its schedules; the recipes for
+//! any data also take the geometry (size of crops, patch and network) from the images they are given.
+
+use macula_models::vit::{FeedForwardKind, VitConfig};
+use toml::{Table, Value};
+
+use super::config::{
+    BackboneConfig, Centering, CheckpointConfig, DataConfig, HeadConfig, InfoNceConfig, LearningRateScaling,
+    LossConfig, MonitorConfig, OptimizerConfig, OptimizerKind, TeacherConfig, TrainConfig,
+};
+use crate::data::augment::MultiCropConfig;
+use crate::data::augment::multi_crop_config::ViewConfig;
+use crate::data::loader::LoaderConfig;
+use crate::data::mask::MaskConfig;
+use crate::{Error, Result};
+
+/// The names, for messages and `--help`.
+pub const NAMES: [&str; 7] = [
+    "dinov2-small",
+    "dino",
+    "ibot",
+    "moco",
+    "dinov2",
+    "dinov2-vitg14",
+    "dinov2-vitl16-short",
+];
+
+/// The recipe that `macula train` takes when none is named.
+pub const DEFAULT: &str = "dinov2-small";
+
+/// Iterations of an epoch in the reference's schedules, whatever the size of the data.
+const OFFICIAL_EPOCH: u64 = 1250;
+
+/// What recipes need to know of the images.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct DataFacts {
+    /// Number of images.
+    pub images: u64,
+    /// Median of the shorter sides, in pixels.
+    pub side: u32,
+    /// Whether all images are grey.
+    pub grey: bool,
+}
+
+/// Sizes that follow the images.
+struct Geometry {
+    backbone: BackboneConfig,
+    crops: MultiCropConfig,
+    batch_size: usize,
+    head: HeadConfig,
+}
+
+impl Geometry {
+    /// A small network on whole small images; ViT-S/16 on 224 pixels, as DINO has it, from 129 pixels up.
+    fn of(facts: &DataFacts) -> Self {
+        let (patch_size, local) = match facts.side {
+            0..=40 => (4, 3),
+            41..=80 => (8, 4),
+            81..=128 => (16, 3),
+            _ => return Self::large(),
+        };
+        let size = facts.side.div_ceil(patch_size).max(2) * patch_size;
+        let local_size = (size / patch_size).div_ceil(2).max(local.min(size / patch_size)) * patch_size;
+        let crops = if facts.grey {
+            MultiCropConfig::small_grey(size, local_size)
+        } else {
+            MultiCropConfig::small_colour(size, local_size)
+        };
+        Self {
+            backbone: BackboneConfig {
+                embed_dim: 192,
+                depth: 6,
+                num_heads: 3,
+                patch_size: patch_size as usize,
+                ..small_backbone()
+            },
+            crops,
+            batch_size: 128,
+            head: HeadConfig {
+                hidden: 512,
+                bottleneck: 128,
+                prototypes: 2048,
+                train_gain: false,
+            },
+        }
+    }
+
+    fn large() -> Self {
+        Self {
+            backbone: BackboneConfig {
+                embed_dim: 384,
+                depth: 12,
+                num_heads: 6,
+                patch_size: 16,
+                ..small_backbone()
+            },
+            crops: MultiCropConfig {
+                local: ViewConfig {
+                    size: 96,
+                    ..MultiCropConfig::default().local
+                },
+                ..MultiCropConfig::default()
+            },
+            batch_size: 256,
+            head: HeadConfig {
+                hidden: 2048,
+                bottleneck: 256,
+                prototypes: 16_384,
+                train_gain: false,
+            },
+        }
+    }
+}
+
+fn small_backbone() -> BackboneConfig {
+    BackboneConfig {
+        embed_dim: 0,
+        depth: 0,
+        num_heads: 0,
+        patch_size: 0,
+        num_registers: 0,
+        feed_forward: FeedForwardKind::Mlp,
+        ffn_hidden: 0,
+        layer_scale: 0.1,
+        drop_path_rate: 0.,
+        drop_path_uniform: false,
+    }
+}
+
+/// The recipe `name` for images like `facts`, reading from `source`.
+///
+/// # Errors
+/// An unknown name.
+pub fn recipe(name: &str, source: &str, facts: &DataFacts) -> Result<TrainConfig> {
+    let mut config = match name {
+        "dinov2-small" => dinov2_small(facts),
+        "dino" => dino(facts),
+        "ibot" => ibot(facts),
+        "moco" => moco(facts),
+        "dinov2" => published(vit_large_14()),
+        "dinov2-vitg14" => published(vit_giant2_14()),
+        "dinov2-vitl16-short" => vit_large_16_short(),
+        _ => {
+            let reason = format!("expected {} or a .toml file, found `{name}`", NAMES.join(", "));
+            return Err(Error::input("--recipe", reason));
+        }
+    };
+    config.recipe = name.to_owned();
+    config.data.source = source.to_owned();
+    Ok(config)
+}
+
+/// Steps of a default run over `facts`: 100 passes over small sets, fewer over large ones, at least 1,000.
+fn default_steps(facts: &DataFacts, batch: usize) -> u64 {
+    let passes = (6_000_000 / facts.images.max(1)).clamp(10, 100);
+    (facts.images * passes / batch as u64).max(1000)
+}
+
+/// What the small recipes have in common: every warm-up a share of the run.
+fn small(facts: &DataFacts) -> TrainConfig {
+    let Geometry {
+        backbone,
+        crops,
+        batch_size,
+        head,
+    } = Geometry::of(facts);
+    let steps = default_steps(facts, batch_size);
+    TrainConfig {
+        recipe: String::new(),
+        seed: 0,
+        steps,
+        batch_size,
+        accumulate: 1,
+        batch_warmup_steps: 0,
+        batch_warmup_start: batch_size,
+        data: DataConfig {
+            source: String::new(),
+            loader: LoaderConfig::default(),
+        },
+        backbone,
+        loss: LossConfig {
+            dino_weight: 1.,
+            ibot_weight: 0.,
+            koleo_weight: 0.,
+            info_nce_weight: 0.,
+            student_temperature: 0.1,
+            head,
+            ibot_head: None,
+            info_nce: InfoNceConfig::default(),
+        },
+        teacher: TeacherConfig {
+            momentum: 0.99,
+            final_momentum: 1.,
+            centering: Centering::Softmax,
+            center_momentum: 0.9,
+            temperature: 0.04,
+            final_temperature: 0.07,
+            temperature_warmup_steps: steps / 3,
+        },
+        optimizer: OptimizerConfig {
+            kind: OptimizerKind::Adamw,
+            learning_rate: 2e-3,
+            learning_rate_scaling: LearningRateScaling::Sqrt1024,
+            final_learning_rate: 1e-6,
+            warmup_steps: steps / 10,
+            weight_decay: 0.04,
+            final_weight_decay: 0.2,
+            layer_decay: 1.,
+            patch_embed_multiplier: 1.,
+            clip_norm: 3.,
+            freeze_last_layer_steps: steps / 100,
+            beta1: 0.9,
+            beta2: 0.999,
+            momentum: 0.9,
+        },
+        crops,
+        masks: MaskConfig::default(),
+        checkpoints: CheckpointConfig::default(),
+        monitor: MonitorConfig::default(),
+    }
+}
+
+/// Ours: DINOv2's terms for small data and small images.
+fn dinov2_small(facts: &DataFacts) -> TrainConfig {
+    let mut config = small(facts);
+    config.loss.ibot_weight = 1.;
+    config.loss.koleo_weight = 0.1;
+    config.teacher.centering = Centering::SinkhornKnopp;
+    config
+}
+
+/// DINO (Caron et al. 2021, `main_dino.py`): class tokens only, softmax around a moving centre, no LayerScale.
+fn dino(facts: &DataFacts) -> TrainConfig {
+    let mut config = small(facts);
+    config.backbone.layer_scale = 0.;
+    config.optimizer.final_weight_decay = 0.4;
+    config
+}
+
+/// iBOT (Zhou et al. 2022, `main_ibot.py`): class tokens and masked patches through one head.
+fn ibot(facts: &DataFacts) -> TrainConfig {
+    let mut config = dino(facts);
+    config.loss.ibot_weight = 1.;
+    config
+}
+
+/// Momentum contrast with a moving temperature, a growing batch and a tight clip.
+fn moco(facts: &DataFacts) -> TrainConfig {
+    let mut config = small(facts);
+    config.backbone.layer_scale = 0.;
+    config.loss.dino_weight = 0.;
+    config.loss.info_nce_weight = 1.;
+    config.loss.info_nce.hidden = config.loss.head.hidden;
+    config.crops.local.count = 0;
+    config.teacher.momentum = 0.99;
+    config.optimizer.clip_norm = 1.;
+    config.optimizer.final_weight_decay = 0.04;
+    config.optimizer.freeze_last_layer_steps = 0;
+    config.batch_warmup_start = (config.batch_size / 4).max(1);
+    config.batch_warmup_steps = config.steps / 20;
+    config
+}
+
+/// What is published of ViT-L/14 from scratch (facebookresearch/dinov2 `configs/train/vitl14.yaml`; paper, table 16).
+fn vit_large_14() -> BackboneConfig {
+    BackboneConfig {
+        embed_dim: 1024,
+        depth: 24,
+        num_heads: 16,
+        patch_size: 14,
+        num_registers: 0,
+        feed_forward: FeedForwardKind::Swiglu,
+        ffn_hidden: 0,
+        layer_scale: 1e-5,
+        drop_path_rate: 0.4,
+        drop_path_uniform: true,
+    }
+}
+
+/// ViT-g/14 (`configs/train/vitg14.yaml`).
+fn vit_giant2_14() -> BackboneConfig {
+    BackboneConfig {
+        embed_dim: 1536,
+        depth: 40,
+        num_heads: 24,
+        ..vit_large_14()
+    }
+}
+
+/// The paper's recipe for `backbone`.
+fn published(backbone: BackboneConfig) -> TrainConfig {
+    let facts = DataFacts {
+        images: 1,
+        side: u32::MAX,
+        grey: false,
+    };
+    let steps = 500 * OFFICIAL_EPOCH;
+    let head = HeadConfig {
+        hidden: 2048,
+        bottleneck: 384,
+        prototypes: 131_072,
+        train_gain: true,
+    };
+    let base = small(&facts);
+    TrainConfig {
+        steps,
+        batch_size: 3072,
+        batch_warmup_start: 3072,
+        backbone,
+        loss: LossConfig {
+            dino_weight: 1.,
+            ibot_weight: 1.,
+            koleo_weight: 0.1,
+            head: head.clone(),
+            ibot_head: Some(HeadConfig {
+                bottleneck: 256,
+                ..head
+            }),
+            ..base.loss
+        },
+        teacher: TeacherConfig {
+            momentum: 0.994,
+            final_momentum: 1.,
+            centering: Centering::SinkhornKnopp,
+            center_momentum: 0.9,
+            temperature: 0.04,
+            final_temperature: 0.07,
+            temperature_warmup_steps: 30 * OFFICIAL_EPOCH,
+        },
+        optimizer: OptimizerConfig {
+            learning_rate: 2e-4,
+            warmup_steps: 80 * OFFICIAL_EPOCH,
+            weight_decay: 0.04,
+            final_weight_decay: 0.2,
+            layer_decay: 1.,
+            patch_embed_multiplier: 0.2,
+            clip_norm: 3.,
+            freeze_last_layer_steps: OFFICIAL_EPOCH,
+            ..base.optimizer
+        },
+        crops: MultiCropConfig::default(),
+        ..base
+    }
+}
+
+/// ViT-L/16 on ImageNet-1k (`configs/train/vitl16_short.yaml` over `ssl_default_config.yaml`).
+fn vit_large_16_short() -> TrainConfig {
+    let mut config = published(BackboneConfig {
+        patch_size: 16,
+        feed_forward: FeedForwardKind::Mlp,
+        drop_path_rate: 0.3,
+        ..vit_large_14()
+    });
+    config.steps = 100 * OFFICIAL_EPOCH;
+    config.batch_size = 2048;
+    config.batch_warmup_start = 2048;
+    config.loss.head.prototypes = 65_536;
+    config.loss.head.bottleneck = 256;
+    config.loss.ibot_head = None;
+    config.teacher.momentum = 0.992;
+    config.teacher.centering = Centering::Softmax;
+    config.optimizer.learning_rate = 0.004;
+    config.optimizer.warmup_steps = 10 * OFFICIAL_EPOCH;
+    config.optimizer.final_weight_decay = 0.4;
+    config.optimizer.layer_decay = 0.9;
+    config.crops.local.size = 96;
+    config
+}
+
+/// Short names that `--set` and recipe files may use at the top level.
+const ALIASES: [(&str, &str); 4] = [
+    ("image_size", "crops.global.size"),
+    ("local_size", "crops.local.size"),
+    ("learning_rate", "optimizer.learning_rate"),
+    ("arch", "backbone.arch"),
+];
+
+/// What a user changes: a recipe file's table first, then every `a.b=c` of `--set`.
+#[derive(Debug, Clone, Default)]
+pub struct Overrides {
+    table: Table,
+}
+
+impl Overrides {
+    /// Reads a recipe file; its `recipe`, if any, names what it builds on.
+    ///
+    /// # Errors
+    /// A file that cannot be read or is no TOML.
+    pub fn from_file(path: &std::path::Path) -> Result<(Self, Option<String>)> {
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        let parse = |e: toml::de::Error| {
+            let line = e.to_string();
+            let line: Vec<&str> = line.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+            Error::input(path.display().to_string(), line.join(" "))
+        };
+        let mut table: Table = text.parse().map_err(parse)?;
+        let base = match table.remove("recipe") {
+            None => None,
+            Some(Value::String(name)) => Some(name),
+            Some(other) => {
+                let reason = format!("expected a recipe's name, found `{other}`");
+                return Err(Error::input(format!("{}: recipe", path.display()), reason));
+            }
+        };
+        let mut overrides = Self::default();
+        for (key, value) in table {
+            overrides.insert(&key, value)?;
+        }
+        Ok((overrides, base))
+    }
+
+    /// Adds `a.b=c`. The value is TOML (`true`, `0.1`, `[0.4, 1.0]`, `"text"`); anything else is text.
+    ///
+    /// # Errors
+    /// No `=`, an empty key, a key through something that is no section.
+    pub fn set(&mut self, assignment: &str) -> Result<()> {
+        let wrong = || {
+            let reason = format!("expected section.field=value, found `{assignment}`");
+            Error::input("--set", reason)
+        };
+        let (key, text) = assignment.split_once('=').ok_or_else(wrong)?;
+        let (key, text) = (key.trim(), text.trim());
+        if key.is_empty() || key.split('.').any(str::is_empty) {
+            return Err(wrong());
+        }
+        let parsed: std::result::Result<Table, _> = format!("value = {text}").parse();
+        let value = parsed
+            .ok()
+            .and_then(|mut table| table.remove("value"))
+            .unwrap_or_else(|| Value::String(text.to_owned()));
+        self.insert(key, value)
+    }
+
+    fn insert(&mut self, key: &str, value: Value) -> Result<()> {
+        let alias = ALIASES.iter().find(|(short, _)| *short == key);
+        let key = alias.map_or(key, |(_, full)| full);
+        let mut parts: Vec<&str> = key.split('.').collect();
+        let last = parts.pop().unwrap_or(key);
+        let mut table = &mut self.table;
+        for part in parts {
+            let entry = table
+                .entry(part.to_owned())
+                .or_insert_with(|| Value::Table(Table::new()));
+            table = match entry {
+                Value::Table(table) => table,
+                _ => return Err(Error::input(key, format!("`{part}` is a value, not a section"))),
+            };
+        }
+        match (table.get_mut(last), value) {
+            (Some(Value::Table(old)), Value::Table(new)) => merge(old, new),
+            (_, value) => drop(table.insert(last.to_owned(), value)),
+        }
+        Ok(())
+    }
+
+    /// `config` with these changes. A new number of `steps` (or of `epochs`, passes over `images`) takes every warm-up with
+    /// it, in proportion, before the other changes are made.
+    ///
+    /// # Errors
+    /// An unknown field, a value of another type or out of range, named as in the file.
+    pub fn apply(&self, mut config: TrainConfig, images: u64) -> Result<TrainConfig> {
+        let mut table = self.table.clone();
+        let number = |value: Option<Value>, field: &str| match value {
+            None => Ok(None),
+            Some(Value::Integer(count)) if count > 0 => Ok(Some(count as f64)),
+            Some(Value::Float(count)) if count > 0. => Ok(Some(count)),
+            Some(other) => {
+                let reason = format!("expected a number above 0, found `{other}`");
+                Err(Error::input(field, reason))
+            }
+        };
+        let steps = number(table.get("steps").cloned(), "steps")?;
+        let epochs = number(table.remove("epochs"), "epochs")?;
+        let batch = number(table.get("batch_size").cloned(), "batch_size")?;
+        if let Some(batch) = batch {
+            config.batch_warmup_start = ((config.batch_warmup_start as f64 * batch
+                / config.batch_size.max(1) as f64) as usize)
+                .max(1);
+        }
+        let batch = batch.unwrap_or(config.batch_size as f64);
+        match (steps, epochs) {
+            (Some(_), Some(_)) => {
+                return Err(Error::input("epochs", "expected steps or epochs, found both"));
+            }
+            (Some(steps), None) => config.rescale(steps as u64),
+            (None, Some(epochs)) => {
+                config.rescale(((epochs * images as f64 / batch).round() as u64).max(1));
+            }
+            (None, None) => {}
+        }
+        if let Some(Value::Table(backbone)) = table.get_mut("backbone") {
+            expand_arch(backbone)?;
+        }
+        let unreadable = |what: String| Error::input("recipe", what);
+        let Value::Table(mut whole) = Value::try_from(&config).map_err(|e| unreadable(e.to_string()))? else {
+            return Err(unreadable("no table".to_owned()));
+        };
+        merge(&mut whole, table);
+        let config: TrainConfig = whole
+            .try_into()
+            .map_err(|e: toml::de::Error| unreadable(one_line(&e.to_string())))?;
+        config.validate()?;
+        Ok(config)
+    }
+}
+
+/// Error texts of the TOML reader span lines; ours are one.
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// `over` on top of `base`, section by section.
+fn merge(base: &mut Table, over: Table) {
+    for (key, value) in over {
+        match (base.get_mut(&key), value) {
+            (Some(Value::Table(old)), Value::Table(new)) => merge(old, new),
+            (_, value) => drop(base.insert(key, value)),
+        }
+    }
+}
+
+/// Replaces `arch` by the fields it stands for; fields that are given beside it stay.
+fn expand_arch(backbone: &mut Table) -> Result<()> {
+    let name = match backbone.remove("arch") {
+        None => return Ok(()),
+        Some(Value::String(name)) => name,
+        Some(other) => {
+            let reason = format!("expected a name such as vit-small/14, found `{other}`");
+            return Err(Error::input("backbone.arch", reason));
+        }
+    };
+    // A side that every patch size up to 16, and 32, divides: the size of the images is not decided here.
+    let vit = VitConfig::named(&name, 1_441_440)?;
+    let feed_forward = match vit.feed_forward {
+        FeedForwardKind::Mlp => "mlp",
+        FeedForwardKind::Swiglu => "swiglu",
+    };
+    for (field, value) in [
+        ("embed_dim", vit.embed_dim),
+        ("depth", vit.depth),
+        ("num_heads", vit.num_heads),
+        ("patch_size", vit.patch_size),
+        ("num_registers", vit.num_registers),
+        ("ffn_hidden", vit.ffn_hidden),
+    ] {
+        backbone
+            .entry(field.to_owned())
+            .or_insert(Value::Integer(value as i64));
+    }
+    backbone
+        .entry("feed_forward".to_owned())
+        .or_insert(Value::String(feed_forward.to_owned()));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALL_GREY: DataFacts = DataFacts {
+        images: 60_000,
+        side: 28,
+        grey: true,
+    };
+
+    fn of(name: &str) -> TrainConfig {
+        recipe(name, "images", &SMALL_GREY).unwrap()
+    }
+
+    fn with(settings: &[&str]) -> Result<TrainConfig> {
+        let mut overrides = Overrides::default();
+        for setting in settings {
+            overrides.set(setting)?;
+        }
+        overrides.apply(of(DEFAULT), SMALL_GREY.images)
+    }
+
+    #[test]
+    fn every_recipe_is_valid_and_survives_its_file() {
+        for name in NAMES {
+            for facts in [
+                SMALL_GREY,
+                DataFacts {
+                    images: 3_800,
+                    side: 64,
+                    grey: false,
+                },
+                DataFacts {
+                    images: 1_281_167,
+                    side: 375,
+                    grey: false,
+                },
+            ] {
+                let config = recipe(name, "images", &facts).unwrap();
+                config.validate().unwrap_or_else(|e| panic!("{name}, {facts:?}: {e}"));
+                let text = toml::to_string(&config).unwrap();
+                assert_eq!(toml::from_str::<TrainConfig>(&text).unwrap(), config, "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_published_recipe_has_the_published_numbers() {
+        let config = of("dinov2");
+        let values = |step| config.schedules().at(step);
+        assert_eq!((config.steps, config.batch_size), (625_000, 3072));
+        assert_eq!(values(0).learning_rate, 0.);
+        assert!((values(100_000).learning_rate - 3.4641e-4).abs() < 1e-8);
+        assert_eq!(values(1249).last_layer_learning_rate, 0.);
+        assert!(values(1250).last_layer_learning_rate > 0.);
+        assert_eq!((values(0).weight_decay, values(625_000).weight_decay), (0.04, 0.2));
+        assert_eq!((values(0).momentum, values(625_000).momentum), (0.994, 1.));
+        assert_eq!((values(0).teacher_temperature, values(37_500).teacher_temperature), (0.04, 0.07));
+        let vit = config.vit().unwrap();
+        assert_eq!((vit.ffn_hidden, vit.image_size, vit.layer_scale), (2736, 224, Some(1e-5)));
+        assert_eq!(config.loss.ibot_head.as_ref().unwrap().bottleneck, 256);
+        assert_eq!((config.crops.local.size, config.crops.local.count), (98, 8));
+        let giant = of("dinov2-vitg14").vit().unwrap();
+        assert_eq!((giant.embed_dim, giant.depth, giant.ffn_hidden), (1536, 40, 4096));
+        let short = of("dinov2-vitl16-short");
+        assert!((short.schedules().at(12_500).learning_rate - 0.004 * 2f64.sqrt()).abs() < 1e-9);
+        assert_eq!((short.steps, short.optimizer.layer_decay), (125_000, 0.9));
+        assert_eq!(short.teacher.centering, Centering::Softmax);
+        assert!(short.loss.ibot_head.is_none());
+    }
+
+    #[test]
+    fn geometry_follows_the_images() {
+        let config = of("dinov2-small");
+        assert_eq!((config.crops.global.size, config.backbone.patch_size), (28, 4));
+        assert_eq!(config.crops.jitter.hue, 0., "no hue on grey images");
+        let colour = DataFacts {
+            images: 1000,
+            side: 64,
+            grey: false,
+        };
+        let config = recipe("dino", "images", &colour).unwrap();
+        assert_eq!((config.crops.global.size, config.backbone.patch_size), (64, 8));
+        assert!(config.crops.jitter.hue > 0.);
+        let large = DataFacts { side: 500, ..colour };
+        let config = recipe("ibot", "images", &large).unwrap();
+        assert_eq!((config.crops.global.size, config.crops.local.size), (224, 96));
+    }
+
+    #[test]
+    fn a_shorter_run_has_shorter_warm_ups_unless_they_are_given() {
+        let base = of(DEFAULT);
+        let config = with(&["steps=1000"]).unwrap();
+        assert_eq!(config.steps, 1000);
+        let share = |config: &TrainConfig| config.optimizer.warmup_steps as f64 / config.steps as f64;
+        assert!((share(&config) - share(&base)).abs() < 2e-3);
+        assert_eq!(
+            with(&["steps=1000", "optimizer.warmup_steps=7"]).unwrap().optimizer.warmup_steps,
+            7
+        );
+        assert_eq!(with(&["epochs=2", "batch_size=100"]).unwrap().steps, 1200);
+        assert_eq!(with(&["epochs=0.5", "batch_size=100"]).unwrap().steps, 300);
+    }
+
+    #[test]
+    fn an_architecture_stands_for_its_fields() {
+        let config = with(&["arch=vit-small/14-reg4", "image_size=28", "local_size=14", "backbone.depth=3"]);
+        let backbone = config.unwrap().backbone;
+        assert_eq!(
+            (backbone.embed_dim, backbone.depth, backbone.num_heads, backbone.num_registers),
+            (384, 3, 6, 4)
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_set_is_named() {
+        for (settings, words) in [
+            (&["optimizer.rate=1"][..], &["unknown field `rate`"][..]),
+            (&["steps=fast"], &["steps", "fast"]),
+            (&["seed=-1"], &["-1"]),
+            (&["optimizer=3"], &["3"]),
+            (&["loss.dino_weight=0", "loss.ibot_weight=0"], &["loss", "above 0"]),
+            (&["teacher.momentum=1.5"], &["teacher.momentum", "1.5"]),
+            (&["crops.flip=2"], &["crops.flip", "2"]),
+            (&["masks.ratio=[0.5, 0.1]"], &["masks.ratio"]),
+            (&["batch_size=1"], &["batch_size", "KoLeo"]),
+            (&["arch=resnet-50"], &["resnet-50"]),
+        ] {
+            let text = with(settings).unwrap_err().to_string();
+            assert!(words.iter().all(|word| text.contains(word)), "{settings:?}: {text}");
+            assert_eq!(text.lines().count(), 1, "{text}");
+        }
+    }
+}

@@ -1,0 +1,504 @@
+//! A run: the loop around the trainer, and what it leaves in its folder. Everything that does not change the weights is
+//! here: files, clocks, meters, signals.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use candle_core::{DType, Device};
+use macula_models::weights;
+use serde_json::{Map, Value, json};
+
+use super::checkpoint::Checkpoints;
+use super::config::TrainConfig;
+use super::failed_in_candle;
+use super::observe::meters::{self, TargetReadings};
+use super::observe::{
+    Collapse, EventWriter, MetricsLog, OnlineKnn, Readings, RunProgress, StepStatus, curves, keys, metrics_log,
+};
+use super::start::{Start, restored, trainer};
+use super::trainer::{StepReport, Trainer};
+use crate::data::augment::MultiCrop;
+use crate::data::loader::{Batch, Loader};
+use crate::data::{self, DecodeOptions, Preprocess, Source};
+use crate::{Error, Result, files};
+
+/// Names in a run folder.
+pub const CONFIG: &str = "config.toml";
+const ENVIRONMENT: &str = "env.json";
+const TEACHER: &str = "teacher.safetensors";
+const BAD_IMAGES: &str = "errors.csv";
+const CURVES: &str = "curves.png";
+
+/// What to run.
+pub struct TrainRequest {
+    /// The resolved settings.
+    pub config: TrainConfig,
+    /// The run folder.
+    pub out: PathBuf,
+    /// Where weights come from.
+    pub start: Start,
+    /// Where to compute.
+    pub device: Device,
+    /// Threads of the step, for the record.
+    pub threads: usize,
+    /// Set by a signal: the run writes a checkpoint and ends.
+    pub stop: Arc<AtomicBool>,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RunSummary {
+    /// Steps done over the whole life of the run.
+    pub step: u64,
+    /// Whether all steps are done; false after a signal.
+    pub finished: bool,
+    /// The latest online k-NN.
+    pub knn_top1: Option<f64>,
+    /// Images a second over this sitting.
+    pub images_per_second: f64,
+    /// Share of the time in which the step waited for data.
+    pub data_wait: f64,
+}
+
+/// Trains until all steps are done or `stop` is set.
+///
+/// # Errors
+/// Settings that do not fit, data that cannot be read, a loss that is not finite (the images of the step are written down
+/// and the last checkpoint stays), a folder that cannot be written.
+pub fn run(request: TrainRequest) -> Result<RunSummary> {
+    let source: Arc<dyn Source> = Arc::from(data::open(&request.config.data.source)?);
+    Run::new(request, source)?.to_the_end()
+}
+
+struct Run {
+    request: TrainRequest,
+    source: Arc<dyn Source>,
+    trainer: Trainer,
+    loader: Loader,
+    checkpoints: Checkpoints,
+    knn: Option<OnlineKnn>,
+    collapse: Collapse,
+    log: MetricsLog,
+    events: EventWriter,
+    progress: RunProgress,
+    best_knn: Option<f64>,
+    last_knn: Option<f64>,
+    warned: Option<u64>,
+    bad_images: usize,
+    total: Tally,
+    since_log: Tally,
+}
+
+/// Time and images since some moment.
+#[derive(Clone, Copy)]
+struct Tally {
+    since: Instant,
+    aside: Duration, // spent on checkpoints, meters and pictures
+    wait: Duration,
+    images: u64,
+}
+
+impl Tally {
+    fn start() -> Self {
+        Self {
+            since: Instant::now(),
+            aside: Duration::ZERO,
+            wait: Duration::ZERO,
+            images: 0,
+        }
+    }
+
+    fn training(&self) -> f64 {
+        self.since
+            .elapsed()
+            .saturating_sub(self.aside)
+            .as_secs_f64()
+            .max(1e-9)
+    }
+
+    fn images_per_second(&self) -> f64 {
+        self.images as f64 / self.training()
+    }
+
+    fn data_wait(&self) -> f64 {
+        (self.wait.as_secs_f64() / self.training()).min(1.)
+    }
+}
+
+impl Run {
+    fn new(request: TrainRequest, source: Arc<dyn Source>) -> Result<Self> {
+        let config = &request.config;
+        let out = &request.out;
+        let knn = config
+            .monitor
+            .knn
+            .clone()
+            .map(|knn| OnlineKnn::open(knn, preprocess(config), decode(config), config.seed))
+            .transpose()?;
+        let checkpoints = Checkpoints::of(out);
+        let (trainer, best_knn) = match &request.start {
+            Start::Resume => restored(config, &checkpoints, &request.device)?,
+            start => (trainer(config, start, &request.device)?, None),
+        };
+        let step = trainer.step();
+        std::fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
+        if !matches!(request.start, Start::Resume) {
+            let text = toml::to_string(config).map_err(|e| Error::failed(CONFIG, e.to_string()))?;
+            files::write_bytes(&out.join(CONFIG), text.as_bytes())?;
+        }
+        files::write_json(&out.join(ENVIRONMENT), &environment(&request, source.as_ref()))?;
+        let masks = match config.has_ibot() {
+            true => Some((config.masks.clone(), config.grid()?)),
+            false => None,
+        };
+        let loader = Loader::start(
+            Arc::clone(&source),
+            MultiCrop::new(config.crops.clone())?,
+            masks,
+            config.batch_plan()?,
+            &config.data.loader,
+            config.seed,
+            step * config.accumulate as u64,
+        )?;
+        Ok(Self {
+            log: MetricsLog::resume(&out.join(metrics_log::METRICS_FILE), step)?,
+            events: EventWriter::create(out, (step > 0).then_some(step))?,
+            progress: RunProgress::new(config.steps, step),
+            collapse: Collapse::after(config.optimizer.warmup_steps),
+            best_knn,
+            last_knn: None,
+            warned: None,
+            bad_images: 0,
+            total: Tally::start(),
+            since_log: Tally::start(),
+            checkpoints,
+            loader,
+            trainer,
+            knn,
+            source,
+            request,
+        })
+    }
+
+    fn to_the_end(mut self) -> Result<RunSummary> {
+        let steps = self.request.config.steps;
+        let mut saved = self.trainer.step();
+        while self.trainer.step() < steps && !self.stopped() {
+            let batches = self.fetch()?;
+            let report = match self.trainer.advance(&batches) {
+                Err(error @ Error::NotFinite { .. }) => return Err(self.not_finite(error, &batches)),
+                other => other?,
+            };
+            let images: usize = batches.iter().map(|batch| batch.size).sum();
+            self.total.images += images as u64;
+            self.since_log.images += images as u64;
+            for batch in batches {
+                self.loader.recycle(batch);
+            }
+            let best = self.observe(&report)?;
+            let done = self.trainer.step();
+            if best || done.is_multiple_of(self.request.config.checkpoints.every) {
+                self.aside(|run| run.save(best))?;
+                saved = done;
+            }
+        }
+        let done = self.trainer.step();
+        if saved < done || done == 0 {
+            self.save(false)?;
+        }
+        self.draw_curves();
+        let finished = done >= steps;
+        if finished {
+            self.progress.finish();
+        } else {
+            self.progress.abandon();
+        }
+        Ok(RunSummary {
+            step: done,
+            finished,
+            knn_top1: self.last_knn,
+            images_per_second: self.total.images_per_second(),
+            data_wait: self.total.data_wait(),
+        })
+    }
+
+    fn stopped(&self) -> bool {
+        self.request.stop.load(Ordering::Relaxed)
+    }
+
+    /// Does something that is not training, and leaves its time out of the tallies.
+    fn aside<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        let start = Instant::now();
+        let result = work(self);
+        self.total.aside += start.elapsed();
+        self.since_log.aside += start.elapsed();
+        result
+    }
+
+    /// The parts of the next step.
+    fn fetch(&mut self) -> Result<Vec<Batch>> {
+        let mut parts = Vec::with_capacity(self.request.config.accumulate);
+        for _ in 0..self.request.config.accumulate {
+            let (batch, wait) = self.loader.next()?;
+            self.total.wait += wait;
+            self.since_log.wait += wait;
+            parts.push(batch);
+        }
+        self.note_bad_images()?;
+        Ok(parts)
+    }
+
+    /// Keeps the list of unreadable images up to date.
+    fn note_bad_images(&mut self) -> Result<()> {
+        let bad = self.loader.bad_rows();
+        if bad.len() == self.bad_images {
+            return Ok(());
+        }
+        self.bad_images = bad.len();
+        let mut text = String::from("row,path,error\n");
+        for entry in &bad {
+            let quoted = |field: &str| format!("\"{}\"", field.replace('"', "\"\""));
+            let (path, reason) = (quoted(&entry.error.path), quoted(&entry.error.reason));
+            text.push_str(&format!("{},{path},{reason}\n", entry.row));
+        }
+        files::write_bytes(&self.request.out.join(BAD_IMAGES), text.as_bytes())
+    }
+
+    /// Logs the step where that is due, and measures what is due; says whether the online k-NN is the best so far.
+    fn observe(&mut self, report: &StepReport) -> Result<bool> {
+        let done = report.step + 1;
+        let config = &self.request.config;
+        let last = done == config.steps;
+        let knn_due = last || self.knn.as_ref().is_some_and(|knn| knn.is_due(done));
+        let log_due = last || done == 1 || done.is_multiple_of(config.monitor.log_every);
+        let curves_due = done.is_multiple_of(config.monitor.curves_every);
+        self.progress.update(&StepStatus {
+            step: done,
+            loss: report.loss,
+            images_per_second: self.since_log.images_per_second(),
+            knn: self.last_knn,
+        });
+        if !log_due && !(knn_due && self.knn.is_some()) {
+            return Ok(false);
+        }
+        let mut readings = Readings::default();
+        let mut metrics = self.step_metrics(report);
+        self.since_log = Tally::start();
+        self.aside(|run| read_targets(report, &mut readings, &mut metrics, run))?;
+        let best = match knn_due {
+            true => self.aside(|run| run.run_knn(&mut readings, &mut metrics))?,
+            false => false,
+        };
+        self.warn(done, &readings);
+        self.log.append(&metrics)?;
+        self.events.scalars(done, &metrics)?;
+        if curves_due {
+            self.aside(|run| {
+                run.draw_curves();
+                Ok(())
+            })?;
+        }
+        Ok(best && self.request.config.checkpoints.keep_best)
+    }
+
+    fn step_metrics(&self, report: &StepReport) -> Map<String, Value> {
+        let mut metrics = Map::new();
+        let mut put = |key: &str, value: Value| drop(metrics.insert(key.to_owned(), value));
+        put(keys::STEP, json!(report.step + 1));
+        put(keys::LOSS, json!(report.loss));
+        for (name, value) in &report.parts {
+            put(&format!("{}{name}", keys::LOSS_PART), json!(value));
+        }
+        put(keys::LR, json!(report.values.learning_rate));
+        put(keys::WEIGHT_DECAY, json!(report.values.weight_decay));
+        put("momentum", json!(report.values.momentum));
+        if self.request.config.has_info_nce() {
+            put("info_nce_temp", json!(report.values.info_nce_temperature));
+        } else {
+            put("teacher_temp", json!(report.values.teacher_temperature));
+        }
+        put(keys::GRAD_NORM, json!(report.grad_norm()));
+        for (module, norm) in &report.grad_norms {
+            put(&format!("{}_{module}", keys::GRAD_NORM), json!(norm));
+        }
+        put(
+            keys::IMAGES_PER_SECOND,
+            json!(self.since_log.images_per_second()),
+        );
+        put("data_wait", json!(self.since_log.data_wait()));
+        put("minutes", json!(self.total.since.elapsed().as_secs_f64() / 60.));
+        metrics
+    }
+
+    /// The online k-NN of the teacher and the meters on its features; whether it is the best so far.
+    fn run_knn(&mut self, readings: &mut Readings, metrics: &mut Map<String, Value>) -> Result<bool> {
+        let Some(knn) = &self.knn else { return Ok(false) };
+        let teacher = &self.trainer.method().teacher;
+        let device = &self.request.device;
+        let result = knn.evaluate(|pixels| {
+            let pixels = pixels.to_device(device).map_err(failed_in_candle)?;
+            let cls = teacher.vit.forward(&pixels, None)?.cls;
+            cls.to_device(&Device::Cpu).map_err(failed_in_candle)
+        })?;
+        let rows = result.features.len() / result.d.max(1);
+        let std = meters::feature_std(&result.features, rows, result.d);
+        let rank = meters::effective_rank(&result.features, rows, result.d);
+        readings.feature_std = Some(std);
+        readings.effective_rank = Some((rank, rows.min(result.d)));
+        for (key, value) in [
+            (keys::KNN_TOP1, result.top1),
+            (keys::KNN_LOW, result.low),
+            (keys::KNN_HIGH, result.high),
+            (keys::FEATURE_STD, std),
+            (keys::EFFECTIVE_RANK, rank),
+        ] {
+            metrics.insert(key.to_owned(), json!(value));
+        }
+        self.last_knn = Some(result.top1);
+        let best = self.best_knn.is_none_or(|best| result.top1 > best);
+        if best {
+            self.best_knn = Some(result.top1);
+        }
+        Ok(best)
+    }
+
+    /// Says what is collapsing, once in a while and not at every reading.
+    fn warn(&mut self, step: u64, readings: &Readings) {
+        let quiet = self.request.config.monitor.log_every * 20;
+        if self.warned.is_some_and(|last| step < last + quiet) {
+            return;
+        }
+        if let Some(text) = self.collapse.judge(step, readings) {
+            self.progress.suspend(|| tracing::warn!("step {step}: {text}"));
+            self.warned = Some(step);
+        }
+    }
+
+    fn save(&mut self, best: bool) -> Result<()> {
+        let config = &self.request.config;
+        let vit = &self.trainer.method().teacher.config().vit;
+        let state = self.trainer.state()?;
+        self.checkpoints
+            .save(&state, vit, config.seed, self.best_knn, best)?;
+        let mut metadata = weights::config_metadata(vit)?;
+        metadata.insert(weights::PREPROCESS_KEY.to_owned(), preprocess(config).to_json()?);
+        let backbone = self.trainer.method().teacher.backbone();
+        weights::save(&self.request.out.join(TEACHER), &backbone, &metadata)?;
+        self.checkpoints.prune(config.checkpoints.keep)
+    }
+
+    /// A picture that cannot be drawn is no reason to end a run.
+    fn draw_curves(&self) {
+        let out = &self.request.out;
+        let drawn = metrics_log::read(&out.join(metrics_log::METRICS_FILE))
+            .and_then(|lines| curves::draw(&lines, &out.join(CURVES)));
+        if let Err(error) = drawn {
+            tracing::warn!("{error}");
+        }
+    }
+
+    /// Writes down the images of a step whose loss is not finite.
+    fn not_finite(&self, error: Error, batches: &[Batch]) -> Error {
+        let step = self.trainer.step();
+        let name = format!("not-finite-step-{step}.json");
+        let rows = batches.iter().flat_map(|batch| &batch.rows);
+        let images: Vec<Value> = rows
+            .map(|&row| json!({ "row": row, "path": self.source.record(row).path }))
+            .collect();
+        let record = json!({ "step": step, "error": error.to_string(), "images": images });
+        let path = self.request.out.join(&name);
+        let kept = match self.checkpoints.last_step() {
+            Some(step) => format!("the checkpoint of step {step} is the last good one"),
+            None => "no checkpoint had been written yet".to_owned(),
+        };
+        match files::write_json(&path, &record) {
+            Ok(()) => Error::failed(
+                format!("step {step}"),
+                format!("{error}; its images are in {}; {kept}", path.display()),
+            ),
+            Err(trouble) => Error::failed(format!("step {step}"), format!("{error}; {trouble}; {kept}")),
+        }
+    }
+}
+
+/// The meters of the teacher's distributions.
+fn read_targets(
+    report: &StepReport,
+    readings: &mut Readings,
+    metrics: &mut Map<String, Value>,
+    _: &mut Run,
+) -> Result<()> {
+    let Some(targets) = &report.cls_targets else {
+        return Ok(());
+    };
+    let (m, k) = targets.dims2().map_err(failed_in_candle)?;
+    let values: Vec<f32> = targets
+        .to_dtype(DType::F32)
+        .and_then(|targets| targets.flatten_all())
+        .and_then(|targets| targets.to_vec1())
+        .map_err(failed_in_candle)?;
+    let entropy = meters::entropy(&values, m, k);
+    let usage = meters::prototype_usage(&values, m, k);
+    for (key, value) in [
+        (keys::TEACHER_ENTROPY, entropy.nats),
+        (keys::TEACHER_ENTROPY_SHARE, entropy.share),
+        (keys::PROTOTYPE_USAGE, usage.usage),
+        (keys::PROTOTYPE_ARGMAX_SHARE, usage.argmax_share),
+    ] {
+        metrics.insert(key.to_owned(), json!(value));
+    }
+    readings.targets = Some(TargetReadings {
+        entropy_share: entropy.share,
+        usage: usage.usage,
+        m,
+        k,
+    });
+    Ok(())
+}
+
+/// How images of the run's size are prepared for its network outside of training.
+pub fn preprocess(config: &TrainConfig) -> Preprocess {
+    let side = config.crops.global.size;
+    Preprocess {
+        resize: Some(side),
+        crop: Some((side, side)),
+        interpolation: config.crops.interpolation,
+        mean: config.crops.mean,
+        std: config.crops.std,
+    }
+}
+
+fn decode(config: &TrainConfig) -> DecodeOptions {
+    DecodeOptions {
+        background: config.data.loader.background,
+        ..DecodeOptions::default()
+    }
+}
+
+fn environment(request: &TrainRequest, source: &dyn Source) -> Value {
+    json!({
+        "tool_version": env!("CARGO_PKG_VERSION"),
+        "os": std::env::consts::OS,
+        "arch": std::env::consts::ARCH,
+        "device": format!("{:?}", request.device.location()),
+        "threads": request.threads,
+        "source": source.describe(),
+    })
+}
+
+/// Reads the settings of the run in `folder`.
+///
+/// # Errors
+/// A folder without a readable `config.toml`.
+pub fn saved_config(folder: &Path) -> Result<TrainConfig> {
+    let path = folder.join(CONFIG);
+    let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
+    let config: TrainConfig = toml::from_str(&text).map_err(|e| {
+        let line: Vec<String> = e.to_string().split_whitespace().map(str::to_owned).collect();
+        Error::input(path.display().to_string(), line.join(" "))
+    })?;
+    config.validate()?;
+    Ok(config)
+}

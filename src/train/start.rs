@@ -1,0 +1,119 @@
+//! Where the weights of a run come from: nothing, its own last checkpoint, another run (heads kept), or a backbone of any
+//! family (new heads).
+
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+use macula_models::vit::{VitConfig, interpolate_table};
+use macula_models::weights::{self, LoadOptions, Tensors};
+
+use super::checkpoint::{Checkpoints, Saved};
+use super::config::{BackboneConfig, TrainConfig};
+use super::network::NetworkConfig;
+use super::trainer::Trainer;
+use crate::{Error, Result};
+
+const POSITION_TABLE: &str = "backbone.pos_embed";
+
+/// How a run begins.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Start {
+    /// From initial weights.
+    Fresh,
+    /// From its own last checkpoint.
+    Resume,
+    /// From the last checkpoint of another run, heads included, at step 0 of its own schedules.
+    Run(PathBuf),
+    /// From a backbone, with new heads.
+    Backbone(PathBuf, LoadOptions),
+}
+
+/// A trainer at step 0 for any start but [`Start::Resume`].
+///
+/// # Errors
+/// Weights that cannot be read or do not fit the configured networks.
+pub fn trainer(config: &TrainConfig, start: &Start, device: &Device) -> Result<Trainer> {
+    match start {
+        Start::Fresh | Start::Resume => Trainer::fresh(config, device),
+        Start::Run(folder) => {
+            let Saved { state, .. } = last(folder)?;
+            let network = NetworkConfig::new(config)?;
+            let student = fitted(state.student, &network)?;
+            let teacher = fitted(state.teacher, &network)?;
+            Trainer::with_teacher(config, &student, &teacher, device)
+        }
+        Start::Backbone(path, options) => {
+            let checkpoint = weights::load(path, options)?;
+            let network = NetworkConfig::new(config)?;
+            let mut all = network.initialise(config.seed)?;
+            for (name, tensor) in checkpoint.backbone {
+                // A released network may have a mask token that this objective does not train.
+                let name = format!("backbone.{name}");
+                if all.contains_key(&name) {
+                    all.insert(name, tensor);
+                }
+            }
+            Trainer::new(config, &fitted(all, &network)?, device)
+        }
+    }
+}
+
+/// The trainer of the run's last checkpoint, and the best online k-NN so far; a run that had not reached a checkpoint
+/// begins anew.
+///
+/// # Errors
+/// Checkpoints that cannot be read, or do not fit the configuration.
+pub fn restored(
+    config: &TrainConfig,
+    checkpoints: &Checkpoints,
+    device: &Device,
+) -> Result<(Trainer, Option<f64>)> {
+    match checkpoints.load_last()? {
+        None => {
+            tracing::info!("no checkpoint yet: starting from step 0");
+            Ok((Trainer::fresh(config, device)?, None))
+        }
+        Some(saved) => {
+            tracing::info!("resuming from step {}", saved.state.step);
+            Ok((Trainer::resume(config, &saved.state, device)?, saved.best_knn))
+        }
+    }
+}
+
+fn last(folder: &Path) -> Result<Saved> {
+    Checkpoints::of(folder).load_last()?.ok_or_else(|| {
+        let reason = "expected a run with a checkpoint, found none";
+        Error::input(folder.display().to_string(), reason)
+    })
+}
+
+/// `tensors` with the position table brought to the network's own grid; parts that the network lacks are left out.
+fn fitted(mut tensors: Tensors, network: &NetworkConfig) -> Result<Tensors> {
+    let vit = &network.vit;
+    let side = vit.native_grid();
+    if let Some(table) = tensors.get(POSITION_TABLE) {
+        if table.dims() != [1, 1 + side * side, vit.embed_dim] {
+            let table = interpolate_table(table, vit.position_rule, side, side)?;
+            tensors.insert(POSITION_TABLE.to_owned(), table);
+        }
+    }
+    let expected: Vec<String> = network.parameters().into_iter().map(|(name, _)| name).collect();
+    tensors.retain(|name, _| expected.contains(name));
+    Ok(tensors)
+}
+
+/// The backbone settings of a network read from a file, for a run that goes on from it.
+pub fn backbone_config(vit: &VitConfig, recipe: &BackboneConfig) -> BackboneConfig {
+    BackboneConfig {
+        embed_dim: vit.embed_dim,
+        depth: vit.depth,
+        num_heads: vit.num_heads,
+        patch_size: vit.patch_size,
+        num_registers: vit.num_registers,
+        feed_forward: vit.feed_forward,
+        ffn_hidden: vit.ffn_hidden,
+        layer_scale: vit.layer_scale.unwrap_or(0.),
+        drop_path_rate: recipe.drop_path_rate,
+        drop_path_uniform: recipe.drop_path_uniform,
+    }
+}

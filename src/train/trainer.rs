@@ -1,0 +1,268 @@
+//! One optimizer step: objective, gradients, clipping, update, teacher. Everything that a run carries from step to step
+//! is in here, and nothing else is: files, clocks and signals are the run's.
+
+use std::collections::BTreeMap;
+
+use candle_core::backprop::GradStore;
+use candle_core::{Device, Tensor, Var};
+use macula_models::weights::Tensors;
+
+use super::config::{Schedules, StepValues, TrainConfig};
+use super::failed_in_candle;
+use super::method::{Method, StepLoss};
+use super::network::{NetworkConfig, is_backbone, part_of};
+use super::optimizer::{Optimizer, OptimizerState, Parameter, Rates, clip_gradients};
+use super::param_groups::ParamGroupRules;
+use crate::data::loader::Batch;
+use crate::{Error, Result};
+
+/// A run's networks, optimizer and place in its schedules.
+pub struct Trainer {
+    config: TrainConfig,
+    schedules: Schedules,
+    method: Method,
+    optimizer: Optimizer,
+    step: u64,
+}
+
+/// What a step did.
+#[derive(Debug)]
+pub struct StepReport {
+    /// The step's number, from 0.
+    pub step: u64,
+    /// Sum of the terms.
+    pub loss: f64,
+    /// The terms by name, weighted.
+    pub parts: BTreeMap<&'static str, f64>,
+    /// Gradient norm of each sub-module before clipping.
+    pub grad_norms: BTreeMap<String, f64>,
+    /// The scheduled values.
+    pub values: StepValues,
+    /// The teacher's distributions for class tokens [2 B, K] of the step's last part.
+    pub cls_targets: Option<Tensor>,
+}
+
+impl StepReport {
+    /// The norm of the whole gradient before clipping.
+    pub fn grad_norm(&self) -> f64 {
+        let squares = self.grad_norms.values().map(|norm| norm * norm);
+        squares.sum::<f64>().sqrt()
+    }
+}
+
+/// What a checkpoint keeps of a trainer.
+#[derive(Debug, Clone, Default)]
+pub struct TrainerState {
+    /// Steps done.
+    pub step: u64,
+    /// The student's weights by full name.
+    pub student: Tensors,
+    /// The teacher's.
+    pub teacher: Tensors,
+    /// The optimizer's.
+    pub optimizer: OptimizerState,
+    /// The objective's memory: `cls_centre`, `patch_centre`, `queue`.
+    pub memory: Tensors,
+}
+
+impl Trainer {
+    /// A trainer at step 0, student and teacher alike.
+    ///
+    /// # Errors
+    /// A configuration that contradicts itself, weights that are not those of its networks.
+    pub fn new(config: &TrainConfig, weights: &Tensors, device: &Device) -> Result<Self> {
+        Self::with_teacher(config, weights, weights, device)
+    }
+
+    /// A trainer at step 0 whose teacher has other weights than its student.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with_teacher(
+        config: &TrainConfig,
+        student: &Tensors,
+        teacher: &Tensors,
+        device: &Device,
+    ) -> Result<Self> {
+        config.validate()?;
+        let method = Method::with_teacher(config, student, teacher, device)?;
+        Ok(Self {
+            optimizer: Optimizer::new(&config.optimizer, parameters(config, &method)?)?,
+            schedules: config.schedules(),
+            config: config.clone(),
+            method,
+            step: 0,
+        })
+    }
+
+    /// A trainer with the initial weights of `config.seed`.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn fresh(config: &TrainConfig, device: &Device) -> Result<Self> {
+        config.validate()?;
+        let weights = NetworkConfig::new(config)?.initialise(config.seed)?;
+        Self::new(config, &weights, device)
+    }
+
+    /// Steps done.
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
+    /// Student, teacher and the objective's memory.
+    pub fn method(&self) -> &Method {
+        &self.method
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &TrainConfig {
+        &self.config
+    }
+
+    /// One step on the step's parts, each a batch of the loader.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] when a loss or a gradient is: the weights are then those of the step before. Failures of
+    /// candle.
+    pub fn advance(&mut self, parts: &[Batch]) -> Result<StepReport> {
+        let values = self.schedules.at(self.step);
+        let mut report = StepReport {
+            step: self.step,
+            loss: 0.,
+            parts: BTreeMap::new(),
+            grad_norms: BTreeMap::new(),
+            values,
+            cls_targets: None,
+        };
+        let share = 1. / parts.len().max(1) as f64;
+        let mut gradients: Option<GradStore> = None;
+        for (number, batch) in parts.iter().enumerate() {
+            let part = self.step * self.config.accumulate as u64 + number as u64;
+            let loss = self.method.loss(batch, part, &values)?;
+            report.add(&loss, share)?;
+            let total = (&loss.total * share).map_err(failed_in_candle)?;
+            let new = total.backward().map_err(failed_in_candle)?;
+            gradients = Some(match gradients {
+                None => new,
+                Some(sum) => self.added(sum, new)?,
+            });
+            report.cls_targets = loss.cls_targets;
+        }
+        let Some(mut gradients) = gradients else {
+            return Err(Error::failed("step", "expected at least one batch, found none"));
+        };
+        report.grad_norms = self.clip(&mut gradients)?;
+        self.optimizer.step(
+            &gradients,
+            &Rates {
+                learning_rate: values.learning_rate,
+                last_layer_learning_rate: values.last_layer_learning_rate,
+                weight_decay: values.weight_decay,
+            },
+        )?;
+        self.method.update_teacher(values.momentum)?;
+        self.step += 1;
+        Ok(report)
+    }
+
+    /// The sum of two parts' gradients of the trained weights.
+    fn added(&self, mut sum: GradStore, new: GradStore) -> Result<GradStore> {
+        for (_, var) in self.method.student.trained() {
+            let Some(gradient) = new.get(var) else { continue };
+            let total = match sum.get(var) {
+                Some(before) => (before + gradient).map_err(failed_in_candle)?,
+                None => gradient.clone(),
+            };
+            sum.insert(var, total);
+        }
+        Ok(sum)
+    }
+
+    /// Clips each sub-module by itself; the norms before.
+    fn clip(&self, gradients: &mut GradStore) -> Result<BTreeMap<String, f64>> {
+        let mut modules: BTreeMap<&str, Vec<&Var>> = BTreeMap::new();
+        for (name, var) in self.method.student.trained() {
+            modules.entry(part_of(name).0).or_default().push(var);
+        }
+        let most = match self.config.optimizer.clip_norm {
+            0. => f64::INFINITY,
+            norm => norm,
+        };
+        let mut norms = BTreeMap::new();
+        for (module, vars) in modules {
+            let norm = clip_gradients(module, vars, gradients, most)?;
+            norms.insert(module.to_owned(), norm);
+        }
+        Ok(norms)
+    }
+
+    /// The state for a checkpoint. Tensors are views: they change with the next step.
+    ///
+    /// # Errors
+    /// Failures of candle.
+    pub fn state(&self) -> Result<TrainerState> {
+        Ok(TrainerState {
+            step: self.step,
+            student: self.method.student.tensors(),
+            teacher: self.method.teacher.tensors(),
+            optimizer: self.optimizer.state(),
+            memory: self.method.memory.tensors().map_err(failed_in_candle)?,
+        })
+    }
+
+    /// A trainer that goes on from `state`.
+    ///
+    /// # Errors
+    /// A tensor that is missing, spare or misshapen.
+    pub fn resume(config: &TrainConfig, state: &TrainerState, device: &Device) -> Result<Self> {
+        let mut trainer = Self::with_teacher(config, &state.student, &state.teacher, device)?;
+        trainer.optimizer.load_state(&state.optimizer)?;
+        trainer.method.memory.load(&state.memory)?;
+        trainer.step = state.step;
+        Ok(trainer)
+    }
+}
+
+impl StepReport {
+    fn add(&mut self, loss: &StepLoss, share: f64) -> Result<()> {
+        let value = |tensor: &Tensor| tensor.to_scalar::<f32>().map(f64::from).map_err(failed_in_candle);
+        for (name, term) in &loss.parts {
+            let term = value(term)?;
+            if !term.is_finite() {
+                return Err(Error::NotFinite {
+                    what: format!("loss term {name}"),
+                    value: term,
+                });
+            }
+            *self.parts.entry(name).or_default() += term * share;
+            self.loss += term * share;
+        }
+        Ok(())
+    }
+}
+
+/// The trained weights with their learning-rate and weight-decay rules.
+fn parameters(config: &TrainConfig, method: &Method) -> Result<Vec<Parameter>> {
+    let rules = ParamGroupRules {
+        depth: config.backbone.depth,
+        layer_decay: config.optimizer.layer_decay,
+        patch_embed_multiplier: config.optimizer.patch_embed_multiplier,
+    };
+    let parameter = |(name, var): (&String, &Var)| {
+        let (_, own) = part_of(name);
+        Ok(Parameter {
+            name: name.clone(),
+            var: var.clone(),
+            group: match is_backbone(name) {
+                true => rules.backbone(own)?,
+                false => ParamGroupRules::head(own),
+            },
+        })
+    };
+    method.student.trained().map(parameter).collect()
+}
+
+#[cfg(test)]
+#[path = "trainer_tests.rs"]
+mod tests;

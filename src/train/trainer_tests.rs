@@ -1,0 +1,267 @@
+//! Whole steps of every recipe on small networks: gradients, resuming, accumulation, determinism.
+
+use std::sync::Arc;
+
+use candle_core::Device;
+
+use super::Trainer;
+use crate::data::augment::MultiCrop;
+use crate::data::loader::{Batch, Loader};
+use crate::data::{self, Source};
+use crate::train::checkpoint::{self, Checkpoints};
+use crate::train::config::TrainConfig;
+use crate::train::method::Method;
+use crate::train::network::NetworkConfig;
+use crate::train::recipes::{self, DataFacts, Overrides};
+use crate::train::testing::values;
+
+const FACTS: DataFacts = DataFacts {
+    images: 1000,
+    side: 28,
+    grey: true,
+};
+
+/// `recipe` at a size for tests, with further settings.
+fn config(recipe: &str, settings: &[&str]) -> TrainConfig {
+    let mut overrides = Overrides::default();
+    let small = [
+        "steps=8",
+        "batch_size=4",
+        "backbone.embed_dim=24",
+        "backbone.depth=2",
+        "backbone.num_heads=2",
+        "backbone.ffn_hidden=40",
+        "backbone.patch_size=7",
+        "image_size=28",
+        "local_size=14",
+        "loss.head.hidden=20",
+        "loss.head.bottleneck=12",
+        "loss.head.prototypes=24",
+        "loss.info_nce.hidden=16",
+        "loss.info_nce.output=8",
+        "loss.info_nce.queue=12",
+        "backbone.drop_path_rate=0.0",
+        "optimizer.freeze_last_layer_steps=0",
+        "optimizer.warmup_steps=2",
+    ];
+    for setting in small.iter().chain(settings) {
+        overrides.set(setting).unwrap();
+    }
+    let base = recipes::recipe(recipe, "sample:train", &FACTS).unwrap();
+    if base.loss.ibot_head.is_some() {
+        for field in ["hidden=20", "bottleneck=12", "prototypes=24"] {
+            overrides.set(&format!("loss.ibot_head.{field}")).unwrap();
+        }
+    }
+    overrides.apply(base, FACTS.images).unwrap()
+}
+
+/// The loader of a run from step `first` on.
+fn loader(config: &TrainConfig, first: u64) -> Loader {
+    let source: Arc<dyn Source> = Arc::from(data::open("sample:train").unwrap());
+    let masks = config
+        .has_ibot()
+        .then(|| (config.masks.clone(), config.grid().unwrap()));
+    Loader::start(
+        source,
+        MultiCrop::new(config.crops.clone()).unwrap(),
+        masks,
+        config.batch_plan().unwrap(),
+        &config.data.loader,
+        config.seed,
+        first * config.accumulate as u64,
+    )
+    .unwrap()
+}
+
+fn batches(config: &TrainConfig, first: u64, count: u64) -> Vec<Vec<Batch>> {
+    let mut loader = loader(config, first);
+    (0..count)
+        .map(|_| (0..config.accumulate).map(|_| loader.next().unwrap().0).collect())
+        .collect()
+}
+
+/// Every value a trainer holds, by name.
+fn contents(trainer: &Trainer) -> Vec<(String, Vec<f64>)> {
+    let state = trainer.state().unwrap();
+    let named = |prefix: &str, tensors: &macula_models::weights::Tensors| {
+        tensors
+            .iter()
+            .map(|(name, tensor)| (format!("{prefix} {name}"), values(tensor)))
+            .collect::<Vec<_>>()
+    };
+    [
+        named("student", &state.student),
+        named("teacher", &state.teacher),
+        named("optimizer", &state.optimizer.tensors),
+        named("memory", &state.memory),
+    ]
+    .concat()
+}
+
+fn assert_same(found: &Trainer, expected: &Trainer) {
+    assert_eq!(found.step(), expected.step());
+    for (found, expected) in contents(found).into_iter().zip(contents(expected)) {
+        assert!(found == expected, "{} differs", found.0);
+    }
+}
+
+#[test]
+fn every_trained_tensor_of_every_recipe_gets_a_gradient() {
+    for recipe in recipes::NAMES {
+        // LayerScale at its published 1e-5 is tested too: gradients are small there, not absent.
+        let config = config(recipe, &[]);
+        let weights = NetworkConfig::new(&config).unwrap().initialise(3).unwrap();
+        let mut method = Method::new(&config, &weights, &Device::Cpu).unwrap();
+        let values_of_step = config.schedules().at(3);
+        let batch = batches(&config, 0, 1).remove(0).remove(0);
+        let loss = method.loss(&batch, 0, &values_of_step).unwrap();
+        let gradients = loss.total.backward().unwrap();
+        let mut count = 0;
+        for (name, var) in method.student.trained() {
+            let gradient = gradients
+                .get(var)
+                .unwrap_or_else(|| panic!("{recipe}: {name}: no gradient"));
+            let largest = values(gradient).iter().fold(0f64, |most, value| most.max(value.abs()));
+            assert!(
+                largest > 0. && largest.is_finite(),
+                "{recipe}: {name}: largest gradient {largest}"
+            );
+            count += 1;
+        }
+        let fixed = method.student.weights().len() - count;
+        let expected = usize::from(!config.loss.head.train_gain && config.has_dino());
+        assert_eq!(fixed, expected, "{recipe}: tensors that are not trained");
+        for (name, var) in method.teacher.weights() {
+            assert!(gradients.get(var).is_none(), "{recipe}: teacher {name}");
+        }
+    }
+}
+
+#[test]
+fn a_resumed_run_holds_the_bytes_of_one_that_never_stopped() {
+    let folder = tempfile::tempdir().unwrap();
+    for (recipe, settings) in [
+        ("dinov2-small", &["backbone.drop_path_rate=0.3"][..]),
+        ("dino", &["accumulate=2"]),
+        ("ibot", &[]),
+        ("moco", &["optimizer.kind=sgd", "optimizer.learning_rate=0.1"]),
+        ("dinov2", &["backbone.drop_path_rate=0.4"]),
+    ] {
+        let config = config(recipe, settings);
+        let run = |trainer: &mut Trainer, first, count| {
+            for batches in batches(&config, first, count) {
+                trainer.advance(&batches).unwrap();
+            }
+        };
+        let mut whole = Trainer::fresh(&config, &Device::Cpu).unwrap();
+        run(&mut whole, 0, 5);
+
+        let mut first = Trainer::fresh(&config, &Device::Cpu).unwrap();
+        run(&mut first, 0, 3);
+        let checkpoints = Checkpoints::of(&folder.path().join(recipe));
+        let vit = config.vit().unwrap();
+        let path = checkpoints
+            .save(&first.state().unwrap(), &vit, config.seed, Some(0.5), true)
+            .unwrap();
+        run(&mut first, 3, 1); // what the killed run did after its last checkpoint
+        let saved = checkpoint::load(&path).unwrap();
+        assert_eq!(saved.best_knn, Some(0.5));
+        let mut second = Trainer::resume(&config, &saved.state, &Device::Cpu).unwrap();
+        run(&mut second, 3, 2);
+        assert_same(&second, &whole);
+    }
+}
+
+#[test]
+fn the_seed_decides_and_threads_do_not() {
+    let run = |seed: &str, threads| {
+        let config = config("dinov2-small", &[seed, "backbone.drop_path_rate=0.2"]);
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap();
+        pool.install(|| {
+            let mut trainer = Trainer::fresh(&config, &Device::Cpu).unwrap();
+            for batches in batches(&config, 0, 3) {
+                trainer.advance(&batches).unwrap();
+            }
+            trainer
+        })
+    };
+    let one = run("seed=1", 1);
+    assert_same(&one, &run("seed=1", 3));
+    assert!(contents(&one) != contents(&run("seed=2", 1)));
+}
+
+#[test]
+fn a_step_in_two_equal_parts_is_the_step_in_one() {
+    let whole = config("dinov2-small", &[]);
+    let parts = config("dinov2-small", &["batch_size=8", "accumulate=2"]);
+    // The learning rate follows the batch; the same here.
+    let mut parts = parts;
+    parts.optimizer.learning_rate_scaling = crate::train::config::LearningRateScaling::None;
+    let mut whole = whole;
+    whole.optimizer.learning_rate_scaling = crate::train::config::LearningRateScaling::None;
+    let batch = || batches(&whole, 0, 1).remove(0).remove(0);
+    let mut one = Trainer::fresh(&whole, &Device::Cpu).unwrap();
+    let mut two = Trainer::fresh(&parts, &Device::Cpu).unwrap();
+    for _ in 0..2 {
+        let of_one = one.advance(&[batch()]).unwrap();
+        let of_two = two.advance(&[batch(), batch()]).unwrap();
+        assert_eq!(of_one.grad_norms, of_two.grad_norms);
+        assert!((of_one.loss - of_two.loss).abs() < 1e-12);
+    }
+    assert_same(&two, &one);
+}
+
+#[test]
+fn one_batch_is_learnt_by_heart() {
+    for recipe in ["dinov2-small", "dino", "ibot"] {
+        // A teacher that stands still gives fixed targets.
+        let settings = [
+            "steps=60",
+            "teacher.momentum=1.0",
+            "teacher.center_momentum=1.0",
+            "optimizer.learning_rate=3e-3",
+            "optimizer.learning_rate_scaling=none",
+            "optimizer.weight_decay=0.0",
+            "optimizer.final_weight_decay=0.0",
+            "optimizer.warmup_steps=5",
+            "teacher.temperature_warmup_steps=0",
+            "loss.koleo_weight=0.0",
+        ];
+        let config = config(recipe, &settings);
+        let mut trainer = Trainer::fresh(&config, &Device::Cpu).unwrap();
+        let losses: Vec<f64> = (0..60)
+            .map(|_| {
+                let batch = batches(&config, 0, 1).remove(0);
+                trainer.advance(&batch).unwrap().loss
+            })
+            .collect();
+        let (first, last) = (losses[0], losses[59]);
+        assert!(last < 0.9 * first, "{recipe}: from {first} to {last}");
+    }
+}
+
+#[test]
+fn a_loss_that_is_not_finite_moves_nothing() {
+    let config = config("dinov2-small", &["optimizer.learning_rate=1e30"]);
+    let mut trainer = Trainer::fresh(&config, &Device::Cpu).unwrap();
+    let mut before = contents(&trainer);
+    for batches in batches(&config, 0, 8) {
+        match trainer.advance(&batches) {
+            Ok(_) => before = contents(&trainer),
+            Err(crate::Error::NotFinite { .. }) => {
+                let weights = |all: Vec<(String, Vec<f64>)>| -> Vec<String> {
+                    let student = all.into_iter().filter(|(name, _)| name.starts_with("student"));
+                    student.map(|entry| format!("{entry:?}")).collect()
+                };
+                assert_eq!(weights(contents(&trainer)), weights(before));
+                return;
+            }
+            Err(other) => panic!("{other}"),
+        }
+    }
+    panic!("a learning rate of 1e30 did no harm");
+}

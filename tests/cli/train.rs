@@ -1,0 +1,285 @@
+//! `macula train` as a user runs it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::harness::Workspace;
+
+/// Settings of a run that takes seconds.
+const SMALL: &str = "--set batch_size=8 --set backbone.embed_dim=32 --set backbone.depth=2 --set backbone.num_heads=2 \
+     --set backbone.patch_size=7 --set image_size=28 --set local_size=14 --set loss.head.hidden=32 \
+     --set loss.head.bottleneck=16 --set loss.head.prototypes=64 --set monitor.log_every=2";
+
+/// Every file below `folder` but those whose bytes tell the time, by relative path.
+fn weights_of(run: &Path) -> BTreeMap<String, Vec<u8>> {
+    let teacher = run.join("teacher.safetensors");
+    let last = run.join("checkpoints/last");
+    ["state.safetensors", "state.json"]
+        .map(|name| (name.to_owned(), last.join(name)))
+        .into_iter()
+        .chain([("teacher".to_owned(), teacher)])
+        .map(|(name, path)| {
+            let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+            (name, bytes)
+        })
+        .collect()
+}
+
+fn metrics(run: &Path) -> Vec<serde_json::Value> {
+    let text = std::fs::read_to_string(run.join("metrics.jsonl")).expect("metrics");
+    text.lines()
+        .map(|line| serde_json::from_str(line).expect("a JSON object a line"))
+        .collect()
+}
+
+#[test]
+fn a_run_leaves_what_the_contract_names_and_its_teacher_goes_on() {
+    let space = Workspace::new();
+    space.succeeds(&format!(
+        "train --data sample:train --out run --knn-data sample:test --knn-every 6 --set steps=12 {SMALL} \
+         --set checkpoints.every=5 --set monitor.curves_every=6 --set monitor.knn.max_images=240"
+    ));
+    let run = space.path("run");
+    for name in [
+        "config.toml",
+        "env.json",
+        "metrics.jsonl",
+        "curves.png",
+        "teacher.safetensors",
+        "checkpoints/last/state.safetensors",
+        "checkpoints/best/state.json",
+    ] {
+        assert!(run.join(name).exists(), "{name}");
+    }
+    let events = std::fs::read_dir(&run).expect("listed").flatten();
+    let events = events.filter(|entry| entry.file_name().to_string_lossy().starts_with("events.out.tfevents"));
+    assert_eq!(events.count(), 1);
+    let lines = metrics(&run);
+    let last = lines.last().expect("lines");
+    assert_eq!(last["step"], 12);
+    for key in [
+        "loss",
+        "loss_dino_global",
+        "loss_dino_local",
+        "loss_ibot",
+        "loss_koleo_first",
+        "lr",
+        "weight_decay",
+        "momentum",
+        "teacher_temp",
+        "grad_norm",
+        "images_per_second",
+        "data_wait",
+        "feature_std",
+        "effective_rank",
+        "teacher_entropy",
+        "prototype_usage",
+        "knn_top1",
+    ] {
+        assert!(last[key].is_number(), "{key}: {last}");
+    }
+    // The newest two checkpoints and the best: no others.
+    let kept = std::fs::read_dir(run.join("checkpoints")).expect("listed").flatten();
+    let steps = kept.filter(|entry| entry.file_name().to_string_lossy().starts_with("step-"));
+    assert!((2..=3).contains(&steps.count()));
+
+    let text = space.succeeds("inspect run").stdout;
+    assert!(text.contains("28"), "{text}");
+    space.succeeds("export run --out run.onnx");
+    space.succeeds("extract --model run.onnx --data sample:test --out features");
+    // The images keep their 28 pixels: the file says how they are prepared.
+    let meta = std::fs::read_to_string(space.path("features/meta.json")).expect("meta");
+    let meta: serde_json::Value = serde_json::from_str(&meta).expect("JSON");
+    assert_eq!(meta["preprocessing"]["resize"], 28, "{meta}");
+}
+
+#[test]
+fn killed_runs_end_with_the_bytes_of_one_that_was_not() {
+    let space = Workspace::new();
+    let settings = format!("--set steps=40 {SMALL} --set checkpoints.every=3");
+    space.succeeds(&format!("train --data sample:train --out whole {settings}"));
+    let first = format!("train --data sample:train --out killed {settings}");
+    let mut command = first.as_str();
+    for kill in 0..3 {
+        let mut child = start(&space, command);
+        // Once for every kill, somewhere behind the last one's checkpoint.
+        let wanted = (kill + 1) * 8;
+        let deadline = Instant::now() + Duration::from_secs(120);
+        let path = space.path("killed/metrics.jsonl");
+        let reached = || {
+            let text = std::fs::read_to_string(&path).unwrap_or_default();
+            text.lines().filter(|line| line.ends_with('}')).count() >= wanted / 2
+        };
+        while !reached() && child.try_wait().expect("asked").is_none() {
+            assert!(Instant::now() < deadline, "no step {wanted} in two minutes");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        child.kill().expect("killed");
+        child.wait().expect("ended");
+        command = "train --out killed --resume";
+    }
+    space.succeeds("train --out killed --resume");
+    assert!(weights_of(&space.path("killed")) == weights_of(&space.path("whole")));
+    let steps = |run: &str| -> Vec<serde_json::Value> {
+        metrics(&space.path(run)).into_iter().map(|line| line["step"].clone()).collect()
+    };
+    assert_eq!(steps("killed"), steps("whole"), "no line twice, none missing");
+    // A finished run has nothing left to do, and says so.
+    let text = space.succeeds("train --out killed --resume").stdout;
+    assert!(text.contains("finished at step 40"), "{text}");
+}
+
+fn start(space: &Workspace, arguments: &str) -> std::process::Child {
+    Command::new(env!("CARGO_BIN_EXE_macula"))
+        .args(arguments.split_whitespace())
+        .current_dir(space.path("."))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the binary runs")
+}
+
+#[cfg(unix)]
+#[test]
+fn a_signal_ends_a_run_with_a_checkpoint_and_code_0() {
+    let space = Workspace::new();
+    for signal in ["INT", "TERM"] {
+        let mut child = start(
+            &space,
+            &format!("train --data sample:train --out {signal} --set steps=100000 {SMALL}"),
+        );
+        let path = space.path(signal).join("metrics.jsonl");
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !std::fs::read_to_string(&path).is_ok_and(|text| text.lines().count() > 1) {
+            assert!(Instant::now() < deadline, "no step in a minute");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let pid = child.id().to_string();
+        let sent = Command::new("kill").args(["-s", signal, &pid]).status();
+        assert!(sent.expect("kill runs").success());
+        assert_eq!(child.wait().expect("ended").code(), Some(0), "{signal}");
+        let last = space.path(signal).join("checkpoints/last/state.json");
+        assert!(last.is_file());
+        assert!(space.path(signal).join("teacher.safetensors").is_file());
+    }
+}
+
+#[test]
+fn a_loss_that_is_not_finite_stops_the_run_and_names_its_images() {
+    let space = Workspace::new();
+    let run = space.macula(&format!(
+        "train --data sample:train --out run --set steps=50 {SMALL} --set checkpoints.every=1 \
+         --set optimizer.learning_rate=1e30 --set optimizer.warmup_steps=3"
+    ));
+    assert_eq!(run.code, 1, "{}", run.stderr);
+    let error = run.stderr.lines().last().expect("an error");
+    for word in ["error: step", "expected a finite number", "is the last good one"] {
+        assert!(error.contains(word), "expected `{word}` in: {error}");
+    }
+    let record = std::fs::read_dir(space.path("run"))
+        .expect("listed")
+        .flatten()
+        .find(|entry| entry.file_name().to_string_lossy().starts_with("not-finite-step-"));
+    let text = std::fs::read_to_string(record.expect("a record").path()).expect("read");
+    let record: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(record["images"].as_array().expect("images").len(), 8);
+    assert!(record["images"][0]["path"].is_string());
+    // The checkpoint is whole: resuming reads it, and meets the same end.
+    let again = space.macula("train --out run --resume");
+    assert_eq!(again.code, 1, "{}", again.stderr);
+    assert!(again.stderr.contains("resuming from step"), "{}", again.stderr);
+}
+
+#[test]
+fn unreadable_images_are_named_once_and_trained_through() {
+    let space = Workspace::new();
+    let png = include_bytes!("../fixtures/images/rgb.png");
+    for number in 0..38 {
+        space.write(&format!("images/{number:02}.png"), png);
+    }
+    space.write("images/empty.png", b"");
+    space.write("images/cut.png", &png[..png.len() / 2]);
+    let run = space.succeeds(&format!("train --data images --out run --set steps=12 {SMALL}"));
+    for name in ["empty.png", "cut.png"] {
+        assert_eq!(run.stderr.matches(name).count(), 1, "{}", run.stderr);
+    }
+    let errors = std::fs::read_to_string(space.path("run/errors.csv")).expect("errors.csv");
+    assert_eq!(errors.lines().count(), 3, "{errors}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_full_disk_leaves_the_last_checkpoint_whole() {
+    let space = Workspace::new();
+    let settings = format!("--set steps=6 {SMALL} --set checkpoints.every=3");
+    space.succeeds(&format!("train --data sample:train --out run {settings}"));
+    let before = weights_of(&space.path("run"));
+    // As on a full disk, no file may grow beyond 64 blocks; the signal that would say so is left aside.
+    let script = format!(
+        "trap '' XFSZ; ulimit -f 64; exec {} train --data sample:train --out other {settings}",
+        env!("CARGO_BIN_EXE_macula")
+    );
+    let output = Command::new("sh")
+        .args(["-c", &script])
+        .current_dir(space.path("."))
+        .output()
+        .expect("sh runs");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.lines().last().is_some_and(|line| line.contains("checkpoints")), "{stderr}");
+    let left: Vec<_> = std::fs::read_dir(space.path("other/checkpoints")).expect("listed").flatten().collect();
+    assert!(left.is_empty(), "{left:?}");
+    assert!(weights_of(&space.path("run")) == before);
+}
+
+#[test]
+fn wrong_arguments_are_one_line() {
+    let space = Workspace::new();
+    space.write("list.toml", "recipe = \"dino\"\n[optimizer]\nlearning_rat = 1.0\n");
+    space.write("broken.toml", "steps = = 3\n");
+    space.write("folder/a.txt", "no run");
+    for (arguments, words) in [
+        ("train --out run", &["--data"][..]),
+        ("train --data nowhere --out run", &["nowhere"]),
+        ("train --data sample:train --out run --recipe simclr", &["--recipe", "dinov2-small", "simclr"]),
+        ("train --data sample:train --out run --recipe list.toml", &["learning_rat"]),
+        ("train --data sample:train --out run --recipe broken.toml", &["broken.toml"]),
+        ("train --data sample:train --out run --set steps", &["--set", "found `steps`"]),
+        ("train --data sample:train --out run --set steps=0", &["steps", "0"]),
+        ("train --data sample:train --out run --set optimizer.learning_rate=fast", &["learning_rate"]),
+        ("train --data sample:train --out run --set backbone.num_heads=5", &["backbone.num_heads", "192", "5"]),
+        ("train --data sample:train --out run --set image_size=30", &["image_size", "4", "30"]),
+        ("train --data sample:train --out run --set local_size=15", &["crops.local.size", "15"]),
+        ("train --data sample:train --out run --set crops.global.count=3", &["crops.global.count", "3"]),
+        ("train --data sample:train --out run --set batch_size=6 --set accumulate=4", &["accumulate", "6", "4"]),
+        ("train --data sample:train --out run --set epochs=2 --set steps=3", &["epochs"]),
+        ("train --data sample:train --out folder", &["folder", "--force"]),
+        ("train --data sample:train --out folder --force", &["folder", "no run folder"]),
+        ("train --out folder --resume", &["config.toml"]),
+        ("train --data sample:train --out run --from nothing", &["nothing"]),
+        ("train --data sample:train --out run --device cuda", &["cuda"]),
+        ("train --data sample:train --out run --knn-data images", &["images"]),
+    ] {
+        let code = if arguments.contains("cuda") { 1 } else { 2 };
+        space.fails(code, arguments, words);
+        assert!(!space.path("run").exists(), "macula {arguments} left a run folder");
+    }
+}
+
+#[test]
+fn a_run_goes_on_from_another_at_a_higher_resolution_and_from_a_backbone() {
+    let space = Workspace::new();
+    space.succeeds(&format!("train --data sample:train --out low --set steps=4 {SMALL}"));
+    space.succeeds("train --data sample:train --out high --from low --set image_size=42 --set steps=2");
+    let config = std::fs::read_to_string(space.path("high/config.toml")).expect("config");
+    assert!(config.contains("steps = 2") && config.contains("size = 42"), "{config}");
+    let text = space.succeeds("inspect high").stdout;
+    assert!(text.contains("42"), "{text}");
+    space.succeeds(&format!(
+        "train --data sample:train --out new-heads --recipe dino --from low/teacher.safetensors --set steps=2 \
+         --set batch_size=8 --set image_size=28 --set local_size=14"
+    ));
+}
