@@ -2,6 +2,7 @@
 //! stdout, progress and notices to stderr.
 
 mod args;
+mod bench;
 mod demo;
 mod doctor;
 mod eval;
@@ -43,6 +44,8 @@ enum Verb {
     Inspect(inspect::InspectArgs),
     /// The ONNX Runtime library.
     Runtime(runtime::RuntimeArgs),
+    /// Time macula's work on this machine.
+    Bench(bench::BenchArgs),
     /// Say what this machine offers, what is missing and how to mend it.
     Doctor(doctor::DoctorArgs),
 }
@@ -90,6 +93,7 @@ fn run(cli: Cli) -> Result<()> {
         Verb::Eval(args) => args.run(),
         Verb::Inspect(args) => args.run(),
         Verb::Runtime(args) => args.run(),
+        Verb::Bench(args) => args.run(),
         Verb::Doctor(args) => args.run(),
     }
 }

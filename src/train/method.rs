@@ -2,6 +2,8 @@
 //! switches on. DINO, iBOT, DINOv2 and momentum contrast are settings of it (facebookresearch/dinov2
 //! `train/ssl_meta_arch.py`; facebookresearch/moco `moco/builder.py`).
 
+use std::time::Instant;
+
 use candle_core::{Device, Tensor};
 use macula_models::heads::DinoHead;
 use macula_models::vit::{DropPathMode, DropPathPlan, VitOutput};
@@ -55,6 +57,8 @@ pub struct StepLoss {
     pub parts: Vec<(&'static str, Tensor)>,
     /// The teacher's distributions over the prototypes for the class tokens [2 B, K], where the DINO term is on.
     pub cls_targets: Option<Tensor>,
+    /// Seconds the teacher's passes and targets took.
+    pub teacher_seconds: f64,
 }
 
 /// The crops of a part of a step as tensors.
@@ -121,6 +125,7 @@ impl Method {
             total: Tensor::zeros((), candle_core::DType::F32, &self.device).map_err(failed_in_candle)?,
             parts: Vec::new(),
             cls_targets: None,
+            teacher_seconds: 0.,
         };
         if self.config.has_info_nce() {
             self.contrast(&crops, part, values, &mut loss)?;
@@ -206,6 +211,7 @@ impl Method {
         let masks = crops.masks.as_ref().filter(|masks| masks.indices.elem_count() > 0);
         let temperature = config.loss.student_temperature;
 
+        let start = Instant::now();
         let seen = self.teacher.vit.forward(&crops.global, None)?;
         let cls_targets = match &self.teacher.dino_head {
             Some(head) if config.has_dino() => {
@@ -221,6 +227,8 @@ impl Method {
             }
             _ => None,
         };
+
+        loss.teacher_seconds += start.elapsed().as_secs_f64();
 
         let bits = crops.masks.as_ref().map(|masks| &masks.bits);
         let global = self.student_pass(&crops.global, bits, &Pass { name: "globals", part })?;
@@ -297,8 +305,10 @@ impl Method {
         let weight = self.config.loss.info_nce_weight / directions.len() as f64;
         let mut keys_of_step = Vec::new();
         for &[query, key] in directions {
+            let start = Instant::now();
             let head = self.teacher.projection.as_ref().ok_or_else(missing)?;
             let keys = head.forward(&self.teacher.vit.forward(&views[key], None)?.cls)?;
+            loss.teacher_seconds += start.elapsed().as_secs_f64();
             let name = ["first crop", "second crop"][query];
             let seen = self.student_pass(&views[query], None, &Pass { name, part })?;
             let head = self.student.projection.as_ref().ok_or_else(missing)?;

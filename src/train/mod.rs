@@ -5,8 +5,10 @@
 //! network; whatever carries state from step to step (centre, moments) shows it, so that a checkpoint can keep it.
 //! Other processes are reached through `ranks` alone.
 
+pub mod bench;
 pub mod checkpoint;
 pub mod config;
+pub mod cost;
 pub mod ema;
 mod in_place;
 pub mod losses;

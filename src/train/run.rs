@@ -392,8 +392,9 @@ impl Run {
     /// A picture that cannot be drawn is no reason to end a run.
     fn draw_curves(&self) {
         let out = &self.request.out;
+        let title = format!("{} · {}", out.display(), self.request.config.recipe);
         let drawn = metrics_log::read(&out.join(metrics_log::METRICS_FILE))
-            .and_then(|lines| curves::draw(&lines, &out.join(CURVES)));
+            .and_then(|lines| curves::draw(&out.join(CURVES), &title, &lines));
         if let Err(error) = drawn {
             tracing::warn!("{error}");
         }

@@ -2,6 +2,7 @@
 //! is in here, and nothing else is: files, clocks and signals are the run's.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor, Var};
@@ -40,6 +41,21 @@ pub struct StepReport {
     pub values: StepValues,
     /// The teacher's distributions for class tokens [2 B, K] of the step's last part.
     pub cls_targets: Option<Tensor>,
+    /// Seconds of each part of the step.
+    pub seconds: StepSeconds,
+}
+
+/// Where the time of a step went, in seconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct StepSeconds {
+    /// The teacher's passes and its targets.
+    pub teacher: f64,
+    /// The student's passes and the losses.
+    pub student: f64,
+    /// Gradients.
+    pub backward: f64,
+    /// Clipping, the weights' update and the teacher's.
+    pub update: f64,
 }
 
 impl StepReport {
@@ -134,15 +150,21 @@ impl Trainer {
             grad_norms: BTreeMap::new(),
             values,
             cls_targets: None,
+            seconds: StepSeconds::default(),
         };
         let share = 1. / parts.len().max(1) as f64;
         let mut gradients: Option<GradStore> = None;
         for (number, batch) in parts.iter().enumerate() {
             let part = self.step * self.config.accumulate as u64 + number as u64;
+            let start = Instant::now();
             let loss = self.method.loss(batch, part, &values)?;
             report.add(&loss, share)?;
+            report.seconds.teacher += loss.teacher_seconds;
+            report.seconds.student += start.elapsed().as_secs_f64() - loss.teacher_seconds;
+            let start = Instant::now();
             let total = (&loss.total * share).map_err(failed_in_candle)?;
             let new = total.backward().map_err(failed_in_candle)?;
+            report.seconds.backward += start.elapsed().as_secs_f64();
             gradients = Some(match gradients {
                 None => new,
                 Some(sum) => self.added(sum, new)?,
@@ -152,6 +174,7 @@ impl Trainer {
         let Some(mut gradients) = gradients else {
             return Err(Error::failed("step", "expected at least one batch, found none"));
         };
+        let start = Instant::now();
         report.grad_norms = self.clip(&mut gradients)?;
         self.optimizer.step(
             &gradients,
@@ -162,6 +185,7 @@ impl Trainer {
             },
         )?;
         self.method.update_teacher(values.momentum)?;
+        report.seconds.update = start.elapsed().as_secs_f64();
         self.step += 1;
         Ok(report)
     }

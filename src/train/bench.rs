@@ -1,0 +1,151 @@
+//! How fast steps are on this machine, and where their time goes: whole steps on crops of noise, without files.
+
+use std::time::Instant;
+
+use candle_core::{DType, Device, Tensor};
+use rand::Rng as _;
+use serde::Serialize;
+
+use super::config::TrainConfig;
+use super::cost::step_operations;
+use super::failed_in_candle;
+use super::trainer::{StepSeconds, Trainer};
+use crate::data::loader::Batch;
+use crate::data::mask::masks_for_batch;
+use crate::{Error, Result, rng};
+
+/// Side of the matrices whose product measures the machine.
+const GEMM_SIDE: usize = 1024;
+
+/// What was measured.
+#[derive(Debug, Clone, Serialize)]
+pub struct StepBench {
+    /// The recipe.
+    pub recipe: String,
+    /// Images a step.
+    pub batch_size: usize,
+    /// Threads of the step.
+    pub threads: usize,
+    /// Weights that are trained.
+    pub parameters: usize,
+    /// Median seconds a step.
+    pub step_seconds: f64,
+    /// Images a second at the median.
+    pub images_per_second: f64,
+    /// Share of the step: teacher forward and targets.
+    pub teacher: f64,
+    /// Share of the step: student forward and losses.
+    pub student: f64,
+    /// Share of the step: gradients.
+    pub backward: f64,
+    /// Share of the step: clipping, update, teacher's average.
+    pub update: f64,
+    /// Operations of the step's matrix products, in units of 1e9.
+    pub step_gflop: f64,
+    /// Rate achieved, 1e9 operations a second.
+    pub gflop_per_second: f64,
+    /// Rate of one large f32 matrix product here.
+    pub gemm_gflop_per_second: f64,
+    /// Share of the floor: the time of the products at that rate over the time of the step.
+    pub share_of_floor: f64,
+    /// Most memory the process has held, in bytes; 0 where the system does not say.
+    pub peak_rss_bytes: u64,
+}
+
+/// Times `steps` steps of `config` after two for warming up.
+///
+/// # Errors
+/// A configuration that contradicts itself, failures of candle.
+pub fn bench(config: &TrainConfig, device: &Device, steps: usize) -> Result<StepBench> {
+    let mut trainer = Trainer::fresh(config, device)?;
+    let parts = noise(config)?;
+    let mut seconds = Vec::with_capacity(steps);
+    let mut split = StepSeconds::default();
+    for number in 0..steps + 2 {
+        let start = Instant::now();
+        let report = trainer.advance(&parts)?;
+        device.synchronize().map_err(failed_in_candle)?;
+        if number >= 2 {
+            seconds.push(start.elapsed().as_secs_f64());
+            split.teacher += report.seconds.teacher;
+            split.student += report.seconds.student;
+            split.backward += report.seconds.backward;
+            split.update += report.seconds.update;
+        }
+    }
+    let total: f64 = seconds.iter().sum();
+    seconds.sort_by(f64::total_cmp);
+    let median = *seconds
+        .get(seconds.len() / 2)
+        .ok_or_else(|| Error::input("--steps", "expected at least 1, found 0"))?;
+    let operations = step_operations(config)?;
+    let gemm = gemm_rate(device).map_err(failed_in_candle)?;
+    let weights = trainer.method().student.trained();
+    Ok(StepBench {
+        recipe: config.recipe.clone(),
+        batch_size: config.batch_size,
+        threads: rayon::current_num_threads(),
+        parameters: weights.map(|(_, var)| var.elem_count()).sum(),
+        step_seconds: median,
+        images_per_second: config.batch_size as f64 / median,
+        teacher: split.teacher / total,
+        student: split.student / total,
+        backward: split.backward / total,
+        update: split.update / total,
+        step_gflop: operations / 1e9,
+        gflop_per_second: operations / median / 1e9,
+        gemm_gflop_per_second: gemm / 1e9,
+        share_of_floor: operations / gemm / median,
+        peak_rss_bytes: peak_rss(),
+    })
+}
+
+/// The parts of a step, of noise.
+fn noise(config: &TrainConfig) -> Result<Vec<Batch>> {
+    let plan = config.batch_plan()?;
+    let size = plan.size(u64::MAX);
+    (0..config.accumulate as u64)
+        .map(|part| {
+            let mut rng = rng::stream(config.seed, "bench", part);
+            let mut draw = |count: usize| (0..count).map(|_| rng.random_range(-1f32..1.)).collect();
+            let (global, local) = (&config.crops.global, &config.crops.local);
+            let crops = global.count * size;
+            let masks = match config.has_ibot() {
+                true => {
+                    let mut rng = rng::stream(config.seed, "masks", part);
+                    Some(masks_for_batch(crops, config.grid()?, &config.masks, &mut rng)?)
+                }
+                false => None,
+            };
+            Ok(Batch {
+                step: part,
+                size,
+                rows: (0..size as u64).collect(),
+                global: draw(crops * global.values()),
+                local: draw(local.count * size * local.values()),
+                masks,
+            })
+        })
+        .collect()
+}
+
+/// Operations a second of a large product, the best of a few.
+fn gemm_rate(device: &Device) -> candle_core::Result<f64> {
+    let matrix = Tensor::ones((GEMM_SIDE, GEMM_SIDE), DType::F32, device)?;
+    let mut best = f64::INFINITY;
+    for _ in 0..8 {
+        let start = Instant::now();
+        matrix.matmul(&matrix)?;
+        device.synchronize()?;
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    Ok(2. * (GEMM_SIDE as f64).powi(3) / best)
+}
+
+/// `VmHWM` of this process.
+fn peak_rss() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"));
+    let kilobytes = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
+    kilobytes.unwrap_or(0) * 1024
+}

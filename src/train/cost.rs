@@ -1,0 +1,116 @@
+//! What a step costs on paper: the floating-point operations of its matrix products, which a measured rate turns into the
+//! least time the step can take.
+
+use macula_models::heads::DinoHeadConfig;
+use macula_models::vit::{FeedForwardKind, VitConfig};
+
+use super::config::TrainConfig;
+use super::network::NetworkConfig;
+use crate::Result;
+
+/// Operations of a matrix product of `m x k` by `k x n`.
+fn product(m: f64, k: f64, n: f64) -> f64 {
+    2. * m * k * n
+}
+
+/// Operations of one forward pass over one image of `side` pixels.
+fn vit_forward(vit: &VitConfig, side: usize) -> f64 {
+    let patches = ((side / vit.patch_size).pow(2)) as f64;
+    let tokens = patches + 1. + vit.num_registers as f64;
+    let (d, hidden) = (vit.embed_dim as f64, vit.ffn_hidden as f64);
+    let patch = (vit.in_channels * vit.patch_size.pow(2)) as f64;
+    let feed_forward = match vit.feed_forward {
+        FeedForwardKind::Mlp => 2. * product(tokens, d, hidden),
+        FeedForwardKind::Swiglu => 3. * product(tokens, d, hidden),
+    };
+    let attention = product(tokens, d, 4. * d) + 2. * product(tokens, d, tokens);
+    product(patches, patch, d) + vit.depth as f64 * (attention + feed_forward)
+}
+
+/// Operations of one row through a head.
+fn head_forward(head: &DinoHeadConfig) -> f64 {
+    let [input, hidden, bottleneck, prototypes] =
+        [head.input, head.hidden, head.bottleneck, head.prototypes].map(|width| width as f64);
+    product(1., input, hidden)
+        + product(1., hidden, hidden)
+        + product(1., hidden, bottleneck)
+        + product(1., bottleneck, prototypes)
+}
+
+/// Operations of one optimizer step: the teacher's forward passes once, the student's three times (a backward pass is two
+/// products for each of the forward pass). Masked patches are counted at the mean of the configured ratios.
+///
+/// # Errors
+/// A configuration that contradicts itself.
+pub fn step_operations(config: &TrainConfig) -> Result<f64> {
+    let network = NetworkConfig::new(config)?;
+    let vit = &network.vit;
+    let batch = config.batch_size as f64;
+    let (global, local) = (&config.crops.global, &config.crops.local);
+    let on_global = batch * vit_forward(vit, global.size as usize);
+    if config.has_info_nce() {
+        let (directions, nce) = (
+            if config.loss.info_nce.symmetric { 2. } else { 1. },
+            &config.loss.info_nce,
+        );
+        let [width, hidden, output, queue] =
+            [vit.embed_dim, nce.hidden, nce.output, nce.queue].map(|width| width as f64);
+        let projection = batch * (product(1., width, hidden) + product(1., hidden, output));
+        let against = batch * product(1., output, queue);
+        return Ok(directions * (4. * (on_global + projection) + 2. * against));
+    }
+    let globals = global.count as f64;
+    let locals = if config.has_dino() { local.count as f64 } else { 0. };
+    let on_local = match local.count {
+        0 => 0.,
+        _ => batch * vit_forward(vit, local.size as usize),
+    };
+    let row = network.dino_head.as_ref().map_or(0., head_forward);
+    let patch_head = network.ibot_head.as_ref().or(network.dino_head.as_ref());
+    let masked = match patch_head {
+        Some(head) if config.has_ibot() => {
+            let ratio = (config.masks.ratio[0] + config.masks.ratio[1]) / 2.;
+            let patches = (vit.native_grid().pow(2)) as f64;
+            globals * batch * config.masks.probability * ratio * patches * head_forward(head)
+        }
+        _ => 0.,
+    };
+    let of_class = if config.has_dino() { batch * row } else { 0. };
+    let teacher = globals * (on_global + of_class) + masked;
+    let student = globals * (on_global + of_class) + locals * (on_local + of_class) + masked;
+    Ok(teacher + 3. * student)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::recipes::{DataFacts, Overrides, recipe};
+
+    #[test]
+    fn operations_are_those_counted_by_hand() {
+        let facts = DataFacts {
+            images: 100,
+            side: 28,
+            grey: true,
+        };
+        let mut overrides = Overrides::default();
+        for setting in [
+            "batch_size=1",
+            "backbone.embed_dim=4",
+            "backbone.depth=1",
+            "backbone.num_heads=1",
+            "backbone.patch_size=14",
+            "image_size=28",
+            "crops.local.count=0",
+            "loss.koleo_weight=0.0",
+        ] {
+            overrides.set(setting).unwrap();
+        }
+        let config = overrides.apply(recipe("dino", "x", &facts).unwrap(), 100).unwrap();
+        // 4 patches of 588 values, 5 tokens of 4: patch embedding, qkv and projection, scores and sums, both layers.
+        let vit = 2. * (4. * 588. * 4.) + 2. * (5. * 4. * 16.) + 2. * 2. * (5. * 4. * 5.) + 2. * 2. * (5. * 4. * 16.);
+        let head = 2. * (4. * 512. + 512. * 512. + 512. * 128. + 128. * 2048.);
+        let step = step_operations(&config).unwrap();
+        assert!((step - 4. * 2. * (vit + head)).abs() < 1., "{step}");
+    }
+}
