@@ -8,6 +8,7 @@
 pub mod ema;
 mod in_place;
 pub mod losses;
+pub mod observe;
 pub mod optimizer;
 pub mod param_groups;
 pub mod ranks;
