@@ -1,0 +1,18 @@
+//! Seeing a run learn. In this folder belongs what watches training and changes nothing in it: meters of collapse, the
+//! metrics file and what is made of it (TensorBoard events, a picture of the curves), k-NN accuracy of the teacher on
+//! labelled images, and the progress line. The loop decides when each is asked; nothing here knows of losses, optimizers
+//! or checkpoints, and features and targets arrive as plain arrays.
+
+pub mod curves;
+pub mod keys;
+pub mod meters;
+pub mod metrics_log;
+pub mod online_knn;
+pub mod progress;
+pub mod tensorboard;
+
+pub use meters::{Collapse, METERS_HELP, Readings};
+pub use metrics_log::MetricsLog;
+pub use online_knn::{OnlineKnn, OnlineKnnConfig, OnlineKnnResult};
+pub use progress::{RunProgress, StepStatus};
+pub use tensorboard::EventWriter;

@@ -1,0 +1,434 @@
+//! Online k-NN: the accuracy of k-NN on a fixed labelled sample, with whatever features the network gives at that step. It
+//! is the one number of a self-supervised run that says whether the features get better.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+use macula_eval::protocols::knn::{self, KnnConfig};
+use macula_eval::{LabelSet, MatrixView};
+use rand::seq::SliceRandom as _;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::data::{self, DecodeOptions, Preprocess, RowError, Source};
+use crate::train::failed_in_candle;
+use crate::{Error, Result, rng};
+
+/// Images given to the network at a time.
+const BATCH: usize = 64;
+/// Network input is kept in memory up to this many bytes; above, images are read again at every evaluation.
+const KEPT_BYTES: usize = 512 << 20;
+/// One image of this many is a query, the others are the bank.
+const QUERY_SHARE: usize = 6;
+
+/// Settings of online k-NN.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OnlineKnnConfig {
+    /// Labelled source of images, as [`data::open`] reads it.
+    pub data: String,
+    /// The most images that are used, drawn at random without regard to class; 6,000 by default, at least 12.
+    #[serde(default = "default_max_images")]
+    pub max_images: usize,
+    /// Number of neighbours, 20 by default; the whole bank where that is smaller.
+    #[serde(default = "default_k")]
+    pub k: usize,
+    /// Steps from one evaluation to the next, at least 1.
+    pub every: u64,
+    /// Temperature of the votes, above 0; 0.07 by default.
+    #[serde(default = "default_temperature")]
+    pub temperature: f64,
+}
+
+fn default_max_images() -> usize {
+    6_000
+}
+
+fn default_k() -> usize {
+    20
+}
+
+fn default_temperature() -> f64 {
+    0.07
+}
+
+impl OnlineKnnConfig {
+    /// `data` every `every` steps, the rest by default.
+    pub fn new(data: impl Into<String>, every: u64) -> Self {
+        Self {
+            data: data.into(),
+            max_images: default_max_images(),
+            k: default_k(),
+            every,
+            temperature: default_temperature(),
+        }
+    }
+
+    /// Checks what can be checked without the data.
+    ///
+    /// # Errors
+    /// Names the setting that is out of range.
+    pub fn validate(&self) -> Result<()> {
+        let wrong = |name: &str, expected: &str, found: String| {
+            let reason = format!("expected {expected}, found {found}");
+            Err(Error::input(format!("online_knn.{name}"), reason))
+        };
+        let least = 2 * QUERY_SHARE;
+        if self.max_images < least {
+            return wrong(
+                "max_images",
+                &format!("at least {least}"),
+                self.max_images.to_string(),
+            );
+        }
+        if self.k == 0 {
+            return wrong("k", "at least 1", self.k.to_string());
+        }
+        if self.every == 0 {
+            return wrong("every", "at least 1", self.every.to_string());
+        }
+        if !(self.temperature.is_finite() && self.temperature > 0.0) {
+            return wrong("temperature", "a number above 0", self.temperature.to_string());
+        }
+        Ok(())
+    }
+}
+
+/// What one evaluation gives.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OnlineKnnResult {
+    /// Top-1 accuracy on the queries, 0 to 1.
+    pub top1: f64,
+    /// Lower end of its 95 % bootstrap interval over the queries.
+    pub low: f64,
+    /// Upper end.
+    pub high: f64,
+    /// Images in the bank.
+    pub n_bank: usize,
+    /// Images asked about.
+    pub n_queries: usize,
+    /// Features of the bank, then of the queries, `[n_bank + n_queries, d]`, for the meters.
+    pub features: Vec<f32>,
+    /// Width of the features.
+    pub d: usize,
+}
+
+/// A labelled sample, ready to be evaluated again and again.
+pub struct OnlineKnn {
+    config: OnlineKnnConfig,
+    source: Arc<dyn Source>,
+    reader: Reader,
+    sample: Sample,
+    kept: Option<Vec<f32>>, // [sample, 3, H, W]
+    n_classes: usize,
+    seed: u64,
+}
+
+/// Rows of the source and their classes: the bank, then the queries.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Sample {
+    rows: Vec<u64>,
+    labels: Vec<u32>,
+    n_bank: usize,
+}
+
+/// How images become network input.
+struct Reader {
+    preprocess: Preprocess,
+    decode: DecodeOptions,
+    height: usize,
+    width: usize,
+}
+
+impl OnlineKnn {
+    /// Opens `config.data`; the rest as [`OnlineKnn::new`].
+    ///
+    /// # Errors
+    /// As [`data::open`] and [`OnlineKnn::new`].
+    pub fn open(
+        config: OnlineKnnConfig,
+        preprocess: Preprocess,
+        decode: DecodeOptions,
+        seed: u64,
+    ) -> Result<Self> {
+        config.validate()?;
+        let source = Arc::from(data::open(&config.data)?);
+        Self::new(source, config, preprocess, decode, seed)
+    }
+
+    /// Draws the sample of `source` (named `config.data` in errors) and reads its images where they fit in memory. An image
+    /// that cannot be read is left out, with a warning.
+    ///
+    /// # Errors
+    /// A setting out of range; preprocessing without a crop, so that images differ in size; a drawn row without label, or
+    /// a bank of fewer than two classes or without queries.
+    pub fn new(
+        source: Arc<dyn Source>,
+        config: OnlineKnnConfig,
+        preprocess: Preprocess,
+        decode: DecodeOptions,
+        seed: u64,
+    ) -> Result<Self> {
+        config.validate()?;
+        let reader = Reader::new(preprocess, decode)?;
+        let (mut sample, n_classes) = draw(source.as_ref(), &config, seed)?;
+        let bytes = sample.rows.len() * reader.len() * size_of::<f32>();
+        let kept = if bytes <= KEPT_BYTES {
+            let read = reader.read(source.as_ref(), &sample.rows)?;
+            sample = sample.only(&read.places);
+            warn(&config.data, &read.failed);
+            Some(read.pixels)
+        } else {
+            None
+        };
+        sample.check(&config.data)?;
+        Ok(Self {
+            config,
+            source,
+            reader,
+            sample,
+            kept,
+            n_classes,
+            seed,
+        })
+    }
+
+    /// Whether an evaluation is due after `step`.
+    pub fn is_due(&self, step: u64) -> bool {
+        step.is_multiple_of(self.config.every)
+    }
+
+    /// Classifies the queries by their neighbours in the bank. `features_of` gives `[b, D]` of any float type on any
+    /// device for network input `[b, 3, H, W]`, f32 in the computer's memory.
+    ///
+    /// # Errors
+    /// What `features_of` says, features of another shape, or what the protocol says, as of features that are not finite.
+    pub fn evaluate(
+        &self,
+        mut features_of: impl FnMut(&Tensor) -> Result<Tensor>,
+    ) -> Result<OnlineKnnResult> {
+        let mut features = Features::default();
+        let mut places = Vec::with_capacity(self.sample.rows.len());
+        let mut failed = Vec::new();
+        let all: Vec<usize> = (0..self.sample.rows.len()).collect();
+        for batch in all.chunks(BATCH) {
+            let read = self.pixels(batch)?;
+            failed.extend(read.failed);
+            if read.places.is_empty() {
+                continue;
+            }
+            let shape = (read.places.len(), 3, self.reader.height, self.reader.width);
+            let input = Tensor::from_vec(read.pixels, shape, &Device::Cpu).map_err(failed_in_candle)?;
+            features.append(&features_of(&input)?, read.places.len())?;
+            places.extend(read.places.iter().map(|&place| batch[place]));
+        }
+        warn(&self.config.data, &failed);
+        let sample = self.sample.only(&places);
+        sample.check(&self.config.data)?;
+        self.classify(features, &sample)
+    }
+
+    /// Network input of some of the sample.
+    fn pixels(&self, places: &[usize]) -> Result<Read> {
+        match &self.kept {
+            Some(kept) => {
+                let len = self.reader.len();
+                let image = |&place: &usize| kept[place * len..(place + 1) * len].iter().copied();
+                Ok(Read {
+                    pixels: places.iter().flat_map(image).collect(),
+                    places: (0..places.len()).collect(),
+                    failed: Vec::new(),
+                })
+            }
+            None => {
+                let rows: Vec<u64> = places.iter().map(|&place| self.sample.rows[place]).collect();
+                self.reader.read(self.source.as_ref(), &rows)
+            }
+        }
+    }
+
+    fn classify(&self, features: Features, sample: &Sample) -> Result<OnlineKnnResult> {
+        let d = features.d;
+        let (bank, queries) = features.data.split_at(sample.n_bank * d);
+        let (bank_labels, query_labels) = sample.labels.split_at(sample.n_bank);
+        let result = knn::evaluate(
+            MatrixView::new(bank, bank_labels.len(), d)?,
+            bank_labels,
+            MatrixView::new(queries, query_labels.len(), d)?,
+            query_labels,
+            self.n_classes,
+            &KnnConfig {
+                ks: vec![self.config.k.min(sample.n_bank)],
+                temperature: self.config.temperature,
+                seed: self.seed,
+                ..KnnConfig::default()
+            },
+        )?;
+        let row = &result.rows[0];
+        Ok(OnlineKnnResult {
+            top1: row.top1,
+            low: row.top1_low,
+            high: row.top1_high,
+            n_bank: bank_labels.len(),
+            n_queries: query_labels.len(),
+            features: features.data,
+            d,
+        })
+    }
+}
+
+/// Draws rows without regard to class, and numbers their classes.
+fn draw(source: &dyn Source, config: &OnlineKnnConfig, seed: u64) -> Result<(Sample, usize)> {
+    let mut rows: Vec<u64> = (0..source.len()).collect();
+    let (drawn, _) = rows.partial_shuffle(&mut rng::stream(seed, "online-knn", 0), config.max_images);
+    let n_bank = drawn.len() - drawn.len() / QUERY_SHARE;
+    let (bank, queries) = drawn.split_at_mut(n_bank);
+    // Files are read in the order they lie in.
+    bank.sort_unstable();
+    queries.sort_unstable();
+    let rows = drawn.to_vec();
+    let mut names = Vec::with_capacity(rows.len());
+    for &row in &rows {
+        let record = source.record(row);
+        names.push(record.label.ok_or_else(|| {
+            let reason = format!("online k-NN needs labels, found none for {}", record.path);
+            Error::input(&config.data, reason)
+        })?);
+    }
+    let classes = LabelSet::from_labels(names.iter().map(String::as_str));
+    let labels = classes.encode(names.iter().map(String::as_str))?;
+    let sample = Sample { rows, labels, n_bank };
+    Ok((sample, classes.len()))
+}
+
+fn warn(data: &str, failed: &[RowError]) {
+    if let Some(first) = failed.first() {
+        let count = failed.len();
+        tracing::warn!(
+            "{data}: {count} images cannot be read and are left out of online k-NN, first {first}"
+        );
+    }
+}
+
+impl Sample {
+    /// The part of the sample at `places`, ascending.
+    fn only(&self, places: &[usize]) -> Self {
+        Self {
+            rows: places.iter().map(|&place| self.rows[place]).collect(),
+            labels: places.iter().map(|&place| self.labels[place]).collect(),
+            n_bank: places.partition_point(|&place| place < self.n_bank),
+        }
+    }
+
+    /// Refuses what cannot be classified: no queries, or one class in the bank.
+    fn check(&self, data: &str) -> Result<()> {
+        let bank = &self.labels[..self.n_bank];
+        let n_queries = self.labels.len() - self.n_bank;
+        if n_queries == 0 || bank.is_empty() {
+            let reason = format!(
+                "online k-NN needs at least {QUERY_SHARE} labelled images that can be read, found {}",
+                self.labels.len()
+            );
+            return Err(Error::input(data, reason));
+        }
+        if bank.iter().all(|label| *label == bank[0]) {
+            let reason = format!(
+                "online k-NN needs at least two classes, found one in a sample of {} images",
+                bank.len()
+            );
+            return Err(Error::input(data, reason));
+        }
+        Ok(())
+    }
+}
+
+/// Images that were read.
+struct Read {
+    pixels: Vec<f32>,   // [places, 3, H, W]
+    places: Vec<usize>, // which of the rows asked for, ascending
+    failed: Vec<RowError>,
+}
+
+impl Reader {
+    fn new(preprocess: Preprocess, decode: DecodeOptions) -> Result<Self> {
+        preprocess.validate()?;
+        let (height, width) = preprocess
+            .output_size()
+            .ok_or_else(|| Error::input("online_knn: crop", "expected a size above 0, found none"))?;
+        Ok(Self {
+            preprocess,
+            decode,
+            height,
+            width,
+        })
+    }
+
+    /// Values of one image.
+    fn len(&self) -> usize {
+        3 * self.height * self.width
+    }
+
+    /// Reads `rows` on all cores; a row that cannot be read is reported beside the others.
+    fn read(&self, source: &dyn Source, rows: &[u64]) -> Result<Read> {
+        let len = self.len();
+        let mut pixels = vec![0.0; rows.len() * len];
+        let failures: Vec<Option<RowError>> = pixels
+            .par_chunks_exact_mut(len)
+            .zip(rows)
+            .map(|(out, &row)| match source.load(row, &self.decode) {
+                Ok(image) => self.preprocess.write_tensor(&image, out).map(|()| None),
+                Err(error) => Ok(Some(error)),
+            })
+            .collect::<Result<_>>()?;
+        let mut places = Vec::with_capacity(rows.len());
+        let mut failed = Vec::new();
+        for (place, failure) in failures.into_iter().enumerate() {
+            match failure {
+                Some(error) => failed.push(error),
+                None => {
+                    let to = places.len() * len;
+                    pixels.copy_within(place * len..(place + 1) * len, to);
+                    places.push(place);
+                }
+            }
+        }
+        pixels.truncate(places.len() * len);
+        Ok(Read {
+            pixels,
+            places,
+            failed,
+        })
+    }
+}
+
+/// Features of the batches so far.
+#[derive(Default)]
+struct Features {
+    data: Vec<f32>, // [n, d]
+    d: usize,
+}
+
+impl Features {
+    /// Adds the features of `n` images.
+    fn append(&mut self, batch: &Tensor, n: usize) -> Result<()> {
+        let wrong = |expected: String| {
+            let reason = format!("expected [{expected}], found {:?}", batch.dims());
+            Err(Error::failed("features for online k-NN", reason))
+        };
+        match *batch.dims() {
+            [rows, d] if rows == n && (self.d == d || self.data.is_empty()) => self.d = d,
+            _ if self.data.is_empty() => return wrong(format!("{n}, D")),
+            _ => return wrong(format!("{n}, {}", self.d)),
+        }
+        let values = batch
+            .to_dtype(DType::F32)
+            .and_then(|batch| batch.flatten_all()?.to_vec1::<f32>())
+            .map_err(failed_in_candle)?;
+        self.data.extend_from_slice(&values);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[path = "online_knn_tests.rs"]
+mod tests;
