@@ -14,8 +14,11 @@ fn main() {
     let large = arguments.get(1).is_some_and(|name| name == "large");
     let number = |i: usize, default| arguments.get(i).map_or(default, |n| n.parse().unwrap());
     let (batch, repetitions): (usize, usize) = (number(2, 64), number(3, 3));
-    let (width, depth, heads, patch, global, local, prototypes) =
-        if large { (384, 12, 6, 14, 56, 28, 65_536) } else { (192, 6, 3, 4, 28, 16, 4_096) };
+    let (width, depth, heads, patch, global, local, prototypes) = if large {
+        (384, 12, 6, 14, 56, 28, 65_536)
+    } else {
+        (192, 6, 3, 4, 28, 16, 4_096)
+    };
     let config = VitConfig {
         embed_dim: width,
         depth,
@@ -31,7 +34,10 @@ fn main() {
         layer_norm_eps: 1e-6,
         position_rule: PositionRule::Official,
     };
-    let head = DinoHeadConfig { prototypes, ..DinoHeadConfig::new(width) };
+    let head = DinoHeadConfig {
+        prototypes,
+        ..DinoHeadConfig::new(width)
+    };
     let device = Device::Cpu;
     let network = |map: &VarMap, frozen: bool| {
         let vb = VarBuilder::from_varmap(map, DType::F32, &device);
@@ -39,29 +45,47 @@ fn main() {
         DinoHead::new(&head, vb.pp("head")).unwrap();
         let vb = if frozen {
             let data = map.data().lock().unwrap();
-            let tensors = data.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor()));
+            let tensors = data
+                .iter()
+                .map(|(name, var)| (name.clone(), var.as_detached_tensor()));
             VarBuilder::from_tensors(tensors.collect(), DType::F32, &device)
         } else {
             VarBuilder::from_varmap(map, DType::F32, &device)
         };
-        (VisionTransformer::new(&config, vb.pp("backbone")).unwrap(), DinoHead::new(&head, vb.pp("head")).unwrap())
+        (
+            VisionTransformer::new(&config, vb.pp("backbone")).unwrap(),
+            DinoHead::new(&head, vb.pp("head")).unwrap(),
+        )
     };
     let map = VarMap::new();
     let (teacher, teacher_head) = network(&map, true);
     let (student, student_head) = network(&map, false);
     for var in map.all_vars() {
-        var.set(&Tensor::randn(0f32, 0.02, var.shape(), &device).unwrap()).unwrap();
+        var.set(&Tensor::randn(0f32, 0.02, var.shape(), &device).unwrap())
+            .unwrap();
     }
     let patches = (global / patch) * (global / patch);
-    let pixels = |side: usize, count: usize| Tensor::randn(0f32, 1., (count, 3, side, side), &device).unwrap();
+    let pixels =
+        |side: usize, count: usize| Tensor::randn(0f32, 1., (count, 3, side, side), &device).unwrap();
     let (globals, locals) = (pixels(global, 2 * batch), pixels(local, 6 * batch));
     // Half of the crops have 30 % of their patches masked.
     let masked = (patches as f64 * 0.3) as usize;
-    let mask: Vec<u8> = (0..2 * batch * patches).map(|i| u8::from(i / patches % 2 == 0 && i % patches < masked)).collect();
+    let mask: Vec<u8> = (0..2 * batch * patches)
+        .map(|i| u8::from(i / patches % 2 == 0 && i % patches < masked))
+        .collect();
     let mask = Tensor::from_vec(mask, (2 * batch, patches), &device).unwrap();
-    let rows: Vec<u32> = (0..2 * batch).step_by(2).flat_map(|crop| (0..masked).map(move |p| (crop * patches + p) as u32)).collect();
+    let rows: Vec<u32> = (0..2 * batch)
+        .step_by(2)
+        .flat_map(|crop| (0..masked).map(move |p| (crop * patches + p) as u32))
+        .collect();
     let rows = Tensor::new(rows, &device).unwrap();
-    let masked_patches = |patch: &Tensor| patch.reshape(((), width)).unwrap().index_select(&rows, 0).unwrap();
+    let masked_patches = |patch: &Tensor| {
+        patch
+            .reshape(((), width))
+            .unwrap()
+            .index_select(&rows, 0)
+            .unwrap()
+    };
     let softmax = |logits: &Tensor| candle_nn::ops::softmax_last_dim(&logits.detach()).unwrap();
     for _ in 0..repetitions {
         let start = Instant::now();
@@ -100,7 +124,10 @@ fn main() {
 
 fn faults() -> u64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    stat.split(' ').nth(9).and_then(|field| field.parse().ok()).unwrap_or(0)
+    stat.split(' ')
+        .nth(9)
+        .and_then(|field| field.parse().ok())
+        .unwrap_or(0)
 }
 
 fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Tensor {

@@ -2,7 +2,8 @@
 
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
 
-use super::cpu::{added, f32_slice, filled, filled_with, stored, with_f32};
+use super::cpu::{added, f32_slice, stored, with_f32};
+use super::vectors::{filled, filled_with};
 
 const NAME: &str = "assemble-tokens";
 

@@ -35,8 +35,11 @@ fn storage_dtype(storage: &CpuStorage) -> candle_core::DType {
     storage.dtype()
 }
 
-/// Runs `kernel` on the values of contiguous f32 CPU tensors (for the backward passes, which get tensors).
-pub(super) fn with_f32<const N: usize, R>(
+/// Runs `kernel` on the values of contiguous f32 CPU tensors (for backward passes, which get tensors).
+///
+/// # Errors
+/// Another type or device, a tensor that is not contiguous; `op` names the operation.
+pub fn with_f32<const N: usize, R>(
     op: &str,
     tensors: [&Tensor; N],
     kernel: impl FnOnce([&[f32]; N]) -> R,
@@ -55,62 +58,6 @@ pub(super) fn with_f32<const N: usize, R>(
 /// A CPU tensor of `shape` like the storage an operation returns.
 pub(super) fn stored(values: Vec<f32>, shape: impl Into<Shape>) -> (CpuStorage, Shape) {
     (CpuStorage::F32(values), shape.into())
-}
-
-/// A vector of `len` values whose pieces of `piece` values (the last may be shorter) are written by `fill(index, piece)`, in
-/// parallel and with the widest vectors. Each piece comes zeroed.
-///
-/// Memory is touched first by the thread that fills it, while it is warm: zeroing a large result as a whole would be a pass of
-/// its own, and its page faults would all be one thread's.
-#[inline(always)]
-pub(super) fn filled(len: usize, piece: usize, fill: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
-    filled_with(len, piece, fill).0
-}
-
-/// [`filled`], with what `fill` returns for each piece, in their order.
-#[inline(always)]
-pub(super) fn filled_with<R: Send>(
-    len: usize,
-    piece: usize,
-    fill: impl Fn(usize, &mut [f32]) -> R + Sync,
-) -> (Vec<f32>, Vec<R>) {
-    let mut values = Vec::with_capacity(len);
-    let results = values.spare_capacity_mut()[..len]
-        .par_chunks_mut(piece.max(1))
-        .enumerate()
-        .map(|(index, piece)| {
-            wide(
-                #[inline(always)]
-                || fill(index, zeroed(piece)),
-            )
-        })
-        .collect();
-    // SAFETY: the pieces cover the first `len` values and `zeroed` has written every one of them; a panic in a task leaves
-    // this function before.
-    #[allow(unsafe_code)]
-    unsafe {
-        values.set_len(len);
-    }
-    (values, results)
-}
-
-/// The part of `values` beside piece `index` of `len` values, where pieces have `piece` values.
-#[inline(always)]
-pub(super) fn beside(values: &[f32], index: usize, piece: usize, len: usize) -> &[f32] {
-    &values[index * piece..][..len]
-}
-
-/// The memory of `piece` as zeros.
-#[inline(always)]
-fn zeroed(piece: &mut [std::mem::MaybeUninit<f32>]) -> &mut [f32] {
-    for value in piece.iter_mut() {
-        value.write(0.);
-    }
-    // SAFETY: every value has just been written.
-    #[allow(unsafe_code)]
-    unsafe {
-        piece.assume_init_mut()
-    }
 }
 
 /// The last dimension of a tensor and the number of rows before it.

@@ -5,8 +5,8 @@ use std::sync::OnceLock;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::cpu::{f32_slice, filled, stored, with_f32};
-use super::vectors::{LANES, exp, max, wide};
+use super::cpu::{f32_slice, stored, with_f32};
+use super::vectors::{LANES, exp, filled, max, wide};
 
 const NAME: &str = "soft-cross-entropy";
 

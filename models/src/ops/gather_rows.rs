@@ -2,7 +2,8 @@
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
-use super::cpu::{ROWS_PER_TASK, f32_slice, filled, rows_and_width, stored, with_f32};
+use super::cpu::{ROWS_PER_TASK, f32_slice, rows_and_width, stored, with_f32};
+use super::vectors::filled;
 
 const NAME: &str = "gather-rows";
 

@@ -2,8 +2,8 @@
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
-use super::cpu::{ELEMENTS_PER_TASK, beside, f32_slice, filled, stored, with_f32};
-use super::vectors::exp;
+use super::cpu::{ELEMENTS_PER_TASK, f32_slice, stored, with_f32};
+use super::vectors::{beside, exp, filled};
 
 const NAME: &str = "gelu";
 

@@ -2,8 +2,8 @@
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
-use super::cpu::{ROWS_PER_TASK, beside, f32_slice, filled, rows_and_width, stored, with_f32};
-use super::vectors::dot;
+use super::cpu::{ROWS_PER_TASK, f32_slice, rows_and_width, stored, with_f32};
+use super::vectors::{beside, dot, filled};
 
 const NAME: &str = "l2-normalize";
 

@@ -2,10 +2,8 @@
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
-use super::cpu::{
-    ROWS_PER_TASK, added, beside, f32_slice, filled, filled_with, rows_and_width, stored, with_f32,
-};
-use super::vectors::{dot, sum};
+use super::cpu::{ROWS_PER_TASK, added, f32_slice, rows_and_width, stored, with_f32};
+use super::vectors::{beside, dot, filled, filled_with, sum};
 
 const NAME: &str = "layer-norm";
 

@@ -3,9 +3,9 @@
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
 use super::cpu::{
-    Matrix, ROWS_PER_TASK, Threads, f32_slice, filled, gemm, product, rows_and_width, stored, sum_over_rows,
-    with_f32,
+    Matrix, ROWS_PER_TASK, Threads, f32_slice, gemm, product, rows_and_width, stored, sum_over_rows, with_f32,
 };
+use super::vectors::filled;
 
 const NAME: &str = "linear";
 

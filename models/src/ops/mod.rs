@@ -31,6 +31,7 @@ mod weight_norm;
 
 pub use assemble::{SpecialTokens, assemble_tokens};
 pub use attention::{attention, attention_probabilities};
+pub use cpu::with_f32;
 pub use cross_entropy::soft_cross_entropy;
 pub use gather_rows::gather_rows;
 pub use gelu::gelu;

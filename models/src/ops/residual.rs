@@ -2,7 +2,8 @@
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
-use super::cpu::{ROWS_PER_TASK, beside, f32_slice, filled, stored, sum_over_rows, with_f32};
+use super::cpu::{ROWS_PER_TASK, f32_slice, stored, sum_over_rows, with_f32};
+use super::vectors::{beside, filled};
 
 const NAME: &str = "residual-add";
 

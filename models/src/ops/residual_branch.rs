@@ -11,12 +11,11 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
 use super::attention::{Attention, Sizes};
 use super::cpu::{
-    Matrix, ROWS_PER_TASK, Threads, beside, f32_slice, filled, gemm, product, rows_and_width, stored,
-    with_f32,
+    Matrix, ROWS_PER_TASK, Threads, f32_slice, gemm, product, rows_and_width, stored, with_f32,
 };
 use super::layer_norm::LayerNorm;
 use super::many_parameters::{Gradients, tie};
-use super::vectors::dot;
+use super::vectors::{beside, dot, filled};
 use super::{gelu, linear, swiglu};
 
 const NAME: &str = "residual-branch";

@@ -3,6 +3,8 @@
 //! The build targets every x86-64 processor, so plain loops get vectors of four. [`wide`] compiles what it is given once more
 //! for AVX2 and picks at run time. Multiplications and additions are never contracted, so both give the same bits.
 
+use rayon::prelude::*;
+
 /// Runs `kernel` with the widest vectors of this processor.
 ///
 /// Only what is inlined gains by it: closures and functions in `kernel` are `#[inline(always)]`, and threads started inside
@@ -22,6 +24,62 @@ pub fn wide<R>(kernel: impl FnOnce() -> R) -> R {
 #[target_feature(enable = "avx2")]
 fn with_avx2<R>(kernel: impl FnOnce() -> R) -> R {
     kernel()
+}
+
+/// A vector of `len` values whose pieces of `piece` values (the last may be shorter) are written by `fill(index, piece)`, in
+/// parallel and with the widest vectors. Each piece comes zeroed.
+///
+/// Memory is touched first by the thread that fills it, while it is warm: zeroing a large result as a whole would be a pass of
+/// its own, and its page faults would all be one thread's.
+#[inline(always)]
+pub fn filled(len: usize, piece: usize, fill: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
+    filled_with(len, piece, fill).0
+}
+
+/// [`filled`], with what `fill` returns for each piece, in their order.
+#[inline(always)]
+pub fn filled_with<R: Send>(
+    len: usize,
+    piece: usize,
+    fill: impl Fn(usize, &mut [f32]) -> R + Sync,
+) -> (Vec<f32>, Vec<R>) {
+    let mut values = Vec::with_capacity(len);
+    let results = values.spare_capacity_mut()[..len]
+        .par_chunks_mut(piece.max(1))
+        .enumerate()
+        .map(|(index, piece)| {
+            wide(
+                #[inline(always)]
+                || fill(index, zeroed(piece)),
+            )
+        })
+        .collect();
+    // SAFETY: the pieces cover the first `len` values and `zeroed` has written every one of them; a panic in a task leaves
+    // this function before.
+    #[allow(unsafe_code)]
+    unsafe {
+        values.set_len(len);
+    }
+    (values, results)
+}
+
+/// The part of `values` beside piece `index` of `len` values, where pieces have `piece` values.
+#[inline(always)]
+pub fn beside(values: &[f32], index: usize, piece: usize, len: usize) -> &[f32] {
+    &values[index * piece..][..len]
+}
+
+/// The memory of `piece` as zeros.
+#[inline(always)]
+fn zeroed(piece: &mut [std::mem::MaybeUninit<f32>]) -> &mut [f32] {
+    for value in piece.iter_mut() {
+        value.write(0.);
+    }
+    // SAFETY: every value has just been written.
+    #[allow(unsafe_code)]
+    unsafe {
+        piece.assume_init_mut()
+    }
 }
 
 /// Partial sums a reduction keeps.

@@ -2,8 +2,8 @@
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
-use super::cpu::{ROWS_PER_TASK, beside, f32_slice, filled, filled_with, rows_and_width, stored, with_f32};
-use super::vectors::dot;
+use super::cpu::{ROWS_PER_TASK, f32_slice, rows_and_width, stored, with_f32};
+use super::vectors::{beside, dot, filled, filled_with};
 
 const NAME: &str = "weight-norm";
 

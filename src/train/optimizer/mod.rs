@@ -2,6 +2,7 @@
 //! name, so that a checkpoint can keep it and a resumed run goes on bit for bit.
 
 mod adamw;
+mod average;
 mod clip;
 mod sgd;
 
@@ -10,7 +11,8 @@ use std::collections::BTreeSet;
 use candle_core::{DType, Tensor, Var};
 
 pub use adamw::{AdamW, AdamWOptions, Moments};
-pub use clip::clip_gradients;
+pub use average::Average;
+pub use clip::{clip_gradients, clip_scale, gradient_norm};
 pub use sgd::Sgd;
 
 use super::failed_in_candle;
