@@ -6,11 +6,10 @@ use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 use macula_models::heads::DinoHead;
-use macula_models::vit::{DropPathMode, DropPathPlan, VitOutput};
+use macula_models::vit::{DropPathMode, DropPathPlan, VisionTransformer};
 use macula_models::weights::Tensors;
 
 use super::config::{Centering, StepValues, TrainConfig};
-use super::ema::update_teacher;
 use super::failed_in_candle;
 use super::losses::targets::{SINKHORN_ITERATIONS, SoftmaxCentering, sinkhorn_knopp};
 use super::losses::{KeyQueue, dino_cls_loss, ibot_patch_loss, info_nce_loss, koleo_loss};
@@ -70,9 +69,16 @@ struct Crops {
 }
 
 struct Masks {
-    bits: Tensor,    // [2 B, N]
-    indices: Tensor, // [M]
+    bits: Tensor, // [2 B, N]
+    /// Places in [2 B, N] of the masked patches, [M].
+    indices: Vec<u32>,
     per_crop: Vec<usize>,
+}
+
+/// What a pass saw, after the final norm.
+struct Seen {
+    cls: Tensor,            // [B, D]
+    masked: Option<Tensor>, // [M, D]
 }
 
 /// The settings of the stochastic depth of one pass.
@@ -139,14 +145,6 @@ impl Method {
         Ok(loss)
     }
 
-    /// Moves the teacher towards the student.
-    ///
-    /// # Errors
-    /// A momentum outside 0 to 1.
-    pub fn update_teacher(&self, momentum: f64) -> Result<()> {
-        update_teacher(self.teacher.weights(), self.student.weights(), momentum)
-    }
-
     fn crops(&self, batch: &Batch) -> candle_core::Result<Crops> {
         let tensor = |values: &[f32], count: usize, side: u32| {
             let side = side as usize;
@@ -173,13 +171,13 @@ impl Method {
         let ones = |crop: &[u8]| crop.iter().filter(|&&bit| bit == 1).count();
         Ok(Masks {
             bits: Tensor::from_slice(&masks.masks, (crops, patches), &self.device)?,
-            indices: Tensor::from_slice(&masks.indices, masks.indices.len(), &self.device)?,
+            indices: masks.indices.clone(),
             per_crop: masks.masks.chunks_exact(patches).map(ones).collect(),
         })
     }
 
-    /// The student's pass over `pixels`, with stochastic depth drawn for this pass.
-    fn student_pass(&self, pixels: &Tensor, masks: Option<&Tensor>, pass: &Pass) -> Result<VitOutput> {
+    /// The student's pass over `pixels`, hidden where `masks` say so, with stochastic depth drawn for this pass.
+    fn student_pass(&self, pixels: &Tensor, masks: Option<&Masks>, pass: &Pass) -> Result<Seen> {
         let backbone = &self.config.backbone;
         let plan = match backbone.drop_path_rate {
             0. => None,
@@ -196,7 +194,9 @@ impl Method {
                 )?)
             }
         };
-        Ok(self.student.vit.forward_with(pixels, masks, plan.as_ref())?)
+        let vit = &self.student.vit;
+        let tokens = vit.forward_tokens(pixels, masks.map(|masks| &masks.bits), plan.as_ref())?;
+        Seen::read(vit, &tokens, masks)
     }
 
     /// The terms of DINO, iBOT and KoLeo.
@@ -208,11 +208,12 @@ impl Method {
         loss: &mut StepLoss,
     ) -> Result<()> {
         let config = self.config.clone();
-        let masks = crops.masks.as_ref().filter(|masks| masks.indices.elem_count() > 0);
+        let masks = crops.masks.as_ref().filter(|masks| !masks.indices.is_empty());
         let temperature = config.loss.student_temperature;
 
         let start = Instant::now();
-        let seen = self.teacher.vit.forward(&crops.global, None)?;
+        let vit = &self.teacher.vit;
+        let seen = Seen::read(vit, &vit.forward_tokens(&crops.global, None, None)?, masks)?;
         let cls_targets = match &self.teacher.dino_head {
             Some(head) if config.has_dino() => {
                 let logits = head.forward(&seen.cls)?;
@@ -220,9 +221,9 @@ impl Method {
             }
             _ => None,
         };
-        let patch_targets = match (self.teacher.patch_head(), masks) {
-            (Some(head), Some(masks)) if config.has_ibot() => {
-                let logits = head.forward(&masked(&seen.patch, masks).map_err(failed_in_candle)?)?;
+        let patch_targets = match (self.teacher.patch_head(), &seen.masked) {
+            (Some(head), Some(patches)) if config.has_ibot() => {
+                let logits = head.forward(patches)?;
                 Some(self.patch_targets(&logits, values).map_err(failed_in_candle)?)
             }
             _ => None,
@@ -230,8 +231,7 @@ impl Method {
 
         loss.teacher_seconds += start.elapsed().as_secs_f64();
 
-        let bits = crops.masks.as_ref().map(|masks| &masks.bits);
-        let global = self.student_pass(&crops.global, bits, &Pass { name: "globals", part })?;
+        let global = self.student_pass(&crops.global, masks, &Pass { name: "globals", part })?;
         if let (Some(head), Some(targets)) = (&self.student.dino_head, &cls_targets) {
             let local = match &crops.local {
                 None => None,
@@ -245,9 +245,9 @@ impl Method {
                 loss.push("dino_local", local, config.loss.dino_weight)?;
             }
         }
-        if let (Some(head), Some(masks), Some(targets)) = (self.student.patch_head(), masks, &patch_targets) {
-            let logits = head.forward(&masked(&global.patch, masks).map_err(failed_in_candle)?)?;
-            let term = ibot_patch_loss(&logits, targets, &masks.per_crop, temperature);
+        let patches = (masks, &global.masked, &patch_targets);
+        if let (Some(head), (Some(masks), Some(patches), Some(targets))) = (self.student.patch_head(), patches) {
+            let term = ibot_patch_loss(&head.forward(patches)?, targets, &masks.per_crop, temperature);
             loss.push("ibot", &term.map_err(failed_in_candle)?, config.loss.ibot_weight)?;
         }
         if config.loss.koleo_weight > 0. {
@@ -306,8 +306,9 @@ impl Method {
         let mut keys_of_step = Vec::new();
         for &[query, key] in directions {
             let start = Instant::now();
+            let vit = &self.teacher.vit;
             let head = self.teacher.projection.as_ref().ok_or_else(missing)?;
-            let keys = head.forward(&self.teacher.vit.forward(&views[key], None)?.cls)?;
+            let keys = head.forward(&Seen::read(vit, &vit.forward_tokens(&views[key], None, None)?, None)?.cls)?;
             loss.teacher_seconds += start.elapsed().as_secs_f64();
             let name = ["first crop", "second crop"][query];
             let seen = self.student_pass(&views[query], None, &Pass { name, part })?;
@@ -427,9 +428,30 @@ fn targets(
     }
 }
 
-/// The patch tokens [2 B, N, D] at masked places: [M, D].
-fn masked(patches: &Tensor, masks: &Masks) -> candle_core::Result<Tensor> {
-    patches.flatten(0, 1)?.index_select(&masks.indices, 0)
+impl Seen {
+    /// Reads from all tokens `prenorm` [B, T, D] those that the objective needs, and norms no others.
+    fn read(vit: &VisionTransformer, prenorm: &Tensor, masks: Option<&Masks>) -> Result<Self> {
+        let (batch, tokens, _) = prenorm.dims3().map_err(failed_in_candle)?;
+        let before = 1 + vit.config().num_registers;
+        let patches = tokens - before;
+        let class = (0..batch).map(|image| image * tokens);
+        let masked = masks.map_or(&[][..], |masks| &masks.indices);
+        let of_patch = masked.iter().map(|&place| {
+            let place = place as usize;
+            place / patches * tokens + before + place % patches
+        });
+        let rows: Vec<u32> = class.chain(of_patch).map(|row| row as u32).collect();
+        let normed = vit.norm_rows(prenorm, &rows)?;
+        let split = || {
+            let cls = normed.narrow(0, 0, batch)?;
+            let masked = match masked.len() {
+                0 => None,
+                count => Some(normed.narrow(0, batch, count)?),
+            };
+            Ok(Self { cls, masked })
+        };
+        split().map_err(failed_in_candle)
+    }
 }
 
 /// Logits of the class tokens of global crops [2 B, K] and local crops [L B, K], from one pass of the head.
