@@ -28,7 +28,7 @@ const QUEUE: &str = "queue";
 pub struct Method {
     config: TrainConfig,
     device: Device,
-    ranks: Box<dyn Ranks>,
+    ranks: Box<dyn Ranks + Send>,
     /// The network that learns.
     pub student: Network,
     /// Its moving average, which gives the targets and is what a run leaves behind.
