@@ -2,6 +2,8 @@
 //! switches on. DINO, iBOT, DINOv2 and momentum contrast are settings of it (facebookresearch/dinov2
 //! `train/ssl_meta_arch.py`; facebookresearch/moco `moco/builder.py`).
 
+mod distil;
+
 use std::time::Instant;
 
 use candle_core::{Device, Tensor};
@@ -18,12 +20,15 @@ use super::network::{Gradients, Network, NetworkConfig};
 use super::ranks::{OneRank, Ranks};
 use crate::data::loader::Batch;
 use crate::data::mask::BatchMasks;
+use crate::distill::{FrozenTargets, Term};
 use crate::{Error, Result, rng};
 
 /// Names of the memory's tensors in a checkpoint.
 const CLS_CENTRE: &str = "cls_centre";
 const PATCH_CENTRE: &str = "patch_centre";
 const QUEUE: &str = "queue";
+const RELATION_TEACHER: &str = "relation_teacher";
+const RELATION_STUDENT: &str = "relation_student";
 
 /// Student, teacher, and what their objective remembers from step to step.
 pub struct Method {
@@ -36,6 +41,8 @@ pub struct Method {
     pub teacher: Network,
     /// What a checkpoint keeps beside the weights.
     pub memory: Memory,
+    /// The network that gives the targets in the teacher's place, in a distillation.
+    frozen: Option<FrozenTargets>,
 }
 
 /// State of the objective.
@@ -47,6 +54,15 @@ pub struct Memory {
     pub patch_centre: Option<SoftmaxCentering>,
     /// Negatives of the contrastive term.
     pub queue: Option<KeyQueue>,
+    /// What the frozen teacher and the averaged student saw of the latest images, where relations are distilled.
+    pub relations: Option<RelationQueues>,
+}
+
+/// Features of the same images in the same order.
+#[derive(Debug)]
+pub struct RelationQueues {
+    teacher: KeyQueue,
+    student: KeyQueue,
 }
 
 /// What one part of a step came to.
@@ -73,6 +89,12 @@ struct Masks {
     bits: Tensor,    // [2 B, N]
     indices: Tensor, // [M]
     per_crop: Vec<usize>,
+}
+
+/// A teacher's distributions over prototypes.
+struct PrototypeTargets<'a> {
+    cls: Option<Tensor>,                     // [2 B, K]
+    patch: Option<(Tensor, &'a Masks)>, // [M, K] and where they are
 }
 
 /// The settings of the stochastic depth of one pass.
@@ -112,7 +134,13 @@ impl Method {
             config: config.clone(),
             device: device.clone(),
             ranks: Box::new(OneRank),
+            frozen: None,
         })
+    }
+
+    /// Gives a distillation its frozen teacher.
+    pub fn learn_from(&mut self, frozen: FrozenTargets) {
+        self.frozen = Some(frozen);
     }
 
     /// The objective on one part of a step. `part` numbers the parts of the whole run: it decides the stochastic depth.
@@ -130,7 +158,9 @@ impl Method {
         if self.config.has_info_nce() {
             self.contrast(&crops, part, values, &mut loss)?;
         }
-        if self.config.has_dino() || self.config.has_ibot() {
+        if self.config.distill.is_some() {
+            self.distil(&crops, batch, part, values, &mut loss)?;
+        } else if self.config.has_dino() || self.config.has_ibot() {
             self.self_distil(&crops, part, values, &mut loss)?;
         }
         for (_, term) in &loss.parts {
@@ -209,7 +239,6 @@ impl Method {
     ) -> Result<()> {
         let config = self.config.clone();
         let masks = crops.masks.as_ref().filter(|masks| masks.indices.elem_count() > 0);
-        let temperature = config.loss.student_temperature;
 
         let start = Instant::now();
         let seen = self.teacher.vit.forward(&crops.global, None)?;
@@ -232,7 +261,25 @@ impl Method {
 
         let bits = crops.masks.as_ref().map(|masks| &masks.bits);
         let global = self.student_pass(&crops.global, bits, &Pass { name: "globals", part })?;
-        if let (Some(head), Some(targets)) = (&self.student.dino_head, &cls_targets) {
+        let targets = PrototypeTargets {
+            cls: cls_targets,
+            patch: patch_targets.zip(masks),
+        };
+        self.prototype_terms(crops, &global, targets, part, loss)
+    }
+
+    /// The student's DINO, iBOT and KoLeo terms, given what its teacher saw.
+    fn prototype_terms(
+        &self,
+        crops: &Crops,
+        global: &VitOutput,
+        targets: PrototypeTargets<'_>,
+        part: u64,
+        loss: &mut StepLoss,
+    ) -> Result<()> {
+        let config = &self.config;
+        let temperature = config.loss.student_temperature;
+        if let (Some(head), Some(targets)) = (&self.student.dino_head, &targets.cls) {
             let local = match &crops.local {
                 None => None,
                 Some(pixels) => Some(self.student_pass(pixels, None, &Pass { name: "locals", part })?.cls),
@@ -245,7 +292,7 @@ impl Method {
                 loss.push("dino_local", local, config.loss.dino_weight)?;
             }
         }
-        if let (Some(head), Some(masks), Some(targets)) = (self.student.patch_head(), masks, &patch_targets) {
+        if let (Some(head), Some((targets, masks))) = (self.student.patch_head(), &targets.patch) {
             let logits = head.forward(&masked(&global.patch, masks).map_err(failed_in_candle)?)?;
             let term = ibot_patch_loss(&logits, targets, &masks.per_crop, temperature);
             loss.push("ibot", &term.map_err(failed_in_candle)?, config.loss.ibot_weight)?;
@@ -260,7 +307,7 @@ impl Method {
                 loss.push(name, &spread.map_err(failed_in_candle)?, config.loss.koleo_weight)?;
             }
         }
-        loss.cls_targets = cls_targets;
+        loss.cls_targets = targets.cls;
         Ok(())
     }
 
@@ -359,6 +406,26 @@ impl Memory {
                 .then(|| centre(patch_head.prototypes))
                 .transpose()?,
             queue: config.has_info_nce().then(queue).transpose()?,
+            relations: config
+                .distill
+                .as_ref()
+                .filter(|distill| distill.has(Term::Relation))
+                .map(|distill| {
+                    // The class token speaks for an image where there is one.
+                    let width = match distill.offer.cls {
+                        0 => distill.offer.patch_mean,
+                        width => width,
+                    };
+                    let start = |name, width| {
+                        let mut rng = rng::stream(config.seed, name, 0);
+                        KeyQueue::random(distill.relation_queue, width, &mut rng, device).map_err(failed_in_candle)
+                    };
+                    Ok::<_, Error>(RelationQueues {
+                        teacher: start(RELATION_TEACHER, width)?,
+                        student: start(RELATION_STUDENT, config.backbone.embed_dim)?,
+                    })
+                })
+                .transpose()?,
         })
     }
 }
@@ -377,6 +444,10 @@ impl Memory {
         }
         if let Some(queue) = &self.queue {
             tensors.insert(QUEUE.to_owned(), queue.keys().clone());
+        }
+        if let Some(RelationQueues { teacher, student }) = &self.relations {
+            tensors.insert(RELATION_TEACHER.to_owned(), teacher.keys().clone());
+            tensors.insert(RELATION_STUDENT.to_owned(), student.keys().clone());
         }
         Ok(tensors)
     }
@@ -407,8 +478,13 @@ impl Memory {
                     .map_err(failed_in_candle)?;
             }
         }
-        if let Some(queue) = &mut self.queue {
-            *queue = KeyQueue::from_keys(&find(QUEUE, queue.keys())?).map_err(failed_in_candle)?;
+        let relations = self.relations.as_mut();
+        let relations = relations.map(|RelationQueues { teacher, student }| {
+            [(RELATION_TEACHER, teacher), (RELATION_STUDENT, student)]
+        });
+        let queues = self.queue.as_mut().map(|queue| (QUEUE, queue));
+        for (name, queue) in queues.into_iter().chain(relations.into_iter().flatten()) {
+            *queue = KeyQueue::from_keys(&find(name, queue.keys())?).map_err(failed_in_candle)?;
         }
         Ok(())
     }

@@ -15,6 +15,7 @@ use super::network::{NetworkConfig, is_backbone, part_of};
 use super::optimizer::{Optimizer, OptimizerState, Parameter, Rates, clip_gradients};
 use super::param_groups::ParamGroupRules;
 use crate::data::loader::Batch;
+use crate::distill::FrozenTargets;
 use crate::{Error, Result};
 
 /// A run's networks, optimizer and place in its schedules.
@@ -119,6 +120,11 @@ impl Trainer {
         config.validate()?;
         let weights = NetworkConfig::new(config)?.initialise(config.seed)?;
         Self::new(config, &weights, device)
+    }
+
+    /// Gives a distillation its frozen teacher, which no checkpoint keeps.
+    pub fn learn_from(&mut self, frozen: FrozenTargets) {
+        self.method.learn_from(frozen);
     }
 
     /// Steps done.
