@@ -107,7 +107,7 @@ fn colour(text: &str) -> std::result::Result<[u8; 3], String> {
 
 /// Three values with commas between them.
 fn three<T: std::str::FromStr>(text: &str) -> Option<[T; 3]> {
-    let values = text.split(',').map(|value| value.trim().parse().ok());
+    let values = text.split(',').map(|value| value.trim().parse::<T>().ok());
     values.collect::<Option<Vec<T>>>()?.try_into().ok()
 }
 
@@ -177,6 +177,20 @@ impl ReadArgs {
                 max_pixels: self.max_pixels,
                 background: self.background,
             },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn three_values_are_read_or_quoted() {
+        assert_eq!(colour("255, 0,7"), Ok([255, 0, 7]));
+        assert_eq!(triple("0.5,1,-2"), Ok([0.5, 1.0, -2.0]));
+        for wrong in ["1,2", "1,2,3,4", "1,2,256", "1,2,-1", "1,,2", "white"] {
+            assert!(colour(wrong).unwrap_err().ends_with(&format!("found `{wrong}`")));
         }
     }
 }

@@ -1,7 +1,8 @@
 //! From the bytes of a file to RGB pixels, as Pillow's `Image.open(f).convert("RGB")` gives them: alpha dropped unless a
-//! background is asked for, palettes expanded, CMYK by Pillow's formula, no colour management. What Pillow does with 16 bits is kept too: grey saturates
-//! at 255, colour keeps its high byte. The format is decided by content, never by name, and the size is checked before
-//! pixels are allocated. This file holds what all formats share; [`gif`], [`tiff`] and [`jpeg`] what is their own; [`alpha`] the background.
+//! background is asked for ([`alpha`]), palettes expanded, CMYK by Pillow's formula, no colour management. What Pillow does
+//! with 16 bits is kept too: grey saturates at 255, colour keeps its high byte. The format is decided by content, never by
+//! name, and the size is checked before pixels are allocated. This file holds what all formats share; [`gif`], [`tiff`] and
+//! [`jpeg`] what is their own.
 
 mod alpha;
 mod gif;

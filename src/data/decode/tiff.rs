@@ -82,11 +82,11 @@ fn colours(reader: &mut Reader, kind: ColorType, palette: bool) -> Result<(Colou
             (Colours::Palette(palette_of(reader, bits)?), bits)
         }
         _ if palette => return Err(unsupported()),
-        ColorType::GrayA(8) | ColorType::Multiband { bit_depth: 8, .. }
-            if extra == Some(UNASSOCIATED_ALPHA) =>
-        {
-            (Colours::GreyAlpha, 8)
-        }
+        ColorType::GrayA(8)
+        | ColorType::Multiband {
+            bit_depth: 8,
+            num_samples: 2..,
+        } if extra == Some(UNASSOCIATED_ALPHA) => (Colours::GreyAlpha, 8),
         ColorType::Gray(bits) | ColorType::GrayA(bits) => (Colours::Grey, bits),
         ColorType::Multiband { bit_depth, .. } => (Colours::Grey, bit_depth),
         ColorType::RGB(bits) => (Colours::Rgb, bits),

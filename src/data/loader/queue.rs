@@ -124,6 +124,7 @@ impl Queue {
             return;
         };
         batch.unfinished -= 1;
+        let may_be_complete = batch.unfinished == 0;
         let place = match part {
             Part::Image { sample, .. } => sample,
             Part::Masks => size,
@@ -135,7 +136,9 @@ impl Queue {
             state.failed = true;
             self.work.notify_all();
         }
-        self.ready.notify_all();
+        if may_be_complete {
+            self.ready.notify_all();
+        }
     }
 
     /// The next batch in order, as soon as it is complete.

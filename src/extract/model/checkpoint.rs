@@ -11,7 +11,7 @@ use serde_json::json;
 use super::preprocess::{check_size, of_checkpoint};
 use super::{FeatureModel, ModelOptions, OpenModel, OutputChoice};
 use crate::extract::OutputSpec;
-use crate::{Error, Result};
+use crate::Result;
 
 /// Features from a checkpoint.
 pub struct CheckpointModel {

@@ -172,6 +172,7 @@ impl OnlineKnn {
         config.validate()?;
         let reader = Reader::new(preprocess, decode)?;
         let (mut sample, n_classes) = draw(source.as_ref(), &config, seed)?;
+        sample.check(&config.data)?;
         let bytes = sample.rows.len() * reader.len() * size_of::<f32>();
         let kept = if bytes <= KEPT_BYTES {
             let read = reader.read(source.as_ref(), &sample.rows)?;

@@ -150,7 +150,7 @@ fn masked_crc(bytes: &[u8]) -> u32 {
 /// A file that did not exist. TensorBoard reads the files of a folder in the order of their names.
 fn new_file(folder: &Path, now: Duration) -> Result<(File, PathBuf)> {
     let host = gethostname::gethostname();
-    for number in 0u32.. {
+    for number in 0..1000 {
         let name = format!(
             "events.out.tfevents.{:010}.{}.{number}.v2",
             now.as_secs(),

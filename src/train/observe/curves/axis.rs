@@ -54,13 +54,20 @@ impl Axis {
     pub fn label(&self, tick: f64, unit: Unit) -> String {
         match unit {
             Unit::Percent => decimals(100.0 * tick, 100.0 * self.step) + " %",
-            Unit::Number => number(tick, self.step),
+            Unit::Number if tick.abs() < 0.5 * self.step => "0".to_owned(),
+            Unit::Number if (1e-2..1e5).contains(&self.greatest()) => decimals(tick, self.step),
+            Unit::Number => power_of_ten(tick, places_of(tick, self.step)),
         }
+    }
+
+    /// The greatest size of a value on the axis.
+    fn greatest(&self) -> f64 {
+        self.low.abs().max(self.high.abs())
     }
 
     /// The words under a tick that counts steps: thousands as `k`, millions as `M`.
     pub fn count_label(&self, tick: f64) -> String {
-        let greatest = self.low.abs().max(self.high.abs());
+        let greatest = self.greatest();
         if greatest >= 1e6 {
             decimals(tick / 1e6, self.step / 1e6) + if tick == 0.0 { "" } else { "M" }
         } else if greatest >= 1e4 {
@@ -99,15 +106,10 @@ fn decimals(value: f64, step: f64) -> String {
     minus(format!("{value:.places$}"))
 }
 
-/// A number beside a tick: plain where that is short, else with a power of ten.
-fn number(value: f64, step: f64) -> String {
-    if value.abs() < 0.5 * step {
-        return "0".to_owned();
-    }
-    if step < 0.9e-3 || value.abs() >= 1e5 {
-        return power_of_ten(value, 1);
-    }
-    decimals(value, step)
+/// Digits after the point that `value` needs as a multiple of its own power of ten, so that ticks `step` apart differ.
+fn places_of(value: f64, step: f64) -> usize {
+    let digits = (value.abs().log10() + 1e-9).floor() - (step.log10() + 1e-9).floor();
+    digits.clamp(0.0, 12.0) as usize
 }
 
 /// The latest value in a title, with about three digits.
@@ -193,15 +195,19 @@ mod tests {
     #[test]
     fn ticks_are_round_and_inside() {
         let axis = Axis::exact(0.0, 1.0, 5);
-        assert_eq!(
-            labels(&axis),
-            ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"].map(|l| if l == "0.0" { "0" } else { l })
-        );
+        assert_eq!(labels(&axis), ["0", "0.2", "0.4", "0.6", "0.8", "1.0"]);
         assert_eq!(labels(&Axis::exact(3.3, 9.1, 5)), ["4", "6", "8"]);
         assert_eq!(labels(&Axis::exact(-0.3, 0.3, 4)), ["\u{2212}0.2", "0", "0.2"]);
         assert_eq!(
             labels(&Axis::exact(0.0, 5e-4, 5))[1..3],
             ["1\u{d7}10\u{207b}\u{2074}", "2\u{d7}10\u{207b}\u{2074}"]
+        );
+        let narrow = labels(&Axis::exact(0.9991, 0.9994, 3));
+        assert_eq!(narrow, ["0.9991", "0.9992", "0.9993", "0.9994"]);
+        let small = labels(&Axis::exact(9e-4, 1.15e-3, 5));
+        assert_eq!(
+            small[1..3],
+            ["9.5\u{d7}10\u{207b}\u{2074}", "1\u{d7}10\u{207b}\u{b3}"]
         );
         let percent = Axis::exact(0.5, 0.9, 4);
         assert_eq!(percent.label(0.6, Unit::Percent), "60 %");

@@ -7,7 +7,6 @@ mod canvas;
 mod panel;
 mod series;
 
-use std::io::BufWriter;
 use std::path::Path;
 
 use image::ImageEncoder as _;
@@ -114,11 +113,11 @@ pub fn draw(path: &Path, title: &str, metrics: &[Map<String, Value>]) -> Result<
     }
     let picture = picture(title, &panels);
     let (width, height) = size(panels.len());
-    files::write_whole(path, |file| {
-        PngEncoder::new(BufWriter::new(file))
-            .write_image(&picture.into_rgb(), width, height, image::ExtendedColorType::Rgb8)
-            .map_err(|e| Error::failed(path.display().to_string(), e.to_string()))
-    })
+    let mut png = Vec::new();
+    PngEncoder::new(&mut png)
+        .write_image(&picture.into_rgb(), width, height, image::ExtendedColorType::Rgb8)
+        .map_err(|e| Error::failed(path.display().to_string(), e.to_string()))?;
+    files::write_bytes(path, &png)
 }
 
 /// Width and height of a picture of `n` panels.

@@ -87,7 +87,7 @@ pub fn thinned(points: &[(f64, f64)], buckets: usize) -> Vec<(f64, f64)> {
         }
     }
     // The curve ends where the run stands.
-    thinned.extend(points.last().filter(|last| thinned.last() != Some(last)));
+    thinned.extend(points.last().filter(|last| thinned.last() != Some(*last)));
     thinned
 }
 

@@ -21,7 +21,7 @@ pub fn feature_std(features: &[f32], n: usize, d: usize) -> f64 {
     let mut mean = vec![0.0; d];
     let mut squares = vec![0.0; d];
     // Welford's update: features that are nearly alike would lose their spread in a difference of large sums.
-    for (row, count) in features.chunks_exact(d).zip(1..) {
+    for (row, count) in features.chunks_exact(d).zip(1u32..) {
         let length = norm(row);
         let scale = if length == 0.0 { 0.0 } else { 1.0 / length };
         for ((&value, mean), squares) in row.iter().zip(&mut mean).zip(&mut squares) {
