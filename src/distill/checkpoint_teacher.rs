@@ -23,9 +23,8 @@ use crate::{Error, Result};
 const BACKBONE: &str = "backbone.";
 const DINO_HEAD: &str = "dino_head.";
 const IBOT_HEAD: &str = "ibot_head.";
-const CLASSIFIER: &str = "classifier.";
-/// Where a distilled run keeps the classifier of its own.
-const RUN_CLASSIFIER: &str = "distill_classifier.";
+/// Where families keep a classifier, and where a distilled run keeps its own.
+const CLASSIFIERS: [&str; 3] = ["classifier.", "head.", "distill_classifier."];
 
 /// A vision transformer with heads.
 pub struct CheckpointTeacher {
@@ -236,7 +235,7 @@ fn dino_head(file: &str, heads: &Tensors, prefix: &str, width: usize, device: &D
 }
 
 fn classifier(file: &str, heads: &Tensors, vit: &VitConfig, device: &Device) -> Result<Option<Classifier>> {
-    let found = [CLASSIFIER, RUN_CLASSIFIER].into_iter().find_map(|prefix| {
+    let found = CLASSIFIERS.into_iter().find_map(|prefix| {
         let weight = heads.get(&format!("{prefix}weight"))?;
         Some((prefix, weight.clone(), heads.get(&format!("{prefix}bias")).cloned()))
     });

@@ -19,3 +19,6 @@ pub use config::{DistillConfig, IbotTokens, OnnxOutput, TeacherOffer, Term};
 pub use settle::settle;
 pub use targets::FrozenTargets;
 pub use teacher::{FrozenTeacher, OnnxSettings, TeacherFacts, TeacherFeatures, open};
+
+#[cfg(test)]
+mod tests;

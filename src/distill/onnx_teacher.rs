@@ -81,7 +81,10 @@ impl OnnxTeacher {
                 crops: None,
                 engine: format!(
                     "ONNX Runtime {} on {}",
-                    runtime.library().version,
+                    runtime
+                        .library()
+                        .version
+                        .map_or_else(String::new, |version| version.to_string()),
                     session.providers().join(", ")
                 ),
             },

@@ -35,7 +35,7 @@ pub struct FrozenTargets {
 /// holds the outputs of the G global crops of one image, output after output, crop after crop.
 #[derive(Debug, Clone, Copy)]
 struct Layout {
-    crops: usize, // G
+    crops: usize,       // G
     values: [usize; 4], // cls, patch, patch_mean, scores
 }
 

@@ -137,6 +137,11 @@ impl Trainer {
         &self.method
     }
 
+    /// As [`Self::method`], for a look at one part of a step.
+    pub fn method_mut(&mut self) -> &mut Method {
+        &mut self.method
+    }
+
     /// The configuration.
     pub fn config(&self) -> &TrainConfig {
         &self.config
