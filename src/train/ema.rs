@@ -17,12 +17,7 @@ pub type NamedVars = BTreeMap<String, Var>;
 /// # Errors
 /// A momentum outside 0 to 1, names or shapes that differ (nothing is changed then), weights that are not f32.
 pub fn update_teacher(teacher: &NamedVars, student: &NamedVars, momentum: f64) -> Result<()> {
-    if !(0. ..=1.).contains(&momentum) {
-        return Err(Error::input(
-            "teacher momentum",
-            format!("expected a number from 0 to 1, found {momentum}"),
-        ));
-    }
+    check_momentum(momentum)?;
     check(teacher, student)?;
     // Both factors are rounded from f64: 1 - momentum in f32 would lose digits near 1.
     let (keep, take) = (momentum as f32, (1. - momentum) as f32);
@@ -35,25 +30,39 @@ pub fn update_teacher(teacher: &NamedVars, student: &NamedVars, momentum: f64) -
     Ok(())
 }
 
+/// Fails unless `momentum` is from 0 to 1.
+pub(super) fn check_momentum(momentum: f64) -> Result<()> {
+    if !(0. ..=1.).contains(&momentum) {
+        return Err(Error::input(
+            "teacher momentum",
+            format!("expected a number from 0 to 1, found {momentum}"),
+        ));
+    }
+    Ok(())
+}
+
 fn check(teacher: &NamedVars, student: &NamedVars) -> Result<()> {
-    let names = teacher.keys().chain(student.keys());
-    for name in names {
-        let (Some(own), Some(other)) = (teacher.get(name), student.get(name)) else {
-            return Err(Error::input(
-                format!("weight {name}"),
-                "expected it in both teacher and student, found it in one",
-            ));
-        };
-        if own.dims() != other.dims() {
-            return Err(Error::input(
-                format!("weight {name}"),
-                format!(
-                    "expected the teacher's shape {:?}, found {:?}",
-                    own.dims(),
-                    other.dims()
-                ),
-            ));
-        }
+    let mut names = teacher.keys().chain(student.keys());
+    names.try_for_each(|name| check_pair(name, teacher.get(name), student.get(name)))
+}
+
+/// Fails unless both networks have the weight `name`, in one shape.
+pub(super) fn check_pair(name: &str, teacher: Option<&Var>, student: Option<&Var>) -> Result<()> {
+    let (Some(own), Some(other)) = (teacher, student) else {
+        return Err(Error::input(
+            format!("weight {name}"),
+            "expected it in both teacher and student, found it in one",
+        ));
+    };
+    if own.dims() != other.dims() {
+        return Err(Error::input(
+            format!("weight {name}"),
+            format!(
+                "expected the teacher's shape {:?}, found {:?}",
+                own.dims(),
+                other.dims()
+            ),
+        ));
     }
     Ok(())
 }

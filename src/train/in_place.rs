@@ -1,11 +1,14 @@
 //! Elementwise updates of a tensor in place, parallel over fixed chunks: one pass over memory and no allocation, where
 //! candle arithmetic takes a new tensor for every operation. f32 on the CPU; on another device a clear error.
 
-use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Result, Storage, Tensor, bail};
+use std::cell::RefCell;
+
+use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, InplaceOp3, Layout, Result, Storage, Tensor, bail};
+use macula_models::ops::vectors::wide;
 use rayon::prelude::*;
 
 /// Elements per task, and per partial sum: fixed, so that results do not depend on the number of threads.
-const ELEMENTS_PER_TASK: usize = 1 << 14;
+pub(super) const ELEMENTS_PER_TASK: usize = 1 << 14;
 
 /// Applies `change(&mut target, source)` to every pair of elements. `target` and `source` have one shape.
 ///
@@ -47,12 +50,73 @@ pub(super) fn sum_of_squares(name: &str, tensor: &Tensor) -> Result<f64> {
     let Storage::Cpu(storage) = &*storage else {
         bail!("{name}: expected a tensor on the CPU, this device is not supported yet")
     };
-    let of_chunk = |chunk: &[f32]| chunk.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
+    let of_chunk = |chunk: &[f32]| {
+        wide(
+            #[inline(always)]
+            || squares(chunk),
+        )
+    };
     let chunks: Vec<f64> = values(name, storage, layout)?
         .par_chunks(ELEMENTS_PER_TASK)
         .map(of_chunk)
         .collect();
     Ok(chunks.iter().sum())
+}
+
+/// The sum of squares in f64, in lanes so that it vectorises.
+#[inline(always)]
+fn squares(values: &[f32]) -> f64 {
+    let mut lanes = [0f64; 8];
+    let (blocks, rest) = values.as_chunks::<8>();
+    for block in blocks {
+        for (lane, &x) in lanes.iter_mut().zip(block) {
+            *lane += f64::from(x) * f64::from(x);
+        }
+    }
+    for (lane, &x) in lanes.iter_mut().zip(rest) {
+        *lane += f64::from(x) * f64::from(x);
+    }
+    lanes.iter().sum()
+}
+
+/// Runs `work` on the values of `target`, which it may change. Calls on tensors of different storage can be nested.
+///
+/// # Errors
+/// As [`update`].
+pub(super) fn with_values_mut<R>(
+    name: &'static str,
+    target: &Tensor,
+    work: impl FnOnce(&mut [f32]) -> Result<R>,
+) -> Result<R> {
+    let op = Work {
+        name,
+        work: RefCell::new(Some(work)),
+        result: RefCell::new(None),
+    };
+    target.inplace_op1(&op)?;
+    match op.result.into_inner() {
+        Some(result) => result,
+        None => bail!("{name}: expected a tensor on the CPU, this device is not supported yet"),
+    }
+}
+
+struct Work<F, R> {
+    name: &'static str,
+    work: RefCell<Option<F>>,
+    result: RefCell<Option<Result<R>>>,
+}
+
+impl<R, F: FnOnce(&mut [f32]) -> Result<R>> InplaceOp1 for Work<F, R> {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn cpu_fwd(&self, target: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let target = values_mut(self.name, target, layout)?;
+        let work = self.work.borrow_mut().take();
+        *self.result.borrow_mut() = work.map(|work| work(target));
+        Ok(())
+    }
 }
 
 struct Update<F> {
@@ -77,9 +141,14 @@ impl<F: Fn(&mut f32, f32) + Sync> InplaceOp2 for Update<F> {
             .par_chunks_mut(ELEMENTS_PER_TASK)
             .zip(source.par_chunks(ELEMENTS_PER_TASK))
             .for_each(|(target, source)| {
-                for (target, &source) in target.iter_mut().zip(source) {
-                    (self.change)(target, source);
-                }
+                wide(
+                    #[inline(always)]
+                    || {
+                        for (target, &source) in target.iter_mut().zip(source) {
+                            (self.change)(target, source);
+                        }
+                    },
+                );
             });
         Ok(())
     }
@@ -106,9 +175,14 @@ impl<F: Fn(&mut f32, f32, f32) + Sync> InplaceOp3 for Update<F> {
             .zip(first.par_chunks(ELEMENTS_PER_TASK))
             .zip(second.par_chunks(ELEMENTS_PER_TASK))
             .for_each(|((target, first), second)| {
-                for ((target, &first), &second) in target.iter_mut().zip(first).zip(second) {
-                    (self.change)(target, first, second);
-                }
+                wide(
+                    #[inline(always)]
+                    || {
+                        for ((target, &first), &second) in target.iter_mut().zip(first).zip(second) {
+                            (self.change)(target, first, second);
+                        }
+                    },
+                );
             });
         Ok(())
     }

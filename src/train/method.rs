@@ -8,11 +8,10 @@ use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 use macula_models::heads::DinoHead;
-use macula_models::vit::{DropPathMode, DropPathPlan, VitOutput};
+use macula_models::vit::{DropPathMode, DropPathPlan, VisionTransformer};
 use macula_models::weights::Tensors;
 
 use super::config::{Centering, StepValues, TrainConfig};
-use super::ema::update_teacher;
 use super::failed_in_candle;
 use super::losses::targets::{SINKHORN_ITERATIONS, SoftmaxCentering, sinkhorn_knopp};
 use super::losses::{KeyQueue, dino_cls_loss, ibot_patch_loss, info_nce_loss, koleo_loss};
@@ -34,7 +33,7 @@ const RELATION_STUDENT: &str = "relation_student";
 pub struct Method {
     config: TrainConfig,
     device: Device,
-    ranks: Box<dyn Ranks>,
+    ranks: Box<dyn Ranks + Send>,
     /// The network that learns.
     pub student: Network,
     /// Its moving average, which gives the targets and is what a run leaves behind.
@@ -86,15 +85,22 @@ struct Crops {
 }
 
 struct Masks {
-    bits: Tensor,    // [2 B, N]
-    indices: Tensor, // [M]
+    bits: Tensor, // [2 B, N]
+    /// Places in [2 B, N] of the masked patches, [M].
+    indices: Vec<u32>,
     per_crop: Vec<usize>,
 }
 
+/// What a pass saw, after the final norm.
+struct Seen {
+    cls: Tensor,             // [B, D]
+    patches: Option<Tensor>, // [M, D], those that were asked for
+}
+
 /// A teacher's distributions over prototypes.
-struct PrototypeTargets<'a> {
-    cls: Option<Tensor>,                     // [2 B, K]
-    patch: Option<(Tensor, &'a Masks)>, // [M, K] and where they are
+struct PrototypeTargets {
+    cls: Option<Tensor>,                 // [2 B, K]
+    patch: Option<(Tensor, Vec<usize>)>, // [M, K], and how many of them each crop has
 }
 
 /// The settings of the stochastic depth of one pass.
@@ -169,14 +175,6 @@ impl Method {
         Ok(loss)
     }
 
-    /// Moves the teacher towards the student.
-    ///
-    /// # Errors
-    /// A momentum outside 0 to 1.
-    pub fn update_teacher(&self, momentum: f64) -> Result<()> {
-        update_teacher(self.teacher.weights(), self.student.weights(), momentum)
-    }
-
     fn crops(&self, batch: &Batch) -> candle_core::Result<Crops> {
         let tensor = |values: &[f32], count: usize, side: u32| {
             let side = side as usize;
@@ -203,13 +201,19 @@ impl Method {
         let ones = |crop: &[u8]| crop.iter().filter(|&&bit| bit == 1).count();
         Ok(Masks {
             bits: Tensor::from_slice(&masks.masks, (crops, patches), &self.device)?,
-            indices: Tensor::from_slice(&masks.indices, masks.indices.len(), &self.device)?,
+            indices: masks.indices.clone(),
             per_crop: masks.masks.chunks_exact(patches).map(ones).collect(),
         })
     }
 
-    /// The student's pass over `pixels`, with stochastic depth drawn for this pass.
-    fn student_pass(&self, pixels: &Tensor, masks: Option<&Tensor>, pass: &Pass) -> Result<VitOutput> {
+    /// The student's pass over `pixels`, hidden where `masks` say so: class tokens and what was hidden.
+    fn student_pass(&self, pixels: &Tensor, masks: Option<&Masks>, pass: &Pass) -> Result<Seen> {
+        let tokens = self.student_tokens(pixels, masks.map(|masks| &masks.bits), pass)?;
+        Seen::read(&self.student.vit, &tokens, places(masks))
+    }
+
+    /// The student's tokens before the final norm [B, T, D], with stochastic depth drawn for this pass.
+    fn student_tokens(&self, pixels: &Tensor, hidden: Option<&Tensor>, pass: &Pass) -> Result<Tensor> {
         let backbone = &self.config.backbone;
         let plan = match backbone.drop_path_rate {
             0. => None,
@@ -226,7 +230,7 @@ impl Method {
                 )?)
             }
         };
-        Ok(self.student.vit.forward_with(pixels, masks, plan.as_ref())?)
+        Ok(self.student.vit.forward_tokens(pixels, hidden, plan.as_ref())?)
     }
 
     /// The terms of DINO, iBOT and KoLeo.
@@ -238,10 +242,11 @@ impl Method {
         loss: &mut StepLoss,
     ) -> Result<()> {
         let config = self.config.clone();
-        let masks = crops.masks.as_ref().filter(|masks| masks.indices.elem_count() > 0);
+        let masks = crops.masks.as_ref().filter(|masks| !masks.indices.is_empty());
 
         let start = Instant::now();
-        let seen = self.teacher.vit.forward(&crops.global, None)?;
+        let vit = &self.teacher.vit;
+        let seen = Seen::read(vit, &vit.forward_tokens(&crops.global, None, None)?, places(masks))?;
         let cls_targets = match &self.teacher.dino_head {
             Some(head) if config.has_dino() => {
                 let logits = head.forward(&seen.cls)?;
@@ -249,9 +254,9 @@ impl Method {
             }
             _ => None,
         };
-        let patch_targets = match (self.teacher.patch_head(), masks) {
-            (Some(head), Some(masks)) if config.has_ibot() => {
-                let logits = head.forward(&masked(&seen.patch, masks).map_err(failed_in_candle)?)?;
+        let patch_targets = match (self.teacher.patch_head(), &seen.patches) {
+            (Some(head), Some(patches)) if config.has_ibot() => {
+                let logits = head.forward(patches)?;
                 Some(self.patch_targets(&logits, values).map_err(failed_in_candle)?)
             }
             _ => None,
@@ -259,11 +264,10 @@ impl Method {
 
         loss.teacher_seconds += start.elapsed().as_secs_f64();
 
-        let bits = crops.masks.as_ref().map(|masks| &masks.bits);
-        let global = self.student_pass(&crops.global, bits, &Pass { name: "globals", part })?;
+        let global = self.student_pass(&crops.global, masks, &Pass { name: "globals", part })?;
         let targets = PrototypeTargets {
             cls: cls_targets,
-            patch: patch_targets.zip(masks),
+            patch: patch_targets.zip(masks.map(|masks| masks.per_crop.clone())),
         };
         self.prototype_terms(crops, &global, targets, part, loss)
     }
@@ -272,8 +276,8 @@ impl Method {
     fn prototype_terms(
         &self,
         crops: &Crops,
-        global: &VitOutput,
-        targets: PrototypeTargets<'_>,
+        global: &Seen,
+        targets: PrototypeTargets,
         part: u64,
         loss: &mut StepLoss,
     ) -> Result<()> {
@@ -292,9 +296,9 @@ impl Method {
                 loss.push("dino_local", local, config.loss.dino_weight)?;
             }
         }
-        if let (Some(head), Some((targets, masks))) = (self.student.patch_head(), &targets.patch) {
-            let logits = head.forward(&masked(&global.patch, masks).map_err(failed_in_candle)?)?;
-            let term = ibot_patch_loss(&logits, targets, &masks.per_crop, temperature);
+        let patches = (&global.patches, &targets.patch);
+        if let (Some(head), (Some(patches), Some((targets, per_crop)))) = (self.student.patch_head(), patches) {
+            let term = ibot_patch_loss(&head.forward(patches)?, targets, per_crop, temperature);
             loss.push("ibot", &term.map_err(failed_in_candle)?, config.loss.ibot_weight)?;
         }
         if config.loss.koleo_weight > 0. {
@@ -353,8 +357,9 @@ impl Method {
         let mut keys_of_step = Vec::new();
         for &[query, key] in directions {
             let start = Instant::now();
+            let vit = &self.teacher.vit;
             let head = self.teacher.projection.as_ref().ok_or_else(missing)?;
-            let keys = head.forward(&self.teacher.vit.forward(&views[key], None)?.cls)?;
+            let keys = head.forward(&Seen::read(vit, &vit.forward_tokens(&views[key], None, None)?, &[])?.cls)?;
             loss.teacher_seconds += start.elapsed().as_secs_f64();
             let name = ["first crop", "second crop"][query];
             let seen = self.student_pass(&views[query], None, &Pass { name, part })?;
@@ -503,9 +508,35 @@ fn targets(
     }
 }
 
-/// The patch tokens [2 B, N, D] at masked places: [M, D].
-fn masked(patches: &Tensor, masks: &Masks) -> candle_core::Result<Tensor> {
-    patches.flatten(0, 1)?.index_select(&masks.indices, 0)
+/// Places of hidden patches in [2 B, N].
+fn places(masks: Option<&Masks>) -> &[u32] {
+    masks.map_or(&[], |masks| &masks.indices)
+}
+
+impl Seen {
+    /// Reads from all tokens `prenorm` [B, T, D] those that the objective needs, and norms no others: class tokens, and the
+    /// patches at `places` in [B, N].
+    fn read(vit: &VisionTransformer, prenorm: &Tensor, places: &[u32]) -> Result<Self> {
+        let (batch, tokens, _) = prenorm.dims3().map_err(failed_in_candle)?;
+        let before = 1 + vit.config().num_registers;
+        let patches = tokens - before;
+        let class = (0..batch).map(|image| image * tokens);
+        let of_patch = places.iter().map(|&place| {
+            let place = place as usize;
+            place / patches * tokens + before + place % patches
+        });
+        let rows: Vec<u32> = class.chain(of_patch).map(|row| row as u32).collect();
+        let normed = vit.norm_rows(prenorm, &rows)?;
+        let split = || {
+            let cls = normed.narrow(0, 0, batch)?;
+            let patches = match places.len() {
+                0 => None,
+                count => Some(normed.narrow(0, batch, count)?),
+            };
+            Ok(Self { cls, patches })
+        };
+        split().map_err(failed_in_candle)
+    }
 }
 
 /// Logits of the class tokens of global crops [2 B, K] and local crops [L B, K], from one pass of the head.

@@ -12,7 +12,10 @@ use super::config::{Schedules, StepValues, TrainConfig};
 use super::failed_in_candle;
 use super::method::{Method, StepLoss};
 use super::network::{NetworkConfig, is_backbone, part_of};
-use super::optimizer::{Optimizer, OptimizerState, Parameter, Rates, clip_gradients};
+use super::ema::NamedVars;
+use super::optimizer::{
+    Average, Optimizer, OptimizerState, Parameter, Rates, clip_scale, gradient_norm,
+};
 use super::param_groups::ParamGroupRules;
 use crate::data::loader::Batch;
 use crate::distill::FrozenTargets;
@@ -24,6 +27,8 @@ pub struct Trainer {
     schedules: Schedules,
     method: Method,
     optimizer: Optimizer,
+    /// The teacher's side of the trained weights.
+    followers: NamedVars,
     step: u64,
 }
 
@@ -103,11 +108,14 @@ impl Trainer {
     ) -> Result<Self> {
         config.validate()?;
         let method = Method::with_teacher(config, student, teacher, device)?;
+        let of_teacher = |(name, _): (&String, &Var)| Some((name.clone(), method.teacher.weights().get(name)?.clone()));
+        let followers = method.student.trained().filter_map(of_teacher).collect();
         Ok(Self {
             optimizer: Optimizer::new(&config.optimizer, parameters(config, &method)?)?,
             schedules: config.schedules(),
             config: config.clone(),
             method,
+            followers,
             step: 0,
         })
     }
@@ -186,16 +194,8 @@ impl Trainer {
             return Err(Error::failed("step", "expected at least one batch, found none"));
         };
         let start = Instant::now();
-        report.grad_norms = self.clip(&mut gradients)?;
-        self.optimizer.step(
-            &gradients,
-            &Rates {
-                learning_rate: values.learning_rate,
-                last_layer_learning_rate: values.last_layer_learning_rate,
-                weight_decay: values.weight_decay,
-            },
-        )?;
-        self.method.update_teacher(values.momentum)?;
+        report.grad_norms = self.norms(&gradients)?;
+        self.update(&mut gradients, &report)?;
         report.seconds.update = start.elapsed().as_secs_f64();
         self.step += 1;
         Ok(report)
@@ -214,22 +214,39 @@ impl Trainer {
         Ok(sum)
     }
 
-    /// Clips each sub-module by itself; the norms before.
-    fn clip(&self, gradients: &mut GradStore) -> Result<BTreeMap<String, f64>> {
+    /// The gradient norm of each sub-module.
+    fn norms(&self, gradients: &GradStore) -> Result<BTreeMap<String, f64>> {
         let mut modules: BTreeMap<&str, Vec<&Var>> = BTreeMap::new();
         for (name, var) in self.method.student.trained() {
             modules.entry(part_of(name).0).or_default().push(var);
         }
+        modules
+            .into_iter()
+            .map(|(module, vars)| Ok((module.to_owned(), gradient_norm(module, vars, gradients)?)))
+            .collect()
+    }
+
+    /// Clips each sub-module by itself, moves the weights and lets the teacher follow.
+    fn update(&mut self, gradients: &mut GradStore, report: &StepReport) -> Result<()> {
         let most = match self.config.optimizer.clip_norm {
             0. => f64::INFINITY,
             norm => norm,
         };
-        let mut norms = BTreeMap::new();
-        for (module, vars) in modules {
-            let norm = clip_gradients(module, vars, gradients, most)?;
-            norms.insert(module.to_owned(), norm);
-        }
-        Ok(norms)
+        let scale = |name: &str| {
+            let norm = report.grad_norms.get(part_of(name).0);
+            norm.map_or(1., |&norm| clip_scale(norm, most))
+        };
+        let values = &report.values;
+        let rates = Rates {
+            learning_rate: values.learning_rate,
+            last_layer_learning_rate: values.last_layer_learning_rate,
+            weight_decay: values.weight_decay,
+        };
+        let teacher = Average {
+            teacher: &self.followers,
+            momentum: values.momentum,
+        };
+        self.optimizer.step(gradients, &rates, scale, teacher)
     }
 
     /// The state for a checkpoint. Tensors are views: they change with the next step.

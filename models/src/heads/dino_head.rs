@@ -155,7 +155,7 @@ impl DinoHead {
     /// # Errors
     /// Tokens of another width or type.
     pub fn forward(&self, tokens: &Tensor) -> Result<Tensor> {
-        let weight = ops::l2_normalize(&self.directions, 0.)?.broadcast_mul(&self.gain)?; // [K, bottleneck]
+        let weight = ops::weight_norm(&self.directions, &self.gain)?; // [K, bottleneck]
         Ok(ops::linear(&self.bottleneck(tokens)?, &weight, None)?)
     }
 

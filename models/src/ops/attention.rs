@@ -6,7 +6,8 @@
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::cpu::{Matrix, Threads, dot, f32_slice, gemm, softmax_row, stored, with_f32};
+use super::cpu::{Matrix, Threads, f32_slice, gemm, stored, with_f32};
+use super::vectors::{dot, softmax_row};
 
 const NAME: &str = "attention";
 
@@ -29,7 +30,8 @@ pub fn attention_probabilities(qkv: &Tensor, scale: f64) -> Result<Tensor> {
         .apply_op1(Probabilities(Attention { scale: scale as f32 }))
 }
 
-struct Attention {
+/// The operation and its kernels.
+pub(super) struct Attention {
     scale: f32,
 }
 
@@ -37,7 +39,7 @@ struct Probabilities(Attention);
 
 /// The sizes of a packed projection.
 #[derive(Clone, Copy)]
-struct Sizes {
+pub(super) struct Sizes {
     batch: usize,
     tokens: usize,
     heads: usize,
@@ -45,7 +47,7 @@ struct Sizes {
 }
 
 impl Sizes {
-    fn new(dims: &[usize]) -> Result<Self> {
+    pub(super) fn new(dims: &[usize]) -> Result<Self> {
         match *dims {
             [batch, tokens, 3, heads, head_dim] if dims.iter().all(|&dim| dim > 0) => Ok(Self {
                 batch,
@@ -95,6 +97,13 @@ impl Sizes {
 }
 
 impl Attention {
+    /// With scores scaled by `1 / sqrt(d)`.
+    pub(super) fn of(sizes: Sizes) -> Self {
+        Self {
+            scale: 1. / (sizes.head_dim as f32).sqrt(),
+        }
+    }
+
     /// `softmax(scale * q k^T)` into `probabilities` [T, T].
     fn probabilities(&self, sizes: Sizes, query: Matrix, key: Matrix, probabilities: &mut [f32]) {
         let (t, d) = (sizes.tokens, sizes.head_dim);
@@ -112,7 +121,7 @@ impl Attention {
         }
     }
 
-    fn forward(&self, sizes: Sizes, qkv: &[f32]) -> Vec<f32> {
+    pub(super) fn forward(&self, sizes: Sizes, qkv: &[f32]) -> Vec<f32> {
         let (t, d) = (sizes.tokens, sizes.head_dim);
         let mut by_task = vec![0.; sizes.batch * t * sizes.width()]; // [B, H, T, d]
         by_task.par_chunks_mut(t * d).enumerate().for_each_init(
@@ -134,7 +143,7 @@ impl Attention {
         sizes.interleave(&by_task, 1)
     }
 
-    fn backward(&self, sizes: Sizes, qkv: &[f32], grad: &[f32]) -> Vec<f32> {
+    pub(super) fn backward(&self, sizes: Sizes, qkv: &[f32], grad: &[f32]) -> Vec<f32> {
         let (t, d) = (sizes.tokens, sizes.head_dim);
         let mut by_task = vec![0.; qkv.len()]; // [B, H, 3, T, d]
         by_task.par_chunks_mut(3 * t * d).enumerate().for_each_init(

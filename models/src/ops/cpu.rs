@@ -1,8 +1,11 @@
-//! What the CPU kernels share: contiguous slices out of candle storage, sums that vectorise, an exponential, and `gemm`.
+//! What the CPU kernels share: contiguous slices out of candle storage, results written in parallel pieces, sums over rows,
+//! and `gemm`.
 
 use candle_core::{CpuStorage, Layout, Result, Shape, Storage, Tensor, bail};
 use gemm::Parallelism;
 use rayon::prelude::*;
+
+use super::vectors::wide;
 
 /// Rows per parallel task, and per partial sum. Fixed, so that the order of additions never depends on the threads.
 pub(super) const ROWS_PER_TASK: usize = 32;
@@ -32,8 +35,11 @@ fn storage_dtype(storage: &CpuStorage) -> candle_core::DType {
     storage.dtype()
 }
 
-/// Runs `kernel` on the values of contiguous f32 CPU tensors (for the backward passes, which get tensors).
-pub(super) fn with_f32<const N: usize, R>(
+/// Runs `kernel` on the values of contiguous f32 CPU tensors (for backward passes, which get tensors).
+///
+/// # Errors
+/// Another type or device, a tensor that is not contiguous; `op` names the operation.
+pub fn with_f32<const N: usize, R>(
     op: &str,
     tensors: [&Tensor; N],
     kernel: impl FnOnce([&[f32]; N]) -> R,
@@ -62,85 +68,10 @@ pub(super) fn rows_and_width(op: &str, shape: &Shape) -> Result<(usize, usize)> 
     }
 }
 
-const LANES: usize = 8;
-
-/// Reduces `values` lane by lane, so that the loop vectorises although float addition does not commute with rounding.
-#[inline(always)]
-fn reduce(len: usize, start: f32, step: impl Fn(f32, usize) -> f32, join: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut lanes = [start; LANES];
-    let whole = len - len % LANES;
-    for block in (0..whole).step_by(LANES) {
-        for (lane, value) in lanes.iter_mut().enumerate() {
-            *value = step(*value, block + lane);
-        }
-    }
-    let mut total = lanes.into_iter().fold(start, join);
-    for index in whole..len {
-        total = step(total, index);
-    }
-    total
-}
-
-/// Sum of `values`.
-#[inline(always)]
-pub(super) fn sum(values: &[f32]) -> f32 {
-    reduce(values.len(), 0., |total, i| total + values[i], |a, b| a + b)
-}
-
-/// Sum of the products of `a` and `b`, over the shorter of the two.
-#[inline(always)]
-pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let len = a.len().min(b.len());
-    let (a, b) = (&a[..len], &b[..len]);
-    reduce(len, 0., |total, i| total + a[i] * b[i], |x, y| x + y)
-}
-
-/// Largest of `values`; minus infinity if there are none. A NaN is passed over: the caller's `exp` meets it again.
-#[inline(always)]
-pub(super) fn max(values: &[f32]) -> f32 {
-    reduce(
-        values.len(),
-        f32::NEG_INFINITY,
-        |best, i| best.max(values[i]),
-        f32::max,
-    )
-}
-
-/// `e^x` for x in [-87, 88] (clamped), within 2e-7 relative, in arithmetic that vectorises; NaN stays NaN.
-///
-/// Range reduction by ln 2 in two parts and the degree-6 polynomial of Cephes `expf`.
-#[inline(always)]
-pub(super) fn exp(x: f32) -> f32 {
-    // Adding this leaves the nearest integer in the low bits of the mantissa.
-    const ROUND: f32 = 12_582_912.;
-    let x = x.clamp(-87., 88.);
-    let shifted = x * std::f32::consts::LOG2_E + ROUND;
-    let n = shifted - ROUND;
-    let r = (x - n * 0.693_359_4) + n * 2.121_944_4e-4;
-    let mut p = 1.987_569_1e-4;
-    for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5] {
-        p = p * r + coefficient;
-    }
-    let power = f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
-    (p * r * r + r + 1.) * power
-}
-
-/// Softmax of one row, in place.
-#[inline(always)]
-pub(super) fn softmax_row(row: &mut [f32]) {
-    let largest = max(row);
-    for value in row.iter_mut() {
-        *value = exp(*value - largest);
-    }
-    let scale = 1. / sum(row);
-    for value in row.iter_mut() {
-        *value *= scale;
-    }
-}
-
 /// Adds `term(row index, row of the partial sum)` over all rows, by fixed chunks: `[width]` sums.
 ///
 /// `term` gets a chunk of row indices and an accumulator of `width` zeros.
+#[inline(always)]
 pub(super) fn sum_over_rows(
     rows: usize,
     width: usize,
@@ -151,12 +82,20 @@ pub(super) fn sum_over_rows(
         .map(|task| {
             let start = task * ROWS_PER_TASK;
             let mut partial = vec![0.; width];
-            term(start..rows.min(start + ROWS_PER_TASK), &mut partial);
+            wide(
+                #[inline(always)]
+                || term(start..rows.min(start + ROWS_PER_TASK), &mut partial),
+            );
             partial
         })
         .collect();
+    added(width, &partials)
+}
+
+/// The sum of `partials`, `width` values each, in their order.
+pub(super) fn added(width: usize, partials: &[Vec<f32>]) -> Vec<f32> {
     let mut total = vec![0.; width];
-    for partial in &partials {
+    for partial in partials {
         for (sum, value) in total.iter_mut().zip(partial) {
             *sum += value;
         }
@@ -231,21 +170,57 @@ pub(super) fn gemm(
         }
         return;
     }
+    // SAFETY: `dst` has `m n` values, which no one else can reach while it is borrowed mutably.
+    #[allow(unsafe_code)]
+    unsafe {
+        gemm_into(size, dst.as_mut_ptr(), accumulate, scale, lhs, rhs, threads);
+    }
+}
+
+/// `lhs rhs` on all threads: `[m, n] = [m, k] [k, n]` for `size = [m, n, k]`.
+pub(super) fn product(size: [usize; 3], lhs: Matrix, rhs: Matrix) -> Vec<f32> {
+    let [m, n, k] = size;
+    if m == 0 || n == 0 || k == 0 {
+        return vec![0.; m * n];
+    }
+    let mut dst = Vec::with_capacity(m * n);
+    // SAFETY: there is room for `m n` values, which a product that does not accumulate writes without reading them.
+    #[allow(unsafe_code)]
+    unsafe {
+        gemm_into(size, dst.as_mut_ptr(), false, 1., lhs, rhs, Threads::All);
+        dst.set_len(m * n);
+    }
+    dst
+}
+
+/// [`gemm`] for sizes of at least 1.
+///
+/// # Safety
+/// `dst` points to memory for `m n` values that nothing else reaches meanwhile, initialised if `accumulate` is set.
+#[allow(unsafe_code)]
+unsafe fn gemm_into(
+    size: [usize; 3],
+    dst: *mut f32,
+    accumulate: bool,
+    scale: f32,
+    lhs: Matrix,
+    rhs: Matrix,
+    threads: Threads,
+) {
+    let [m, n, k] = size;
     lhs.assert_holds(m, k);
     rhs.assert_holds(k, n);
     let parallelism = match threads {
         Threads::One => Parallelism::None,
         Threads::All => Parallelism::Rayon(rayon::current_num_threads()),
     };
-    // SAFETY: the assertions above keep every element read inside `lhs` and `rhs` and every element written inside `dst`,
-    // which no one else can reach while it is borrowed mutably.
-    #[allow(unsafe_code)]
+    // SAFETY: the assertions keep every element read inside `lhs` and `rhs`; the caller vouches for `dst`.
     unsafe {
         gemm::gemm(
             m,
             n,
             k,
-            dst.as_mut_ptr(),
+            dst,
             1,
             n as isize,
             accumulate,
@@ -268,39 +243,6 @@ pub(super) fn gemm(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn exp_is_accurate_and_keeps_nan() {
-        let mut worst = 0f64;
-        for i in -86_999..88_000 {
-            let x = i as f32 * 1e-3;
-            let exact = f64::from(x).exp();
-            worst = worst.max((f64::from(exp(x)) - exact).abs() / exact);
-        }
-        assert!(worst < 2e-7, "relative error {worst}");
-        assert_eq!(exp(0.), 1.);
-        assert!(exp(f32::NEG_INFINITY) < 1e-37);
-        assert!(exp(f32::NAN).is_nan());
-    }
-
-    #[test]
-    fn lane_sums_agree_with_plain_ones_at_every_length() {
-        for len in 0..35 {
-            let a: Vec<f32> = (0..len).map(|i| (i as f32 * 0.7).sin()).collect();
-            let b: Vec<f32> = (0..len).map(|i| (i as f32 * 0.3).cos()).collect();
-            assert!((sum(&a) - a.iter().sum::<f32>()).abs() < 1e-5);
-            let plain: f32 = a.iter().zip(&b).map(|(x, y)| x * y).sum();
-            assert!((dot(&a, &b) - plain).abs() < 1e-5);
-            assert_eq!(max(&a), a.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-        }
-    }
-
-    #[test]
-    fn softmax_of_a_row_with_nan_is_nan() {
-        let mut row = vec![0.5, f32::NAN, 1.];
-        softmax_row(&mut row);
-        assert!(row.iter().all(|value| value.is_nan()));
-    }
 
     #[test]
     fn gemm_follows_strides_scale_and_accumulation() {

@@ -1,9 +1,9 @@
 //! GELU in its exact (erf) form, `x Phi(x)`.
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
-use rayon::prelude::*;
 
-use super::cpu::{ELEMENTS_PER_TASK, exp, f32_slice, stored, with_f32};
+use super::cpu::{ELEMENTS_PER_TASK, f32_slice, stored, with_f32};
+use super::vectors::{beside, exp, filled};
 
 const NAME: &str = "gelu";
 
@@ -42,35 +42,44 @@ impl CustomOp1 for Gelu {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = f32_slice(NAME, storage, layout)?;
-        let mut out = vec![0.; x.len()];
-        out.par_chunks_mut(ELEMENTS_PER_TASK)
-            .zip(x.par_chunks(ELEMENTS_PER_TASK))
-            .for_each(|(out, x)| {
-                for (out, &x) in out.iter_mut().zip(x) {
-                    *out = x * normal(x).0;
-                }
-            });
-        Ok(stored(out, layout.shape()))
+        Ok(stored(forward(x), layout.shape()))
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let dx = with_f32(NAME, [x, &grad.contiguous()?], |[x, grad]| {
-            let mut out = vec![0.; x.len()];
-            out.par_chunks_mut(ELEMENTS_PER_TASK)
-                .zip(
-                    x.par_chunks(ELEMENTS_PER_TASK)
-                        .zip(grad.par_chunks(ELEMENTS_PER_TASK)),
-                )
-                .for_each(|(out, (x, grad))| {
-                    for (out, (&x, grad)) in out.iter_mut().zip(x.iter().zip(grad)) {
-                        let (distribution, density) = normal(x);
-                        *out = grad * (distribution + x * density);
-                    }
-                });
-            out
-        })?;
+        let dx = with_f32(NAME, [x, &grad.contiguous()?], |[x, grad]| backward(x, grad))?;
         Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
     }
+}
+
+/// GELU of every value.
+pub(super) fn forward(x: &[f32]) -> Vec<f32> {
+    filled(
+        x.len(),
+        ELEMENTS_PER_TASK,
+        #[inline(always)]
+        |task, out| {
+            let x = beside(x, task, ELEMENTS_PER_TASK, out.len());
+            for (out, &x) in out.iter_mut().zip(x) {
+                *out = x * normal(x).0;
+            }
+        },
+    )
+}
+
+/// `grad` times the derivative at `x`.
+pub(super) fn backward(x: &[f32], grad: &[f32]) -> Vec<f32> {
+    filled(
+        x.len(),
+        ELEMENTS_PER_TASK,
+        #[inline(always)]
+        |task, out| {
+            let [x, grad] = [x, grad].map(|all| beside(all, task, ELEMENTS_PER_TASK, out.len()));
+            for (out, (&x, grad)) in out.iter_mut().zip(x.iter().zip(grad)) {
+                let (distribution, density) = normal(x);
+                *out = grad * (distribution + x * density);
+            }
+        },
+    )
 }
 
 #[cfg(test)]

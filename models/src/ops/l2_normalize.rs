@@ -1,9 +1,9 @@
 //! Rows scaled to unit length.
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
-use rayon::prelude::*;
 
-use super::cpu::{ROWS_PER_TASK, dot, f32_slice, rows_and_width, stored, with_f32};
+use super::cpu::{ROWS_PER_TASK, f32_slice, rows_and_width, stored, with_f32};
+use super::vectors::{beside, dot, filled};
 
 const NAME: &str = "l2-normalize";
 
@@ -27,17 +27,21 @@ impl CustomOp1 for L2Normalize {
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (_, width) = rows_and_width(NAME, layout.shape())?;
         let x = f32_slice(NAME, storage, layout)?;
-        let mut out = vec![0.; x.len()];
-        out.par_chunks_mut(width * ROWS_PER_TASK)
-            .zip(x.par_chunks(width * ROWS_PER_TASK))
-            .for_each(|(out, x)| {
+        let chunk = width * ROWS_PER_TASK;
+        let out = filled(
+            x.len(),
+            chunk,
+            #[inline(always)]
+            |task, out| {
+                let x = beside(x, task, chunk, out.len());
                 for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
                     let scale = 1. / dot(x, x).sqrt().max(self.eps);
                     for (out, x) in out.iter_mut().zip(x) {
                         *out = x * scale;
                     }
                 }
-            });
+            },
+        );
         Ok(stored(out, layout.shape()))
     }
 
@@ -46,11 +50,12 @@ impl CustomOp1 for L2Normalize {
         let (_, width) = rows_and_width(NAME, x.shape())?;
         let chunk = width * ROWS_PER_TASK;
         let dx = with_f32(NAME, [x, y, &grad.contiguous()?], |[x, y, grad]| {
-            let mut out = vec![0.; x.len()];
-            out.par_chunks_mut(chunk)
-                .zip(x.par_chunks(chunk))
-                .zip(y.par_chunks(chunk).zip(grad.par_chunks(chunk)))
-                .for_each(|((out, x), (y, grad))| {
+            filled(
+                x.len(),
+                chunk,
+                #[inline(always)]
+                |task, out| {
+                    let [x, y, grad] = [x, y, grad].map(|all| beside(all, task, chunk, out.len()));
                     let rows = out.chunks_exact_mut(width).zip(x.chunks_exact(width));
                     let inputs = y.chunks_exact(width).zip(grad.chunks_exact(width));
                     for ((out, x), (y, grad)) in rows.zip(inputs) {
@@ -61,8 +66,8 @@ impl CustomOp1 for L2Normalize {
                             *out = (grad - y * along) * scale;
                         }
                     }
-                });
-            out
+                },
+            )
         })?;
         Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
     }

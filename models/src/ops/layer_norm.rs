@@ -1,9 +1,9 @@
 //! LayerNorm over the last dimension, with gradients for input, gain and offset.
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
 
-use super::cpu::{ROWS_PER_TASK, dot, f32_slice, rows_and_width, stored, sum, sum_over_rows, with_f32};
+use super::cpu::{ROWS_PER_TASK, added, f32_slice, rows_and_width, stored, with_f32};
+use super::vectors::{beside, dot, filled, filled_with, sum};
 
 const NAME: &str = "layer-norm";
 
@@ -21,12 +21,14 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resul
     )
 }
 
-struct LayerNorm {
-    eps: f32,
+/// The operation and its kernels.
+pub(super) struct LayerNorm {
+    pub(super) eps: f32,
 }
 
 impl LayerNorm {
     /// Mean and reciprocal standard deviation of a row.
+    #[inline(always)]
     fn statistics(&self, row: &[f32]) -> (f32, f32) {
         let count = row.len() as f32;
         let mean = sum(row) / count;
@@ -46,64 +48,87 @@ impl LayerNorm {
         (mean, 1. / (variance + self.eps).sqrt())
     }
 
-    fn forward(&self, x: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
+    pub(super) fn forward(&self, x: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
         let width = weight.len();
-        let mut out = vec![0.; x.len()];
-        out.par_chunks_mut(width * ROWS_PER_TASK)
-            .zip(x.par_chunks(width * ROWS_PER_TASK))
-            .for_each(|(out, x)| {
+        let chunk = width * ROWS_PER_TASK;
+        filled(
+            x.len(),
+            chunk,
+            #[inline(always)]
+            |task, out| {
+                let x = beside(x, task, chunk, out.len());
                 for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
                     let (mean, rstd) = self.statistics(x);
                     for (((out, x), w), b) in out.iter_mut().zip(x).zip(weight).zip(bias) {
                         *out = (x - mean) * rstd * w + b;
                     }
                 }
-            });
-        out
+            },
+        )
     }
 
-    /// `dx = rstd (g - mean(g) - xhat mean(g xhat))` with `g = dy weight` and `xhat` the normalised row.
-    fn input_gradient(&self, x: &[f32], weight: &[f32], grad: &[f32]) -> Vec<f32> {
+    /// `dx = rstd (g - mean(g) - xhat mean(g xhat))` with `g = dy weight` and `xhat` the normalised row; and the gradients of
+    /// weight and bias, one after the other: `[2 D]`. `bypass`, the gradient of a path around the norm, is added to dx.
+    pub(super) fn gradients(
+        &self,
+        x: &[f32],
+        weight: &[f32],
+        grad: &[f32],
+        bypass: Option<&[f32]>,
+    ) -> (Vec<f32>, Vec<f32>) {
         let width = weight.len();
         let chunk = width * ROWS_PER_TASK;
-        let mut out = vec![0.; x.len()];
-        out.par_chunks_mut(chunk)
-            .zip(x.par_chunks(chunk).zip(grad.par_chunks(chunk)))
-            .for_each(|(out, (x, grad))| {
-                let mut normalised = vec![0.; width];
+        let (dx, partials) = filled_with(
+            x.len(),
+            chunk,
+            #[inline(always)]
+            |task, out| {
+                let [x, grad] = [x, grad].map(|all| beside(all, task, chunk, out.len()));
+                let (mut normalised, mut partial) = (vec![0.; width], vec![0.; 2 * width]);
                 let rows = x.chunks_exact(width).zip(grad.chunks_exact(width));
                 for (out, (x, grad)) in out.chunks_exact_mut(width).zip(rows) {
-                    let (mean, rstd) = self.statistics(x);
-                    for (hat, x) in normalised.iter_mut().zip(x) {
-                        *hat = (x - mean) * rstd;
-                    }
-                    for ((out, grad), w) in out.iter_mut().zip(grad).zip(weight) {
-                        *out = grad * w;
-                    }
-                    let along_one = sum(out) / width as f32;
-                    let along_hat = dot(out, &normalised) / width as f32;
-                    for (out, hat) in out.iter_mut().zip(&normalised) {
-                        *out = rstd * (*out - along_one - hat * along_hat);
+                    self.gradients_of_row(x, weight, grad, &mut normalised, &mut partial, out);
+                }
+                if let Some(bypass) = bypass {
+                    let bypass = beside(bypass, task, chunk, out.len());
+                    for (out, value) in out.iter_mut().zip(bypass) {
+                        *out += value;
                     }
                 }
-            });
-        out
+                partial
+            },
+        );
+        (dx, added(2 * width, &partials))
     }
 
-    /// Gradients of weight and bias, one after the other: `[2 D]`.
-    fn parameter_gradients(&self, x: &[f32], width: usize, grad: &[f32]) -> Vec<f32> {
-        sum_over_rows(x.len() / width, 2 * width, |rows, partial| {
-            let (dw, db) = partial.split_at_mut(width);
-            for row in rows {
-                let span = row * width..(row + 1) * width;
-                let (x, grad) = (&x[span.clone()], &grad[span]);
-                let (mean, rstd) = self.statistics(x);
-                for (((dw, db), x), grad) in dw.iter_mut().zip(db.iter_mut()).zip(x).zip(grad) {
-                    *dw += grad * (x - mean) * rstd;
-                    *db += grad;
-                }
-            }
-        })
+    #[inline(always)]
+    fn gradients_of_row(
+        &self,
+        x: &[f32],
+        weight: &[f32],
+        grad: &[f32],
+        normalised: &mut [f32],
+        partial: &mut [f32],
+        out: &mut [f32],
+    ) {
+        let width = weight.len();
+        let (mean, rstd) = self.statistics(x);
+        for (hat, x) in normalised.iter_mut().zip(x) {
+            *hat = (x - mean) * rstd;
+        }
+        let (dw, db) = partial.split_at_mut(width);
+        for ((dw, db), (hat, grad)) in dw.iter_mut().zip(db).zip(normalised.iter().zip(grad)) {
+            *dw += grad * hat;
+            *db += grad;
+        }
+        for ((out, grad), w) in out.iter_mut().zip(grad).zip(weight) {
+            *out = grad * w;
+        }
+        let along_one = sum(out) / width as f32;
+        let along_hat = dot(out, normalised) / width as f32;
+        for (out, hat) in out.iter_mut().zip(normalised) {
+            *out = rstd * (*out - along_one - *hat * along_hat);
+        }
     }
 }
 
@@ -147,10 +172,7 @@ impl CustomOp3 for LayerNorm {
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let width = weight.elem_count();
         let (dx, mut dw) = with_f32(NAME, [x, weight, &grad.contiguous()?], |[x, w, grad]| {
-            (
-                self.input_gradient(x, w, grad),
-                self.parameter_gradients(x, width, grad),
-            )
+            self.gradients(x, w, grad, None)
         })?;
         let db = dw.split_off(width);
         let device = x.device();

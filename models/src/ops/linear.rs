@@ -1,11 +1,11 @@
 //! The linear layer as one flat matrix product, with the bias inside it.
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
 
 use super::cpu::{
-    Matrix, ROWS_PER_TASK, Threads, f32_slice, gemm, rows_and_width, stored, sum_over_rows, with_f32,
+    Matrix, ROWS_PER_TASK, Threads, f32_slice, gemm, product, rows_and_width, stored, sum_over_rows, with_f32,
 };
+use super::vectors::filled;
 
 const NAME: &str = "linear";
 
@@ -42,7 +42,7 @@ impl CustomOp3 for Linear {
         s3: &CpuStorage,
         l3: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (rows, inputs) = rows_and_width(NAME, l1.shape())?;
+        let (_, inputs) = rows_and_width(NAME, l1.shape())?;
         let &[outputs, found] = l2.dims() else {
             bail!(
                 "{NAME}: expected a weight of shape [outputs, {inputs}], found {:?}",
@@ -61,23 +61,7 @@ impl CustomOp3 for Linear {
             f32_slice(NAME, s2, l2)?,
             f32_slice(NAME, s3, l3)?,
         );
-        let mut out = vec![0.; rows * outputs];
-        if outputs > 0 {
-            out.par_chunks_mut(outputs * ROWS_PER_TASK).for_each(|chunk| {
-                for row in chunk.chunks_exact_mut(outputs) {
-                    row.copy_from_slice(bias);
-                }
-            });
-        }
-        gemm(
-            [rows, outputs, inputs],
-            &mut out,
-            true,
-            1.,
-            Matrix::new(x, inputs),
-            Matrix::new(weight, inputs).transposed(),
-            Threads::All,
-        );
+        let out = forward(x, weight, bias);
         let mut dims = l1.dims().to_vec();
         if let Some(last) = dims.last_mut() {
             *last = outputs;
@@ -98,14 +82,10 @@ impl CustomOp3 for Linear {
         let wanted = [x.track_op(), weight.track_op(), bias.track_op()];
         let [dx, dw, db] = with_f32(NAME, [x, weight, &grad.contiguous()?], |[x, weight, grad]| {
             let dy = Matrix::new(grad, outputs);
-            let product = |size: [usize; 3], lhs, rhs| {
-                let mut out = vec![0.; size[0] * size[1]];
-                gemm(size, &mut out, false, 1., lhs, rhs, Threads::All);
-                out
-            };
+            let (x, weight) = (Matrix::new(x, inputs), Matrix::new(weight, inputs));
             [
-                wanted[0].then(|| product([rows, inputs, outputs], dy, Matrix::new(weight, inputs))),
-                wanted[1].then(|| product([outputs, inputs, rows], dy.transposed(), Matrix::new(x, inputs))),
+                wanted[0].then(|| product([rows, inputs, outputs], dy, weight)),
+                wanted[1].then(|| product([outputs, inputs, rows], dy.transposed(), x)),
                 wanted[2].then(|| column_sums(grad, rows, outputs)),
             ]
         })?;
@@ -118,15 +98,47 @@ impl CustomOp3 for Linear {
     }
 }
 
-/// Sums over the rows of `[rows, width]`.
-fn column_sums(values: &[f32], rows: usize, width: usize) -> Vec<f32> {
-    sum_over_rows(rows, width, |rows, partial| {
-        for row in rows {
-            for (sum, value) in partial.iter_mut().zip(&values[row * width..(row + 1) * width]) {
-                *sum += value;
+/// `x weight^T + bias` for rows of `x` as wide as those of `weight`.
+pub(super) fn forward(x: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
+    let outputs = bias.len();
+    let inputs = weight.len() / outputs.max(1);
+    let rows = x.len() / inputs.max(1);
+    let mut out = filled(
+        rows * outputs,
+        outputs * ROWS_PER_TASK,
+        #[inline(always)]
+        |_, out| {
+            for row in out.chunks_exact_mut(outputs) {
+                row.copy_from_slice(bias);
             }
-        }
-    })
+        },
+    );
+    gemm(
+        [rows, outputs, inputs],
+        &mut out,
+        true,
+        1.,
+        Matrix::new(x, inputs),
+        Matrix::new(weight, inputs).transposed(),
+        Threads::All,
+    );
+    out
+}
+
+/// Sums over the rows of `[rows, width]`.
+pub(super) fn column_sums(values: &[f32], rows: usize, width: usize) -> Vec<f32> {
+    sum_over_rows(
+        rows,
+        width,
+        #[inline(always)]
+        |rows, partial| {
+            for row in rows {
+                for (sum, value) in partial.iter_mut().zip(&values[row * width..(row + 1) * width]) {
+                    *sum += value;
+                }
+            }
+        },
+    )
 }
 
 #[cfg(test)]

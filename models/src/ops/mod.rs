@@ -11,21 +11,34 @@
 //! Sums over rows (weight and bias gradients) are taken over chunks of a fixed number of rows and added in their order,
 //! so results do not depend on the number of threads.
 
+mod assemble;
 mod attention;
 mod cpu;
+mod cross_entropy;
+mod gather_rows;
 mod gelu;
 mod l2_normalize;
 mod layer_norm;
 mod linear;
+mod many_parameters;
 mod residual;
+mod residual_branch;
 mod swiglu;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod vectors;
+mod weight_norm;
 
+pub use assemble::{SpecialTokens, assemble_tokens};
 pub use attention::{attention, attention_probabilities};
+pub use cpu::with_f32;
+pub use cross_entropy::soft_cross_entropy;
+pub use gather_rows::gather_rows;
 pub use gelu::gelu;
 pub use l2_normalize::l2_normalize;
 pub use layer_norm::layer_norm;
 pub use linear::linear;
 pub use residual::{BranchSamples, residual_add};
+pub use residual_branch::{BranchParameters, Middle, residual_branch};
 pub use swiglu::swiglu;
+pub use weight_norm::weight_norm;

@@ -1,9 +1,9 @@
 //! The end of a residual branch: LayerScale, stochastic depth's weights, and the sum with what bypassed the branch.
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
 
 use super::cpu::{ROWS_PER_TASK, f32_slice, stored, sum_over_rows, with_f32};
+use super::vectors::{beside, filled};
 
 const NAME: &str = "residual-add";
 
@@ -88,12 +88,13 @@ impl ResidualAdd {
 
     fn forward(&self, x: &[f32], y: &[f32], gamma: &[f32]) -> Vec<f32> {
         let width = self.width;
-        let mut out = vec![0.; x.len()];
         let chunk = width * ROWS_PER_TASK;
-        out.par_chunks_mut(chunk)
-            .zip(x.par_chunks(chunk))
-            .enumerate()
-            .for_each(|(task, (out, x))| {
+        filled(
+            x.len(),
+            chunk,
+            #[inline(always)]
+            |task, out| {
+                let x = beside(x, task, chunk, out.len());
                 for (i, (out, x)) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)).enumerate() {
                     let Some((row, factor)) = self.source(task * ROWS_PER_TASK + i) else {
                         out.copy_from_slice(x);
@@ -104,8 +105,8 @@ impl ResidualAdd {
                         *out = x + factor * gamma * y;
                     }
                 }
-            });
-        out
+            },
+        )
     }
 
     /// `dy = factor * gamma * g`, gathered from the rows the branch was added to.
@@ -117,34 +118,41 @@ impl ResidualAdd {
                 targets[branch] = (row, factor);
             }
         }
-        let mut out = vec![0.; count];
-        out.par_chunks_mut(width * ROWS_PER_TASK)
-            .zip(targets.par_chunks(ROWS_PER_TASK))
-            .for_each(|(out, targets)| {
+        filled(
+            count,
+            width * ROWS_PER_TASK,
+            #[inline(always)]
+            |task, out| {
+                let targets = &targets[task * ROWS_PER_TASK..];
                 for (out, &(row, factor)) in out.chunks_exact_mut(width).zip(targets) {
                     let grad = &grad[row * width..(row + 1) * width];
                     for (out, (grad, gamma)) in out.iter_mut().zip(grad.iter().zip(gamma)) {
                         *out = factor * gamma * grad;
                     }
                 }
-            });
-        out
+            },
+        )
     }
 
     fn gamma_gradient(&self, y: &[f32], grad: &[f32]) -> Vec<f32> {
         let width = self.width;
-        sum_over_rows(grad.len() / width, width, |rows, partial| {
-            for row in rows {
-                let Some((branch, factor)) = self.source(row) else {
-                    continue;
-                };
-                let y = &y[branch * width..(branch + 1) * width];
-                let grad = &grad[row * width..(row + 1) * width];
-                for (sum, (y, grad)) in partial.iter_mut().zip(y.iter().zip(grad)) {
-                    *sum += factor * y * grad;
+        sum_over_rows(
+            grad.len() / width,
+            width,
+            #[inline(always)]
+            |rows, partial| {
+                for row in rows {
+                    let Some((branch, factor)) = self.source(row) else {
+                        continue;
+                    };
+                    let y = &y[branch * width..(branch + 1) * width];
+                    let grad = &grad[row * width..(row + 1) * width];
+                    for (sum, (y, grad)) in partial.iter_mut().zip(y.iter().zip(grad)) {
+                        *sum += factor * y * grad;
+                    }
                 }
-            }
-        })
+            },
+        )
     }
 }
 

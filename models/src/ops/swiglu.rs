@@ -1,9 +1,9 @@
 //! The gate of SwiGLU on the packed projection, so that no half of it is cut out (and zero-padded in the backward pass).
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
 
-use super::cpu::{ROWS_PER_TASK, exp, f32_slice, rows_and_width, stored, with_f32};
+use super::cpu::{ROWS_PER_TASK, f32_slice, rows_and_width, stored, with_f32};
+use super::vectors::{beside, exp, filled};
 
 const NAME: &str = "swiglu";
 
@@ -17,6 +17,7 @@ pub fn swiglu(x: &Tensor) -> Result<Tensor> {
 
 struct SwiGlu;
 
+#[inline(always)]
 fn sigmoid(x: f32) -> f32 {
     1. / (1. + exp(-x))
 }
@@ -27,54 +28,68 @@ impl CustomOp1 for SwiGlu {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (rows, width) = rows_and_width(NAME, layout.shape())?;
+        let (_, width) = rows_and_width(NAME, layout.shape())?;
         if !width.is_multiple_of(2) {
             bail!("{NAME}: expected an even last dimension, found {width}")
         }
-        let half = width / 2;
         let x = f32_slice(NAME, storage, layout)?;
-        let mut out = vec![0.; rows * half];
-        out.par_chunks_mut(half * ROWS_PER_TASK)
-            .zip(x.par_chunks(width * ROWS_PER_TASK))
-            .for_each(|(out, x)| {
-                for (out, x) in out.chunks_exact_mut(half).zip(x.chunks_exact(width)) {
-                    let (gate, value) = x.split_at(half);
-                    for (out, (&a, b)) in out.iter_mut().zip(gate.iter().zip(value)) {
-                        *out = a * sigmoid(a) * b;
-                    }
-                }
-            });
         let mut dims = layout.dims().to_vec();
         if let Some(last) = dims.last_mut() {
-            *last = half;
+            *last = width / 2;
         }
-        Ok(stored(out, dims))
+        Ok(stored(forward(x, width), dims))
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let (_, width) = rows_and_width(NAME, x.shape())?;
-        let half = width / 2;
         let dx = with_f32(NAME, [x, &grad.contiguous()?], |[x, grad]| {
-            let mut out = vec![0.; x.len()];
-            out.par_chunks_mut(width * ROWS_PER_TASK)
-                .zip(x.par_chunks(width * ROWS_PER_TASK))
-                .zip(grad.par_chunks(half * ROWS_PER_TASK))
-                .for_each(|((out, x), grad)| {
-                    let rows = x.chunks_exact(width).zip(grad.chunks_exact(half));
-                    for (out, (x, grad)) in out.chunks_exact_mut(width).zip(rows) {
-                        let ((gate, value), (da, db)) = (x.split_at(half), out.split_at_mut(half));
-                        let inputs = gate.iter().zip(value).zip(grad);
-                        for ((da, db), ((&a, b), grad)) in da.iter_mut().zip(db).zip(inputs) {
-                            let s = sigmoid(a);
-                            *da = grad * b * s * (1. + a * (1. - s));
-                            *db = grad * a * s;
-                        }
-                    }
-                });
-            out
+            backward(x, width, grad)
         })?;
         Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
     }
+}
+
+/// The gate on rows of an even `width`.
+pub(super) fn forward(x: &[f32], width: usize) -> Vec<f32> {
+    let half = width / 2;
+    filled(
+        x.len() / 2,
+        half * ROWS_PER_TASK,
+        #[inline(always)]
+        |task, out| {
+            let x = beside(x, task, width * ROWS_PER_TASK, 2 * out.len());
+            for (out, x) in out.chunks_exact_mut(half).zip(x.chunks_exact(width)) {
+                let (gate, value) = x.split_at(half);
+                for (out, (&a, b)) in out.iter_mut().zip(gate.iter().zip(value)) {
+                    *out = a * sigmoid(a) * b;
+                }
+            }
+        },
+    )
+}
+
+/// The gradient of rows of an even `width`.
+pub(super) fn backward(x: &[f32], width: usize, grad: &[f32]) -> Vec<f32> {
+    let half = width / 2;
+    filled(
+        x.len(),
+        width * ROWS_PER_TASK,
+        #[inline(always)]
+        |task, out| {
+            let x = beside(x, task, width * ROWS_PER_TASK, out.len());
+            let grad = beside(grad, task, half * ROWS_PER_TASK, out.len() / 2);
+            let rows = x.chunks_exact(width).zip(grad.chunks_exact(half));
+            for (out, (x, grad)) in out.chunks_exact_mut(width).zip(rows) {
+                let ((gate, value), (da, db)) = (x.split_at(half), out.split_at_mut(half));
+                let inputs = gate.iter().zip(value).zip(grad);
+                for ((da, db), ((&a, b), grad)) in da.iter_mut().zip(db).zip(inputs) {
+                    let s = sigmoid(a);
+                    *da = grad * b * s * (1. + a * (1. - s));
+                    *db = grad * a * s;
+                }
+            }
+        },
+    )
 }
 
 #[cfg(test)]

@@ -90,3 +90,12 @@ pub(crate) fn check(inputs: &[Tensor], op: Function, oracle: Function) {
         );
     }
 }
+
+/// What `work` gives on a pool of `threads` threads.
+pub(crate) fn on_threads<R: Send>(threads: usize, work: impl FnOnce() -> R + Send) -> R {
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build()
+        .unwrap();
+    pool.install(work)
+}

@@ -7,11 +7,11 @@ use super::VitConfig;
 use super::layers::Linear;
 use crate::{Result, ops};
 
-/// Self-attention (DINOv2 `layers/attention.py`), names `qkv.*` and `proj.*`.
+/// Self-attention (DINOv2 `layers/attention.py`), names `qkv.*` and `proj.*`: the layers of a residual branch.
 #[derive(Debug, Clone)]
 pub(super) struct Attention {
-    qkv: Linear,
-    proj: Linear,
+    pub(super) qkv: Linear,
+    pub(super) proj: Linear,
     heads: usize,
     head_dim: usize,
 }
@@ -27,25 +27,19 @@ impl Attention {
         })
     }
 
-    /// [B, T, D] to [B, T, D].
-    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.proj
-            .forward(&ops::attention(&self.project(x)?, self.scale())?)
+    /// What stands between the two projections.
+    pub(super) fn middle(&self) -> ops::Middle {
+        ops::Middle::Attention { heads: self.heads }
     }
 
     /// What each token attends to, [B, T, D] to [B, heads, T, T].
     pub(super) fn probabilities(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(ops::attention_probabilities(&self.project(x)?, self.scale())?)
-    }
-
-    /// Queries, keys and values, [B, T, 3, heads, d].
-    fn project(&self, x: &Tensor) -> Result<Tensor> {
         let (batch, tokens, _) = x.dims3()?;
-        let qkv = self.qkv.forward(x)?;
-        Ok(qkv.reshape((batch, tokens, 3, self.heads, self.head_dim))?)
-    }
-
-    fn scale(&self) -> f64 {
-        1. / (self.head_dim as f64).sqrt()
+        let qkv = self
+            .qkv
+            .forward(x)?
+            .reshape((batch, tokens, 3, self.heads, self.head_dim))?;
+        let scale = 1. / (self.head_dim as f64).sqrt();
+        Ok(ops::attention_probabilities(&qkv, scale)?)
     }
 }

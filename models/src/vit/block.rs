@@ -6,19 +6,17 @@ use candle_nn::VarBuilder;
 use super::VitConfig;
 use super::attention::Attention;
 use super::feed_forward::FeedForward;
-use super::layers::LayerNorm;
+use super::layers::{LayerNorm, Linear};
 use crate::Result;
-use crate::ops::{BranchSamples, residual_add};
+use crate::ops::{BranchParameters, BranchSamples, Middle, gather_rows, residual_add, residual_branch};
 
 /// DINOv2 `layers/block.py`: `x += ls1 attn(norm1(x)); x += ls2 mlp(norm2(x))`.
 #[derive(Debug, Clone)]
 pub(super) struct Block {
     norm1: LayerNorm,
     attn: Attention,
-    gamma1: Tensor,
-    norm2: LayerNorm,
-    mlp: FeedForward,
-    gamma2: Tensor,
+    attention: Branch,
+    feed_forward: Branch,
 }
 
 impl Block {
@@ -29,25 +27,23 @@ impl Block {
             Some(_) => vb.pp(name).get(dim, "gamma"),
             None => Tensor::ones(dim, vb.dtype(), vb.device()),
         };
+        let norm1 = LayerNorm::new(dim, eps, vb.pp("norm1"))?;
+        let attn = Attention::new(config, vb.pp("attn"))?;
+        let norm2 = LayerNorm::new(dim, eps, vb.pp("norm2"))?;
+        let mlp = FeedForward::new(config, vb.pp("mlp"))?;
         Ok(Self {
-            norm1: LayerNorm::new(dim, eps, vb.pp("norm1"))?,
-            attn: Attention::new(config, vb.pp("attn"))?,
-            gamma1: gamma("ls1")?,
-            norm2: LayerNorm::new(dim, eps, vb.pp("norm2"))?,
-            mlp: FeedForward::new(config, vb.pp("mlp"))?,
-            gamma2: gamma("ls2")?,
+            attention: Branch::new(&norm1, &attn.qkv, attn.middle(), &attn.proj, gamma("ls1")?),
+            feed_forward: Branch::new(&norm2, &mlp.expand, mlp.middle(), &mlp.contract, gamma("ls2")?),
+            norm1,
+            attn,
         })
     }
 
     /// [B, T, D] to [B, T, D]; `samples` says on which images attention and the feed-forward network run.
     pub(super) fn forward(&self, x: &Tensor, samples: [Option<&BranchSamples>; 2]) -> Result<Tensor> {
         let [attention, feed_forward] = samples;
-        let x = branch(x, &self.gamma1, attention, |x| {
-            self.attn.forward(&self.norm1.forward(x)?)
-        })?;
-        branch(&x, &self.gamma2, feed_forward, |x| {
-            self.mlp.forward(&self.norm2.forward(x)?)
-        })
+        let x = self.attention.forward(x, attention)?;
+        self.feed_forward.forward(&x, feed_forward)
     }
 
     /// What each token of `x` [B, T, D] attends to in this block, [B, heads, T, T].
@@ -56,20 +52,52 @@ impl Block {
     }
 }
 
-/// `x + gamma f(x)`, with `f` on the chosen images only.
-fn branch(
-    x: &Tensor,
-    gamma: &Tensor,
-    samples: Option<&BranchSamples>,
-    f: impl Fn(&Tensor) -> Result<Tensor>,
-) -> Result<Tensor> {
-    let Some(samples) = samples else {
-        return Ok(residual_add(x, &f(x)?, gamma, None)?);
-    };
-    if samples.kept.is_empty() {
-        return Ok(x.clone());
+/// `x + gamma contract(middle(expand(norm(x))))`.
+#[derive(Debug, Clone)]
+struct Branch {
+    parameters: BranchParameters,
+    middle: Middle,
+    eps: f64,
+}
+
+impl Branch {
+    fn new(norm: &LayerNorm, expand: &Linear, middle: Middle, contract: &Linear, gamma: Tensor) -> Self {
+        let parameters = BranchParameters {
+            norm_weight: norm.weight.clone(),
+            norm_bias: norm.bias.clone(),
+            expand_weight: expand.weight.clone(),
+            expand_bias: expand.bias.clone(),
+            contract_weight: contract.weight.clone(),
+            contract_bias: contract.bias.clone(),
+            gamma,
+        };
+        Self {
+            parameters,
+            middle,
+            eps: norm.eps,
+        }
     }
-    let kept = Tensor::new(samples.kept.as_slice(), x.device())?;
-    let y = f(&x.index_select(&kept, 0)?)?;
-    Ok(residual_add(x, &y, gamma, Some(samples))?)
+
+    /// The branch on the chosen images, or on all.
+    fn forward(&self, x: &Tensor, samples: Option<&BranchSamples>) -> Result<Tensor> {
+        let run = |x: &Tensor, add| residual_branch(x, &self.parameters, self.middle, self.eps, add);
+        let Some(samples) = samples else {
+            return Ok(run(x, true)?);
+        };
+        if samples.kept.is_empty() {
+            return Ok(x.clone());
+        }
+        let y = run(&gather_images(x, &samples.kept)?, false)?;
+        // LayerScale is in the branch already.
+        let ones = Tensor::ones(y.dim(2)?, y.dtype(), y.device())?;
+        Ok(residual_add(x, &y, &ones, Some(samples))?)
+    }
+}
+
+/// The images `kept` of `x` [B, T, D].
+fn gather_images(x: &Tensor, kept: &[u32]) -> Result<Tensor> {
+    let (_, tokens, width) = x.dims3()?;
+    let of_image = |&image: &u32| (0..tokens as u32).map(move |token| image * tokens as u32 + token);
+    let rows: Vec<u32> = kept.iter().flat_map(of_image).collect();
+    Ok(gather_rows(x, &rows)?.reshape((kept.len(), tokens, width))?)
 }

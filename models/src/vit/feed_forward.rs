@@ -1,20 +1,20 @@
 //! The feed-forward network of a block.
 
-use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
 use super::layers::Linear;
 use super::{FeedForwardKind, VitConfig};
 use crate::{Result, ops};
 
-/// DINOv2 `layers/mlp.py` and `layers/swiglu_ffn.py`, both under the name `mlp`.
+/// DINOv2 `layers/mlp.py` and `layers/swiglu_ffn.py`, both under the name `mlp`: the layers of a
+/// residual branch.
 #[derive(Debug, Clone)]
 pub(super) struct FeedForward {
     kind: FeedForwardKind,
     /// `fc1`, or `w12` with the gate in the first half of its outputs.
-    expand: Linear,
+    pub(super) expand: Linear,
     /// `fc2`, or `w3`.
-    contract: Linear,
+    pub(super) contract: Linear,
 }
 
 impl FeedForward {
@@ -31,13 +31,11 @@ impl FeedForward {
         })
     }
 
-    /// [.., D] to [.., D].
-    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let hidden = self.expand.forward(x)?;
-        let hidden = match self.kind {
-            FeedForwardKind::Mlp => ops::gelu(&hidden)?,
-            FeedForwardKind::Swiglu => ops::swiglu(&hidden)?,
-        };
-        self.contract.forward(&hidden)
+    /// What stands between the two projections.
+    pub(super) fn middle(&self) -> ops::Middle {
+        match self.kind {
+            FeedForwardKind::Mlp => ops::Middle::Gelu,
+            FeedForwardKind::Swiglu => ops::Middle::SwiGlu,
+        }
     }
 }

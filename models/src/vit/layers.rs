@@ -8,8 +8,8 @@ use crate::{Result, ops};
 /// A linear layer with PyTorch's names, `weight` [O, I] and `bias` [O].
 #[derive(Debug, Clone)]
 pub(crate) struct Linear {
-    weight: Tensor,
-    bias: Tensor,
+    pub(crate) weight: Tensor,
+    pub(crate) bias: Tensor,
 }
 
 impl Linear {
@@ -29,9 +29,9 @@ impl Linear {
 /// LayerNorm over the last dimension, `weight` and `bias` [D].
 #[derive(Debug, Clone)]
 pub(crate) struct LayerNorm {
-    weight: Tensor,
-    bias: Tensor,
-    eps: f64,
+    pub(crate) weight: Tensor,
+    pub(crate) bias: Tensor,
+    pub(crate) eps: f64,
 }
 
 impl LayerNorm {

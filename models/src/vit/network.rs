@@ -10,7 +10,7 @@ use super::layers::LayerNorm;
 use super::patch_embed::PatchEmbed;
 use super::position::interpolate_table;
 use super::{DropPathPlan, VitConfig};
-use crate::{Error, Result};
+use crate::{Error, Result, ops};
 
 /// DINOv2 `DinoVisionTransformer`, for inference and for training.
 ///
@@ -147,6 +147,20 @@ impl VisionTransformer {
         masks: Option<&Tensor>,
         drop_path: Option<&DropPathPlan>,
     ) -> Result<VitOutput> {
+        self.output(self.forward_tokens(pixels, masks, drop_path)?)
+    }
+
+    /// All tokens before the final norm, [B, T, D] with T = 1 + R + N: what a training step reads its rows from with
+    /// [`Self::norm_rows`]. Arguments as in [`Self::forward_with`].
+    ///
+    /// # Errors
+    /// As [`Self::forward_with`].
+    pub fn forward_tokens(
+        &self,
+        pixels: &Tensor,
+        masks: Option<&Tensor>,
+        drop_path: Option<&DropPathPlan>,
+    ) -> Result<Tensor> {
         let mut x = self.embed(pixels, masks)?;
         if let Some(plan) = drop_path {
             let found = (plan.batch(), plan.depth());
@@ -159,7 +173,17 @@ impl VisionTransformer {
         for (i, block) in self.blocks.iter().enumerate() {
             x = block.forward(&x, drop_path.map_or([None; 2], |plan| plan.block(i)))?;
         }
-        self.output(x)
+        Ok(x)
+    }
+
+    /// The final norm of chosen tokens of `prenorm` [B, T, D]: [rows, D]. It and its gradient touch no other token.
+    ///
+    /// Rows count over images and tokens: image i has its class token in row `i T`, its patch p in row `i T + 1 + R + p`.
+    ///
+    /// # Errors
+    /// A row that is not there.
+    pub fn norm_rows(&self, prenorm: &Tensor, rows: &[u32]) -> Result<Tensor> {
+        self.final_norm(&ops::gather_rows(prenorm, rows)?)
     }
 
     /// The tokens that enter the first block, [B, 1 + R + N, D]: class token, registers, patches row by row.
@@ -174,23 +198,17 @@ impl VisionTransformer {
             ));
         }
         let (rows, columns) = self.grid(pixels)?;
-        let mut patches = self.patch_embed.forward(pixels)?; // [B, N, D]
+        let patches = self.patch_embed.forward(pixels)?; // [B, N, D]
         if let Some(masks) = masks {
-            patches = self.mask(&patches, masks)?;
+            self.check_masks(&patches, masks)?;
         }
-        let batch = patches.dim(0)?;
-        let dim = self.config.embed_dim;
         let positions = interpolate_table(&self.pos_embed, self.config.position_rule, rows, columns)?;
-        let cls = (&self.cls_token + positions.narrow(1, 0, 1)?)?.expand((batch, 1, dim))?;
-        let patches = patches.broadcast_add(&positions.narrow(1, 1, rows * columns)?)?;
-        Ok(match &self.register_tokens {
-            None => Tensor::cat(&[&cls, &patches], 1)?,
-            // Registers have no position.
-            Some(registers) => {
-                let registers = registers.expand((batch, self.config.num_registers, dim))?;
-                Tensor::cat(&[&cls, &registers, &patches], 1)?
-            }
-        })
+        let special = ops::SpecialTokens {
+            cls: &self.cls_token,
+            registers: self.register_tokens.as_ref(),
+            mask: self.mask_token.as_ref(),
+        };
+        Ok(ops::assemble_tokens(&patches, &positions, special, masks)?)
     }
 
     /// The patch grid (rows, columns) of `pixels`.
@@ -207,14 +225,14 @@ impl VisionTransformer {
         }
     }
 
-    /// The mask token in place of masked patches: `patches` [B, N, D], `masks` [B, N].
-    fn mask(&self, patches: &Tensor, masks: &Tensor) -> Result<Tensor> {
-        let Some(token) = &self.mask_token else {
+    /// Fails unless `masks` fits `patches` [B, N, D] and the network.
+    fn check_masks(&self, patches: &Tensor, masks: &Tensor) -> Result<()> {
+        if self.mask_token.is_none() {
             return Err(Error::config(
                 "masks",
                 "expected none: the network has no mask token",
             ));
-        };
+        }
         let (batch, count, _) = patches.dims3()?;
         if masks.dims() != [batch, count] || masks.dtype() != DType::U8 {
             let found = format!("found {:?} of {:?}", masks.dims(), masks.dtype());
@@ -223,8 +241,7 @@ impl VisionTransformer {
                 format!("expected [{batch}, {count}] of U8, {found}"),
             ));
         }
-        let masks = masks.unsqueeze(2)?.broadcast_as(patches.shape())?;
-        Ok(masks.where_cond(&token.broadcast_as(patches.shape())?, patches)?)
+        Ok(())
     }
 
     /// Runs the blocks on `x` [B, T, D] without stochastic depth, and hands `visit` the output of each.

@@ -1,9 +1,9 @@
 //! The image-level DINO term: cross-entropy between class-token distributions of different views of an image
 //! (Caron et al. 2021, section 3.1; facebookresearch/dinov2 `loss/dino_clstoken_loss.py`, `train/ssl_meta_arch.py`).
 
-use candle_core::{D, Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 
-use super::{expect_matrix, expect_temperature, log_softmax, matrix};
+use super::{cross_entropy, expect_matrix, expect_temperature, matrix};
 
 /// Global crops of an image; the reference supports no other number.
 const GLOBAL_CROPS: usize = 2;
@@ -59,11 +59,9 @@ pub fn dino_global_sum(student: &Tensor, targets: &Tensor, temperature: f64) -> 
     let (batch, prototypes) = images(targets)?;
     expect_temperature(WHAT, temperature)?;
     expect_matrix(WHAT, student, GLOBAL_CROPS * batch, prototypes)?;
-    let targets = targets.detach();
-    let (first, second) = (targets.narrow(0, 0, batch)?, targets.narrow(0, batch, batch)?);
-    let exchanged = Tensor::cat(&[second, first], 0)?;
-    let rows = (GLOBAL_CROPS * batch) as f64;
-    (exchanged * log_softmax(student, temperature)?)?.sum_all()? * (-1. / rows)
+    let rows = GLOBAL_CROPS * batch;
+    let exchanged: Vec<u32> = (0..rows).map(|row| ((row + batch) % rows) as u32).collect();
+    cross_entropy(student, targets, Some(&exchanged), temperature)?.sum_all()? / rows as f64
 }
 
 /// The sum over all pairs of a local crop with a teacher's global crop of their mean cross-entropy over the batch,
@@ -87,11 +85,11 @@ pub fn dino_local_sum(student: &Tensor, targets: &Tensor, temperature: f64) -> R
     // Cross-entropy is linear in its target: one pass with the sum of both crops' targets.
     let both = targets
         .detach()
+        .to_dtype(DType::F32)?
         .reshape((GLOBAL_CROPS, batch, prototypes))?
-        .sum_keepdim(0)?; // [1, B, K]
-    let log_probs = log_softmax(student, temperature)?.reshape((rows / batch, batch, prototypes))?; // [L, B, K]
-    let products = log_probs.broadcast_mul(&both)?.sum(D::Minus1)?; // [L, B]
-    products.sum_all()? * (-1. / batch as f64)
+        .sum(0)?; // [B, K]
+    let image: Vec<u32> = (0..rows).map(|row| (row % batch) as u32).collect();
+    cross_entropy(student, &both, Some(&image), temperature)?.sum_all()? / batch as f64
 }
 
 /// Batch size B and number K of prototypes from targets [2 B, K].
@@ -136,7 +134,7 @@ mod tests {
             .unwrap()
             .backward()
             .unwrap();
-        let double = |tensor: &Tensor| tensor.to_dtype(candle_core::DType::F64).unwrap();
+        let double = |tensor: &Tensor| tensor.to_dtype(DType::F64).unwrap();
         let exps = (double(&student.detach()) * 10.).unwrap().exp().unwrap();
         let softmax = exps.broadcast_div(&exps.sum_keepdim(1).unwrap()).unwrap();
         let targets = double(targets);
@@ -199,7 +197,7 @@ mod tests {
 
     #[test]
     fn shapes_that_do_not_fit_are_named() {
-        let make = |rows| Tensor::ones((rows, 3), candle_core::DType::F32, &Device::Cpu).unwrap();
+        let make = |rows| Tensor::ones((rows, 3), DType::F32, &Device::Cpu).unwrap();
         let message = |result: Result<Tensor>| result.unwrap_err().to_string();
         let odd = message(dino_global_sum(&make(3), &make(3), 0.1));
         assert!(

@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor, bail};
 
-use super::{expect_matrix, expect_temperature, log_softmax, matrix};
+use super::{cross_entropy, expect_matrix, expect_temperature, log_softmax, matrix};
 
 /// `T^2 * mean over rows of sum_k p_k (log p_k - log q_k)` with `p = softmax(teacher / T)`, `q = softmax(student / T)`.
 ///
@@ -18,11 +18,11 @@ pub fn distillation_kl_loss(student: &Tensor, teacher: &Tensor, temperature: f64
     if rows == 0 {
         bail!("distillation_kl student: expected at least 1 row, found 0");
     }
-    let log_teacher = log_softmax(&teacher.detach(), temperature)?;
-    let log_student = log_softmax(student, temperature)?;
-    let probabilities = log_teacher.exp()?;
-    let divergence = (probabilities * (log_teacher - log_student)?)?.sum_all()?;
-    divergence * (temperature * temperature / rows as f64)
+    let teacher = teacher.detach();
+    let probabilities = log_softmax(&teacher, temperature)?.exp()?;
+    let [of_student, of_teacher] =
+        [student, &teacher].map(|logits| cross_entropy(logits, &probabilities, None, temperature));
+    (of_student? - of_teacher?)?.sum_all()? * (temperature * temperature / rows as f64)
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
 //! The patch-level iBOT term: the student predicts, where its input was masked, what the teacher sees there
 //! (Zhou et al. 2022; facebookresearch/dinov2 `loss/ibot_patch_loss.py`, `forward_masked`).
 
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
-use super::{expect_matrix, expect_temperature, log_softmax, matrix};
+use super::{cross_entropy, expect_matrix, expect_temperature, matrix};
 
 /// Cross-entropy over masked patches, averaged within each crop, summed over crops and divided by the number of crops.
 ///
@@ -29,8 +29,8 @@ pub fn ibot_patch_loss(
         return Tensor::zeros((), DType::F32, student.device());
     }
     let weights = Tensor::from_vec(patch_weights(masked), patches, student.device())?;
-    let cross_entropy = (targets.detach() * log_softmax(student, temperature)?)?.sum(D::Minus1)?; // [M], negative
-    (cross_entropy * weights)?.sum_all()? * (-1. / masked.len() as f64)
+    let terms = cross_entropy(student, targets, None, temperature)?; // [M]
+    (terms * weights)?.sum_all()? / masked.len() as f64
 }
 
 /// For every masked patch, 1 over the number of masked patches in its crop.

@@ -2,8 +2,9 @@
 //! 2020, algorithm 1; facebookresearch/moco `moco/builder.py`).
 
 use candle_core::{D, DType, Result, Tensor};
+use macula_models::ops;
 
-use super::{expect_matrix, expect_temperature, log_softmax, matrix};
+use super::{cross_entropy, expect_matrix, expect_temperature, matrix};
 
 /// Mean over the batch of `-log(exp(q.k / T) / (exp(q.k / T) + sum_j exp(q.n_j / T)))`.
 ///
@@ -22,12 +23,13 @@ pub fn info_nce_loss(queries: &Tensor, keys: &Tensor, queue: &Tensor, temperatur
     let queries = queries.to_dtype(DType::F32)?;
     let [keys, queue] = [keys, queue].map(|tensor| tensor.detach().to_dtype(DType::F32));
     let positive = (&queries * keys?)?.sum_keepdim(D::Minus1)?; // [B, 1]
-    let against = queries.matmul(&queue?.t()?)?; // [B, N]
+    let against = ops::linear(&queries, &queue?, None)?; // [B, N]
     let logits = Tensor::cat(&[positive, against], 1)?; // [B, 1 + N]
-    log_softmax(&logits, temperature)?
-        .narrow(1, 0, 1)?
-        .mean_all()?
-        .neg()
+    // The target of every row is its own key, in the first column.
+    let mut own = vec![0f32; 1 + negatives];
+    own[0] = 1.;
+    let own = Tensor::from_vec(own, (1, 1 + negatives), queries.device())?;
+    cross_entropy(&logits, &own, Some(&vec![0; batch]), temperature)?.mean_all()
 }
 
 #[cfg(test)]

@@ -12,9 +12,11 @@ mod info_nce;
 mod key_queue;
 mod koleo;
 mod relational;
+mod rows;
 pub mod targets;
 
 use candle_core::{D, DType, Result, Tensor, bail};
+use macula_models::ops;
 
 pub use dino_cls::{DinoClsTerms, dino_cls_loss, dino_global_sum, dino_local_sum};
 pub use distillation_kl::distillation_kl_loss;
@@ -33,6 +35,17 @@ fn log_softmax(logits: &Tensor, temperature: f64) -> Result<Tensor> {
     let shifted = scaled.broadcast_sub(&scaled.detach().max_keepdim(D::Minus1)?)?;
     let log_sum = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
     shifted.broadcast_sub(&log_sum)
+}
+
+/// [`ops::soft_cross_entropy`] of whatever float type: [M], f32.
+fn cross_entropy(
+    logits: &Tensor,
+    targets: &Tensor,
+    target_rows: Option<&[u32]>,
+    temperature: f64,
+) -> Result<Tensor> {
+    let targets = targets.detach().to_dtype(DType::F32)?;
+    ops::soft_cross_entropy(&logits.to_dtype(DType::F32)?, &targets, target_rows, temperature)
 }
 
 /// Rows and columns of a matrix called `what`.

@@ -2,9 +2,10 @@
 //! Sinkhorn-Knopp (Caron et al. 2020, section 3; facebookresearch/dinov2 `loss/dino_clstoken_loss.py`,
 //! `loss/ibot_patch_loss.py`). Targets carry no gradient. Class tokens and patches each have a centre of their own.
 
-use candle_core::{D, DType, Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
+use macula_models::ops::with_f32;
 
-use super::{expect_matrix, expect_temperature, log_softmax, matrix};
+use super::{expect_matrix, expect_temperature, matrix, rows};
 use crate::train::ranks::Ranks;
 
 /// Iterations of Sinkhorn-Knopp in the reference.
@@ -12,7 +13,7 @@ pub const SINKHORN_ITERATIONS: usize = 3;
 
 /// Least sum over samples that a prototype is scaled by: far below what f32 exponentials of one batch add up to, it only
 /// keeps the scale of a prototype that no sample is near from overflowing.
-const LEAST_SUM: f64 = 1e-30;
+const LEAST_SUM: f32 = 1e-30;
 
 /// `softmax((logits - centre) / temperature)` with a centre that follows the mean of all teacher logits.
 ///
@@ -68,35 +69,33 @@ impl SoftmaxCentering {
         let (rows, _) = matrix("teacher logits", logits)?;
         expect_matrix("teacher logits", logits, rows, self.centre.dim(1)?)?;
         expect_temperature("teacher logits", temperature)?;
-        let logits = logits.detach().to_dtype(DType::F32)?;
+        let logits = logits.detach().to_dtype(DType::F32)?.contiguous()?;
         self.centre = self.centre()?;
-        self.mean = mean_over_ranks(&logits, ranks)?;
-        if rows == 0 {
-            return Ok(logits);
-        }
-        log_softmax(&logits.broadcast_sub(&self.centre)?, temperature)?.exp()
+        let inverse = (1. / temperature) as f32;
+        let centre = self.centre.contiguous()?;
+        let (targets, sums) = with_f32("teacher targets", [&logits, &centre], |[logits, centre]| {
+            rows::softmax(logits, centre, inverse)
+        })?;
+        self.mean = mean_over_ranks(sums, rows, &logits, ranks)?;
+        Tensor::from_vec(targets, logits.shape(), logits.device())
     }
 }
 
-/// The mean row [1, K] of `logits` [M, K] over all processes; None where there is no row.
-fn mean_over_ranks(logits: &Tensor, ranks: &dyn Ranks) -> Result<Option<Tensor>> {
-    let rows = logits.dim(0)?;
-    let ones = Tensor::ones((1, rows), DType::F32, logits.device())?;
-    let sum = ranks.sum(&weighted_sum(&ones, logits)?)?;
-    let count = ranks.sum(&Tensor::new(&[rows as f64], logits.device())?)?;
+/// The mean row [1, K] over all processes, whose rows add up to `sums` here; None where there is no row.
+fn mean_over_ranks(
+    sums: Vec<f32>,
+    rows: usize,
+    logits: &Tensor,
+    ranks: &dyn Ranks,
+) -> Result<Option<Tensor>> {
+    let device = logits.device();
+    let sum = ranks.sum(&Tensor::from_vec(sums, (1, logits.dim(1)?), device)?)?;
+    let count = ranks.sum(&Tensor::new(&[rows as f64], device)?)?;
     let count = count.to_vec1::<f64>()?[0];
     if count == 0. {
         return Ok(None);
     }
     Ok(Some((sum / count)?))
-}
-
-/// `weights` [1, M] times `matrix` [M, K]: [1, K], zeros for M = 0.
-fn weighted_sum(weights: &Tensor, matrix: &Tensor) -> Result<Tensor> {
-    match matrix.dims2()? {
-        (0, columns) => Tensor::zeros((1, columns), DType::F32, matrix.device()),
-        _ => weights.matmul(matrix),
-    }
 }
 
 /// Targets [M, K] of teacher logits [M, K] by `iterations` (3 in the reference) of Sinkhorn-Knopp over the rows of all
@@ -116,58 +115,48 @@ pub fn sinkhorn_knopp(
     let (rows, prototypes) = matrix("teacher logits", logits)?;
     expect_temperature("teacher logits", temperature)?;
     let logits = logits.detach().to_dtype(DType::F32)?.contiguous()?;
-    let start = Start::new(&logits, temperature, ranks)?;
-    let mut of_row = start.of_row; // [1, M]
-    let mut of_prototype = Tensor::ones((prototypes, 1), DType::F32, logits.device())?;
-    // Q is diag(of_row) exp diag(of_prototype) throughout, so an iteration is two products with a vector instead of two
-    // passes that rewrite the matrix. The reference's factors 1/K and 1/M, and its first division by the sum of Q, scale
-    // all of Q alike; the division by row sums that comes last undoes them.
-    for _ in 0..iterations {
-        let sums = ranks.sum(&weighted_sum(&of_row, &start.exp)?)?; // [1, K]
-        of_prototype = sums.maximum(LEAST_SUM)?.recip()?.t()?.contiguous()?;
-        if rows > 0 {
-            of_row = start.exp.matmul(&of_prototype)?.recip()?.t()?.contiguous()?;
+    let device = logits.device();
+    let inverse = (1. / temperature) as f32;
+    // `exp((logits - largest) / temperature)` as `diag(of_row) exp`, every row of `exp` having a 1: a row that lies far below
+    // the others must not vanish, because the first division by row sums brings it back.
+    let (mut exp, row_max) = with_f32("teacher targets", [&logits], |[logits]| {
+        rows::exponentials(logits, prototypes, inverse)
+    })?;
+    // One largest value for all rows of all processes: a shift by row would change where the iterations start.
+    let largest = row_max.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let largest = ranks.max(&Tensor::new(&[largest], device)?)?.to_vec1::<f32>()?[0];
+    let of_row: Vec<f32> = row_max
+        .iter()
+        .map(|max| ((max - largest) * inverse).exp())
+        .collect();
+    // Q is diag(of_row) exp diag(of_prototype) throughout, so an iteration reads the matrix once instead of rewriting it
+    // twice. The reference's factors 1/K and 1/M, and its first division by the sum of Q, scale all of Q alike; the division
+    // by row sums that comes last undoes them.
+    if iterations == 0 {
+        rows::scale(&mut exp, &vec![1.; prototypes], Some(&of_row));
+    }
+    let mut sums = rows::weighted_sums(&exp, prototypes, |row, _| of_row[row]);
+    for iteration in 1..=iterations {
+        let total = ranks.sum(&Tensor::from_vec(sums, (1, prototypes), device)?)?;
+        let of_prototype: Vec<f32> = total
+            .flatten_all()?
+            .to_vec1::<f32>()?
+            .into_iter()
+            .map(reciprocal)
+            .collect();
+        if iteration == iterations {
+            rows::scale(&mut exp, &of_prototype, None);
+            break;
         }
+        // The new scale of a row and what it adds to the next sums, while the row is in the cache.
+        sums = rows::weighted_sums(&exp, prototypes, |_, row| 1. / rows::dot(row, &of_prototype));
     }
-    if rows == 0 {
-        return Ok(logits);
-    }
-    let of_row = of_row.t()?; // [M, 1]
-    start
-        .exp
-        .broadcast_mul(&of_prototype.t()?)?
-        .broadcast_mul(&of_row)
+    Tensor::from_vec(exp, (rows, prototypes), device)
 }
 
-/// `exp((logits - largest) / temperature)` as `diag(of_row) exp`, every row of `exp` having a 1: a row that lies far below
-/// the others must not vanish, because the first division by row sums brings it back.
-struct Start {
-    exp: Tensor,    // [M, K]
-    of_row: Tensor, // [1, M]
-}
-
-impl Start {
-    fn new(logits: &Tensor, temperature: f64, ranks: &dyn Ranks) -> Result<Self> {
-        let device = logits.device();
-        let rows = logits.dim(0)?;
-        let lowest = Tensor::new(&[f32::NEG_INFINITY], device)?;
-        if rows == 0 {
-            ranks.max(&lowest)?;
-            return Ok(Self {
-                exp: logits.clone(),
-                of_row: Tensor::zeros((1, 0), DType::F32, device)?,
-            });
-        }
-        let row_max = logits.max_keepdim(D::Minus1)?; // [M, 1]
-        // One largest value for all rows of all processes: a shift by row would change where the iterations start.
-        let largest = ranks.max(&row_max.max(0)?)?; // [1]
-        let of_row = (row_max.broadcast_sub(&largest)? * (1. / temperature))?.exp()?;
-        let exp = (logits.broadcast_sub(&row_max)? * (1. / temperature))?.exp()?;
-        Ok(Self {
-            exp,
-            of_row: of_row.reshape((1, rows))?,
-        })
-    }
+/// Written so that NaN stays.
+fn reciprocal(sum: f32) -> f32 {
+    1. / if sum < LEAST_SUM { LEAST_SUM } else { sum }
 }
 
 #[cfg(test)]

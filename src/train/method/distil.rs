@@ -6,15 +6,30 @@ use std::time::Instant;
 use candle_core::Tensor;
 use candle_nn::loss::cross_entropy;
 use macula_models::ops;
-use macula_models::vit::VitOutput;
 
-use super::{Crops, Masks, Method, Pass, PrototypeTargets, RelationQueues, StepLoss, masked};
+use super::{Crops, Method, Pass, PrototypeTargets, RelationQueues, Seen, StepLoss, places};
 use crate::data::loader::Batch;
 use crate::distill::{DistillConfig, FrozenTargets, IbotTokens, TeacherFeatures, Term};
 use crate::train::config::StepValues;
 use crate::train::failed_in_candle;
 use crate::train::losses::{Relations, distillation_kl_loss, feature_distance, relational_loss};
 use crate::{Error, Result};
+
+/// The patches that the iBOT term compares.
+#[derive(Default)]
+struct Compared {
+    /// Their places in [2 B, N], [M].
+    places: Vec<u32>,
+    /// How many of them each global crop has.
+    per_crop: Vec<usize>,
+}
+
+/// What the terms need of the student, after the final norm.
+struct Student {
+    cls: Tensor,              // [G B, D]
+    compared: Option<Tensor>, // [M, D], the iBOT term's patches
+    patch: Option<Tensor>,    // [G B, N, D], where features of patches are compared
+}
 
 impl Method {
     /// The terms of a distillation on one part of a step.
@@ -45,53 +60,92 @@ impl Method {
     ) -> Result<()> {
         let start = Instant::now();
         let seen = frozen.features(&crops.global, batch)?;
-        let every_patch = self.every_patch(crops, distill)?;
-        let compared = every_patch.as_ref().or(crops.masks.as_ref());
-        let compared = compared.filter(|masks| masks.indices.elem_count() > 0);
-        let targets = self.prototype_targets(frozen, &seen, compared, values)?;
+        let compared = self.compared_patches(crops, distill)?;
+        let targets = self.prototype_targets(frozen, &seen, &compared, values)?;
         loss.teacher_seconds += start.elapsed().as_secs_f64();
 
-        let global = self.student_pass(&crops.global, None, &Pass { name: "globals", part })?;
-        self.prototype_terms(crops, &global, targets, part, loss)?;
+        let tokens = self.student_tokens(&crops.global, None, &Pass { name: "globals", part })?;
+        let global = self.read_student(&tokens, distill, &compared)?;
+        let of_heads = Seen {
+            cls: global.cls.clone(),
+            patches: global.compared.clone(),
+        };
+        self.prototype_terms(crops, &of_heads, targets, part, loss)?;
         self.feature_terms(distill, &seen, &global, loss)?;
         if distill.has(Term::Relation) {
-            self.relation_term(distill, &seen, (crops, &global, part), loss)?;
+            self.relation_term(distill, &seen, (crops, &global.cls, part), loss)?;
         }
         if distill.has(Term::Logits) {
-            self.logits_term(frozen, distill, &seen, &global, loss)?;
+            self.logits_term(frozen, distill, &seen, &global.cls, loss)?;
         }
         if distill.has_labels() {
-            self.label_term(frozen, distill, batch, &global, loss)?;
+            self.label_term(frozen, distill, batch, &global.cls, loss)?;
         }
         Ok(())
     }
 
-    /// All patches of all global crops, where the iBOT term compares them all.
-    fn every_patch(&self, crops: &Crops, distill: &DistillConfig) -> Result<Option<Masks>> {
-        if !self.config.has_ibot() || distill.ibot_tokens == IbotTokens::Subset {
-            return Ok(None);
+    /// The patches of the iBOT term: all, or those that pretraining would hide.
+    fn compared_patches(&self, crops: &Crops, distill: &DistillConfig) -> Result<Compared> {
+        if !self.config.has_ibot() {
+            return Ok(Compared::default());
         }
-        let patches = self.config.grid()?.patches();
+        if distill.ibot_tokens == IbotTokens::Subset {
+            let masks = crops.masks.as_ref();
+            return Ok(Compared {
+                places: places(masks).to_vec(),
+                per_crop: masks.map(|masks| masks.per_crop.clone()).unwrap_or_default(),
+            });
+        }
         let count = crops.global.dim(0).map_err(failed_in_candle)?;
-        let all = (count * patches) as u32;
-        let masks = || -> candle_core::Result<Masks> {
-            Ok(Masks {
-                bits: Tensor::ones((count, patches), candle_core::DType::U8, &self.device)?,
-                indices: Tensor::arange(0, all, &self.device)?,
-                per_crop: vec![patches; count],
-            })
-        };
-        masks().map(Some).map_err(failed_in_candle)
+        let patches = self.config.grid()?.patches();
+        Ok(Compared {
+            places: (0..(count * patches) as u32).collect(),
+            per_crop: vec![patches; count],
+        })
     }
 
-    /// The frozen heads' distributions for class tokens and the `compared` patches.
-    fn prototype_targets<'a>(
+    /// What the terms need of the student's `tokens` [G B, T, D], after the final norm.
+    fn read_student(&self, tokens: &Tensor, distill: &DistillConfig, compared: &Compared) -> Result<Student> {
+        let vit = &self.student.vit;
+        let features = distill.has(Term::Patch) || distill.has(Term::PatchMean);
+        if !features {
+            let Seen { cls, patches } = Seen::read(vit, tokens, &compared.places)?;
+            return Ok(Student {
+                cls,
+                compared: patches,
+                patch: None,
+            });
+        }
+        let count = tokens.dim(0).map_err(failed_in_candle)?;
+        let patches = self.config.grid()?.patches();
+        let all: Vec<u32> = (0..(count * patches) as u32).collect();
+        let Seen { cls, patches: every } = Seen::read(vit, tokens, &all)?;
+        let every = every.ok_or_else(|| Error::failed("student", "expected patches, found none"))?;
+        let read = || {
+            let width = every.dim(1)?;
+            Ok(Student {
+                cls,
+                compared: match compared.places.len() {
+                    0 => None,
+                    chosen => {
+                        let places = Tensor::from_slice(&compared.places, chosen, &self.device)?;
+                        Some(every.index_select(&places, 0)?)
+                    }
+                },
+                patch: Some(every.reshape((count, patches, width))?),
+            })
+        };
+        read().map_err(failed_in_candle)
+    }
+
+    /// The frozen heads' distributions for class tokens and the compared patches.
+    fn prototype_targets(
         &mut self,
         frozen: &FrozenTargets,
         seen: &TeacherFeatures,
-        compared: Option<&'a Masks>,
+        compared: &Compared,
         values: &StepValues,
-    ) -> Result<PrototypeTargets<'a>> {
+    ) -> Result<PrototypeTargets> {
         let cls = match &seen.cls {
             Some(tokens) if self.config.has_dino() => {
                 let logits = frozen.cls_logits(tokens)?;
@@ -99,10 +153,15 @@ impl Method {
             }
             _ => None,
         };
-        let patch = match (&seen.patch, compared) {
-            (Some((tokens, _)), Some(masks)) if self.config.has_ibot() => {
-                let logits = frozen.patch_logits(&masked(tokens, masks).map_err(failed_in_candle)?)?;
-                Some((self.patch_targets(&logits, values).map_err(failed_in_candle)?, masks))
+        let patch = match &seen.patch {
+            Some((tokens, _)) if !compared.places.is_empty() => {
+                let count = compared.places.len();
+                let chosen = Tensor::from_slice(&compared.places, count, &self.device)
+                    .and_then(|places| tokens.flatten(0, 1)?.index_select(&places, 0))
+                    .map_err(failed_in_candle)?;
+                let logits = frozen.patch_logits(&chosen)?;
+                let targets = self.patch_targets(&logits, values).map_err(failed_in_candle)?;
+                Some((targets, compared.per_crop.clone()))
             }
             _ => None,
         };
@@ -114,7 +173,7 @@ impl Method {
         &self,
         distill: &DistillConfig,
         seen: &TeacherFeatures,
-        global: &VitOutput,
+        global: &Student,
         loss: &mut StepLoss,
     ) -> Result<()> {
         let patch = seen.patch.as_ref().map(|(tokens, _)| tokens);
@@ -126,9 +185,9 @@ impl Method {
             let (Some(projection), Some(teacher)) = (self.student.distill_projection(term), teacher) else {
                 continue;
             };
-            let student = match term {
-                Term::Patch => projection.forward(&global.patch)?,
-                Term::PatchMean => projection.forward(&global.patch_mean()?)?,
+            let student = match (term, &global.patch) {
+                (Term::Patch, Some(patch)) => projection.forward(patch)?,
+                (Term::PatchMean, Some(patch)) => projection.forward(&patch.mean(1).map_err(failed_in_candle)?)?,
                 _ => projection.forward(&global.cls)?,
             };
             let distance = feature_distance(&student, teacher, distill.feature_loss);
@@ -143,11 +202,12 @@ impl Method {
         &mut self,
         distill: &DistillConfig,
         seen: &TeacherFeatures,
-        (crops, global, part): (&Crops, &VitOutput, u64),
+        (crops, cls, part): (&Crops, &Tensor, u64),
         loss: &mut StepLoss,
     ) -> Result<()> {
         let start = Instant::now();
-        let averaged = self.teacher.vit.forward(&crops.global, None)?.cls;
+        let vit = &self.teacher.vit;
+        let averaged = Seen::read(vit, &vit.forward_tokens(&crops.global, None, None)?, &[])?.cls;
         let known = self.known_relations(distill, crops, part)?;
         let missing = || Error::failed("relation term", "expected features and their queue, found none");
         let (Some(RelationQueues { teacher, student }), Some(of_teacher)) =
@@ -163,7 +223,7 @@ impl Method {
             loss.teacher_seconds += start.elapsed().as_secs_f64();
             relational_loss(
                 &Relations {
-                    queries: &unit(&global.cls)?,
+                    queries: &unit(cls)?,
                     keys: &student.keys().narrow(0, 0, known)?,
                 },
                 &Relations {
@@ -191,18 +251,18 @@ impl Method {
         frozen: &FrozenTargets,
         distill: &DistillConfig,
         seen: &TeacherFeatures,
-        global: &VitOutput,
+        cls: &Tensor,
         loss: &mut StepLoss,
     ) -> Result<()> {
         let missing = || Error::failed("logits term", "expected logits of teacher and student, found none");
         let (student, teacher) = if distill.logits_are_prototypes() {
             let head = self.student.dino_head.as_ref().ok_or_else(missing)?;
             let tokens = seen.cls.as_ref().ok_or_else(missing)?;
-            (head.forward(&global.cls)?, frozen.cls_logits(tokens)?)
+            (head.forward(cls)?, frozen.cls_logits(tokens)?)
         } else {
             let classifier = self.student.distill_classifier().ok_or_else(missing)?;
             let scores = seen.scores.clone().ok_or_else(missing)?;
-            (classifier.forward(&global.cls)?, scores)
+            (classifier.forward(cls)?, scores)
         };
         let term = distillation_kl_loss(&student, &teacher, distill.temperature);
         loss.push("logits", &term.map_err(failed_in_candle)?, distill.weight(Term::Logits))
@@ -214,7 +274,7 @@ impl Method {
         frozen: &FrozenTargets,
         distill: &DistillConfig,
         batch: &Batch,
-        global: &VitOutput,
+        cls: &Tensor,
         loss: &mut StepLoss,
     ) -> Result<()> {
         let missing = || Error::failed("label term", "the student has no classifier");
@@ -227,7 +287,7 @@ impl Method {
             let count = places.len();
             let places = Tensor::from_vec(places, count, &self.device)?;
             let labels = Tensor::from_vec(labels, count, &self.device)?;
-            let tokens = global.cls.index_select(&places, 0)?;
+            let tokens = cls.index_select(&places, 0)?;
             let scores = classifier.forward(&tokens).map_err(candle_core::Error::wrap)?;
             cross_entropy(&scores, &labels)
         };

@@ -4,8 +4,13 @@ use std::collections::BTreeMap;
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor};
+use macula_models::ops::vectors::wide;
+use macula_models::ops::with_f32;
+use rayon::prelude::*;
 
-use super::{Parameter, Rates, check, check_state_names, copied};
+use super::average::Follower;
+use super::{Average, Parameter, Rates, check, check_state_names, copied};
+use crate::train::in_place::ELEMENTS_PER_TASK;
 use crate::train::{failed_in_candle, in_place};
 use crate::{Error, Result};
 
@@ -129,59 +134,166 @@ impl AdamW {
     /// # Errors
     /// Gradients that are not f32 or not on the CPU.
     pub fn step(&mut self, gradients: &GradStore, rates: &Rates) -> Result<()> {
+        self.step_and_average(gradients, rates, |_| 1., None)
+    }
+
+    /// [`Self::step`] in one pass over memory with what goes before and after it: gradients are multiplied by
+    /// `scale(parameter name)` first ([`super::clip_scale`]), and `teacher` follows the new weights. The same numbers as from
+    /// [`super::clip_gradients`], [`Self::step`] and [`crate::train::ema::update_teacher`] in turn.
+    ///
+    /// # Errors
+    /// As [`Self::step`]; a teacher that does not have exactly the parameters' names and shapes, or a momentum outside 0 to 1
+    /// (nothing is changed then).
+    pub fn step_and_average(
+        &mut self,
+        gradients: &GradStore,
+        rates: &Rates,
+        scale: impl Fn(&str) -> f64,
+        teacher: Option<Average>,
+    ) -> Result<()> {
+        if let Some(teacher) = &teacher {
+            teacher.check(&self.parameters)?;
+        }
         for parameter in &self.parameters {
-            let Some(gradient) = gradients.get(&parameter.var) else {
-                continue;
-            };
+            let follows = teacher.as_ref().and_then(|teacher| teacher.of(&parameter.name));
             let Some(moments) = self.moments.get_mut(&parameter.name) else {
                 continue;
             };
-            moments.steps += 1;
-            let (rate, decay) = rates.of(&parameter.group);
-            advance(&self.options, parameter, moments, gradient, rate, decay).map_err(failed_in_candle)?;
+            let result = match gradients.get(&parameter.var) {
+                Some(gradient) => {
+                    moments.steps += 1;
+                    let update = Update::new(
+                        &self.options,
+                        moments.steps,
+                        rates.of(&parameter.group),
+                        scale(&parameter.name),
+                    );
+                    update.apply(&parameter.var, moments, gradient, follows)
+                }
+                None => follows.map_or(Ok(()), |follows| follows.update(&parameter.var)),
+            };
+            result.map_err(failed_in_candle)?;
         }
         Ok(())
     }
 }
 
-/// The update of one parameter; the constants in f64, as PyTorch computes them, the tensors in f32.
-fn advance(
-    options: &AdamWOptions,
-    parameter: &Parameter,
-    moments: &Moments,
-    gradient: &Tensor,
-    rate: f64,
-    decay: f64,
-) -> candle_core::Result<()> {
-    let gradient = gradient.contiguous()?;
-    let towards = (1. - options.beta1) as f32;
-    in_place::update("adamw mean", &moments.first, &gradient, |mean, g| {
-        *mean += (g - *mean) * towards;
-    })?;
-    let (keep, add) = (options.beta2 as f32, (1. - options.beta2) as f32);
-    in_place::update("adamw squared mean", &moments.second, &gradient, |square, g| {
-        *square = *square * keep + g * g * add;
-    })?;
-    let correction = |beta: f64| 1. - beta.powf(moments.steps as f64);
-    let shrink = (1. - rate * decay) as f32;
-    let size = (rate / correction(options.beta1)) as f32;
-    let root = correction(options.beta2).sqrt() as f32;
-    let eps = options.eps as f32;
-    in_place::update_with_two(
-        "adamw",
-        &parameter.var,
-        &moments.first,
-        &moments.second,
-        |weight, mean, square| *weight = *weight * shrink - size * mean / (square.sqrt() / root + eps),
-    )
+/// The update of one parameter; the constants computed in f64, as PyTorch does, the tensors in f32.
+struct Update {
+    /// On the gradient.
+    scale: f32,
+    /// Share of the gradient in the mean.
+    towards: f32,
+    /// What stays of the squared mean, and what of the squared gradient is added.
+    keep: f32,
+    add: f32,
+    /// What decay leaves of the weight.
+    shrink: f32,
+    /// The step length, the root of the squared mean's correction, and what keeps it from 0.
+    size: f32,
+    root: f32,
+    eps: f32,
+}
+
+impl Update {
+    fn new(options: &AdamWOptions, steps: u64, (rate, decay): (f64, f64), scale: f64) -> Self {
+        let correction = |beta: f64| 1. - beta.powf(steps as f64);
+        Self {
+            scale: scale as f32,
+            towards: (1. - options.beta1) as f32,
+            keep: options.beta2 as f32,
+            add: (1. - options.beta2) as f32,
+            shrink: (1. - rate * decay) as f32,
+            size: (rate / correction(options.beta1)) as f32,
+            root: correction(options.beta2).sqrt() as f32,
+            eps: options.eps as f32,
+        }
+    }
+
+    /// Moves weights and moments, and the teacher after them.
+    fn apply(
+        &self,
+        weights: &Tensor,
+        moments: &Moments,
+        gradient: &Tensor,
+        teacher: Option<Follower>,
+    ) -> candle_core::Result<()> {
+        const NAME: &str = "adamw";
+        let gradient = gradient.contiguous()?;
+        if gradient.dims() != weights.dims() {
+            candle_core::bail!(
+                "{NAME}: expected shape {:?}, found {:?}",
+                weights.dims(),
+                gradient.dims()
+            );
+        }
+        with_f32(NAME, [&gradient], |[gradient]| {
+            in_place::with_values_mut(NAME, weights, |weights| {
+                in_place::with_values_mut(NAME, &moments.first, |first| {
+                    in_place::with_values_mut(NAME, &moments.second, |second| match teacher {
+                        None => {
+                            self.sweep([weights, first, second], gradient, None);
+                            Ok(())
+                        }
+                        Some(teacher) => in_place::with_values_mut(NAME, teacher.weights, |values| {
+                            self.sweep([weights, first, second], gradient, Some((values, &teacher)));
+                            Ok(())
+                        }),
+                    })
+                })
+            })
+        })?
+    }
+
+    fn sweep(&self, changed: [&mut [f32]; 3], gradient: &[f32], teacher: Option<(&mut [f32], &Follower)>) {
+        let [weights, first, second] = changed.map(|values| values.par_chunks_mut(ELEMENTS_PER_TASK));
+        let chunks = weights
+            .zip(first.zip(second))
+            .zip(gradient.par_chunks(ELEMENTS_PER_TASK));
+        let move_chunk = |weights: &mut [f32], first: &mut [f32], second: &mut [f32], gradient: &[f32]| {
+            wide(
+                #[inline(always)]
+                || self.move_weights(weights, first, second, gradient),
+            );
+        };
+        match teacher {
+            None => chunks.for_each(|((weights, (first, second)), gradient)| {
+                move_chunk(weights, first, second, gradient);
+            }),
+            Some((values, teacher)) => {
+                chunks.zip(values.par_chunks_mut(ELEMENTS_PER_TASK)).for_each(
+                    |(((weights, (first, second)), gradient), values)| {
+                        move_chunk(weights, first, second, gradient);
+                        wide(
+                            #[inline(always)]
+                            || teacher.follow(values, weights),
+                        );
+                    },
+                );
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn move_weights(&self, weights: &mut [f32], first: &mut [f32], second: &mut [f32], gradient: &[f32]) {
+        for ((weight, gradient), (mean, square)) in
+            weights.iter_mut().zip(gradient).zip(first.iter_mut().zip(second))
+        {
+            let g = gradient * self.scale;
+            *mean += (g - *mean) * self.towards;
+            *square = *square * self.keep + g * g * self.add;
+            *weight = *weight * self.shrink - self.size * *mean / (square.sqrt() / self.root + self.eps);
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::train::optimizer::clip_gradients;
+    use crate::train::ema::{NamedVars, update_teacher};
+    use crate::train::optimizer::{clip_gradients, clip_scale, gradient_norm};
     use crate::train::param_groups::ParamGroup;
-    use crate::train::testing::{assert_close, fixture, values};
+    use crate::train::testing::{assert_close, fixture, values, values as all};
     use candle_core::{Device, Var};
 
     const PLAIN: ParamGroup = ParamGroup {
@@ -237,6 +349,92 @@ mod tests {
             resumed.load_state(adamw.state()).unwrap();
             assert_eq!(resumed.state()["p"].steps, step as u64 + 1);
             adamw = resumed;
+        }
+    }
+
+    /// Two steps in one pass, and by clipping, stepping and averaging in turn.
+    #[test]
+    fn one_pass_gives_the_numbers_of_three() {
+        let start = Tensor::arange(-1f32, 2e4, &Device::Cpu).unwrap();
+        let target = Tensor::ones(start.elem_count(), DType::F32, &Device::Cpu).unwrap();
+        let names = ["a", "b"];
+        let make = || optimizer(names.map(|name| parameter(name, &start, PLAIN)).to_vec());
+        let teacher = || -> NamedVars {
+            let zeros = || Var::zeros(start.shape(), DType::F32, &Device::Cpu).unwrap();
+            names.map(|name| (name.to_string(), zeros())).into()
+        };
+        let ((mut fused, follower), (mut plain, other)) = ((make(), teacher()), (make(), teacher()));
+        for _ in 0..2 {
+            let mut store = gradients(&plain, &target);
+            let vars: Vec<Var> = plain.parameters().iter().map(|p| p.var.clone()).collect();
+            clip_gradients("a", [&vars[0]], &mut store, 3.).unwrap();
+            plain.step(&store, &RATES).unwrap();
+            let student = names.iter().map(|name| name.to_string()).zip(vars).collect();
+            update_teacher(&other, &student, 0.9).unwrap();
+
+            let store = gradients(&fused, &target);
+            let norm = gradient_norm("a", [&fused.parameters()[0].var], &store).unwrap();
+            let scale = |name: &str| if name == "a" { clip_scale(norm, 3.) } else { 1. };
+            let average = Average {
+                teacher: &follower,
+                momentum: 0.9,
+            };
+            fused
+                .step_and_average(&store, &RATES, scale, Some(average))
+                .unwrap();
+        }
+        for (i, name) in names.iter().enumerate() {
+            assert_eq!(
+                values(&fused.parameters()[i].var),
+                values(&plain.parameters()[i].var),
+                "{name}"
+            );
+            assert_eq!(values(&follower[*name]), values(&other[*name]), "{name}");
+            assert_eq!(
+                values(&fused.state()[*name].second),
+                values(&plain.state()[*name].second)
+            );
+        }
+    }
+
+    #[test]
+    fn the_teacher_follows_what_stays_and_must_fit() {
+        let start = Tensor::new(&[1f32, 2.], &Device::Cpu).unwrap();
+        let mut adamw = optimizer(vec![parameter("a", &start, PLAIN)]);
+        let none = Tensor::new(1f32, &Device::Cpu).unwrap().backward().unwrap();
+        let mut run = |name: &str, values: &[f32], momentum| {
+            let teacher: NamedVars = [(name.to_string(), Var::new(values, &Device::Cpu).unwrap())].into();
+            let average = Average {
+                teacher: &teacher,
+                momentum,
+            };
+            let result = adamw.step_and_average(&none, &RATES, |_| 1., Some(average));
+            result
+                .map(|()| all(&teacher[name]))
+                .map_err(|error| error.to_string())
+        };
+        assert_eq!(run("a", &[3., 4.], 0.5), Ok(vec![2., 3.]));
+        for (name, values, momentum, expected) in [
+            (
+                "b",
+                &[3f32, 4.][..],
+                0.5,
+                "weight a: expected it in both teacher and student, found it in one",
+            ),
+            (
+                "a",
+                &[3.],
+                0.5,
+                "weight a: expected the teacher's shape [1], found [2]",
+            ),
+            (
+                "a",
+                &[3., 4.],
+                1.5,
+                "teacher momentum: expected a number from 0 to 1, found 1.5",
+            ),
+        ] {
+            assert_eq!(run(name, values, momentum), Err(expected.to_string()));
         }
     }
 

@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use candle_core::backprop::GradStore;
 use macula_models::weights::Tensors;
 
-use super::{AdamW, AdamWOptions, Moments, Parameter, Rates, Sgd};
+use super::{AdamW, AdamWOptions, Average, Moments, Parameter, Rates, Sgd};
 use crate::train::config::{OptimizerConfig, OptimizerKind};
+use crate::train::ema::{NamedVars, update_teacher};
+use crate::train::failed_in_candle;
 use crate::{Error, Result};
 
 /// Prefixes of the names of state tensors.
@@ -59,14 +61,35 @@ impl Optimizer {
         }
     }
 
-    /// One step.
+    /// One step: gradients are multiplied by `scale(parameter name)`, and `teacher`, which has the parameters' names, follows
+    /// the new weights.
     ///
     /// # Errors
-    /// Gradients that are not f32 or not on the CPU.
-    pub fn step(&mut self, gradients: &GradStore, rates: &Rates) -> Result<()> {
+    /// Gradients that are not f32 or not on the CPU, a teacher with other weights, a momentum outside 0 to 1.
+    pub fn step(
+        &mut self,
+        gradients: &mut GradStore,
+        rates: &Rates,
+        scale: impl Fn(&str) -> f64,
+        teacher: Average,
+    ) -> Result<()> {
         match self {
-            Self::AdamW(adamw) => adamw.step(gradients, rates),
-            Self::Sgd(sgd) => sgd.step(gradients, rates),
+            Self::AdamW(adamw) => adamw.step_and_average(gradients, rates, scale, Some(teacher)),
+            Self::Sgd(sgd) => {
+                let mut student = NamedVars::new();
+                for Parameter { name, var, .. } in sgd.parameters() {
+                    student.insert(name.clone(), var.clone());
+                    let factor = scale(name);
+                    if factor < 1.
+                        && let Some(gradient) = gradients.remove(var)
+                    {
+                        let scaled = (gradient * factor).map_err(failed_in_candle)?;
+                        gradients.insert(var, scaled);
+                    }
+                }
+                sgd.step(gradients, rates)?;
+                update_teacher(teacher.teacher, &student, teacher.momentum)
+            }
         }
     }
 

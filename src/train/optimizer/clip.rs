@@ -23,22 +23,9 @@ pub fn clip_gradients<'a>(
     gradients: &mut GradStore,
     max_norm: f64,
 ) -> Result<f64> {
-    let vars: Vec<&Var> = vars
-        .into_iter()
-        .filter(|var| gradients.get(var).is_some())
-        .collect();
-    let mut squares = 0.;
-    for gradient in vars.iter().filter_map(|var| gradients.get(var)) {
-        squares += in_place::sum_of_squares("gradient norm", gradient).map_err(failed_in_candle)?;
-    }
-    let norm = squares.sqrt();
-    if !norm.is_finite() {
-        return Err(Error::NotFinite {
-            what: format!("gradient norm of {module}"),
-            value: norm,
-        });
-    }
-    let scale = max_norm / (norm + EPS);
+    let vars: Vec<&Var> = vars.into_iter().collect();
+    let norm = gradient_norm(module, vars.iter().copied(), gradients)?;
+    let scale = clip_scale(norm, max_norm);
     if scale < 1. {
         for var in vars {
             if let Some(gradient) = gradients.remove(var) {
@@ -48,6 +35,34 @@ pub fn clip_gradients<'a>(
         }
     }
     Ok(norm)
+}
+
+/// The joint L2 norm of the gradients of `vars`, for [`super::AdamW::step_and_average`], which scales while it updates.
+///
+/// # Errors
+/// A norm that is not finite: the gradients must not be applied. Gradients of another type than f32.
+pub fn gradient_norm<'a>(
+    module: &str,
+    vars: impl IntoIterator<Item = &'a Var>,
+    gradients: &GradStore,
+) -> Result<f64> {
+    let mut squares = 0.;
+    for gradient in vars.into_iter().filter_map(|var| gradients.get(var)) {
+        squares += in_place::sum_of_squares("gradient norm", gradient).map_err(failed_in_candle)?;
+    }
+    let norm = squares.sqrt();
+    if !norm.is_finite() {
+        return Err(Error::NotFinite {
+            what: format!("gradient norm of {module}"),
+            value: norm,
+        });
+    }
+    Ok(norm)
+}
+
+/// The factor, at most 1, that brings gradients of `norm` down to `max_norm`.
+pub fn clip_scale(norm: f64, max_norm: f64) -> f64 {
+    (max_norm / (norm + EPS)).min(1.)
 }
 
 #[cfg(test)]
@@ -91,7 +106,7 @@ mod tests {
         let error = clip_gradients("dino_head", &vars, &mut gradients, 3.).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "gradient of dino_head: expected a finite norm, found NaN"
+            "gradient norm of dino_head: expected a finite number, found NaN"
         );
     }
 }

@@ -3,6 +3,7 @@
 
 mod adamw;
 mod any;
+mod average;
 mod clip;
 mod sgd;
 
@@ -12,7 +13,8 @@ use candle_core::{DType, Tensor, Var};
 
 pub use adamw::{AdamW, AdamWOptions, Moments};
 pub use any::{Optimizer, OptimizerState};
-pub use clip::clip_gradients;
+pub use average::Average;
+pub use clip::{clip_gradients, clip_scale, gradient_norm};
 pub use sgd::Sgd;
 
 use super::failed_in_candle;

@@ -1,0 +1,273 @@
+//! Cross-entropy of logits with target distributions in one pass each way: no [M, K] tensor but the gradient is written.
+
+use std::sync::OnceLock;
+
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use super::cpu::{f32_slice, stored, with_f32};
+use super::vectors::{LANES, exp, filled, max, wide};
+
+const NAME: &str = "soft-cross-entropy";
+
+/// Elements whose sums are kept in f32 before they are added up in f64: prototypes may be 65,536.
+const BLOCK: usize = 1024;
+
+/// `-sum_k t_k log softmax(z / temperature)_k` for every row z of `logits` [M, K]: [M]; f32.
+///
+/// `targets` [T, K] get no gradient and need not sum to one: a sum of two distributions gives the sum of both terms.
+/// `target_rows` names the row of `targets` for each of the M rows; without it they are row by row, T = M.
+///
+/// # Errors
+/// Shapes that do not fit, a row of `targets` that is not there, a temperature that is not above 0, a type other than f32, a
+/// device without this operation.
+pub fn soft_cross_entropy(
+    logits: &Tensor,
+    targets: &Tensor,
+    target_rows: Option<&[u32]>,
+    temperature: f64,
+) -> Result<Tensor> {
+    let (rows, classes) = logits.dims2()?;
+    let (available, found) = targets.dims2()?;
+    if !(temperature.is_finite() && temperature > 0.) {
+        bail!("{NAME}: expected a temperature above 0, found {temperature}")
+    }
+    if classes == 0 || found != classes || target_rows.is_none() && available != rows {
+        bail!(
+            "{NAME}: expected targets for logits {:?}, found {:?}",
+            logits.dims(),
+            targets.dims()
+        )
+    }
+    if let Some(target_rows) = target_rows {
+        if target_rows.len() != rows {
+            bail!("{NAME}: expected {rows} target rows, found {}", target_rows.len())
+        }
+        if let Some(row) = target_rows.iter().find(|&&row| row as usize >= available) {
+            bail!("{NAME}: expected target rows below {available}, found {row}")
+        }
+    }
+    let op = SoftCrossEntropy {
+        target_rows: target_rows.map(<[u32]>::to_vec),
+        inverse: (1. / temperature) as f32,
+        rows: OnceLock::new(),
+    };
+    logits
+        .contiguous()?
+        .apply_op2(&targets.detach().contiguous()?, op)
+}
+
+struct SoftCrossEntropy {
+    target_rows: Option<Vec<u32>>,
+    /// One over the temperature.
+    inverse: f32,
+    /// What the forward pass found out about each row.
+    rows: OnceLock<Vec<Row>>,
+}
+
+/// What the backward pass needs of a row besides the row.
+#[derive(Clone, Copy)]
+struct Row {
+    largest: f32,
+    /// The sum of the targets over that of the exponentials.
+    scale: f32,
+    loss: f32,
+}
+
+impl SoftCrossEntropy {
+    fn target<'a>(&self, targets: &'a [f32], row: usize, classes: usize) -> &'a [f32] {
+        let row = self.target_rows.as_ref().map_or(row, |rows| rows[row] as usize);
+        &targets[row * classes..(row + 1) * classes]
+    }
+
+    #[inline(always)]
+    fn row(&self, logits: &[f32], targets: &[f32]) -> Row {
+        let largest = max(logits);
+        let (mut exps, mut weight, mut along) = (0f64, 0f64, 0f64);
+        for (z, t) in logits.chunks(BLOCK).zip(targets.chunks(BLOCK)) {
+            let sums = block_sums(z, t, largest, self.inverse);
+            exps += f64::from(sums[0]);
+            weight += f64::from(sums[1]);
+            along += f64::from(sums[2]);
+        }
+        Row {
+            largest,
+            scale: (weight / exps) as f32,
+            loss: (exps.ln() * weight - along) as f32,
+        }
+    }
+}
+
+/// The sums of `exp((z - largest) / T)`, of `t` and of `t (z - largest) / T`.
+#[inline(always)]
+fn block_sums(z: &[f32], t: &[f32], largest: f32, inverse: f32) -> [f32; 3] {
+    let mut lanes = [[0f32; LANES]; 3];
+    let (z_blocks, z_rest) = z.as_chunks::<LANES>();
+    let (t_blocks, t_rest) = t.as_chunks::<LANES>();
+    for (z, t) in z_blocks.iter().zip(t_blocks) {
+        for lane in 0..LANES {
+            add(&mut lanes, lane, (z[lane] - largest) * inverse, t[lane]);
+        }
+    }
+    for (lane, (&z, &t)) in z_rest.iter().zip(t_rest).enumerate() {
+        add(&mut lanes, lane, (z - largest) * inverse, t);
+    }
+    lanes.map(|lanes| lanes.iter().sum())
+}
+
+#[inline(always)]
+fn add(sums: &mut [[f32; LANES]; 3], lane: usize, shifted: f32, target: f32) {
+    sums[0][lane] += exp(shifted);
+    sums[1][lane] += target;
+    sums[2][lane] += target * shifted;
+}
+
+impl CustomOp2 for SoftCrossEntropy {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (rows, classes) = l1.shape().dims2()?;
+        let (logits, targets) = (f32_slice(NAME, s1, l1)?, f32_slice(NAME, s2, l2)?);
+        let found = self.rows.get_or_init(|| {
+            let of_row = |(row, logits): (usize, &[f32])| {
+                let targets = self.target(targets, row, classes);
+                wide(
+                    #[inline(always)]
+                    || self.row(logits, targets),
+                )
+            };
+            logits.par_chunks_exact(classes).enumerate().map(of_row).collect()
+        });
+        Ok(stored(found.iter().map(|row| row.loss).collect(), rows))
+    }
+
+    /// `dz = g / T (softmax sum(t) - t)`.
+    fn bwd(
+        &self,
+        logits: &Tensor,
+        targets: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (_, classes) = logits.dims2()?;
+        let rows = self.rows.get().map_or(&[][..], Vec::as_slice);
+        let dz = with_f32(
+            NAME,
+            [logits, targets, &grad.contiguous()?],
+            |[logits, targets, grad]| {
+                filled(
+                    logits.len(),
+                    classes,
+                    #[inline(always)]
+                    |row, out| {
+                        let Row { largest, scale, .. } = rows[row];
+                        let factor = grad[row] * self.inverse;
+                        let logits = &logits[row * classes..(row + 1) * classes];
+                        let targets = self.target(targets, row, classes);
+                        for (out, (z, t)) in out.iter_mut().zip(logits.iter().zip(targets)) {
+                            *out = factor * (exp((z - largest) * self.inverse) * scale - t);
+                        }
+                    },
+                )
+            },
+        )?;
+        Ok((Some(Tensor::from_vec(dz, logits.shape(), logits.device())?), None))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{check, on_threads, random, values};
+    use super::*;
+    use candle_core::{D, DType, Device, Var};
+
+    /// The plain composition, in any type; `rows` are looked up.
+    fn oracle(logits: &Tensor, targets: &Tensor, rows: &[u32], temperature: f64) -> Result<Tensor> {
+        let targets = targets.to_dtype(logits.dtype())?;
+        let targets = targets.index_select(&Tensor::new(rows, &Device::Cpu)?, 0)?;
+        let scaled = (logits / temperature)?;
+        let log_sum = scaled.exp()?.sum_keepdim(D::Minus1)?.log()?;
+        (scaled.broadcast_sub(&log_sum)? * targets)?.sum(D::Minus1)?.neg()
+    }
+
+    #[test]
+    fn agrees_with_the_composition() {
+        for (rows, classes) in [(1, 1), (1, 7), (3, 16), (5, 29), (2, BLOCK + 3)] {
+            let targets = random(2, &[rows, classes]).abs().unwrap();
+            let each: Vec<u32> = (0..rows as u32).collect();
+            for temperature in [1., 0.25] {
+                check(
+                    &[random(1, &[rows, classes])],
+                    &|x| soft_cross_entropy(&x[0], &targets, None, temperature),
+                    &|x| oracle(&x[0], &targets, &each, temperature),
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn rows_share_targets() {
+        let targets = random(2, &[3, 11]).abs().unwrap();
+        let rows = [2, 0, 0, 1, 2];
+        check(
+            &[random(1, &[5, 11])],
+            &|x| soft_cross_entropy(&x[0], &targets, Some(&rows), 0.5),
+            &|x| oracle(&x[0], &targets, &rows, 0.5),
+        );
+    }
+
+    #[test]
+    fn large_and_broken_logits() {
+        let logits = Var::new(&[[1000f32, 999., -1000.], [f32::NAN, 0., 1.]], &Device::Cpu).unwrap();
+        let targets = Tensor::new(&[[0f32, 1., 0.]], &Device::Cpu).unwrap();
+        let loss = soft_cross_entropy(&logits, &targets, Some(&[0, 0]), 0.5).unwrap();
+        let found = values(&loss);
+        assert!(
+            (found[0] - (2. + (1f64 + (-2f64).exp()).ln())).abs() < 1e-6,
+            "{found:?}"
+        );
+        assert!(found[1].is_nan());
+        let grads = loss.sum_all().unwrap().backward().unwrap();
+        let grad = values(grads.get(&logits).unwrap());
+        assert!(grad[..3].iter().all(|value| value.is_finite()), "{grad:?}");
+        assert!(grad[3..].iter().all(|value| value.is_nan()), "{grad:?}");
+    }
+
+    #[test]
+    fn threads_change_nothing_and_targets_get_no_gradient() {
+        let run = || {
+            let logits = Var::from_tensor(&random(1, &[37, 300])).unwrap();
+            let targets = Var::from_tensor(&random(2, &[37, 300])).unwrap();
+            let loss = soft_cross_entropy(&logits, &targets, None, 0.1).unwrap();
+            let grads = loss.sum_all().unwrap().backward().unwrap();
+            assert!(grads.get(&targets).is_none());
+            (values(&loss), values(grads.get(&logits).unwrap()))
+        };
+        assert_eq!(on_threads(1, run), on_threads(3, run));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        let (logits, targets) = (random(1, &[3, 4]), random(2, &[2, 4]));
+        let message = |result: Result<Tensor>| result.unwrap_err().to_string();
+        for (rows, temperature, expected) in [
+            (None, 1., "expected targets for logits [3, 4], found [2, 4]"),
+            (Some(&[0u32, 1][..]), 1., "expected 3 target rows, found 2"),
+            (Some(&[0, 2, 1]), 1., "expected target rows below 2, found 2"),
+            (Some(&[0, 1, 1]), 0., "expected a temperature above 0, found 0"),
+        ] {
+            let found = message(soft_cross_entropy(&logits, &targets, rows, temperature));
+            assert!(found.contains(expected), "{found}");
+        }
+        let double = logits.to_dtype(DType::F64).unwrap();
+        assert!(message(soft_cross_entropy(&double, &logits, None, 1.)).contains("expected f32"));
+    }
+}

@@ -1,0 +1,512 @@
+//! A residual branch of a pre-norm block as one operation: norm, projection, attention or activation, projection,
+//! LayerScale, sum.
+//!
+//! As one operation because of what candle does between operations: for every tensor of the graph its backward pass adds the
+//! gradient to zeros, one thread's work of three passes over memory, and a branch has ten such tensors inside. LayerScale is
+//! folded into the second projection, which adds its product straight onto the input.
+
+use std::sync::OnceLock;
+
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
+
+use super::attention::{Attention, Sizes};
+use super::cpu::{
+    Matrix, ROWS_PER_TASK, Threads, f32_slice, gemm, product, rows_and_width, stored, with_f32,
+};
+use super::layer_norm::LayerNorm;
+use super::many_parameters::{Gradients, tie};
+use super::vectors::{beside, dot, filled};
+use super::{gelu, linear, swiglu};
+
+const NAME: &str = "residual-branch";
+
+/// The parameters of a branch on tokens of width D. The first projection has E outputs, the second I inputs.
+#[derive(Debug, Clone)]
+pub struct BranchParameters {
+    /// Gain of the norm, [D].
+    pub norm_weight: Tensor,
+    /// Offset of the norm, [D].
+    pub norm_bias: Tensor,
+    /// First projection, [E, D].
+    pub expand_weight: Tensor,
+    /// Its bias, [E].
+    pub expand_bias: Tensor,
+    /// Second projection, [D, I].
+    pub contract_weight: Tensor,
+    /// Its bias, [D].
+    pub contract_bias: Tensor,
+    /// LayerScale, [D].
+    pub gamma: Tensor,
+}
+
+impl BranchParameters {
+    fn list(&self) -> [&Tensor; 7] {
+        [
+            &self.norm_weight,
+            &self.norm_bias,
+            &self.expand_weight,
+            &self.expand_bias,
+            &self.contract_weight,
+            &self.contract_bias,
+            &self.gamma,
+        ]
+    }
+}
+
+/// What stands between the two projections.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Middle {
+    /// Softmax attention of this many heads, scores scaled by `1 / sqrt(D / heads)`: E = 3 D, I = D.
+    Attention {
+        /// Number of heads, a divisor of D.
+        heads: usize,
+    },
+    /// GELU: E = I.
+    Gelu,
+    /// The gate of SwiGLU: E = 2 I.
+    SwiGlu,
+}
+
+/// `gamma * (contract(middle(expand(norm(x)))))`, plus `x` where `add_input` is set: [B, T, D] to [B, T, D]; f32.
+///
+/// `eps` is the norm's. Differentiable in `x` and all parameters.
+///
+/// # Errors
+/// Shapes that do not fit, a type other than f32, a device without this operation.
+pub fn residual_branch(
+    x: &Tensor,
+    parameters: &BranchParameters,
+    middle: Middle,
+    eps: f64,
+    add_input: bool,
+) -> Result<Tensor> {
+    let (batch, tokens, width) = x.dims3()?;
+    let (expanded, inner) = match *parameters.expand_weight.dims() {
+        [expanded, found] if found == width => (expanded, middle.inner(expanded)),
+        ref found => bail!("{NAME}: expected a first projection [E, {width}], found {found:?}"),
+    };
+    let shapes: [&[usize]; 7] = [
+        &[width],
+        &[width],
+        &[expanded, width],
+        &[expanded],
+        &[width, inner],
+        &[width],
+        &[width],
+    ];
+    for (parameter, shape) in parameters.list().iter().zip(shapes) {
+        if parameter.dims() != shape {
+            bail!(
+                "{NAME}: expected a parameter of shape {shape:?}, found {:?}",
+                parameter.dims()
+            )
+        }
+    }
+    let sizes = match middle {
+        Middle::Attention { heads } if heads > 0 && expanded == 3 * width && width % heads == 0 => {
+            Some(Sizes::new(&[batch, tokens, 3, heads, width / heads])?)
+        }
+        Middle::Attention { heads } => bail!(
+            "{NAME}: expected {width} to be a multiple of {heads} heads and a first projection [{}, {width}]",
+            3 * width
+        ),
+        _ => None,
+    };
+    let list = parameters.list();
+    let (tied, gradients) = tie(&list)?;
+    let op = Branch {
+        parameters: list
+            .map(|parameter| parameter.contiguous())
+            .into_iter()
+            .collect::<Result<_>>()?,
+        middle,
+        sizes,
+        norm: LayerNorm { eps: eps as f32 },
+        add_input,
+        kept: (x.track_op() || tied.track_op()).then(OnceLock::new),
+        gradients,
+    };
+    x.contiguous()?.apply_op2(&tied, op)
+}
+
+impl Middle {
+    /// Width I behind `expanded` values.
+    fn inner(self, expanded: usize) -> usize {
+        match self {
+            Self::Attention { .. } => expanded / 3,
+            Self::Gelu => expanded,
+            Self::SwiGlu => expanded / 2,
+        }
+    }
+}
+
+struct Branch {
+    parameters: Vec<Tensor>,
+    middle: Middle,
+    /// For attention.
+    sizes: Option<Sizes>,
+    norm: LayerNorm,
+    add_input: bool,
+    /// Values of the forward pass that the backward pass needs again, if there will be one.
+    kept: Option<OnceLock<Kept>>,
+    gradients: Gradients,
+}
+
+struct Kept {
+    normed: Vec<f32>,   // [rows, D]
+    expanded: Vec<f32>, // [rows, E]
+    inner: Vec<f32>,    // [rows, I]
+}
+
+impl Branch {
+    /// Runs `kernel` on the values of all parameters.
+    fn with_parameters<R>(&self, kernel: impl FnOnce([&[f32]; 7]) -> R) -> Result<R> {
+        let list: [&Tensor; 7] = std::array::from_fn(|i| &self.parameters[i]);
+        with_f32(NAME, list, kernel)
+    }
+
+    fn forward(&self, x: &[f32], parameters: [&[f32]; 7]) -> (Vec<f32>, Kept) {
+        let [
+            norm_weight,
+            norm_bias,
+            expand_weight,
+            expand_bias,
+            contract_weight,
+            contract_bias,
+            gamma,
+        ] = parameters;
+        let width = gamma.len();
+        let normed = self.norm.forward(x, norm_weight, norm_bias);
+        let expanded = linear::forward(&normed, expand_weight, expand_bias);
+        let inner = self.middle_forward(&expanded);
+        let chunk = width * ROWS_PER_TASK;
+        let mut out = filled(
+            x.len(),
+            chunk,
+            #[inline(always)]
+            |task, out| {
+                let x = beside(x, task, chunk, out.len());
+                for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+                    for ((out, x), (bias, gamma)) in
+                        out.iter_mut().zip(x).zip(contract_bias.iter().zip(gamma))
+                    {
+                        *out = if self.add_input {
+                            x + bias * gamma
+                        } else {
+                            bias * gamma
+                        };
+                    }
+                }
+            },
+        );
+        let inputs = contract_weight.len() / width;
+        gemm(
+            [x.len() / width, width, inputs],
+            &mut out,
+            true,
+            1.,
+            Matrix::new(&inner, inputs),
+            Matrix::new(&scaled_rows(contract_weight, gamma), inputs).transposed(),
+            Threads::All,
+        );
+        let kept = Kept {
+            normed,
+            expanded,
+            inner,
+        };
+        (out, kept)
+    }
+
+    fn middle_forward(&self, expanded: &[f32]) -> Vec<f32> {
+        match (self.middle, self.sizes) {
+            (Middle::SwiGlu, _) => swiglu::forward(expanded, self.expanded_width()),
+            (_, Some(sizes)) => Attention::of(sizes).forward(sizes, expanded),
+            _ => gelu::forward(expanded),
+        }
+    }
+
+    fn middle_backward(&self, expanded: &[f32], grad: &[f32]) -> Vec<f32> {
+        match (self.middle, self.sizes) {
+            (Middle::SwiGlu, _) => swiglu::backward(expanded, self.expanded_width(), grad),
+            (_, Some(sizes)) => Attention::of(sizes).backward(sizes, expanded, grad),
+            _ => gelu::backward(expanded, grad),
+        }
+    }
+
+    fn expanded_width(&self) -> usize {
+        self.parameters[3].elem_count()
+    }
+
+    /// The gradient of `x` [rows, D] and those of the parameters in their order.
+    fn backward(
+        &self,
+        x: &[f32],
+        kept: &Kept,
+        grad: &[f32],
+        parameters: [&[f32]; 7],
+    ) -> (Vec<f32>, [Vec<f32>; 7]) {
+        let [
+            norm_weight,
+            _,
+            expand_weight,
+            expand_bias,
+            contract_weight,
+            contract_bias,
+            gamma,
+        ] = parameters;
+        let (width, expanded) = (gamma.len(), expand_bias.len());
+        let (rows, inner) = (x.len() / width, contract_weight.len() / width);
+        let dy = Matrix::new(grad, width);
+        // Everything about the second projection but its scale: d out = grad, d (gamma y) = gamma grad.
+        let unscaled = product(
+            [width, inner, rows],
+            dy.transposed(),
+            Matrix::new(&kept.inner, inner),
+        );
+        let sums = linear::column_sums(grad, rows, width);
+        let contract = scaled_rows(contract_weight, gamma);
+        let dinner = product([rows, inner, width], dy, Matrix::new(&contract, inner));
+        let dexpanded = self.middle_backward(&kept.expanded, &dinner);
+        drop(dinner);
+        let de = Matrix::new(&dexpanded, expanded);
+        let dexpand_weight = product(
+            [expanded, width, rows],
+            de.transposed(),
+            Matrix::new(&kept.normed, width),
+        );
+        let dexpand_bias = linear::column_sums(&dexpanded, rows, expanded);
+        let dnormed = product([rows, width, expanded], de, Matrix::new(expand_weight, width));
+        let bypass = self.add_input.then_some(grad);
+        let (dx, mut dnorm) = self.norm.gradients(x, norm_weight, &dnormed, bypass);
+        let dnorm_bias = dnorm.split_off(width);
+        let of_row = |row: usize| row * inner..(row + 1) * inner;
+        let dgamma = (0..width).map(|row| {
+            dot(&contract_weight[of_row(row)], &unscaled[of_row(row)]) + contract_bias[row] * sums[row]
+        });
+        let dgamma = dgamma.collect();
+        let dbias = sums.iter().zip(gamma).map(|(sum, gamma)| sum * gamma).collect();
+        let dcontract = scaled_rows(&unscaled, gamma);
+        let gradients = [
+            dnorm,
+            dnorm_bias,
+            dexpand_weight,
+            dexpand_bias,
+            dcontract,
+            dbias,
+            dgamma,
+        ];
+        (dx, gradients)
+    }
+}
+
+/// `diag(scale) matrix`, with as many rows as there are scales.
+fn scaled_rows(matrix: &[f32], scale: &[f32]) -> Vec<f32> {
+    let width = matrix.len() / scale.len();
+    filled(
+        matrix.len(),
+        width,
+        #[inline(always)]
+        |row, out| {
+            for (out, value) in out.iter_mut().zip(beside(matrix, row, width, width)) {
+                *out = value * scale[row];
+            }
+        },
+    )
+}
+
+impl CustomOp2 for Branch {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let x = f32_slice(NAME, s1, l1)?;
+        let (out, kept) = self.with_parameters(|parameters| self.forward(x, parameters))?;
+        if let Some(cell) = &self.kept {
+            cell.get_or_init(|| kept);
+        }
+        Ok(stored(out, l1.shape()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        tied: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        rows_and_width(NAME, x.shape())?;
+        let Some(kept) = self.kept.as_ref().and_then(OnceLock::get) else {
+            bail!("{NAME}: expected a forward pass before the backward pass")
+        };
+        let (dx, gradients) = self.with_parameters(|parameters| {
+            with_f32(NAME, [x, &grad.contiguous()?], |[x, grad]| {
+                self.backward(x, kept, grad, parameters)
+            })
+        })??;
+        self.gradients.set(gradients);
+        let dtied = tied.track_op().then(|| tied.zeros_like()).transpose()?;
+        Ok((Some(Tensor::from_vec(dx, x.shape(), x.device())?), dtied))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{check, on_threads, random, values};
+    use super::*;
+    use candle_core::{D, Var};
+
+    const EPS: f64 = 1e-3;
+
+    fn parameters(x: &[Tensor]) -> BranchParameters {
+        BranchParameters {
+            norm_weight: x[1].clone(),
+            norm_bias: x[2].clone(),
+            expand_weight: x[3].clone(),
+            expand_bias: x[4].clone(),
+            contract_weight: x[5].clone(),
+            contract_bias: x[6].clone(),
+            gamma: x[7].clone(),
+        }
+    }
+
+    /// `x` [batch, tokens, width] and parameters; weights small enough that no softmax saturates.
+    fn inputs(batch: usize, tokens: usize, width: usize, middle: Middle) -> Vec<Tensor> {
+        let expanded = match middle {
+            Middle::Attention { .. } => 3 * width,
+            _ => 2 * width + 2,
+        };
+        let inner = middle.inner(expanded);
+        let small = |seed, shape: &[usize]| (random(seed, shape) * 0.3).unwrap();
+        vec![
+            random(1, &[batch, tokens, width]),
+            random(2, &[width]),
+            random(3, &[width]),
+            small(4, &[expanded, width]),
+            small(5, &[expanded]),
+            small(6, &[width, inner]),
+            small(7, &[width]),
+            random(8, &[width]),
+        ]
+    }
+
+    fn matmul(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+        let (batch, tokens, width) = x.dims3()?;
+        let flat = x.reshape((batch * tokens, width))?;
+        let y = flat.matmul(&weight.t()?)?.broadcast_add(bias)?;
+        y.reshape((batch, tokens, ()))
+    }
+
+    fn oracle(x: &[Tensor], middle: Middle, add_input: bool) -> Result<Tensor> {
+        let centred = x[0].broadcast_sub(&x[0].mean_keepdim(D::Minus1)?)?;
+        let std = (centred.sqr()?.mean_keepdim(D::Minus1)? + EPS)?.sqrt()?;
+        let normed = centred
+            .broadcast_div(&std)?
+            .broadcast_mul(&x[1])?
+            .broadcast_add(&x[2])?;
+        let expanded = matmul(&normed, &x[3], &x[4])?;
+        let (batch, tokens, width) = x[0].dims3()?;
+        let inner = match middle {
+            Middle::Gelu => {
+                let half = ((&expanded * std::f64::consts::FRAC_1_SQRT_2)?.erf()? + 1.)?;
+                (expanded * (half * 0.5)?)?
+            }
+            Middle::SwiGlu => {
+                let halves = expanded.chunk(2, D::Minus1)?;
+                (halves[0].silu()? * &halves[1])?
+            }
+            Middle::Attention { heads } => {
+                let parts = expanded.reshape((batch, tokens, 3, heads, width / heads))?;
+                let parts = parts.permute((2, 0, 3, 1, 4))?; // [3, B, H, T, d]
+                let part = |i: usize| parts.narrow(0, i, 1)?.squeeze(0)?.contiguous();
+                let scores = part(0)?.matmul(&part(1)?.t()?.contiguous()?)?;
+                let exps = (scores / ((width / heads) as f64).sqrt())?.exp()?;
+                let probabilities = exps.broadcast_div(&exps.sum_keepdim(D::Minus1)?)?;
+                let out = probabilities.matmul(&part(2)?)?.transpose(1, 2)?;
+                out.reshape((batch, tokens, width))?
+            }
+        };
+        let out = matmul(&inner, &x[5], &x[6])?.broadcast_mul(&x[7])?;
+        if add_input { &x[0] + out } else { Ok(out) }
+    }
+
+    #[test]
+    fn agrees_with_the_composition() {
+        for (batch, tokens, width, middle) in [
+            (1, 1, 2, Middle::Gelu),
+            (2, 3, 5, Middle::Gelu),
+            (3, 11, 3, Middle::SwiGlu),
+            (1, 1, 4, Middle::Attention { heads: 1 }),
+            (2, 4, 6, Middle::Attention { heads: 3 }),
+        ] {
+            for add_input in [true, false] {
+                check(
+                    &inputs(batch, tokens, width, middle),
+                    &|x| residual_branch(&x[0], &parameters(x), middle, EPS, add_input),
+                    &|x| oracle(x, middle, add_input),
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn threads_change_nothing_and_a_second_backward_pass_is_like_the_first() {
+        let run = |frozen: bool| {
+            let vars: Vec<Var> = inputs(5, 9, 8, Middle::Gelu)
+                .iter()
+                .map(|input| Var::from_tensor(input).unwrap())
+                .collect();
+            let mut x: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
+            if frozen {
+                x[4] = x[4].detach();
+            }
+            let out = residual_branch(&x[0], &parameters(&x), Middle::Gelu, EPS, true).unwrap();
+            let loss = (&out * random(9, &[5, 9, 8])).unwrap().sum_all().unwrap();
+            let grads = [loss.backward().unwrap(), loss.backward().unwrap()];
+            let [first, second] = grads.map(|store| {
+                let of = |var: &Var| store.get(var).map(values);
+                vars.iter().map(of).collect::<Vec<_>>()
+            });
+            assert_eq!(first, second);
+            (values(&out), first)
+        };
+        let (out, grads) = on_threads(1, || run(false));
+        assert_eq!((out, grads.clone()), on_threads(3, || run(false)));
+        let (_, frozen) = run(true);
+        for (i, (frozen, grad)) in frozen.iter().zip(&grads).enumerate() {
+            assert_eq!(frozen.as_ref(), grad.as_ref().filter(|_| i != 4), "parameter {i}");
+        }
+    }
+
+    #[test]
+    fn wrong_shapes_are_refused() {
+        let message = |x: &[Tensor], middle| {
+            let result = residual_branch(&x[0], &parameters(x), middle, EPS, true);
+            result.unwrap_err().to_string()
+        };
+        let mut x = inputs(1, 2, 4, Middle::Gelu);
+        let found = message(&x, Middle::Attention { heads: 2 });
+        assert!(
+            found.contains("expected a parameter of shape [4, 3], found [4, 10]"),
+            "{found}"
+        );
+        x[7] = random(1, &[3]);
+        let found = message(&x, Middle::Gelu);
+        assert!(
+            found.contains("expected a parameter of shape [4], found [3]"),
+            "{found}"
+        );
+        let x = inputs(1, 2, 4, Middle::Attention { heads: 2 });
+        let found = message(&x, Middle::Attention { heads: 3 });
+        assert!(
+            found.contains("expected 4 to be a multiple of 3 heads"),
+            "{found}"
+        );
+    }
+}
