@@ -92,7 +92,7 @@ fn a_run_leaves_what_the_contract_names_and_its_teacher_goes_on() {
     // The images keep their 28 pixels: the file says how they are prepared.
     let meta = std::fs::read_to_string(space.path("features/meta.json")).expect("meta");
     let meta: serde_json::Value = serde_json::from_str(&meta).expect("JSON");
-    assert_eq!(meta["preprocessing"]["resize"], 28, "{meta}");
+    assert_eq!(meta["preprocess"]["resize"], 28, "{meta}");
 }
 
 #[test]
