@@ -93,7 +93,9 @@ fn fit_to(teacher: &TeacherFacts, config: &mut TrainConfig) {
         config.backbone = student(vit, &config.backbone);
         match &teacher.crops {
             Some(crops) => {
+                let (global, local) = (config.crops.global.count, config.crops.local.count);
                 config.crops = crops.clone();
+                (config.crops.global.count, config.crops.local.count) = (global, local);
                 config.backbone.patch_size = vit.patch_size;
             }
             None if config.crops.global.size.is_multiple_of(vit.patch_size as u32) => {

@@ -94,7 +94,7 @@ pub struct TeacherFeatures {
 }
 
 /// A network that gives targets and never learns. What it returns carries no gradient.
-pub trait FrozenTeacher {
+pub trait FrozenTeacher: Send {
     /// What is known of it.
     fn facts(&self) -> &TeacherFacts;
 

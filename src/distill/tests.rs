@@ -1,10 +1,9 @@
 //! Whole steps of every distillation on small networks: gradients, a teacher that stays what it is, the cache, resuming,
 //! teachers of every kind.
 
-use std::cell::Cell;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use candle_core::{Device, Tensor};
 use macula_models::onnx::{ExportOptions, ImageShape, OutputKind, export};
@@ -233,7 +232,7 @@ fn every_trained_tensor_gets_a_gradient_from_every_term() {
 /// A teacher that counts the crops it sees.
 struct Counted {
     inner: Box<dyn FrozenTeacher>,
-    crops: Rc<Cell<usize>>,
+    crops: Arc<AtomicUsize>,
 }
 
 impl FrozenTeacher for Counted {
@@ -242,7 +241,7 @@ impl FrozenTeacher for Counted {
     }
 
     fn features(&mut self, pixels: &Tensor, wanted: &Wanted) -> Result<TeacherFeatures> {
-        self.crops.set(self.crops.get() + pixels.dim(0).unwrap());
+        self.crops.fetch_add(pixels.dim(0).unwrap(), Ordering::Relaxed);
         self.inner.features(pixels, wanted)
     }
 
@@ -264,11 +263,11 @@ fn a_cached_run_holds_the_bytes_of_one_without_a_cache() {
         let with = |settings: &[&str]| {
             let settings = [&["distill.cache_epochs=2"], settings].concat();
             let (config, inner) = settled(recipe, &run_folder, &settings).unwrap();
-            let seen = Rc::new(Cell::new(0));
-            let mut trainer = trainer(&config, Box::new(Counted { inner, crops: Rc::clone(&seen) }));
+            let seen = Arc::new(AtomicUsize::new(0));
+            let mut trainer = trainer(&config, Box::new(Counted { inner, crops: Arc::clone(&seen) }));
             // 48 images of 10: nearly five passes.
             run(&mut trainer, 0, 12);
-            (trainer, seen.get())
+            (trainer, seen.load(Ordering::Relaxed))
         };
         let (plain, seen) = with(&[]);
         assert_eq!(seen, 48 * crops);
@@ -330,27 +329,27 @@ fn the_teacher_stays_what_it_is() {
     };
     let (config, mut teacher) = settled("distill-dinov2", &run_folder, &[]).unwrap();
     let expected = outputs(teacher.as_mut());
-    let shared = Rc::new(std::cell::RefCell::new(teacher));
+    let shared = Arc::new(Mutex::new(teacher));
     /// Lends the teacher, so that it can be looked at after the run.
-    struct Lent(Rc<std::cell::RefCell<Box<dyn FrozenTeacher>>>, TeacherFacts);
+    struct Lent(Arc<Mutex<Box<dyn FrozenTeacher>>>, TeacherFacts);
     impl FrozenTeacher for Lent {
         fn facts(&self) -> &TeacherFacts {
             &self.1
         }
         fn features(&mut self, pixels: &Tensor, wanted: &Wanted) -> Result<TeacherFeatures> {
-            self.0.borrow_mut().features(pixels, wanted)
+            self.0.lock().unwrap().features(pixels, wanted)
         }
         fn cls_logits(&self, tokens: &Tensor) -> Result<Tensor> {
-            self.0.borrow().cls_logits(tokens)
+            self.0.lock().unwrap().cls_logits(tokens)
         }
         fn patch_logits(&self, tokens: &Tensor) -> Result<Tensor> {
-            self.0.borrow().patch_logits(tokens)
+            self.0.lock().unwrap().patch_logits(tokens)
         }
     }
-    let facts = shared.borrow().facts().clone();
-    let mut trainer = trainer(&config, Box::new(Lent(Rc::clone(&shared), facts)));
+    let facts = shared.lock().unwrap().facts().clone();
+    let mut trainer = trainer(&config, Box::new(Lent(Arc::clone(&shared), facts)));
     run(&mut trainer, 0, 4);
-    assert!(outputs(shared.borrow_mut().as_mut()) == expected);
+    assert!(outputs(shared.lock().unwrap().as_mut()) == expected);
     assert_eq!(files::sha256(&file).unwrap(), before);
     // What a run leaves is the student's average, of the student's size.
     let average = trainer.method().teacher.backbone();

@@ -60,7 +60,7 @@ mod tests {
     use crate::train::testing::{assert_close, assert_scalar, scalar, values};
     use candle_core::{Device, Var};
 
-    fn tensor(rows: &[[f32; 3]]) -> Tensor {
+    fn tensor<const N: usize>(rows: &[[f32; 3]; N]) -> Tensor {
         Tensor::new(rows, &Device::Cpu).unwrap()
     }
 
