@@ -8,6 +8,10 @@
 //! This module is also the seam for other devices: a CUDA twin goes into `ops/cuda/` and is called from the `cuda_fwd` and
 //! `bwd` of its operation. Until then an operation on a CUDA tensor is a clear error, never a detour over the CPU.
 //!
+//! Operations are as large as they can be: between two of them candle's backward pass adds each gradient to zeros, three
+//! passes over memory on one thread. `residual_branch` is half a block; `many_parameters` is how it has more than three
+//! arguments. `vectors` is public for the kernels of training.
+//!
 //! Sums over rows (weight and bias gradients) are taken over chunks of a fixed number of rows and added in their order,
 //! so results do not depend on the number of threads.
 

@@ -10,9 +10,7 @@ use std::sync::OnceLock;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
 use super::attention::{Attention, Sizes};
-use super::cpu::{
-    Matrix, ROWS_PER_TASK, Threads, f32_slice, gemm, product, rows_and_width, stored, with_f32,
-};
+use super::cpu::{Matrix, ROWS_PER_TASK, Threads, f32_slice, gemm, product, stored, with_f32};
 use super::layer_norm::LayerNorm;
 use super::many_parameters::{Gradients, tie};
 use super::vectors::{beside, dot, filled};
@@ -341,7 +339,6 @@ impl CustomOp2 for Branch {
         _: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        rows_and_width(NAME, x.shape())?;
         let Some(kept) = self.kept.as_ref().and_then(OnceLock::get) else {
             bail!("{NAME}: expected a forward pass before the backward pass")
         };

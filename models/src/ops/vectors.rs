@@ -75,10 +75,10 @@ fn zeroed(piece: &mut [std::mem::MaybeUninit<f32>]) -> &mut [f32] {
     for value in piece.iter_mut() {
         value.write(0.);
     }
-    // SAFETY: every value has just been written.
+    // SAFETY: every value has just been written, and the pointer is the slice's own.
     #[allow(unsafe_code)]
     unsafe {
-        piece.assume_init_mut()
+        std::slice::from_raw_parts_mut(piece.as_mut_ptr().cast(), piece.len())
     }
 }
 

@@ -158,7 +158,7 @@ mod tests {
                 let weighted = weighted_sums(&matrix(), 21, |row, values| of_row[row] + values[0]);
                 let (mut scaled, mut normalised) = (matrix(), exps.clone());
                 scale(&mut scaled, &centre, Some(&of_row));
-                scale(&mut normalised, &vec![1.; 21], None);
+                scale(&mut normalised, &[1.; 21], None);
                 [targets, sums, exps, maxima, weighted, scaled, normalised]
             })
         };

@@ -66,7 +66,8 @@ pub struct EventWriter {
 }
 
 impl EventWriter {
-    /// Begins a file in `folder`, which is created where it is missing, named `events.out.tfevents.SECONDS.HOST.NUMBER.v2`.
+    /// Begins a file in `folder`, which is created where it is missing, named
+    /// `events.out.tfevents.SECONDS.macula.PROCESS.NUMBER.v2`.
     /// A run that is resumed after `resumed` steps tells TensorBoard to forget what earlier files say of later ones.
     ///
     /// # Errors
@@ -149,12 +150,11 @@ fn masked_crc(bytes: &[u8]) -> u32 {
 
 /// A file that did not exist. TensorBoard reads the files of a folder in the order of their names.
 fn new_file(folder: &Path, now: Duration) -> Result<(File, PathBuf)> {
-    let host = gethostname::gethostname();
+    let process = std::process::id();
     for number in 0..1000 {
         let name = format!(
-            "events.out.tfevents.{:010}.{}.{number}.v2",
-            now.as_secs(),
-            host.to_string_lossy()
+            "events.out.tfevents.{:010}.macula.{process}.{number}.v2",
+            now.as_secs()
         );
         let path = folder.join(name);
         match OpenOptions::new().append(true).create_new(true).open(&path) {

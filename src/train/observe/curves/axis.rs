@@ -89,13 +89,15 @@ fn widened(low: f64, high: f64) -> (f64, f64) {
     (low - room, high + room)
 }
 
-/// 1, 2 or 5 times a power of ten, at least `raw`.
+/// 1, 2 or 5 times a power of ten: what is nearest to `raw` as a ratio.
 fn round_step(raw: f64) -> f64 {
     let power = 10f64.powf(raw.log10().floor());
-    let factor = [1.0, 2.0, 5.0]
+    let ratio = |step: &f64| (step / raw).ln().abs();
+    [1.0, 2.0, 5.0, 10.0]
+        .map(|factor| factor * power)
         .into_iter()
-        .find(|factor| factor * power >= raw * (1.0 - 1e-9));
-    factor.unwrap_or(10.0) * power
+        .min_by(|a, b| ratio(a).total_cmp(&ratio(b)))
+        .unwrap_or(power)
 }
 
 /// `value` with as many decimals as `step` needs.
@@ -196,7 +198,7 @@ mod tests {
     fn ticks_are_round_and_inside() {
         let axis = Axis::exact(0.0, 1.0, 5);
         assert_eq!(labels(&axis), ["0", "0.2", "0.4", "0.6", "0.8", "1.0"]);
-        assert_eq!(labels(&Axis::exact(3.3, 9.1, 5)), ["4", "6", "8"]);
+        assert_eq!(labels(&Axis::exact(3.3, 9.1, 5)), ["4", "5", "6", "7", "8", "9"]);
         assert_eq!(labels(&Axis::exact(-0.3, 0.3, 4)), ["\u{2212}0.2", "0", "0.2"]);
         assert_eq!(
             labels(&Axis::exact(0.0, 5e-4, 5))[1..3],
@@ -229,7 +231,7 @@ mod tests {
     fn steps_are_short() {
         let axis = Axis::exact(0.0, 125_000.0, 5);
         let labels: Vec<_> = axis.ticks.iter().map(|&tick| axis.count_label(tick)).collect();
-        assert_eq!(labels, ["0", "50k", "100k"]);
+        assert_eq!(labels, ["0", "20k", "40k", "60k", "80k", "100k", "120k"]);
         let axis = Axis::exact(0.0, 2.5e6, 5);
         assert_eq!(axis.count_label(500_000.0), "0.5M");
         assert_eq!(Axis::exact(0.0, 600.0, 5).count_label(200.0), "200");

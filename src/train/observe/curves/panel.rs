@@ -240,7 +240,7 @@ impl Plot {
         }
         let drawn = line(smoothed);
         canvas.line(&drawn, 2.2, color);
-        if !series.is_smoothed() {
+        if series.is_sparse() {
             for &point in &drawn {
                 canvas.dot(point, 3.2, color);
             }

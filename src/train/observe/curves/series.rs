@@ -4,10 +4,12 @@ use serde_json::{Map, Value};
 
 use crate::train::observe::keys;
 
-/// From this many points on a curve is smoothed.
-const SMOOTHED_FROM: usize = 30;
-/// The moving average reaches over this share of the points.
-const SMOOTHING: f64 = 0.03;
+/// What follows a schedule.
+const SCHEDULES: [&str; 2] = [keys::LR, keys::WEIGHT_DECAY];
+/// Fewer points than this are drawn one by one.
+const FEW: usize = 30;
+/// The moving average reaches this share of the points to either side.
+const REACH: f64 = 0.015;
 
 /// One curve.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,6 +20,8 @@ pub struct Series {
     pub points: Vec<(f64, f64)>,
     /// Step, lower and upper end of the interval, where there is one.
     pub band: Vec<(f64, f64, f64)>,
+    /// Whether it was measured, and so has noise to smooth; a schedule has none.
+    pub noisy: bool,
 }
 
 impl Series {
@@ -38,7 +42,12 @@ impl Series {
                 Some((number(line, keys::STEP)?, low, high))
             }));
         }
-        Self { name, points, band }
+        Self {
+            name,
+            points,
+            band,
+            noisy: !SCHEDULES.contains(&key),
+        }
     }
 
     /// The last step with a value, and the value.
@@ -46,26 +55,35 @@ impl Series {
         self.points.last().copied()
     }
 
-    /// Whether there are points enough to smooth.
-    pub fn is_smoothed(&self) -> bool {
-        self.points.len() >= SMOOTHED_FROM
+    /// Whether there are so few points that each should be seen.
+    pub fn is_sparse(&self) -> bool {
+        self.points.len() < FEW
     }
 
-    /// An exponential moving average, without the pull towards its start (each mean is over the weights so far); the
-    /// points themselves where there are few.
+    /// Whether [`Series::smoothed`] differs from the points.
+    pub fn is_smoothed(&self) -> bool {
+        self.noisy && !self.is_sparse()
+    }
+
+    /// The mean over as many points before as after each, fewer towards the ends, so that the curve does not lag; the
+    /// points themselves where there is nothing to smooth.
     pub fn smoothed(&self) -> Vec<(f64, f64)> {
         if !self.is_smoothed() {
             return self.points.clone();
         }
-        let span = (self.points.len() as f64 * SMOOTHING).max(3.0);
-        let keep = 1.0 - 2.0 / (span + 1.0);
-        let (mut sum, mut weight) = (0.0, 0.0);
-        let mean = |&(step, value): &(f64, f64)| {
-            sum = keep * sum + value;
-            weight = keep * weight + 1.0;
-            (step, sum / weight)
+        let n = self.points.len();
+        let reach = (n as f64 * REACH).ceil() as usize;
+        let mut sums = Vec::with_capacity(n + 1);
+        sums.push(0.0);
+        for (_, value) in &self.points {
+            sums.push(sums[sums.len() - 1] + value);
+        }
+        let mean = |(place, &(step, _)): (usize, &(f64, f64))| {
+            let reach = reach.min(place).min(n - 1 - place);
+            let sum = sums[place + reach + 1] - sums[place - reach];
+            (step, sum / (2 * reach + 1) as f64)
         };
-        self.points.iter().map(mean).collect()
+        self.points.iter().enumerate().map(mean).collect()
     }
 }
 
@@ -101,6 +119,7 @@ mod tests {
             name: String::new(),
             points: (1..).map(f64::from).zip(values).collect(),
             band: Vec::new(),
+            noisy: true,
         }
     }
 
@@ -133,7 +152,16 @@ mod tests {
         );
         let noisy = of_values((0..1000).map(|i| if i % 2 == 0 { 1.0 } else { -1.0 }));
         let smoothed = noisy.smoothed();
-        assert!(smoothed[500..].iter().all(|point| point.1.abs() < 0.1));
+        assert!(smoothed[50..950].iter().all(|point| point.1.abs() < 0.1));
+        // A straight line stays where it is.
+        let line = of_values((0..200).map(f64::from));
+        let near = |(a, b): (&(f64, f64), &(f64, f64))| (a.1 - b.1).abs() < 1e-9;
+        assert!(line.smoothed().iter().zip(&line.points).all(near));
+        let schedule = Series {
+            noisy: false,
+            ..noisy.clone()
+        };
+        assert_eq!(schedule.smoothed(), noisy.points);
         let few = of_values((0..5).map(f64::from));
         assert_eq!(few.smoothed(), few.points);
     }

@@ -1,8 +1,11 @@
 //! Meters of features `[n, d]`: their spread and the number of directions they use.
 
+use linfa_linalg::eigh::EigValshInto as _;
 use macula_eval::linalg::gemm::{Operand, Threads, matmul};
-use nalgebra::DMatrix;
+use ndarray::Array2;
 
+/// Rows that are enough to follow the effective rank of a run, and few enough to compute in seconds.
+pub const RANK_ROWS: usize = 1_024;
 /// What RankMe adds to each share of the singular values, so that the logarithm exists.
 const RANKME_EPSILON: f64 = 1e-7;
 
@@ -42,7 +45,7 @@ pub fn feature_std(features: &[f32], n: usize, d: usize) -> f64 {
 /// that are alike but for rounding become pure noise, which has full rank; as they are, the common direction outweighs
 /// the rest and the rank falls towards 1. 0 when every feature is 0; NaN without rows, or with NaN or infinity.
 ///
-/// The cost is that of the product of the features with themselves and of the eigenvalues of the smaller Gram matrix.
+/// The cost grows with the cube of the smaller of n and d: [`spread_rows`] down to [`RANK_ROWS`] where features are wide.
 ///
 /// # Panics
 /// If `features` does not hold `n * d` values.
@@ -64,6 +67,19 @@ pub fn effective_rank(features: &[f32], n: usize, d: usize) -> f64 {
     entropy.exp()
 }
 
+/// At most `most` of the rows of `[n, d]`, evenly spaced over all of them, and how many they are. Features of online k-NN lie
+/// in the order of the source, often class after class, so that the first rows would not do.
+///
+/// # Panics
+/// If `features` does not hold `n * d` values.
+pub fn spread_rows(features: &[f32], n: usize, d: usize, most: usize) -> (Vec<f32>, usize) {
+    check(features, n, d);
+    let taken = n.min(most);
+    let place = |i: usize| i * n / taken;
+    let rows = (0..taken).flat_map(|i| &features[place(i) * d..(place(i) + 1) * d]);
+    (rows.copied().collect(), taken)
+}
+
 /// Singular values of `[n, d]`, as roots of the eigenvalues of the smaller of its two Gram matrices. Squaring costs half of
 /// f64's digits, which leaves as many as f32 features have.
 fn singular_values(features: &[f32], n: usize, d: usize) -> Vec<f64> {
@@ -77,7 +93,10 @@ fn singular_values(features: &[f32], n: usize, d: usize) -> Vec<f64> {
         (rows.transposed(), rows) // [d, d]
     };
     matmul(&mut gram, left, right, Threads::Pool);
-    let eigenvalues = DMatrix::from_vec(size, size, gram).symmetric_eigenvalues();
+    let gram = Array2::from_shape_vec((size, size), gram).expect("the product has size x size values");
+    let eigenvalues = gram
+        .eigvalsh_into()
+        .expect("a Gram matrix is square and not empty");
     // Rounding leaves tiny negative eigenvalues where the true one is 0.
     eigenvalues.iter().map(|value| value.max(0.0).sqrt()).collect()
 }
@@ -171,6 +190,15 @@ mod tests {
         assert!(feature_std(&[1.0, f32::INFINITY], 1, 2).is_nan());
         assert_eq!(effective_rank(&[0.0; 8], 4, 2), 0.0);
         assert_eq!(feature_std(&[0.0; 8], 4, 2), 0.0);
+    }
+
+    #[test]
+    fn spread_rows_are_spread() {
+        let features: Vec<f32> = (0..20).map(|i| i as f32).collect();
+        let (rows, n) = spread_rows(&features, 10, 2, 3);
+        assert_eq!((rows, n), (vec![0.0, 1.0, 6.0, 7.0, 12.0, 13.0], 3));
+        assert_eq!(spread_rows(&features, 10, 2, 30), (features.clone(), 10));
+        assert_eq!(spread_rows(&[], 0, 2, 30), (vec![], 0));
     }
 
     #[test]

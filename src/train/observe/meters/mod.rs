@@ -6,7 +6,7 @@ mod features;
 mod targets;
 
 pub use collapse::{Collapse, Readings, TargetReadings};
-pub use features::{effective_rank, feature_std};
+pub use features::{RANK_ROWS, effective_rank, feature_std, spread_rows};
 pub use targets::{Entropy, PrototypeUsage, entropy, prototype_usage};
 
 /// What each meter means, for `--help`.

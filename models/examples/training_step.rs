@@ -1,5 +1,5 @@
 //! Times the network's part of a training step of DINOv2 on the CPU: teacher on global crops, student on masked global
-//! crops and on local ones, heads, cross-entropies, backward pass. `step small|large [batch] [repetitions]`.
+//! crops and on local ones, heads, cross-entropies, backward pass. `cargo run --release -p macula-models --example training_step -- small|large [batch] [repetitions]`.
 #![allow(clippy::unwrap_used)]
 
 use std::time::Instant;
@@ -7,6 +7,7 @@ use std::time::Instant;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use macula_models::heads::{DinoHead, DinoHeadConfig};
+use macula_models::ops::soft_cross_entropy;
 use macula_models::vit::{FeedForwardKind, PositionRule, VisionTransformer, VitConfig};
 
 fn main() {
@@ -76,33 +77,46 @@ fn main() {
     let mask = Tensor::from_vec(mask, (2 * batch, patches), &device).unwrap();
     let rows: Vec<u32> = (0..2 * batch)
         .step_by(2)
-        .flat_map(|crop| (0..masked).map(move |p| (crop * patches + p) as u32))
+        .flat_map(|crop| (0..masked).map(move |p| (crop * (1 + patches) + 1 + p) as u32))
         .collect();
-    let rows = Tensor::new(rows, &device).unwrap();
-    let masked_patches = |patch: &Tensor| {
-        patch
-            .reshape(((), width))
-            .unwrap()
-            .index_select(&rows, 0)
-            .unwrap()
-    };
+    let cls_rows =
+        |crops: usize, tokens: usize| -> Vec<u32> { (0..crops).map(|crop| (crop * tokens) as u32).collect() };
+    let on_globals = cls_rows(2 * batch, 1 + patches);
+    let on_locals = cls_rows(6 * batch, 1 + (local / patch) * (local / patch));
     let softmax = |logits: &Tensor| candle_nn::ops::softmax_last_dim(&logits.detach()).unwrap();
     for _ in 0..repetitions {
         let start = Instant::now();
-        let sees = teacher.forward(&globals, None).unwrap();
+        let sees = teacher.forward_tokens(&globals, None, None).unwrap();
         let backbone = start.elapsed();
-        let cls_targets = softmax(&teacher_head.forward(&sees.cls).unwrap());
-        let patch_targets = softmax(&teacher_head.forward(&masked_patches(&sees.patch)).unwrap());
+        let cls_targets = softmax(
+            &teacher_head
+                .forward(&teacher.norm_rows(&sees, &on_globals).unwrap())
+                .unwrap(),
+        );
+        let patch_targets = softmax(
+            &teacher_head
+                .forward(&teacher.norm_rows(&sees, &rows).unwrap())
+                .unwrap(),
+        );
         let teacher_time = start.elapsed();
-        let on_global = student.forward(&globals, Some(&mask)).unwrap();
-        let on_local = student.forward(&locals, None).unwrap();
+        let on_global = student.forward_tokens(&globals, Some(&mask), None).unwrap();
+        let on_local = student.forward_tokens(&locals, None, None).unwrap();
         let student_backbone = start.elapsed();
-        let both = Tensor::cat(&[&on_global.cls, &on_local.cls], 0).unwrap();
+        let cls = [(&on_global, &on_globals), (&on_local, &on_locals)]
+            .map(|(x, rows)| student.norm_rows(x, rows).unwrap());
+        let both = Tensor::cat(&cls, 0).unwrap();
         let cls = student_head.forward(&both).unwrap();
-        let patch = student_head.forward(&masked_patches(&on_global.patch)).unwrap();
+        let patch = student_head
+            .forward(&student.norm_rows(&on_global, &rows).unwrap())
+            .unwrap();
         let student_time = start.elapsed();
         let targets = cls_targets.repeat((4, 1)).unwrap();
-        let loss = |logits: &Tensor, targets: &Tensor| cross_entropy(logits, targets).mean_all().unwrap();
+        let loss = |logits: &Tensor, targets: &Tensor| {
+            soft_cross_entropy(logits, targets, None, 0.1)
+                .unwrap()
+                .mean_all()
+                .unwrap()
+        };
         let loss = (loss(&cls, &targets) + loss(&patch, &patch_targets)).unwrap();
         let forward = start.elapsed();
         let grads = loss.backward().unwrap();
@@ -128,8 +142,4 @@ fn faults() -> u64 {
         .nth(9)
         .and_then(|field| field.parse().ok())
         .unwrap_or(0)
-}
-
-fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Tensor {
-    macula_models::ops::soft_cross_entropy(logits, targets, None, 0.1).unwrap()
 }

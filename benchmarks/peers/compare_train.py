@@ -1,0 +1,148 @@
+#!/usr/bin/env python3
+"""Compares one training step of macula with PyTorch's, turn about on one machine.
+
+    compare_train.py MACULA [--geometry a|b] [--recipe dinov2|dino|ibot|moco] [--repetitions 5] [--threads N] [--steps 10]
+                     [--device cpu|cuda] [--compile] [--dtype f32|bf16] [--python PYTHON] [--json]
+
+MACULA is the built command. Each repetition runs `macula bench train --json` and `torch_step.py --json` once each, as
+processes of their own and with the same geometry and threads; the order changes with each repetition. The table gives
+each side's best and median, and the ratio macula / PyTorch within repetitions (median, smallest, largest): above 1 in
+images a second, macula is faster; below 1 in memory, it needs less. --compile and --dtype concern PyTorch alone.
+
+The recipe dinov2 is macula's `dinov2-small`, which has one head for CLS and patches; PyTorch gets the same. Both sides
+report how many weights they train, and different networks are an error. Exit code 0: compared. 1: a run failed, or the
+networks differ. 2: bad arguments. Needs: Python 3.9; PYTHON (default: this one) needs torch.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+
+MACULA_RECIPE = {"dinov2": "dinov2-small", "dino": "dino", "ibot": "ibot", "moco": "moco"}
+QUANTITIES = [
+    ("images_per_second", "images/s", 1, max),
+    ("step_seconds", "s a step", 1, min),
+    ("peak_rss_bytes", "peak memory, MiB", 2**20, min),
+]
+PARAMETERS = 0.001  # relative; a mask token that never trains may be counted or not
+
+
+class Failure(Exception):
+    """A run that gave no result; the message is one line."""
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("macula", type=pathlib.Path)
+    parser.add_argument("--geometry", choices=["a", "b"], default="a")
+    parser.add_argument("--recipe", choices=MACULA_RECIPE, default="dinov2")
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--steps", type=int, default=10, help="steps that are timed in each run")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32", help="PyTorch's")
+    parser.add_argument("--compile", action="store_true", help="PyTorch's step through torch.compile")
+    parser.add_argument("--python", default=sys.executable, help="a Python that has torch")
+    parser.add_argument("--json", action="store_true", help="one JSON object with every run")
+    given = parser.parse_args()
+    if not given.macula.is_file():
+        parser.error(f"{given.macula}: expected macula's binary, found no such file")
+    if min(given.repetitions, given.threads, given.steps) < 1:
+        parser.error("repetitions, threads and steps must be at least 1")
+    return given
+
+
+def commands(given):
+    """The two command lines by name."""
+    shared = ["--geometry", given.geometry, "--threads", str(given.threads), "--steps", str(given.steps)]
+    shared += ["--device", given.device, "--json"]
+    macula = [str(given.macula.resolve()), "bench", "train", "--recipe", MACULA_RECIPE[given.recipe], *shared]
+    script = pathlib.Path(__file__).resolve().parent / "torch_step.py"
+    torch = [given.python, str(script), "--recipe", given.recipe, "--dtype", given.dtype, *shared]
+    torch += ["--compile"] if given.compile else []
+    torch += ["--shared-head"] if given.recipe == "dinov2" else []
+    return {"macula": macula, "torch": torch}
+
+
+def measured(name, command):
+    """What one run printed."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        raise Failure(f"{name}: {command[0]}: {error.strerror}") from error
+    if done.returncode:
+        said = (done.stderr.strip() or done.stdout.strip() or "nothing was printed").splitlines()[-1]
+        raise Failure(f"{name} ended with code {done.returncode}: {said}")
+    try:
+        result = json.loads(done.stdout)
+    except ValueError as error:
+        raise Failure(f"{name}: expected JSON on stdout, found: {done.stdout.strip()[:200]!r}") from error
+    for key in [key for key, *_ in QUANTITIES] + ["parameters"]:
+        value = result.get(key)
+        if not isinstance(value, (int, float)) or value <= 0:
+            raise Failure(f"{name}: `{key}`: expected a number above 0, found {value!r}")
+    return result
+
+
+def check_networks(runs):
+    """The two must train the same network."""
+    macula, torch = runs["macula"][0]["parameters"], runs["torch"][0]["parameters"]
+    if abs(macula - torch) > PARAMETERS * torch:
+        raise Failure(f"the networks differ: macula trains {macula} weights, torch_step.py {torch}")
+
+
+def table(runs):
+    """Lines of Markdown: a quantity a row."""
+    lines = [
+        "| | macula, best | median | PyTorch, best | median | macula / PyTorch, median (range) |",
+        "|---|---|---|---|---|---|",
+    ]
+    for key, title, unit, best in QUANTITIES:
+        values = {name: [run[key] / unit for run in results] for name, results in runs.items()}
+        ratios = [ours / theirs for ours, theirs in zip(values["macula"], values["torch"])]
+        cells = [number(of(values[name])) for name in ["macula", "torch"] for of in [best, statistics.median]]
+        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        lines.append(f"| {title} | {' | '.join(cells)} | {spread} |")
+    return lines
+
+
+def number(value):
+    return f"{value:.3f}" if value < 10 else f"{value:.1f}" if value < 1000 else f"{value:.0f}"
+
+
+def compare(given):
+    """Runs both in turn; the order changes, so that neither always follows the other's heat and caches."""
+    turn = list(commands(given).items())
+    runs = {name: [] for name, _ in turn}
+    for repetition in range(given.repetitions):
+        for name, command in turn:
+            result = measured(name, command)
+            runs[name].append(result)
+            rate, seconds = result["images_per_second"], result["step_seconds"]
+            print(f"{repetition + 1} {name}: {rate:.1f} images/s, {seconds:.3f} s a step", file=sys.stderr)
+        if repetition == 0:
+            check_networks(runs)
+        turn.reverse()
+    return runs
+
+
+def main():
+    given = arguments()
+    try:
+        runs = compare(given)
+    except Failure as failure:
+        print(f"compare_train.py: {failure}", file=sys.stderr)
+        return 1
+    if given.json:
+        print(json.dumps(runs))
+    else:
+        print("\n".join(table(runs)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
