@@ -4,6 +4,7 @@
 use std::time::Instant;
 
 use candle_core::Tensor;
+// Composed of differentiable operations, unlike candle-nn's softmax: the gradient test sees it.
 use candle_nn::loss::cross_entropy;
 use macula_models::ops;
 
