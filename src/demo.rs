@@ -144,6 +144,7 @@ fn train(options: &DemoOptions, run: &Path) -> Result<()> {
         config: overrides.apply(config, facts.images)?,
         out: run.to_owned(),
         start: Start::Fresh,
+        teacher: None,
         device: options.device.candle()?,
         threads: rayon::current_num_threads(),
         stop: Default::default(),

@@ -5,6 +5,7 @@
 pub mod cli;
 pub mod data;
 pub mod demo;
+pub mod distill;
 pub mod error;
 pub mod evaluate;
 pub mod export;

@@ -4,6 +4,7 @@
 mod args;
 mod bench;
 mod demo;
+mod distill;
 mod doctor;
 mod eval;
 mod export;
@@ -11,6 +12,7 @@ mod extract;
 mod inspect;
 mod log;
 mod output;
+mod run_folder;
 mod runtime;
 mod train;
 
@@ -34,6 +36,8 @@ enum Verb {
     Demo(demo::DemoArgs),
     /// Pretrain a vision transformer without labels.
     Train(Box<train::TrainArgs>),
+    /// Train a student on a frozen teacher's outputs, without labels.
+    Distill(Box<distill::DistillArgs>),
     /// Write a checkpoint as ONNX, checked against the candle network.
     Export(export::ExportArgs),
     /// Write the frozen features of images to a feature folder.
@@ -88,6 +92,7 @@ fn run(cli: Cli) -> Result<()> {
     match cli.verb {
         Verb::Demo(args) => args.run(),
         Verb::Train(args) => args.run(),
+        Verb::Distill(args) => args.run(),
         Verb::Export(args) => args.run(),
         Verb::Extract(args) => args.run(),
         Verb::Eval(args) => args.run(),

@@ -110,7 +110,7 @@ fn noise(config: &TrainConfig) -> Result<Vec<Batch>> {
             let mut draw = |count: usize| (0..count).map(|_| rng.random_range(-1f32..1.)).collect();
             let (global, local) = (&config.crops.global, &config.crops.local);
             let crops = global.count * size;
-            let masks = match config.has_ibot() {
+            let masks = match config.draws_masks() {
                 true => {
                     let mut rng = rng::stream(config.seed, "masks", part);
                     Some(masks_for_batch(crops, config.grid()?, &config.masks, &mut rng)?)
@@ -121,6 +121,7 @@ fn noise(config: &TrainConfig) -> Result<Vec<Batch>> {
                 step: part,
                 size,
                 rows: (0..size as u64).collect(),
+                views: vec![None; size],
                 global: draw(crops * global.values()),
                 local: draw(local.count * size * local.values()),
                 masks,

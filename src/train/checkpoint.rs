@@ -47,6 +47,8 @@ pub struct Saved {
     pub state: TrainerState,
     /// The best online k-NN of the run so far, if it ran.
     pub best_knn: Option<f64>,
+    /// SHA-256 of its tensors' file.
+    pub sha256: String,
 }
 
 /// The checkpoints of a run folder.
@@ -262,5 +264,6 @@ pub fn load(folder: &Path) -> Result<Saved> {
             memory: take(MEMORY),
         },
         best_knn: record.knn_top1,
+        sha256,
     })
 }

@@ -9,6 +9,7 @@ use super::schedule::CosineSchedule;
 use crate::data::augment::MultiCropConfig;
 use crate::data::loader::{BatchPlan, LoaderConfig};
 use crate::data::mask::{Grid, MaskConfig};
+use crate::distill::{DistillConfig, IbotTokens, Term};
 use crate::train::observe::OnlineKnnConfig;
 use crate::{Error, Result};
 
@@ -49,6 +50,9 @@ pub struct TrainConfig {
     pub checkpoints: CheckpointConfig,
     /// What is measured while training.
     pub monitor: MonitorConfig,
+    /// The frozen teacher, where there is one; without it a run teaches itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distill: Option<DistillConfig>,
 }
 
 /// Where images come from and how they are read.
@@ -416,7 +420,30 @@ impl TrainConfig {
         at_least("checkpoints.keep", self.checkpoints.keep as u64, 1)?;
         at_least("monitor.log_every", self.monitor.log_every, 1)?;
         at_least("monitor.curves_every", self.monitor.curves_every, 1)?;
+        self.validate_distill()?;
         self.validate_backbone()
+    }
+
+    fn validate_distill(&self) -> Result<()> {
+        let Some(distill) = &self.distill else { return Ok(()) };
+        distill.validate()?;
+        if self.has_info_nce() {
+            let reason = "expected 0 where a frozen teacher gives the targets, found more";
+            return Err(Error::input("loss.info_nce_weight", reason));
+        }
+        let views = self.batch_size / self.accumulate * self.crops.global.count;
+        if distill.has(Term::Relation) && distill.relation_queue < views {
+            let reason = format!(
+                "expected room for the {views} global crops of a part, found {}",
+                distill.relation_queue
+            );
+            return Err(Error::input("distill.relation_queue", reason));
+        }
+        if distill.has(Term::Relation) && views < 2 {
+            let reason = format!("expected at least 2 crops a part where relations are compared, found {views}");
+            return Err(Error::input("batch_size", reason));
+        }
+        Ok(())
     }
 
     fn validate_backbone(&self) -> Result<()> {
@@ -449,7 +476,8 @@ impl TrainConfig {
         ] {
             within(field, weight, 0. ..=f64::MAX)?;
         }
-        if !self.has_dino() && !self.has_ibot() && !self.has_info_nce() {
+        let distils = self.distill.as_ref().is_some_and(DistillConfig::has_terms);
+        if !self.has_dino() && !self.has_ibot() && !self.has_info_nce() && !distils {
             let reason = "expected a weight above 0 for dino, ibot or info_nce, found none";
             return Err(Error::input("loss", reason));
         }
@@ -544,13 +572,28 @@ impl TrainConfig {
         self.loss.info_nce_weight > 0.
     }
 
-    /// The trained network's geometry.
+    /// Whether patches are drawn for the iBOT term: those it compares, if not all.
+    pub fn draws_masks(&self) -> bool {
+        let all = |distill: &DistillConfig| distill.ibot_tokens == IbotTokens::All;
+        self.has_ibot() && !self.distill.as_ref().is_some_and(all)
+    }
+
+    /// How images are read. Where a frozen teacher's outputs repeat, so do the crops.
+    pub fn loader(&self) -> LoaderConfig {
+        let mut loader = self.data.loader.clone();
+        if let Some(distill) = self.distill.as_ref().filter(|distill| distill.cache_epochs > 0) {
+            loader.view_epochs = distill.cache_epochs;
+        }
+        loader
+    }
+
+    /// The trained network's geometry. A student of a frozen teacher has nothing hidden from it.
     ///
     /// # Errors
     /// Numbers that do not fit together.
     pub fn vit(&self) -> Result<VitConfig> {
-        self.backbone
-            .vit(self.crops.global.size as usize, self.has_ibot())
+        let masked = self.has_ibot() && self.distill.is_none();
+        self.backbone.vit(self.crops.global.size as usize, masked)
     }
 
     /// Images of each part of a step, by the number of the part.

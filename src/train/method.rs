@@ -2,6 +2,8 @@
 //! switches on. DINO, iBOT, DINOv2 and momentum contrast are settings of it (facebookresearch/dinov2
 //! `train/ssl_meta_arch.py`; facebookresearch/moco `moco/builder.py`).
 
+mod distil;
+
 use std::time::Instant;
 
 use candle_core::{Device, Tensor};
@@ -17,12 +19,15 @@ use super::network::{Gradients, Network, NetworkConfig};
 use super::ranks::{OneRank, Ranks};
 use crate::data::loader::Batch;
 use crate::data::mask::BatchMasks;
+use crate::distill::{FrozenTargets, Term};
 use crate::{Error, Result, rng};
 
 /// Names of the memory's tensors in a checkpoint.
 const CLS_CENTRE: &str = "cls_centre";
 const PATCH_CENTRE: &str = "patch_centre";
 const QUEUE: &str = "queue";
+const RELATION_TEACHER: &str = "relation_teacher";
+const RELATION_STUDENT: &str = "relation_student";
 
 /// Student, teacher, and what their objective remembers from step to step.
 pub struct Method {
@@ -35,6 +40,8 @@ pub struct Method {
     pub teacher: Network,
     /// What a checkpoint keeps beside the weights.
     pub memory: Memory,
+    /// The network that gives the targets in the teacher's place, in a distillation.
+    frozen: Option<FrozenTargets>,
 }
 
 /// State of the objective.
@@ -46,6 +53,15 @@ pub struct Memory {
     pub patch_centre: Option<SoftmaxCentering>,
     /// Negatives of the contrastive term.
     pub queue: Option<KeyQueue>,
+    /// What the frozen teacher and the averaged student saw of the latest images, where relations are distilled.
+    pub relations: Option<RelationQueues>,
+}
+
+/// Features of the same images in the same order.
+#[derive(Debug)]
+pub struct RelationQueues {
+    teacher: KeyQueue,
+    student: KeyQueue,
 }
 
 /// What one part of a step came to.
@@ -77,8 +93,14 @@ struct Masks {
 
 /// What a pass saw, after the final norm.
 struct Seen {
-    cls: Tensor,            // [B, D]
-    masked: Option<Tensor>, // [M, D]
+    cls: Tensor,             // [B, D]
+    patches: Option<Tensor>, // [M, D], those that were asked for
+}
+
+/// A teacher's distributions over prototypes.
+struct PrototypeTargets {
+    cls: Option<Tensor>,                 // [2 B, K]
+    patch: Option<(Tensor, Vec<usize>)>, // [M, K], and how many of them each crop has
 }
 
 /// The settings of the stochastic depth of one pass.
@@ -118,7 +140,13 @@ impl Method {
             config: config.clone(),
             device: device.clone(),
             ranks: Box::new(OneRank),
+            frozen: None,
         })
+    }
+
+    /// Gives a distillation its frozen teacher.
+    pub fn learn_from(&mut self, frozen: FrozenTargets) {
+        self.frozen = Some(frozen);
     }
 
     /// The objective on one part of a step. `part` numbers the parts of the whole run: it decides the stochastic depth.
@@ -136,7 +164,9 @@ impl Method {
         if self.config.has_info_nce() {
             self.contrast(&crops, part, values, &mut loss)?;
         }
-        if self.config.has_dino() || self.config.has_ibot() {
+        if self.config.distill.is_some() {
+            self.distil(&crops, batch, part, values, &mut loss)?;
+        } else if self.config.has_dino() || self.config.has_ibot() {
             self.self_distil(&crops, part, values, &mut loss)?;
         }
         for (_, term) in &loss.parts {
@@ -176,8 +206,14 @@ impl Method {
         })
     }
 
-    /// The student's pass over `pixels`, hidden where `masks` say so, with stochastic depth drawn for this pass.
+    /// The student's pass over `pixels`, hidden where `masks` say so: class tokens and what was hidden.
     fn student_pass(&self, pixels: &Tensor, masks: Option<&Masks>, pass: &Pass) -> Result<Seen> {
+        let tokens = self.student_tokens(pixels, masks.map(|masks| &masks.bits), pass)?;
+        Seen::read(&self.student.vit, &tokens, places(masks))
+    }
+
+    /// The student's tokens before the final norm [B, T, D], with stochastic depth drawn for this pass.
+    fn student_tokens(&self, pixels: &Tensor, hidden: Option<&Tensor>, pass: &Pass) -> Result<Tensor> {
         let backbone = &self.config.backbone;
         let plan = match backbone.drop_path_rate {
             0. => None,
@@ -194,9 +230,7 @@ impl Method {
                 )?)
             }
         };
-        let vit = &self.student.vit;
-        let tokens = vit.forward_tokens(pixels, masks.map(|masks| &masks.bits), plan.as_ref())?;
-        Seen::read(vit, &tokens, masks)
+        Ok(self.student.vit.forward_tokens(pixels, hidden, plan.as_ref())?)
     }
 
     /// The terms of DINO, iBOT and KoLeo.
@@ -209,11 +243,10 @@ impl Method {
     ) -> Result<()> {
         let config = self.config.clone();
         let masks = crops.masks.as_ref().filter(|masks| !masks.indices.is_empty());
-        let temperature = config.loss.student_temperature;
 
         let start = Instant::now();
         let vit = &self.teacher.vit;
-        let seen = Seen::read(vit, &vit.forward_tokens(&crops.global, None, None)?, masks)?;
+        let seen = Seen::read(vit, &vit.forward_tokens(&crops.global, None, None)?, places(masks))?;
         let cls_targets = match &self.teacher.dino_head {
             Some(head) if config.has_dino() => {
                 let logits = head.forward(&seen.cls)?;
@@ -221,7 +254,7 @@ impl Method {
             }
             _ => None,
         };
-        let patch_targets = match (self.teacher.patch_head(), &seen.masked) {
+        let patch_targets = match (self.teacher.patch_head(), &seen.patches) {
             (Some(head), Some(patches)) if config.has_ibot() => {
                 let logits = head.forward(patches)?;
                 Some(self.patch_targets(&logits, values).map_err(failed_in_candle)?)
@@ -232,7 +265,25 @@ impl Method {
         loss.teacher_seconds += start.elapsed().as_secs_f64();
 
         let global = self.student_pass(&crops.global, masks, &Pass { name: "globals", part })?;
-        if let (Some(head), Some(targets)) = (&self.student.dino_head, &cls_targets) {
+        let targets = PrototypeTargets {
+            cls: cls_targets,
+            patch: patch_targets.zip(masks.map(|masks| masks.per_crop.clone())),
+        };
+        self.prototype_terms(crops, &global, targets, part, loss)
+    }
+
+    /// The student's DINO, iBOT and KoLeo terms, given what its teacher saw.
+    fn prototype_terms(
+        &self,
+        crops: &Crops,
+        global: &Seen,
+        targets: PrototypeTargets,
+        part: u64,
+        loss: &mut StepLoss,
+    ) -> Result<()> {
+        let config = &self.config;
+        let temperature = config.loss.student_temperature;
+        if let (Some(head), Some(targets)) = (&self.student.dino_head, &targets.cls) {
             let local = match &crops.local {
                 None => None,
                 Some(pixels) => Some(self.student_pass(pixels, None, &Pass { name: "locals", part })?.cls),
@@ -245,9 +296,9 @@ impl Method {
                 loss.push("dino_local", local, config.loss.dino_weight)?;
             }
         }
-        let patches = (masks, &global.masked, &patch_targets);
-        if let (Some(head), (Some(masks), Some(patches), Some(targets))) = (self.student.patch_head(), patches) {
-            let term = ibot_patch_loss(&head.forward(patches)?, targets, &masks.per_crop, temperature);
+        let patches = (&global.patches, &targets.patch);
+        if let (Some(head), (Some(patches), Some((targets, per_crop)))) = (self.student.patch_head(), patches) {
+            let term = ibot_patch_loss(&head.forward(patches)?, targets, per_crop, temperature);
             loss.push("ibot", &term.map_err(failed_in_candle)?, config.loss.ibot_weight)?;
         }
         if config.loss.koleo_weight > 0. {
@@ -260,7 +311,7 @@ impl Method {
                 loss.push(name, &spread.map_err(failed_in_candle)?, config.loss.koleo_weight)?;
             }
         }
-        loss.cls_targets = cls_targets;
+        loss.cls_targets = targets.cls;
         Ok(())
     }
 
@@ -308,7 +359,7 @@ impl Method {
             let start = Instant::now();
             let vit = &self.teacher.vit;
             let head = self.teacher.projection.as_ref().ok_or_else(missing)?;
-            let keys = head.forward(&Seen::read(vit, &vit.forward_tokens(&views[key], None, None)?, None)?.cls)?;
+            let keys = head.forward(&Seen::read(vit, &vit.forward_tokens(&views[key], None, None)?, &[])?.cls)?;
             loss.teacher_seconds += start.elapsed().as_secs_f64();
             let name = ["first crop", "second crop"][query];
             let seen = self.student_pass(&views[query], None, &Pass { name, part })?;
@@ -360,6 +411,26 @@ impl Memory {
                 .then(|| centre(patch_head.prototypes))
                 .transpose()?,
             queue: config.has_info_nce().then(queue).transpose()?,
+            relations: config
+                .distill
+                .as_ref()
+                .filter(|distill| distill.has(Term::Relation))
+                .map(|distill| {
+                    // The class token speaks for an image where there is one.
+                    let width = match distill.offer.cls {
+                        0 => distill.offer.patch_mean,
+                        width => width,
+                    };
+                    let start = |name, width| {
+                        let mut rng = rng::stream(config.seed, name, 0);
+                        KeyQueue::random(distill.relation_queue, width, &mut rng, device).map_err(failed_in_candle)
+                    };
+                    Ok::<_, Error>(RelationQueues {
+                        teacher: start(RELATION_TEACHER, width)?,
+                        student: start(RELATION_STUDENT, config.backbone.embed_dim)?,
+                    })
+                })
+                .transpose()?,
         })
     }
 }
@@ -378,6 +449,10 @@ impl Memory {
         }
         if let Some(queue) = &self.queue {
             tensors.insert(QUEUE.to_owned(), queue.keys().clone());
+        }
+        if let Some(RelationQueues { teacher, student }) = &self.relations {
+            tensors.insert(RELATION_TEACHER.to_owned(), teacher.keys().clone());
+            tensors.insert(RELATION_STUDENT.to_owned(), student.keys().clone());
         }
         Ok(tensors)
     }
@@ -408,8 +483,13 @@ impl Memory {
                     .map_err(failed_in_candle)?;
             }
         }
-        if let Some(queue) = &mut self.queue {
-            *queue = KeyQueue::from_keys(&find(QUEUE, queue.keys())?).map_err(failed_in_candle)?;
+        let relations = self.relations.as_mut();
+        let relations = relations.map(|RelationQueues { teacher, student }| {
+            [(RELATION_TEACHER, teacher), (RELATION_STUDENT, student)]
+        });
+        let queues = self.queue.as_mut().map(|queue| (QUEUE, queue));
+        for (name, queue) in queues.into_iter().chain(relations.into_iter().flatten()) {
+            *queue = KeyQueue::from_keys(&find(name, queue.keys())?).map_err(failed_in_candle)?;
         }
         Ok(())
     }
@@ -428,15 +508,20 @@ fn targets(
     }
 }
 
+/// Places of hidden patches in [2 B, N].
+fn places(masks: Option<&Masks>) -> &[u32] {
+    masks.map_or(&[], |masks| &masks.indices)
+}
+
 impl Seen {
-    /// Reads from all tokens `prenorm` [B, T, D] those that the objective needs, and norms no others.
-    fn read(vit: &VisionTransformer, prenorm: &Tensor, masks: Option<&Masks>) -> Result<Self> {
+    /// Reads from all tokens `prenorm` [B, T, D] those that the objective needs, and norms no others: class tokens, and the
+    /// patches at `places` in [B, N].
+    fn read(vit: &VisionTransformer, prenorm: &Tensor, places: &[u32]) -> Result<Self> {
         let (batch, tokens, _) = prenorm.dims3().map_err(failed_in_candle)?;
         let before = 1 + vit.config().num_registers;
         let patches = tokens - before;
         let class = (0..batch).map(|image| image * tokens);
-        let masked = masks.map_or(&[][..], |masks| &masks.indices);
-        let of_patch = masked.iter().map(|&place| {
+        let of_patch = places.iter().map(|&place| {
             let place = place as usize;
             place / patches * tokens + before + place % patches
         });
@@ -444,11 +529,11 @@ impl Seen {
         let normed = vit.norm_rows(prenorm, &rows)?;
         let split = || {
             let cls = normed.narrow(0, 0, batch)?;
-            let masked = match masked.len() {
+            let patches = match places.len() {
                 0 => None,
                 count => Some(normed.narrow(0, batch, count)?),
             };
-            Ok(Self { cls, masked })
+            Ok(Self { cls, patches })
         };
         split().map_err(failed_in_candle)
     }

@@ -23,7 +23,7 @@ pub mod run;
 pub mod schedule;
 pub mod start;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 pub mod trainer;

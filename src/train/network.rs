@@ -4,13 +4,14 @@ use std::collections::HashMap;
 
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::VarBuilder;
-use macula_models::heads::{DinoHead, DinoHeadConfig, ProjectionHead, ProjectionHeadConfig};
+use macula_models::heads::{DinoHead, DinoHeadConfig, LinearClassifier, ProjectionHead, ProjectionHeadConfig};
 use macula_models::vit::{VisionTransformer, VitConfig, initialise};
 use macula_models::weights::Tensors;
 
 use super::config::TrainConfig;
 use super::ema::NamedVars;
 use super::failed_in_candle;
+use crate::distill::{DistillConfig, Term};
 use crate::{Error, Result, rng};
 
 /// The parts of a network, each with the prefix of its weights' names.
@@ -18,6 +19,15 @@ const BACKBONE: &str = "backbone";
 const DINO_HEAD: &str = "dino_head";
 const IBOT_HEAD: &str = "ibot_head";
 const PROJECTION: &str = "projection";
+const DISTILL_PROJECTION: &str = "distill_projection";
+const DISTILL_CLASSIFIER: &str = "distill_classifier";
+
+/// The terms that compare features, with the name of their projection.
+const PROJECTED: [(Term, &str); 3] = [
+    (Term::Cls, "cls"),
+    (Term::PatchMean, "patch_mean"),
+    (Term::Patch, "patch"),
+];
 
 /// Which parts a network has, and their sizes.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,6 +40,44 @@ pub struct NetworkConfig {
     pub ibot_head: Option<DinoHeadConfig>,
     /// The contrastive term's projection.
     pub projection: Option<ProjectionHeadConfig>,
+    /// Linear layers that compare the student with a frozen teacher: part, name within it, outputs. They read tokens of the
+    /// backbone.
+    pub linears: Vec<LinearPart>,
+}
+
+/// A linear layer beside the backbone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinearPart {
+    /// Prefix of its weights' names.
+    prefix: String,
+    /// Its place in the stream of its part's initial weights.
+    number: u64,
+    /// Width of its output.
+    outputs: usize,
+}
+
+impl LinearPart {
+    /// Those that the terms of `distill` need: a projection each for class token, mean patch token and patch tokens, and a
+    /// classifier.
+    fn of(distill: &DistillConfig) -> Vec<Self> {
+        let widths = [distill.offer.cls, distill.offer.patch_mean, distill.offer.patch];
+        let projections = (0..).zip(PROJECTED).zip(widths);
+        let projections = projections
+            .filter(|((_, (term, _)), _)| distill.has(*term))
+            .map(|((number, (_, name)), outputs)| Self {
+                prefix: format!("{DISTILL_PROJECTION}.{name}"),
+                number,
+                outputs,
+            });
+        let classifier = Self {
+            prefix: DISTILL_CLASSIFIER.to_owned(),
+            number: PROJECTED.len() as u64,
+            outputs: distill.classifier(),
+        };
+        projections
+            .chain((classifier.outputs > 0).then_some(classifier))
+            .collect()
+    }
 }
 
 impl NetworkConfig {
@@ -42,7 +90,10 @@ impl NetworkConfig {
         let width = vit.embed_dim;
         let loss = &config.loss;
         let own_ibot_head = config.has_ibot() && loss.ibot_head.is_some();
-        let shared = config.has_dino() || (config.has_ibot() && !own_ibot_head);
+        let distill = config.distill.as_ref();
+        let shared = config.has_dino()
+            || (config.has_ibot() && !own_ibot_head)
+            || distill.is_some_and(DistillConfig::logits_are_prototypes);
         Ok(Self {
             dino_head: shared.then(|| loss.head.head(width)),
             ibot_head: loss
@@ -55,6 +106,7 @@ impl NetworkConfig {
                 hidden: loss.info_nce.hidden,
                 output: loss.info_nce.output,
             }),
+            linears: distill.map(LinearPart::of).unwrap_or_default(),
             vit,
         })
     }
@@ -66,6 +118,9 @@ impl NetworkConfig {
             parts.extend(head.as_ref().map(|head| (part, head.parameters())));
         }
         parts.extend(self.projection.as_ref().map(|head| (PROJECTION, head.parameters())));
+        let width = self.vit.embed_dim;
+        let linear = |part: &'_ LinearPart| LinearClassifier::parameters(width, part.outputs);
+        parts.extend(self.linears.iter().map(|part| (part.prefix.as_str(), linear(part))));
         let full = |(part, list): (&str, Vec<(String, Vec<usize>)>)| {
             let part = part.to_owned();
             list.into_iter()
@@ -89,6 +144,11 @@ impl NetworkConfig {
         }
         if let Some(head) = &self.projection {
             all.append(&mut prefixed(PROJECTION, head.initialise(&mut stream(PROJECTION))?));
+        }
+        for part in &self.linears {
+            let mut rng = rng::stream(seed, "initialise distill", part.number);
+            let own = LinearClassifier::initialise(self.vit.embed_dim, part.outputs, &mut rng)?;
+            all.append(&mut prefixed(&part.prefix, own));
         }
         Ok(all)
     }
@@ -122,6 +182,7 @@ pub struct Network {
     ibot_head: Option<DinoHead>,
     /// The contrastive term's projection.
     pub projection: Option<ProjectionHead>,
+    linears: Vec<(String, LinearClassifier)>,
 }
 
 impl Network {
@@ -181,6 +242,14 @@ impl Network {
                 .as_ref()
                 .map(|config| ProjectionHead::new(config, vb.pp(PROJECTION)))
                 .transpose()?,
+            linears: config
+                .linears
+                .iter()
+                .map(|part| {
+                    let linear = LinearClassifier::new(config.vit.embed_dim, part.outputs, vb.pp(&part.prefix))?;
+                    Ok((part.prefix.clone(), linear))
+                })
+                .collect::<Result<_>>()?,
             weights,
         })
     }
@@ -198,6 +267,22 @@ impl Network {
     /// The head that reads masked patches.
     pub fn patch_head(&self) -> Option<&DinoHead> {
         self.ibot_head.as_ref().or(self.dino_head.as_ref())
+    }
+
+    /// The projection that `term` compares features through, if it does.
+    pub fn distill_projection(&self, term: Term) -> Option<&LinearClassifier> {
+        let (_, name) = PROJECTED.iter().find(|(other, _)| *other == term)?;
+        self.linear(&format!("{DISTILL_PROJECTION}.{name}"))
+    }
+
+    /// The classifier that learns a teacher's classes or labels.
+    pub fn distill_classifier(&self) -> Option<&LinearClassifier> {
+        self.linear(DISTILL_CLASSIFIER)
+    }
+
+    fn linear(&self, prefix: &str) -> Option<&LinearClassifier> {
+        let found = self.linears.iter().find(|(own, _)| own == prefix);
+        found.map(|(_, linear)| linear)
     }
 
     /// Whether class tokens and patches share one head.

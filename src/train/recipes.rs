@@ -2,6 +2,8 @@
 //! any data also take the geometry (size of crops, patch and network) from the images they are given.
 
 use macula_models::vit::{FeedForwardKind, VitConfig};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
 use super::config::{
@@ -217,6 +219,7 @@ fn small(facts: &DataFacts) -> TrainConfig {
         masks: MaskConfig::default(),
         checkpoints: CheckpointConfig::default(),
         monitor: MonitorConfig::default(),
+        distill: None,
     }
 }
 
@@ -451,6 +454,23 @@ impl Overrides {
             (_, value) => drop(table.insert(last.to_owned(), value)),
         }
         Ok(())
+    }
+
+    /// `base` with the changes to the section `name` alone, for what must be known before the rest.
+    ///
+    /// # Errors
+    /// An unknown field, a value of another type.
+    pub fn section<T: Serialize + DeserializeOwned>(&self, name: &str, base: &T) -> Result<T> {
+        let unreadable = |what: String| Error::input(name, one_line(&what));
+        let Value::Table(mut whole) = Value::try_from(base).map_err(|e| unreadable(e.to_string()))? else {
+            return Err(unreadable("no table".to_owned()));
+        };
+        match self.table.get(name) {
+            Some(Value::Table(own)) => merge(&mut whole, own.clone()),
+            Some(other) => return Err(unreadable(format!("expected a section, found `{other}`"))),
+            None => {}
+        }
+        whole.try_into().map_err(|e: toml::de::Error| unreadable(e.to_string()))
     }
 
     /// `config` with these changes. A new number of `steps` (or of `epochs`, passes over `images`) takes every warm-up with

@@ -22,6 +22,7 @@ use super::trainer::{StepReport, Trainer};
 use crate::data::augment::MultiCrop;
 use crate::data::loader::{Batch, Loader};
 use crate::data::{self, DecodeOptions, Preprocess, Source};
+use crate::distill::{FrozenTargets, FrozenTeacher};
 use crate::{Error, Result, files};
 
 /// Names in a run folder.
@@ -39,6 +40,8 @@ pub struct TrainRequest {
     pub out: PathBuf,
     /// Where weights come from.
     pub start: Start,
+    /// The frozen teacher that a distillation's settings name.
+    pub teacher: Option<Box<dyn FrozenTeacher>>,
     /// Where to compute.
     pub device: Device,
     /// Threads of the step, for the record.
@@ -128,7 +131,8 @@ impl Tally {
 }
 
 impl Run {
-    fn new(request: TrainRequest, source: Arc<dyn Source>) -> Result<Self> {
+    fn new(mut request: TrainRequest, source: Arc<dyn Source>) -> Result<Self> {
+        let frozen = frozen_targets(&mut request, source.as_ref())?;
         let config = &request.config;
         let out = &request.out;
         let knn = config
@@ -138,10 +142,13 @@ impl Run {
             .map(|knn| OnlineKnn::open(knn, preprocess(config), decode(config), config.seed))
             .transpose()?;
         let checkpoints = Checkpoints::of(out);
-        let (trainer, best_knn) = match &request.start {
+        let (mut trainer, best_knn) = match &request.start {
             Start::Resume => restored(config, &checkpoints, &request.device)?,
             start => (trainer(config, start, &request.device)?, None),
         };
+        if let Some(frozen) = frozen {
+            trainer.learn_from(frozen);
+        }
         let step = trainer.step();
         std::fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
         if !matches!(request.start, Start::Resume) {
@@ -149,7 +156,7 @@ impl Run {
             files::write_bytes(&out.join(CONFIG), text.as_bytes())?;
         }
         files::write_json(&out.join(ENVIRONMENT), &environment(&request, source.as_ref()))?;
-        let masks = match config.has_ibot() {
+        let masks = match config.draws_masks() {
             true => Some((config.masks.clone(), config.grid()?)),
             false => None,
         };
@@ -158,7 +165,7 @@ impl Run {
             MultiCrop::new(config.crops.clone())?,
             masks,
             config.batch_plan()?,
-            &config.data.loader,
+            &config.loader(),
             config.seed,
             step * config.accumulate as u64,
         )?;
@@ -458,6 +465,19 @@ fn read_targets(
         k,
     });
     Ok(())
+}
+
+/// What the frozen teacher of a distillation gives its student.
+fn frozen_targets(request: &mut TrainRequest, source: &dyn Source) -> Result<Option<FrozenTargets>> {
+    let config = &request.config;
+    match (&config.distill, request.teacher.take()) {
+        (None, _) => Ok(None),
+        (Some(_), Some(teacher)) => FrozenTargets::new(config, teacher, source, &request.device).map(Some),
+        (Some(distill), None) => {
+            let reason = format!("a run that learns from {} goes on with `macula distill`", distill.teacher);
+            Err(Error::input(request.out.display().to_string(), reason))
+        }
+    }
 }
 
 /// How images of the run's size are prepared for its network outside of training.

@@ -14,6 +14,7 @@ use super::trainer::Trainer;
 use crate::{Error, Result};
 
 const POSITION_TABLE: &str = "backbone.pos_embed";
+const MASK_TOKEN: &str = "backbone.mask_token";
 
 /// How a run begins.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,8 +39,16 @@ pub fn trainer(config: &TrainConfig, start: &Start, device: &Device) -> Result<T
         Start::Run(folder) => {
             let Saved { state, .. } = last(folder)?;
             let network = NetworkConfig::new(config)?;
-            let student = fitted(state.student, &network)?;
-            let teacher = fitted(state.teacher, &network)?;
+            let initial = network.initialise(config.seed)?;
+            let with_mask_token = |mut tensors: Tensors| {
+                // A run that hid no patches has none.
+                if let (false, Some(token)) = (tensors.contains_key(MASK_TOKEN), initial.get(MASK_TOKEN)) {
+                    tensors.insert(MASK_TOKEN.to_owned(), token.clone());
+                }
+                tensors
+            };
+            let student = fitted(with_mask_token(state.student), &network)?;
+            let teacher = fitted(with_mask_token(state.teacher), &network)?;
             Trainer::with_teacher(config, &student, &teacher, device)
         }
         Start::Backbone(path, options) => {

@@ -18,6 +18,7 @@ use super::optimizer::{
 };
 use super::param_groups::ParamGroupRules;
 use crate::data::loader::Batch;
+use crate::distill::FrozenTargets;
 use crate::{Error, Result};
 
 /// A run's networks, optimizer and place in its schedules.
@@ -129,6 +130,11 @@ impl Trainer {
         Self::new(config, &weights, device)
     }
 
+    /// Gives a distillation its frozen teacher, which no checkpoint keeps.
+    pub fn learn_from(&mut self, frozen: FrozenTargets) {
+        self.method.learn_from(frozen);
+    }
+
     /// Steps done.
     pub fn step(&self) -> u64 {
         self.step
@@ -137,6 +143,11 @@ impl Trainer {
     /// Student, teacher and the objective's memory.
     pub fn method(&self) -> &Method {
         &self.method
+    }
+
+    /// As [`Self::method`], for a look at one part of a step.
+    pub fn method_mut(&mut self) -> &mut Method {
+        &mut self.method
     }
 
     /// The configuration.

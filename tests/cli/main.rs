@@ -4,5 +4,6 @@
 mod bad_images;
 mod bad_inputs;
 mod chain;
+mod distill;
 mod harness;
 mod train;

@@ -1,10 +1,13 @@
 //! The linear classifier of the released checkpoints, and the features it reads.
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use candle_nn::VarBuilder;
+use rand::Rng;
 
 use crate::vit::IntermediateLayer;
 use crate::vit::layers::Linear;
+use crate::vit::{draw, truncated_normal};
+use crate::weights::Tensors;
 use crate::{Error, Result};
 
 /// A linear layer from features to class scores, names `weight` [classes, features] and `bias` [classes]
@@ -28,6 +31,32 @@ impl LinearClassifier {
         Ok(Self {
             linear: Linear::new(features, classes, vb)?,
         })
+    }
+
+    /// The parameters with their shapes.
+    pub fn parameters(features: usize, classes: usize) -> Vec<(String, Vec<usize>)> {
+        vec![
+            ("weight".into(), vec![classes, features]),
+            ("bias".into(), vec![classes]),
+        ]
+    }
+
+    /// Initial parameters: weights from a normal distribution of deviation 0.02 cut at two deviations, biases 0.
+    ///
+    /// # Errors
+    /// When candle fails.
+    pub fn initialise(features: usize, classes: usize, rng: &mut impl Rng) -> Result<Tensors> {
+        let weight = draw(features * classes, || truncated_normal(rng, 0.02));
+        Ok(Tensors::from([
+            (
+                "weight".into(),
+                Tensor::from_vec(weight, (classes, features), &Device::Cpu)?,
+            ),
+            (
+                "bias".into(),
+                Tensor::from_vec(vec![0f32; classes], classes, &Device::Cpu)?,
+            ),
+        ]))
     }
 
     /// Features [.., F] to class scores [.., classes].

@@ -13,6 +13,9 @@ pub struct Batch {
     pub size: usize,
     /// Row of the source that each sample came from: `[B]`.
     pub rows: Vec<u64>,
+    /// Pass over the source whose crops each sample has, which with its row names them: `[B]`. None for an image that took
+    /// another's place: its crops are of that place alone.
+    pub views: Vec<Option<u64>>,
     /// Normalised, `[G * B, 3, S, S]`.
     pub global: Vec<f32>,
     /// Normalised, `[L * B, 3, s, s]`.
@@ -57,14 +60,23 @@ impl Batch {
     pub(super) fn prepare(&mut self, step: u64, size: usize, sample: SampleShape) {
         (self.step, self.size) = (step, size);
         self.rows.resize(size, 0);
+        self.views.resize(size, None);
         self.global.resize(size * sample.global(), 0.0);
         self.local.resize(size * sample.local(), 0.0);
         self.masks = None;
     }
 
-    /// Enters a sample: its row, and its crops `[G, 3, S, S]` and `[L, 3, s, s]`.
-    pub(super) fn put(&mut self, sample: usize, row: u64, shape: SampleShape, global: &[f32], local: &[f32]) {
+    /// Enters a sample: its row and pass, and its crops `[G, 3, S, S]` and `[L, 3, s, s]`.
+    pub(super) fn put(
+        &mut self,
+        sample: usize,
+        (row, view): (u64, Option<u64>),
+        shape: SampleShape,
+        global: &[f32],
+        local: &[f32],
+    ) {
         self.rows[sample] = row;
+        self.views[sample] = view;
         scatter(global, shape.global_values, sample, self.size, &mut self.global);
         scatter(local, shape.local_values, sample, self.size, &mut self.local);
     }

@@ -47,6 +47,9 @@ pub struct LoaderConfig {
     pub cache_mb: usize,
     /// What happens when an image cannot be read. Default `skip`.
     pub on_error: OnError,
+    /// Passes over the source until crops come again: pass e has the crops of pass e mod this. 0 for new crops in every
+    /// pass. The order of the images is new in every pass either way. Default 0.
+    pub view_epochs: u64,
     /// Red, green and blue that images with an alpha channel are laid over. By default alpha is dropped, as Pillow's
     /// `convert("RGB")` does.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -60,6 +63,7 @@ impl Default for LoaderConfig {
             prefetch: 2,
             cache_mb: 512,
             on_error: OnError::Skip,
+            view_epochs: 0,
             background: None,
         }
     }
@@ -164,7 +168,7 @@ impl Loader {
         let cache_bytes = config.cache_mb.saturating_mul(1 << 20);
         let sample = SampleShape::of(crops.config());
         let shared = Shared {
-            reader: Reader::new(source, config.decode(), config.on_error, seed, cache_bytes),
+            reader: Reader::new(source, config, seed, cache_bytes),
             queue: Queue::new(plan, sample, order, masks.is_some(), config.prefetch, first_step),
             crops,
             masks,
@@ -257,7 +261,7 @@ impl Shared {
                 // A copy costs a hundredth of making the crops, so workers hardly ever wait for one another here.
                 batch().put(
                     sample,
-                    loaded.row,
+                    (loaded.row, loaded.view),
                     SampleShape::of(config),
                     &scratch.global,
                     &scratch.local,

@@ -10,7 +10,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::cache::ImageCache;
 use super::order::Image;
-use super::{BadRow, OnError};
+use super::{BadRow, LoaderConfig, OnError};
 use crate::data::augment::multi_crop;
 use crate::data::{DecodeOptions, RgbImage, RowError, Source};
 use crate::{Error, Result, rng};
@@ -23,6 +23,7 @@ pub(super) struct Reader {
     source: Arc<dyn Source>,
     options: DecodeOptions,
     on_error: OnError,
+    view_epochs: u64,
     seed: u64,
     cache: ImageCache,
     bad: Mutex<BTreeMap<u64, RowError>>,
@@ -32,6 +33,8 @@ pub(super) struct Reader {
 pub(super) struct Loaded {
     /// The row it came from.
     pub row: u64,
+    /// The pass that its crops are of, where the generator is of row and pass alone.
+    pub view: Option<u64>,
     pub image: Arc<RgbImage>,
     pub rng: ChaCha8Rng,
 }
@@ -40,16 +43,16 @@ impl Reader {
     /// Reads from `source`, keeping up to `cache_bytes` of samples.
     pub(super) fn new(
         source: Arc<dyn Source>,
-        options: DecodeOptions,
-        on_error: OnError,
+        config: &LoaderConfig,
         seed: u64,
         cache_bytes: usize,
     ) -> Self {
         let cache_bytes = if source.in_memory() { 0 } else { cache_bytes };
         Self {
             source,
-            options,
-            on_error,
+            options: config.decode(),
+            on_error: config.on_error,
+            view_epochs: config.view_epochs,
             seed,
             cache: ImageCache::new(cache_bytes),
             bad: Mutex::default(),
@@ -61,11 +64,14 @@ impl Reader {
     /// # Errors
     /// Names the file when it cannot be read and [`OnError::Fail`] is set, or when no other can be read either.
     pub(super) fn read(&self, place: Image, stopped: &AtomicBool) -> Result<Loaded> {
+        // Without a number of passes every pass is its own.
+        let view = place.epoch.checked_rem(self.view_epochs).unwrap_or(place.epoch);
         match self.load(place.row) {
             Ok(image) => Ok(Loaded {
                 row: place.row,
+                view: Some(view),
                 image,
-                rng: multi_crop::stream(self.seed, place.epoch, place.row),
+                rng: multi_crop::stream(self.seed, view, place.row),
             }),
             Err(error) if self.on_error == OnError::Fail => Err(Error::failed(
                 error.path,
@@ -105,7 +111,12 @@ impl Reader {
             }
             let row = rng.random_range(0..rows);
             if let Ok(image) = self.load(row) {
-                return Some(Loaded { row, image, rng });
+                return Some(Loaded {
+                    row,
+                    view: None,
+                    image,
+                    rng,
+                });
             }
         }
         None

@@ -141,6 +141,40 @@ fn an_epoch_has_every_row_once_and_a_batch_may_span_many() {
     }
 }
 
+#[test]
+fn crops_come_again_after_as_many_passes_as_asked_for() {
+    let repeating = LoaderConfig {
+        view_epochs: 2,
+        ..config(2)
+    };
+    let images = |config: &LoaderConfig| {
+        let mut loader = start(Images::new(6), BatchPlan::constant(6), config, 0);
+        let mut by_view = std::collections::BTreeMap::<_, Vec<Vec<f32>>>::new();
+        let mut order = Vec::new();
+        for batch in take(&mut loader, 4) {
+            order.push(batch.rows.clone());
+            for sample in 0..6 {
+                let view = (batch.rows[sample], batch.views[sample].unwrap());
+                let crop = batch.global[sample * GLOBAL..][..GLOBAL].to_vec();
+                by_view.entry(view).or_default().push(crop);
+            }
+        }
+        (by_view, order)
+    };
+    let (views, order) = images(&repeating);
+    assert_eq!(views.len(), 12);
+    assert!(views.values().all(|crops| crops.len() == 2 && crops[0] == crops[1]));
+    assert!(order[0] != order[2], "the order is new");
+    let (fresh, same_order) = images(&config(2));
+    assert_eq!(fresh.len(), 24);
+    assert_eq!(order, same_order);
+    assert_eq!(fresh[&(3, 1)][0], views[&(3, 1)][0]);
+    // What stands in for a damaged image has crops that no row and pass name.
+    let mut loader = start(damaged(), BatchPlan::constant(13), &repeating, 0);
+    let batch = take(&mut loader, 1).remove(0);
+    assert_eq!(batch.views.iter().filter(|view| view.is_none()).count(), 3);
+}
+
 fn damaged() -> Images {
     Images {
         bad: [2, 3, 11].into(),

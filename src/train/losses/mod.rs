@@ -6,10 +6,12 @@
 
 mod dino_cls;
 mod distillation_kl;
+mod feature_distance;
 mod ibot_patch;
 mod info_nce;
 mod key_queue;
 mod koleo;
+mod relational;
 mod rows;
 pub mod targets;
 
@@ -18,10 +20,12 @@ use macula_models::ops;
 
 pub use dino_cls::{DinoClsTerms, dino_cls_loss, dino_global_sum, dino_local_sum};
 pub use distillation_kl::distillation_kl_loss;
+pub use feature_distance::{FeatureLoss, feature_distance};
 pub use ibot_patch::ibot_patch_loss;
 pub use info_nce::info_nce_loss;
 pub use key_queue::KeyQueue;
 pub use koleo::koleo_loss;
+pub use relational::{Relations, relational_loss};
 
 /// `log softmax(logits / temperature)` over the last dimension: [.., K] to [.., K], f32.
 ///

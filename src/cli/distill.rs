@@ -1,0 +1,84 @@
+//! `macula distill`.
+
+use clap::Args;
+
+use super::run_folder::{RunFolderArgs, look_at};
+use crate::distill::{self, DistillConfig, FrozenTeacher, OnnxSettings, recipes};
+use crate::train::config::TrainConfig;
+use crate::train::observe::METERS_HELP;
+use crate::train::start::Start;
+use crate::{Error, Result, data};
+
+/// Arguments of `macula distill`.
+#[derive(Debug, Args)]
+#[command(after_long_help = METERS_HELP)]
+pub struct DistillArgs {
+    /// The frozen teacher: a run folder (with its heads), a checkpoint of any family, or an ONNX file
+    #[arg(long, value_name = "RUN, CKPT or MODEL.onnx", required_unless_present = "resume")]
+    teacher: Option<String>,
+    /// distill-dinov2 (the teacher's heads), distill-features (any teacher with features), distill-logits (a classifier or
+    /// prototypes), or a .toml file with the fields to change [default: the first that the teacher can serve]
+    #[arg(long, value_name = "NAME or FILE")]
+    recipe: Option<String>,
+    /// The student's architecture: vit-{tiny|small|base|large|giant2}[/PATCH][-regN][-swiglu] [default: half the teacher's
+    /// width, at most 12 blocks]
+    #[arg(long, value_name = "NAME", conflicts_with = "resume")]
+    arch: Option<String>,
+    #[command(flatten)]
+    folder: RunFolderArgs,
+}
+
+impl DistillArgs {
+    /// Distils, and prints how the run ended.
+    pub fn run(&self) -> Result<()> {
+        self.folder.run.start_threads()?;
+        let (config, start, teacher) = if self.folder.resume {
+            self.saved()?
+        } else {
+            self.new_run()?
+        };
+        self.folder.execute(config, start, Some(teacher))
+    }
+
+    fn saved(&self) -> Result<(TrainConfig, Start, Box<dyn FrozenTeacher>)> {
+        let config = self.folder.saved_config()?;
+        let Some(distill) = &config.distill else {
+            let reason = "expected a distillation, found a run of `macula train`; resume it with that";
+            return Err(Error::input("--out", reason));
+        };
+        if let Some(teacher) = self.teacher.as_ref().filter(|teacher| **teacher != distill.teacher) {
+            let reason = format!("expected the run's own teacher {}, found {teacher}", distill.teacher);
+            return Err(Error::input("--teacher", reason));
+        }
+        let teacher = self.open(distill)?;
+        Ok((config, Start::Resume, teacher))
+    }
+
+    fn new_run(&self) -> Result<(TrainConfig, Start, Box<dyn FrozenTeacher>)> {
+        let data = self.folder.data();
+        let source = data::open(data)?;
+        let (mut overrides, named) = self.folder.overrides(self.recipe.as_deref())?;
+        if let Some(arch) = &self.arch {
+            overrides.set(&format!("arch={arch}"))?;
+        }
+        let settings = DistillConfig::new(self.teacher.as_deref().unwrap_or_default());
+        let settings = overrides.section("distill", &settings)?;
+        let teacher = self.open(&settings)?;
+        let facts = look_at(source.as_ref())?;
+        let recipe = named.unwrap_or_else(|| recipes::default_for(&teacher.facts().offer).to_owned());
+        let config = recipes::recipe(&recipe, data, &facts, &settings, teacher.facts())?;
+        let config = overrides.apply(self.folder.over(config), facts.images)?;
+        let config = distill::settle(config, teacher.facts(), source.as_ref())?;
+        Ok((config, Start::Fresh, teacher))
+    }
+
+    fn open(&self, settings: &DistillConfig) -> Result<Box<dyn FrozenTeacher>> {
+        let run = &self.folder.run;
+        let onnx = OnnxSettings {
+            ort_lib: run.ort_lib.clone(),
+            device: run.device,
+            threads: run.threads,
+        };
+        distill::open(settings, &run.device.candle()?, &onnx)
+    }
+}

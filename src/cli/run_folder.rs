@@ -1,0 +1,216 @@
+//! What `train` and `distill` share: the flags of a run, how they change its recipe, and running it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use clap::Args;
+use serde_json::json;
+
+use super::args::RunArgs;
+use super::output;
+use crate::data::{DecodeOptions, Source};
+use crate::distill::FrozenTeacher;
+use crate::files::refuse_existing;
+use crate::train::config::TrainConfig;
+use crate::train::observe::OnlineKnnConfig;
+use crate::train::recipes::{DataFacts, Overrides};
+use crate::train::run::{self, RunSummary, TrainRequest};
+use crate::train::start::Start;
+use crate::{Error, Result};
+
+/// Images looked at to tell the size of a source's images and whether they are grey.
+const LOOKED_AT: u64 = 32;
+
+/// The flags of a run, whatever it learns from.
+#[derive(Debug, Args)]
+pub struct RunFolderArgs {
+    /// Images: a folder, list.csv, list.parquet, idx:FOLDER#train, sample:train, or - for paths on stdin; labels are not
+    /// used unless a setting says so
+    #[arg(long, value_name = "SRC", required_unless_present = "resume")]
+    data: Option<String>,
+    /// Run folder
+    #[arg(long, value_name = "RUN")]
+    out: PathBuf,
+    /// Change a field of the recipe, for instance steps=5000, epochs=20, image_size=56, arch=vit-small/14,
+    /// optimizer.learning_rate=1e-3; config.toml in a run folder has them all
+    #[arg(long, value_name = "FIELD=VALUE")]
+    set: Vec<String>,
+    /// Go on after the last checkpoint of --out, with the settings saved there
+    #[arg(long, conflicts_with_all = ["force", "recipe", "set", "knn_data"])]
+    pub resume: bool,
+    /// Labelled images for the online k-NN and the meters on features; none without it
+    #[arg(long, value_name = "SRC")]
+    knn_data: Option<String>,
+    /// Steps between online k-NNs
+    #[arg(long, value_name = "STEPS", default_value_t = 500, requires = "knn_data")]
+    knn_every: u64,
+    /// Seed of every random choice [default: the recipe's, 0]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Replace a run folder that exists
+    #[arg(long)]
+    force: bool,
+    /// Print the resolved settings and end
+    #[arg(long)]
+    dry_run: bool,
+    /// Print a summary as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+impl RunFolderArgs {
+    /// The source, as `--data` names it.
+    pub fn data(&self) -> &str {
+        self.data.as_deref().unwrap_or_default()
+    }
+
+    /// The settings of the run that is resumed; `--data` and `--seed` may only repeat them.
+    pub fn saved_config(&self) -> Result<TrainConfig> {
+        let config = run::saved_config(&self.out)?;
+        match (&self.data, self.seed) {
+            (Some(data), _) if *data != config.data.source => Err(Error::input(
+                "--data",
+                format!("expected the run's own source {}, found {data}", config.data.source),
+            )),
+            (_, Some(seed)) if seed != config.seed => Err(Error::input(
+                "--seed",
+                format!("expected the run's own seed {}, found {seed}", config.seed),
+            )),
+            _ => Ok(config),
+        }
+    }
+
+    /// What `--recipe` and `--set` change, and the name of the recipe they build on, where one is named.
+    pub fn overrides(&self, recipe: Option<&str>) -> Result<(Overrides, Option<String>)> {
+        let (mut overrides, named) = match recipe {
+            Some(file) if file.ends_with(".toml") => Overrides::from_file(Path::new(file))?,
+            other => (Overrides::default(), other.map(str::to_owned)),
+        };
+        for assignment in &self.set {
+            overrides.set(assignment)?;
+        }
+        Ok((overrides, named))
+    }
+
+    /// `config` with the flags that are fields of it.
+    pub fn over(&self, mut config: TrainConfig) -> TrainConfig {
+        if let Some(seed) = self.seed {
+            config.seed = seed;
+        }
+        if let Some(labelled) = &self.knn_data {
+            config.monitor.knn = Some(OnlineKnnConfig::new(labelled.clone(), self.knn_every));
+        }
+        config
+    }
+
+    /// Runs `config` and prints how it ended; with `--dry-run` prints the settings alone.
+    pub fn execute(
+        &self,
+        config: TrainConfig,
+        start: Start,
+        teacher: Option<Box<dyn FrozenTeacher>>,
+    ) -> Result<()> {
+        if self.dry_run {
+            let text = toml::to_string(&config).map_err(|e| Error::failed("config", e.to_string()))?;
+            return output::print(text.trim_end());
+        }
+        let device = self.run.device.candle()?;
+        if !self.resume {
+            self.clear_out()?;
+        }
+        let summary = run::run(TrainRequest {
+            config,
+            out: self.out.clone(),
+            start,
+            teacher,
+            device,
+            threads: rayon::current_num_threads(),
+            stop: stop_on_signals()?,
+        })?;
+        if self.json {
+            output::print_json(&json!({
+                "out": self.out.display().to_string(),
+                "step": summary.step,
+                "finished": summary.finished,
+                "knn_top1": summary.knn_top1,
+                "images_per_second": summary.images_per_second,
+                "data_wait": summary.data_wait,
+            }))
+        } else {
+            output::print(&text(&self.out, &summary))
+        }
+    }
+
+    fn clear_out(&self) -> Result<()> {
+        refuse_existing(&self.out, self.force)?;
+        if !self.out.exists() {
+            return Ok(());
+        }
+        // --force is for runs: a folder that is none is not macula's to remove.
+        let empty = std::fs::read_dir(&self.out).is_ok_and(|mut entries| entries.next().is_none());
+        if !empty && !self.out.join(run::CONFIG).is_file() {
+            let reason = "exists and is no run folder; choose another --out";
+            return Err(Error::input(self.out.display().to_string(), reason));
+        }
+        std::fs::remove_dir_all(&self.out).map_err(|e| Error::io(&self.out, e))
+    }
+}
+
+/// How many images there are, how large they are and whether they are grey, from a few spread over the source.
+pub fn look_at(source: &dyn Source) -> Result<DataFacts> {
+    let images = source.len();
+    let looked_at = LOOKED_AT.min(images);
+    let rows = (0..looked_at).map(|i| i * images / looked_at.max(1));
+    let loaded: Vec<_> = rows
+        .filter_map(|row| source.load(row, &DecodeOptions::default()).ok())
+        .collect();
+    let mut sides: Vec<u32> = loaded
+        .iter()
+        .map(|image| image.width().min(image.height()))
+        .collect();
+    sides.sort_unstable();
+    let Some(&side) = sides.get(sides.len() / 2) else {
+        let reason = format!("expected images, but none of the {looked_at} looked at can be read");
+        return Err(Error::input("--data", reason));
+    };
+    let is_grey = |pixel: &[u8]| pixel[0] == pixel[1] && pixel[1] == pixel[2];
+    let grey = loaded
+        .iter()
+        .all(|image| image.data().chunks_exact(3).all(is_grey));
+    Ok(DataFacts { images, side, grey })
+}
+
+/// A flag that SIGINT and SIGTERM set; a second SIGINT ends the process at once.
+fn stop_on_signals() -> Result<Arc<AtomicBool>> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    use signal_hook::flag;
+    let stop = Arc::new(AtomicBool::new(false));
+    let failed = |e: std::io::Error| Error::failed("signals", e.to_string());
+    flag::register_conditional_shutdown(SIGINT, 130, Arc::clone(&stop)).map_err(failed)?;
+    for signal in [SIGINT, SIGTERM] {
+        flag::register(signal, Arc::clone(&stop)).map_err(failed)?;
+    }
+    Ok(stop)
+}
+
+fn text(out: &Path, summary: &RunSummary) -> String {
+    let ended = if summary.finished {
+        "finished"
+    } else {
+        "stopped (go on with --resume)"
+    };
+    let mut text = format!(
+        "{}: {ended} at step {}, {:.0} images/s, {:.1} % of the time waiting for data",
+        out.display(),
+        summary.step,
+        summary.images_per_second,
+        100. * summary.data_wait
+    );
+    if let Some(top1) = summary.knn_top1 {
+        text.push_str(&format!(", online k-NN {:.1} %", 100. * top1));
+    }
+    text
+}

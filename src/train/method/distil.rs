@@ -1,0 +1,297 @@
+//! The objective of a distillation: the same student, its targets from a frozen teacher in place of its own average
+//! (Oquab et al. 2023, section 5, for the terms on prototypes; Hinton et al. 2015 for logits).
+
+use std::time::Instant;
+
+use candle_core::Tensor;
+// Composed of differentiable operations, unlike candle-nn's softmax: the gradient test sees it.
+use candle_nn::loss::cross_entropy;
+use macula_models::ops;
+
+use super::{Crops, Method, Pass, PrototypeTargets, RelationQueues, Seen, StepLoss, places};
+use crate::data::loader::Batch;
+use crate::distill::{DistillConfig, FrozenTargets, IbotTokens, TeacherFeatures, Term};
+use crate::train::config::StepValues;
+use crate::train::failed_in_candle;
+use crate::train::losses::{Relations, distillation_kl_loss, feature_distance, relational_loss};
+use crate::{Error, Result};
+
+/// The patches that the iBOT term compares.
+#[derive(Default)]
+struct Compared {
+    /// Their places in [2 B, N], [M].
+    places: Vec<u32>,
+    /// How many of them each global crop has.
+    per_crop: Vec<usize>,
+}
+
+/// What the terms need of the student, after the final norm.
+struct Student {
+    cls: Tensor,              // [G B, D]
+    compared: Option<Tensor>, // [M, D], the iBOT term's patches
+    patch: Option<Tensor>,    // [G B, N, D], where features of patches are compared
+}
+
+impl Method {
+    /// The terms of a distillation on one part of a step.
+    pub(super) fn distil(
+        &mut self,
+        crops: &Crops,
+        batch: &Batch,
+        part: u64,
+        values: &StepValues,
+        loss: &mut StepLoss,
+    ) -> Result<()> {
+        // Taken out for the time of the step, so that it can change beside the rest.
+        let (Some(mut frozen), Some(distill)) = (self.frozen.take(), self.config.distill.clone()) else {
+            return Err(Error::failed("distillation", "expected a frozen teacher, found none"));
+        };
+        let result = self.distil_from(&mut frozen, &distill, (crops, batch, part), values, loss);
+        self.frozen = Some(frozen);
+        result
+    }
+
+    fn distil_from(
+        &mut self,
+        frozen: &mut FrozenTargets,
+        distill: &DistillConfig,
+        (crops, batch, part): (&Crops, &Batch, u64),
+        values: &StepValues,
+        loss: &mut StepLoss,
+    ) -> Result<()> {
+        let start = Instant::now();
+        let seen = frozen.features(&crops.global, batch)?;
+        let compared = self.compared_patches(crops, distill)?;
+        let targets = self.prototype_targets(frozen, &seen, &compared, values)?;
+        loss.teacher_seconds += start.elapsed().as_secs_f64();
+
+        let tokens = self.student_tokens(&crops.global, None, &Pass { name: "globals", part })?;
+        let global = self.read_student(&tokens, distill, &compared)?;
+        let of_heads = Seen {
+            cls: global.cls.clone(),
+            patches: global.compared.clone(),
+        };
+        self.prototype_terms(crops, &of_heads, targets, part, loss)?;
+        self.feature_terms(distill, &seen, &global, loss)?;
+        if distill.has(Term::Relation) {
+            self.relation_term(distill, &seen, (crops, &global.cls, part), loss)?;
+        }
+        if distill.has(Term::Logits) {
+            self.logits_term(frozen, distill, &seen, &global.cls, loss)?;
+        }
+        if distill.has_labels() {
+            self.label_term(frozen, distill, batch, &global.cls, loss)?;
+        }
+        Ok(())
+    }
+
+    /// The patches of the iBOT term: all, or those that pretraining would hide.
+    fn compared_patches(&self, crops: &Crops, distill: &DistillConfig) -> Result<Compared> {
+        if !self.config.has_ibot() {
+            return Ok(Compared::default());
+        }
+        if distill.ibot_tokens == IbotTokens::Subset {
+            let masks = crops.masks.as_ref();
+            return Ok(Compared {
+                places: places(masks).to_vec(),
+                per_crop: masks.map(|masks| masks.per_crop.clone()).unwrap_or_default(),
+            });
+        }
+        let count = crops.global.dim(0).map_err(failed_in_candle)?;
+        let patches = self.config.grid()?.patches();
+        Ok(Compared {
+            places: (0..(count * patches) as u32).collect(),
+            per_crop: vec![patches; count],
+        })
+    }
+
+    /// What the terms need of the student's `tokens` [G B, T, D], after the final norm.
+    fn read_student(&self, tokens: &Tensor, distill: &DistillConfig, compared: &Compared) -> Result<Student> {
+        let vit = &self.student.vit;
+        let features = distill.has(Term::Patch) || distill.has(Term::PatchMean);
+        if !features {
+            let Seen { cls, patches } = Seen::read(vit, tokens, &compared.places)?;
+            return Ok(Student {
+                cls,
+                compared: patches,
+                patch: None,
+            });
+        }
+        let count = tokens.dim(0).map_err(failed_in_candle)?;
+        let patches = self.config.grid()?.patches();
+        let all: Vec<u32> = (0..(count * patches) as u32).collect();
+        let Seen { cls, patches: every } = Seen::read(vit, tokens, &all)?;
+        let every = every.ok_or_else(|| Error::failed("student", "expected patches, found none"))?;
+        let read = || {
+            let width = every.dim(1)?;
+            Ok(Student {
+                cls,
+                compared: match compared.places.len() {
+                    0 => None,
+                    chosen => {
+                        let places = Tensor::from_slice(&compared.places, chosen, &self.device)?;
+                        Some(every.index_select(&places, 0)?)
+                    }
+                },
+                patch: Some(every.reshape((count, patches, width))?),
+            })
+        };
+        read().map_err(failed_in_candle)
+    }
+
+    /// The frozen heads' distributions for class tokens and the compared patches.
+    fn prototype_targets(
+        &mut self,
+        frozen: &FrozenTargets,
+        seen: &TeacherFeatures,
+        compared: &Compared,
+        values: &StepValues,
+    ) -> Result<PrototypeTargets> {
+        let cls = match &seen.cls {
+            Some(tokens) if self.config.has_dino() => {
+                let logits = frozen.cls_logits(tokens)?;
+                Some(self.cls_targets(&logits, values).map_err(failed_in_candle)?)
+            }
+            _ => None,
+        };
+        let patch = match &seen.patch {
+            Some((tokens, _)) if !compared.places.is_empty() => {
+                let count = compared.places.len();
+                let chosen = Tensor::from_slice(&compared.places, count, &self.device)
+                    .and_then(|places| tokens.flatten(0, 1)?.index_select(&places, 0))
+                    .map_err(failed_in_candle)?;
+                let logits = frozen.patch_logits(&chosen)?;
+                let targets = self.patch_targets(&logits, values).map_err(failed_in_candle)?;
+                Some((targets, compared.per_crop.clone()))
+            }
+            _ => None,
+        };
+        Ok(PrototypeTargets { cls, patch })
+    }
+
+    /// The distances of projected features.
+    fn feature_terms(
+        &self,
+        distill: &DistillConfig,
+        seen: &TeacherFeatures,
+        global: &Student,
+        loss: &mut StepLoss,
+    ) -> Result<()> {
+        let patch = seen.patch.as_ref().map(|(tokens, _)| tokens);
+        for (term, name, teacher) in [
+            (Term::Cls, "feature_cls", seen.cls.as_ref()),
+            (Term::PatchMean, "feature_patch_mean", seen.patch_mean.as_ref()),
+            (Term::Patch, "feature_patch", patch),
+        ] {
+            let (Some(projection), Some(teacher)) = (self.student.distill_projection(term), teacher) else {
+                continue;
+            };
+            let student = match (term, &global.patch) {
+                (Term::Patch, Some(patch)) => projection.forward(patch)?,
+                (Term::PatchMean, Some(patch)) => projection.forward(&patch.mean(1).map_err(failed_in_candle)?)?,
+                _ => projection.forward(&global.cls)?,
+            };
+            let distance = feature_distance(&student, teacher, distill.feature_loss);
+            loss.push(name, &distance.map_err(failed_in_candle)?, distill.weight(term))?;
+        }
+        Ok(())
+    }
+
+    /// The divergence of similarities to the latest images. The student's side of the queue is its average's, whose features
+    /// change slowly.
+    fn relation_term(
+        &mut self,
+        distill: &DistillConfig,
+        seen: &TeacherFeatures,
+        (crops, cls, part): (&Crops, &Tensor, u64),
+        loss: &mut StepLoss,
+    ) -> Result<()> {
+        let start = Instant::now();
+        let vit = &self.teacher.vit;
+        let averaged = Seen::read(vit, &vit.forward_tokens(&crops.global, None, None)?, &[])?.cls;
+        let known = self.known_relations(distill, crops, part)?;
+        let missing = || Error::failed("relation term", "expected features and their queue, found none");
+        let (Some(RelationQueues { teacher, student }), Some(of_teacher)) =
+            (&mut self.memory.relations, seen.cls.as_ref().or(seen.patch_mean.as_ref()))
+        else {
+            return Err(missing());
+        };
+        let unit = |features: &Tensor| ops::l2_normalize(features, 1e-12);
+        let mut term = || -> candle_core::Result<Tensor> {
+            let of_teacher = unit(of_teacher)?;
+            teacher.push(&of_teacher)?;
+            student.push(&unit(&averaged)?)?;
+            loss.teacher_seconds += start.elapsed().as_secs_f64();
+            relational_loss(
+                &Relations {
+                    queries: &unit(cls)?,
+                    keys: &student.keys().narrow(0, 0, known)?,
+                },
+                &Relations {
+                    queries: &of_teacher,
+                    keys: &teacher.keys().narrow(0, 0, known)?,
+                },
+                distill.relation_temperature,
+            )
+        };
+        let term = term().map_err(failed_in_candle)?;
+        loss.push("relation", &term, distill.weight(Term::Relation))
+    }
+
+    /// Images in the queues once this part's are: until these are full the rest of them is what they began with.
+    fn known_relations(&self, distill: &DistillConfig, crops: &Crops, part: u64) -> Result<usize> {
+        let before = self.config.batch_plan()?.images_before(part);
+        let images = before.saturating_add(crops.batch as u64);
+        let rows = images.saturating_mul(self.config.crops.global.count as u64);
+        Ok(rows.min(distill.relation_queue as u64) as usize)
+    }
+
+    /// The divergence from the teacher's class scores or prototypes.
+    fn logits_term(
+        &self,
+        frozen: &FrozenTargets,
+        distill: &DistillConfig,
+        seen: &TeacherFeatures,
+        cls: &Tensor,
+        loss: &mut StepLoss,
+    ) -> Result<()> {
+        let missing = || Error::failed("logits term", "expected logits of teacher and student, found none");
+        let (student, teacher) = if distill.logits_are_prototypes() {
+            let head = self.student.dino_head.as_ref().ok_or_else(missing)?;
+            let tokens = seen.cls.as_ref().ok_or_else(missing)?;
+            (head.forward(cls)?, frozen.cls_logits(tokens)?)
+        } else {
+            let classifier = self.student.distill_classifier().ok_or_else(missing)?;
+            let scores = seen.scores.clone().ok_or_else(missing)?;
+            (classifier.forward(cls)?, scores)
+        };
+        let term = distillation_kl_loss(&student, &teacher, distill.temperature);
+        loss.push("logits", &term.map_err(failed_in_candle)?, distill.weight(Term::Logits))
+    }
+
+    /// The cross-entropy with the labels of those images that have one.
+    fn label_term(
+        &self,
+        frozen: &FrozenTargets,
+        distill: &DistillConfig,
+        batch: &Batch,
+        cls: &Tensor,
+        loss: &mut StepLoss,
+    ) -> Result<()> {
+        let missing = || Error::failed("label term", "the student has no classifier");
+        let classifier = self.student.distill_classifier().ok_or_else(missing)?;
+        let (places, labels) = frozen.labelled(&batch.rows, self.config.crops.global.count);
+        if places.is_empty() {
+            return Ok(());
+        }
+        let term = || -> candle_core::Result<Tensor> {
+            let count = places.len();
+            let places = Tensor::from_vec(places, count, &self.device)?;
+            let labels = Tensor::from_vec(labels, count, &self.device)?;
+            let tokens = cls.index_select(&places, 0)?;
+            let scores = classifier.forward(&tokens).map_err(candle_core::Error::wrap)?;
+            cross_entropy(&scores, &labels)
+        };
+        loss.push("labels", &term().map_err(failed_in_candle)?, distill.label_weight)
+    }
+}
