@@ -94,7 +94,11 @@ impl TrainBenchArgs {
                 Error::input("--geometry", reason)
             })?;
         let mut overrides = Overrides::default();
-        for setting in settings.iter().copied().chain(self.set.iter().map(String::as_str)) {
+        for setting in settings
+            .iter()
+            .copied()
+            .chain(self.set.iter().map(String::as_str))
+        {
             overrides.set(setting)?;
         }
         let facts = DataFacts {

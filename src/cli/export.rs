@@ -66,10 +66,10 @@ impl ExportArgs {
             ImageShape::Fixed { height, width } => (height, width),
             ImageShape::Dynamic => (side, side),
         };
-        let preprocess = self
-            .preprocess
-            .overrides()
-            .over(of_checkpoint(&checkpoint, height as u32, width as u32)?);
+        let preprocess =
+            self.preprocess
+                .overrides()
+                .over(of_checkpoint(&checkpoint, height as u32, width as u32)?);
         preprocess.validate()?;
         if self.tolerance.is_nan() || self.tolerance <= 0.0 {
             return Err(Error::input(

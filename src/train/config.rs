@@ -425,7 +425,9 @@ impl TrainConfig {
     }
 
     fn validate_distill(&self) -> Result<()> {
-        let Some(distill) = &self.distill else { return Ok(()) };
+        let Some(distill) = &self.distill else {
+            return Ok(());
+        };
         distill.validate()?;
         if self.has_info_nce() {
             let reason = "expected 0 where a frozen teacher gives the targets, found more";
@@ -440,7 +442,8 @@ impl TrainConfig {
             return Err(Error::input("distill.relation_queue", reason));
         }
         if distill.has(Term::Relation) && views < 2 {
-            let reason = format!("expected at least 2 crops a part where relations are compared, found {views}");
+            let reason =
+                format!("expected at least 2 crops a part where relations are compared, found {views}");
             return Err(Error::input("batch_size", reason));
         }
         Ok(())
@@ -459,7 +462,10 @@ impl TrainConfig {
         if self.crops.local.count > 0 {
             let side = self.crops.local.size as usize;
             vit.grid(side, side).map_err(|_| {
-                let reason = format!("expected a multiple of the patch size {}, found {side}", vit.patch_size);
+                let reason = format!(
+                    "expected a multiple of the patch size {}, found {side}",
+                    vit.patch_size
+                );
                 Error::input("crops.local.size", reason)
             })?;
         }
@@ -486,7 +492,10 @@ impl TrainConfig {
             loss.student_temperature,
             1e-6..=f64::MAX,
         )?;
-        let heads = [("loss.head", Some(&loss.head)), ("loss.ibot_head", loss.ibot_head.as_ref())];
+        let heads = [
+            ("loss.head", Some(&loss.head)),
+            ("loss.ibot_head", loss.ibot_head.as_ref()),
+        ];
         for (field, head) in heads {
             if let Some(head) = head {
                 prefixed(field, Ok(head.head(1).validate()?))?;

@@ -106,9 +106,14 @@ mod tests {
         ] {
             overrides.set(setting).unwrap();
         }
-        let config = overrides.apply(recipe("dino", "x", &facts).unwrap(), 100).unwrap();
+        let config = overrides
+            .apply(recipe("dino", "x", &facts).unwrap(), 100)
+            .unwrap();
         // 4 patches of 588 values, 5 tokens of 4: patch embedding, qkv and projection, scores and sums, both layers.
-        let vit = 2. * (4. * 588. * 4.) + 2. * (5. * 4. * 16.) + 2. * 2. * (5. * 4. * 5.) + 2. * 2. * (5. * 4. * 16.);
+        let vit = 2. * (4. * 588. * 4.)
+            + 2. * (5. * 4. * 16.)
+            + 2. * 2. * (5. * 4. * 5.)
+            + 2. * 2. * (5. * 4. * 16.);
         let head = 2. * (4. * 512. + 512. * 512. + 512. * 128. + 128. * 2048.);
         let step = step_operations(&config).unwrap();
         assert!((step - 4. * 2. * (vit + head)).abs() < 1., "{step}");

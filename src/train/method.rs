@@ -114,11 +114,7 @@ impl Method {
     ///
     /// # Errors
     /// Weights that are not those of the configured networks.
-    pub fn new(
-        config: &TrainConfig,
-        weights: &Tensors,
-        device: &Device,
-    ) -> Result<Self> {
+    pub fn new(config: &TrainConfig, weights: &Tensors, device: &Device) -> Result<Self> {
         Self::with_teacher(config, weights, weights, device)
     }
 
@@ -246,7 +242,11 @@ impl Method {
 
         let start = Instant::now();
         let vit = &self.teacher.vit;
-        let seen = Seen::read(vit, &vit.forward_tokens(&crops.global, None, None)?, places(masks))?;
+        let seen = Seen::read(
+            vit,
+            &vit.forward_tokens(&crops.global, None, None)?,
+            places(masks),
+        )?;
         let cls_targets = match &self.teacher.dino_head {
             Some(head) if config.has_dino() => {
                 let logits = head.forward(&seen.cls)?;
@@ -264,7 +264,14 @@ impl Method {
 
         loss.teacher_seconds += start.elapsed().as_secs_f64();
 
-        let global = self.student_pass(&crops.global, masks, &Pass { name: "globals", part })?;
+        let global = self.student_pass(
+            &crops.global,
+            masks,
+            &Pass {
+                name: "globals",
+                part,
+            },
+        )?;
         let targets = PrototypeTargets {
             cls: cls_targets,
             patch: patch_targets.zip(masks.map(|masks| masks.per_crop.clone())),
@@ -286,7 +293,10 @@ impl Method {
         if let (Some(head), Some(targets)) = (&self.student.dino_head, &targets.cls) {
             let local = match &crops.local {
                 None => None,
-                Some(pixels) => Some(self.student_pass(pixels, None, &Pass { name: "locals", part })?.cls),
+                Some(pixels) => Some(
+                    self.student_pass(pixels, None, &Pass { name: "locals", part })?
+                        .cls,
+                ),
             };
             let (on_global, on_local) = class_logits(head, &global.cls, local.as_ref())?;
             let terms = dino_cls_loss(&on_global, on_local.as_ref(), targets, temperature);
@@ -297,7 +307,8 @@ impl Method {
             }
         }
         let patches = (&global.patches, &targets.patch);
-        if let (Some(head), (Some(patches), Some((targets, per_crop)))) = (self.student.patch_head(), patches) {
+        if let (Some(head), (Some(patches), Some((targets, per_crop)))) = (self.student.patch_head(), patches)
+        {
             let term = ibot_patch_loss(&head.forward(patches)?, targets, per_crop, temperature);
             loss.push("ibot", &term.map_err(failed_in_candle)?, config.loss.ibot_weight)?;
         }
@@ -334,13 +345,7 @@ impl Method {
     }
 
     /// The contrastive term: the first crop asks for the second, and the other way round where that is configured.
-    fn contrast(
-        &mut self,
-        crops: &Crops,
-        part: u64,
-        values: &StepValues,
-        loss: &mut StepLoss,
-    ) -> Result<()> {
+    fn contrast(&mut self, crops: &Crops, part: u64, values: &StepValues, loss: &mut StepLoss) -> Result<()> {
         let settings = &self.config.loss.info_nce;
         let missing = || Error::failed("contrastive term", "the network has no projection");
         let view = |crop: usize| {
@@ -359,7 +364,8 @@ impl Method {
             let start = Instant::now();
             let vit = &self.teacher.vit;
             let head = self.teacher.projection.as_ref().ok_or_else(missing)?;
-            let keys = head.forward(&Seen::read(vit, &vit.forward_tokens(&views[key], None, None)?, &[])?.cls)?;
+            let keys =
+                head.forward(&Seen::read(vit, &vit.forward_tokens(&views[key], None, None)?, &[])?.cls)?;
             loss.teacher_seconds += start.elapsed().as_secs_f64();
             let name = ["first crop", "second crop"][query];
             let seen = self.student_pass(&views[query], None, &Pass { name, part })?;
@@ -423,7 +429,8 @@ impl Memory {
                     };
                     let start = |name, width| {
                         let mut rng = rng::stream(config.seed, name, 0);
-                        KeyQueue::random(distill.relation_queue, width, &mut rng, device).map_err(failed_in_candle)
+                        KeyQueue::random(distill.relation_queue, width, &mut rng, device)
+                            .map_err(failed_in_candle)
                     };
                     Ok::<_, Error>(RelationQueues {
                         teacher: start(RELATION_TEACHER, width)?,
@@ -464,7 +471,10 @@ impl Memory {
     pub fn load(&mut self, tensors: &Tensors) -> Result<()> {
         let find = |name: &str, like: &Tensor| {
             let wrong = |found: String| {
-                let reason = format!("expected shape {:?} in the checkpoint, found {found}", like.dims());
+                let reason = format!(
+                    "expected shape {:?} in the checkpoint, found {found}",
+                    like.dims()
+                );
                 Error::input(format!("memory.{name}"), reason)
             };
             let tensor = tensors.get(name).ok_or_else(|| wrong("none".to_owned()))?;
@@ -479,8 +489,8 @@ impl Memory {
         ] {
             if let Some(centre) = centre {
                 let own = centre.centre().map_err(failed_in_candle)?;
-                *centre = SoftmaxCentering::new(&find(name, &own)?, centre.momentum())
-                    .map_err(failed_in_candle)?;
+                *centre =
+                    SoftmaxCentering::new(&find(name, &own)?, centre.momentum()).map_err(failed_in_candle)?;
             }
         }
         let relations = self.relations.as_mut();
@@ -540,7 +550,11 @@ impl Seen {
 }
 
 /// Logits of the class tokens of global crops [2 B, K] and local crops [L B, K], from one pass of the head.
-fn class_logits(head: &DinoHead, global: &Tensor, local: Option<&Tensor>) -> Result<(Tensor, Option<Tensor>)> {
+fn class_logits(
+    head: &DinoHead,
+    global: &Tensor,
+    local: Option<&Tensor>,
+) -> Result<(Tensor, Option<Tensor>)> {
     let Some(local) = local else {
         return Ok((head.forward(global)?, None));
     };

@@ -4,7 +4,9 @@ use std::collections::HashMap;
 
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::VarBuilder;
-use macula_models::heads::{DinoHead, DinoHeadConfig, LinearClassifier, ProjectionHead, ProjectionHeadConfig};
+use macula_models::heads::{
+    DinoHead, DinoHeadConfig, LinearClassifier, ProjectionHead, ProjectionHeadConfig,
+};
 use macula_models::vit::{VisionTransformer, VitConfig, initialise};
 use macula_models::weights::Tensors;
 
@@ -62,13 +64,13 @@ impl LinearPart {
     fn of(distill: &DistillConfig) -> Vec<Self> {
         let widths = [distill.offer.cls, distill.offer.patch_mean, distill.offer.patch];
         let projections = (0..).zip(PROJECTED).zip(widths);
-        let projections = projections
-            .filter(|((_, (term, _)), _)| distill.has(*term))
-            .map(|((number, (_, name)), outputs)| Self {
+        let projections = projections.filter(|((_, (term, _)), _)| distill.has(*term)).map(
+            |((number, (_, name)), outputs)| Self {
                 prefix: format!("{DISTILL_PROJECTION}.{name}"),
                 number,
                 outputs,
-            });
+            },
+        );
         let classifier = Self {
             prefix: DISTILL_CLASSIFIER.to_owned(),
             number: PROJECTED.len() as u64,
@@ -101,7 +103,7 @@ impl NetworkConfig {
                 .as_ref()
                 .filter(|_| config.has_ibot())
                 .map(|head| head.head(width)),
-            projection: config.has_info_nce().then(|| ProjectionHeadConfig {
+            projection: config.has_info_nce().then_some(ProjectionHeadConfig {
                 input: width,
                 hidden: loss.info_nce.hidden,
                 output: loss.info_nce.output,
@@ -117,10 +119,18 @@ impl NetworkConfig {
         for (part, head) in [(DINO_HEAD, &self.dino_head), (IBOT_HEAD, &self.ibot_head)] {
             parts.extend(head.as_ref().map(|head| (part, head.parameters())));
         }
-        parts.extend(self.projection.as_ref().map(|head| (PROJECTION, head.parameters())));
+        parts.extend(
+            self.projection
+                .as_ref()
+                .map(|head| (PROJECTION, head.parameters())),
+        );
         let width = self.vit.embed_dim;
         let linear = |part: &'_ LinearPart| LinearClassifier::parameters(width, part.outputs);
-        parts.extend(self.linears.iter().map(|part| (part.prefix.as_str(), linear(part))));
+        parts.extend(
+            self.linears
+                .iter()
+                .map(|part| (part.prefix.as_str(), linear(part))),
+        );
         let full = |(part, list): (&str, Vec<(String, Vec<usize>)>)| {
             let part = part.to_owned();
             list.into_iter()
@@ -143,7 +153,10 @@ impl NetworkConfig {
             all.append(&mut prefixed(IBOT_HEAD, head.initialise(&mut stream(IBOT_HEAD))?));
         }
         if let Some(head) = &self.projection {
-            all.append(&mut prefixed(PROJECTION, head.initialise(&mut stream(PROJECTION))?));
+            all.append(&mut prefixed(
+                PROJECTION,
+                head.initialise(&mut stream(PROJECTION))?,
+            ));
         }
         for part in &self.linears {
             let mut rng = rng::stream(seed, "initialise distill", part.number);
@@ -225,8 +238,10 @@ impl Network {
             // Shares the storage, so it sees every later update.
             Gradients::None => var.as_detached_tensor(),
         };
-        let views: HashMap<String, Tensor> =
-            weights.iter().map(|(name, var)| (name.clone(), view(var))).collect();
+        let views: HashMap<String, Tensor> = weights
+            .iter()
+            .map(|(name, var)| (name.clone(), view(var)))
+            .collect();
         let vb = VarBuilder::from_tensors(views, DType::F32, device);
         let head = |config: &Option<DinoHeadConfig>, part: &str| {
             let build = |config| DinoHead::new(config, vb.pp(part));
@@ -246,7 +261,8 @@ impl Network {
                 .linears
                 .iter()
                 .map(|part| {
-                    let linear = LinearClassifier::new(config.vit.embed_dim, part.outputs, vb.pp(&part.prefix))?;
+                    let linear =
+                        LinearClassifier::new(config.vit.embed_dim, part.outputs, vb.pp(&part.prefix))?;
                     Ok((part.prefix.clone(), linear))
                 })
                 .collect::<Result<_>>()?,

@@ -393,7 +393,11 @@ impl Overrides {
         let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
         let parse = |e: toml::de::Error| {
             let line = e.to_string();
-            let line: Vec<&str> = line.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+            let line: Vec<&str> = line
+                .lines()
+                .map(str::trim)
+                .filter(|line| !line.is_empty())
+                .collect();
             Error::input(path.display().to_string(), line.join(" "))
         };
         let mut table: Table = text.parse().map_err(parse)?;
@@ -470,7 +474,9 @@ impl Overrides {
             Some(other) => return Err(unreadable(format!("expected a section, found `{other}`"))),
             None => {}
         }
-        whole.try_into().map_err(|e: toml::de::Error| unreadable(e.to_string()))
+        whole
+            .try_into()
+            .map_err(|e: toml::de::Error| unreadable(e.to_string()))
     }
 
     /// `config` with these changes. A new number of `steps` (or of `epochs`, passes over `images`) takes every warm-up with
@@ -612,7 +618,9 @@ mod tests {
                 },
             ] {
                 let config = recipe(name, "images", &facts).unwrap();
-                config.validate().unwrap_or_else(|e| panic!("{name}, {facts:?}: {e}"));
+                config
+                    .validate()
+                    .unwrap_or_else(|e| panic!("{name}, {facts:?}: {e}"));
                 let text = toml::to_string(&config).unwrap();
                 assert_eq!(toml::from_str::<TrainConfig>(&text).unwrap(), config, "{name}");
             }
@@ -630,9 +638,15 @@ mod tests {
         assert!(values(1250).last_layer_learning_rate > 0.);
         assert!((values(0).weight_decay - 0.04).abs() < 1e-12 && values(625_000).weight_decay == 0.2);
         assert_eq!((values(0).momentum, values(625_000).momentum), (0.994, 1.));
-        assert_eq!((values(0).teacher_temperature, values(37_500).teacher_temperature), (0.04, 0.07));
+        assert_eq!(
+            (values(0).teacher_temperature, values(37_500).teacher_temperature),
+            (0.04, 0.07)
+        );
         let vit = config.vit().unwrap();
-        assert_eq!((vit.ffn_hidden, vit.image_size, vit.layer_scale), (2736, 224, Some(1e-5)));
+        assert_eq!(
+            (vit.ffn_hidden, vit.image_size, vit.layer_scale),
+            (2736, 224, Some(1e-5))
+        );
         assert_eq!(config.loss.ibot_head.as_ref().unwrap().bottleneck, 256);
         assert_eq!((config.crops.local.size, config.crops.local.count), (98, 8));
         let giant = of("dinov2-vitg14").vit().unwrap();
@@ -670,7 +684,10 @@ mod tests {
         let share = |config: &TrainConfig| config.optimizer.warmup_steps as f64 / config.steps as f64;
         assert!((share(&config) - share(&base)).abs() < 2e-3);
         assert_eq!(
-            with(&["steps=1000", "optimizer.warmup_steps=7"]).unwrap().optimizer.warmup_steps,
+            with(&["steps=1000", "optimizer.warmup_steps=7"])
+                .unwrap()
+                .optimizer
+                .warmup_steps,
             7
         );
         assert_eq!(with(&["epochs=2", "batch_size=100"]).unwrap().steps, 1200);
@@ -679,10 +696,20 @@ mod tests {
 
     #[test]
     fn an_architecture_stands_for_its_fields() {
-        let config = with(&["arch=vit-small/14-reg4", "image_size=28", "local_size=14", "backbone.depth=3"]);
+        let config = with(&[
+            "arch=vit-small/14-reg4",
+            "image_size=28",
+            "local_size=14",
+            "backbone.depth=3",
+        ]);
         let backbone = config.unwrap().backbone;
         assert_eq!(
-            (backbone.embed_dim, backbone.depth, backbone.num_heads, backbone.num_registers),
+            (
+                backbone.embed_dim,
+                backbone.depth,
+                backbone.num_heads,
+                backbone.num_registers
+            ),
             (384, 3, 6, 4)
         );
     }
@@ -694,7 +721,10 @@ mod tests {
             (&["steps=fast"], &["steps", "fast"]),
             (&["seed=-1"], &["-1"]),
             (&["optimizer=3"], &["3"]),
-            (&["loss.dino_weight=0", "loss.ibot_weight=0"], &["loss", "above 0"]),
+            (
+                &["loss.dino_weight=0", "loss.ibot_weight=0"],
+                &["loss", "above 0"],
+            ),
             (&["teacher.momentum=1.5"], &["teacher.momentum", "1.5"]),
             (&["crops.flip=2"], &["crops.flip", "2"]),
             (&["masks.ratio=[0.5, 0.1]"], &["masks.ratio"]),
@@ -702,7 +732,10 @@ mod tests {
             (&["arch=resnet-50"], &["resnet-50"]),
         ] {
             let text = with(settings).unwrap_err().to_string();
-            assert!(words.iter().all(|word| text.contains(word)), "{settings:?}: {text}");
+            assert!(
+                words.iter().all(|word| text.contains(word)),
+                "{settings:?}: {text}"
+            );
             assert_eq!(text.lines().count(), 1, "{text}");
         }
     }

@@ -15,7 +15,8 @@ use super::config::TrainConfig;
 use super::failed_in_candle;
 use super::observe::meters::{self, TargetReadings};
 use super::observe::{
-    Collapse, EventWriter, MetricsLog, OnlineKnn, Readings, RunProgress, StepStatus, curves, keys, metrics_log,
+    Collapse, EventWriter, MetricsLog, OnlineKnn, Readings, RunProgress, StepStatus, curves, keys,
+    metrics_log,
 };
 use super::start::{Start, restored, trainer};
 use super::trainer::{StepReport, Trainer};
@@ -72,7 +73,7 @@ pub struct RunSummary {
 /// and the last checkpoint stays), a folder that cannot be written.
 pub fn run(request: TrainRequest) -> Result<RunSummary> {
     let source: Arc<dyn Source> = Arc::from(data::open(&request.config.data.source)?);
-    Run::new(request, source)?.to_the_end()
+    Run::new(request, source)?.finish()
 }
 
 struct Run {
@@ -189,7 +190,7 @@ impl Run {
         })
     }
 
-    fn to_the_end(mut self) -> Result<RunSummary> {
+    fn finish(mut self) -> Result<RunSummary> {
         let steps = self.request.config.steps;
         let mut saved = self.trainer.step();
         while self.trainer.step() < steps && !self.stopped() {
@@ -287,13 +288,14 @@ impl Run {
             images_per_second: self.since_log.images_per_second(),
             knn: self.last_knn,
         });
-        if !log_due && !(knn_due && self.knn.is_some()) {
+        let knn_due = knn_due && self.knn.is_some();
+        if !log_due && !knn_due {
             return Ok(false);
         }
         let mut readings = Readings::default();
         let mut metrics = self.step_metrics(report);
         self.since_log = Tally::start();
-        self.aside(|run| read_targets(report, &mut readings, &mut metrics, run))?;
+        self.aside(|_| read_targets(report, &mut readings, &mut metrics))?;
         let best = match knn_due {
             true => self.aside(|run| run.run_knn(&mut readings, &mut metrics))?,
             false => false,
@@ -330,10 +332,7 @@ impl Run {
         for (module, norm) in &report.grad_norms {
             put(&format!("{}_{module}", keys::GRAD_NORM), json!(norm));
         }
-        put(
-            keys::IMAGES_PER_SECOND,
-            json!(self.since_log.images_per_second()),
-        );
+        put(keys::IMAGES_PER_SECOND, json!(self.since_log.images_per_second()));
         put("data_wait", json!(self.since_log.data_wait()));
         put("minutes", json!(self.total.since.elapsed().as_secs_f64() / 60.));
         metrics
@@ -437,7 +436,6 @@ fn read_targets(
     report: &StepReport,
     readings: &mut Readings,
     metrics: &mut Map<String, Value>,
-    _: &mut Run,
 ) -> Result<()> {
     let Some(targets) = &report.cls_targets else {
         return Ok(());
@@ -474,7 +472,10 @@ fn frozen_targets(request: &mut TrainRequest, source: &dyn Source) -> Result<Opt
         (None, _) => Ok(None),
         (Some(_), Some(teacher)) => FrozenTargets::new(config, teacher, source, &request.device).map(Some),
         (Some(distill), None) => {
-            let reason = format!("a run that learns from {} goes on with `macula distill`", distill.teacher);
+            let reason = format!(
+                "a run that learns from {} goes on with `macula distill`",
+                distill.teacher
+            );
             Err(Error::input(request.out.display().to_string(), reason))
         }
     }

@@ -100,11 +100,11 @@ fn last(folder: &Path) -> Result<Saved> {
 fn fitted(mut tensors: Tensors, network: &NetworkConfig) -> Result<Tensors> {
     let vit = &network.vit;
     let side = vit.native_grid();
-    if let Some(table) = tensors.get(POSITION_TABLE) {
-        if table.dims() != [1, 1 + side * side, vit.embed_dim] {
-            let table = interpolate_table(table, vit.position_rule, side, side)?;
-            tensors.insert(POSITION_TABLE.to_owned(), table);
-        }
+    if let Some(table) = tensors.get(POSITION_TABLE)
+        && table.dims() != [1, 1 + side * side, vit.embed_dim]
+    {
+        let table = interpolate_table(table, vit.position_rule, side, side)?;
+        tensors.insert(POSITION_TABLE.to_owned(), table);
     }
     let expected: Vec<String> = network.parameters().into_iter().map(|(name, _)| name).collect();
     tensors.retain(|name, _| expected.contains(name));

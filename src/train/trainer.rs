@@ -9,13 +9,11 @@ use candle_core::{Device, Tensor, Var};
 use macula_models::weights::Tensors;
 
 use super::config::{Schedules, StepValues, TrainConfig};
+use super::ema::NamedVars;
 use super::failed_in_candle;
 use super::method::{Method, StepLoss};
 use super::network::{NetworkConfig, is_backbone, part_of};
-use super::ema::NamedVars;
-use super::optimizer::{
-    Average, Optimizer, OptimizerState, Parameter, Rates, clip_scale, gradient_norm,
-};
+use super::optimizer::{Average, Optimizer, OptimizerState, Parameter, Rates, clip_scale, gradient_norm};
 use super::param_groups::ParamGroupRules;
 use crate::data::loader::Batch;
 use crate::distill::FrozenTargets;
@@ -108,7 +106,8 @@ impl Trainer {
     ) -> Result<Self> {
         config.validate()?;
         let method = Method::with_teacher(config, student, teacher, device)?;
-        let of_teacher = |(name, _): (&String, &Var)| Some((name.clone(), method.teacher.weights().get(name)?.clone()));
+        let of_teacher =
+            |(name, _): (&String, &Var)| Some((name.clone(), method.teacher.weights().get(name)?.clone()));
         let followers = method.student.trained().filter_map(of_teacher).collect();
         Ok(Self {
             optimizer: Optimizer::new(&config.optimizer, parameters(config, &method)?)?,

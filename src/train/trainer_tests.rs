@@ -122,7 +122,9 @@ fn every_trained_tensor_of_every_recipe_gets_a_gradient() {
             let gradient = gradients
                 .get(var)
                 .unwrap_or_else(|| panic!("{recipe}: {name}: no gradient"));
-            let largest = values(gradient).iter().fold(0f64, |most, value| most.max(value.abs()));
+            let largest = values(gradient)
+                .iter()
+                .fold(0f64, |most, value| most.max(value.abs()));
             assert!(
                 largest > 0. && largest.is_finite(),
                 "{recipe}: {name}: largest gradient {largest}"

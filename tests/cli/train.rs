@@ -54,7 +54,12 @@ fn a_run_leaves_what_the_contract_names_and_its_teacher_goes_on() {
         assert!(run.join(name).exists(), "{name}");
     }
     let events = std::fs::read_dir(&run).expect("listed").flatten();
-    let events = events.filter(|entry| entry.file_name().to_string_lossy().starts_with("events.out.tfevents"));
+    let events = events.filter(|entry| {
+        entry
+            .file_name()
+            .to_string_lossy()
+            .starts_with("events.out.tfevents")
+    });
     assert_eq!(events.count(), 1);
     let lines = metrics(&run);
     let last = lines.last().expect("lines");
@@ -81,7 +86,9 @@ fn a_run_leaves_what_the_contract_names_and_its_teacher_goes_on() {
         assert!(last[key].is_number(), "{key}: {last}");
     }
     // The newest two checkpoints and the best: no others.
-    let kept = std::fs::read_dir(run.join("checkpoints")).expect("listed").flatten();
+    let kept = std::fs::read_dir(run.join("checkpoints"))
+        .expect("listed")
+        .flatten();
     let steps = kept.filter(|entry| entry.file_name().to_string_lossy().starts_with("step-"));
     assert!((2..=3).contains(&steps.count()));
 
@@ -123,7 +130,10 @@ fn killed_runs_end_with_the_bytes_of_one_that_was_not() {
     space.succeeds("train --out killed --resume");
     assert!(weights_of(&space.path("killed")) == weights_of(&space.path("whole")));
     let steps = |run: &str| -> Vec<serde_json::Value> {
-        metrics(&space.path(run)).into_iter().map(|line| line["step"].clone()).collect()
+        metrics(&space.path(run))
+            .into_iter()
+            .map(|line| line["step"].clone())
+            .collect()
     };
     assert_eq!(steps("killed"), steps("whole"), "no line twice, none missing");
     // A finished run has nothing left to do, and says so.
@@ -182,7 +192,12 @@ fn a_loss_that_is_not_finite_stops_the_run_and_names_its_images() {
     let record = std::fs::read_dir(space.path("run"))
         .expect("listed")
         .flatten()
-        .find(|entry| entry.file_name().to_string_lossy().starts_with("not-finite-step-"));
+        .find(|entry| {
+            entry
+                .file_name()
+                .to_string_lossy()
+                .starts_with("not-finite-step-")
+        });
     let text = std::fs::read_to_string(record.expect("a record").path()).expect("read");
     let record: serde_json::Value = serde_json::from_str(&text).expect("JSON");
     assert_eq!(record["images"].as_array().expect("images").len(), 8);
@@ -229,8 +244,17 @@ fn a_full_disk_leaves_the_last_checkpoint_whole() {
         .expect("sh runs");
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{stderr}");
-    assert!(stderr.lines().last().is_some_and(|line| line.contains("checkpoints")), "{stderr}");
-    let left: Vec<_> = std::fs::read_dir(space.path("other/checkpoints")).expect("listed").flatten().collect();
+    assert!(
+        stderr
+            .lines()
+            .last()
+            .is_some_and(|line| line.contains("checkpoints")),
+        "{stderr}"
+    );
+    let left: Vec<_> = std::fs::read_dir(space.path("other/checkpoints"))
+        .expect("listed")
+        .flatten()
+        .collect();
     assert!(left.is_empty(), "{left:?}");
     assert!(weights_of(&space.path("run")) == before);
 }
@@ -238,48 +262,101 @@ fn a_full_disk_leaves_the_last_checkpoint_whole() {
 #[test]
 fn wrong_arguments_are_one_line() {
     let space = Workspace::new();
-    space.write("list.toml", "recipe = \"dino\"\n[optimizer]\nlearning_rat = 1.0\n");
+    space.write(
+        "list.toml",
+        "recipe = \"dino\"\n[optimizer]\nlearning_rat = 1.0\n",
+    );
     space.write("broken.toml", "steps = = 3\n");
     space.write("folder/a.txt", "no run");
     for (arguments, words) in [
         ("train --out run", &["--data"][..]),
         ("train --data nowhere --out run", &["nowhere"]),
-        ("train --data sample:train --out run --recipe simclr", &["--recipe", "dinov2-small", "simclr"]),
-        ("train --data sample:train --out run --recipe list.toml", &["learning_rat"]),
-        ("train --data sample:train --out run --recipe broken.toml", &["broken.toml"]),
-        ("train --data sample:train --out run --set steps", &["--set", "found `steps`"]),
-        ("train --data sample:train --out run --set steps=0", &["steps", "0"]),
-        ("train --data sample:train --out run --set optimizer.learning_rate=fast", &["learning_rate"]),
-        ("train --data sample:train --out run --set backbone.num_heads=5", &["backbone.num_heads", "192", "5"]),
-        ("train --data sample:train --out run --set image_size=30", &["image_size", "4", "30"]),
-        ("train --data sample:train --out run --set local_size=15", &["crops.local.size", "15"]),
-        ("train --data sample:train --out run --set crops.global.count=3", &["crops.global.count", "3"]),
-        ("train --data sample:train --out run --set batch_size=6 --set accumulate=4", &["accumulate", "6", "4"]),
-        ("train --data sample:train --out run --set epochs=2 --set steps=3", &["epochs"]),
+        (
+            "train --data sample:train --out run --recipe simclr",
+            &["--recipe", "dinov2-small", "simclr"],
+        ),
+        (
+            "train --data sample:train --out run --recipe list.toml",
+            &["learning_rat"],
+        ),
+        (
+            "train --data sample:train --out run --recipe broken.toml",
+            &["broken.toml"],
+        ),
+        (
+            "train --data sample:train --out run --set steps",
+            &["--set", "found `steps`"],
+        ),
+        (
+            "train --data sample:train --out run --set steps=0",
+            &["steps", "0"],
+        ),
+        (
+            "train --data sample:train --out run --set optimizer.learning_rate=fast",
+            &["learning_rate"],
+        ),
+        (
+            "train --data sample:train --out run --set backbone.num_heads=5",
+            &["backbone.num_heads", "192", "5"],
+        ),
+        (
+            "train --data sample:train --out run --set image_size=30",
+            &["image_size", "4", "30"],
+        ),
+        (
+            "train --data sample:train --out run --set local_size=15",
+            &["crops.local.size", "15"],
+        ),
+        (
+            "train --data sample:train --out run --set crops.global.count=3",
+            &["crops.global.count", "3"],
+        ),
+        (
+            "train --data sample:train --out run --set batch_size=6 --set accumulate=4",
+            &["accumulate", "6", "4"],
+        ),
+        (
+            "train --data sample:train --out run --set epochs=2 --set steps=3",
+            &["epochs"],
+        ),
         ("train --data sample:train --out folder", &["folder", "--force"]),
-        ("train --data sample:train --out folder --force", &["folder", "no run folder"]),
+        (
+            "train --data sample:train --out folder --force",
+            &["folder", "no run folder"],
+        ),
         ("train --out folder --resume", &["config.toml"]),
         ("train --data sample:train --out run --from nothing", &["nothing"]),
         ("train --data sample:train --out run --device cuda", &["cuda"]),
-        ("train --data sample:train --out run --knn-data images", &["images"]),
+        (
+            "train --data sample:train --out run --knn-data images",
+            &["images"],
+        ),
     ] {
         let code = if arguments.contains("cuda") { 1 } else { 2 };
         space.fails(code, arguments, words);
-        assert!(!space.path("run").exists(), "macula {arguments} left a run folder");
+        assert!(
+            !space.path("run").exists(),
+            "macula {arguments} left a run folder"
+        );
     }
 }
 
 #[test]
 fn a_run_goes_on_from_another_at_a_higher_resolution_and_from_a_backbone() {
     let space = Workspace::new();
-    space.succeeds(&format!("train --data sample:train --out low --set steps=4 {SMALL}"));
+    space.succeeds(&format!(
+        "train --data sample:train --out low --set steps=4 {SMALL}"
+    ));
     space.succeeds("train --data sample:train --out high --from low --set image_size=42 --set steps=2");
     let config = std::fs::read_to_string(space.path("high/config.toml")).expect("config");
-    assert!(config.contains("steps = 2") && config.contains("size = 42"), "{config}");
+    assert!(
+        config.contains("steps = 2") && config.contains("size = 42"),
+        "{config}"
+    );
     let text = space.succeeds("inspect high").stdout;
     assert!(text.contains("42"), "{text}");
-    space.succeeds(&format!(
+    space.succeeds(
         "train --data sample:train --out new-heads --recipe dino --from low/teacher.safetensors --set steps=2 \
          --set batch_size=8 --set image_size=28 --set local_size=14"
-    ));
+    );
 }

@@ -163,7 +163,11 @@ fn crops_come_again_after_as_many_passes_as_asked_for() {
     };
     let (views, order) = images(&repeating);
     assert_eq!(views.len(), 12);
-    assert!(views.values().all(|crops| crops.len() == 2 && crops[0] == crops[1]));
+    assert!(
+        views
+            .values()
+            .all(|crops| crops.len() == 2 && crops[0] == crops[1])
+    );
     assert!(order[0] != order[2], "the order is new");
     let (fresh, same_order) = images(&config(2));
     assert_eq!(fresh.len(), 24);

@@ -10,8 +10,8 @@ use serde_json::json;
 
 use super::preprocess::{check_size, of_checkpoint};
 use super::{FeatureModel, ModelOptions, OpenModel, OutputChoice};
-use crate::extract::OutputSpec;
 use crate::Result;
+use crate::extract::OutputSpec;
 
 /// Features from a checkpoint.
 pub struct CheckpointModel {

@@ -107,7 +107,9 @@ impl Optimizer {
             }
             Self::Sgd(sgd) => {
                 for (name, velocity) in sgd.state() {
-                    state.tensors.insert(format!("{VELOCITY}{name}"), velocity.clone());
+                    state
+                        .tensors
+                        .insert(format!("{VELOCITY}{name}"), velocity.clone());
                 }
             }
         }
