@@ -14,7 +14,11 @@ use crate::{Error, Result, data};
 #[command(after_long_help = METERS_HELP)]
 pub struct DistillArgs {
     /// The frozen teacher: a run folder (with its heads), a checkpoint of any family, or an ONNX file
-    #[arg(long, value_name = "RUN, CKPT or MODEL.onnx", required_unless_present = "resume")]
+    #[arg(
+        long,
+        value_name = "RUN, CKPT or MODEL.onnx",
+        required_unless_present = "resume"
+    )]
     teacher: Option<String>,
     /// distill-dinov2 (the teacher's heads), distill-features (any teacher with features), distill-logits (a classifier or
     /// prototypes), or a .toml file with the fields to change [default: the first that the teacher can serve]
@@ -46,8 +50,15 @@ impl DistillArgs {
             let reason = "expected a distillation, found a run of `macula train`; resume it with that";
             return Err(Error::input("--out", reason));
         };
-        if let Some(teacher) = self.teacher.as_ref().filter(|teacher| **teacher != distill.teacher) {
-            let reason = format!("expected the run's own teacher {}, found {teacher}", distill.teacher);
+        if let Some(teacher) = self
+            .teacher
+            .as_ref()
+            .filter(|teacher| **teacher != distill.teacher)
+        {
+            let reason = format!(
+                "expected the run's own teacher {}, found {teacher}",
+                distill.teacher
+            );
             return Err(Error::input("--teacher", reason));
         }
         let teacher = self.open(distill)?;

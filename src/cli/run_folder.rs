@@ -73,7 +73,10 @@ impl RunFolderArgs {
         match (&self.data, self.seed) {
             (Some(data), _) if *data != config.data.source => Err(Error::input(
                 "--data",
-                format!("expected the run's own source {}, found {data}", config.data.source),
+                format!(
+                    "expected the run's own source {}, found {data}",
+                    config.data.source
+                ),
             )),
             (_, Some(seed)) if seed != config.seed => Err(Error::input(
                 "--seed",

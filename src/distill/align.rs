@@ -53,7 +53,9 @@ impl PixelFit {
         if self.scale == [1.; 3] && self.shift == [0.; 3] {
             return Ok(resized);
         }
-        let channels = |values: [f32; 3]| Tensor::from_slice(&values, (1, 3, 1, 1), &Device::Cpu)?.to_device(crops.device());
+        let channels = |values: [f32; 3]| {
+            Tensor::from_slice(&values, (1, 3, 1, 1), &Device::Cpu)?.to_device(crops.device())
+        };
         resized
             .broadcast_mul(&channels(self.scale)?)?
             .broadcast_add(&channels(self.shift)?)
@@ -151,7 +153,10 @@ mod tests {
             let mut all = Vec::new();
             for row in 0..rows {
                 for column in 0..columns {
-                    let (y, x) = ((row as f32 + 0.5) / rows as f32, (column as f32 + 0.5) / columns as f32);
+                    let (y, x) = (
+                        (row as f32 + 0.5) / rows as f32,
+                        (column as f32 + 0.5) / columns as f32,
+                    );
                     all.extend([x, 2. * y, x - y]);
                 }
             }
@@ -185,7 +190,10 @@ mod tests {
         let crop = Tensor::from_vec(pixels, (1, 3, 4, 4), &Device::Cpu).unwrap();
         let fit = PixelFit::new(([0.; 3], [1.; 3]), ([0.; 3], [1.; 3]), 2);
         let found = values(&fit.apply(&crop).unwrap());
-        assert!(found[0] > 0.2 && (found[0] - found[1]).abs() < 1e-6 && found[2] < 0.2, "{found:?}");
+        assert!(
+            found[0] > 0.2 && (found[0] - found[1]).abs() < 1e-6 && found[2] < 0.2,
+            "{found:?}"
+        );
         assert!(found[4..].iter().all(|value| value.abs() < 1e-6));
     }
 }

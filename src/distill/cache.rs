@@ -146,7 +146,11 @@ mod tests {
         let mut found = Vec::new();
         for below in std::fs::read_dir(folder).unwrap().flatten() {
             let entries = std::fs::read_dir(below.path()).unwrap().flatten();
-            found.extend(entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == EXTENSION)));
+            found.extend(
+                entries
+                    .map(|entry| entry.path())
+                    .filter(|path| path.extension().is_some_and(|e| e == EXTENSION)),
+            );
         }
         found.sort();
         found
@@ -157,7 +161,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut cache = open(folder.path(), 1).unwrap();
         assert!(cache.is_empty());
-        cache.put(&[((7, 0), vec![1., 2., 3.]), ((8, 0), vec![4., 5., f32::MIN_POSITIVE])]).unwrap();
+        cache
+            .put(&[
+                ((7, 0), vec![1., 2., 3.]),
+                ((8, 0), vec![4., 5., f32::MIN_POSITIVE]),
+            ])
+            .unwrap();
         cache.put(&[((7, 1), vec![-1., -2., -3.])]).unwrap();
         cache.put(&[]).unwrap();
         for mut cache in [cache, open(folder.path(), 1).unwrap()] {
@@ -166,13 +175,19 @@ mod tests {
             assert_eq!(cache.get(7, 1), Some(vec![-1., -2., -3.]));
             assert_eq!(cache.get(8, 1), None);
         }
-        assert!(open(folder.path(), 2).unwrap().is_empty(), "another seed has a folder of its own");
+        assert!(
+            open(folder.path(), 2).unwrap().is_empty(),
+            "another seed has a folder of its own"
+        );
     }
 
     #[test]
     fn damaged_values_are_not_used() {
         let folder = tempfile::tempdir().unwrap();
-        open(folder.path(), 1).unwrap().put(&[((1, 0), vec![1.; 3]), ((2, 0), vec![2.; 3])]).unwrap();
+        open(folder.path(), 1)
+            .unwrap()
+            .put(&[((1, 0), vec![1.; 3]), ((2, 0), vec![2.; 3])])
+            .unwrap();
         let path = outputs(folder.path()).remove(0);
         let mut bytes = std::fs::read(&path).unwrap();
         *bytes.last_mut().unwrap() ^= 1;
@@ -187,25 +202,39 @@ mod tests {
     #[test]
     fn foreign_and_cut_files_are_refused_before_a_run_starts() {
         let folder = tempfile::tempdir().unwrap();
-        open(folder.path(), 1).unwrap().put(&[((1, 0), vec![1.; 3])]).unwrap();
+        open(folder.path(), 1)
+            .unwrap()
+            .put(&[((1, 0), vec![1.; 3])])
+            .unwrap();
         open(folder.path(), 2).unwrap();
         let path = outputs(folder.path()).remove(0);
         let whole = std::fs::read(&path).unwrap();
         let refused = |bytes: &[u8], words: &str| {
             std::fs::write(&path, bytes).unwrap();
             let text = open(folder.path(), 1).unwrap_err().to_string();
-            assert!(text.contains(words) && text.contains(EXTENSION) && !text.contains('\n'), "{text}");
+            assert!(
+                text.contains(words) && text.contains(EXTENSION) && !text.contains('\n'),
+                "{text}"
+            );
         };
         refused(&whole[..whole.len() - 1], "bytes instead of");
         refused(&whole[..20], "fewer bytes than a header has");
-        refused(b"something else, of more than fifty-six bytes, which is no segment", "another kind of file");
+        refused(
+            b"something else, of more than fifty-six bytes, which is no segment",
+            "another kind of file",
+        );
         let mut foreign = whole.clone();
         foreign[30] ^= 1;
         refused(&foreign, "another teacher");
         std::fs::write(&path, &whole).unwrap();
         let key_file = path.with_file_name(KEY_FILE);
         std::fs::write(key_file, "{}").unwrap();
-        assert!(open(folder.path(), 1).unwrap_err().to_string().contains("found another"));
+        assert!(
+            open(folder.path(), 1)
+                .unwrap_err()
+                .to_string()
+                .contains("found another")
+        );
     }
 
     #[test]
@@ -213,7 +242,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let error = TeacherCache::open(folder.path(), &json!({}), 250_000, 2_000, 1.5).unwrap_err();
         let text = error.to_string();
-        assert!(text.starts_with("distill.cache_gb: expected room") && text.contains("2.00 GB"), "{text}");
+        assert!(
+            text.starts_with("distill.cache_gb: expected room") && text.contains("2.00 GB"),
+            "{text}"
+        );
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 }

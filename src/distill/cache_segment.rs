@@ -48,7 +48,11 @@ fn bytes(values: &[f32]) -> Vec<u8> {
 }
 
 /// Writes the records to `path`, whole.
-pub(super) fn write(path: &Path, key: &[u8; 32], records: &[(View, Vec<f32>)]) -> Result<Vec<(View, Record)>> {
+pub(super) fn write(
+    path: &Path,
+    key: &[u8; 32],
+    records: &[(View, Vec<f32>)],
+) -> Result<Vec<(View, Record)>> {
     let values = records.first().map_or(0, |(_, values)| values.len());
     let mut head = Vec::new();
     head.extend_from_slice(MAGIC);
@@ -90,7 +94,8 @@ pub(super) fn index(path: &Path, key: &[u8; 32], values: usize) -> Result<Vec<(V
     let mut file = File::open(path).map_err(failed)?;
     let length = file.metadata().map_err(failed)?.len();
     let mut head = [0; HEADER as usize];
-    file.read_exact(&mut head).map_err(|_| refused("fewer bytes than a header has"))?;
+    file.read_exact(&mut head)
+        .map_err(|_| refused("fewer bytes than a header has"))?;
     let number = |start: usize| u64::from_le_bytes(std::array::from_fn(|i| head[start + i]));
     let short = |start: usize| u32::from_le_bytes(std::array::from_fn(|i| head[start + i]));
     if &head[..8] != MAGIC {
@@ -125,14 +130,23 @@ pub(super) fn index(path: &Path, key: &[u8; 32], values: usize) -> Result<Vec<(V
 ///
 /// # Errors
 /// A file that is gone or cannot be read, values that are not those that were written.
-pub(super) fn read(path: &Path, key: &[u8; 32], view: View, record: Record, values: usize) -> Result<Vec<f32>> {
+pub(super) fn read(
+    path: &Path,
+    key: &[u8; 32],
+    view: View,
+    record: Record,
+    values: usize,
+) -> Result<Vec<f32>> {
     let mut buffer = vec![0; 4 * values];
     let mut file = File::open(path).map_err(|e| Error::io(path, e))?;
     file.seek(SeekFrom::Start(record.offset))
         .and_then(|_| file.read_exact(&mut buffer))
         .map_err(|e| Error::io(path, e))?;
     if checksum(key, view, &buffer) != record.checksum {
-        let reason = format!("damaged: the values of row {} are not those that were written", view.0);
+        let reason = format!(
+            "damaged: the values of row {} are not those that were written",
+            view.0
+        );
         return Err(Error::input(path.display().to_string(), reason));
     }
     let value = |bytes: &[u8]| f32::from_le_bytes(std::array::from_fn(|i| bytes[i]));

@@ -194,7 +194,11 @@ impl CheckpointTeacher {
 
 /// The settings of the head under `prefix`, told from the shapes of its tensors.
 fn dino_head_settings(heads: &Tensors, prefix: &str, width: usize) -> Option<HeadConfig> {
-    let shape = |name: &str| heads.get(&format!("{prefix}{name}")).map(|tensor| tensor.dims().to_vec());
+    let shape = |name: &str| {
+        heads
+            .get(&format!("{prefix}{name}"))
+            .map(|tensor| tensor.dims().to_vec())
+    };
     let (first, last) = (shape("mlp.0.weight")?, shape("last_layer.weight_v")?);
     match (first.as_slice(), last.as_slice()) {
         (&[hidden, input], &[prototypes, bottleneck]) if input == width => Some(HeadConfig {
@@ -207,7 +211,13 @@ fn dino_head_settings(heads: &Tensors, prefix: &str, width: usize) -> Option<Hea
     }
 }
 
-fn dino_head(file: &str, heads: &Tensors, prefix: &str, width: usize, device: &Device) -> Result<Option<DinoHead>> {
+fn dino_head(
+    file: &str,
+    heads: &Tensors,
+    prefix: &str,
+    width: usize,
+    device: &Device,
+) -> Result<Option<DinoHead>> {
     let Some(settings) = dino_head_settings(heads, prefix, width) else {
         return Ok(None);
     };
@@ -221,7 +231,8 @@ fn dino_head(file: &str, heads: &Tensors, prefix: &str, width: usize, device: &D
             }
             // The released heads of DINO keep their gains at 1 and may leave them out.
             None if name.ends_with("weight_g") => {
-                let ones = Tensor::ones(shape, DType::F32, &Device::Cpu).map_err(macula_models::Error::from)?;
+                let ones =
+                    Tensor::ones(shape, DType::F32, &Device::Cpu).map_err(macula_models::Error::from)?;
                 own.insert(name, ones);
                 continue;
             }
@@ -237,7 +248,11 @@ fn dino_head(file: &str, heads: &Tensors, prefix: &str, width: usize, device: &D
 fn classifier(file: &str, heads: &Tensors, vit: &VitConfig, device: &Device) -> Result<Option<Classifier>> {
     let found = CLASSIFIERS.into_iter().find_map(|prefix| {
         let weight = heads.get(&format!("{prefix}weight"))?;
-        Some((prefix, weight.clone(), heads.get(&format!("{prefix}bias")).cloned()))
+        Some((
+            prefix,
+            weight.clone(),
+            heads.get(&format!("{prefix}bias")).cloned(),
+        ))
     });
     let Some((prefix, weight, bias)) = found else {
         return Ok(None);
@@ -255,7 +270,9 @@ fn classifier(file: &str, heads: &Tensors, vit: &VitConfig, device: &Device) -> 
     };
     let reads = match inputs.checked_div(vit.embed_dim) {
         Some(1) if inputs == vit.embed_dim => ClassifierInput::Cls,
-        Some(n) if n > 1 && n - 1 <= vit.depth && inputs == n * vit.embed_dim => ClassifierInput::LastBlocks(n - 1),
+        Some(n) if n > 1 && n - 1 <= vit.depth && inputs == n * vit.embed_dim => {
+            ClassifierInput::LastBlocks(n - 1)
+        }
         _ => return Err(wrong()),
     };
     let bias = bias.ok_or_else(wrong)?;
@@ -287,11 +304,17 @@ impl FrozenTeacher for CheckpointTeacher {
     }
 
     fn features(&mut self, pixels: &Tensor, wanted: &Wanted) -> Result<TeacherFeatures> {
-        let pixels = pixels.to_device(&self.device).map_err(macula_models::Error::from)?.detach();
+        let pixels = pixels
+            .to_device(&self.device)
+            .map_err(macula_models::Error::from)?
+            .detach();
         let (_, _, height, width) = pixels.dims4().map_err(macula_models::Error::from)?;
         let (rows, columns) = self.vit.config().grid(height, width)?;
         let seen = self.vit.forward(&pixels, None)?;
-        let scores = wanted.scores.then(|| self.scores(&pixels, &seen.cls)).transpose()?;
+        let scores = wanted
+            .scores
+            .then(|| self.scores(&pixels, &seen.cls))
+            .transpose()?;
         Ok(TeacherFeatures {
             patch_mean: wanted.patch_mean.then(|| seen.patch_mean()).transpose()?,
             cls: wanted.cls.then_some(seen.cls),

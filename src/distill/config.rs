@@ -174,7 +174,13 @@ pub enum Term {
 
 impl Term {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Cls, Self::PatchMean, Self::Patch, Self::Relation, Self::Logits];
+    pub const ALL: [Self; 5] = [
+        Self::Cls,
+        Self::PatchMean,
+        Self::Patch,
+        Self::Relation,
+        Self::Logits,
+    ];
 
     /// The field of its weight.
     pub fn field(self) -> &'static str {
@@ -320,10 +326,19 @@ mod tests {
             config.validate().unwrap_err().to_string()
         };
         for (text, field) in [
-            (refused(&|c| c.patch_weight = -1.), "distill.patch_weight: expected"),
+            (
+                refused(&|c| c.patch_weight = -1.),
+                "distill.patch_weight: expected",
+            ),
             (refused(&|c| c.temperature = 0.), "distill.temperature: expected"),
-            (refused(&|c| c.relation_queue = 1), "distill.relation_queue: expected"),
-            (refused(&|c| c.cache = Some("x".to_owned())), "distill.cache_epochs: expected"),
+            (
+                refused(&|c| c.relation_queue = 1),
+                "distill.relation_queue: expected",
+            ),
+            (
+                refused(&|c| c.cache = Some("x".to_owned())),
+                "distill.cache_epochs: expected",
+            ),
         ] {
             assert!(text.starts_with(field), "{text}");
         }

@@ -109,9 +109,17 @@ impl OnnxTeacher {
         let n = self.fixed_batch.unwrap_or(1);
         let pixels = vec![0f32; n * 3 * side * side];
         let mut offer = TeacherOffer::default();
-        for (output, role) in self.session.run(&pixels, [n, 3, side, side], &names)?.iter().zip(roles) {
+        for (output, role) in self
+            .session
+            .run(&pixels, [n, 3, side, side], &names)?
+            .iter()
+            .zip(roles)
+        {
             let wrong = |expected: &str| {
-                let reason = format!("output `{}`: expected {expected}, found shape {:?}", output.name, output.shape);
+                let reason = format!(
+                    "output `{}`: expected {expected}, found shape {:?}",
+                    output.name, output.shape
+                );
                 Error::input(file, reason)
             };
             match (role, output.shape.as_slice()) {
@@ -139,7 +147,13 @@ impl OnnxTeacher {
     }
 
     /// The outputs `names` for `n` images: one buffer each with the shape of its rows.
-    fn run(&mut self, pixels: &[f32], n: usize, side: usize, names: &[String]) -> Result<Vec<(Vec<f32>, Vec<usize>)>> {
+    fn run(
+        &mut self,
+        pixels: &[f32],
+        n: usize,
+        side: usize,
+        names: &[String],
+    ) -> Result<Vec<(Vec<f32>, Vec<usize>)>> {
         let image = 3 * side * side;
         let step = self.fixed_batch.unwrap_or(n);
         let mut all: Vec<(Vec<f32>, Vec<usize>)> = vec![Default::default(); names.len()];
@@ -179,11 +193,16 @@ fn size(file: &str, session: &OnnxModel, dims: &[Option<usize>]) -> Result<Teach
         (Some(height), Some(width)) if height == width => Ok(TeacherSize::Fixed(height)),
         (None, None) => {
             let patch = session.metadata().get("macula.patch_size");
-            let patch = patch.and_then(|patch| patch.parse().ok()).filter(|patch| *patch > 0);
+            let patch = patch
+                .and_then(|patch| patch.parse().ok())
+                .filter(|patch| *patch > 0);
             Ok(TeacherSize::MultipleOf(patch.unwrap_or(1)))
         }
         _ => {
-            let reason = format!("expected an input of equal height and width, found {}", session.input());
+            let reason = format!(
+                "expected an input of equal height and width, found {}",
+                session.input()
+            );
             Err(Error::input(file, reason))
         }
     }
@@ -238,7 +257,9 @@ fn normalisation(file: &str, session: &OnnxModel, config: &DistillConfig) -> Res
         }
         None => {
             if config.teacher_mean.is_none() && config.teacher_std.is_none() {
-                tracing::warn!("{file} does not say how its pixels are normalised: using ImageNet's mean and deviation");
+                tracing::warn!(
+                    "{file} does not say how its pixels are normalised: using ImageNet's mean and deviation"
+                );
             }
             (IMAGENET_MEAN, IMAGENET_STD)
         }
@@ -289,7 +310,10 @@ impl FrozenTeacher for OnnxTeacher {
                         features.patch_mean = Some(tensor.mean(1).map_err(candle)?);
                     }
                     let side = square(tensor.dim(1).map_err(candle)?).ok_or_else(|| {
-                        let reason = format!("expected a square number of patch tokens, found {:?}", tensor.dims());
+                        let reason = format!(
+                            "expected a square number of patch tokens, found {:?}",
+                            tensor.dims()
+                        );
                         Error::failed("distill.teacher", reason)
                     })?;
                     let grid = Grid {

@@ -68,7 +68,10 @@ pub fn recipe(
         FEATURES => {
             alone(&mut config);
             let terms = [Term::Cls, Term::PatchMean, Term::Patch, Term::Relation];
-            let served: Vec<Term> = terms.into_iter().filter(|term| term.is_served_by(&offer)).collect();
+            let served: Vec<Term> = terms
+                .into_iter()
+                .filter(|term| term.is_served_by(&offer))
+                .collect();
             if served.is_empty() {
                 return Err(lacks("features"));
             }
@@ -100,7 +103,9 @@ fn fit_to(teacher: &TeacherFacts, config: &mut TrainConfig) {
             }
             None if config.crops.global.size.is_multiple_of(vit.patch_size as u32) => {
                 let patch = vit.patch_size as u32;
-                let patches = (f64::from(config.crops.local.size) / f64::from(patch)).round().max(1.);
+                let patches = (f64::from(config.crops.local.size) / f64::from(patch))
+                    .round()
+                    .max(1.);
                 config.crops.local.size = patches as u32 * patch;
                 config.backbone.patch_size = vit.patch_size;
             }
@@ -205,7 +210,9 @@ mod tests {
         for name in NAMES {
             for facts in [LARGE, SMALL] {
                 let config = of(name, &facts, &teacher("vit-base/14")).unwrap();
-                config.validate().unwrap_or_else(|e| panic!("{name}, {facts:?}: {e}"));
+                config
+                    .validate()
+                    .unwrap_or_else(|e| panic!("{name}, {facts:?}: {e}"));
                 let text = toml::to_string(&config).unwrap();
                 assert_eq!(toml::from_str::<TrainConfig>(&text).unwrap(), config, "{name}");
             }
@@ -221,7 +228,11 @@ mod tests {
         ] {
             let config = of(DINOV2, &LARGE, &teacher(arch)).unwrap();
             let backbone = &config.backbone;
-            assert_eq!((backbone.embed_dim, backbone.depth, backbone.num_heads), (width, depth, heads), "{arch}");
+            assert_eq!(
+                (backbone.embed_dim, backbone.depth, backbone.num_heads),
+                (width, depth, heads),
+                "{arch}"
+            );
             assert_eq!((backbone.patch_size, config.crops.local.size), (14, 98));
             assert_eq!((backbone.drop_path_rate, config.loss.koleo_weight), (0., 0.1));
             let ibot = config.loss.ibot_head.as_ref().unwrap();
@@ -247,11 +258,17 @@ mod tests {
         assert_eq!(default_for(&features.offer), FEATURES);
 
         let refused = |name: &str, offer: TeacherOffer| {
-            let facts = TeacherFacts { offer, ..features.clone() };
+            let facts = TeacherFacts {
+                offer,
+                ..features.clone()
+            };
             of(name, &SMALL, &facts).unwrap_err().to_string()
         };
         let text = refused(DINOV2, features.offer);
-        assert!(text.contains("a DINO head") && text.contains("has cls 512; distill-features takes it"), "{text}");
+        assert!(
+            text.contains("a DINO head") && text.contains("has cls 512; distill-features takes it"),
+            "{text}"
+        );
         let scores = TeacherOffer {
             classes: 10,
             ..TeacherOffer::default()
@@ -259,7 +276,9 @@ mod tests {
         let text = refused(FEATURES, scores);
         assert!(text.contains("has 10 classes; distill-logits takes it"), "{text}");
         assert!(refused(LOGITS, features.offer).contains("a classifier or prototypes"));
-        assert!(refused("dino", scores).contains("expected distill-dinov2, distill-features, distill-logits"));
+        assert!(
+            refused("dino", scores).contains("expected distill-dinov2, distill-features, distill-logits")
+        );
     }
 
     #[test]

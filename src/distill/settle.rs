@@ -14,7 +14,10 @@ use crate::{Error, Result};
 /// A term that the teacher cannot serve, prototypes or classes that do not agree, a size that the teacher does not take.
 pub fn settle(mut config: TrainConfig, teacher: &TeacherFacts, source: &dyn Source) -> Result<TrainConfig> {
     let Some(distill) = &mut config.distill else {
-        return Err(Error::failed("distillation", "expected the section distill, found none"));
+        return Err(Error::failed(
+            "distillation",
+            "expected the section distill, found none",
+        ));
     };
     distill.teacher_sha256 = teacher.sha256.clone();
     distill.offer = teacher.offer;
@@ -50,7 +53,11 @@ pub fn settle(mut config: TrainConfig, teacher: &TeacherFacts, source: &dyn Sour
     }
     let loss = &config.loss;
     if config.has_dino() || prototypes {
-        agree("loss.head.prototypes", loss.head.prototypes, offer.dino_prototypes)?;
+        agree(
+            "loss.head.prototypes",
+            loss.head.prototypes,
+            offer.dino_prototypes,
+        )?;
     }
     if config.has_ibot() {
         let (field, head) = match &loss.ibot_head {

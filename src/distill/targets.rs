@@ -50,9 +50,10 @@ impl FrozenTargets {
         source: &dyn Source,
         device: &Device,
     ) -> Result<Self> {
-        let distill = config.distill.as_ref().ok_or_else(|| {
-            Error::failed("distillation", "expected the section distill, found none")
-        })?;
+        let distill = config
+            .distill
+            .as_ref()
+            .ok_or_else(|| Error::failed("distillation", "expected the section distill, found none"))?;
         let facts = teacher.facts();
         if facts.sha256 != distill.teacher_sha256 {
             let reason = format!(
@@ -107,7 +108,9 @@ impl FrozenTargets {
         for sample in 0..batch.size {
             let view = batch.views[sample].map(|pass| (batch.rows[sample], pass));
             let cache = self.cache.as_mut();
-            let known = view.zip(cache).and_then(|((row, pass), cache)| cache.get(row, pass));
+            let known = view
+                .zip(cache)
+                .and_then(|((row, pass), cache)| cache.get(row, pass));
             let record = match known {
                 Some(record) => record,
                 None => {
@@ -121,7 +124,9 @@ impl FrozenTargets {
         if let Some(cache) = &mut self.cache {
             cache.put(&new)?;
         }
-        self.layout.assemble(&records, self.grid, &self.device).map_err(candle)
+        self.layout
+            .assemble(&records, self.grid, &self.device)
+            .map_err(candle)
     }
 
     /// The frozen DINO head on class tokens [n, D]: [n, K].
@@ -172,13 +177,25 @@ impl FrozenTargets {
         let seen = self.seen(&crops)?;
         let mut record = Vec::with_capacity(self.layout.record());
         let patch = seen.patch.map(|(tokens, _)| tokens);
-        for (output, values) in [seen.cls, patch, seen.patch_mean, seen.scores].into_iter().zip(self.layout.values) {
-            let Some(output) = output.filter(|_| values > 0) else { continue };
-            let flat = output.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).map_err(candle)?;
+        for (output, values) in [seen.cls, patch, seen.patch_mean, seen.scores]
+            .into_iter()
+            .zip(self.layout.values)
+        {
+            let Some(output) = output.filter(|_| values > 0) else {
+                continue;
+            };
+            let flat = output
+                .flatten_all()
+                .and_then(|flat| flat.to_vec1::<f32>())
+                .map_err(candle)?;
             record.extend(flat);
         }
         if record.len() != self.layout.record() {
-            let reason = format!("expected {} values an image, found {}", self.layout.record(), record.len());
+            let reason = format!(
+                "expected {} values an image, found {}",
+                self.layout.record(),
+                record.len()
+            );
             return Err(Error::failed("distill.teacher", reason));
         }
         Ok(record)
@@ -247,7 +264,12 @@ impl Layout {
     }
 
     /// The outputs of a batch from its images' records.
-    fn assemble(&self, records: &[Vec<f32>], grid: Grid, device: &Device) -> candle_core::Result<TeacherFeatures> {
+    fn assemble(
+        &self,
+        records: &[Vec<f32>],
+        grid: Grid,
+        device: &Device,
+    ) -> candle_core::Result<TeacherFeatures> {
         let rows = self.crops * records.len();
         let mut start = 0;
         let mut outputs = Vec::with_capacity(self.values.len());

@@ -55,7 +55,11 @@ impl TeacherSize {
             Self::Fixed(fixed) => (fixed, format!("the {fixed} pixels that the teacher takes")),
             Self::MultipleOf(step) => {
                 let least = side.div_ceil(step) * step;
-                let taken = if wanted > 0 && wanted.is_multiple_of(step) { wanted } else { least };
+                let taken = if wanted > 0 && wanted.is_multiple_of(step) {
+                    wanted
+                } else {
+                    least
+                };
                 (taken, format!("a multiple of {step}"))
             }
         };

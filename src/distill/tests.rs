@@ -47,7 +47,9 @@ impl Source for Images {
     }
 
     fn load(&self, row: u64, _: &DecodeOptions) -> std::result::Result<RgbImage, RowError> {
-        let levels: Vec<u8> = (0..28 * 28).map(|place| (place / 3 * (1 + row) % 251) as u8).collect();
+        let levels: Vec<u8> = (0..28 * 28)
+            .map(|place| (place / 3 * (1 + row) % 251) as u8)
+            .collect();
         Ok(RgbImage::from_grey(28, 28, &levels).unwrap())
     }
 
@@ -107,8 +109,14 @@ fn teacher_run(folder: &Path, recipe: &str) -> PathBuf {
     weights::save(&run.join("teacher.safetensors"), &backbone, &metadata).unwrap();
     // The same network with a classifier of three classes.
     let classifier: Vec<f32> = (0..3 * 32).map(|i| ((i * 37 % 19) as f32 - 9.) / 9.).collect();
-    backbone.insert("head.weight".to_owned(), Tensor::from_vec(classifier, (3, 32), &Device::Cpu).unwrap());
-    backbone.insert("head.bias".to_owned(), Tensor::new(&[0.1f32, 0., -0.1], &Device::Cpu).unwrap());
+    backbone.insert(
+        "head.weight".to_owned(),
+        Tensor::from_vec(classifier, (3, 32), &Device::Cpu).unwrap(),
+    );
+    backbone.insert(
+        "head.bias".to_owned(),
+        Tensor::new(&[0.1f32, 0., -0.1], &Device::Cpu).unwrap(),
+    );
     weights::save(&run.join("classifier.safetensors"), &backbone, &metadata).unwrap();
     run
 }
@@ -126,7 +134,10 @@ fn settled(recipe: &str, path: &Path, settings: &[&str]) -> Result<(TrainConfig,
     let config = overrides.apply(base, FACTS.images)?;
     let config = settle(config, teacher.facts(), &Images)?;
     // What a run folder keeps says it all.
-    assert_eq!(toml::from_str::<TrainConfig>(&toml::to_string(&config).unwrap()).unwrap(), config);
+    assert_eq!(
+        toml::from_str::<TrainConfig>(&toml::to_string(&config).unwrap()).unwrap(),
+        config
+    );
     Ok((config, teacher))
 }
 
@@ -163,9 +174,19 @@ fn run(trainer: &mut Trainer, first: u64, count: u64) {
 fn contents(trainer: &Trainer) -> Vec<(String, Vec<f64>)> {
     let state = trainer.state().unwrap();
     let named = |tensors: &Tensors| -> Vec<(String, Vec<f64>)> {
-        tensors.iter().map(|(name, tensor)| (name.clone(), values(tensor))).collect()
+        tensors
+            .iter()
+            .map(|(name, tensor)| (name.clone(), values(tensor)))
+            .collect()
     };
-    [&state.student, &state.teacher, &state.optimizer.tensors, &state.memory].map(named).concat()
+    [
+        &state.student,
+        &state.teacher,
+        &state.optimizer.tensors,
+        &state.memory,
+    ]
+    .map(named)
+    .concat()
 }
 
 fn assert_same(found: &Trainer, expected: &Trainer) {
@@ -196,17 +217,37 @@ fn every_trained_tensor_gets_a_gradient_from_every_term() {
     let cases = [
         ("distill-dinov2", &run, vec![]),
         ("distill-dinov2", &run, vec!["distill.ibot_tokens=subset"]),
-        ("distill-dinov2", &run, vec!["backbone.patch_size=14", "distill.cls_weight=0.5"]),
+        (
+            "distill-dinov2",
+            &run,
+            vec!["backbone.patch_size=14", "distill.cls_weight=0.5"],
+        ),
         ("distill-features", &run, vec![]),
         ("distill-features", &run, alone("distill.cls_weight=1.0")),
         ("distill-features", &run, alone("distill.patch_mean_weight=1.0")),
         ("distill-features", &run, alone("distill.patch_weight=1.0")),
         ("distill-features", &run, alone("distill.relation_weight=1.0")),
-        ("distill-features", &run, [alone("distill.patch_weight=1.0"), vec!["distill.feature_loss=smooth-l1"]].concat()),
+        (
+            "distill-features",
+            &run,
+            [
+                alone("distill.patch_weight=1.0"),
+                vec!["distill.feature_loss=smooth-l1"],
+            ]
+            .concat(),
+        ),
         ("distill-logits", &run, vec![]),
         ("distill-logits", &classifier, vec![]),
-        ("distill-logits", &run, [alone("distill.label_weight=1.0")].concat()),
-        ("distill-features", &classifier, vec!["distill.label_weight=0.5", "distill.cache_epochs=1"]),
+        (
+            "distill-logits",
+            &run,
+            [alone("distill.label_weight=1.0")].concat(),
+        ),
+        (
+            "distill-features",
+            &classifier,
+            vec!["distill.label_weight=0.5", "distill.cache_epochs=1"],
+        ),
     ];
     for (recipe, teacher, settings) in cases {
         let (config, teacher) = settled(recipe, teacher, &settings).unwrap();
@@ -220,7 +261,9 @@ fn every_trained_tensor_gets_a_gradient_from_every_term() {
             let gradient = gradients
                 .get(var)
                 .unwrap_or_else(|| panic!("{recipe} {settings:?}: {name}: no gradient"));
-            let largest = values(gradient).iter().fold(0f64, |most, value| most.max(value.abs()));
+            let largest = values(gradient)
+                .iter()
+                .fold(0f64, |most, value| most.max(value.abs()));
             assert!(
                 largest > 0. && largest.is_finite(),
                 "{recipe} {settings:?}: {name}: largest gradient {largest}"
@@ -264,7 +307,13 @@ fn a_cached_run_holds_the_bytes_of_one_without_a_cache() {
             let settings = [&["distill.cache_epochs=2"], settings].concat();
             let (config, inner) = settled(recipe, &run_folder, &settings).unwrap();
             let seen = Arc::new(AtomicUsize::new(0));
-            let mut trainer = trainer(&config, Box::new(Counted { inner, crops: Arc::clone(&seen) }));
+            let mut trainer = trainer(
+                &config,
+                Box::new(Counted {
+                    inner,
+                    crops: Arc::clone(&seen),
+                }),
+            );
             // 48 images of 10: nearly five passes.
             run(&mut trainer, 0, 12);
             (trainer, seen.load(Ordering::Relaxed))
@@ -281,9 +330,22 @@ fn a_cached_run_holds_the_bytes_of_one_without_a_cache() {
         assert_eq!(seen, 20 * crops, "another seed has other crops");
         assert!(contents(&other) != contents(&plain));
     }
-    let error = settled("distill-features", &run_folder, &["distill.cache_epochs=2", "distill.cache=\"x\"", "distill.cache_gb=1e-6"])
-        .and_then(|(config, teacher)| FrozenTargets::new(&config, teacher, &Images, &Device::Cpu).map(|_| ()));
-    assert!(error.unwrap_err().to_string().starts_with("distill.cache_gb: expected room"));
+    let error = settled(
+        "distill-features",
+        &run_folder,
+        &[
+            "distill.cache_epochs=2",
+            "distill.cache=\"x\"",
+            "distill.cache_gb=1e-6",
+        ],
+    )
+    .and_then(|(config, teacher)| FrozenTargets::new(&config, teacher, &Images, &Device::Cpu).map(|_| ()));
+    assert!(
+        error
+            .unwrap_err()
+            .to_string()
+            .starts_with("distill.cache_gb: expected room")
+    );
 }
 
 #[test]
@@ -291,7 +353,10 @@ fn a_resumed_run_holds_the_bytes_of_one_that_never_stopped() {
     let folder = tempfile::tempdir().unwrap();
     let run_folder = teacher_run(folder.path(), "dinov2-small");
     for (recipe, settings) in [
-        ("distill-dinov2", &["backbone.drop_path_rate=0.3", "teacher.centering=softmax"][..]),
+        (
+            "distill-dinov2",
+            &["backbone.drop_path_rate=0.3", "teacher.centering=softmax"][..],
+        ),
         ("distill-features", &[]),
         ("distill-logits", &["distill.label_weight=0.5"]),
     ] {
@@ -320,12 +385,24 @@ fn the_teacher_stays_what_it_is() {
     let file = run_folder.join("checkpoints/last/state.safetensors");
     let before = files::sha256(&file).unwrap();
     let pixels = Tensor::full(0.3f32, (2, 3, 28, 28), &Device::Cpu).unwrap();
-    let wanted = Wanted { cls: true, patch: true, ..Wanted::default() };
+    let wanted = Wanted {
+        cls: true,
+        patch: true,
+        ..Wanted::default()
+    };
     let outputs = |teacher: &mut dyn FrozenTeacher| {
         let seen = teacher.features(&pixels, &wanted).unwrap();
         let (cls, (patch, _)) = (seen.cls.unwrap(), seen.patch.unwrap());
-        let heads = [teacher.cls_logits(&cls), teacher.patch_logits(&patch.flatten(0, 1).unwrap())];
-        [values(&cls), values(&patch), values(heads[0].as_ref().unwrap()), values(heads[1].as_ref().unwrap())]
+        let heads = [
+            teacher.cls_logits(&cls),
+            teacher.patch_logits(&patch.flatten(0, 1).unwrap()),
+        ];
+        [
+            values(&cls),
+            values(&patch),
+            values(heads[0].as_ref().unwrap()),
+            values(heads[1].as_ref().unwrap()),
+        ]
     };
     let (config, mut teacher) = settled("distill-dinov2", &run_folder, &[]).unwrap();
     let expected = outputs(teacher.as_mut());
@@ -388,11 +465,17 @@ fn one_batch_is_learnt_by_heart() {
 
 /// The teacher of `run` as an ONNX file with these outputs.
 fn onnx(run: &Path, name: &str, image: ImageShape, outputs: Vec<OutputKind>) -> PathBuf {
-    let checkpoint = weights::load(&run.join("teacher.safetensors"), &weights::LoadOptions::default()).unwrap();
+    let checkpoint =
+        weights::load(&run.join("teacher.safetensors"), &weights::LoadOptions::default()).unwrap();
     let mut options = ExportOptions::new(image);
     options.outputs = outputs;
-    options.metadata.insert("macula.preprocess".to_owned(), checkpoint.preprocess.clone().unwrap());
-    options.metadata.insert("macula.patch_size".to_owned(), "7".to_owned());
+    options.metadata.insert(
+        "macula.preprocess".to_owned(),
+        checkpoint.preprocess.clone().unwrap(),
+    );
+    options
+        .metadata
+        .insert("macula.patch_size".to_owned(), "7".to_owned());
     let path = run.join(name);
     export(&checkpoint.config, &checkpoint.backbone, &options, &path).unwrap();
     path
@@ -402,21 +485,47 @@ fn onnx(run: &Path, name: &str, image: ImageShape, outputs: Vec<OutputKind>) -> 
 fn an_onnx_file_teaches_as_the_checkpoint_it_was_made_from() {
     let folder = tempfile::tempdir().unwrap();
     let run_folder = teacher_run(folder.path(), "dinov2-small");
-    let dynamic = onnx(&run_folder, "dynamic.onnx", ImageShape::Dynamic, vec![OutputKind::Patch, OutputKind::Cls]);
-    let fixed = ImageShape::Fixed { height: 28, width: 28 };
+    let dynamic = onnx(
+        &run_folder,
+        "dynamic.onnx",
+        ImageShape::Dynamic,
+        vec![OutputKind::Patch, OutputKind::Cls],
+    );
+    let fixed = ImageShape::Fixed {
+        height: 28,
+        width: 28,
+    };
     let cls_only = onnx(&run_folder, "fixed.onnx", fixed, vec![OutputKind::Cls]);
     let settings = DistillConfig::new(run_folder.to_str().unwrap());
     let mut checkpoint = open(&settings).unwrap();
     let mut teacher = open(&DistillConfig::new(dynamic.to_str().unwrap())).unwrap();
     let offer = teacher.facts().offer;
-    assert_eq!((offer.cls, offer.patch, offer.patch_mean, offer.classes), (32, 32, 32, 0));
+    assert_eq!(
+        (offer.cls, offer.patch, offer.patch_mean, offer.classes),
+        (32, 32, 32, 0)
+    );
     assert_eq!(teacher.facts().normalisation, checkpoint.facts().normalisation);
-    let pixels: Vec<f32> = (0..3 * 3 * 28 * 28).map(|i| ((i * 7919) % 1000) as f32 / 500. - 1.).collect();
+    let pixels: Vec<f32> = (0..3 * 3 * 28 * 28)
+        .map(|i| ((i * 7919) % 1000) as f32 / 500. - 1.)
+        .collect();
     let pixels = Tensor::from_vec(pixels, (3, 3, 28, 28), &Device::Cpu).unwrap();
-    let wanted = Wanted { cls: true, patch: true, patch_mean: true, scores: false };
-    let (found, expected) = (teacher.features(&pixels, &wanted).unwrap(), checkpoint.features(&pixels, &wanted).unwrap());
+    let wanted = Wanted {
+        cls: true,
+        patch: true,
+        patch_mean: true,
+        scores: false,
+    };
+    let (found, expected) = (
+        teacher.features(&pixels, &wanted).unwrap(),
+        checkpoint.features(&pixels, &wanted).unwrap(),
+    );
     assert_close("cls", &found.cls.unwrap(), &expected.cls.unwrap(), 1e-4);
-    assert_close("patch_mean", &found.patch_mean.unwrap(), &expected.patch_mean.unwrap(), 1e-4);
+    assert_close(
+        "patch_mean",
+        &found.patch_mean.unwrap(),
+        &expected.patch_mean.unwrap(),
+        1e-4,
+    );
     let ((found, grid), (expected, same)) = (found.patch.unwrap(), expected.patch.unwrap());
     assert_eq!(grid, same);
     assert_close("patch", &found, &expected, 1e-4);
@@ -432,7 +541,10 @@ fn an_onnx_file_teaches_as_the_checkpoint_it_was_made_from() {
 fn an_unnamed_vector_is_features_or_scores_as_the_settings_say() {
     let folder = tempfile::tempdir().unwrap();
     let run_folder = teacher_run(folder.path(), "dinov2-small");
-    let fixed = ImageShape::Fixed { height: 28, width: 28 };
+    let fixed = ImageShape::Fixed {
+        height: 28,
+        width: 28,
+    };
     let path = onnx(&run_folder, "unnamed.onnx", fixed, vec![OutputKind::LayerCls(1)]);
     let teacher = open(&DistillConfig::new(path.to_str().unwrap())).unwrap();
     assert_eq!(teacher.facts().offer.to_string(), "cls 32");
@@ -452,22 +564,80 @@ fn a_teacher_that_does_not_fit_is_one_line() {
     let two_inputs = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/onnx/two_inputs.onnx");
     let heads = "distill.teacher_heads=2";
     for (recipe, teacher, settings, words) in [
-        ("distill-dinov2", &bare, &[heads][..], &["a DINO head", "distill-features takes it"][..]),
+        (
+            "distill-dinov2",
+            &bare,
+            &[heads][..],
+            &["a DINO head", "distill-features takes it"][..],
+        ),
         ("distill-logits", &bare, &[heads], &["a classifier or prototypes"]),
-        ("distill-dinov2", &run_folder, &["loss.head.prototypes=30"], &["loss.head.prototypes", "24", "30"]),
-        ("distill-dinov2", &dino, &["loss.ibot_weight=1.0"], &["loss.ibot_weight", "an iBOT head"]),
-        ("distill-features", &run_folder, &["distill.logits_weight=1.0", "loss.head.prototypes=7"], &["loss.head.prototypes", "24", "7"]),
-        ("distill-features", &bare, &[heads, "distill.logits_weight=1.0"], &["distill.logits_weight", "a classifier"]),
-        ("distill-features", &run_folder, &["distill.teacher_size=30"], &["distill.teacher_size", "7", "30"]),
-        ("distill-features", &run_folder, &["distill.relation_queue=3"], &["distill.relation_queue", "4", "3"]),
-        ("distill-features", &run_folder, &["distill.cls_wait=1.0"], &["cls_wait"]),
-        ("distill-logits", &run_folder.join("classifier.safetensors"), &[heads, "distill.label_weight=1.0"], &["distill.label_weight", "3 classes", "2"]),
-        ("distill-features", &missing, &[], &["missing.onnx", "no such file"]),
-        ("distill-features", &two_inputs, &[], &["two_inputs.onnx", "one input"]),
+        (
+            "distill-dinov2",
+            &run_folder,
+            &["loss.head.prototypes=30"],
+            &["loss.head.prototypes", "24", "30"],
+        ),
+        (
+            "distill-dinov2",
+            &dino,
+            &["loss.ibot_weight=1.0"],
+            &["loss.ibot_weight", "an iBOT head"],
+        ),
+        (
+            "distill-features",
+            &run_folder,
+            &["distill.logits_weight=1.0", "loss.head.prototypes=7"],
+            &["loss.head.prototypes", "24", "7"],
+        ),
+        (
+            "distill-features",
+            &bare,
+            &[heads, "distill.logits_weight=1.0"],
+            &["distill.logits_weight", "a classifier"],
+        ),
+        (
+            "distill-features",
+            &run_folder,
+            &["distill.teacher_size=30"],
+            &["distill.teacher_size", "7", "30"],
+        ),
+        (
+            "distill-features",
+            &run_folder,
+            &["distill.relation_queue=3"],
+            &["distill.relation_queue", "4", "3"],
+        ),
+        (
+            "distill-features",
+            &run_folder,
+            &["distill.cls_wait=1.0"],
+            &["cls_wait"],
+        ),
+        (
+            "distill-logits",
+            &run_folder.join("classifier.safetensors"),
+            &[heads, "distill.label_weight=1.0"],
+            &["distill.label_weight", "3 classes", "2"],
+        ),
+        (
+            "distill-features",
+            &missing,
+            &[],
+            &["missing.onnx", "no such file"],
+        ),
+        (
+            "distill-features",
+            &two_inputs,
+            &[],
+            &["two_inputs.onnx", "one input"],
+        ),
     ] {
         let error: Error = settled(recipe, teacher, settings).map(|_| ()).expect_err(recipe);
         let text = error.to_string();
-        assert!(words.iter().all(|word| text.contains(word)), "{recipe} {settings:?}: {text}");
+        assert!(
+            words.iter().all(|word| text.contains(word)),
+            "{recipe} {settings:?}: {text}"
+        );
         assert!(!text.contains('\n') && error.exit_code() == 2, "{text}");
     }
 }
@@ -480,7 +650,12 @@ fn a_teacher_that_has_changed_is_refused() {
     if let Some(distill) = &mut config.distill {
         distill.teacher_sha256 = "of another file".to_owned();
     }
-    let error = FrozenTargets::new(&config, teacher, &Images, &Device::Cpu).map(|_| ()).unwrap_err();
+    let error = FrozenTargets::new(&config, teacher, &Images, &Device::Cpu)
+        .map(|_| ())
+        .unwrap_err();
     let text = error.to_string();
-    assert!(text.contains("expected the teacher that the run began with") && text.contains("of another file"), "{text}");
+    assert!(
+        text.contains("expected the teacher that the run began with") && text.contains("of another file"),
+        "{text}"
+    );
 }

@@ -45,14 +45,19 @@ fn a_student_of_every_recipe_is_exported_extracted_and_evaluated() {
         assert_eq!(last["step"], 6);
         assert!(last[term].is_number(), "{recipe}: {last}");
         let config = std::fs::read_to_string(run.join("config.toml")).expect("config");
-        assert!(config.contains("teacher_sha256") && config.contains("dino_prototypes = 64"), "{config}");
+        assert!(
+            config.contains("teacher_sha256") && config.contains("dino_prototypes = 64"),
+            "{config}"
+        );
         space.succeeds(&format!("export {recipe} --out {recipe}.onnx"));
         for split in ["train", "test"] {
             space.succeeds(&format!(
                 "extract --model {recipe}.onnx --data sample:{split} --out {recipe}-{split}"
             ));
         }
-        let table = space.succeeds(&format!("eval knn --train {recipe}-train --test {recipe}-test --json"));
+        let table = space.succeeds(&format!(
+            "eval knn --train {recipe}-train --test {recipe}-test --json"
+        ));
         let table: serde_json::Value = serde_json::from_str(&table.stdout).expect("JSON");
         let top1 = table["rows"][0]["top1"].as_f64().expect("an accuracy");
         assert!((0.1..=1.).contains(&top1), "{recipe}: {top1}");
@@ -78,7 +83,12 @@ fn checkpoints_and_onnx_files_teach_students_of_an_architecture_of_ones_own() {
         ));
         assert!(text.stdout.contains("finished at step 2"), "{}", text.stdout);
         let config = std::fs::read_to_string(space.path("run/config.toml")).expect("config");
-        for line in ["recipe = \"distill-features\"", "embed_dim = 192", "patch_size = 7", "patch_weight = 1.0"] {
+        for line in [
+            "recipe = \"distill-features\"",
+            "embed_dim = 192",
+            "patch_size = 7",
+            "patch_weight = 1.0",
+        ] {
             assert!(config.contains(line), "{teacher}: {line} in\n{config}");
         }
     }
@@ -95,7 +105,9 @@ fn a_resumed_and_a_cached_distillation_hold_the_bytes_of_a_plain_one() {
     let settings = format!("--teacher teacher --data images {STUDENT} --set distill.cache_epochs=2");
     space.succeeds(&format!("distill --out whole {settings}"));
     let short = format!("distill --out parts {settings} --set distill.cache=outputs");
-    space.succeeds(&format!("{short} --set checkpoints.every=3 --set checkpoints.keep=9"));
+    space.succeeds(&format!(
+        "{short} --set checkpoints.every=3 --set checkpoints.keep=9"
+    ));
     // As if it had been killed after the checkpoint of step 3.
     std::fs::remove_dir_all(space.path("parts/checkpoints/step-6")).expect("removed");
     space.succeeds("distill --out parts --resume");
@@ -106,8 +118,14 @@ fn a_resumed_and_a_cached_distillation_hold_the_bytes_of_a_plain_one() {
         );
     }
     // Another teacher in its place is noticed.
-    space.succeeds(&format!("train --data sample:train --out teacher --force {TEACHER} --seed 1"));
-    space.fails(2, "distill --out parts --resume", &["teacher", "began with", "SHA-256"]);
+    space.succeeds(&format!(
+        "train --data sample:train --out teacher --force {TEACHER} --seed 1"
+    ));
+    space.fails(
+        2,
+        "distill --out parts --resume",
+        &["teacher", "began with", "SHA-256"],
+    );
     space.fails(2, "train --out parts --resume", &["macula distill"]);
 }
 
@@ -121,10 +139,19 @@ fn wrong_arguments_are_one_line() {
     let to = "--data sample:train --out run";
     for (arguments, words) in [
         (format!("distill {to}"), &["--teacher"][..]),
-        (format!("distill --teacher nothing {to}"), &["nothing", "no such file"]),
-        (format!("distill --teacher two_inputs.onnx {to}"), &["two_inputs.onnx", "one input"]),
+        (
+            format!("distill --teacher nothing {to}"),
+            &["nothing", "no such file"],
+        ),
+        (
+            format!("distill --teacher two_inputs.onnx {to}"),
+            &["two_inputs.onnx", "one input"],
+        ),
         (format!("distill --teacher not.onnx {to}"), &["not.onnx"]),
-        (format!("distill --teacher teacher {to} --recipe dino"), &["--recipe", "distill-dinov2", "dino"]),
+        (
+            format!("distill --teacher teacher {to} --recipe dino"),
+            &["--recipe", "distill-dinov2", "dino"],
+        ),
         (
             format!("distill --teacher teacher/teacher.safetensors {to} --recipe distill-dinov2"),
             &["a DINO head", "distill-features takes it"],
@@ -134,14 +161,25 @@ fn wrong_arguments_are_one_line() {
             &["loss.head.prototypes", "64", "65"],
         ),
         (
-            format!("distill --teacher teacher {to} --set distill.cache_epochs=9 --set distill.cache=c --set distill.cache_gb=0.001"),
+            format!(
+                "distill --teacher teacher {to} --set distill.cache_epochs=9 --set distill.cache=c --set distill.cache_gb=0.001"
+            ),
             &["distill.cache_gb", "GB"],
         ),
-        (format!("distill --teacher teacher {to} --set distill.cache=c"), &["distill.cache_epochs"]),
-        (format!("distill --teacher teacher {to} --arch resnet-50"), &["resnet-50"]),
+        (
+            format!("distill --teacher teacher {to} --set distill.cache=c"),
+            &["distill.cache_epochs"],
+        ),
+        (
+            format!("distill --teacher teacher {to} --arch resnet-50"),
+            &["resnet-50"],
+        ),
         ("distill --out teacher --resume".to_owned(), &["macula train"]),
     ] {
         space.fails(2, &arguments, words);
-        assert!(!space.path("run").exists(), "macula {arguments} left a run folder");
+        assert!(
+            !space.path("run").exists(),
+            "macula {arguments} left a run folder"
+        );
     }
 }

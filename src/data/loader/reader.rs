@@ -41,12 +41,7 @@ pub(super) struct Loaded {
 
 impl Reader {
     /// Reads from `source`, keeping up to `cache_bytes` of samples.
-    pub(super) fn new(
-        source: Arc<dyn Source>,
-        config: &LoaderConfig,
-        seed: u64,
-        cache_bytes: usize,
-    ) -> Self {
+    pub(super) fn new(source: Arc<dyn Source>, config: &LoaderConfig, seed: u64, cache_bytes: usize) -> Self {
         let cache_bytes = if source.in_memory() { 0 } else { cache_bytes };
         Self {
             source,

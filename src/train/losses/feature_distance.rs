@@ -31,7 +31,10 @@ pub fn feature_distance(student: &Tensor, teacher: &Tensor, loss: FeatureLoss) -
             teacher.dims()
         );
     }
-    let (student, teacher) = (student.to_dtype(DType::F32)?, teacher.detach().to_dtype(DType::F32)?);
+    let (student, teacher) = (
+        student.to_dtype(DType::F32)?,
+        teacher.detach().to_dtype(DType::F32)?,
+    );
     match loss {
         FeatureLoss::Cosine => {
             let [student, teacher] = [student, teacher].map(|tensor| ops::l2_normalize(&tensor, 1e-12));
@@ -118,8 +121,13 @@ mod tests {
     #[test]
     fn shapes_must_agree() {
         let (student, teacher) = (tensor(&[[1., 0., 0.]]), tensor(&[[1., 0., 0.], [0., 1., 0.]]));
-        let error = feature_distance(&student, &teacher, FeatureLoss::Cosine).unwrap_err().to_string();
-        assert!(error.starts_with("feature_distance: expected student and teacher of one shape"), "{error}");
+        let error = feature_distance(&student, &teacher, FeatureLoss::Cosine)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.starts_with("feature_distance: expected student and teacher of one shape"),
+            "{error}"
+        );
         assert!(values(&student).len() == 3);
     }
 }

@@ -85,7 +85,10 @@ mod tests {
         };
         let (p, q) = (probabilities(teacher), probabilities(student));
         let terms = p.iter().flatten().zip(q.iter().flatten());
-        let sum: f64 = terms.filter(|(p, _)| **p > 0.).map(|(p, q)| p * (p / q).ln()).sum();
+        let sum: f64 = terms
+            .filter(|(p, _)| **p > 0.)
+            .map(|(p, q)| p * (p / q).ln())
+            .sum();
         sum / p.len() as f64
     }
 
@@ -104,18 +107,33 @@ mod tests {
         let same = loss((&queries, &keys), (&queries.detach(), &keys));
         assert!(scalar(&same).abs() < 1e-6, "{same}");
         let (tracked, teacher) = (Var::from_tensor(&keys).unwrap(), directions(9, 5, 3));
-        let store = loss((&queries, &tracked), (&teacher.narrow(0, 0, 3).unwrap(), &teacher))
-            .backward()
-            .unwrap();
+        let store = loss(
+            (&queries, &tracked),
+            (&teacher.narrow(0, 0, 3).unwrap(), &teacher),
+        )
+        .backward()
+        .unwrap();
         assert!(store.get(&tracked).is_none());
-        assert!(values(store.get(&queries).unwrap()).iter().any(|value| value.abs() > 1e-3));
+        assert!(
+            values(store.get(&queries).unwrap())
+                .iter()
+                .any(|value| value.abs() > 1e-3)
+        );
     }
 
     #[test]
     fn too_few_keys_are_an_error() {
         let one = directions(1, 4, 1);
-        let relations = Relations { queries: &one, keys: &one };
-        let error = relational_loss(&relations, &relations, 0.1).unwrap_err().to_string();
-        assert!(error.starts_with("relational: expected at least 2 keys, found 1"), "{error}");
+        let relations = Relations {
+            queries: &one,
+            keys: &one,
+        };
+        let error = relational_loss(&relations, &relations, 0.1)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.starts_with("relational: expected at least 2 keys, found 1"),
+            "{error}"
+        );
     }
 }

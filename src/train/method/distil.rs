@@ -44,7 +44,10 @@ impl Method {
     ) -> Result<()> {
         // Taken out for the time of the step, so that it can change beside the rest.
         let (Some(mut frozen), Some(distill)) = (self.frozen.take(), self.config.distill.clone()) else {
-            return Err(Error::failed("distillation", "expected a frozen teacher, found none"));
+            return Err(Error::failed(
+                "distillation",
+                "expected a frozen teacher, found none",
+            ));
         };
         let result = self.distil_from(&mut frozen, &distill, (crops, batch, part), values, loss);
         self.frozen = Some(frozen);
@@ -65,7 +68,14 @@ impl Method {
         let targets = self.prototype_targets(frozen, &seen, &compared, values)?;
         loss.teacher_seconds += start.elapsed().as_secs_f64();
 
-        let tokens = self.student_tokens(&crops.global, None, &Pass { name: "globals", part })?;
+        let tokens = self.student_tokens(
+            &crops.global,
+            None,
+            &Pass {
+                name: "globals",
+                part,
+            },
+        )?;
         let global = self.read_student(&tokens, distill, &compared)?;
         let of_heads = Seen {
             cls: global.cls.clone(),
@@ -188,7 +198,9 @@ impl Method {
             };
             let student = match (term, &global.patch) {
                 (Term::Patch, Some(patch)) => projection.forward(patch)?,
-                (Term::PatchMean, Some(patch)) => projection.forward(&patch.mean(1).map_err(failed_in_candle)?)?,
+                (Term::PatchMean, Some(patch)) => {
+                    projection.forward(&patch.mean(1).map_err(failed_in_candle)?)?
+                }
                 _ => projection.forward(&global.cls)?,
             };
             let distance = feature_distance(&student, teacher, distill.feature_loss);
@@ -211,9 +223,10 @@ impl Method {
         let averaged = Seen::read(vit, &vit.forward_tokens(&crops.global, None, None)?, &[])?.cls;
         let known = self.known_relations(distill, crops, part)?;
         let missing = || Error::failed("relation term", "expected features and their queue, found none");
-        let (Some(RelationQueues { teacher, student }), Some(of_teacher)) =
-            (&mut self.memory.relations, seen.cls.as_ref().or(seen.patch_mean.as_ref()))
-        else {
+        let (Some(RelationQueues { teacher, student }), Some(of_teacher)) = (
+            &mut self.memory.relations,
+            seen.cls.as_ref().or(seen.patch_mean.as_ref()),
+        ) else {
             return Err(missing());
         };
         let unit = |features: &Tensor| ops::l2_normalize(features, 1e-12);
@@ -255,7 +268,12 @@ impl Method {
         cls: &Tensor,
         loss: &mut StepLoss,
     ) -> Result<()> {
-        let missing = || Error::failed("logits term", "expected logits of teacher and student, found none");
+        let missing = || {
+            Error::failed(
+                "logits term",
+                "expected logits of teacher and student, found none",
+            )
+        };
         let (student, teacher) = if distill.logits_are_prototypes() {
             let head = self.student.dino_head.as_ref().ok_or_else(missing)?;
             let tokens = seen.cls.as_ref().ok_or_else(missing)?;
@@ -266,7 +284,11 @@ impl Method {
             (classifier.forward(cls)?, scores)
         };
         let term = distillation_kl_loss(&student, &teacher, distill.temperature);
-        loss.push("logits", &term.map_err(failed_in_candle)?, distill.weight(Term::Logits))
+        loss.push(
+            "logits",
+            &term.map_err(failed_in_candle)?,
+            distill.weight(Term::Logits),
+        )
     }
 
     /// The cross-entropy with the labels of those images that have one.
