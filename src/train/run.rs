@@ -351,9 +351,10 @@ impl Run {
         })?;
         let rows = result.features.len() / result.d.max(1);
         let std = meters::feature_std(&result.features, rows, result.d);
-        let rank = meters::effective_rank(&result.features, rows, result.d);
+        let (some, taken) = meters::spread_rows(&result.features, rows, result.d, meters::RANK_ROWS);
+        let rank = meters::effective_rank(&some, taken, result.d);
         readings.feature_std = Some(std);
-        readings.effective_rank = Some((rank, rows.min(result.d)));
+        readings.effective_rank = Some((rank, taken.min(result.d)));
         for (key, value) in [
             (keys::KNN_TOP1, result.top1),
             (keys::KNN_LOW, result.low),

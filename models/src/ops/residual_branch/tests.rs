@@ -1,0 +1,153 @@
+//! Branches against their plain composition.
+
+use super::*;
+use crate::ops::testing::{check, on_threads, random, values};
+use candle_core::{D, Var};
+
+const EPS: f64 = 1e-3;
+
+fn parameters(x: &[Tensor]) -> BranchParameters {
+    BranchParameters {
+        norm_weight: x[1].clone(),
+        norm_bias: x[2].clone(),
+        expand_weight: x[3].clone(),
+        expand_bias: x[4].clone(),
+        contract_weight: x[5].clone(),
+        contract_bias: x[6].clone(),
+        gamma: x[7].clone(),
+    }
+}
+
+/// `x` [batch, tokens, width] and parameters; weights small enough that no softmax saturates.
+fn inputs(batch: usize, tokens: usize, width: usize, middle: Middle) -> Vec<Tensor> {
+    let expanded = match middle {
+        Middle::Attention { .. } => 3 * width,
+        _ => 2 * width + 2,
+    };
+    let inner = middle.inner(expanded);
+    let small = |seed, shape: &[usize]| (random(seed, shape) * 0.3).unwrap();
+    vec![
+        random(1, &[batch, tokens, width]),
+        random(2, &[width]),
+        random(3, &[width]),
+        small(4, &[expanded, width]),
+        small(5, &[expanded]),
+        small(6, &[width, inner]),
+        small(7, &[width]),
+        random(8, &[width]),
+    ]
+}
+
+fn matmul(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    let (batch, tokens, width) = x.dims3()?;
+    let flat = x.reshape((batch * tokens, width))?;
+    let y = flat.matmul(&weight.t()?)?.broadcast_add(bias)?;
+    y.reshape((batch, tokens, ()))
+}
+
+fn oracle(x: &[Tensor], middle: Middle, add_input: bool) -> Result<Tensor> {
+    let centred = x[0].broadcast_sub(&x[0].mean_keepdim(D::Minus1)?)?;
+    let std = (centred.sqr()?.mean_keepdim(D::Minus1)? + EPS)?.sqrt()?;
+    let normed = centred
+        .broadcast_div(&std)?
+        .broadcast_mul(&x[1])?
+        .broadcast_add(&x[2])?;
+    let expanded = matmul(&normed, &x[3], &x[4])?;
+    let (batch, tokens, width) = x[0].dims3()?;
+    let inner = match middle {
+        Middle::Gelu => {
+            let half = ((&expanded * std::f64::consts::FRAC_1_SQRT_2)?.erf()? + 1.)?;
+            (expanded * (half * 0.5)?)?
+        }
+        Middle::SwiGlu => {
+            let halves = expanded.chunk(2, D::Minus1)?;
+            (halves[0].silu()? * &halves[1])?
+        }
+        Middle::Attention { heads } => {
+            let parts = expanded.reshape((batch, tokens, 3, heads, width / heads))?;
+            let parts = parts.permute((2, 0, 3, 1, 4))?; // [3, B, H, T, d]
+            let part = |i: usize| parts.narrow(0, i, 1)?.squeeze(0)?.contiguous();
+            let scores = part(0)?.matmul(&part(1)?.t()?.contiguous()?)?;
+            let exps = (scores / ((width / heads) as f64).sqrt())?.exp()?;
+            let probabilities = exps.broadcast_div(&exps.sum_keepdim(D::Minus1)?)?;
+            let out = probabilities.matmul(&part(2)?)?.transpose(1, 2)?;
+            out.reshape((batch, tokens, width))?
+        }
+    };
+    let out = matmul(&inner, &x[5], &x[6])?.broadcast_mul(&x[7])?;
+    if add_input { &x[0] + out } else { Ok(out) }
+}
+
+#[test]
+fn agrees_with_the_composition() {
+    for (batch, tokens, width, middle) in [
+        (1, 1, 2, Middle::Gelu),
+        (2, 3, 5, Middle::Gelu),
+        (3, 11, 3, Middle::SwiGlu),
+        (1, 1, 4, Middle::Attention { heads: 1 }),
+        (2, 4, 6, Middle::Attention { heads: 3 }),
+    ] {
+        for add_input in [true, false] {
+            check(
+                &inputs(batch, tokens, width, middle),
+                &|x| residual_branch(&x[0], &parameters(x), middle, EPS, add_input),
+                &|x| oracle(x, middle, add_input),
+            );
+        }
+    }
+}
+
+#[test]
+fn threads_change_nothing_and_a_second_backward_pass_is_like_the_first() {
+    let run = |frozen: bool| {
+        let vars: Vec<Var> = inputs(5, 9, 8, Middle::Gelu)
+            .iter()
+            .map(|input| Var::from_tensor(input).unwrap())
+            .collect();
+        let mut x: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
+        if frozen {
+            x[4] = x[4].detach();
+        }
+        let out = residual_branch(&x[0], &parameters(&x), Middle::Gelu, EPS, true).unwrap();
+        let loss = (&out * random(9, &[5, 9, 8])).unwrap().sum_all().unwrap();
+        let grads = [loss.backward().unwrap(), loss.backward().unwrap()];
+        let [first, second] = grads.map(|store| {
+            let of = |var: &Var| store.get(var).map(values);
+            vars.iter().map(of).collect::<Vec<_>>()
+        });
+        assert_eq!(first, second);
+        (values(&out), first)
+    };
+    let (out, grads) = on_threads(1, || run(false));
+    assert_eq!((out, grads.clone()), on_threads(3, || run(false)));
+    let (_, frozen) = run(true);
+    for (i, (frozen, grad)) in frozen.iter().zip(&grads).enumerate() {
+        assert_eq!(frozen.as_ref(), grad.as_ref().filter(|_| i != 4), "parameter {i}");
+    }
+}
+
+#[test]
+fn wrong_shapes_are_refused() {
+    let message = |x: &[Tensor], middle| {
+        let result = residual_branch(&x[0], &parameters(x), middle, EPS, true);
+        result.unwrap_err().to_string()
+    };
+    let mut x = inputs(1, 2, 4, Middle::Gelu);
+    let found = message(&x, Middle::Attention { heads: 2 });
+    assert!(
+        found.contains("expected a parameter of shape [4, 3], found [4, 10]"),
+        "{found}"
+    );
+    x[7] = random(1, &[3]);
+    let found = message(&x, Middle::Gelu);
+    assert!(
+        found.contains("expected a parameter of shape [4], found [3]"),
+        "{found}"
+    );
+    let x = inputs(1, 2, 4, Middle::Attention { heads: 2 });
+    let found = message(&x, Middle::Attention { heads: 3 });
+    assert!(
+        found.contains("expected 4 to be a multiple of 3 heads"),
+        "{found}"
+    );
+}
