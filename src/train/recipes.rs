@@ -53,16 +53,17 @@ struct Geometry {
 }
 
 impl Geometry {
-    /// A small network on whole small images; ViT-S/16 on 224 pixels, as DINO has it, from 129 pixels up.
+    /// A small network on whole small images, of few patches: on two cores the number of images seen counts for more than
+    /// the detail of each. ViT-S/16 on 224 pixels, as DINO has it, from 129 pixels up.
     fn of(facts: &DataFacts) -> Self {
-        let (patch_size, local) = match facts.side {
-            0..=40 => (4, 3),
-            41..=80 => (8, 4),
-            81..=128 => (16, 3),
+        let (patch_size, embed_dim, depth) = match facts.side {
+            0..=28 => (7, 128, 4),
+            29..=80 => (8, 192, 6),
+            81..=128 => (16, 192, 6),
             _ => return Self::large(),
         };
         let size = facts.side.div_ceil(patch_size).max(2) * patch_size;
-        let local_size = (size / patch_size).div_ceil(2).max(local.min(size / patch_size)) * patch_size;
+        let local_size = (size / patch_size).div_ceil(2) * patch_size;
         let crops = if facts.grey {
             MultiCropConfig::small_grey(size, local_size)
         } else {
@@ -70,18 +71,18 @@ impl Geometry {
         };
         Self {
             backbone: BackboneConfig {
-                embed_dim: 192,
-                depth: 6,
-                num_heads: 3,
+                embed_dim,
+                depth,
+                num_heads: embed_dim / 64,
                 patch_size: patch_size as usize,
                 ..small_backbone()
             },
             crops,
-            batch_size: 128,
+            batch_size: 64,
             head: HeadConfig {
                 hidden: 512,
                 bottleneck: 128,
-                prototypes: 2048,
+                prototypes: 1024,
                 train_gain: false,
             },
         }
@@ -223,11 +224,27 @@ fn small(facts: &DataFacts) -> TrainConfig {
     }
 }
 
-/// Ours: DINOv2's terms for small data and small images.
+/// Ours: DINOv2's terms for small data and small images. What differs from the paper's settings serves a start that is quick
+/// where theirs takes epochs: no LayerScale, which hides the blocks of a shallow network at first; a teacher that follows
+/// faster; targets sharp from the beginning, since cosines with random prototypes differ little and 0.07 makes them nearly
+/// uniform (96 % of ln K, measured); milder crops, a stronger KoLeo.
 fn dinov2_small(facts: &DataFacts) -> TrainConfig {
     let mut config = small(facts);
+    config.backbone.layer_scale = 0.;
+    config.teacher.momentum = 0.98;
+    config.teacher.temperature = 0.03;
+    config.teacher.final_temperature = 0.04;
+    config.optimizer.learning_rate = 4e-3;
+    config.optimizer.warmup_steps = config.steps / 20;
+    config.optimizer.final_weight_decay = 0.1;
+    if facts.side <= 128 {
+        config.crops.global.scale = [0.5, 1.0];
+        config.crops.local.scale = [0.2, 0.5];
+        config.crops.local.count = 4;
+        config.crops.jitter.probability = 0.5;
+    }
     config.loss.ibot_weight = 1.;
-    config.loss.koleo_weight = 0.1;
+    config.loss.koleo_weight = 0.2;
     config.teacher.centering = Centering::SinkhornKnopp;
     config
 }
@@ -661,7 +678,7 @@ mod tests {
     #[test]
     fn geometry_follows_the_images() {
         let config = of("dinov2-small");
-        assert_eq!((config.crops.global.size, config.backbone.patch_size), (28, 4));
+        assert_eq!((config.crops.global.size, config.backbone.patch_size), (28, 7));
         assert_eq!(config.crops.jitter.hue, 0., "no hue on grey images");
         let colour = DataFacts {
             images: 1000,

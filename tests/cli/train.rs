@@ -297,11 +297,11 @@ fn wrong_arguments_are_one_line() {
         ),
         (
             "train --data sample:train --out run --set backbone.num_heads=5",
-            &["backbone.num_heads", "192", "5"],
+            &["backbone.num_heads", "128", "5"],
         ),
         (
             "train --data sample:train --out run --set image_size=30",
-            &["image_size", "4", "30"],
+            &["image_size", "7", "30"],
         ),
         (
             "train --data sample:train --out run --set local_size=15",
