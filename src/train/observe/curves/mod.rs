@@ -136,7 +136,7 @@ fn panels(metrics: &[Map<String, Value>]) -> Vec<Panel> {
             .map(|(key, name)| Series::of(metrics, &key, name))
             .filter(|series| !series.points.is_empty())
             .collect();
-        (!series.is_empty()).then(|| Panel {
+        (!series.is_empty()).then_some(Panel {
             title: plan.title,
             unit: plan.unit,
             series,

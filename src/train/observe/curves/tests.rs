@@ -9,7 +9,7 @@ fn synthetic(n: u32) -> Vec<Map<String, Value>> {
         let dino = 4.2 + 5.2 * (-6.0 * t).exp() + 0.25 * noise(i, 1.0);
         let ibot = 3.1 + 4.4 * (-3.0 * t).exp() + 0.2 * noise(i, 2.0);
         let koleo = -0.2 - 0.6 * t + 0.03 * noise(i, 3.0);
-        let spike = if i % 97 == 0 { 20.0 } else { 0.0 };
+        let spike = if i.is_multiple_of(97) { 20.0 } else { 0.0 };
         let mut line = json!({
             "step": i * 50,
             "loss": dino + ibot + 0.1 * koleo,
@@ -25,7 +25,7 @@ fn synthetic(n: u32) -> Vec<Map<String, Value>> {
             "teacher_entropy_share": 0.97 - 0.5 * t.sqrt() + 0.01 * noise(i, 8.0),
             "prototype_usage": 0.9 - 0.55 * t + 0.01 * noise(i, 9.0),
         });
-        if i % (n / 12).max(1) == 0 {
+        if i.is_multiple_of((n / 12).max(1)) {
             let top1 = 0.35 + 0.5 * t.powf(0.4);
             line["knn_top1"] = json!(top1);
             line["knn_low"] = json!(top1 - 0.025);
@@ -107,19 +107,4 @@ fn nothing_to_draw_is_said_and_nothing_written() {
     let error = draw(&path, "run", &[]).expect_err("refused").to_string();
     assert!(error.contains("at least one logged step"), "{error}");
     assert!(!path.exists());
-}
-
-#[test]
-fn dump() {
-    std::fs::create_dir_all("/tmp/obs").unwrap();
-    draw(
-        std::path::Path::new("/tmp/obs/full.png"),
-        "runs/fashion-vits14",
-        &synthetic(1200),
-    )
-    .unwrap();
-    let lines = synthetic(100_000);
-    let t = std::time::Instant::now();
-    draw(std::path::Path::new("/tmp/obs/long.png"), "runs/long", &lines).unwrap();
-    eprintln!("100k lines: {:?}", t.elapsed());
 }
