@@ -8,11 +8,13 @@ pub mod keys;
 pub mod meters;
 pub mod metrics_log;
 pub mod online_knn;
+mod online_knn_config;
 pub mod progress;
 pub mod tensorboard;
 
 pub use meters::{Collapse, METERS_HELP, Readings};
 pub use metrics_log::MetricsLog;
-pub use online_knn::{OnlineKnn, OnlineKnnConfig, OnlineKnnResult};
+pub use online_knn::{OnlineKnn, OnlineKnnResult};
+pub use online_knn_config::OnlineKnnConfig;
 pub use progress::{RunProgress, StepStatus};
 pub use tensorboard::EventWriter;

@@ -108,18 +108,3 @@ fn nothing_to_draw_is_said_and_nothing_written() {
     assert!(error.contains("at least one logged step"), "{error}");
     assert!(!path.exists());
 }
-
-#[test]
-fn dump() {
-    std::fs::create_dir_all("/tmp/obs").unwrap();
-    draw(
-        std::path::Path::new("/tmp/obs/full.png"),
-        "runs/fashion-vits14",
-        &synthetic(1200),
-    )
-    .unwrap();
-    let lines = synthetic(100_000);
-    let t = std::time::Instant::now();
-    draw(std::path::Path::new("/tmp/obs/long.png"), "runs/long", &lines).unwrap();
-    eprintln!("100k lines: {:?}", t.elapsed());
-}
