@@ -4,4 +4,6 @@
 mod bad_images;
 mod bad_inputs;
 mod chain;
+mod compare;
 mod harness;
+mod retrieval;
