@@ -6,4 +6,5 @@ mod bad_inputs;
 mod chain;
 mod compare;
 mod harness;
+mod index;
 mod retrieval;

@@ -21,9 +21,7 @@ pub struct Predictions {
 pub fn predicted_class<T: PartialOrd + Copy>(scores: &[T]) -> Option<u32> {
     let mut best: Option<(usize, T)> = None;
     for (class, &score) in scores.iter().enumerate() {
-        if score.partial_cmp(&score).is_none() {
-            return None;
-        }
+        score.partial_cmp(&score)?; // NaN alone has no order
         if best.is_none_or(|(_, highest)| score >= highest) {
             best = Some((class, score));
         }
