@@ -11,6 +11,7 @@ pub mod evaluate;
 pub mod export;
 pub mod extract;
 pub mod files;
+pub mod index;
 pub mod rng;
 pub mod runtime;
 pub mod train;

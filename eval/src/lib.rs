@@ -3,6 +3,7 @@
 #![warn(missing_docs)]
 
 pub mod error;
+pub mod index;
 pub mod linalg;
 pub mod matrix;
 pub mod metrics;

@@ -1,6 +1,7 @@
 //! The one place that knows how a result looks: JSON, Parquet, CSV, Markdown and the table in a terminal. Every protocol
 //! ends in an [`EvalResult`]; fractions stay between 0 and 1 everywhere.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::Path;
 
@@ -37,7 +38,7 @@ enum Cell<'a> {
     Bool(bool),
     Whole(i128),
     Number(f64),
-    Text(&'a str),
+    Text(Cow<'a, str>),
 }
 
 impl EvalResult {
@@ -228,7 +229,9 @@ impl<'a> Cell<'a> {
         Ok(match value {
             AnyValue::Null => Self::Missing,
             AnyValue::Boolean(value) => Self::Bool(value),
-            AnyValue::String(value) => Self::Text(value),
+            AnyValue::String(value) => Self::Text(Cow::Borrowed(value)),
+            // What a column of one row gives.
+            AnyValue::StringOwned(value) => Self::Text(Cow::Owned(value.to_string())),
             AnyValue::Float32(value) => Self::Number(f64::from(value)),
             AnyValue::Float64(value) => Self::Number(value),
             AnyValue::UInt32(value) => Self::Whole(i128::from(value)),
@@ -246,12 +249,12 @@ impl<'a> Cell<'a> {
     }
 
     fn to_json(&self) -> Value {
-        match *self {
+        match self {
             Self::Missing => Value::Null,
             Self::Bool(value) => json!(value),
-            Self::Whole(value) => match u64::try_from(value) {
+            Self::Whole(value) => match u64::try_from(*value) {
                 Ok(value) => json!(value),
-                Err(_) => json!(value as i64),
+                Err(_) => json!(*value as i64),
             },
             // serde_json writes NaN and infinity as null
             Self::Number(value) => json!(value),
@@ -260,14 +263,14 @@ impl<'a> Cell<'a> {
     }
 
     fn to_text(&self, fixed_decimals: bool) -> String {
-        match *self {
+        match self {
             Self::Missing => String::new(),
             Self::Bool(value) => value.to_string(),
             Self::Whole(value) => value.to_string(),
             Self::Number(value) if value.is_nan() => String::new(),
             Self::Number(value) if fixed_decimals => format!("{value:.DECIMALS$}"),
             Self::Number(value) => format!("{value:.3e}"),
-            Self::Text(value) => value.to_owned(),
+            Self::Text(value) => value.to_string(),
         }
     }
 
@@ -399,6 +402,16 @@ mod tests {
         let json: Value = serde_json::from_slice(&std::fs::read(out.join("result.json")).unwrap()).unwrap();
         assert_eq!(json["version"], 1);
         assert_eq!(json["rows"], result.to_json().unwrap()["rows"]);
+    }
+
+    #[test]
+    fn one_row_of_text_is_text() {
+        let table = df!("kind" => ["exact"], "n" => [1u64]).unwrap();
+        let result = EvalResult::new("demo", (), 0, 0, table).unwrap();
+        assert_eq!(
+            result.to_json().unwrap()["rows"],
+            json!([{"kind": "exact", "n": 1}])
+        );
     }
 
     #[test]

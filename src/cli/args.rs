@@ -28,13 +28,7 @@ pub struct RunArgs {
 impl RunArgs {
     /// Sizes the pool that decoding and the protocols run on.
     pub fn start_threads(&self) -> Result<()> {
-        if self.threads == 0 {
-            return Ok(());
-        }
-        rayon::ThreadPoolBuilder::new()
-            .num_threads(self.threads)
-            .build_global()
-            .map_err(|e| Error::failed("--threads", e.to_string()))
+        start_threads(self.threads)
     }
 
     /// The ONNX Runtime library as the flags name it.
@@ -45,6 +39,17 @@ impl RunArgs {
             ..RuntimeOptions::default()
         }
     }
+}
+
+/// Sizes the pool that everything parallel runs on; 0 leaves it at all cores.
+pub fn start_threads(threads: usize) -> Result<()> {
+    if threads == 0 {
+        return Ok(());
+    }
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build_global()
+        .map_err(|e| Error::failed("--threads", e.to_string()))
 }
 
 /// What a checkpoint's file does not say.

@@ -9,6 +9,7 @@ mod doctor;
 mod eval;
 mod export;
 mod extract;
+mod index;
 mod inspect;
 mod log;
 mod output;
@@ -44,6 +45,8 @@ enum Verb {
     Extract(extract::ExtractArgs),
     /// Evaluate features with one protocol.
     Eval(eval::EvalArgs),
+    /// Build, query and score nearest-neighbour indexes.
+    Index(index::IndexArgs),
     /// Say what a checkpoint, ONNX file or feature folder holds.
     Inspect(inspect::InspectArgs),
     /// The ONNX Runtime library.
@@ -96,6 +99,7 @@ fn run(cli: Cli) -> Result<()> {
         Verb::Export(args) => args.run(),
         Verb::Extract(args) => args.run(),
         Verb::Eval(args) => args.run(),
+        Verb::Index(args) => args.run(),
         Verb::Inspect(args) => args.run(),
         Verb::Runtime(args) => args.run(),
         Verb::Bench(args) => args.run(),

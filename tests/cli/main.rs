@@ -4,6 +4,9 @@
 mod bad_images;
 mod bad_inputs;
 mod chain;
+mod compare;
 mod distill;
 mod harness;
+mod index;
+mod retrieval;
 mod train;

@@ -1,10 +1,14 @@
-//! The kernels that every protocol shares: blocked products, L2 normalisation, partial selection and the exact
-//! nearest neighbours built from them. Nothing here knows of labels or protocols.
+//! The kernels that every protocol shares: blocked products, L2 normalisation, partial selection, the exact nearest
+//! neighbours built from them, k-means, and PCA whitening. Nothing here knows of labels or protocols.
 
 pub mod gemm;
+pub mod kmeans;
 pub mod normalise;
 pub mod topk;
+pub mod whiten;
 
 mod neighbours;
+mod score_rows;
 
 pub use neighbours::{Neighbours, nearest_neighbours};
+pub use score_rows::score_rows;

@@ -19,7 +19,7 @@ use crate::{Error, MatrixView, Result};
 
 /// Rows of the database in one product: a multiple of every kernel's tile, and more than the 64 below which the
 /// product would choose its run length by another rule.
-const DATABASE_BLOCK: usize = 768;
+pub(super) const DATABASE_BLOCK: usize = 768;
 /// Queries in one product: enough to pay for packing the database block, few enough for the product to stay in cache.
 const QUERY_BLOCK: usize = 384;
 /// Tasks for each thread that the database is split for when the queries alone are too few.
@@ -96,6 +96,22 @@ pub fn nearest_neighbours(queries: MatrixView<'_>, database: MatrixView<'_>, k: 
 }
 
 fn check(queries: MatrixView<'_>, database: MatrixView<'_>, k: usize) -> Result<()> {
+    if k == 0 || k > database.rows() {
+        let n = database.rows();
+        return Err(Error::config(
+            "k",
+            format!("expected 1 to {n} (the rows of the database), found {k}"),
+        ));
+    }
+    check_pair(queries, database)
+}
+
+/// What every search asks of its two sides: one width, finite values, rows that can be numbered, and inner products
+/// that cannot overflow.
+///
+/// # Errors
+/// The first of these that does not hold.
+pub(super) fn check_pair(queries: MatrixView<'_>, database: MatrixView<'_>) -> Result<()> {
     if queries.dim() != database.dim() {
         return Err(Error::data(
             "features",
@@ -104,13 +120,6 @@ fn check(queries: MatrixView<'_>, database: MatrixView<'_>, k: usize) -> Result<
                 queries.dim(),
                 database.dim()
             ),
-        ));
-    }
-    if k == 0 || k > database.rows() {
-        let n = database.rows();
-        return Err(Error::config(
-            "k",
-            format!("expected 1 to {n} (the rows of the database), found {k}"),
         ));
     }
     if u32::try_from(database.rows()).is_err() {
@@ -179,7 +188,7 @@ fn search(
 }
 
 /// `values`, with zeros after them if they are fewer than `least`.
-fn filled_up(values: &[f32], least: usize) -> Cow<'_, [f32]> {
+pub(super) fn filled_up(values: &[f32], least: usize) -> Cow<'_, [f32]> {
     if values.len() >= least {
         return Cow::Borrowed(values);
     }

@@ -89,3 +89,47 @@ pub(crate) fn two_classes(train_labels: &[u32]) -> Result<()> {
         _ => Ok(()),
     }
 }
+
+/// At least one row, finite values and one label a row.
+///
+/// # Errors
+/// [`Error::Data`] about the side `name`.
+pub(crate) fn rows_with_labels(name: &str, features: MatrixView<'_>, labels: &[u32]) -> Result<()> {
+    if features.rows() == 0 {
+        return Err(Error::data(name, "expected at least one row, found none"));
+    }
+    if labels.len() != features.rows() {
+        return Err(Error::data(
+            format!("{name} labels"),
+            format!(
+                "expected {} labels, one a row, found {}",
+                features.rows(),
+                labels.len()
+            ),
+        ));
+    }
+    features.check_finite(name)
+}
+
+/// Two matrices of one width.
+///
+/// # Errors
+/// [`Error::Data`] about `what`, naming the width of `other`.
+pub(crate) fn same_width(
+    what: &str,
+    features: MatrixView<'_>,
+    other: &str,
+    expected: MatrixView<'_>,
+) -> Result<()> {
+    if features.dim() == expected.dim() {
+        return Ok(());
+    }
+    Err(Error::data(
+        what,
+        format!(
+            "expected width {} as {other}, found {}",
+            expected.dim(),
+            features.dim()
+        ),
+    ))
+}

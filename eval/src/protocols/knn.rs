@@ -14,6 +14,7 @@ use crate::linalg::normalise::l2_normalise;
 use crate::linalg::{Neighbours, nearest_neighbours};
 use crate::metrics::classification::{accuracy, hits_at, mean_per_class, rank_of};
 use crate::protocols::checks;
+use crate::protocols::predictions::{Predictions, predicted_class};
 use crate::stats::{BootstrapConfig, bootstrap_mean};
 use crate::table::EvalResult;
 use crate::{Error, MatrixView, Result};
@@ -137,6 +138,8 @@ pub struct KnnResult {
     pub n_test: usize,
     /// One row a k, ascending.
     pub rows: Vec<KnnRow>,
+    /// What each k said of the test rows; none for few-shot, where every draw says something else.
+    pub predictions: Vec<Predictions>,
 }
 
 /// Classifies `test` by its neighbours in `train`. Labels are classes `0..n_classes`.
@@ -174,19 +177,36 @@ pub fn evaluate(
         .iter()
         .enumerate()
         .map(|(place, &k)| {
-            let ranks: Vec<&[usize]> = tries.iter().map(|ranks| ranks[place].as_slice()).collect();
-            summarise(k, &ranks, test_labels, n_classes, config)
+            let votes: Vec<&[Vote]> = tries.iter().map(|votes| votes[place].as_slice()).collect();
+            summarise(k, &votes, test_labels, n_classes, config)
         })
         .collect();
+    let whole = if config.n_per_class.is_none() {
+        &tries[0][..]
+    } else {
+        &[]
+    };
+    let predictions = ks.iter().zip(whole).map(|(&k, votes)| Predictions {
+        k: Some(k),
+        classes: votes.iter().map(|vote| vote.predicted).collect(),
+    });
     Ok(KnnResult {
         config: config.clone(),
         n_train: train.rows(),
         n_test: test.rows(),
         rows,
+        predictions: predictions.collect(),
     })
 }
 
-/// Ranks of the true class: `[try][k][test row]`.
+/// Outcome of one vote: the rank of the true class, 0 for the first, and the class that came first.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Vote {
+    rank: usize,
+    predicted: Option<u32>,
+}
+
+/// Votes: `[try][k][test row]`.
 fn run_tries(
     train: MatrixView<'_>,
     train_labels: &[u32],
@@ -195,7 +215,7 @@ fn run_tries(
     n_classes: usize,
     ks: &[usize],
     config: &KnnConfig,
-) -> Result<Vec<Vec<Vec<usize>>>> {
+) -> Result<Vec<Vec<Vec<Vote>>>> {
     let classify = |train: MatrixView<'_>, train_labels: &[u32]| {
         let max_k = *ks.last().expect("validate() refuses an empty list of ks");
         if max_k > train.rows() {
@@ -205,7 +225,7 @@ fn run_tries(
             ));
         }
         let neighbours = nearest_neighbours(test, train, max_k)?;
-        Ok(true_class_ranks(
+        Ok(votes(
             &neighbours,
             train_labels,
             test_labels,
@@ -244,16 +264,16 @@ fn draw_per_class(labels: &[u32], n_classes: usize, n: usize, seed: u64, number:
     chosen
 }
 
-/// Rank of the true class among the class scores, for each k and test row: `[k][test row]`.
-fn true_class_ranks(
+/// The vote of each k on each test row: `[k][test row]`.
+fn votes(
     neighbours: &Neighbours,
     train_labels: &[u32],
     test_labels: &[u32],
     n_classes: usize,
     ks: &[usize],
     temperature: f64,
-) -> Vec<Vec<usize>> {
-    let by_row: Vec<Vec<usize>> = test_labels
+) -> Vec<Vec<Vote>> {
+    let by_row: Vec<Vec<Vote>> = test_labels
         .par_iter()
         .enumerate()
         .map_init(
@@ -269,14 +289,17 @@ fn true_class_ranks(
                             scores[train_labels[voters[place] as usize] as usize] += weights[place];
                         }
                         counted = k;
-                        rank_of(scores, label)
+                        Vote {
+                            rank: rank_of(scores, label),
+                            predicted: predicted_class(scores),
+                        }
                     })
                     .collect()
             },
         )
         .collect();
     (0..ks.len())
-        .map(|place| by_row.iter().map(|ranks| ranks[place]).collect())
+        .map(|place| by_row.iter().map(|votes| votes[place]).collect())
         .collect()
 }
 
@@ -291,11 +314,15 @@ fn vote_weights(similarities: &[f32], temperature: f64) -> Vec<f64> {
     raw.into_iter().map(|weight| weight / sum).collect()
 }
 
-fn summarise(k: usize, tries: &[&[usize]], labels: &[u32], n_classes: usize, config: &KnnConfig) -> KnnRow {
-    let hits: Vec<Vec<f32>> = tries.iter().map(|ranks| hits_at(ranks, 1)).collect();
+fn summarise(k: usize, tries: &[&[Vote]], labels: &[u32], n_classes: usize, config: &KnnConfig) -> KnnRow {
+    let ranks: Vec<Vec<usize>> = tries
+        .iter()
+        .map(|votes| votes.iter().map(|vote| vote.rank).collect())
+        .collect();
+    let hits: Vec<Vec<f32>> = ranks.iter().map(|ranks| hits_at(ranks, 1)).collect();
     let over_tries = |value: &dyn Fn(usize) -> f64| -> Vec<f64> { (0..tries.len()).map(value).collect() };
     let top1 = over_tries(&|t| accuracy(&hits[t]));
-    let top5 = over_tries(&|t| accuracy(&hits_at(tries[t], 5)));
+    let top5 = over_tries(&|t| accuracy(&hits_at(&ranks[t], 5)));
     let per_class = over_tries(&|t| mean_per_class(&hits[t], labels, n_classes));
     let mean_hits: Vec<f32> = (0..labels.len())
         .map(|row| hits.iter().map(|hits| hits[row]).sum::<f32>() / hits.len() as f32)

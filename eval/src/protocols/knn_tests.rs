@@ -30,7 +30,13 @@ fn scores_are_those_of_the_definition() {
     };
     // One neighbour: class 1, and of the two without a vote the higher comes first. Three: the two weaker votes of class 0 win at a warm temperature, not at a cold one.
     let labels = [0, 0, 1];
-    let ranks = |t| true_class_ranks(&neighbours, &labels, &[0], 3, &[1, 3], t);
+    let ranks = |t| -> Vec<Vec<usize>> {
+        let found = votes(&neighbours, &labels, &[0], 3, &[1, 3], t);
+        found
+            .iter()
+            .map(|votes| votes.iter().map(|vote| vote.rank).collect())
+            .collect()
+    };
     assert_eq!(ranks(0.5), [[2], [0]]);
     assert_eq!(ranks(0.01), [[2], [1]]);
     let weights = vote_weights(&[0.9, 0.8, 0.79], 0.5);
@@ -61,6 +67,12 @@ fn toy_set_by_hand() {
     assert_eq!(result.rows[0].mean_per_class, 1.0);
     assert_eq!((result.rows[0].top1_low, result.rows[0].top1_high), (1.0, 1.0));
     assert_eq!(result.rows[1].top5, 1.0);
+    assert_eq!(result.predictions.len(), 2);
+    assert_eq!(result.predictions[0].k, Some(1));
+    assert_eq!(
+        result.predictions[0].classes,
+        [Some(0), Some(1), Some(2), Some(0)]
+    );
     let table = result.to_eval_result().unwrap();
     let json = table.to_json().unwrap();
     assert_eq!(json["settings"]["ks"], serde_json::json!([1, 2]));
@@ -146,6 +158,7 @@ fn few_shot_draws_are_balanced_seeded_and_averaged() {
     assert!(row.top1_low <= row.top1 && row.top1 <= row.top1_high);
     let table = result.to_eval_result().unwrap();
     assert_eq!(table.to_json().unwrap()["rows"][0]["n_per_class"], 5);
+    assert!(result.predictions.is_empty(), "every draw says something else");
     let once = run(&KnnConfig { n_tries: 1, ..config });
     assert_eq!(once.rows[0].top1_std, None);
 }

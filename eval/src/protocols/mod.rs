@@ -2,7 +2,11 @@
 //! the rows of one result table.
 
 mod checks;
+pub mod cluster;
 pub mod knn;
+pub mod leak;
 pub mod linear_probe;
 pub mod logistic;
+pub mod predictions;
+pub mod retrieval;
 pub mod scores;

@@ -2,6 +2,7 @@
 
 use crate::Result;
 use crate::metrics::classification::{accuracy, hits_at, mean_per_class, rank_of};
+use crate::protocols::predictions::{Predictions, predicted_class};
 use crate::stats::bootstrap::{BootstrapConfig, bootstrap_mean};
 use polars::prelude::{Column, DataFrame, Series};
 use rayon::prelude::*;
@@ -71,6 +72,14 @@ pub(crate) fn table(first: Series, rows: &[ScoredRow<'_>]) -> Result<DataFrame> 
         Column::new("val_top1".into(), val_top1),
     ];
     Ok(DataFrame::new(rows.len(), columns)?)
+}
+
+/// The class that ranks first in each row of logits `[n, K]`.
+pub(crate) fn predictions(logits: &[f32], classes: usize) -> Predictions {
+    Predictions {
+        k: None,
+        classes: logits.par_chunks_exact(classes).map(predicted_class).collect(),
+    }
 }
 
 /// Top-1 accuracy of logits `[n, K]`.

@@ -45,24 +45,58 @@ pub fn bootstrap_mean(values: &[f32], config: &BootstrapConfig) -> Interval {
             high: f64::NAN,
         };
     }
-    let mut means: Vec<f64> = (0..config.resamples)
-        .into_par_iter()
-        .map(|resample| resampled_mean(values, config.seed, resample as u64))
-        .collect();
-    means.sort_unstable_by(f64::total_cmp);
-    let tail = (1.0 - config.level) / 2.0;
-    Interval {
-        low: quantile(&means, tail),
-        high: quantile(&means, 1.0 - tail),
-    }
+    percentiles(config, |rng| {
+        let n = values.len();
+        let sum: f64 = (0..n).map(|_| f64::from(values[rng.random_range(0..n)])).sum();
+        sum / n as f64
+    })
 }
 
-fn resampled_mean(values: &[f32], seed: u64, stream: u64) -> f64 {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    rng.set_stream(stream);
-    let n = values.len();
-    let sum: f64 = (0..n).map(|_| f64::from(values[rng.random_range(0..n)])).sum();
-    sum / n as f64
+/// Percentile interval of any statistic of `n` samples (queries, images). Each resample draws n of them with replacement
+/// and asks for `statistic(counts)`, where `counts[i]` is how often sample i was drawn; a resample whose statistic is NaN
+/// (nothing drawn that it is defined for) is left out. Both ends are NaN when there are no samples, no resamples, or no
+/// statistic.
+pub fn bootstrap_counts(
+    n: usize,
+    config: &BootstrapConfig,
+    statistic: impl Fn(&[u32]) -> f64 + Sync,
+) -> Interval {
+    if n == 0 || config.resamples == 0 {
+        return Interval {
+            low: f64::NAN,
+            high: f64::NAN,
+        };
+    }
+    percentiles(config, |rng| {
+        let mut counts = vec![0u32; n];
+        (0..n).for_each(|_| counts[rng.random_range(0..n)] += 1);
+        statistic(&counts)
+    })
+}
+
+/// The interval of what `draw` gives, one generator a resample.
+fn percentiles(config: &BootstrapConfig, draw: impl Fn(&mut ChaCha8Rng) -> f64 + Sync) -> Interval {
+    let mut values: Vec<f64> = (0..config.resamples)
+        .into_par_iter()
+        .map(|resample| {
+            let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
+            rng.set_stream(resample as u64);
+            draw(&mut rng)
+        })
+        .filter(|value| !value.is_nan())
+        .collect();
+    if values.is_empty() {
+        return Interval {
+            low: f64::NAN,
+            high: f64::NAN,
+        };
+    }
+    values.sort_unstable_by(f64::total_cmp);
+    let tail = (1.0 - config.level) / 2.0;
+    Interval {
+        low: quantile(&values, tail),
+        high: quantile(&values, 1.0 - tail),
+    }
 }
 
 /// Quantile `q` of ascending values, linear between neighbours (numpy's default).
@@ -136,6 +170,27 @@ mod tests {
             ..config
         };
         assert!(bootstrap_mean(&hits(3, 1), &none).high.is_nan());
+    }
+
+    #[test]
+    fn counts_draw_the_same_samples_as_the_mean() {
+        let values = hits(120, 70);
+        let config = BootstrapConfig::default();
+        let mean = |counts: &[u32]| {
+            let drawn = counts.iter().zip(&values);
+            drawn
+                .map(|(&count, &value)| f64::from(count) * f64::from(value))
+                .sum::<f64>()
+                / 120.0
+        };
+        assert_eq!(
+            bootstrap_counts(120, &config, mean),
+            bootstrap_mean(&values, &config)
+        );
+        assert!(bootstrap_counts(0, &config, |_| 0.0).low.is_nan());
+        assert!(bootstrap_counts(3, &config, |_| f64::NAN).low.is_nan());
+        let sometimes = bootstrap_counts(1, &config, |counts| f64::from(counts[0]));
+        assert_eq!(sometimes, Interval { low: 1.0, high: 1.0 });
     }
 
     #[test]

@@ -1,5 +1,10 @@
-//! How sure a number is: resampling intervals of what the metrics give.
+//! How sure a number is, and whether two differ: resampling intervals of what the metrics give, and paired tests of two
+//! classifiers on the same rows.
 
 pub mod bootstrap;
+pub mod mcnemar;
+pub mod paired;
 
-pub use bootstrap::{BootstrapConfig, Interval, bootstrap_mean};
+pub use bootstrap::{BootstrapConfig, Interval, bootstrap_counts, bootstrap_mean};
+pub use mcnemar::{McNemar, mcnemar};
+pub use paired::{PairedDifference, paired_difference};

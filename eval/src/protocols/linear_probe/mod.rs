@@ -11,7 +11,8 @@ mod inputs;
 pub use inputs::ProbeFeatures;
 
 use crate::protocols::checks;
-use crate::protocols::scores::{ScoredRow, TestScores, first_best, table};
+use crate::protocols::predictions::Predictions;
+use crate::protocols::scores::{self, ScoredRow, TestScores, first_best, table};
 use crate::split::{check_fraction, hold_out, split_name};
 use crate::{Error, EvalResult, Result};
 use heads::{Head, Schedule};
@@ -115,6 +116,8 @@ pub struct LinearProbeRow {
 pub struct LinearProbeResult {
     /// The chosen head first, then the others in the order of the grid.
     pub rows: Vec<LinearProbeRow>,
+    /// What the chosen head said of the test rows.
+    pub predictions: Predictions,
     /// Settings as used, with the variants that the features could not serve.
     pub settings: Value,
     /// Training rows.
@@ -175,7 +178,7 @@ pub fn evaluate(
     let winner = &grid[chosen..=chosen];
     let trained = heads::train(train, train_labels, &every_row, winner, n_classes, config);
     let logits = heads::logits(test, &trained[0], n_classes);
-    let scores = TestScores::of(
+    let test_scores = TestScores::of(
         &logits,
         test_labels,
         n_classes,
@@ -186,12 +189,13 @@ pub fn evaluate(
     let others = (0..grid.len()).filter(|&i| i != chosen);
     let rows = std::iter::once(chosen).chain(others).map(|i| LinearProbeRow {
         head: grid[i].key(),
-        test: (i == chosen).then_some(scores),
+        test: (i == chosen).then_some(test_scores),
         val_top1: val_top1[i],
         selected_on: split_name(config.val_fraction),
     });
     Ok(LinearProbeResult {
         rows: rows.collect(),
+        predictions: scores::predictions(&logits, n_classes),
         settings: settings(config, &left_out, split.fit.len(), n_train),
         n_train,
         n_test,

@@ -3,7 +3,8 @@
 
 use super::{LogisticModel, LogisticParams, LogisticSolver};
 use crate::protocols::checks;
-use crate::protocols::scores::{ScoredRow, TestScores, first_best, table, top1};
+use crate::protocols::predictions::Predictions;
+use crate::protocols::scores::{self, ScoredRow, TestScores, first_best, table, top1};
 use crate::split::{check_fraction, hold_out, split_name};
 use crate::{Error, EvalResult, MatrixView, Result};
 use linfa::ParamGuard;
@@ -99,6 +100,8 @@ pub struct LogregRow {
 pub struct LogregResult {
     /// The chosen C first, then the others in ascending order.
     pub rows: Vec<LogregRow>,
+    /// What the chosen classifier said of the test rows.
+    pub predictions: Predictions,
     /// The classifier that the first row's test numbers are of.
     pub model: LogisticModel,
     /// Settings as used, and how the solver ended.
@@ -169,6 +172,7 @@ pub fn evaluate(
     );
     Ok(LogregResult {
         rows: selection.rows(test_scores),
+        predictions: scores::predictions(&logits, n_classes),
         settings: settings(config, &selection, &model),
         model,
         n_train: train.rows(),

@@ -1,5 +1,16 @@
 //! From feature folders to a protocol: reads columns, matches labels of train and test, and checks that the two
-//! folders belong together.
+//! folders belong together. `single` reads what protocols without a training set take, `predictions` keeps what was said
+//! of each test row, `compare` reads two of those again, `leak` looks for test rows among the training rows.
+
+mod compare;
+mod leak;
+mod predictions;
+mod single;
+
+pub use compare::compare;
+pub use leak::{NearDuplicates, near_duplicates};
+pub use predictions::{PREDICTIONS_FILE, per_class_result, save_predictions};
+pub use single::{Labelled, by_name, default_column, describe_folders, encode, read_column, read_labelled};
 
 use std::path::{Path, PathBuf};
 
@@ -22,6 +33,12 @@ pub struct LabelledPair {
     pub test: Matrix,
     /// Class of each test row.
     pub test_labels: Vec<u32>,
+    /// Place of each test row in its source.
+    pub test_rows: Vec<u64>,
+    /// Path of each train row.
+    pub train_paths: Vec<String>,
+    /// Path of each test row.
+    pub test_paths: Vec<String>,
     /// The classes.
     pub classes: LabelSet,
 }
@@ -76,12 +93,7 @@ pub struct OpenFolders {
 impl OpenFolders {
     /// The column to use where none was named: `cls` where there is one, else the first.
     pub fn default_column(&self) -> String {
-        let outputs = &self.train.meta().outputs;
-        let default = outputs
-            .iter()
-            .find(|output| output.name == "cls")
-            .or(outputs.first());
-        default.map_or_else(|| "cls".to_owned(), |output| output.name.clone())
+        default_column(&self.train)
     }
 
     /// Columns that both folders hold.
@@ -96,52 +108,36 @@ impl OpenFolders {
     /// # Errors
     /// A missing column, widths that differ, rows without label, or a test label that train does not know.
     pub fn labelled(&self, column: &str) -> Result<LabelledPair> {
-        let train = labelled_rows(&self.train, column)?;
-        let test = labelled_rows(&self.test, column)?;
-        if train.0.view().dim() != test.0.view().dim() {
-            return Err(Error::input(
-                self.test.path().display().to_string(),
-                format!(
-                    "column `{column}`: expected the train folder's width {}, found {}",
-                    train.0.view().dim(),
-                    test.0.view().dim()
-                ),
-            ));
-        }
-        let classes = LabelSet::from_labels(train.1.iter().chain(&test.1).map(String::as_str));
-        let encode = |labels: &[String]| classes.encode(labels.iter().map(String::as_str));
+        let train = read_labelled(&self.train, column)?;
+        let test = read_labelled(&self.test, column)?;
+        same_width(
+            &self.test,
+            column,
+            test.matrix.view().dim(),
+            train.matrix.view().dim(),
+        )?;
+        let classes = LabelSet::from_labels(train.labels.iter().chain(&test.labels).map(String::as_str));
         Ok(LabelledPair {
-            train_labels: encode(&train.1)?,
-            test_labels: encode(&test.1)?,
-            train: train.0,
-            test: test.0,
+            train_labels: encode(&classes, &train.labels)?,
+            test_labels: encode(&classes, &test.labels)?,
+            train: train.matrix,
+            test: test.matrix,
+            test_rows: test.rows,
+            train_paths: train.paths,
+            test_paths: test.paths,
             classes,
         })
     }
 }
 
-fn labelled_rows(folder: &FeatureFolder, column: &str) -> Result<(Matrix, Vec<String>)> {
-    let features = folder.read(column)?;
-    let name = folder.path().display().to_string();
-    if features.n_null > 0 {
-        tracing::warn!("{name}: {} rows without features are left out", features.n_null);
+fn same_width(folder: &FeatureFolder, column: &str, found: usize, expected: usize) -> Result<()> {
+    if found == expected {
+        return Ok(());
     }
-    if features.rows.is_empty() {
-        return Err(Error::input(
-            name,
-            "expected at least one row with features, found none",
-        ));
-    }
-    let mut labels = Vec::with_capacity(features.labels.len());
-    for (label, path) in features.labels.into_iter().zip(&features.paths) {
-        labels.push(label.ok_or_else(|| {
-            Error::input(
-                &name,
-                format!("expected a label for every row, found none for {path}"),
-            )
-        })?);
-    }
-    Ok((features.matrix, labels))
+    Err(Error::input(
+        folder.path().display().to_string(),
+        format!("column `{column}`: expected the train folder's width {expected}, found {found}"),
+    ))
 }
 
 /// A model to extract with before evaluating.
@@ -210,6 +206,8 @@ pub struct ProbePair {
     pub test: ProbeFeatures,
     /// Class of each test row.
     pub test_labels: Vec<u32>,
+    /// Place of each test row in its source.
+    pub test_rows: Vec<u64>,
     /// The classes.
     pub classes: LabelSet,
 }
@@ -250,6 +248,7 @@ pub fn probe_features(folders: &OpenFolders, column: &str) -> Result<(ProbePair,
             patch_mean: patch_mean.1,
         },
         test_labels: last.test_labels,
+        test_rows: last.test_rows,
         classes: last.classes,
     };
     Ok((pair, taken.join(",")))

@@ -1,4 +1,11 @@
-//! `macula eval`, one subcommand a protocol.
+//! `macula eval`, one subcommand a protocol: the classifiers, which take train and test, stand here; `retrieval`,
+//! `cluster` and `compare` have a file each and share what `folders` and `kept` hold.
+
+mod cluster;
+mod compare;
+mod folders;
+mod kept;
+mod retrieval;
 
 use std::path::{Path, PathBuf};
 
@@ -8,9 +15,10 @@ use macula_eval::protocols::linear_probe::{self, LinearProbeConfig};
 use macula_eval::protocols::logistic::{self, CSelection, LogregConfig};
 use macula_eval::table::EvalResult;
 
+use self::kept::Kept;
 use super::args::ReadArgs;
 use super::output;
-use crate::evaluate::{Folders, ModelRequest, OpenFolders, probe_features};
+use crate::evaluate::{Folders, ModelRequest, OpenFolders, near_duplicates, probe_features};
 use crate::extract::model::OutputChoice;
 use crate::{Error, Result, files, rng};
 
@@ -29,6 +37,12 @@ enum Protocol {
     LinearProbe(LinearProbeArgs),
     /// L2-regularised multinomial logistic regression (DINOv2 eval/log_regression.py)
     Logreg(LogregArgs),
+    /// Retrieval: mAP, R@k, mP@k, GAP; revisited Oxford/Paris with --ground-truth; copy detection
+    Retrieval(retrieval::RetrievalArgs),
+    /// k-means on the features: NMI, adjusted Rand index, accuracy
+    Cluster(cluster::ClusterArgs),
+    /// Two results on the same test rows: paired bootstrap and McNemar's test
+    Compare(compare::CompareArgs),
 }
 
 /// Where features come from, and where the result goes.
@@ -55,7 +69,7 @@ struct CommonArgs {
     /// Column to evaluate; by default cls, or else the first
     #[arg(long, value_name = "NAME")]
     column: Option<String>,
-    /// Folder for result.json, table.parquet, table.csv and table.md
+    /// Folder for result.json, table.parquet, table.csv and table.md, predictions.parquet, per_class.csv and confusion.csv
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Replace what --out or --features hold
@@ -70,6 +84,9 @@ struct CommonArgs {
     /// Bootstrap resamples of the 95 % interval
     #[arg(long, default_value_t = 1000)]
     bootstrap_resamples: usize,
+    /// Print the accuracy of every class as well
+    #[arg(long)]
+    per_class: bool,
     #[command(flatten)]
     read: ReadArgs,
 }
@@ -130,9 +147,22 @@ impl CommonArgs {
         OutputChoice::named(self.column.as_slice())
     }
 
-    fn finish(&self, mut result: EvalResult, folders: &OpenFolders, column: &str) -> Result<()> {
+    /// Describes the folders in `result`, keeps it and what was said of each row, prints.
+    fn finish(
+        &self,
+        mut result: EvalResult,
+        folders: &OpenFolders,
+        column: &str,
+        kept: &Kept<'_>,
+    ) -> Result<()> {
         folders.describe_into(&mut result, column);
-        output::print_result(&result, self.json, self.out.as_deref().map(Path::new))
+        if let Some(out) = &self.out {
+            kept.save(out)?;
+        }
+        if self.per_class {
+            return kept.print_with_classes(&result, self.json, self.out.as_deref());
+        }
+        output::print_result(&result, self.json, self.out.as_deref())
     }
 }
 
@@ -151,6 +181,9 @@ struct KnnArgs {
     /// Draws of --n-per-class to average over
     #[arg(long, default_value_t = 1, requires = "n_per_class")]
     n_tries: usize,
+    /// Say which test rows have a near-duplicate among the train rows: cosine of at least THRESHOLD
+    #[arg(long, value_name = "THRESHOLD", num_args = 0..=1, require_equals = true, default_missing_value = "0.99")]
+    leak_check: Option<f32>,
     #[command(flatten)]
     common: CommonArgs,
 }
@@ -197,6 +230,9 @@ impl EvalArgs {
             Protocol::Knn(args) => args.run(),
             Protocol::LinearProbe(args) => args.run(),
             Protocol::Logreg(args) => args.run(),
+            Protocol::Retrieval(args) => args.run(),
+            Protocol::Cluster(args) => args.run(),
+            Protocol::Compare(args) => args.run(),
         }
     }
 }
@@ -216,6 +252,13 @@ impl KnnArgs {
         let folders = self.common.open(self.common.outputs())?;
         let column = self.common.column(&folders);
         let pair = folders.labelled(&column)?;
+        let leaks = match self.leak_check {
+            Some(threshold) => Some(near_duplicates(&pair, threshold)?),
+            None => None,
+        };
+        if let Some(leaks) = &leaks {
+            tracing::warn!("{}", leaks.notice(pair.test_rows.len()));
+        }
         let result = knn::evaluate(
             pair.train.view(),
             &pair.train_labels,
@@ -224,7 +267,18 @@ impl KnnArgs {
             pair.classes.len(),
             &config,
         )?;
-        self.common.finish(result.to_eval_result()?, &folders, &column)
+        let kept = Kept {
+            predictions: &result.predictions,
+            rows: &pair.test_rows,
+            labels: &pair.test_labels,
+            classes: &pair.classes,
+            leaks: leaks.as_ref(),
+        };
+        if result.predictions.is_empty() && (self.common.per_class || self.common.out.is_some()) {
+            tracing::info!("predictions are kept for the whole training set, not for few-shot draws");
+        }
+        self.common
+            .finish(result.to_eval_result()?, &folders, &column, &kept)
     }
 }
 
@@ -259,7 +313,15 @@ impl LinearProbeArgs {
             features.classes.len(),
             &config,
         )?;
-        self.common.finish(result.to_eval_result()?, &folders, &columns)
+        let kept = Kept {
+            predictions: std::slice::from_ref(&result.predictions),
+            rows: &features.test_rows,
+            labels: &features.test_labels,
+            classes: &features.classes,
+            leaks: None,
+        };
+        self.common
+            .finish(result.to_eval_result()?, &folders, &columns, &kept)
     }
 }
 
@@ -290,6 +352,14 @@ impl LogregArgs {
             pair.classes.len(),
             &config,
         )?;
-        self.common.finish(result.to_eval_result()?, &folders, &column)
+        let kept = Kept {
+            predictions: std::slice::from_ref(&result.predictions),
+            rows: &pair.test_rows,
+            labels: &pair.test_labels,
+            classes: &pair.classes,
+            leaks: None,
+        };
+        self.common
+            .finish(result.to_eval_result()?, &folders, &column, &kept)
     }
 }

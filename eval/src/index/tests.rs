@@ -1,0 +1,175 @@
+use super::*;
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
+
+fn random(rows: usize, dim: usize, seed: u64) -> Matrix {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let data = (0..rows * dim).map(|_| rng.random_range(-1.0f32..1.0)).collect();
+    Matrix::new(data, rows, dim).unwrap()
+}
+
+fn small() -> HnswConfig {
+    HnswConfig {
+        m: 12,
+        ef_construction: 60,
+    }
+}
+
+fn graph(features: &Matrix) -> Index {
+    Index::Hnsw(HnswIndex::build(features.view(), &small(), |_| {}).unwrap())
+}
+
+#[test]
+fn a_wide_walk_finds_what_exact_search_finds() {
+    let (features, queries) = (random(2_000, 12, 1), random(50, 12, 2));
+    let exact = Index::Exact(ExactIndex::build(features.view()).unwrap());
+    let graph = graph(&features);
+    assert_eq!((graph.len(), graph.dim(), graph.kind()), (2_000, 12, "hnsw"));
+    let truth = exact.search(queries.view(), 10, 10).unwrap();
+    let found = graph.search(queries.view(), 10, 400).unwrap();
+    let least: Vec<f32> = truth.iter().map(|hits| hits[9].similarity).collect();
+    assert!(recall(&found, &least, 10) > 0.99);
+    for (found, truth) in found.iter().zip(&truth) {
+        assert!(
+            found
+                .windows(2)
+                .all(|pair| pair[0].similarity >= pair[1].similarity)
+        );
+        assert_eq!(found[0].row, truth[0].row);
+        assert!((found[0].similarity - truth[0].similarity).abs() < 1e-5);
+    }
+    assert_eq!(graph.vectors().unwrap(), exact.vectors().unwrap());
+}
+
+#[test]
+fn wider_walks_find_more() {
+    let (features, queries) = (random(3_000, 24, 3), random(100, 24, 4));
+    let scores = score(&graph(&features), queries.view(), 10, &[10, 40, 200]).unwrap();
+    let efs: Vec<Option<usize>> = scores.iter().map(|score| score.ef).collect();
+    assert_eq!(efs, [Some(10), Some(40), Some(200)]);
+    assert!(
+        scores[0].recall < scores[1].recall && scores[1].recall < scores[2].recall,
+        "{scores:?}"
+    );
+    assert!(scores[2].recall > 0.9, "{scores:?}");
+    let exact = Index::Exact(ExactIndex::build(features.view()).unwrap());
+    let scores = score(&exact, queries.view(), 10, &[10]).unwrap();
+    assert_eq!((scores.len(), scores[0].ef, scores[0].recall), (1, None, 1.0));
+}
+
+#[test]
+fn copies_and_zero_rows_do_no_harm() {
+    let mut data = random(1, 8, 5).into_data().repeat(300);
+    data.extend([0.0; 8]);
+    let features = Matrix::new(data, 301, 8).unwrap();
+    let index = graph(&features);
+    let found = index.search(features.view(), 5, 50).unwrap();
+    assert!(
+        found[0]
+            .iter()
+            .all(|hit| hit.row < 300 && (hit.similarity - 1.0).abs() < 1e-5)
+    );
+    assert!(found[300].iter().all(|hit| hit.similarity.abs() < 1e-6));
+}
+
+#[test]
+fn a_dump_gives_the_same_answers() {
+    let (features, queries) = (random(500, 6, 6), random(20, 6, 7));
+    let built = HnswIndex::build(features.view(), &small(), |_| {}).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    built.dump(folder.path()).unwrap();
+    let mut names: Vec<String> = std::fs::read_dir(folder.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert_eq!(names, [DUMP_FILES[1], DUMP_FILES[0]]);
+    let loaded = HnswIndex::load(folder.path(), 500, 6).unwrap();
+    let before = Index::Hnsw(built).search(queries.view(), 5, 40).unwrap();
+    assert_eq!(Index::Hnsw(loaded).search(queries.view(), 5, 40).unwrap(), before);
+    let error = HnswIndex::load(folder.path(), 501, 6).unwrap_err().to_string();
+    assert!(
+        error.contains("expected 501 rows of width 6, found 500 of 6"),
+        "{error}"
+    );
+    assert!(HnswIndex::load(&folder.path().join("nowhere"), 500, 6).is_err());
+    let error = graph(&features);
+    let Index::Hnsw(error) = error else {
+        unreachable!("a graph was built")
+    };
+    assert!(error.dump(&folder.path().join("nowhere")).is_err());
+}
+
+#[test]
+fn one_thread_builds_one_graph() {
+    let (features, queries) = (random(800, 10, 8), random(40, 10, 9));
+    let run = || {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        pool.install(|| graph(&features).search(queries.view(), 10, 15).unwrap())
+    };
+    assert_eq!(run(), run());
+}
+
+#[test]
+fn the_width_is_chosen_on_rows_the_graph_has_not_seen() {
+    let features = random(3_000, 24, 10);
+    let seen = std::cell::Cell::new(0);
+    let build =
+        |target| build_for_recall(features.view(), &small(), target, 10, 0, |done| seen.set(done)).unwrap();
+    let (index, loose) = build(0.5);
+    assert_eq!((index.len(), seen.get(), loose.n_queries), (3_000, 3_000, 300));
+    let (_, tight) = build(0.95);
+    assert!(loose.recall >= 0.5 && tight.recall >= 0.95, "{loose:?} {tight:?}");
+    assert!(tight.ef_search > loose.ef_search, "{loose:?} {tight:?}");
+    // All rows are there in the end, those held back too.
+    let own = Index::Hnsw(index).search(features.view(), 1, 200).unwrap();
+    let found = own
+        .iter()
+        .enumerate()
+        .filter(|(row, hits)| hits[0].row == *row as u32);
+    assert!(found.count() > 2_990);
+}
+
+#[test]
+fn what_cannot_be_indexed_is_named() {
+    let features = random(20, 3, 0);
+    let build = |config: HnswConfig| {
+        HnswIndex::build(features.view(), &config, |_| {})
+            .unwrap_err()
+            .to_string()
+    };
+    assert_eq!(
+        build(HnswConfig { m: 1, ..small() }),
+        "m: expected 2 to 255, found 1"
+    );
+    assert_eq!(
+        build(HnswConfig { m: 256, ..small() }),
+        "m: expected 2 to 255, found 256"
+    );
+    let narrow = HnswConfig {
+        ef_construction: 5,
+        ..small()
+    };
+    assert_eq!(
+        build(narrow),
+        "ef_construction: expected m = 12 to 100000, found 5"
+    );
+    let nan = Matrix::new(vec![f32::NAN], 1, 1).unwrap();
+    assert!(HnswIndex::build(nan.view(), &small(), |_| {}).is_err());
+    assert!(ExactIndex::build(Matrix::new(vec![], 0, 3).unwrap().view()).is_err());
+    let index = graph(&features);
+    let error = |queries: &Matrix, k| index.search(queries.view(), k, 10).unwrap_err().to_string();
+    assert_eq!(
+        error(&random(1, 4, 0), 1),
+        "query features: expected the index's width 3, found 4"
+    );
+    assert_eq!(
+        error(&features, 21),
+        "k: expected 1 to 20 (the rows of the index), found 21"
+    );
+    let short = build_for_recall(features.view(), &small(), 0.9, 19, 0, |_| {}).unwrap_err();
+    assert!(short.to_string().contains("expected 1 to 18"), "{short}");
+    let target = build_for_recall(features.view(), &small(), 1.5, 5, 0, |_| {}).unwrap_err();
+    assert!(target.to_string().starts_with("recall: "), "{target}");
+}

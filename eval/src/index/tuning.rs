@@ -1,0 +1,111 @@
+//! Choosing the width of the walk by measurement. Some rows are held back while the graph is built, serve as queries that
+//! it has not seen, and are inserted afterwards: rows of the graph itself would be easier to find than a user's queries.
+
+use rand::seq::index;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
+
+use super::score::recall;
+use super::{HnswConfig, HnswIndex, prepare_rows};
+use crate::linalg::score_rows;
+use crate::linalg::topk::{self, Reservoir};
+use crate::{Error, Matrix, MatrixView, Result};
+
+/// Most rows held back.
+const MOST_QUERIES: usize = 1_000;
+/// Widths that are tried, in this order.
+const WIDTHS: [usize; 13] = [16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024];
+
+/// What was asked for and what came out.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Tuning {
+    /// The smallest width tried that reaches the recall, or the largest.
+    pub ef_search: usize,
+    /// Recall measured at that width.
+    pub recall: f64,
+    /// Rows that served as queries.
+    pub n_queries: usize,
+}
+
+/// Builds an index as [`HnswIndex::build`] does and finds the width at which `k` neighbours of unseen rows are found with
+/// a recall of `target`. `seed` draws the rows held back.
+///
+/// # Errors
+/// As [`HnswIndex::build`]; a target that is not in (0, 1]; fewer than `k + 1` rows beside those held back.
+pub fn build_for_recall(
+    features: MatrixView<'_>,
+    config: &HnswConfig,
+    target: f64,
+    k: usize,
+    seed: u64,
+    progress: impl Fn(usize),
+) -> Result<(HnswIndex, Tuning)> {
+    config.validate()?;
+    if !(target > 0.0 && target <= 1.0) {
+        return Err(Error::config(
+            "recall",
+            format!("expected a number above 0 and up to 1, found {target}"),
+        ));
+    }
+    let n = features.rows();
+    let n_queries = (n / 10).clamp(1, MOST_QUERIES);
+    if k == 0 || n < n_queries + k {
+        return Err(Error::config(
+            "k",
+            format!(
+                "expected 1 to {} (the rows beside the held-out ones), found {k}",
+                n.saturating_sub(n_queries)
+            ),
+        ));
+    }
+    let unit = prepare_rows(features)?;
+    let mut held_back = index::sample(&mut ChaCha8Rng::seed_from_u64(seed), n, n_queries).into_vec();
+    held_back.sort_unstable();
+    let others: Vec<usize> = (0..n)
+        .filter(|row| held_back.binary_search(row).is_err())
+        .collect();
+
+    let index = HnswIndex::empty(unit.view(), config);
+    index.insert(unit.view(), &others, &progress);
+    let queries = unit.view().select(&held_back);
+    let least = kth_similarities(&queries, unit.view(), &held_back, k)?;
+    let mut tuning = Tuning {
+        ef_search: k,
+        recall: 0.0,
+        n_queries,
+    };
+    for ef in WIDTHS
+        .into_iter()
+        .filter(|&ef| ef >= k)
+        .chain((k > WIDTHS[WIDTHS.len() - 1]).then_some(k))
+    {
+        tuning.ef_search = ef;
+        tuning.recall = recall(&index.search_unit(queries.view(), k, ef), &least, k);
+        if tuning.recall >= target {
+            break;
+        }
+    }
+    index.insert(unit.view(), &held_back, |done| progress(others.len() + done));
+    Ok((index, tuning))
+}
+
+/// Similarity of each query's k-th nearest row of `unit`, the rows of `left_out` apart.
+fn kth_similarities(
+    queries: &Matrix,
+    unit: MatrixView<'_>,
+    left_out: &[usize],
+    k: usize,
+) -> Result<Vec<f32>> {
+    score_rows(queries.view(), unit, |_, scores| {
+        let mut scores = scores.to_vec();
+        left_out.iter().for_each(|&row| scores[row] = f32::NEG_INFINITY);
+        let mut best = Reservoir::new(k);
+        best.offer(&scores, 0);
+        let keys = best.into_keys();
+        let least = keys
+            .iter()
+            .min()
+            .expect("k is at least 1 and there are more rows");
+        Ok(topk::similarity(*least))
+    })
+}

@@ -1,0 +1,177 @@
+use super::*;
+use crate::metrics::contingency::Contingency;
+use crate::metrics::rand_index::adjusted_rand_index;
+use linfa::prelude::{DatasetBase, Fit, Predict};
+use rand::Rng;
+
+/// `k` round clouds of `per` rows with far-off centres, interleaved.
+fn clouds(k: usize, per: usize, dim: usize, spread: f32, seed: u64) -> (Matrix, Vec<u32>) {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let centres: Vec<f32> = (0..k * dim).map(|_| rng.random_range(-10.0f32..10.0)).collect();
+    let labels: Vec<u32> = (0..k * per).map(|row| (row % k) as u32).collect();
+    let data = labels
+        .iter()
+        .flat_map(|&label| centres[label as usize * dim..][..dim].to_vec())
+        .map(|centre| centre + rng.random_range(-spread..spread))
+        .collect();
+    (Matrix::new(data, k * per, dim).unwrap(), labels)
+}
+
+fn config(k: usize) -> KMeansConfig {
+    KMeansConfig {
+        k,
+        ..KMeansConfig::default()
+    }
+}
+
+fn agreement(a: &[u32], b: &[u32]) -> f64 {
+    adjusted_rand_index(&Contingency::of(a, b))
+}
+
+#[test]
+fn finds_clouds_as_linfa_does_and_reaches_its_inertia() {
+    let (features, labels) = clouds(7, 60, 5, 1.0, 3);
+    let found = kmeans(features.view(), &config(7)).unwrap();
+    assert_eq!(agreement(&found.clusters, &labels), 1.0);
+    assert!(found.converged);
+
+    let rows = ndarray::Array2::from_shape_vec((420, 5), features.view().data().to_vec()).unwrap();
+    let centroids = ndarray::Array2::from_shape_vec((7, 5), found.centroids.view().data().to_vec()).unwrap();
+    let dataset = DatasetBase::from(rows);
+    let linfa = linfa_clustering::KMeans::params(7)
+        .init_method(linfa_clustering::KMeansInit::Precomputed(centroids))
+        .fit(&dataset)
+        .unwrap();
+    let theirs: Vec<u32> = linfa
+        .predict(dataset.records())
+        .iter()
+        .map(|&c| c as u32)
+        .collect();
+    assert_eq!(theirs, found.clusters);
+    // linfa keeps the mean squared distance.
+    let inertia = f64::from(linfa.inertia()) * 420.0;
+    assert!(
+        (found.inertia / inertia - 1.0).abs() < 1e-3,
+        "{} {inertia}",
+        found.inertia
+    );
+}
+
+#[test]
+fn every_row_is_with_the_nearest_of_the_final_centroids() {
+    // no structure at all, more than one block of rows
+    let (features, _) = clouds(1, 1_500, 3, 5.0, 1);
+    let found = kmeans(features.view(), &config(40)).unwrap();
+    let mut inertia = 0.0;
+    for row in 0..1_500 {
+        let distance = |cluster: usize| -> f64 {
+            let pairs = features
+                .view()
+                .row(row)
+                .iter()
+                .zip(found.centroids.view().row(cluster));
+            pairs.map(|(&x, &c)| (f64::from(x) - f64::from(c)).powi(2)).sum()
+        };
+        let own = distance(found.clusters[row] as usize);
+        inertia += own;
+        assert!((0..40).all(|cluster| own <= distance(cluster) + 1e-4));
+    }
+    assert!((found.inertia / inertia - 1.0).abs() < 1e-12);
+    let (rows, starts) = by_cluster(&found.clusters, 40);
+    for cluster in 0..40 {
+        let members = &rows[starts[cluster]..starts[cluster + 1]];
+        assert!(
+            members.is_sorted()
+                && members
+                    .iter()
+                    .all(|&row| found.clusters[row as usize] == cluster as u32)
+        );
+    }
+}
+
+#[test]
+fn iterations_lower_the_inertia_and_greedy_seeding_helps() {
+    let (features, _) = clouds(30, 20, 4, 2.0, 5);
+    let run = |iterations| {
+        let settings = KMeansConfig {
+            iterations,
+            ..config(30)
+        };
+        kmeans(features.view(), &settings).unwrap().inertia
+    };
+    let few: Vec<f64> = (1..6).map(run).collect();
+    assert!(
+        few.windows(2).all(|pair| pair[1] <= pair[0] * (1.0 + 1e-9)),
+        "{few:?}"
+    );
+    // Clouds this far apart: a seeding that misses one pays a hundred times over.
+    assert!(few[0] < 30.0 * 20.0 * 4.0 * 4.0, "{few:?}");
+}
+
+#[test]
+fn threads_change_nothing_and_the_seed_does() {
+    let (features, _) = clouds(1, 2_500, 6, 5.0, 2);
+    let run = |threads, seed, seeding_rows| {
+        let settings = KMeansConfig {
+            seed,
+            seeding_rows,
+            iterations: 5,
+            ..config(12)
+        };
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap();
+        pool.install(|| kmeans(features.view(), &settings).unwrap())
+    };
+    assert_eq!(run(1, 0, None), run(3, 0, None));
+    assert_eq!(run(1, 0, Some(200)), run(3, 0, Some(200)));
+    assert_ne!(run(1, 0, None).centroids, run(1, 1, None).centroids);
+    assert_ne!(run(1, 0, None).centroids, run(1, 0, Some(200)).centroids);
+}
+
+#[test]
+fn empty_clusters_keep_their_centroid() {
+    // three different rows, five clusters: two stay empty
+    let data = [0.0f32, 1.0, 2.0].repeat(4);
+    let features = Matrix::new(data, 12, 1).unwrap();
+    let found = kmeans(features.view(), &config(5)).unwrap();
+    assert_eq!(found.inertia, 0.0);
+    assert!(
+        found
+            .centroids
+            .view()
+            .data()
+            .iter()
+            .all(|v| [0.0, 1.0, 2.0].contains(v))
+    );
+    let used: std::collections::BTreeSet<u32> = found.clusters.iter().copied().collect();
+    assert_eq!(used.len(), 3);
+    let kept = means(
+        features.view(),
+        &[0; 12],
+        Matrix::new(vec![9.0, 8.0], 2, 1).unwrap(),
+    )
+    .unwrap();
+    assert_eq!(kept.view().data(), [1.0, 8.0]);
+}
+
+#[test]
+fn settings_and_data_are_checked() {
+    let (features, _) = clouds(2, 3, 2, 1.0, 0);
+    let error = |config: &KMeansConfig| kmeans(features.view(), config).unwrap_err().to_string();
+    assert_eq!(error(&config(7)), "k: expected 1 to 6 (the rows), found 7");
+    assert_eq!(error(&config(0)), "k: expected 1 to 6 (the rows), found 0");
+    let few = KMeansConfig {
+        seeding_rows: Some(2),
+        ..config(3)
+    };
+    assert_eq!(error(&few), "seeding_rows: expected at least k = 3, found 2");
+    let nan = Matrix::new(vec![0.0, f32::NAN], 2, 1).unwrap();
+    assert!(
+        kmeans(nan.view(), &config(1))
+            .unwrap_err()
+            .to_string()
+            .contains("NaN")
+    );
+}

@@ -1,0 +1,220 @@
+//! `macula eval retrieval`.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use macula_eval::protocols::retrieval::copies::{self, CopyConfig, ScoreNormalisation};
+use macula_eval::protocols::retrieval::revisited::{self, GroundTruth};
+use macula_eval::protocols::retrieval::{RetrievalConfig, RetrievalResult, by_labels};
+use macula_eval::{LabelSet, Matrix};
+
+use super::folders::FolderArgs;
+use crate::evaluate::{Labelled, by_name, encode, read_column, read_labelled};
+use crate::extract::FeatureFolder;
+use crate::{Error, Result, rng};
+
+/// Arguments of `macula eval retrieval`.
+#[derive(Debug, Args)]
+pub(super) struct RetrievalArgs {
+    /// Feature folder of the queries
+    #[arg(
+        long,
+        value_name = "FEATURES",
+        requires = "database",
+        conflicts_with = "features"
+    )]
+    query: Option<PathBuf>,
+    /// Feature folder that is searched
+    #[arg(long, value_name = "FEATURES", requires = "query")]
+    database: Option<PathBuf>,
+    /// One feature folder against itself: each row is a query, left out of its own ranking
+    #[arg(long, value_name = "FEATURES", required_unless_present = "query")]
+    features: Option<PathBuf>,
+    /// Revisited Oxford/Paris ground truth as JSON: imlist, qimlist, gnd with easy, hard and junk; images go by file name
+    #[arg(long, value_name = "GND.json", requires = "query")]
+    ground_truth: Option<PathBuf>,
+    /// Copy detection: micro-AP over the pooled candidates of all queries; a pair is right when its labels agree
+    #[arg(long, requires = "query", conflicts_with = "ground_truth")]
+    copies: bool,
+    /// Cut-offs of R@k and mP@k; by default 1,5,10 (1,10 for copies)
+    #[arg(long, value_delimiter = ',', value_name = "KS")]
+    k: Vec<usize>,
+    /// Candidates of each query in copy detection
+    #[arg(long, value_name = "N", default_value_t = 10, requires = "copies")]
+    candidates: usize,
+    /// Feature folder that whitening and score normalisation are fitted on; it must share no image with the other two
+    #[arg(long, value_name = "FEATURES", requires = "copies")]
+    training: Option<PathBuf>,
+    /// PCA-whiten the descriptors of copy detection
+    #[arg(long, requires = "training")]
+    whiten: bool,
+    /// Components kept by --whiten; by default all that the training rows span
+    #[arg(long, value_name = "N", requires = "whiten")]
+    components: Option<usize>,
+    /// Take from each score WEIGHT times the mean similarity of the query to its nearest training rows
+    #[arg(long, value_name = "WEIGHT", num_args = 0..=1, require_equals = true, default_missing_value = "1", requires = "training")]
+    score_normalisation: Option<f64>,
+    /// Bootstrap resamples of the 95 % intervals
+    #[arg(long, default_value_t = 1000)]
+    bootstrap_resamples: usize,
+    #[command(flatten)]
+    common: FolderArgs,
+}
+
+impl RetrievalArgs {
+    /// Ranks and prints the table.
+    pub fn run(&self) -> Result<()> {
+        self.config().validate()?;
+        if self.copies {
+            self.copy_config().validate()?;
+        }
+        self.common.result.start()?;
+        match (&self.query, &self.database, &self.features) {
+            (Some(query), Some(database), _) => self.against(query, database),
+            (_, _, Some(features)) => self.leave_one_out(features),
+            _ => Err(Error::input(
+                "eval retrieval",
+                "expected --query F --database F, or --features F",
+            )),
+        }
+    }
+
+    fn leave_one_out(&self, features: &Path) -> Result<()> {
+        let folder = FeatureFolder::open(features)?;
+        let column = self.common.column(&folder);
+        let rows = read_labelled(&folder, &column)?;
+        let classes = LabelSet::from_labels(rows.labels.iter().map(String::as_str));
+        let labels = encode(&classes, &rows.labels)?;
+        let result = by_labels::leave_one_out(rows.matrix.view(), &labels, &self.config())?;
+        self.common
+            .finish(result.to_eval_result()?, &column, &[("features", &folder)])
+    }
+
+    fn against(&self, query: &Path, database: &Path) -> Result<()> {
+        let (queries, base) = (FeatureFolder::open(query)?, FeatureFolder::open(database)?);
+        let column = self.common.column(&base);
+        let mut folders = vec![("database", &base), ("query", &queries)];
+        let training = self.training.as_deref().map(FeatureFolder::open).transpose()?;
+        folders.extend(training.as_ref().map(|folder| ("training", folder)));
+        let result = match &self.ground_truth {
+            Some(truth) => self.revisited(&queries, &base, truth, &column)?,
+            None => self.labelled(&queries, &base, training.as_ref(), &column)?,
+        };
+        self.common.finish(result.to_eval_result()?, &column, &folders)
+    }
+
+    fn revisited(
+        &self,
+        queries: &FeatureFolder,
+        database: &FeatureFolder,
+        truth: &Path,
+        column: &str,
+    ) -> Result<RetrievalResult> {
+        let truth = read_truth(truth)?;
+        let ordered = |folder: &FeatureFolder, names: &[String]| -> Result<Matrix> {
+            by_name(folder.path(), &read_column(folder, column)?, names)
+        };
+        let (queries, database) = (
+            ordered(queries, &truth.qimlist)?,
+            ordered(database, &truth.imlist)?,
+        );
+        Ok(revisited::evaluate(
+            queries.view(),
+            database.view(),
+            &truth,
+            &self.config(),
+        )?)
+    }
+
+    fn labelled(
+        &self,
+        queries: &FeatureFolder,
+        database: &FeatureFolder,
+        training: Option<&FeatureFolder>,
+        column: &str,
+    ) -> Result<RetrievalResult> {
+        let (queries, database) = (read_labelled(queries, column)?, read_labelled(database, column)?);
+        let all = queries.labels.iter().chain(&database.labels);
+        let classes = LabelSet::from_labels(all.map(String::as_str));
+        let of = |rows: &Labelled| encode(&classes, &rows.labels);
+        let (query_labels, database_labels) = (of(&queries)?, of(&database)?);
+        let (queries, database) = (queries.matrix.view(), database.matrix.view());
+        if !self.copies {
+            let config = self.config();
+            return Ok(by_labels::evaluate(
+                queries,
+                &query_labels,
+                database,
+                &database_labels,
+                &config,
+            )?);
+        }
+        let training = training.map(|folder| read_column(folder, column)).transpose()?;
+        let training = training.as_ref().map(|rows| rows.matrix.view());
+        let config = self.copy_config();
+        Ok(copies::evaluate(
+            queries,
+            &query_labels,
+            database,
+            &database_labels,
+            training,
+            &config,
+        )?)
+    }
+
+    fn config(&self) -> RetrievalConfig {
+        let defaults = RetrievalConfig::default();
+        RetrievalConfig {
+            ks: if self.k.is_empty() {
+                defaults.ks
+            } else {
+                self.k.clone()
+            },
+            seed: self.seed(),
+            bootstrap_resamples: self.bootstrap_resamples,
+            normalise: defaults.normalise,
+        }
+    }
+
+    fn copy_config(&self) -> CopyConfig {
+        let defaults = CopyConfig::default();
+        CopyConfig {
+            candidates: self.candidates,
+            ks: if self.k.is_empty() {
+                defaults
+                    .ks
+                    .into_iter()
+                    .filter(|&k| k <= self.candidates)
+                    .collect()
+            } else {
+                self.k.clone()
+            },
+            whiten: self.whiten,
+            components: self.components,
+            score_normalisation: self.score_normalisation.map(|weight| ScoreNormalisation {
+                weight,
+                ..ScoreNormalisation::default()
+            }),
+            seed: self.seed(),
+            bootstrap_resamples: self.bootstrap_resamples,
+        }
+    }
+
+    fn seed(&self) -> u64 {
+        rng::derived_seed(self.common.result.seed, "retrieval")
+    }
+}
+
+fn read_truth(path: &Path) -> Result<GroundTruth> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    let truth: GroundTruth = serde_json::from_str(&text).map_err(|e| {
+        Error::input(
+            path.display().to_string(),
+            format!("expected imlist, qimlist and gnd as JSON: {e}"),
+        )
+    })?;
+    truth
+        .validate()
+        .map_err(|e| Error::input(path.display().to_string(), e.to_string()))?;
+    Ok(truth)
+}

@@ -1,0 +1,151 @@
+//! Two results on the same test rows: is one classifier better than the other?
+
+use std::path::Path;
+
+use macula_eval::stats::{BootstrapConfig, mcnemar, paired_difference};
+use macula_eval::table::EvalResult;
+use polars::prelude::{DataFrame, ParquetReader, PolarsError, SerReader as _, df};
+use serde_json::json;
+
+use super::PREDICTIONS_FILE;
+use crate::{Error, Result};
+
+/// Predictions of one classifier, read back.
+struct Kept {
+    name: String,
+    rows: Vec<u64>,
+    labels: Vec<String>,
+    right: Vec<bool>,
+    k: Option<u64>,
+}
+
+/// Compares the predictions kept in folders `a` and `b`: both accuracies, their difference with a paired bootstrap
+/// interval, and McNemar's exact test. `k` says which classifier to take where a folder holds several.
+///
+/// # Errors
+/// Folders without predictions, several classifiers and no `k`, or test rows that are not the same.
+pub fn compare(a: &Path, b: &Path, k: Option<u64>, config: &BootstrapConfig) -> Result<EvalResult> {
+    let (first, second) = (read(a, k)?, read(b, k)?);
+    same_rows(&first, &second)?;
+    let difference = paired_difference(&first.right, &second.right, config);
+    let test = mcnemar(&first.right, &second.right);
+    let n = first.right.len();
+    let accuracy = |kept: &Kept| kept.right.iter().filter(|right| **right).count() as f64 / n as f64;
+    let table = df!(
+        "top1_a" => [accuracy(&first)],
+        "top1_b" => [accuracy(&second)],
+        "difference" => [difference.difference],
+        "low" => [difference.interval.low],
+        "high" => [difference.interval.high],
+        "only_a" => [test.only_a as u64],
+        "only_b" => [test.only_b as u64],
+        "p_value" => [test.p_value],
+    )
+    .map_err(macula_eval::Error::from)?;
+    let settings = json!({
+        "a": first.name,
+        "b": second.name,
+        "k_a": first.k,
+        "k_b": second.k,
+        "difference": "top1_a - top1_b, 95 % paired bootstrap over the test rows",
+        "p_value": "McNemar, exact, two-sided",
+        "seed": config.seed,
+        "bootstrap_resamples": config.resamples,
+    });
+    Ok(EvalResult::new("compare", settings, 0, n, table)?)
+}
+
+fn same_rows(a: &Kept, b: &Kept) -> Result<()> {
+    if a.rows.len() != b.rows.len() {
+        return Err(Error::input(
+            &b.name,
+            format!(
+                "expected the {} test rows of {}, found {}",
+                a.rows.len(),
+                a.name,
+                b.rows.len()
+            ),
+        ));
+    }
+    let mut pairs = a.rows.iter().zip(&a.labels).zip(b.rows.iter().zip(&b.labels));
+    match pairs.find(|(a, b)| a != b) {
+        None => Ok(()),
+        Some(((row, label), (other, other_label))) => Err(Error::input(
+            &b.name,
+            format!(
+                "expected the test rows of {}, found row {other} (`{other_label}`) where it has row {row} (`{label}`)",
+                a.name
+            ),
+        )),
+    }
+}
+
+fn read(folder: &Path, k: Option<u64>) -> Result<Kept> {
+    let path = folder.join(PREDICTIONS_FILE);
+    let name = path.display().to_string();
+    if !path.is_file() {
+        return Err(Error::input(
+            folder.display().to_string(),
+            format!("no {PREDICTIONS_FILE}; `eval knn`, `linear-probe` and `logreg` write it with --out"),
+        ));
+    }
+    let file = std::fs::File::open(&path).map_err(|e| Error::io(&path, e))?;
+    let table = ParquetReader::new(file)
+        .finish()
+        .map_err(|e| damaged(&name, &e))?;
+    let (table, k) = one_classifier(&name, table, k)?;
+    let columns = || -> std::result::Result<Kept, PolarsError> {
+        let rows = table
+            .column("row")?
+            .u64()?
+            .iter()
+            .map(Option::unwrap_or_default)
+            .collect();
+        let labels = table.column("label")?.str()?.iter();
+        let right = table.column("correct")?.bool()?.iter();
+        Ok(Kept {
+            name: folder.display().to_string(),
+            rows,
+            labels: labels.map(|label| label.unwrap_or_default().to_owned()).collect(),
+            right: right.map(|right| right == Some(true)).collect(),
+            k,
+        })
+    };
+    let kept = columns().map_err(|e| damaged(&name, &e))?;
+    if kept.rows.is_empty() {
+        return Err(Error::input(name, "expected predictions, found no row"));
+    }
+    Ok(kept)
+}
+
+/// The rows of one classifier of a table that may hold several.
+fn one_classifier(name: &str, table: DataFrame, k: Option<u64>) -> Result<(DataFrame, Option<u64>)> {
+    let Ok(column) = table.column("k") else {
+        return Ok((table, None));
+    };
+    let ks: Vec<Option<u64>> = column.u64().map_err(|e| damaged(name, &e))?.iter().collect();
+    let mut held: Vec<u64> = ks.iter().flatten().copied().collect();
+    held.dedup();
+    let wanted = match (k, held.as_slice()) {
+        (None, [only]) => *only,
+        (Some(k), held) if held.contains(&k) => k,
+        (asked, held) => {
+            let asked = asked.map_or("no --k".to_owned(), |k| format!("--k {k}"));
+            return Err(Error::input(
+                name,
+                format!("expected --k with one of {held:?}, found {asked}"),
+            ));
+        }
+    };
+    let mask = ks.iter().map(|k| *k == Some(wanted)).collect();
+    let table = table.filter(&mask).map_err(|e| damaged(name, &e))?;
+    Ok((table, Some(wanted)))
+}
+
+fn damaged(name: &str, error: &PolarsError) -> Error {
+    let text = error.to_string();
+    Error::input(
+        name,
+        format!("damaged: {}", text.lines().next().unwrap_or_default()),
+    )
+}

@@ -1,0 +1,125 @@
+//! One feature folder at a time: a column with its labels, for protocols that have no training set.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use macula_eval::table::EvalResult;
+use macula_eval::{LabelSet, Matrix};
+use serde_json::json;
+
+use crate::extract::FeatureFolder;
+use crate::extract::folder::Features;
+use crate::{Error, Result};
+
+/// One column of a folder, every row with its label.
+#[derive(Debug)]
+pub struct Labelled {
+    /// Features, `[n, d]`.
+    pub matrix: Matrix,
+    /// Label of each row.
+    pub labels: Vec<String>,
+    /// Place of each row in its source.
+    pub rows: Vec<u64>,
+    /// Path of each row.
+    pub paths: Vec<String>,
+}
+
+/// The column to use where none was named: `cls` where there is one, else the first.
+pub fn default_column(folder: &FeatureFolder) -> String {
+    let outputs = &folder.meta().outputs;
+    let cls = outputs.iter().find(|output| output.name == "cls");
+    let default = cls.or(outputs.first());
+    default.map_or_else(|| "cls".to_owned(), |output| output.name.clone())
+}
+
+/// Reads a column; rows without features are left out with a notice.
+///
+/// # Errors
+/// A column that is not there, a damaged part, or no row with features.
+pub fn read_column(folder: &FeatureFolder, column: &str) -> Result<Features> {
+    let features = folder.read(column)?;
+    let name = folder.path().display().to_string();
+    if features.n_null > 0 {
+        tracing::warn!("{name}: {} rows without features are left out", features.n_null);
+    }
+    if features.rows.is_empty() {
+        return Err(Error::input(
+            name,
+            "expected at least one row with features, found none",
+        ));
+    }
+    Ok(features)
+}
+
+/// Reads a column with its labels.
+///
+/// # Errors
+/// As [`read_column`]; names the first row without a label.
+pub fn read_labelled(folder: &FeatureFolder, column: &str) -> Result<Labelled> {
+    let features = read_column(folder, column)?;
+    let mut labels = Vec::with_capacity(features.labels.len());
+    for (label, path) in features.labels.into_iter().zip(&features.paths) {
+        labels.push(label.ok_or_else(|| {
+            Error::input(
+                folder.path().display().to_string(),
+                format!("expected a label for every row, found none for {path}"),
+            )
+        })?);
+    }
+    Ok(Labelled {
+        matrix: features.matrix,
+        labels,
+        rows: features.rows,
+        paths: features.paths,
+    })
+}
+
+/// Numbers of `labels` among `classes`.
+///
+/// # Errors
+/// Names a label that is in no class.
+pub fn encode(classes: &LabelSet, labels: &[String]) -> Result<Vec<u32>> {
+    Ok(classes.encode(labels.iter().map(String::as_str))?)
+}
+
+/// The rows of `features` in the order of `names`, matched by file name without folder and ending.
+///
+/// # Errors
+/// Names `folder` and a name that no row or more than one row has.
+pub fn by_name(folder: &Path, features: &Features, names: &[String]) -> Result<Matrix> {
+    let stem = |path: &str| -> String {
+        let stem = Path::new(path).file_stem().unwrap_or_default();
+        stem.to_string_lossy().into_owned()
+    };
+    let mut rows: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    for (row, path) in features.paths.iter().enumerate() {
+        rows.entry(stem(path)).or_default().push(row);
+    }
+    let find = |name: &String| match rows.get(&stem(name)).map(Vec::as_slice) {
+        Some([row]) => Ok(*row),
+        found => Err(Error::input(
+            folder.display().to_string(),
+            format!(
+                "expected one row for the image `{name}` of the ground truth, found {}",
+                found.map_or(0, <[usize]>::len)
+            ),
+        )),
+    };
+    let order = names.iter().map(find).collect::<Result<Vec<usize>>>()?;
+    Ok(features.matrix.view().select(&order))
+}
+
+/// Writes into a result's settings which column of which folders (each under its role) and which model it speaks of.
+pub fn describe_folders(result: &mut EvalResult, column: &str, folders: &[(&str, &FeatureFolder)]) {
+    let serde_json::Value::Object(map) = &mut result.settings else {
+        return;
+    };
+    map.insert("column".to_owned(), json!(column));
+    for (role, folder) in folders {
+        map.insert((*role).to_owned(), json!(folder.path().display().to_string()));
+    }
+    if let Some((_, first)) = folders.first() {
+        map.insert("model".to_owned(), first.meta().model.clone());
+    }
+    map.insert("tool_version".to_owned(), json!(env!("CARGO_PKG_VERSION")));
+}

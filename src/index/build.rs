@@ -1,0 +1,194 @@
+//! From a feature folder to an index folder, written beside its name and renamed when whole.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use macula_eval::index::{DUMP_FILES, ExactIndex, HnswConfig, HnswIndex, Index, build_for_recall};
+use polars::prelude::{DataFrame, ParquetWriter, PolarsError, df};
+
+use super::manifest::{METRIC, Machine, MeasuredRecall};
+use super::{FORMAT_VERSION, Kind, MANIFEST_FILE, Manifest, ROWS_FILE, VECTORS_FILE};
+use crate::evaluate::{default_column, read_column};
+use crate::extract::FeatureFolder;
+use crate::extract::folder::Features;
+use crate::files::{self, TEMPORARY_PREFIX};
+use crate::{Error, Result, rng};
+
+/// Width of the walk of a graph whose recall nobody asked for.
+const DEFAULT_EF_SEARCH: usize = 64;
+/// Neighbours that `--recall` speaks of.
+const RECALL_K: usize = 10;
+
+/// What to build.
+#[derive(Debug, Clone)]
+pub struct IndexOptions {
+    /// Kind of the index.
+    pub kind: Kind,
+    /// Column of the feature folder; by default `cls`, or else the first.
+    pub column: Option<String>,
+    /// How the graph is made.
+    pub hnsw: HnswConfig,
+    /// Recall of the 10 nearest rows that `ef_search` is chosen for; none for the default width.
+    pub recall: Option<f64>,
+    /// Seed of the rows held back to measure it.
+    pub seed: u64,
+    /// Replace an index that stands there.
+    pub force: bool,
+}
+
+/// The files that hold the vectors of a kind.
+pub(super) fn vector_files(kind: Kind) -> &'static [&'static str] {
+    match kind {
+        Kind::Exact => &[VECTORS_FILE],
+        Kind::Hnsw => &DUMP_FILES,
+    }
+}
+
+/// Builds an index over the rows of `features` that have a vector and writes it to `out`. `progress(done, all)` hears of
+/// rows inserted into the graph.
+///
+/// # Errors
+/// An output that exists (without `force`, or that is no index), a folder or column that cannot be read, settings out of
+/// range, NaN or infinity.
+pub fn build(
+    features: &Path,
+    out: &Path,
+    options: &IndexOptions,
+    progress: impl Fn(usize, usize),
+) -> Result<Manifest> {
+    options.hnsw.validate()?;
+    refuse_existing(out, options.force)?;
+    let folder = FeatureFolder::open(features)?;
+    let column = options.column.clone().unwrap_or_else(|| default_column(&folder));
+    let rows = read_column(&folder, &column)?;
+    let start = Instant::now();
+    let (index, ef_search, measured) = build_index(&rows, options, progress)?;
+    let mut manifest = Manifest {
+        format_version: FORMAT_VERSION,
+        tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+        kind: options.kind,
+        metric: METRIC.to_owned(),
+        dim: index.dim(),
+        count: index.len(),
+        column,
+        source: features.display().to_string(),
+        model: folder.meta().model.clone(),
+        parameters: (options.kind == Kind::Hnsw).then_some(options.hnsw),
+        ef_search,
+        measured,
+        build_seconds: start.elapsed().as_secs_f64(),
+        machine: Machine::current(),
+        files: BTreeMap::new(),
+    };
+    write_folder(out, |temporary| {
+        write_vectors(temporary, &index)?;
+        write_rows(&temporary.join(ROWS_FILE), &rows)?;
+        for file in vector_files(options.kind).iter().chain([&ROWS_FILE]) {
+            manifest.add_file(temporary, file)?;
+        }
+        files::write_json(&temporary.join(MANIFEST_FILE), &manifest)
+    })?;
+    Ok(manifest)
+}
+
+fn build_index(
+    rows: &Features,
+    options: &IndexOptions,
+    progress: impl Fn(usize, usize),
+) -> Result<(Index, Option<usize>, Option<MeasuredRecall>)> {
+    let view = rows.matrix.view();
+    let told = |done| progress(done, view.rows());
+    match (options.kind, options.recall) {
+        (Kind::Exact, None) => Ok((Index::Exact(ExactIndex::build(view)?), None, None)),
+        (Kind::Exact, Some(_)) => Err(Error::input(
+            "--recall",
+            "an exact index finds every row; use --kind hnsw",
+        )),
+        (Kind::Hnsw, None) => {
+            let index = HnswIndex::build(view, &options.hnsw, told)?;
+            Ok((Index::Hnsw(index), Some(DEFAULT_EF_SEARCH), None))
+        }
+        (Kind::Hnsw, Some(target)) => {
+            let seed = rng::derived_seed(options.seed, "index-recall");
+            let (index, tuning) = build_for_recall(view, &options.hnsw, target, RECALL_K, seed, told)?;
+            if tuning.recall < target {
+                tracing::warn!(
+                    "recall {:.4} at ef {}, below the {target} asked for: raise --m or --ef-construction",
+                    tuning.recall,
+                    tuning.ef_search
+                );
+            }
+            let measured = MeasuredRecall {
+                target,
+                reached: tuning.recall,
+                k: RECALL_K,
+                n_queries: tuning.n_queries,
+            };
+            Ok((Index::Hnsw(index), Some(tuning.ef_search), Some(measured)))
+        }
+    }
+}
+
+/// Only an index is ever replaced: `--force` on a wrong path must not cost anybody a folder.
+fn refuse_existing(out: &Path, force: bool) -> Result<()> {
+    files::refuse_existing(out, force)?;
+    if out.exists() && !out.join(MANIFEST_FILE).is_file() {
+        return Err(Error::input(
+            out.display().to_string(),
+            format!("exists and is no index (no {MANIFEST_FILE}); it is not replaced"),
+        ));
+    }
+    Ok(())
+}
+
+fn write_folder(out: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let parent = match out.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
+    };
+    fs::create_dir_all(&parent).map_err(|e| Error::io(&parent, e))?;
+    let temporary = tempfile::Builder::new()
+        .prefix(TEMPORARY_PREFIX)
+        .tempdir_in(&parent)
+        .map_err(|e| Error::io(out, e))?;
+    // Inside the temporary folder, whose own permissions are its owner's alone.
+    let whole = temporary.path().join("index");
+    fs::create_dir(&whole).map_err(|e| Error::io(&whole, e))?;
+    write(&whole)?;
+    if out.exists() {
+        fs::rename(out, temporary.path().join("replaced")).map_err(|e| Error::io(out, e))?;
+    }
+    fs::rename(&whole, out).map_err(|e| Error::io(out, e))
+}
+
+fn write_vectors(folder: &Path, index: &Index) -> Result<()> {
+    match index {
+        Index::Hnsw(index) => Ok(index.dump(folder)?),
+        Index::Exact(index) => {
+            let path = folder.join(VECTORS_FILE);
+            files::write_whole(&path, |file| {
+                let mut file = std::io::BufWriter::new(file);
+                let values = index.vectors().view().data().iter();
+                values
+                    .map(|value| value.to_le_bytes())
+                    .try_for_each(|bytes| file.write_all(&bytes))
+                    .and_then(|()| file.flush())
+                    .map_err(|e| Error::io(&path, e))
+            })
+        }
+    }
+}
+
+fn write_rows(path: &Path, rows: &Features) -> Result<()> {
+    let told = |e: PolarsError| Error::failed(path.display().to_string(), e.to_string());
+    let labels: Vec<Option<&str>> = rows.labels.iter().map(Option::as_deref).collect();
+    let paths: Vec<&str> = rows.paths.iter().map(String::as_str).collect();
+    let mut table: DataFrame = df!("row" => &rows.rows, "path" => paths, "label" => labels).map_err(told)?;
+    files::write_whole(path, |file| {
+        ParquetWriter::new(file).finish(&mut table).map_err(told)?;
+        Ok(())
+    })
+}

@@ -1,0 +1,121 @@
+//! An index folder, checked and read.
+
+use std::path::{Path, PathBuf};
+
+use macula_eval::Matrix;
+use macula_eval::index::{ExactIndex, HnswIndex, Index};
+use polars::prelude::{ParquetReader, PolarsError, SerReader as _};
+
+use super::{Kind, Manifest, ROWS_FILE, VECTORS_FILE};
+use crate::{Error, Result};
+
+/// An index and the rows it speaks of.
+#[derive(Debug)]
+pub struct OpenIndex {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What it says of itself.
+    pub manifest: Manifest,
+    /// The index.
+    pub index: Index,
+    /// Place of each vector in the source of its features.
+    pub rows: Vec<u64>,
+    /// Path of each vector's image.
+    pub paths: Vec<String>,
+    /// Label of each vector, where there is one.
+    pub labels: Vec<Option<String>>,
+}
+
+impl OpenIndex {
+    /// Opens an index folder for vectors of width `dim`. Everything is checked before the graph is read.
+    ///
+    /// # Errors
+    /// A folder that is no index, of another version or width, or with a file that is missing, cut off or changed.
+    pub fn open(path: &Path, dim: usize) -> Result<Self> {
+        let manifest = Manifest::read(path)?;
+        if manifest.dim != dim {
+            return Err(Error::input(
+                path.display().to_string(),
+                format!(
+                    "expected an index of width {dim} as the features, found {}",
+                    manifest.dim
+                ),
+            ));
+        }
+        manifest.check_files(path)?;
+        let index = match manifest.kind {
+            Kind::Exact => Index::Exact(read_vectors(path, &manifest)?),
+            Kind::Hnsw => Index::Hnsw(HnswIndex::load(path, manifest.count, manifest.dim)?),
+        };
+        let mut open = Self {
+            path: path.to_owned(),
+            manifest,
+            index,
+            rows: Vec::new(),
+            paths: Vec::new(),
+            labels: Vec::new(),
+        };
+        open.read_rows()?;
+        Ok(open)
+    }
+
+    /// The width of the walk to search `k` rows with: what was asked for, else what the index was built for.
+    pub fn ef(&self, asked: Option<usize>, k: usize) -> usize {
+        asked.or(self.manifest.ef_search).unwrap_or(k).max(k)
+    }
+
+    fn read_rows(&mut self) -> Result<()> {
+        let path = self.path.join(ROWS_FILE);
+        let damaged = |e: PolarsError| {
+            let text = e.to_string();
+            Error::input(
+                path.display().to_string(),
+                format!("damaged: {}", text.lines().next().unwrap_or_default()),
+            )
+        };
+        let file = std::fs::File::open(&path).map_err(|e| Error::io(&path, e))?;
+        let table = ParquetReader::new(file).finish().map_err(damaged)?;
+        if table.height() != self.manifest.count {
+            return Err(Error::input(
+                path.display().to_string(),
+                format!("expected {} rows, found {}", self.manifest.count, table.height()),
+            ));
+        }
+        let texts = |name: &str| -> std::result::Result<Vec<Option<String>>, PolarsError> {
+            Ok(table
+                .column(name)?
+                .str()?
+                .iter()
+                .map(|text| text.map(str::to_owned))
+                .collect())
+        };
+        let rows = table
+            .column("row")
+            .and_then(|column| column.u64())
+            .map_err(damaged)?;
+        self.rows = rows.iter().map(Option::unwrap_or_default).collect();
+        self.paths = texts("path")
+            .map_err(damaged)?
+            .into_iter()
+            .map(Option::unwrap_or_default)
+            .collect();
+        self.labels = texts("label").map_err(damaged)?;
+        Ok(())
+    }
+}
+
+fn read_vectors(folder: &Path, manifest: &Manifest) -> Result<ExactIndex> {
+    let path = folder.join(VECTORS_FILE);
+    let bytes = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
+    let (words, rest) = bytes.as_chunks::<4>();
+    if !rest.is_empty() {
+        return Err(Error::input(
+            path.display().to_string(),
+            "expected 4 bytes a value",
+        ));
+    }
+    let data = words.iter().map(|word| f32::from_le_bytes(*word)).collect();
+    let vectors = Matrix::new(data, manifest.count, manifest.dim)
+        .map_err(|e| Error::input(path.display().to_string(), e.to_string()))?;
+    Ok(ExactIndex::of_unit_rows(vectors)?)
+}
