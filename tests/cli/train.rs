@@ -109,10 +109,10 @@ fn killed_runs_end_with_the_bytes_of_one_that_was_not() {
     space.succeeds(&format!("train --data sample:train --out whole {settings}"));
     let first = format!("train --data sample:train --out killed {settings}");
     let mut command = first.as_str();
-    for kill in 0..3 {
+    for kill in 0..5 {
         let mut child = start(&space, command);
         // Once for every kill, somewhere behind the last one's checkpoint.
-        let wanted = (kill + 1) * 8;
+        let wanted = (kill + 1) * 6;
         let deadline = Instant::now() + Duration::from_secs(120);
         let path = space.path("killed/metrics.jsonl");
         let reached = || {
