@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use macula_eval::protocols::{knn, linear_probe};
 use macula_eval::table::EvalResult;
@@ -118,8 +119,9 @@ const STEPS: u64 = 300;
 
 fn train(options: &DemoOptions, run: &Path) -> Result<()> {
     const SOURCE: &str = "sample:train";
+    let source = data::open(SOURCE)?;
     let facts = DataFacts {
-        images: data::open(SOURCE)?.len(),
+        images: source.len(),
         side: 28,
         grey: true,
     };
@@ -129,7 +131,9 @@ fn train(options: &DemoOptions, run: &Path) -> Result<()> {
     config.seed = options.seed;
     let summary = training::run(TrainRequest {
         config: overrides.apply(config, facts.images)?,
+        source: Arc::from(source),
         out: run.to_owned(),
+        replace: false,
         start: Start::Fresh,
         teacher: None,
         device: options.device.candle()?,

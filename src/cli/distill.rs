@@ -3,11 +3,12 @@
 use clap::Args;
 
 use super::run_folder::{RunFolderArgs, look_at};
+use crate::data::{self, Source};
 use crate::distill::{self, DistillConfig, FrozenTeacher, OnnxSettings, recipes};
 use crate::train::config::TrainConfig;
 use crate::train::observe::METERS_HELP;
 use crate::train::start::Start;
-use crate::{Error, Result, data};
+use crate::{Error, Result};
 
 /// Arguments of `macula distill`.
 #[derive(Debug, Args)]
@@ -32,19 +33,22 @@ pub struct DistillArgs {
     folder: RunFolderArgs,
 }
 
+/// What a distillation begins with.
+type Parts = (TrainConfig, Box<dyn Source>, Start, Box<dyn FrozenTeacher>);
+
 impl DistillArgs {
     /// Distils, and prints how the run ended.
     pub fn run(&self) -> Result<()> {
         self.folder.run.start_threads()?;
-        let (config, start, teacher) = if self.folder.resume {
+        let (config, source, start, teacher) = if self.folder.resume {
             self.saved()?
         } else {
             self.new_run()?
         };
-        self.folder.execute(config, start, Some(teacher))
+        self.folder.execute(config, source, start, Some(teacher))
     }
 
-    fn saved(&self) -> Result<(TrainConfig, Start, Box<dyn FrozenTeacher>)> {
+    fn saved(&self) -> Result<Parts> {
         let config = self.folder.saved_config()?;
         let Some(distill) = &config.distill else {
             let reason = "expected a distillation, found a run of `macula train`; resume it with that";
@@ -62,10 +66,11 @@ impl DistillArgs {
             return Err(Error::input("--teacher", reason));
         }
         let teacher = self.open(distill)?;
-        Ok((config, Start::Resume, teacher))
+        let source = data::open(&config.data.source)?;
+        Ok((config, source, Start::Resume, teacher))
     }
 
-    fn new_run(&self) -> Result<(TrainConfig, Start, Box<dyn FrozenTeacher>)> {
+    fn new_run(&self) -> Result<Parts> {
         let data = self.folder.data();
         let source = data::open(data)?;
         let (mut overrides, named) = self.folder.overrides(self.recipe.as_deref())?;
@@ -80,7 +85,7 @@ impl DistillArgs {
         let config = recipes::recipe(&recipe, data, &facts, &settings, teacher.facts())?;
         let config = overrides.apply(self.folder.over(config), facts.images)?;
         let config = distill::settle(config, teacher.facts(), source.as_ref())?;
-        Ok((config, Start::Fresh, teacher))
+        Ok((config, source, Start::Fresh, teacher))
     }
 
     fn open(&self, settings: &DistillConfig) -> Result<Box<dyn FrozenTeacher>> {

@@ -113,6 +113,7 @@ impl RunFolderArgs {
     pub fn execute(
         &self,
         config: TrainConfig,
+        source: Box<dyn Source>,
         start: Start,
         teacher: Option<Box<dyn FrozenTeacher>>,
     ) -> Result<()> {
@@ -122,11 +123,13 @@ impl RunFolderArgs {
         }
         let device = self.run.device.candle()?;
         if !self.resume {
-            self.clear_out()?;
+            self.check_out()?;
         }
         let summary = run::run(TrainRequest {
             config,
+            source: Arc::from(source),
             out: self.out.clone(),
+            replace: self.force,
             start,
             teacher,
             device,
@@ -147,7 +150,8 @@ impl RunFolderArgs {
         }
     }
 
-    fn clear_out(&self) -> Result<()> {
+    /// Whether a new run may have `--out`; an older one goes only once the new one has read all it needs.
+    fn check_out(&self) -> Result<()> {
         refuse_existing(&self.out, self.force)?;
         if !self.out.exists() {
             return Ok(());
@@ -158,7 +162,7 @@ impl RunFolderArgs {
             let reason = "exists and is no run folder; choose another --out";
             return Err(Error::input(self.out.display().to_string(), reason));
         }
-        std::fs::remove_dir_all(&self.out).map_err(|e| Error::io(&self.out, e))
+        Ok(())
     }
 }
 

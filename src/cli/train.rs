@@ -7,12 +7,13 @@ use macula_models::weights;
 
 use super::args::CheckpointArgs;
 use super::run_folder::{RunFolderArgs, look_at};
+use crate::data::{self, Source};
 use crate::train::config::TrainConfig;
 use crate::train::observe::METERS_HELP;
 use crate::train::recipes;
 use crate::train::run;
 use crate::train::start::{Start, backbone_config};
-use crate::{Error, Result, data};
+use crate::{Error, Result};
 
 /// Arguments of `macula train`.
 #[derive(Debug, Args)]
@@ -35,15 +36,17 @@ impl TrainArgs {
     /// Trains, and prints how the run ended.
     pub fn run(&self) -> Result<()> {
         self.folder.run.start_threads()?;
-        let (config, start) = if self.folder.resume {
-            (self.folder.saved_config()?, Start::Resume)
+        let (config, start, source) = if self.folder.resume {
+            let config = self.folder.saved_config()?;
+            let source = data::open(&config.data.source)?;
+            (config, Start::Resume, source)
         } else {
             self.new_config()?
         };
-        self.folder.execute(config, start, None)
+        self.folder.execute(config, source, start, None)
     }
 
-    fn new_config(&self) -> Result<(TrainConfig, Start)> {
+    fn new_config(&self) -> Result<(TrainConfig, Start, Box<dyn Source>)> {
         let data = self.folder.data();
         let source = data::open(data)?;
         let (overrides, named) = self.folder.overrides(self.recipe.as_deref())?;
@@ -64,13 +67,12 @@ impl TrainArgs {
             }
             Some(path) => {
                 let mut config = recipes::recipe(recipe, data, &facts)?;
-                let options = self.geometry.load_options();
-                let vit = weights::load(path, &options)?.config;
-                config.backbone = backbone_config(&vit, &config.backbone);
-                (config, Start::Backbone(path.clone(), options))
+                let checkpoint = weights::load(path, &self.geometry.load_options())?;
+                config.backbone = backbone_config(&checkpoint.config, &config.backbone);
+                (config, Start::Backbone(Box::new(checkpoint)))
             }
         };
         let config = self.folder.over(config);
-        Ok((overrides.apply(config, facts.images)?, start))
+        Ok((overrides.apply(config, facts.images)?, start, source))
     }
 }

@@ -22,7 +22,7 @@ use super::start::{Start, restored, trainer};
 use super::trainer::{StepReport, Trainer};
 use crate::data::augment::MultiCrop;
 use crate::data::loader::{Batch, Loader};
-use crate::data::{self, DecodeOptions, Preprocess, Source};
+use crate::data::{DecodeOptions, Preprocess, Source};
 use crate::distill::{FrozenTargets, FrozenTeacher};
 use crate::{Error, Result, files};
 
@@ -37,8 +37,12 @@ const CURVES: &str = "curves.png";
 pub struct TrainRequest {
     /// The resolved settings.
     pub config: TrainConfig,
+    /// The images, opened from `config.data.source`.
+    pub source: Arc<dyn Source>,
     /// The run folder.
     pub out: PathBuf,
+    /// Whether an older run there is replaced, once everything that this one reads has been read.
+    pub replace: bool,
     /// Where weights come from.
     pub start: Start,
     /// The frozen teacher that a distillation's settings name.
@@ -72,13 +76,11 @@ pub struct RunSummary {
 /// Settings that do not fit, data that cannot be read, a loss that is not finite (the images of the step are written down
 /// and the last checkpoint stays), a folder that cannot be written.
 pub fn run(request: TrainRequest) -> Result<RunSummary> {
-    let source: Arc<dyn Source> = Arc::from(data::open(&request.config.data.source)?);
-    Run::new(request, source)?.finish()
+    Run::new(request)?.finish()
 }
 
 struct Run {
     request: TrainRequest,
-    source: Arc<dyn Source>,
     trainer: Trainer,
     loader: Loader,
     checkpoints: Checkpoints,
@@ -132,7 +134,8 @@ impl Tally {
 }
 
 impl Run {
-    fn new(mut request: TrainRequest, source: Arc<dyn Source>) -> Result<Self> {
+    fn new(mut request: TrainRequest) -> Result<Self> {
+        let source = Arc::clone(&request.source);
         let frozen = frozen_targets(&mut request, source.as_ref())?;
         let config = &request.config;
         let out = &request.out;
@@ -151,6 +154,9 @@ impl Run {
             trainer.learn_from(frozen);
         }
         let step = trainer.step();
+        if request.replace && out.exists() {
+            std::fs::remove_dir_all(out).map_err(|e| Error::io(out, e))?;
+        }
         std::fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
         if !matches!(request.start, Start::Resume) {
             let text = toml::to_string(config).map_err(|e| Error::failed(CONFIG, e.to_string()))?;
@@ -185,7 +191,6 @@ impl Run {
             loader,
             trainer,
             knn,
-            source,
             request,
         })
     }
@@ -260,10 +265,10 @@ impl Run {
 
     /// Keeps the list of unreadable images up to date.
     fn note_bad_images(&mut self) -> Result<()> {
-        let bad = self.loader.bad_rows();
-        if bad.len() == self.bad_images {
+        if self.loader.bad_count() == self.bad_images {
             return Ok(());
         }
+        let bad = self.loader.bad_rows();
         self.bad_images = bad.len();
         let mut text = String::from("row,path,error\n");
         for entry in &bad {
@@ -413,7 +418,7 @@ impl Run {
         let name = format!("not-finite-step-{step}.json");
         let rows = batches.iter().flat_map(|batch| &batch.rows);
         let images: Vec<Value> = rows
-            .map(|&row| json!({ "row": row, "path": self.source.record(row).path }))
+            .map(|&row| json!({ "row": row, "path": self.request.source.record(row).path }))
             .collect();
         let record = json!({ "step": step, "error": error.to_string(), "images": images });
         let path = self.request.out.join(&name);

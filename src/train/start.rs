@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 use macula_models::vit::{VitConfig, interpolate_table};
-use macula_models::weights::{self, LoadOptions, Tensors};
+use macula_models::weights::{Checkpoint, Tensors};
 
 use super::checkpoint::{Checkpoints, Saved};
 use super::config::{BackboneConfig, TrainConfig};
@@ -17,7 +17,7 @@ const POSITION_TABLE: &str = "backbone.pos_embed";
 const MASK_TOKEN: &str = "backbone.mask_token";
 
 /// How a run begins.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub enum Start {
     /// From initial weights.
     Fresh,
@@ -26,7 +26,7 @@ pub enum Start {
     /// From the last checkpoint of another run, heads included, at step 0 of its own schedules.
     Run(PathBuf),
     /// From a backbone, with new heads.
-    Backbone(PathBuf, LoadOptions),
+    Backbone(Box<Checkpoint>),
 }
 
 /// A trainer at step 0 for any start but [`Start::Resume`].
@@ -51,15 +51,14 @@ pub fn trainer(config: &TrainConfig, start: &Start, device: &Device) -> Result<T
             let teacher = fitted(with_mask_token(state.teacher), &network)?;
             Trainer::with_teacher(config, &student, &teacher, device)
         }
-        Start::Backbone(path, options) => {
-            let checkpoint = weights::load(path, options)?;
+        Start::Backbone(checkpoint) => {
             let network = NetworkConfig::new(config)?;
             let mut all = network.initialise(config.seed)?;
-            for (name, tensor) in checkpoint.backbone {
+            for (name, tensor) in &checkpoint.backbone {
                 // A released network may have a mask token that this objective does not train.
                 let name = format!("backbone.{name}");
                 if all.contains_key(&name) {
-                    all.insert(name, tensor);
+                    all.insert(name, tensor.clone());
                 }
             }
             Trainer::new(config, &fitted(all, &network)?, device)

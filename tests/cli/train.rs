@@ -360,3 +360,48 @@ fn a_run_goes_on_from_another_at_a_higher_resolution_and_from_a_backbone() {
          --set batch_size=8 --set image_size=28 --set local_size=14"
     );
 }
+
+#[test]
+fn an_older_run_is_replaced_only_by_one_that_can_begin() {
+    let space = Workspace::new();
+    let settings = format!("--set steps=2 {SMALL}");
+    space.succeeds(&format!("train --data sample:train --out run {settings}"));
+    let before = weights_of(&space.path("run"));
+    space.fails(
+        2,
+        &format!("train --data sample:train --out run --force --knn-data nowhere {settings}"),
+        &["nowhere"],
+    );
+    assert!(weights_of(&space.path("run")) == before);
+    // Its weights are read before its folder goes.
+    space.succeeds("train --data sample:train --out run --force --from run --set steps=3");
+    assert!(space.path("run/checkpoints/step-3").is_dir());
+    assert!(!space.path("run/checkpoints/step-2").exists());
+}
+
+#[test]
+fn paths_on_stdin_are_read_once() {
+    use std::io::Write as _;
+    let space = Workspace::new();
+    let paths: String = (0..9)
+        .map(|number| {
+            let path = space.png(&format!("images/{number}.png"), 28, 28, 20 * number);
+            format!("{}\n", path.display())
+        })
+        .collect();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_macula"))
+        .args(format!("train --data - --out run --set steps=2 {SMALL}").split_whitespace())
+        .current_dir(space.path("."))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary runs");
+    let mut stdin = child.stdin.take().expect("a pipe");
+    stdin.write_all(paths.as_bytes()).expect("written");
+    drop(stdin);
+    let output = child.wait_with_output().expect("ended");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    assert!(space.path("run/teacher.safetensors").is_file());
+}

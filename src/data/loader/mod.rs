@@ -214,6 +214,11 @@ impl Loader {
     pub fn bad_rows(&self) -> Vec<BadRow> {
         self.shared.reader.bad_rows()
     }
+
+    /// How many unreadable rows have been met so far.
+    pub fn bad_count(&self) -> usize {
+        self.shared.reader.bad_count()
+    }
 }
 
 impl Drop for Loader {

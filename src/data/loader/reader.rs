@@ -84,6 +84,10 @@ impl Reader {
     }
 
     /// Every row that could not be read so far, in the source's order.
+    pub(super) fn bad_count(&self) -> usize {
+        self.bad().len()
+    }
+
     pub(super) fn bad_rows(&self) -> Vec<BadRow> {
         let bad = self.bad();
         let entries = bad.iter();

@@ -283,6 +283,7 @@ fn a_source_without_a_readable_image_is_one_clear_error() {
         "{error}"
     );
     assert_eq!(loader.bad_rows().len(), 5);
+    assert_eq!(loader.bad_count(), 5);
 
     // Too many to try them all.
     let rows = 5000;
