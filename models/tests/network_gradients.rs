@@ -368,9 +368,10 @@ fn network_results_do_not_depend_on_the_threads() {
     }
 }
 
-/// Rows normed alone are those of the whole output, and so is what they give to every weight.
+/// Rows computed alone are those of the whole output, and so is what they give to every weight; with and without branches
+/// that run on some images only.
 #[test]
-fn network_normed_rows_are_those_of_the_output() {
+fn network_chosen_rows_are_those_of_the_output() {
     let config = config(1, FeedForwardKind::Swiglu);
     let mut rng = ChaCha8Rng::seed_from_u64(4);
     let map = VarMap::new();
@@ -379,27 +380,33 @@ fn network_normed_rows_are_those_of_the_output() {
     let vb = VarBuilder::from_varmap(&map, DType::F32, &Device::Cpu);
     let vit = VisionTransformer::new(&config, vb.pp("backbone")).unwrap();
     let pixels = random(&mut rng, &[2, 3, 16, 16]);
-    // Class tokens, and patch 5 of the second image, of 1 + 1 + 16 tokens each.
-    let rows = vit.forward_tokens(&pixels, None, None).unwrap();
-    let rows = vit.norm_rows(&rows, &[0, 18, 18 + 2 + 5]).unwrap();
-    let whole = vit.forward(&pixels, None).unwrap();
-    let patch = whole.patch.narrow(0, 1, 1).unwrap().narrow(1, 5, 1).unwrap();
-    let whole = Tensor::cat(&[&whole.cls, &patch.squeeze(1).unwrap()], 0).unwrap();
-    let [rows, whole] = [rows, whole].map(|output| {
-        let loss = loss_of(&[&output], &mut ChaCha8Rng::seed_from_u64(6));
-        let grads = loss.backward().unwrap();
-        let data = map.data().lock().unwrap();
-        let names: BTreeMap<&String, &Var> = data.iter().collect();
-        let grads = names.values().filter_map(|var| grads.get(var));
-        let grads = grads.map(|grad| grad.flatten_all().unwrap().to_vec1::<f32>().unwrap());
-        (output.to_vec2::<f32>().unwrap(), grads.collect::<Vec<_>>())
-    });
-    assert_eq!(rows.0, whole.0);
-    assert_eq!(rows.1.len(), whole.1.len());
-    for (found, expected) in rows.1.iter().flatten().zip(whole.1.iter().flatten()) {
-        assert!(
-            (found - expected).abs() <= 1e-5 * expected.abs().max(1.),
-            "{found}, {expected}"
-        );
+    let (schedule, mode) = (DropPathSchedule::Uniform, DropPathMode::BatchSubset);
+    let plan = DropPathPlan::draw(0.5, schedule, mode, config.depth, 2, &mut rng).unwrap();
+    for plan in [None, Some(&plan)] {
+        // Class tokens, and patch 5 of the second image, of 1 + 1 + 16 tokens each.
+        let rows = vit
+            .forward_rows(&pixels, None, plan, &[0, 18, 18 + 2 + 5])
+            .unwrap();
+        let whole = vit.forward_with(&pixels, None, plan).unwrap();
+        let patch = whole.patch.narrow(0, 1, 1).unwrap().narrow(1, 5, 1).unwrap();
+        let whole = Tensor::cat(&[&whole.cls, &patch.squeeze(1).unwrap()], 0).unwrap();
+        let [rows, whole] = [rows, whole].map(|output| {
+            let loss = loss_of(&[&output], &mut ChaCha8Rng::seed_from_u64(6));
+            let grads = loss.backward().unwrap();
+            let data = map.data().lock().unwrap();
+            let names: BTreeMap<&String, &Var> = data.iter().collect();
+            let grads = names.values().filter_map(|var| grads.get(var));
+            let grads = grads.map(|grad| grad.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+            let grads: Vec<f32> = grads.flatten().collect();
+            (output.flatten_all().unwrap().to_vec1::<f32>().unwrap(), grads)
+        });
+        assert_eq!(rows.1.len(), whole.1.len());
+        let [found, expected] = [rows, whole].map(|(output, grads)| output.into_iter().chain(grads));
+        for (found, expected) in found.zip(expected) {
+            assert!(
+                (found - expected).abs() <= 1e-5 * expected.abs().max(1.),
+                "{found}, {expected}"
+            );
+        }
     }
 }

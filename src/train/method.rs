@@ -204,12 +204,17 @@ impl Method {
 
     /// The student's pass over `pixels`, hidden where `masks` say so: class tokens and what was hidden.
     fn student_pass(&self, pixels: &Tensor, masks: Option<&Masks>, pass: &Pass) -> Result<Seen> {
-        let tokens = self.student_tokens(pixels, masks.map(|masks| &masks.bits), pass)?;
-        Seen::read(&self.student.vit, &tokens, places(masks))
+        self.student_sees(pixels, masks.map(|masks| &masks.bits), pass, places(masks))
     }
 
-    /// The student's tokens before the final norm [B, T, D], with stochastic depth drawn for this pass.
-    fn student_tokens(&self, pixels: &Tensor, hidden: Option<&Tensor>, pass: &Pass) -> Result<Tensor> {
+    /// What the student sees with stochastic depth drawn for this pass: class tokens, and the patches at `places`.
+    fn student_sees(
+        &self,
+        pixels: &Tensor,
+        hidden: Option<&Tensor>,
+        pass: &Pass,
+        places: &[u32],
+    ) -> Result<Seen> {
         let backbone = &self.config.backbone;
         let plan = match backbone.drop_path_rate {
             0. => None,
@@ -226,7 +231,7 @@ impl Method {
                 )?)
             }
         };
-        Ok(self.student.vit.forward_tokens(pixels, hidden, plan.as_ref())?)
+        Seen::by(&self.student.vit, pixels, hidden, plan.as_ref(), places)
     }
 
     /// The terms of DINO, iBOT and KoLeo.
@@ -242,11 +247,7 @@ impl Method {
 
         let start = Instant::now();
         let vit = &self.teacher.vit;
-        let seen = Seen::read(
-            vit,
-            &vit.forward_tokens(&crops.global, None, None)?,
-            places(masks),
-        )?;
+        let seen = Seen::by(vit, &crops.global, None, None, places(masks))?;
         let cls_targets = match &self.teacher.dino_head {
             Some(head) if config.has_dino() => {
                 let logits = head.forward(&seen.cls)?;
@@ -364,8 +365,7 @@ impl Method {
             let start = Instant::now();
             let vit = &self.teacher.vit;
             let head = self.teacher.projection.as_ref().ok_or_else(missing)?;
-            let keys =
-                head.forward(&Seen::read(vit, &vit.forward_tokens(&views[key], None, None)?, &[])?.cls)?;
+            let keys = head.forward(&Seen::by(vit, &views[key], None, None, &[])?.cls)?;
             loss.teacher_seconds += start.elapsed().as_secs_f64();
             let name = ["first crop", "second crop"][query];
             let seen = self.student_pass(&views[query], None, &Pass { name, part })?;
@@ -524,19 +524,25 @@ fn places(masks: Option<&Masks>) -> &[u32] {
 }
 
 impl Seen {
-    /// Reads from all tokens `prenorm` [B, T, D] those that the objective needs, and norms no others: class tokens, and the
-    /// patches at `places` in [B, N].
-    fn read(vit: &VisionTransformer, prenorm: &Tensor, places: &[u32]) -> Result<Self> {
-        let (batch, tokens, _) = prenorm.dims3().map_err(failed_in_candle)?;
-        let before = 1 + vit.config().num_registers;
-        let patches = tokens - before;
+    /// What `vit` sees of `pixels`, hidden where `hidden` says so: class tokens, and the patches at `places` in [B, N].
+    fn by(
+        vit: &VisionTransformer,
+        pixels: &Tensor,
+        hidden: Option<&Tensor>,
+        plan: Option<&DropPathPlan>,
+        places: &[u32],
+    ) -> Result<Self> {
+        let (batch, _, height, width) = pixels.dims4().map_err(failed_in_candle)?;
+        let (rows, columns) = vit.config().grid(height, width)?;
+        let (patches, before) = (rows * columns, 1 + vit.config().num_registers);
+        let tokens = before + patches;
         let class = (0..batch).map(|image| image * tokens);
         let of_patch = places.iter().map(|&place| {
             let place = place as usize;
             place / patches * tokens + before + place % patches
         });
         let rows: Vec<u32> = class.chain(of_patch).map(|row| row as u32).collect();
-        let normed = vit.norm_rows(prenorm, &rows)?;
+        let normed = vit.forward_rows(pixels, hidden, plan, &rows)?;
         let split = || {
             let cls = normed.narrow(0, 0, batch)?;
             let patches = match places.len() {

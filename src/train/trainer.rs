@@ -160,6 +160,11 @@ impl Trainer {
     /// [`Error::NotFinite`] when a loss or a gradient is: the weights are then those of the step before. Failures of
     /// candle.
     pub fn advance(&mut self, parts: &[Batch]) -> Result<StepReport> {
+        // On a thread of the pool: from outside of it every parallel loop would put this thread to sleep and wake it again.
+        rayon::scope(|_| self.step_on(parts))
+    }
+
+    fn step_on(&mut self, parts: &[Batch]) -> Result<StepReport> {
         let values = self.schedules.at(self.step);
         let mut report = StepReport {
             step: self.step,

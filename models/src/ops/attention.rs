@@ -6,8 +6,8 @@
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::cpu::{Matrix, Threads, f32_slice, gemm, stored, with_f32};
-use super::vectors::{dot, softmax_row};
+use super::cpu::{Matrix, Threads, f32_slice, gemm, gemm_into, stored, with_f32};
+use super::vectors::{dot, softmax_row, wide};
 
 const NAME: &str = "attention";
 
@@ -79,20 +79,70 @@ impl Sizes {
         Matrix::new(&values[start..], self.width())
     }
 
-    /// Brings what the tasks wrote, `parts` matrices [T, d] each, into the order [B, T, parts, H, d].
-    fn interleave(&self, by_task: &[f32], parts: usize) -> Vec<f32> {
-        let (row, d) = (parts * self.width(), self.head_dim);
-        let mut out = vec![0.; by_task.len()];
-        out.par_chunks_mut(row).enumerate().for_each(|(index, out)| {
-            let (image, token) = (index / self.tokens, index % self.tokens);
-            for (slot, out) in out.chunks_exact_mut(d).enumerate() {
-                let (part, head) = (slot / self.heads, slot % self.heads);
-                let matrix = (image * self.heads + head) * parts + part;
-                let start = (matrix * self.tokens + token) * d;
-                out.copy_from_slice(&by_task[start..start + d]);
-            }
-        });
+    /// A tensor [B, T, parts, H, d] of which every (image, head) pair computes its own `parts` matrices [T, d], in parallel:
+    /// `fill(scratch, task, targets)`.
+    fn by_head<S, const PARTS: usize>(
+        &self,
+        scratch: impl Fn() -> S + Sync + Send,
+        fill: impl Fn(&mut S, usize, [Target; PARTS]) + Sync + Send,
+    ) -> Vec<f32> {
+        let row = PARTS * self.width();
+        let len = self.batch * self.tokens * row;
+        let mut out = Vec::with_capacity(len);
+        let start = Start(out.as_mut_ptr());
+        (0..self.batch * self.heads)
+            .into_par_iter()
+            .for_each_init(scratch, |scratch, task| {
+                let (image, head) = (task / self.heads, task % self.heads);
+                let first = image * self.tokens * row + head * self.head_dim;
+                let targets = std::array::from_fn(|part| Target {
+                    start: &start,
+                    offset: first + part * self.width(),
+                    row_stride: row,
+                });
+                fill(scratch, task, targets);
+            });
+        // SAFETY: `fill` has written every element of the matrices that it was given, which together are all of `out`.
+        #[allow(unsafe_code)]
+        unsafe {
+            out.set_len(len);
+        }
         out
+    }
+}
+
+/// The beginning of a result that parallel tasks write their own parts of.
+struct Start(*mut f32);
+
+// SAFETY: it is only written through `Target::product`, whose tasks have disjoint parts.
+#[allow(unsafe_code)]
+unsafe impl Sync for Start {}
+
+/// A matrix [T, d] inside of the result, not written yet.
+struct Target<'a> {
+    start: &'a Start,
+    offset: usize,
+    row_stride: usize,
+}
+
+impl Target<'_> {
+    /// Becomes `scale * lhs rhs`, `size = [T, d, inner]`.
+    fn product(self, size: [usize; 3], scale: f32, lhs: Matrix, rhs: Matrix) {
+        // SAFETY: a target is made by `by_head` alone, inside its allocation; targets are disjoint and used up here, and a
+        // product that does not accumulate writes without reading.
+        #[allow(unsafe_code)]
+        unsafe {
+            gemm_into(
+                size,
+                self.start.0.add(self.offset),
+                self.row_stride,
+                false,
+                scale,
+                lhs,
+                rhs,
+                Threads::One,
+            );
+        }
     }
 }
 
@@ -116,75 +166,60 @@ impl Attention {
             key.transposed(),
             Threads::One,
         );
-        for row in probabilities.chunks_exact_mut(t) {
-            softmax_row(row);
-        }
+        wide(
+            #[inline(always)]
+            || {
+                for row in probabilities.chunks_exact_mut(t) {
+                    softmax_row(row);
+                }
+            },
+        );
     }
 
     pub(super) fn forward(&self, sizes: Sizes, qkv: &[f32]) -> Vec<f32> {
         let (t, d) = (sizes.tokens, sizes.head_dim);
-        let mut by_task = vec![0.; sizes.batch * t * sizes.width()]; // [B, H, T, d]
-        by_task.par_chunks_mut(t * d).enumerate().for_each_init(
+        sizes.by_head(
             || vec![0.; t * t],
-            |scores, (task, out)| {
+            |scores, task, [out]| {
                 let [query, key, value] = sizes.qkv(qkv, task);
                 self.probabilities(sizes, query, key, scores);
-                gemm(
-                    [t, d, t],
-                    out,
-                    false,
-                    1.,
-                    Matrix::new(scores, t),
-                    value,
-                    Threads::One,
-                );
+                out.product([t, d, t], 1., Matrix::new(scores, t), value);
             },
-        );
-        sizes.interleave(&by_task, 1)
+        )
     }
 
     pub(super) fn backward(&self, sizes: Sizes, qkv: &[f32], grad: &[f32]) -> Vec<f32> {
         let (t, d) = (sizes.tokens, sizes.head_dim);
-        let mut by_task = vec![0.; qkv.len()]; // [B, H, 3, T, d]
-        by_task.par_chunks_mut(3 * t * d).enumerate().for_each_init(
+        sizes.by_head(
             || (vec![0.; t * t], vec![0.; t * t]),
-            |(p, ds), (task, out)| {
+            |(p, ds), task, [dq, dk, dv]| {
                 let [query, key, value] = sizes.qkv(qkv, task);
                 let grad = sizes.head(grad, task);
-                let (dq, rest) = out.split_at_mut(t * d);
-                let (dk, dv) = rest.split_at_mut(t * d);
                 self.probabilities(sizes, query, key, p);
-                gemm(
-                    [t, d, t],
-                    dv,
-                    false,
-                    1.,
-                    Matrix::new(p, t).transposed(),
-                    grad,
-                    Threads::One,
-                );
+                dv.product([t, d, t], 1., Matrix::new(p, t).transposed(), grad);
                 gemm([t, t, d], ds, false, 1., grad, value.transposed(), Threads::One);
-                for (p, ds) in p.chunks_exact(t).zip(ds.chunks_exact_mut(t)) {
-                    let mean = dot(p, ds);
-                    for (ds, p) in ds.iter_mut().zip(p) {
-                        *ds = p * (*ds - mean);
-                    }
-                }
+                score_gradients(p, ds, t);
                 let ds = Matrix::new(ds, t);
-                gemm([t, d, t], dq, false, self.scale, ds, key, Threads::One);
-                gemm(
-                    [t, d, t],
-                    dk,
-                    false,
-                    self.scale,
-                    ds.transposed(),
-                    query,
-                    Threads::One,
-                );
+                dq.product([t, d, t], self.scale, ds, key);
+                dk.product([t, d, t], self.scale, ds.transposed(), query);
             },
-        );
-        sizes.interleave(&by_task, 3)
+        )
     }
+}
+
+/// The gradient of scores from that of their softmax `p` [T, T], in place.
+fn score_gradients(p: &[f32], ds: &mut [f32], tokens: usize) {
+    wide(
+        #[inline(always)]
+        || {
+            for (p, ds) in p.chunks_exact(tokens).zip(ds.chunks_exact_mut(tokens)) {
+                let mean = dot(p, ds);
+                for (ds, p) in ds.iter_mut().zip(p) {
+                    *ds = p * (*ds - mean);
+                }
+            }
+        },
+    );
 }
 
 impl CustomOp1 for Attention {

@@ -173,7 +173,7 @@ pub(super) fn gemm(
     // SAFETY: `dst` has `m n` values, which no one else can reach while it is borrowed mutably.
     #[allow(unsafe_code)]
     unsafe {
-        gemm_into(size, dst.as_mut_ptr(), accumulate, scale, lhs, rhs, threads);
+        gemm_into(size, dst.as_mut_ptr(), n, accumulate, scale, lhs, rhs, threads);
     }
 }
 
@@ -187,20 +187,22 @@ pub(super) fn product(size: [usize; 3], lhs: Matrix, rhs: Matrix) -> Vec<f32> {
     // SAFETY: there is room for `m n` values, which a product that does not accumulate writes without reading them.
     #[allow(unsafe_code)]
     unsafe {
-        gemm_into(size, dst.as_mut_ptr(), false, 1., lhs, rhs, Threads::All);
+        gemm_into(size, dst.as_mut_ptr(), n, false, 1., lhs, rhs, Threads::All);
         dst.set_len(m * n);
     }
     dst
 }
 
-/// [`gemm`] for sizes of at least 1.
+/// [`gemm`] for sizes of at least 1, into rows `dst_row_stride` apart.
 ///
 /// # Safety
-/// `dst` points to memory for `m n` values that nothing else reaches meanwhile, initialised if `accumulate` is set.
-#[allow(unsafe_code)]
-unsafe fn gemm_into(
+/// `dst` points to `m` rows of `n` values, `dst_row_stride` apart, that nothing else reaches meanwhile, initialised if
+/// `accumulate` is set.
+#[allow(unsafe_code, clippy::too_many_arguments)]
+pub(super) unsafe fn gemm_into(
     size: [usize; 3],
     dst: *mut f32,
+    dst_row_stride: usize,
     accumulate: bool,
     scale: f32,
     lhs: Matrix,
@@ -222,7 +224,7 @@ unsafe fn gemm_into(
             k,
             dst,
             1,
-            n as isize,
+            dst_row_stride as isize,
             accumulate,
             lhs.values.as_ptr(),
             lhs.column_stride as isize,

@@ -17,9 +17,9 @@ const NAME: &str = "many-parameters";
 pub(super) struct Gradients(Arc<Mutex<Vec<Option<Vec<f32>>>>>);
 
 impl Gradients {
-    /// Leaves one gradient for each parameter, each with as many values as the parameter.
-    pub(super) fn set(&self, gradients: impl IntoIterator<Item = Vec<f32>>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = gradients.into_iter().map(Some).collect();
+    /// Leaves a gradient, or none, for each parameter, with as many values as the parameter.
+    pub(super) fn set(&self, gradients: impl IntoIterator<Item = Option<Vec<f32>>>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = gradients.into_iter().collect();
     }
 
     fn take(&self, parameter: usize) -> Option<Vec<f32>> {

@@ -8,15 +8,16 @@
 //! This module is also the seam for other devices: a CUDA twin goes into `ops/cuda/` and is called from the `cuda_fwd` and
 //! `bwd` of its operation. Until then an operation on a CUDA tensor is a clear error, never a detour over the CPU.
 //!
-//! Operations are as large as they can be: between two of them candle's backward pass adds each gradient to zeros, three
-//! passes over memory on one thread. `residual_branch` is half a block; `many_parameters` is how it has more than three
-//! arguments. `vectors` is public for the kernels of training.
+//! Operations are as large as they can be, since candle's backward pass adds every gradient between two of them to zeros:
+//! `residual_stack` is all blocks of a network; `many_parameters` is how it has more than three arguments. `vectors` is public
+//! for the kernels of training.
 //!
 //! Sums over rows (weight and bias gradients) are taken over chunks of a fixed number of rows and added in their order,
 //! so results do not depend on the number of threads.
 
 mod assemble;
 mod attention;
+mod branch_samples;
 mod cpu;
 mod cross_entropy;
 mod gather_rows;
@@ -25,8 +26,8 @@ mod l2_normalize;
 mod layer_norm;
 mod linear;
 mod many_parameters;
-mod residual;
 mod residual_branch;
+mod residual_stack;
 mod swiglu;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -35,6 +36,7 @@ mod weight_norm;
 
 pub use assemble::{SpecialTokens, assemble_tokens};
 pub use attention::{attention, attention_probabilities};
+pub use branch_samples::BranchSamples;
 pub use cpu::with_f32;
 pub use cross_entropy::soft_cross_entropy;
 pub use gather_rows::gather_rows;
@@ -42,7 +44,7 @@ pub use gelu::gelu;
 pub use l2_normalize::l2_normalize;
 pub use layer_norm::layer_norm;
 pub use linear::linear;
-pub use residual::{BranchSamples, residual_add};
-pub use residual_branch::{BranchParameters, Middle, residual_branch};
+pub use residual_branch::{BranchParameters, Middle};
+pub use residual_stack::{StackedBranch, residual_stack};
 pub use swiglu::swiglu;
 pub use weight_norm::weight_norm;

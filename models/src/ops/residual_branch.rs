@@ -1,18 +1,13 @@
-//! A residual branch of a pre-norm block as one operation: norm, projection, attention or activation, projection,
-//! LayerScale, sum.
+//! A residual branch of a pre-norm block: norm, projection, attention or activation, projection, LayerScale, sum. The
+//! kernels; [`super::residual_stack`] is the operation.
 //!
-//! As one operation because of what candle does between operations: for every tensor of the graph its backward pass adds the
-//! gradient to zeros, one thread's work of three passes over memory, and a branch has ten such tensors inside. LayerScale is
-//! folded into the second projection, which adds its product straight onto the input.
+//! LayerScale is folded into the second projection, which adds its product straight onto the input.
 
-use std::sync::OnceLock;
-
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 
 use super::attention::{Attention, Sizes};
-use super::cpu::{Matrix, ROWS_PER_TASK, Threads, f32_slice, gemm, product, stored, with_f32};
+use super::cpu::{Matrix, ROWS_PER_TASK, Threads, gemm, product, with_f32};
 use super::layer_norm::LayerNorm;
-use super::many_parameters::{Gradients, tie};
 use super::vectors::{beside, dot, filled};
 use super::{gelu, linear, swiglu};
 
@@ -38,7 +33,7 @@ pub struct BranchParameters {
 }
 
 impl BranchParameters {
-    fn list(&self) -> [&Tensor; 7] {
+    pub(super) fn list(&self) -> [&Tensor; 7] {
         [
             &self.norm_weight,
             &self.norm_bias,
@@ -65,71 +60,9 @@ pub enum Middle {
     SwiGlu,
 }
 
-/// `gamma * (contract(middle(expand(norm(x)))))`, plus `x` where `add_input` is set: [B, T, D] to [B, T, D]; f32.
-///
-/// `eps` is the norm's. Differentiable in `x` and all parameters.
-///
-/// # Errors
-/// Shapes that do not fit, a type other than f32, a device without this operation.
-pub fn residual_branch(
-    x: &Tensor,
-    parameters: &BranchParameters,
-    middle: Middle,
-    eps: f64,
-    add_input: bool,
-) -> Result<Tensor> {
-    let (batch, tokens, width) = x.dims3()?;
-    let (expanded, inner) = match *parameters.expand_weight.dims() {
-        [expanded, found] if found == width => (expanded, middle.inner(expanded)),
-        ref found => bail!("{NAME}: expected a first projection [E, {width}], found {found:?}"),
-    };
-    let shapes: [&[usize]; 7] = [
-        &[width],
-        &[width],
-        &[expanded, width],
-        &[expanded],
-        &[width, inner],
-        &[width],
-        &[width],
-    ];
-    for (parameter, shape) in parameters.list().iter().zip(shapes) {
-        if parameter.dims() != shape {
-            bail!(
-                "{NAME}: expected a parameter of shape {shape:?}, found {:?}",
-                parameter.dims()
-            )
-        }
-    }
-    let sizes = match middle {
-        Middle::Attention { heads } if heads > 0 && expanded == 3 * width && width % heads == 0 => {
-            Some(Sizes::new(&[batch, tokens, 3, heads, width / heads])?)
-        }
-        Middle::Attention { heads } => bail!(
-            "{NAME}: expected {width} to be a multiple of {heads} heads and a first projection [{}, {width}]",
-            3 * width
-        ),
-        _ => None,
-    };
-    let list = parameters.list();
-    let (tied, gradients) = tie(&list)?;
-    let op = Branch {
-        parameters: list
-            .map(|parameter| parameter.contiguous())
-            .into_iter()
-            .collect::<Result<_>>()?,
-        middle,
-        sizes,
-        norm: LayerNorm { eps: eps as f32 },
-        add_input,
-        kept: (x.track_op() || tied.track_op()).then(OnceLock::new),
-        gradients,
-    };
-    x.contiguous()?.apply_op2(&tied, op)
-}
-
 impl Middle {
     /// Width I behind `expanded` values.
-    fn inner(self, expanded: usize) -> usize {
+    pub(super) fn inner(self, expanded: usize) -> usize {
         match self {
             Self::Attention { .. } => expanded / 3,
             Self::Gelu => expanded,
@@ -138,32 +71,91 @@ impl Middle {
     }
 }
 
-struct Branch {
+/// One branch with its parameters at hand, for tokens of one shape.
+pub(super) struct Branch {
     parameters: Vec<Tensor>,
     middle: Middle,
     /// For attention.
     sizes: Option<Sizes>,
     norm: LayerNorm,
     add_input: bool,
-    /// Values of the forward pass that the backward pass needs again, if there will be one.
-    kept: Option<OnceLock<Kept>>,
-    gradients: Gradients,
 }
 
-struct Kept {
+/// Values of the forward pass that the backward pass needs again.
+pub(super) struct Kept {
     normed: Vec<f32>,   // [rows, D]
     expanded: Vec<f32>, // [rows, E]
     inner: Vec<f32>,    // [rows, I]
 }
 
 impl Branch {
+    /// `gamma * (contract(middle(expand(norm(x)))))`, plus `x` where `add_input` is set, for `x` of `[batch, tokens, width]`.
+    /// `eps` is the norm's.
+    pub(super) fn new(
+        parameters: &BranchParameters,
+        middle: Middle,
+        [batch, tokens, width]: [usize; 3],
+        eps: f64,
+        add_input: bool,
+    ) -> Result<Self> {
+        let (expanded, inner) = match *parameters.expand_weight.dims() {
+            [expanded, found] if found == width => (expanded, middle.inner(expanded)),
+            ref found => bail!("{NAME}: expected a first projection [E, {width}], found {found:?}"),
+        };
+        let shapes: [&[usize]; 7] = [
+            &[width],
+            &[width],
+            &[expanded, width],
+            &[expanded],
+            &[width, inner],
+            &[width],
+            &[width],
+        ];
+        for (parameter, shape) in parameters.list().iter().zip(shapes) {
+            if parameter.dims() != shape {
+                bail!(
+                    "{NAME}: expected a parameter of shape {shape:?}, found {:?}",
+                    parameter.dims()
+                )
+            }
+        }
+        let sizes = match middle {
+            Middle::Attention { heads } if heads > 0 && expanded == 3 * width && width % heads == 0 => {
+                Some(Sizes::new(&[batch, tokens, 3, heads, width / heads])?)
+            }
+            Middle::Attention { heads } => bail!(
+                "{NAME}: expected {width} to be a multiple of {heads} heads and a first projection [{}, {width}]",
+                3 * width
+            ),
+            _ => None,
+        };
+        let parameters = parameters.list().map(Tensor::contiguous);
+        Ok(Self {
+            parameters: parameters.into_iter().collect::<Result<_>>()?,
+            middle,
+            sizes,
+            norm: LayerNorm { eps: eps as f32 },
+            add_input,
+        })
+    }
+
+    /// The branch on `x` [rows, D], and what its gradient needs.
+    pub(super) fn forward(&self, x: &[f32]) -> Result<(Vec<f32>, Kept)> {
+        self.with_parameters(|parameters| self.forward_with(x, parameters))
+    }
+
+    /// The gradient of `x` [rows, D] and those of the parameters in their order.
+    pub(super) fn backward(&self, x: &[f32], kept: &Kept, grad: &[f32]) -> Result<(Vec<f32>, [Vec<f32>; 7])> {
+        self.with_parameters(|parameters| self.backward_with(x, kept, grad, parameters))
+    }
+
     /// Runs `kernel` on the values of all parameters.
     fn with_parameters<R>(&self, kernel: impl FnOnce([&[f32]; 7]) -> R) -> Result<R> {
         let list: [&Tensor; 7] = std::array::from_fn(|i| &self.parameters[i]);
         with_f32(NAME, list, kernel)
     }
 
-    fn forward(&self, x: &[f32], parameters: [&[f32]; 7]) -> (Vec<f32>, Kept) {
+    fn forward_with(&self, x: &[f32], parameters: [&[f32]; 7]) -> (Vec<f32>, Kept) {
         let [
             norm_weight,
             norm_bias,
@@ -235,8 +227,7 @@ impl Branch {
         self.parameters[3].elem_count()
     }
 
-    /// The gradient of `x` [rows, D] and those of the parameters in their order.
-    fn backward(
+    fn backward_with(
         &self,
         x: &[f32],
         kept: &Kept,
@@ -311,47 +302,3 @@ fn scaled_rows(matrix: &[f32], scale: &[f32]) -> Vec<f32> {
         },
     )
 }
-
-impl CustomOp2 for Branch {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn cpu_fwd(
-        &self,
-        s1: &CpuStorage,
-        l1: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let x = f32_slice(NAME, s1, l1)?;
-        let (out, kept) = self.with_parameters(|parameters| self.forward(x, parameters))?;
-        if let Some(cell) = &self.kept {
-            cell.get_or_init(|| kept);
-        }
-        Ok(stored(out, l1.shape()))
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        tied: &Tensor,
-        _: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let Some(kept) = self.kept.as_ref().and_then(OnceLock::get) else {
-            bail!("{NAME}: expected a forward pass before the backward pass")
-        };
-        let (dx, gradients) = self.with_parameters(|parameters| {
-            with_f32(NAME, [x, &grad.contiguous()?], |[x, grad]| {
-                self.backward(x, kept, grad, parameters)
-            })
-        })??;
-        self.gradients.set(gradients);
-        let dtied = tied.track_op().then(|| tied.zeros_like()).transpose()?;
-        Ok((Some(Tensor::from_vec(dx, x.shape(), x.device())?), dtied))
-    }
-}
-
-#[cfg(test)]
-mod tests;

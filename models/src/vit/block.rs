@@ -8,7 +8,7 @@ use super::attention::Attention;
 use super::feed_forward::FeedForward;
 use super::layers::{LayerNorm, Linear};
 use crate::Result;
-use crate::ops::{BranchParameters, BranchSamples, Middle, gather_rows, residual_add, residual_branch};
+use crate::ops::{BranchParameters, BranchSamples, Middle, StackedBranch};
 
 /// DINOv2 `layers/block.py`: `x += ls1 attn(norm1(x)); x += ls2 mlp(norm2(x))`.
 #[derive(Debug, Clone)]
@@ -39,11 +39,10 @@ impl Block {
         })
     }
 
-    /// [B, T, D] to [B, T, D]; `samples` says on which images attention and the feed-forward network run.
-    pub(super) fn forward(&self, x: &Tensor, samples: [Option<&BranchSamples>; 2]) -> Result<Tensor> {
+    /// Attention and feed-forward network; `samples` says on which images each runs.
+    pub(super) fn branches<'a>(&'a self, samples: [Option<&'a BranchSamples>; 2]) -> [StackedBranch<'a>; 2] {
         let [attention, feed_forward] = samples;
-        let x = self.attention.forward(x, attention)?;
-        self.feed_forward.forward(&x, feed_forward)
+        [self.attention.on(attention), self.feed_forward.on(feed_forward)]
     }
 
     /// What each token of `x` [B, T, D] attends to in this block, [B, heads, T, T].
@@ -57,7 +56,6 @@ impl Block {
 struct Branch {
     parameters: BranchParameters,
     middle: Middle,
-    eps: f64,
 }
 
 impl Branch {
@@ -71,33 +69,14 @@ impl Branch {
             contract_bias: contract.bias.clone(),
             gamma,
         };
-        Self {
-            parameters,
-            middle,
-            eps: norm.eps,
-        }
+        Self { parameters, middle }
     }
 
-    /// The branch on the chosen images, or on all.
-    fn forward(&self, x: &Tensor, samples: Option<&BranchSamples>) -> Result<Tensor> {
-        let run = |x: &Tensor, add| residual_branch(x, &self.parameters, self.middle, self.eps, add);
-        let Some(samples) = samples else {
-            return Ok(run(x, true)?);
-        };
-        if samples.kept.is_empty() {
-            return Ok(x.clone());
+    fn on<'a>(&'a self, samples: Option<&'a BranchSamples>) -> StackedBranch<'a> {
+        StackedBranch {
+            parameters: &self.parameters,
+            middle: self.middle,
+            samples,
         }
-        let y = run(&gather_images(x, &samples.kept)?, false)?;
-        // LayerScale is in the branch already.
-        let ones = Tensor::ones(y.dim(2)?, y.dtype(), y.device())?;
-        Ok(residual_add(x, &y, &ones, Some(samples))?)
     }
-}
-
-/// The images `kept` of `x` [B, T, D].
-fn gather_images(x: &Tensor, kept: &[u32]) -> Result<Tensor> {
-    let (_, tokens, width) = x.dims3()?;
-    let of_image = |&image: &u32| (0..tokens as u32).map(move |token| image * tokens as u32 + token);
-    let rows: Vec<u32> = kept.iter().flat_map(of_image).collect();
-    Ok(gather_rows(x, &rows)?.reshape((kept.len(), tokens, width))?)
 }

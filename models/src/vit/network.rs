@@ -1,6 +1,7 @@
 //! The vision transformer: tokens, blocks, final norm.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
@@ -10,6 +11,7 @@ use super::layers::LayerNorm;
 use super::patch_embed::PatchEmbed;
 use super::position::interpolate_table;
 use super::{DropPathPlan, VitConfig};
+use crate::ops::StackedBranch;
 use crate::{Error, Result, ops};
 
 /// DINOv2 `DinoVisionTransformer`, for inference and for training.
@@ -150,40 +152,65 @@ impl VisionTransformer {
         self.output(self.forward_tokens(pixels, masks, drop_path)?)
     }
 
-    /// All tokens before the final norm, [B, T, D] with T = 1 + R + N: what a training step reads its rows from with
-    /// [`Self::norm_rows`]. Arguments as in [`Self::forward_with`].
+    /// Chosen tokens after the final norm, [rows, D]: all that a training step reads. The last feed-forward network and the
+    /// norm run on these alone. Other arguments as in [`Self::forward_with`].
+    ///
+    /// Rows count over images and tokens: with T = 1 + R + N tokens, image i has its class token in row `i T`, its patch p in
+    /// row `i T + 1 + R + p`.
     ///
     /// # Errors
-    /// As [`Self::forward_with`].
-    pub fn forward_tokens(
+    /// As [`Self::forward_with`]; a row that is not there, or none at all.
+    pub fn forward_rows(
+        &self,
+        pixels: &Tensor,
+        masks: Option<&Tensor>,
+        drop_path: Option<&DropPathPlan>,
+        rows: &[u32],
+    ) -> Result<Tensor> {
+        if rows.is_empty() {
+            return Err(Error::config("rows", "expected at least one, found none"));
+        }
+        let x = self.embed(pixels, masks)?; // [B, T, D]
+        let mut branches = self.branches(0..self.blocks.len(), self.checked(drop_path, &x)?);
+        let last = branches.pop();
+        let x = self.run(&x, &branches)?;
+        let (tokens, width) = (x.dim(1)?, x.dim(2)?);
+        let mut chosen = ops::gather_rows(&x, rows)?; // [rows, D]
+        if let Some(last) = last {
+            // To a feed-forward network every token is an image by itself.
+            let samples = last.samples.map(|samples| samples.of_rows(rows, tokens));
+            let last = StackedBranch {
+                samples: samples.as_ref(),
+                ..last
+            };
+            let each = chosen.reshape((rows.len(), 1, width))?;
+            chosen = self.run(&each, &[last])?.reshape((rows.len(), width))?;
+        }
+        self.final_norm(&chosen)
+    }
+
+    /// All tokens before the final norm, [B, T, D].
+    fn forward_tokens(
         &self,
         pixels: &Tensor,
         masks: Option<&Tensor>,
         drop_path: Option<&DropPathPlan>,
     ) -> Result<Tensor> {
-        let mut x = self.embed(pixels, masks)?;
-        if let Some(plan) = drop_path {
-            let found = (plan.batch(), plan.depth());
-            let expected = (x.dim(0)?, self.config.depth);
-            if found != expected {
-                let text = format!("expected a plan for (batch, depth) = {expected:?}, found {found:?}");
-                return Err(Error::config("drop_path", text));
-            }
-        }
-        for (i, block) in self.blocks.iter().enumerate() {
-            x = block.forward(&x, drop_path.map_or([None; 2], |plan| plan.block(i)))?;
-        }
-        Ok(x)
+        let x = self.embed(pixels, masks)?;
+        let branches = self.branches(0..self.blocks.len(), self.checked(drop_path, &x)?);
+        self.run(&x, &branches)
     }
 
-    /// The final norm of chosen tokens of `prenorm` [B, T, D]: [rows, D]. It and its gradient touch no other token.
-    ///
-    /// Rows count over images and tokens: image i has its class token in row `i T`, its patch p in row `i T + 1 + R + p`.
-    ///
-    /// # Errors
-    /// A row that is not there.
-    pub fn norm_rows(&self, prenorm: &Tensor, rows: &[u32]) -> Result<Tensor> {
-        self.final_norm(&ops::gather_rows(prenorm, rows)?)
+    /// Fails when `plan` is for other tokens than `x` [B, T, D] or another network.
+    fn checked<'a>(&self, plan: Option<&'a DropPathPlan>, x: &Tensor) -> Result<Option<&'a DropPathPlan>> {
+        let expected = (x.dim(0)?, self.config.depth);
+        match plan.map(|plan| (plan.batch(), plan.depth())) {
+            Some(found) if found != expected => {
+                let text = format!("expected a plan for (batch, depth) = {expected:?}, found {found:?}");
+                Err(Error::config("drop_path", text))
+            }
+            _ => Ok(plan),
+        }
     }
 
     /// The tokens that enter the first block, [B, 1 + R + N, D]: class token, registers, patches row by row.
@@ -250,11 +277,25 @@ impl VisionTransformer {
         mut x: Tensor,
         mut visit: impl FnMut(usize, &Tensor) -> Result<()>,
     ) -> Result<Tensor> {
-        for (i, block) in self.blocks.iter().enumerate() {
-            x = block.forward(&x, [None; 2])?;
+        for i in 0..self.blocks.len() {
+            x = self.run(&x, &self.branches(i..i + 1, None))?;
             visit(i, &x)?;
         }
         Ok(x)
+    }
+
+    /// The branches of the named blocks.
+    fn branches<'a>(
+        &'a self,
+        blocks: Range<usize>,
+        drop_path: Option<&'a DropPathPlan>,
+    ) -> Vec<StackedBranch<'a>> {
+        let samples = |i| drop_path.map_or([None; 2], |plan| plan.block(i));
+        blocks.flat_map(|i| self.blocks[i].branches(samples(i))).collect()
+    }
+
+    fn run(&self, x: &Tensor, branches: &[StackedBranch]) -> Result<Tensor> {
+        Ok(ops::residual_stack(x, branches, self.config.layer_norm_eps)?)
     }
 
     /// What each token attends to in block `block` (from 0), [B, heads, T, T] with T = 1 + R + N in the order of the tokens;
@@ -267,10 +308,7 @@ impl VisionTransformer {
             let text = format!("expected a block below {}, found {block}", self.config.depth);
             return Err(Error::config("block", text));
         };
-        let mut x = self.embed(pixels, None)?;
-        for earlier in &self.blocks[..block] {
-            x = earlier.forward(&x, [None; 2])?;
-        }
+        let x = self.run(&self.embed(pixels, None)?, &self.branches(0..block, None))?;
         last.attention_probabilities(&x)
     }
 

@@ -68,15 +68,7 @@ impl Method {
         let targets = self.prototype_targets(frozen, &seen, &compared, values)?;
         loss.teacher_seconds += start.elapsed().as_secs_f64();
 
-        let tokens = self.student_tokens(
-            &crops.global,
-            None,
-            &Pass {
-                name: "globals",
-                part,
-            },
-        )?;
-        let global = self.read_student(&tokens, distill, &compared)?;
+        let global = self.student_under(distill, &crops.global, &compared, part)?;
         let of_heads = Seen {
             cls: global.cls.clone(),
             patches: global.compared.clone(),
@@ -115,22 +107,31 @@ impl Method {
         })
     }
 
-    /// What the terms need of the student's `tokens` [G B, T, D], after the final norm.
-    fn read_student(&self, tokens: &Tensor, distill: &DistillConfig, compared: &Compared) -> Result<Student> {
-        let vit = &self.student.vit;
+    /// What the terms need of the student's pass over `pixels`.
+    fn student_under(
+        &self,
+        distill: &DistillConfig,
+        pixels: &Tensor,
+        compared: &Compared,
+        part: u64,
+    ) -> Result<Student> {
+        let pass = Pass {
+            name: "globals",
+            part,
+        };
         let features = distill.has(Term::Patch) || distill.has(Term::PatchMean);
         if !features {
-            let Seen { cls, patches } = Seen::read(vit, tokens, &compared.places)?;
+            let Seen { cls, patches } = self.student_sees(pixels, None, &pass, &compared.places)?;
             return Ok(Student {
                 cls,
                 compared: patches,
                 patch: None,
             });
         }
-        let count = tokens.dim(0).map_err(failed_in_candle)?;
+        let count = pixels.dim(0).map_err(failed_in_candle)?;
         let patches = self.config.grid()?.patches();
         let all: Vec<u32> = (0..(count * patches) as u32).collect();
-        let Seen { cls, patches: every } = Seen::read(vit, tokens, &all)?;
+        let Seen { cls, patches: every } = self.student_sees(pixels, None, &pass, &all)?;
         let every = every.ok_or_else(|| Error::failed("student", "expected patches, found none"))?;
         let read = || {
             let width = every.dim(1)?;
@@ -220,7 +221,7 @@ impl Method {
     ) -> Result<()> {
         let start = Instant::now();
         let vit = &self.teacher.vit;
-        let averaged = Seen::read(vit, &vit.forward_tokens(&crops.global, None, None)?, &[])?.cls;
+        let averaged = Seen::by(vit, &crops.global, None, None, &[])?.cls;
         let known = self.known_relations(distill, crops, part)?;
         let missing = || Error::failed("relation term", "expected features and their queue, found none");
         let (Some(RelationQueues { teacher, student }), Some(of_teacher)) = (

@@ -1,8 +1,8 @@
-//! Branches against their plain composition.
+//! Stacks against their plain composition.
 
 use super::*;
 use crate::ops::testing::{check, on_threads, random, values};
-use candle_core::{D, Var};
+use candle_core::{D, Device, Var};
 
 const EPS: f64 = 1e-3;
 
@@ -38,6 +38,21 @@ fn inputs(batch: usize, tokens: usize, width: usize, middle: Middle) -> Vec<Tens
     ]
 }
 
+/// A stack of one branch.
+fn stack(
+    x: &Tensor,
+    parameters: &BranchParameters,
+    middle: Middle,
+    samples: Option<&BranchSamples>,
+) -> Result<Tensor> {
+    let branch = StackedBranch {
+        parameters,
+        middle,
+        samples,
+    };
+    residual_stack(x, &[branch], EPS)
+}
+
 fn matmul(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
     let (batch, tokens, width) = x.dims3()?;
     let flat = x.reshape((batch * tokens, width))?;
@@ -45,7 +60,7 @@ fn matmul(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
     y.reshape((batch, tokens, ()))
 }
 
-fn oracle(x: &[Tensor], middle: Middle, add_input: bool) -> Result<Tensor> {
+fn oracle(x: &[Tensor], middle: Middle) -> Result<Tensor> {
     let centred = x[0].broadcast_sub(&x[0].mean_keepdim(D::Minus1)?)?;
     let std = (centred.sqr()?.mean_keepdim(D::Minus1)? + EPS)?.sqrt()?;
     let normed = centred
@@ -75,7 +90,7 @@ fn oracle(x: &[Tensor], middle: Middle, add_input: bool) -> Result<Tensor> {
         }
     };
     let out = matmul(&inner, &x[5], &x[6])?.broadcast_mul(&x[7])?;
-    if add_input { &x[0] + out } else { Ok(out) }
+    &x[0] + out
 }
 
 #[test]
@@ -87,13 +102,103 @@ fn agrees_with_the_composition() {
         (1, 1, 4, Middle::Attention { heads: 1 }),
         (2, 4, 6, Middle::Attention { heads: 3 }),
     ] {
-        for add_input in [true, false] {
-            check(
-                &inputs(batch, tokens, width, middle),
-                &|x| residual_branch(&x[0], &parameters(x), middle, EPS, add_input),
-                &|x| oracle(x, middle, add_input),
-            );
-        }
+        check(
+            &inputs(batch, tokens, width, middle),
+            &|x| stack(&x[0], &parameters(x), middle, None),
+            &|x| oracle(x, middle),
+        );
+    }
+}
+
+#[test]
+fn a_subset_agrees_with_gather_and_scatter() {
+    let samples = BranchSamples {
+        kept: vec![3, 0],
+        factors: vec![2.5, 0.5],
+    };
+    for middle in [Middle::Gelu, Middle::Attention { heads: 2 }] {
+        check(
+            &inputs(4, 3, 4, middle),
+            &|x| stack(&x[0], &parameters(x), middle, Some(&samples)),
+            &|x| {
+                let kept = Tensor::new(&[3u32, 0], &Device::Cpu)?;
+                let factors = Tensor::new(&[2.5f64, 0.5], &Device::Cpu)?.reshape((2, 1, 1))?;
+                let mut chosen = x.to_vec();
+                chosen[0] = x[0].index_select(&kept, 0)?;
+                let added = (oracle(&chosen, middle)? - &chosen[0])?.broadcast_mul(&factors)?;
+                x[0].index_add(&kept, &added, 0)
+            },
+        );
+    }
+}
+
+#[test]
+fn layers_follow_each_other_and_one_on_no_sample_is_passed_by() {
+    let (first, second) = (Middle::Attention { heads: 2 }, Middle::SwiGlu);
+    let mut all = inputs(3, 2, 4, first);
+    all.extend(inputs(3, 2, 4, second).into_iter().skip(1));
+    let split = |x: &[Tensor]| {
+        let mut later = vec![x[0].clone()];
+        later.extend_from_slice(&x[8..]);
+        later
+    };
+    let one = BranchSamples {
+        kept: vec![1],
+        factors: vec![1.],
+    };
+    let run = |x: &[Tensor], samples: [Option<&BranchSamples>; 2]| {
+        let (a, b) = (parameters(x), parameters(&split(x)));
+        let branch = |parameters, middle, samples| StackedBranch {
+            parameters,
+            middle,
+            samples,
+        };
+        let branches = [branch(&a, first, samples[0]), branch(&b, second, samples[1])];
+        residual_stack(&x[0], &branches, EPS)
+    };
+    check(&all, &|x| run(x, [None; 2]), &|x| {
+        let mut later = split(x);
+        later[0] = oracle(x, first)?;
+        oracle(&later, second)
+    });
+    // The second branch's input is the first's sum, of which one sample has changed.
+    check(&all, &|x| run(x, [Some(&one), None]), &|x| {
+        let changed = oracle(x, first)?.narrow(0, 1, 1)?;
+        let mut later = split(x);
+        later[0] = Tensor::cat(&[&x[0].narrow(0, 0, 1)?, &changed, &x[0].narrow(0, 2, 1)?], 0)?;
+        oracle(&later, second)
+    });
+    let none = BranchSamples {
+        kept: Vec::new(),
+        factors: Vec::new(),
+    };
+    let vars: Vec<Var> = all.iter().map(|input| Var::from_tensor(input).unwrap()).collect();
+    let x: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
+    let out = run(&x, [Some(&none), None]).unwrap();
+    assert_eq!(
+        values(&out),
+        values(&stack(&x[0], &parameters(&split(&x)), second, None).unwrap())
+    );
+    let store = out.sum_all().unwrap().backward().unwrap();
+    for (i, var) in vars.iter().enumerate() {
+        assert_eq!(store.get(var).is_some(), i == 0 || i > 7, "input {i}");
+    }
+    let out = run(&x, [Some(&none); 2]).unwrap();
+    assert_eq!(values(&out), values(&x[0]));
+}
+
+#[test]
+fn wrong_samples_are_refused() {
+    let x = inputs(3, 1, 2, Middle::Gelu);
+    for (kept, factors, message) in [
+        (vec![0, 3], vec![1.; 2], "expected a sample below 3"),
+        (vec![1, 1], vec![1.; 2], "named twice"),
+        (vec![1, 2], vec![1.], "expected 2 factors, found 1"),
+    ] {
+        let samples = BranchSamples { kept, factors };
+        let result = stack(&x[0], &parameters(&x), Middle::Gelu, Some(&samples));
+        let error = result.unwrap_err().to_string();
+        assert!(error.contains(message), "{error}");
     }
 }
 
@@ -108,7 +213,7 @@ fn threads_change_nothing_and_a_second_backward_pass_is_like_the_first() {
         if frozen {
             x[4] = x[4].detach();
         }
-        let out = residual_branch(&x[0], &parameters(&x), Middle::Gelu, EPS, true).unwrap();
+        let out = stack(&x[0], &parameters(&x), Middle::Gelu, None).unwrap();
         let loss = (&out * random(9, &[5, 9, 8])).unwrap().sum_all().unwrap();
         let grads = [loss.backward().unwrap(), loss.backward().unwrap()];
         let [first, second] = grads.map(|store| {
@@ -129,7 +234,7 @@ fn threads_change_nothing_and_a_second_backward_pass_is_like_the_first() {
 #[test]
 fn wrong_shapes_are_refused() {
     let message = |x: &[Tensor], middle| {
-        let result = residual_branch(&x[0], &parameters(x), middle, EPS, true);
+        let result = stack(&x[0], &parameters(x), middle, None);
         result.unwrap_err().to_string()
     };
     let mut x = inputs(1, 2, 4, Middle::Gelu);

@@ -1,0 +1,201 @@
+//! All residual branches of a network, one after the other, as one operation.
+//!
+//! As one operation because of what candle does between operations: for every tensor of the graph its backward pass
+//! allocates zeros and adds the gradient to them, and from 65,536 elements up it does so on threads of its own, which then
+//! wait for more in a busy loop and take the processor from everything else.
+
+use std::borrow::Cow;
+use std::sync::OnceLock;
+
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
+
+use super::branch_samples::{BranchSamples, Subset};
+use super::cpu::{f32_slice, stored, with_f32};
+use super::many_parameters::{Gradients, tie};
+use super::residual_branch::{Branch, BranchParameters, Kept, Middle};
+
+const NAME: &str = "residual-stack";
+
+/// One branch of a stack.
+#[derive(Debug, Clone, Copy)]
+pub struct StackedBranch<'a> {
+    /// Its parameters.
+    pub parameters: &'a BranchParameters,
+    /// What stands between its two projections.
+    pub middle: Middle,
+    /// The samples it runs on; `None` is all of them, each with weight 1. With none the branch is passed by, and its
+    /// parameters get no gradient.
+    pub samples: Option<&'a BranchSamples>,
+}
+
+/// `x += gamma * contract(middle(expand(norm(x))))` for each of `branches` in turn: [B, T, D] to [B, T, D]; f32.
+///
+/// `eps` is the norms'. Differentiable in `x` and all parameters.
+///
+/// # Errors
+/// Shapes that do not fit, a sample outside of the batch or named twice, a type other than f32, a device without this
+/// operation.
+pub fn residual_stack(x: &Tensor, branches: &[StackedBranch], eps: f64) -> Result<Tensor> {
+    let (batch, tokens, width) = x.dims3()?;
+    if branches.is_empty() {
+        return Ok(x.clone());
+    }
+    let parameters: Vec<&Tensor> = branches
+        .iter()
+        .flat_map(|branch| branch.parameters.list())
+        .collect();
+    let (tied, gradients) = tie(&parameters)?;
+    let layer = |branch: &StackedBranch| {
+        let subset = branch
+            .samples
+            .map(|samples| Subset::new(samples, batch))
+            .transpose()?;
+        let images = subset.as_ref().map_or(batch, Subset::len);
+        let all = subset.is_none();
+        let branch = (images > 0)
+            .then(|| {
+                Branch::new(
+                    branch.parameters,
+                    branch.middle,
+                    [images, tokens, width],
+                    eps,
+                    all,
+                )
+            })
+            .transpose()?;
+        Ok(Layer { branch, subset })
+    };
+    let op = Stack {
+        layers: branches.iter().map(layer).collect::<Result<_>>()?,
+        sample_size: tokens * width,
+        kept: (x.track_op() || tied.track_op()).then(OnceLock::new),
+        gradients,
+    };
+    x.contiguous()?.apply_op2(&tied, op)
+}
+
+/// A branch and the samples it runs on.
+struct Layer {
+    /// `None` where it runs on none.
+    branch: Option<Branch>,
+    subset: Option<Subset>,
+}
+
+struct Stack {
+    layers: Vec<Layer>,
+    /// Values of one sample, `T D`.
+    sample_size: usize,
+    /// What each layer's backward pass needs, if there will be one.
+    kept: Option<OnceLock<Vec<Option<KeptLayer>>>>,
+    gradients: Gradients,
+}
+
+struct KeptLayer {
+    /// What the branch ran on; `None` is the stack's own input.
+    input: Option<Vec<f32>>,
+    of_branch: Kept,
+}
+
+impl Stack {
+    fn forward(&self, x: &[f32]) -> Result<Vec<f32>> {
+        let mut kept = Vec::new();
+        let mut current: Option<Vec<f32>> = None; // [B, T, D], once it differs from x
+        for layer in &self.layers {
+            let Some(branch) = &layer.branch else {
+                kept.push(None);
+                continue;
+            };
+            let before = current.as_deref().unwrap_or(x);
+            let (input, of_branch) = match &layer.subset {
+                None => {
+                    let (out, of_branch) = branch.forward(before)?;
+                    (current.replace(out), of_branch)
+                }
+                Some(subset) => {
+                    let input = subset.gather(before, self.sample_size);
+                    let (out, of_branch) = branch.forward(&input)?;
+                    let sum = current.get_or_insert_with(|| x.to_vec());
+                    subset.scatter_weighted(&out, sum, self.sample_size);
+                    (Some(input), of_branch)
+                }
+            };
+            if self.kept.is_some() {
+                kept.push(Some(KeptLayer { input, of_branch }));
+            }
+        }
+        if let Some(cell) = &self.kept {
+            cell.get_or_init(|| kept);
+        }
+        Ok(current.unwrap_or_else(|| x.to_vec()))
+    }
+
+    /// The gradient of `x`; those of the parameters are left for their ties.
+    fn backward(&self, x: &[f32], kept: &[Option<KeptLayer>], grad: &[f32]) -> Result<Vec<f32>> {
+        let mut grad = Cow::Borrowed(grad);
+        let mut of_parameters = Vec::with_capacity(kept.len());
+        for (layer, kept) in self.layers.iter().zip(kept).rev() {
+            let (Some(branch), Some(kept)) = (&layer.branch, kept) else {
+                of_parameters.push(None);
+                continue;
+            };
+            let input = kept.input.as_deref().unwrap_or(x);
+            let gradients = match &layer.subset {
+                None => {
+                    let (dx, gradients) = branch.backward(input, &kept.of_branch, &grad)?;
+                    grad = Cow::Owned(dx);
+                    gradients
+                }
+                Some(subset) => {
+                    let dy = subset.gather_weighted(&grad, self.sample_size);
+                    let (dx, gradients) = branch.backward(input, &kept.of_branch, &dy)?;
+                    subset.scatter(&dx, grad.to_mut(), self.sample_size);
+                    gradients
+                }
+            };
+            of_parameters.push(Some(gradients));
+        }
+        let in_order = of_parameters.into_iter().rev();
+        self.gradients.set(in_order.flat_map(|gradients| match gradients {
+            Some(gradients) => gradients.map(Some),
+            None => [const { None }; 7],
+        }));
+        Ok(grad.into_owned())
+    }
+}
+
+impl CustomOp2 for Stack {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let x = f32_slice(NAME, s1, l1)?;
+        Ok(stored(self.forward(x)?, l1.shape()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        tied: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let Some(kept) = self.kept.as_ref().and_then(OnceLock::get) else {
+            bail!("{NAME}: expected a forward pass before the backward pass")
+        };
+        let dx = with_f32(NAME, [x, &grad.contiguous()?], |[x, grad]| {
+            self.backward(x, kept, grad)
+        })??;
+        let dtied = tied.track_op().then(|| tied.zeros_like()).transpose()?;
+        Ok((Some(Tensor::from_vec(dx, x.shape(), x.device())?), dtied))
+    }
+}
+
+#[cfg(test)]
+mod tests;
