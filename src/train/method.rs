@@ -14,7 +14,7 @@ use macula_models::weights::Tensors;
 use super::config::{Centering, StepValues, TrainConfig};
 use super::failed_in_candle;
 use super::losses::targets::{SINKHORN_ITERATIONS, SoftmaxCentering, sinkhorn_knopp};
-use super::losses::{KeyQueue, dino_cls_loss, ibot_patch_loss, info_nce_loss, koleo_loss};
+use super::losses::{KeyQueue, Logits, dino_cls_loss, ibot_patch_loss, info_nce_loss, koleo_loss};
 use super::network::{Gradients, Network, NetworkConfig};
 use super::ranks::{OneRank, Ranks};
 use crate::data::loader::Batch;
@@ -299,8 +299,14 @@ impl Method {
                         .cls,
                 ),
             };
-            let (on_global, on_local) = class_logits(head, &global.cls, local.as_ref())?;
-            let terms = dino_cls_loss(&on_global, on_local.as_ref(), targets, temperature);
+            let points = ClassPoints::of(head, &global.cls, local.as_ref())?;
+            let prototypes = head.prototypes()?;
+            let logits = |points| Logits::Product {
+                points,
+                prototypes: &prototypes,
+            };
+            let local = points.local.as_ref().map(logits);
+            let terms = dino_cls_loss(logits(&points.global), local, targets, temperature);
             let terms = terms.map_err(failed_in_candle)?;
             loss.push("dino_global", &terms.global, config.loss.dino_weight)?;
             if let Some(local) = &terms.local {
@@ -310,7 +316,11 @@ impl Method {
         let patches = (&global.patches, &targets.patch);
         if let (Some(head), (Some(patches), Some((targets, per_crop)))) = (self.student.patch_head(), patches)
         {
-            let term = ibot_patch_loss(&head.forward(patches)?, targets, per_crop, temperature);
+            let logits = Logits::Product {
+                points: &head.bottleneck(patches)?,
+                prototypes: &head.prototypes()?,
+            };
+            let term = ibot_patch_loss(logits, targets, per_crop, temperature);
             loss.push("ibot", &term.map_err(failed_in_candle)?, config.loss.ibot_weight)?;
         }
         if config.loss.koleo_weight > 0. {
@@ -555,21 +565,29 @@ impl Seen {
     }
 }
 
-/// Logits of the class tokens of global crops [2 B, K] and local crops [L B, K], from one pass of the head.
-fn class_logits(
-    head: &DinoHead,
-    global: &Tensor,
-    local: Option<&Tensor>,
-) -> Result<(Tensor, Option<Tensor>)> {
-    let Some(local) = local else {
-        return Ok((head.forward(global)?, None));
-    };
-    let all = Tensor::cat(&[global, local], 0).map_err(failed_in_candle)?;
-    let logits = head.forward(&all)?;
-    let split = || {
-        let (first, second) = (global.dim(0)?, local.dim(0)?);
-        Ok((logits.narrow(0, 0, first)?, logits.narrow(0, first, second)?))
-    };
-    let (first, second) = split().map_err(failed_in_candle)?;
-    Ok((first, Some(second)))
+/// Class tokens in the bottleneck of a head, from one pass of it.
+struct ClassPoints {
+    global: Tensor,        // [2 B, D]
+    local: Option<Tensor>, // [L B, D]
+}
+
+impl ClassPoints {
+    fn of(head: &DinoHead, global: &Tensor, local: Option<&Tensor>) -> Result<Self> {
+        let Some(local) = local else {
+            return Ok(Self {
+                global: head.bottleneck(global)?,
+                local: None,
+            });
+        };
+        let all = Tensor::cat(&[global, local], 0).map_err(failed_in_candle)?;
+        let points = head.bottleneck(&all)?;
+        let split = || {
+            let (first, second) = (global.dim(0)?, local.dim(0)?);
+            Ok(Self {
+                global: points.narrow(0, 0, first)?,
+                local: Some(points.narrow(0, first, second)?),
+            })
+        };
+        split().map_err(failed_in_candle)
+    }
 }

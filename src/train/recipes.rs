@@ -57,7 +57,7 @@ impl Geometry {
     /// the detail of each. ViT-S/16 on 224 pixels, as DINO has it, from 129 pixels up.
     fn of(facts: &DataFacts) -> Self {
         let (patch_size, embed_dim, depth) = match facts.side {
-            0..=28 => (7, 128, 4),
+            0..=28 => (7, 192, 4),
             29..=80 => (8, 192, 6),
             81..=128 => (16, 192, 6),
             _ => return Self::large(),
@@ -227,7 +227,9 @@ fn small(facts: &DataFacts) -> TrainConfig {
 /// Ours: DINOv2's terms for small data and small images. What differs from the paper's settings serves a start that is quick
 /// where theirs takes epochs: no LayerScale, which hides the blocks of a shallow network at first; a teacher that follows
 /// faster; targets sharp from the beginning, since cosines with random prototypes differ little and 0.07 makes them nearly
-/// uniform (96 % of ln K, measured); milder crops, a stronger KoLeo.
+/// uniform (96 % of ln K, measured); milder crops, no solarisation, a stronger KoLeo. Images of up to 32 pixels have no local
+/// crops: of so few pixels they tell little, and without them the same time shows the network 1.6 times the images (measured:
+/// `benchmarks/NOTES.md`).
 fn dinov2_small(facts: &DataFacts) -> TrainConfig {
     let mut config = small(facts);
     config.backbone.layer_scale = 0.;
@@ -238,10 +240,11 @@ fn dinov2_small(facts: &DataFacts) -> TrainConfig {
     config.optimizer.warmup_steps = config.steps / 20;
     config.optimizer.final_weight_decay = 0.1;
     if facts.side <= 128 {
-        config.crops.global.scale = [0.5, 1.0];
+        config.crops.global.scale = [0.4, 1.0];
         config.crops.local.scale = [0.2, 0.5];
-        config.crops.local.count = 4;
+        config.crops.local.count = if facts.side <= 32 { 0 } else { 4 };
         config.crops.jitter.probability = 0.5;
+        config.crops.solarize.probability = 0.;
     }
     config.loss.ibot_weight = 1.;
     config.loss.koleo_weight = 0.2;

@@ -109,7 +109,13 @@ fn objective(student: &Network, teacher: &Network, batch: u64) -> Tensor {
     let on_global = student.vit.forward(&global, Some(&masks())).unwrap();
     let on_local = student.vit.forward(&local, None).unwrap();
     let (global_logits, local_logits) = (student.logits(&on_global.cls), student.logits(&on_local.cls));
-    let dino = dino_cls_loss(&global_logits, Some(&local_logits), &cls_targets, 0.1).unwrap();
+    let dino = dino_cls_loss(
+        (&global_logits).into(),
+        Some((&local_logits).into()),
+        &cls_targets,
+        0.1,
+    )
+    .unwrap();
     let ibot = ibot_patch_loss(&student.masked_logits(&on_global), &patch_targets, &MASKED, 0.1).unwrap();
     let koleo = |crop| koleo_loss(&on_global.cls.narrow(0, crop * BATCH, BATCH).unwrap()).unwrap();
     let spread = ((koleo(0) + koleo(1)).unwrap() * 0.1).unwrap();

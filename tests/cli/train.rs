@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::harness::Workspace;
 
 /// Settings of a run that takes seconds.
-const SMALL: &str = "--set batch_size=8 --set backbone.embed_dim=32 --set backbone.depth=2 --set backbone.num_heads=2 \
+const SMALL: &str = "--set batch_size=8 --set crops.local.count=2 --set backbone.embed_dim=32 --set backbone.depth=2 --set backbone.num_heads=2 \
      --set backbone.patch_size=7 --set image_size=28 --set local_size=14 --set loss.head.hidden=32 \
      --set loss.head.bottleneck=16 --set loss.head.prototypes=64 --set monitor.log_every=2";
 
@@ -297,14 +297,14 @@ fn wrong_arguments_are_one_line() {
         ),
         (
             "train --data sample:train --out run --set backbone.num_heads=5",
-            &["backbone.num_heads", "128", "5"],
+            &["backbone.num_heads", "192", "5"],
         ),
         (
             "train --data sample:train --out run --set image_size=30",
             &["image_size", "7", "30"],
         ),
         (
-            "train --data sample:train --out run --set local_size=15",
+            "train --data sample:train --out run --set crops.local.count=2 --set local_size=15",
             &["crops.local.size", "15"],
         ),
         (

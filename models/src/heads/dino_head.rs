@@ -155,8 +155,16 @@ impl DinoHead {
     /// # Errors
     /// Tokens of another width or type.
     pub fn forward(&self, tokens: &Tensor) -> Result<Tensor> {
-        let weight = ops::weight_norm(&self.directions, &self.gain)?; // [K, bottleneck]
-        Ok(ops::linear(&self.bottleneck(tokens)?, &weight, None)?)
+        Ok(ops::linear(&self.bottleneck(tokens)?, &self.prototypes()?, None)?)
+    }
+
+    /// What points of the bottleneck are multiplied with to give logits, [K, bottleneck]: directions of unit length times
+    /// their gains.
+    ///
+    /// # Errors
+    /// When candle fails.
+    pub fn prototypes(&self) -> Result<Tensor> {
+        Ok(ops::weight_norm(&self.directions, &self.gain)?)
     }
 
     /// Tokens [.., D] to points on the unit sphere, [.., bottleneck].

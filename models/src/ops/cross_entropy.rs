@@ -1,14 +1,17 @@
 //! Cross-entropy of logits with target distributions in one pass each way: no [M, K] tensor but the gradient is written.
+//! And the same of logits that are a product, whose gradient takes the place of the logits: with 65,536 prototypes those are
+//! the largest tensors of a step.
 
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::cpu::{f32_slice, stored, with_f32};
-use super::vectors::{LANES, exp, filled, max, wide};
+use super::cpu::{Matrix, f32_slice, product, stored, with_f32};
+use super::vectors::{LANES, exp, max, wide};
 
 const NAME: &str = "soft-cross-entropy";
+const PRODUCT_NAME: &str = "product-cross-entropy";
 
 /// Elements whose sums are kept in f32 before they are added up in f64: prototypes may be 65,536.
 const BLOCK: usize = 1024;
@@ -27,34 +30,40 @@ pub fn soft_cross_entropy(
     target_rows: Option<&[u32]>,
     temperature: f64,
 ) -> Result<Tensor> {
-    let (rows, classes) = logits.dims2()?;
-    let (available, found) = targets.dims2()?;
-    if !(temperature.is_finite() && temperature > 0.) {
-        bail!("{NAME}: expected a temperature above 0, found {temperature}")
-    }
-    if classes == 0 || found != classes || target_rows.is_none() && available != rows {
-        bail!(
-            "{NAME}: expected targets for logits {:?}, found {:?}",
-            logits.dims(),
-            targets.dims()
-        )
-    }
-    if let Some(target_rows) = target_rows {
-        if target_rows.len() != rows {
-            bail!("{NAME}: expected {rows} target rows, found {}", target_rows.len())
-        }
-        if let Some(row) = target_rows.iter().find(|&&row| row as usize >= available) {
-            bail!("{NAME}: expected target rows below {available}, found {row}")
-        }
-    }
-    let op = SoftCrossEntropy {
-        target_rows: target_rows.map(<[u32]>::to_vec),
-        inverse: (1. / temperature) as f32,
-        rows: OnceLock::new(),
-    };
+    let op = SoftCrossEntropy::new(NAME, logits.dims2()?, targets, target_rows, temperature)?;
     logits
         .contiguous()?
         .apply_op2(&targets.detach().contiguous()?, op)
+}
+
+/// [`soft_cross_entropy`] of the logits `points prototypes^T`: `points` [M, D], `prototypes` [K, D], result [M]; f32.
+///
+/// Differentiable in `points` and `prototypes`.
+///
+/// # Errors
+/// As [`soft_cross_entropy`]; widths that differ.
+pub fn product_cross_entropy(
+    points: &Tensor,
+    prototypes: &Tensor,
+    targets: &Tensor,
+    target_rows: Option<&[u32]>,
+    temperature: f64,
+) -> Result<Tensor> {
+    let ((rows, width), (classes, found)) = (points.dims2()?, prototypes.dims2()?);
+    if found != width {
+        bail!(
+            "{PRODUCT_NAME}: expected prototypes [K, {width}], found {:?}",
+            prototypes.dims()
+        )
+    }
+    let op = ProductCrossEntropy {
+        of_logits: SoftCrossEntropy::new(PRODUCT_NAME, (rows, classes), targets, target_rows, temperature)?,
+        size: [rows, classes, width],
+        logits: (points.track_op() || prototypes.track_op()).then(Mutex::default),
+    };
+    points
+        .contiguous()?
+        .apply_op3(&prototypes.contiguous()?, &targets.detach().contiguous()?, op)
 }
 
 struct SoftCrossEntropy {
@@ -75,6 +84,72 @@ struct Row {
 }
 
 impl SoftCrossEntropy {
+    fn new(
+        name: &str,
+        (rows, classes): (usize, usize),
+        targets: &Tensor,
+        target_rows: Option<&[u32]>,
+        temperature: f64,
+    ) -> Result<Self> {
+        let (available, found) = targets.dims2()?;
+        if !(temperature.is_finite() && temperature > 0.) {
+            bail!("{name}: expected a temperature above 0, found {temperature}")
+        }
+        if classes == 0 || found != classes || target_rows.is_none() && available != rows {
+            bail!(
+                "{name}: expected targets for logits {:?}, found {:?}",
+                [rows, classes],
+                targets.dims()
+            )
+        }
+        if let Some(target_rows) = target_rows {
+            if target_rows.len() != rows {
+                bail!("{name}: expected {rows} target rows, found {}", target_rows.len())
+            }
+            if let Some(row) = target_rows.iter().find(|&&row| row as usize >= available) {
+                bail!("{name}: expected target rows below {available}, found {row}")
+            }
+        }
+        Ok(Self {
+            target_rows: target_rows.map(<[u32]>::to_vec),
+            inverse: (1. / temperature) as f32,
+            rows: OnceLock::new(),
+        })
+    }
+
+    /// The loss of each row of `logits`.
+    fn losses(&self, logits: &[f32], targets: &[f32], classes: usize) -> Vec<f32> {
+        let found = self.rows.get_or_init(|| {
+            let of_row = |(row, logits): (usize, &[f32])| {
+                let targets = self.target(targets, row, classes);
+                wide(
+                    #[inline(always)]
+                    || self.row(logits, targets),
+                )
+            };
+            logits.par_chunks_exact(classes).enumerate().map(of_row).collect()
+        });
+        found.iter().map(|row| row.loss).collect()
+    }
+
+    /// `dz = g / T (softmax sum(t) - t)` in the place of the logits z.
+    fn to_gradients(&self, logits: &mut [f32], targets: &[f32], grad: &[f32], classes: usize) {
+        let rows = self.rows.get().map_or(&[][..], Vec::as_slice);
+        let tasks = logits.par_chunks_exact_mut(classes).zip(rows).enumerate();
+        tasks.for_each(|(row, (logits, &Row { largest, scale, .. }))| {
+            let factor = grad[row] * self.inverse;
+            let targets = self.target(targets, row, classes);
+            wide(
+                #[inline(always)]
+                || {
+                    for (z, t) in logits.iter_mut().zip(targets) {
+                        *z = factor * (exp((*z - largest) * self.inverse) * scale - t);
+                    }
+                },
+            );
+        });
+    }
+
     fn target<'a>(&self, targets: &'a [f32], row: usize, classes: usize) -> &'a [f32] {
         let row = self.target_rows.as_ref().map_or(row, |rows| rows[row] as usize);
         &targets[row * classes..(row + 1) * classes]
@@ -136,20 +211,9 @@ impl CustomOp2 for SoftCrossEntropy {
     ) -> Result<(CpuStorage, Shape)> {
         let (rows, classes) = l1.shape().dims2()?;
         let (logits, targets) = (f32_slice(NAME, s1, l1)?, f32_slice(NAME, s2, l2)?);
-        let found = self.rows.get_or_init(|| {
-            let of_row = |(row, logits): (usize, &[f32])| {
-                let targets = self.target(targets, row, classes);
-                wide(
-                    #[inline(always)]
-                    || self.row(logits, targets),
-                )
-            };
-            logits.par_chunks_exact(classes).enumerate().map(of_row).collect()
-        });
-        Ok(stored(found.iter().map(|row| row.loss).collect(), rows))
+        Ok(stored(self.losses(logits, targets, classes), rows))
     }
 
-    /// `dz = g / T (softmax sum(t) - t)`.
     fn bwd(
         &self,
         logits: &Tensor,
@@ -158,28 +222,94 @@ impl CustomOp2 for SoftCrossEntropy {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (_, classes) = logits.dims2()?;
-        let rows = self.rows.get().map_or(&[][..], Vec::as_slice);
-        let dz = with_f32(
-            NAME,
-            [logits, targets, &grad.contiguous()?],
-            |[logits, targets, grad]| {
-                filled(
-                    logits.len(),
-                    classes,
-                    #[inline(always)]
-                    |row, out| {
-                        let Row { largest, scale, .. } = rows[row];
-                        let factor = grad[row] * self.inverse;
-                        let logits = &logits[row * classes..(row + 1) * classes];
-                        let targets = self.target(targets, row, classes);
-                        for (out, (z, t)) in out.iter_mut().zip(logits.iter().zip(targets)) {
-                            *out = factor * (exp((z - largest) * self.inverse) * scale - t);
-                        }
-                    },
-                )
-            },
-        )?;
+        let inputs = [logits, targets, &grad.contiguous()?];
+        let dz = with_f32(NAME, inputs, |[logits, targets, grad]| {
+            let mut dz = logits.to_vec();
+            self.to_gradients(&mut dz, targets, grad, classes);
+            dz
+        })?;
         Ok((Some(Tensor::from_vec(dz, logits.shape(), logits.device())?), None))
+    }
+}
+
+struct ProductCrossEntropy {
+    of_logits: SoftCrossEntropy,
+    /// M, K and D.
+    size: [usize; 3],
+    /// The logits [M, K] between the passes, if there will be a backward pass; the first one uses them up.
+    logits: Option<Mutex<Option<Vec<f32>>>>,
+}
+
+impl ProductCrossEntropy {
+    fn product(&self, points: &[f32], prototypes: &[f32]) -> Vec<f32> {
+        let [.., width] = self.size;
+        product(
+            self.size,
+            Matrix::new(points, width),
+            Matrix::new(prototypes, width).transposed(),
+        )
+    }
+
+    fn kept(&self) -> Option<std::sync::MutexGuard<'_, Option<Vec<f32>>>> {
+        let kept = self.logits.as_ref()?;
+        Some(kept.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl CustomOp3 for ProductCrossEntropy {
+    fn name(&self) -> &'static str {
+        PRODUCT_NAME
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let [rows, classes, _] = self.size;
+        let (points, prototypes) = (f32_slice(PRODUCT_NAME, s1, l1)?, f32_slice(PRODUCT_NAME, s2, l2)?);
+        let targets = f32_slice(PRODUCT_NAME, s3, l3)?;
+        let logits = self.product(points, prototypes);
+        let losses = self.of_logits.losses(&logits, targets, classes);
+        if let Some(mut kept) = self.kept() {
+            *kept = Some(logits);
+        }
+        Ok(stored(losses, rows))
+    }
+
+    fn bwd(
+        &self,
+        points: &Tensor,
+        prototypes: &Tensor,
+        targets: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let [rows, classes, width] = self.size;
+        let wanted = [points.track_op(), prototypes.track_op()];
+        let inputs = [points, prototypes, targets, &grad.contiguous()?];
+        let [dpoints, dprototypes] =
+            with_f32(PRODUCT_NAME, inputs, |[points, prototypes, targets, grad]| {
+                let kept = self.kept().and_then(|mut kept| kept.take());
+                let mut dz = kept.unwrap_or_else(|| self.product(points, prototypes));
+                self.of_logits.to_gradients(&mut dz, targets, grad, classes);
+                let dz = Matrix::new(&dz, classes);
+                let [points, prototypes] = [points, prototypes].map(|values| Matrix::new(values, width));
+                [
+                    wanted[0].then(|| product([rows, width, classes], dz, prototypes)),
+                    wanted[1].then(|| product([classes, width, rows], dz.transposed(), points)),
+                ]
+            })?;
+        let tensor = |values: Option<Vec<f32>>, like: &Tensor| {
+            values
+                .map(|values| Tensor::from_vec(values, like.shape(), like.device()))
+                .transpose()
+        };
+        Ok((tensor(dpoints, points)?, tensor(dprototypes, prototypes)?, None))
     }
 }
 
@@ -221,6 +351,34 @@ mod tests {
             &[random(1, &[5, 11])],
             &|x| soft_cross_entropy(&x[0], &targets, Some(&rows), 0.5),
             &|x| oracle(&x[0], &targets, &rows, 0.5),
+        );
+    }
+
+    #[test]
+    fn products_agree_with_the_composition_and_go_backwards_twice() {
+        for (rows, classes, width) in [(1, 1, 1), (5, 7, 3), (3, 33, 2)] {
+            let targets = random(3, &[2, classes]).abs().unwrap();
+            let chosen: Vec<u32> = (0..rows as u32).map(|row| row % 2).collect();
+            check(
+                &[random(1, &[rows, width]), random(2, &[classes, width])],
+                &|x| product_cross_entropy(&x[0], &x[1], &targets, Some(&chosen), 0.5),
+                &|x| oracle(&x[0].matmul(&x[1].t()?)?, &targets, &chosen, 0.5),
+            );
+        }
+        let points = Var::from_tensor(&random(1, &[4, 3])).unwrap();
+        let (prototypes, targets) = (random(2, &[6, 3]), random(3, &[4, 6]));
+        let loss = product_cross_entropy(&points, &prototypes, &targets, None, 0.5).unwrap();
+        let [first, second] = [(); 2].map(|()| {
+            let grads = loss.sum_all().unwrap().backward().unwrap();
+            assert!(grads.get(&prototypes).is_none());
+            values(grads.get(&points).unwrap())
+        });
+        assert_eq!(first, second);
+        let error = product_cross_entropy(&points, &random(2, &[6, 2]), &targets, None, 0.5);
+        let error = error.unwrap_err().to_string();
+        assert!(
+            error.contains("expected prototypes [K, 3], found [6, 2]"),
+            "{error}"
         );
     }
 

@@ -38,7 +38,7 @@ pub use assemble::{SpecialTokens, assemble_tokens};
 pub use attention::{attention, attention_probabilities};
 pub use branch_samples::BranchSamples;
 pub use cpu::with_f32;
-pub use cross_entropy::soft_cross_entropy;
+pub use cross_entropy::{product_cross_entropy, soft_cross_entropy};
 pub use gather_rows::gather_rows;
 pub use gelu::gelu;
 pub use l2_normalize::l2_normalize;

@@ -3,7 +3,7 @@
 
 use candle_core::{DType, Result, Tensor, bail};
 
-use super::{cross_entropy, expect_matrix, expect_temperature, matrix};
+use super::{Logits, expect_temperature, matrix};
 
 /// Global crops of an image; the reference supports no other number.
 const GLOBAL_CROPS: usize = 2;
@@ -24,14 +24,14 @@ pub struct DinoClsTerms {
 /// # Errors
 /// As [`dino_global_sum`] and [`dino_local_sum`].
 pub fn dino_cls_loss(
-    student_global: &Tensor,
-    student_local: Option<&Tensor>,
+    student_global: Logits,
+    student_local: Option<Logits>,
     targets: &Tensor,
     temperature: f64,
 ) -> Result<DinoClsTerms> {
     let batch = targets.dim(0)? / GLOBAL_CROPS;
-    let local_crops = match student_local {
-        Some(local) if batch > 0 => local.dim(0)? / batch,
+    let local_crops = match &student_local {
+        Some(local) if batch > 0 => local.size("dino_cls local crops")?.0 / batch,
         _ => 0,
     };
     let global_pairs = GLOBAL_CROPS * (GLOBAL_CROPS - 1);
@@ -54,14 +54,22 @@ pub fn dino_cls_loss(
 ///
 /// # Errors
 /// Shapes that differ, an odd number of rows or none, a temperature that is not above 0.
-pub fn dino_global_sum(student: &Tensor, targets: &Tensor, temperature: f64) -> Result<Tensor> {
+pub fn dino_global_sum<'a>(
+    student: impl Into<Logits<'a>>,
+    targets: &Tensor,
+    temperature: f64,
+) -> Result<Tensor> {
     const WHAT: &str = "dino_cls global crops";
     let (batch, prototypes) = images(targets)?;
     expect_temperature(WHAT, temperature)?;
-    expect_matrix(WHAT, student, GLOBAL_CROPS * batch, prototypes)?;
+    let student = student.into();
+    student.expect_size(WHAT, GLOBAL_CROPS * batch, prototypes)?;
     let rows = GLOBAL_CROPS * batch;
     let exchanged: Vec<u32> = (0..rows).map(|row| ((row + batch) % rows) as u32).collect();
-    cross_entropy(student, targets, Some(&exchanged), temperature)?.sum_all()? / rows as f64
+    student
+        .cross_entropy(targets, Some(&exchanged), temperature)?
+        .sum_all()?
+        / rows as f64
 }
 
 /// The sum over all pairs of a local crop with a teacher's global crop of their mean cross-entropy over the batch,
@@ -71,15 +79,20 @@ pub fn dino_global_sum(student: &Tensor, targets: &Tensor, temperature: f64) -> 
 ///
 /// # Errors
 /// Shapes that differ, rows that make no whole number of crops, no row, a temperature that is not above 0.
-pub fn dino_local_sum(student: &Tensor, targets: &Tensor, temperature: f64) -> Result<Tensor> {
+pub fn dino_local_sum<'a>(
+    student: impl Into<Logits<'a>>,
+    targets: &Tensor,
+    temperature: f64,
+) -> Result<Tensor> {
     const WHAT: &str = "dino_cls local crops";
     let (batch, prototypes) = images(targets)?;
     expect_temperature(WHAT, temperature)?;
-    let (rows, columns) = matrix(WHAT, student)?;
+    let student = student.into();
+    let (rows, columns) = student.size(WHAT)?;
     if columns != prototypes || rows == 0 || !rows.is_multiple_of(batch) {
         bail!(
             "{WHAT}: expected shape [L x {batch}, {prototypes}], found {:?}",
-            student.dims()
+            [rows, columns]
         );
     }
     // Cross-entropy is linear in its target: one pass with the sum of both crops' targets.
@@ -89,7 +102,10 @@ pub fn dino_local_sum(student: &Tensor, targets: &Tensor, temperature: f64) -> R
         .reshape((GLOBAL_CROPS, batch, prototypes))?
         .sum(0)?; // [B, K]
     let image: Vec<u32> = (0..rows).map(|row| (row % batch) as u32).collect();
-    cross_entropy(student, &both, Some(&image), temperature)?.sum_all()? / batch as f64
+    student
+        .cross_entropy(&both, Some(&image), temperature)?
+        .sum_all()?
+        / batch as f64
 }
 
 /// Batch size B and number K of prototypes from targets [2 B, K].
@@ -111,7 +127,7 @@ mod tests {
     fn golden_sums_and_gradient() {
         let golden = fixture("losses.safetensors");
         let student = Var::from_tensor(&golden["student_global"]).unwrap();
-        let global = dino_global_sum(&student, &golden["sinkhorn"], 0.1).unwrap();
+        let global = dino_global_sum(student.as_tensor(), &golden["sinkhorn"], 0.1).unwrap();
         assert_scalar("global", &global, scalar(&golden["dino_global_sum"]), 1e-5);
         let store = global.backward().unwrap();
         assert_close(
@@ -130,7 +146,7 @@ mod tests {
         let golden = fixture("losses.safetensors");
         let student = Var::from_tensor(&golden["student_local"]).unwrap();
         let targets = &golden["sinkhorn"];
-        let store = dino_local_sum(&student, targets, 0.1)
+        let store = dino_local_sum(student.as_tensor(), targets, 0.1)
             .unwrap()
             .backward()
             .unwrap();
@@ -167,7 +183,7 @@ mod tests {
             &golden["student_local"],
             &golden["sinkhorn"],
         );
-        let terms = dino_cls_loss(global, Some(local), targets, 0.1).unwrap();
+        let terms = dino_cls_loss(global.into(), Some(local.into()), targets, 0.1).unwrap();
         let mut pairs = vec![pair(targets, 0, global, 1, 6), pair(targets, 1, global, 0, 6)];
         for crop in 0..8 {
             pairs.extend([0, 1].map(|g| pair(targets, g, local, crop, 6)));
@@ -179,7 +195,7 @@ mod tests {
             (found - expected).abs() < 1e-5 * expected,
             "found {found}, expected {expected}"
         );
-        let alone = dino_cls_loss(global, None, targets, 0.1).unwrap();
+        let alone = dino_cls_loss(global.into(), None, targets, 0.1).unwrap();
         assert!(alone.local.is_none());
         assert_scalar("global alone", &alone.global, (pairs[0] + pairs[1]) / 3., 1e-5);
     }
@@ -189,7 +205,7 @@ mod tests {
         let golden = fixture("losses.safetensors");
         let targets = Var::from_tensor(&golden["sinkhorn"]).unwrap();
         let student = Var::from_tensor(&golden["student_local"]).unwrap();
-        let loss = dino_local_sum(&student, &targets, 0.1).unwrap();
+        let loss = dino_local_sum(student.as_tensor(), &targets, 0.1).unwrap();
         let store = loss.backward().unwrap();
         assert!(store.get(&targets).is_none());
         assert!(store.get(&student).is_some());

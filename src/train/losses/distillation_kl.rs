@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor, bail};
 
-use super::{cross_entropy, expect_matrix, expect_temperature, log_softmax, matrix};
+use super::{Logits, expect_matrix, expect_temperature, log_softmax, matrix};
 
 /// `T^2 * mean over rows of sum_k p_k (log p_k - log q_k)` with `p = softmax(teacher / T)`, `q = softmax(student / T)`.
 ///
@@ -20,8 +20,8 @@ pub fn distillation_kl_loss(student: &Tensor, teacher: &Tensor, temperature: f64
     }
     let teacher = teacher.detach();
     let probabilities = log_softmax(&teacher, temperature)?.exp()?;
-    let [of_student, of_teacher] =
-        [student, &teacher].map(|logits| cross_entropy(logits, &probabilities, None, temperature));
+    let [of_student, of_teacher] = [student, &teacher]
+        .map(|logits| Logits::Given(logits).cross_entropy(&probabilities, None, temperature));
     (of_student? - of_teacher?)?.sum_all()? * (temperature * temperature / rows as f64)
 }
 

@@ -3,7 +3,7 @@
 
 use candle_core::{DType, Result, Tensor};
 
-use super::{cross_entropy, expect_matrix, expect_temperature, matrix};
+use super::{Logits, expect_matrix, expect_temperature};
 
 /// Cross-entropy over masked patches, averaged within each crop, summed over crops and divided by the number of crops.
 ///
@@ -13,23 +13,24 @@ use super::{cross_entropy, expect_matrix, expect_temperature, matrix};
 ///
 /// # Errors
 /// Shapes that differ, counts that do not add up to M, a temperature that is not above 0.
-pub fn ibot_patch_loss(
-    student: &Tensor,
+pub fn ibot_patch_loss<'a>(
+    student: impl Into<Logits<'a>>,
     targets: &Tensor,
     masked: &[usize],
     temperature: f64,
 ) -> Result<Tensor> {
     const WHAT: &str = "ibot_patch";
     let patches = masked.iter().sum();
-    let (_, prototypes) = matrix(WHAT, student)?;
+    let student = student.into();
+    let (_, prototypes) = student.size(WHAT)?;
     expect_temperature(WHAT, temperature)?;
-    expect_matrix("ibot_patch student", student, patches, prototypes)?;
+    student.expect_size("ibot_patch student", patches, prototypes)?;
     expect_matrix("ibot_patch targets", targets, patches, prototypes)?;
     if patches == 0 {
-        return Tensor::zeros((), DType::F32, student.device());
+        return Tensor::zeros((), DType::F32, targets.device());
     }
-    let weights = Tensor::from_vec(patch_weights(masked), patches, student.device())?;
-    let terms = cross_entropy(student, targets, None, temperature)?; // [M]
+    let weights = Tensor::from_vec(patch_weights(masked), patches, targets.device())?;
+    let terms = student.cross_entropy(targets, None, temperature)?; // [M]
     (terms * weights)?.sum_all()? / masked.len() as f64
 }
 
@@ -57,7 +58,7 @@ mod tests {
         let student = Var::from_tensor(&golden["patch_student"]).unwrap();
         let masked = masked_counts(&golden["masks"]);
         assert!(masked.contains(&0));
-        let loss = ibot_patch_loss(&student, &golden["patch_sinkhorn"], &masked, 0.1).unwrap();
+        let loss = ibot_patch_loss(student.as_tensor(), &golden["patch_sinkhorn"], &masked, 0.1).unwrap();
         assert_scalar("loss", &loss, scalar(&golden["ibot_loss"]), 1e-5);
         let store = loss.backward().unwrap();
         assert_close(

@@ -4,7 +4,7 @@
 use candle_core::{D, DType, Result, Tensor};
 use macula_models::ops;
 
-use super::{cross_entropy, expect_matrix, expect_temperature, matrix};
+use super::{Logits, expect_matrix, expect_temperature, matrix};
 
 /// Mean over the batch of `-log(exp(q.k / T) / (exp(q.k / T) + sum_j exp(q.n_j / T)))`.
 ///
@@ -29,7 +29,9 @@ pub fn info_nce_loss(queries: &Tensor, keys: &Tensor, queue: &Tensor, temperatur
     let mut own = vec![0f32; 1 + negatives];
     own[0] = 1.;
     let own = Tensor::from_vec(own, (1, 1 + negatives), queries.device())?;
-    cross_entropy(&logits, &own, Some(&vec![0; batch]), temperature)?.mean_all()
+    Logits::Given(&logits)
+        .cross_entropy(&own, Some(&vec![0; batch]), temperature)?
+        .mean_all()
 }
 
 #[cfg(test)]

@@ -37,15 +37,67 @@ fn log_softmax(logits: &Tensor, temperature: f64) -> Result<Tensor> {
     shifted.broadcast_sub(&log_sum)
 }
 
-/// [`ops::soft_cross_entropy`] of whatever float type: [M], f32.
-fn cross_entropy(
-    logits: &Tensor,
-    targets: &Tensor,
-    target_rows: Option<&[u32]>,
-    temperature: f64,
-) -> Result<Tensor> {
-    let targets = targets.detach().to_dtype(DType::F32)?;
-    ops::soft_cross_entropy(&logits.to_dtype(DType::F32)?, &targets, target_rows, temperature)
+/// A student's logits for prototypes, [M, K].
+#[derive(Debug, Clone, Copy)]
+pub enum Logits<'a> {
+    /// As they are.
+    Given(&'a Tensor),
+    /// The products of points of a head's bottleneck [M, D] with its prototypes [K, D], which then are never a tensor of the
+    /// graph.
+    Product {
+        /// Points, [M, D].
+        points: &'a Tensor,
+        /// Prototypes, [K, D].
+        prototypes: &'a Tensor,
+    },
+}
+
+impl<'a> From<&'a Tensor> for Logits<'a> {
+    fn from(logits: &'a Tensor) -> Self {
+        Self::Given(logits)
+    }
+}
+
+impl Logits<'_> {
+    /// Fails with `what` unless they are a matrix.
+    fn size(&self, what: &str) -> Result<(usize, usize)> {
+        match self {
+            Self::Given(logits) => matrix(what, logits),
+            Self::Product { points, prototypes } => {
+                Ok((matrix(what, points)?.0, matrix(what, prototypes)?.0))
+            }
+        }
+    }
+
+    /// Fails unless they are a matrix of `rows` x `columns`.
+    fn expect_size(&self, what: &str, rows: usize, columns: usize) -> Result<()> {
+        let found = self.size(what)?;
+        if found != (rows, columns) {
+            bail!(
+                "{what}: expected shape [{rows}, {columns}], found {:?}",
+                [found.0, found.1]
+            );
+        }
+        Ok(())
+    }
+
+    /// [`ops::soft_cross_entropy`] of whatever float type: [M], f32.
+    fn cross_entropy(
+        &self,
+        targets: &Tensor,
+        target_rows: Option<&[u32]>,
+        temperature: f64,
+    ) -> Result<Tensor> {
+        let targets = targets.detach().to_dtype(DType::F32)?;
+        match self {
+            Self::Given(logits) => {
+                ops::soft_cross_entropy(&logits.to_dtype(DType::F32)?, &targets, target_rows, temperature)
+            }
+            Self::Product { points, prototypes } => {
+                ops::product_cross_entropy(points, prototypes, &targets, target_rows, temperature)
+            }
+        }
+    }
 }
 
 /// Rows and columns of a matrix called `what`.
