@@ -95,7 +95,7 @@ mod tests {
         encoder.set_color(color);
         encoder.set_depth(depth);
         if color == ColorType::Indexed {
-            encoder.set_palette([9, 9, 9, 200, 0, 0, 0, 200, 0, 0, 0, 200].as_slice());
+            encoder.set_palette(vec![9, 9, 9, 200, 0, 0, 0, 200, 0, 0, 0, 200]);
         }
         encoder.write_header().unwrap().write_image_data(data).unwrap();
         bytes
