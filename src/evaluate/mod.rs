@@ -1,8 +1,10 @@
 //! From feature folders to a protocol: reads columns, matches labels of train and test, and checks that the two
 //! folders belong together. `single` reads what protocols without a training set take, `predictions` keeps what was said
-//! of each test row, `compare` reads two of those again, `leak` looks for test rows among the training rows.
+//! of each test row, `compare` reads two of those again, `leak` looks for test rows among the training rows. `dense` goes
+//! from images with masks or depths to a result without a folder between.
 
 mod compare;
+pub mod dense;
 mod leak;
 mod predictions;
 mod single;

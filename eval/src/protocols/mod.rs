@@ -3,6 +3,7 @@
 
 mod checks;
 pub mod cluster;
+pub mod dense;
 pub mod knn;
 pub mod leak;
 pub mod linear_probe;

@@ -1,11 +1,15 @@
 //! `macula eval`, one subcommand a protocol: the classifiers, which take train and test, stand here; `retrieval`,
-//! `cluster` and `compare` have a file each and share what `folders` and `kept` hold.
+//! `cluster` and `compare` have a file each and share what `folders` and `kept` hold, `segment` and `depth` what `dense`
+//! holds.
 
 mod cluster;
 mod compare;
+mod dense;
+mod depth;
 mod folders;
 mod kept;
 mod retrieval;
+mod segment;
 
 use std::path::{Path, PathBuf};
 
@@ -41,6 +45,10 @@ enum Protocol {
     Retrieval(retrieval::RetrievalArgs),
     /// k-means on the features: NMI, adjusted Rand index, accuracy
     Cluster(cluster::ClusterArgs),
+    /// Linear segmentation of patch tokens: mean intersection over union, by class and in the mean
+    Segment(segment::SegmentArgs),
+    /// Linear depth from patch tokens: RMSE, absolute relative error and delta1 beside the mean depth
+    Depth(depth::DepthArgs),
     /// Two results on the same test rows: paired bootstrap and McNemar's test
     Compare(compare::CompareArgs),
 }
@@ -232,6 +240,8 @@ impl EvalArgs {
             Protocol::Logreg(args) => args.run(),
             Protocol::Retrieval(args) => args.run(),
             Protocol::Cluster(args) => args.run(),
+            Protocol::Segment(args) => args.run(),
+            Protocol::Depth(args) => args.run(),
             Protocol::Compare(args) => args.run(),
         }
     }

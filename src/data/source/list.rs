@@ -1,5 +1,5 @@
-//! A table of files: `list.csv` or `list.parquet` with a column `path`, and perhaps `label`, `mask` and `depth`. Paths are
-//! relative to the table's folder.
+//! A table of files: `list.csv` or `list.parquet` with a column `path` (or `image`), and perhaps `label`, `mask` and
+//! `depth`. Paths are relative to the table's folder.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -32,7 +32,11 @@ impl List {
     pub(super) fn open(table: &Path) -> Result<Self> {
         let bytes = std::fs::read(table).map_err(|error| Error::io(table, error))?;
         let frame = read_frame(table)?;
-        let path = column(&frame, table, "path")?.ok_or_else(|| {
+        let path = match column(&frame, table, "path")? {
+            None => column(&frame, table, "image")?,
+            found => found,
+        };
+        let path = path.ok_or_else(|| {
             let found: Vec<String> = frame
                 .get_column_names()
                 .iter()
@@ -40,7 +44,7 @@ impl List {
                 .collect();
             Error::input(
                 lossless(table),
-                format!("expected a column `path`, found {}", found.join(", ")),
+                format!("expected a column `path` or `image`, found {}", found.join(", ")),
             )
         })?;
         if path.is_empty() {

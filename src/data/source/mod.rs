@@ -3,6 +3,7 @@
 
 mod folder;
 mod idx;
+mod layouts;
 mod list;
 mod paths;
 
@@ -17,7 +18,7 @@ use crate::files::hex;
 use crate::{Error, Result};
 
 /// The forms that [`open`] reads, for error messages.
-const FORMS: &str = "a folder, list.csv, list.parquet, idx:FOLDER#train, idx:FOLDER#test, sample:train, sample:test or - (paths on stdin)";
+const FORMS: &str = "a folder, list.csv, list.parquet, idx:FOLDER#train, idx:FOLDER#test, sample:train, sample:test, ade20k:FOLDER#train, voc:FOLDER#train, nyu:FOLDER#train or - (paths on stdin)";
 /// Extensions of images, in lower case.
 const EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"];
 
@@ -116,6 +117,9 @@ pub fn open(spec: &str) -> Result<Box<dyn Source>> {
     }
     if let Some(place) = spec.strip_prefix("idx:") {
         return Ok(Box::new(idx::Idx::open(place)?));
+    }
+    if let Some(layout) = layouts::Layout::open(spec) {
+        return Ok(Box::new(layout?));
     }
     let path = Path::new(spec);
     if path.is_dir() {

@@ -268,7 +268,7 @@ fn a_list_that_is_none_is_refused() {
         (
             "no_path.csv",
             "file,label\na.png,1\n",
-            "expected a column `path`, found `file`, `label`",
+            "expected a column `path` or `image`, found `file`, `label`",
         ),
         ("no_rows.csv", "path\n", "no rows"),
         ("hole.csv", "path,label\na.png,1\n,2\n", "row 1 has no `path`"),

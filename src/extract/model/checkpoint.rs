@@ -73,13 +73,14 @@ pub fn default_side(config: &VitConfig) -> u32 {
     side as u32
 }
 
-/// Every output the network can give, the CLS tokens of the last four blocks among them.
+/// Every output the network can give; of single blocks the patch tokens of all and the CLS tokens of the last four.
 fn available_outputs(config: &VitConfig) -> Vec<String> {
     let mut kinds = vec![OutputKind::Cls, OutputKind::Patch, OutputKind::PatchMean];
     if config.num_registers > 0 {
         kinds.push(OutputKind::Reg);
     }
     kinds.extend((config.depth.saturating_sub(4)..config.depth).map(OutputKind::LayerCls));
+    kinds.extend((0..config.depth).map(OutputKind::LayerPatch));
     kinds.iter().map(ToString::to_string).collect()
 }
 

@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod onnx;
+mod patches;
 mod pixels;
 mod preprocess;
 
@@ -14,6 +15,7 @@ use crate::{Error, Result};
 
 pub use checkpoint::{CheckpointModel, default_side};
 pub use onnx::OnnxFeatures;
+pub use patches::PatchLayers;
 pub use pixels::PixelModel;
 pub use preprocess::{PreprocessOverrides, imagenet, of_checkpoint};
 
@@ -91,6 +93,14 @@ pub enum OutputChoice {
     Named(Vec<String>),
     /// What the linear probe's grid can use: `cls`, `patch_mean` and `layer:I.cls`, as far as the model has them.
     Probe,
+    /// Patch tokens for dense tasks: those of these blocks, and the class tokens of the same blocks where the model has
+    /// them all and they are wanted; the pixels of the pixel model.
+    Patches {
+        /// Which blocks.
+        layers: PatchLayers,
+        /// Whether class tokens are wanted.
+        cls: bool,
+    },
 }
 
 impl OutputChoice {
@@ -128,6 +138,7 @@ impl OutputChoice {
                 Ok(available.iter().filter(|name| usable(name)).cloned().collect())
             }
             Self::Probe => default(),
+            Self::Patches { layers, cls } => layers.choose(file, available, *cls),
         }
     }
 }

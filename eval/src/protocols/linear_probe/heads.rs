@@ -3,12 +3,12 @@
 
 use super::LinearProbeConfig;
 use super::inputs::{Input, InputView, ProbeFeatures};
+use crate::draws::{Order, normal};
 use crate::linalg::gemm::{Operand, Threads, gemm};
 use crate::protocols::logistic::product;
 use crate::protocols::logistic::softmax::{RowScratch, softmax_cross_entropy};
 use crate::protocols::scores;
-use rand::seq::SliceRandom;
-use rand::{Rng, SeedableRng};
+use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
@@ -20,8 +20,7 @@ const BLOCK_ROWS: usize = 256;
 const MOMENTUM: f64 = 0.9;
 /// Standard deviation of the initial weights.
 const INITIAL_DEVIATION: f64 = 0.01;
-/// Streams of the seed: one an epoch for the order of the rows, one a head for its initial weights.
-const ORDER_STREAM: u64 = 1 << 32;
+/// Streams of the seed for initial weights, one a head, from here on.
 const WEIGHT_STREAM: u64 = 1 << 33;
 
 /// One point of the grid.
@@ -223,56 +222,6 @@ fn descend(values: &mut [f32], velocity: &[f32], rate: f32) {
     }
 }
 
-/// An endless stream of shuffled epochs, the same for every group.
-struct Order<'a> {
-    rows: &'a [usize],
-    shuffled: Vec<usize>,
-    used: usize,
-    epoch: u64,
-    seed: u64,
-}
-
-impl<'a> Order<'a> {
-    fn new(rows: &'a [usize], seed: u64) -> Self {
-        Self {
-            rows,
-            shuffled: Vec::with_capacity(rows.len()),
-            used: 0,
-            epoch: 0,
-            seed,
-        }
-    }
-
-    fn next_batch(&mut self, size: usize, batch: &mut Vec<usize>) {
-        batch.clear();
-        while batch.len() < size {
-            if self.used == self.shuffled.len() {
-                self.shuffle();
-            }
-            let taken = (size - batch.len()).min(self.shuffled.len() - self.used);
-            batch.extend_from_slice(&self.shuffled[self.used..self.used + taken]);
-            self.used += taken;
-        }
-    }
-
-    fn shuffle(&mut self) {
-        let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
-        rng.set_stream(ORDER_STREAM + self.epoch);
-        self.shuffled.clear();
-        self.shuffled.extend_from_slice(self.rows);
-        self.shuffled.shuffle(&mut rng);
-        self.used = 0;
-        self.epoch += 1;
-    }
-}
-
-/// A standard normal value (Box and Muller 1958).
-fn normal(rng: &mut ChaCha8Rng) -> f64 {
-    // 1 - u is in (0, 1], whose logarithm is finite.
-    let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
-    radius * (std::f64::consts::TAU * rng.random::<f64>()).cos()
-}
-
 /// Top-1 accuracy of every head on `rows` of `features`.
 pub(super) fn top1(
     features: &ProbeFeatures,
@@ -323,23 +272,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn batches_run_through_every_epoch() {
-        let rows: Vec<usize> = (10..17).collect();
-        let mut order = Order::new(&rows, 3);
-        let (mut batch, mut seen) = (Vec::new(), Vec::new());
-        for _ in 0..7 {
-            order.next_batch(3, &mut batch);
-            seen.extend_from_slice(&batch);
-        }
-        for epoch in seen.chunks_exact(7) {
-            let mut epoch = epoch.to_vec();
-            epoch.sort_unstable();
-            assert_eq!(epoch, rows);
-        }
-        assert_ne!(seen[..7], seen[7..14]);
-    }
-
-    #[test]
     fn the_schedule_follows_the_data() {
         let config = LinearProbeConfig::default();
         let schedule = Schedule::new(60_000, &config);
@@ -354,19 +286,6 @@ mod tests {
                 iterations: 1,
                 batch: 30
             }
-        );
-    }
-
-    #[test]
-    fn initial_weights_have_their_deviation() {
-        let mut rng = ChaCha8Rng::seed_from_u64(0);
-        let n = 20_000;
-        let values: Vec<f64> = (0..n).map(|_| normal(&mut rng)).collect();
-        let mean = values.iter().sum::<f64>() / f64::from(n);
-        let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / f64::from(n);
-        assert!(
-            mean.abs() < 0.03 && (variance - 1.0).abs() < 0.05,
-            "{mean} {variance}"
         );
     }
 

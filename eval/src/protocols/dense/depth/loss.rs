@@ -1,0 +1,185 @@
+//! The scale-invariant loss of logarithms (Eigen et al. 2014) as dinov2's depth heads train by it (`SigLoss`):
+//! `sqrt(var(g) + 0.15 mean(g)^2)` with `g = ln(depth + 1e-3) - ln(truth + 1e-3)` over the valid pixels of a batch, the
+//! variance with n - 1. In the first iterations only the second term counts. The reference adds half a `GradientLoss`, which
+//! as published differs along the batch instead of along the image, and is left out here.
+
+use rayon::prelude::*;
+
+use super::super::head::Loss;
+use super::super::upsample::Bilinear;
+use super::bins::Bins;
+use crate::metrics::depth::valid;
+
+const EPSILON: f64 = 1e-3;
+const MEAN_WEIGHT: f64 = 0.15;
+/// Below this the loss has no direction.
+const SMALLEST: f64 = 1e-12;
+
+/// The loss on the valid pixels of a batch.
+pub(super) struct SigLoss<'a> {
+    pub bins: &'a Bins,
+    /// From the map of depths to the pixels of a window.
+    pub to_pixels: &'a Bilinear,
+    /// True depth of every window's pixels, `[n, rows, columns]`.
+    pub depths: &'a [f32],
+    pub range: (f32, f32),
+    /// Iterations in which only the mean counts.
+    pub warmup: usize,
+}
+
+/// Number, mean and sum of squared deviations of the differences of logarithms.
+struct Moments {
+    n: usize,
+    mean: f64,
+    squares: f64,
+}
+
+impl SigLoss<'_> {
+    fn truth(&self, window: usize) -> &[f32] {
+        let (rows, columns) = self.to_pixels.output();
+        &self.depths[window * rows * columns..(window + 1) * rows * columns]
+    }
+
+    /// `g` of each valid pixel of a window.
+    fn differences<'b>(&'b self, window: usize, predicted: &'b [f32]) -> impl Iterator<Item = f64> + 'b {
+        let pairs = predicted.iter().zip(self.truth(window));
+        pairs
+            .filter(|(_, truth)| valid(**truth, self.range))
+            .map(|(predicted, truth)| difference(*predicted, *truth))
+    }
+
+    fn moments(&self, windows: &[usize], predicted: &[Vec<f32>]) -> Moments {
+        let sums: Vec<(usize, f64)> = windows
+            .par_iter()
+            .zip(predicted)
+            .map(|(&window, predicted)| {
+                self.differences(window, predicted)
+                    .fold((0, 0.0), |(n, sum), g| (n + 1, sum + g))
+            })
+            .collect();
+        let n: usize = sums.iter().map(|(n, _)| n).sum();
+        let mean = sums.iter().map(|(_, sum)| sum).sum::<f64>() / n.max(1) as f64;
+        let squares: Vec<f64> = windows
+            .par_iter()
+            .zip(predicted)
+            .map(|(&window, predicted)| {
+                self.differences(window, predicted)
+                    .map(|g| (g - mean) * (g - mean))
+                    .sum()
+            })
+            .collect();
+        Moments {
+            n,
+            mean,
+            squares: squares.iter().sum(),
+        }
+    }
+}
+
+fn difference(predicted: f32, truth: f32) -> f64 {
+    (f64::from(predicted) + EPSILON).ln() - (f64::from(truth) + EPSILON).ln()
+}
+
+impl Loss for SigLoss<'_> {
+    fn gradient(&self, windows: &[usize], logits: &mut [Vec<f32>], iteration: usize) -> f64 {
+        let predicted: Vec<Vec<f32>> = logits
+            .par_iter()
+            .map(|logits| self.to_pixels.resize(&self.bins.depths(logits), 1))
+            .collect();
+        let moments = self.moments(windows, &predicted);
+        let (n, freedom) = (moments.n as f64, moments.n.saturating_sub(1).max(1) as f64);
+        let with_variance = if iteration < self.warmup { 0.0 } else { 1.0 };
+        let square = with_variance * moments.squares / freedom + MEAN_WEIGHT * moments.mean * moments.mean;
+        if square < SMALLEST {
+            logits.iter_mut().for_each(|logits| logits.fill(0.0));
+            return square.sqrt();
+        }
+        let value = square.sqrt();
+        let of_difference =
+            |g: f64| (with_variance * (g - moments.mean) / freedom + MEAN_WEIGHT * moments.mean / n) / value;
+        windows
+            .par_iter()
+            .zip(&predicted)
+            .zip(logits)
+            .for_each(|((&window, predicted), logits)| {
+                let pairs = predicted.iter().zip(self.truth(window));
+                let of_pixels: Vec<f32> = pairs
+                    .map(|(&predicted, &truth)| match valid(truth, self.range) {
+                        true => {
+                            let slope = 1.0 / (f64::from(predicted) + EPSILON);
+                            (of_difference(difference(predicted, truth)) * slope) as f32
+                        }
+                        false => 0.0,
+                    })
+                    .collect();
+                let of_depths = self.to_pixels.resize_transposed(&of_pixels, 1);
+                *logits = self.bins.gradient(logits, &of_depths);
+            });
+        value
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocols::dense::PatchFeatures;
+    use crate::protocols::dense::head::testing::gradient_error;
+
+    #[test]
+    fn values_by_hand() {
+        let (bins, one) = (
+            Bins::new(2, (1.0, 3.0), (1, 2), (1, 2)),
+            Bilinear::new((1, 2), (1, 2)),
+        );
+        let loss = SigLoss {
+            bins: &bins,
+            to_pixels: &one,
+            depths: &[4.0, 1.0, 0.0, 8.0],
+            range: (0.0, 5.0),
+            warmup: 1,
+        };
+        // Both patches of both windows say 2; two pixels are valid.
+        let logits = vec![vec![0.0; 4]; 2];
+        let (first, second) = ((2.001f64 / 4.001).ln(), (2.001f64 / 1.001).ln());
+        let mean = (first + second) / 2.0;
+        let variance = (first - mean).powi(2) + (second - mean).powi(2); // over n - 1 = 1
+        let expected = (variance + 0.15 * mean * mean).sqrt();
+        assert!((loss.gradient(&[0, 1], &mut logits.clone(), 1) - expected).abs() < 1e-7);
+        let warm = loss.gradient(&[0, 1], &mut logits.clone(), 0);
+        assert!((warm - 0.15f64.sqrt() * mean.abs()).abs() < 1e-7);
+        // The last window has no valid pixel.
+        let mut nothing = vec![vec![1.0; 4]];
+        assert_eq!(loss.gradient(&[1], &mut nothing, 1), 0.0);
+        assert_eq!(nothing[0], [0.0; 4]);
+    }
+
+    #[test]
+    fn the_gradient_is_that_of_differences() {
+        let data = (0..36)
+            .map(|i| (i as f32 * 0.8).sin() + 0.1 * (i % 5) as f32)
+            .collect();
+        let features = PatchFeatures::new(data, (2, 3), 3).unwrap();
+        let depths: Vec<f32> = (0..60)
+            .map(|i| {
+                if i % 7 == 3 {
+                    0.0
+                } else {
+                    1.5 + (i as f32 * 0.4).sin()
+                }
+            })
+            .collect();
+        let bins = Bins::new(6, (0.5, 4.0), (2, 3), (5, 6));
+        let loss = SigLoss {
+            bins: &bins,
+            to_pixels: &Bilinear::new(bins.fine(), (5, 6)),
+            depths: &depths,
+            range: (0.1, 4.0),
+            warmup: 1,
+        };
+        for iteration in [0, 1] {
+            let error = gradient_error(&features, &[0, 1], 6, &loss, iteration);
+            // relu has corners that a difference may straddle
+            assert!(error < 2e-2, "{iteration}: {error}");
+        }
+    }
+}

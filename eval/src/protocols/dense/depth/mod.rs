@@ -1,0 +1,261 @@
+//! Linear depth (dinov2 `hub/depthers.py` and its depth evaluation): a 1x1 convolution on frozen patch features gives each
+//! patch a distribution over bins of depth, whose mean is the depth; trained by the scale-invariant loss, scored by root
+//! mean square error, absolute relative error and delta1 beside the mean depth of the training pixels.
+
+mod bins;
+mod loss;
+mod result;
+
+pub use result::{DepthResult, ImageErrors};
+
+use rayon::prelude::*;
+use serde_json::{Value, json};
+
+use self::bins::Bins;
+use self::loss::SigLoss;
+use super::head::{Decay, Head};
+use super::learning_rate::{Common, Trial};
+use super::{Bilinear, PatchFeatures};
+use crate::metrics::depth::{DepthErrors, valid};
+use crate::protocols::scores::first_best;
+use crate::{Error, Result};
+
+/// Share of the iterations that warm up: 12,800 of 38,400 in the reference's recipe.
+const WARMUP: f64 = 12_800.0 / 38_400.0;
+/// Iterations in which the loss sees only the mean, as in the reference, but never more than a quarter of all.
+const MEAN_ONLY: usize = 100;
+
+/// Settings of `eval depth`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DepthConfig {
+    /// Least and greatest depth of the bins, which also bound the true depths that count: above the first, at most the
+    /// second. 0.001 and 10 by default (NYU; KITTI has 80).
+    pub range: (f32, f32),
+    /// Number of bins, 256 by default.
+    pub bins: usize,
+    /// Learning rates to choose among; 1e-4 (the reference's), 1e-3 and 1e-2 by default.
+    pub learning_rates: Vec<f64>,
+    /// AdamW's decay of the weights, 0.01 by default.
+    pub weight_decay: f64,
+    /// Steps of AdamW, 2,000 by default.
+    pub iterations: usize,
+    /// Windows of one step, 16 by default.
+    pub batch_size: usize,
+    /// Share of the training images that the learning rate is chosen on, 0.1 by default.
+    pub val_fraction: f64,
+    /// Seed of the split, the initial weights, the order of the windows and the bootstrap.
+    pub seed: u64,
+    /// Resamples of the intervals; 0 for none.
+    pub bootstrap_resamples: usize,
+}
+
+impl Default for DepthConfig {
+    fn default() -> Self {
+        Self {
+            range: (1e-3, 10.0),
+            bins: 256,
+            learning_rates: vec![1e-4, 1e-3, 1e-2],
+            weight_decay: 0.01,
+            iterations: 2_000,
+            batch_size: 16,
+            val_fraction: 0.1,
+            seed: 0,
+            bootstrap_resamples: 1_000,
+        }
+    }
+}
+
+impl DepthConfig {
+    fn common(&self) -> Common<'_> {
+        Common {
+            learning_rates: &self.learning_rates,
+            weight_decay: self.weight_decay,
+            iterations: self.iterations,
+            batch_size: self.batch_size,
+            val_fraction: self.val_fraction,
+            seed: self.seed,
+            warmup: WARMUP,
+            decay: Decay::Cosine,
+        }
+    }
+
+    /// Checks the settings on their own, before any data is read.
+    ///
+    /// # Errors
+    /// Names the first setting out of range.
+    pub fn validate(&self) -> Result<()> {
+        let (least, greatest) = self.range;
+        if !(least >= 0.0 && greatest > least && greatest.is_finite()) {
+            return Err(Error::config(
+                "min_depth, max_depth",
+                format!("expected 0 <= min < max, found {least} and {greatest}"),
+            ));
+        }
+        if self.bins < 2 {
+            return Err(Error::config(
+                "bins",
+                format!("expected at least 2, found {}", self.bins),
+            ));
+        }
+        self.common().validate()
+    }
+}
+
+/// Training windows with their depths.
+#[derive(Debug, Clone)]
+pub struct DepthData {
+    /// Patch features of every window.
+    pub features: PatchFeatures,
+    /// True depth of every pixel, `[n, rows, columns]`; 0 where there is no measurement.
+    pub depths: Vec<f32>,
+    /// Rows and columns of a window, in pixels.
+    pub size: (usize, usize),
+    /// The image, from 0, that each window is of.
+    pub image_of: Vec<usize>,
+}
+
+impl DepthData {
+    fn check(&self) -> Result<()> {
+        let n = self.features.len();
+        if n == 0 {
+            return Err(Error::data("train images", "expected at least one, found none"));
+        }
+        let pixels = self.size.0 * self.size.1;
+        if self.depths.len() != n * pixels || self.image_of.len() != n {
+            return Err(Error::data(
+                "train depths",
+                format!(
+                    "expected {n} windows of {pixels} pixels, found {} pixels and {} windows",
+                    self.depths.len(),
+                    self.image_of.len()
+                ),
+            ));
+        }
+        self.features.check_finite()
+    }
+
+    /// Mean of the valid depths.
+    fn mean(&self, range: (f32, f32)) -> Result<f32> {
+        let known = self.depths.iter().filter(|depth| valid(**depth, range));
+        let (n, sum) = known.fold((0u64, 0.0), |(n, sum), &depth| (n + 1, sum + f64::from(depth)));
+        if n == 0 {
+            return Err(Error::data(
+                "train depths",
+                format!(
+                    "expected depths above {} and at most {}, found none",
+                    range.0, range.1
+                ),
+            ));
+        }
+        Ok((sum / n as f64) as f32)
+    }
+}
+
+/// A trained depth head.
+#[derive(Debug, Clone)]
+pub struct DepthEstimator {
+    head: Head,
+    bins: Bins,
+    to_pixels: Bilinear,
+    /// Mean of the valid training depths.
+    mean: f32,
+    trials: Vec<Trial>,
+    chosen: usize,
+    /// Images it was trained on.
+    images: usize,
+    /// Windows it was trained on.
+    windows: usize,
+}
+
+impl DepthEstimator {
+    /// Chooses the learning rate on held-out images of `train`, then trains on all of them.
+    ///
+    /// # Errors
+    /// Settings out of range, arrays that do not fit each other, no valid depth, too few images.
+    pub fn fit(train: &DepthData, config: &DepthConfig) -> Result<Self> {
+        config.validate()?;
+        train.check()?;
+        let mean = train.mean(config.range)?;
+        let common = config.common();
+        let bins = Bins::new(config.bins, config.range, train.features.grid(), train.size);
+        let to_pixels = Bilinear::new(bins.fine(), train.size);
+        let loss = SigLoss {
+            bins: &bins,
+            to_pixels: &to_pixels,
+            depths: &train.depths,
+            range: config.range,
+            warmup: MEAN_ONLY.min(config.iterations / 4),
+        };
+        let head = |windows: &[usize], learning_rate: f64| {
+            let training = common.training(learning_rate);
+            Head::train(&train.features, windows, config.bins, &loss, &training)
+        };
+        let (fit, held_out) = common.split(&train.image_of)?;
+        let trial = |&learning_rate: &f64| Trial {
+            learning_rate,
+            held_out: rmse(&head(&fit, learning_rate), train, &held_out, &loss),
+        };
+        let trials: Vec<Trial> = config.learning_rates.iter().map(trial).collect();
+        let chosen = first_best(trials.iter().map(|trial| -trial.held_out));
+        let all: Vec<usize> = (0..train.features.len()).collect();
+        let head = head(&all, trials[chosen].learning_rate);
+        Ok(Self {
+            head,
+            mean,
+            trials,
+            chosen,
+            images: train.image_of.iter().max().map_or(0, |last| last + 1),
+            windows: all.len(),
+            to_pixels,
+            bins,
+        })
+    }
+
+    /// Depths of one window's patches `[rows * columns, D]`, on the map that [`Self::to_pixels`] takes.
+    pub fn depths(&self, patches: &[f32]) -> Vec<f32> {
+        self.bins.depths(&self.head.logits(patches))
+    }
+
+    /// From the map of depths to the pixels of a window.
+    pub fn to_pixels(&self) -> &Bilinear {
+        &self.to_pixels
+    }
+
+    /// Mean of the valid training depths: what the head must beat.
+    pub fn mean(&self) -> f32 {
+        self.mean
+    }
+
+    fn settings(&self, config: &DepthConfig) -> Value {
+        let mut settings = config.common().settings(&self.trials, self.chosen);
+        settings["head"] = json!("1x1 convolution to bins on standardised patches, read four times finer");
+        settings["loss"] = json!("SigLoss, without the reference's gradient term");
+        settings["optimizer"] = json!("AdamW, warm-up over a third, cosine to 0");
+        settings["bins"] = json!(config.bins);
+        settings["min_depth"] = json!(config.range.0);
+        settings["max_depth"] = json!(config.range.1);
+        settings["mean_depth"] = json!(self.mean);
+        settings["train_windows"] = json!(self.windows);
+        settings["bootstrap_resamples"] = json!(config.bootstrap_resamples);
+        settings
+    }
+}
+
+/// Mean over training windows of a head's root mean square error.
+fn rmse(head: &Head, train: &DepthData, windows: &[usize], loss: &SigLoss<'_>) -> f64 {
+    let pixels = train.size.0 * train.size.1;
+    let errors: Vec<Option<f64>> = windows
+        .par_iter()
+        .map(|&window| {
+            let depths = loss.bins.depths(&head.logits(train.features.window(window)));
+            let truth = &train.depths[window * pixels..(window + 1) * pixels];
+            let found = DepthErrors::of(&loss.to_pixels.resize(&depths, 1), truth, loss.range);
+            found.map(|errors| errors.rmse)
+        })
+        .collect();
+    let known: Vec<f64> = errors.into_iter().flatten().collect();
+    known.iter().sum::<f64>() / known.len() as f64
+}
+
+#[cfg(test)]
+mod tests;

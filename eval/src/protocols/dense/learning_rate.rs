@@ -1,0 +1,191 @@
+//! The settings that both tasks train by, and the choice of the learning rate on held-out training images.
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::head::{Decay, Training};
+use crate::split::{check_fraction, hold_out, split_name};
+use crate::{Error, Result};
+
+/// A learning rate and how it did on the held-out images.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Trial {
+    /// Learning rate.
+    pub learning_rate: f64,
+    /// Mean IoU, or RMSE, on the held-out images.
+    pub held_out: f64,
+}
+
+/// What the configurations of both tasks have in common.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Common<'a> {
+    pub learning_rates: &'a [f64],
+    pub weight_decay: f64,
+    pub iterations: usize,
+    pub batch_size: usize,
+    pub val_fraction: f64,
+    pub seed: u64,
+    pub warmup: f64,
+    pub decay: Decay,
+}
+
+impl Common<'_> {
+    /// Refuses settings out of range.
+    pub(super) fn validate(&self) -> Result<()> {
+        check_fraction(self.val_fraction)?;
+        if self.learning_rates.is_empty() {
+            return Err(Error::config(
+                "learning_rates",
+                "expected at least one value, found none",
+            ));
+        }
+        if let Some(rate) = self
+            .learning_rates
+            .iter()
+            .find(|rate| !(rate.is_finite() && **rate > 0.0))
+        {
+            return Err(Error::config(
+                "learning_rates",
+                format!("expected numbers above 0, found {rate}"),
+            ));
+        }
+        if !(0.0..=1.0).contains(&self.weight_decay) {
+            return Err(Error::config(
+                "weight_decay",
+                format!("expected a number from 0 to 1, found {}", self.weight_decay),
+            ));
+        }
+        for (field, value) in [("iterations", self.iterations), ("batch_size", self.batch_size)] {
+            if value == 0 {
+                return Err(Error::config(field, "expected at least 1, found 0"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Training at one learning rate.
+    pub(super) fn training(&self, learning_rate: f64) -> Training {
+        Training {
+            iterations: self.iterations,
+            batch_size: self.batch_size,
+            learning_rate,
+            weight_decay: self.weight_decay,
+            warmup: self.warmup,
+            decay: self.decay,
+            seed: self.seed,
+        }
+    }
+
+    /// Divides windows by their images: those to fit on and those to choose on.
+    pub(super) fn split(&self, image_of: &[usize]) -> Result<(Vec<usize>, Vec<usize>)> {
+        let images = image_of.iter().max().map_or(0, |last| last + 1);
+        let split = hold_out(images, self.val_fraction, self.seed)?;
+        Ok((0..image_of.len()).partition(|&window| split.fit.binary_search(&image_of[window]).is_ok()))
+    }
+
+    /// The settings for the result.
+    pub(super) fn settings(&self, trials: &[Trial], chosen: usize) -> Value {
+        json!({
+            "learning_rate": trials[chosen].learning_rate,
+            "learning_rates": trials,
+            "weight_decay": self.weight_decay,
+            "iterations": self.iterations,
+            "batch_size": self.batch_size,
+            "selected_on": split_name(self.val_fraction),
+            "val_fraction": self.val_fraction,
+            "refit": "chosen learning rate, all training images",
+            "augmentation": "none: features are extracted once",
+            "seed": self.seed,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_of_one_image_stay_together() {
+        let common = Common {
+            learning_rates: &[0.1],
+            weight_decay: 0.0,
+            iterations: 1,
+            batch_size: 1,
+            val_fraction: 0.5,
+            seed: 1,
+            warmup: 0.0,
+            decay: Decay::Linear,
+        };
+        let image_of = [0, 0, 1, 2, 2, 2, 3];
+        let (fit, held_out) = common.split(&image_of).unwrap();
+        assert_eq!(fit.len() + held_out.len(), 7);
+        assert!(
+            fit.iter()
+                .all(|&a| held_out.iter().all(|&b| image_of[a] != image_of[b]))
+        );
+        let one_image = common.split(&[0, 0]).unwrap_err().to_string();
+        assert!(one_image.starts_with("val_fraction"), "{one_image}");
+    }
+
+    #[test]
+    fn settings_out_of_range_are_named() {
+        let good = Common {
+            learning_rates: &[0.1],
+            weight_decay: 0.0,
+            iterations: 1,
+            batch_size: 1,
+            val_fraction: 0.1,
+            seed: 0,
+            warmup: 0.0,
+            decay: Decay::Linear,
+        };
+        assert!(good.validate().is_ok());
+        for (bad, field) in [
+            (
+                Common {
+                    learning_rates: &[],
+                    ..good
+                },
+                "learning_rates",
+            ),
+            (
+                Common {
+                    learning_rates: &[f64::NAN],
+                    ..good
+                },
+                "learning_rates",
+            ),
+            (
+                Common {
+                    weight_decay: -0.1,
+                    ..good
+                },
+                "weight_decay",
+            ),
+            (
+                Common {
+                    iterations: 0,
+                    ..good
+                },
+                "iterations",
+            ),
+            (
+                Common {
+                    batch_size: 0,
+                    ..good
+                },
+                "batch_size",
+            ),
+            (
+                Common {
+                    val_fraction: 1.0,
+                    ..good
+                },
+                "val_fraction",
+            ),
+        ] {
+            let error = bad.validate().unwrap_err().to_string();
+            assert!(error.starts_with(field), "{error}");
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! Linear segmentation (dinov2 `LinearHead` of its segmentation evaluation): batch norm and a 1x1 convolution on frozen
+//! patch features, trained by cross-entropy on pixels, scored by mean intersection over union.
+
+mod loss;
+mod result;
+
+pub use result::SegmentResult;
+
+use rayon::prelude::*;
+use serde_json::{Value, json};
+
+use self::loss::PixelCrossEntropy;
+use super::head::{Decay, Head};
+use super::learning_rate::{Common, Trial};
+use super::{Bilinear, PatchFeatures};
+use crate::metrics::iou::{PixelCounts, VOID};
+use crate::protocols::scores::first_best;
+use crate::{Error, Result};
+
+/// Share of the iterations that warm up: 1,500 of 40,000 in the reference's recipe.
+const WARMUP: f64 = 1_500.0 / 40_000.0;
+
+/// Settings of `eval segment`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SegmentConfig {
+    /// Learning rates to choose among; 1e-3, 3e-3 and 1e-2 by default (the reference's recipe has 1e-3).
+    pub learning_rates: Vec<f64>,
+    /// AdamW's decay of the weights, 1e-4 by default.
+    pub weight_decay: f64,
+    /// Steps of AdamW, 2,000 by default.
+    pub iterations: usize,
+    /// Windows of one step, 16 by default.
+    pub batch_size: usize,
+    /// Share of the training images that the learning rate is chosen on, 0.1 by default.
+    pub val_fraction: f64,
+    /// Whether a class may be without training pixels; false by default.
+    pub allow_empty_classes: bool,
+    /// Seed of the split, the initial weights, the order of the windows and the bootstrap.
+    pub seed: u64,
+    /// Resamples of the intervals; 0 for none.
+    pub bootstrap_resamples: usize,
+}
+
+impl Default for SegmentConfig {
+    fn default() -> Self {
+        Self {
+            learning_rates: vec![1e-3, 3e-3, 1e-2],
+            weight_decay: 1e-4,
+            iterations: 2_000,
+            batch_size: 16,
+            val_fraction: 0.1,
+            allow_empty_classes: false,
+            seed: 0,
+            bootstrap_resamples: 1_000,
+        }
+    }
+}
+
+impl SegmentConfig {
+    fn common(&self) -> Common<'_> {
+        Common {
+            learning_rates: &self.learning_rates,
+            weight_decay: self.weight_decay,
+            iterations: self.iterations,
+            batch_size: self.batch_size,
+            val_fraction: self.val_fraction,
+            seed: self.seed,
+            warmup: WARMUP,
+            decay: Decay::Linear,
+        }
+    }
+
+    /// Checks the settings on their own, before any data is read.
+    ///
+    /// # Errors
+    /// Names the first setting out of range.
+    pub fn validate(&self) -> Result<()> {
+        self.common().validate()
+    }
+}
+
+/// Training windows with their labels.
+#[derive(Debug, Clone)]
+pub struct SegmentData {
+    /// Patch features of every window.
+    pub features: PatchFeatures,
+    /// Class of every pixel, `[n, rows, columns]`; [`VOID`] where a pixel is left out.
+    pub labels: Vec<u8>,
+    /// Rows and columns of a window, in pixels.
+    pub size: (usize, usize),
+    /// The image, from 0, that each window is of.
+    pub image_of: Vec<usize>,
+}
+
+impl SegmentData {
+    fn check(&self, classes: &[String], config: &SegmentConfig) -> Result<()> {
+        let n = self.features.len();
+        if n == 0 {
+            return Err(Error::data("train images", "expected at least one, found none"));
+        }
+        if !(2..=usize::from(VOID)).contains(&classes.len()) {
+            return Err(Error::data(
+                "classes",
+                format!("expected 2 to {VOID}, found {}", classes.len()),
+            ));
+        }
+        let pixels = self.size.0 * self.size.1;
+        if self.labels.len() != n * pixels || self.image_of.len() != n {
+            return Err(Error::data(
+                "train labels",
+                format!(
+                    "expected {n} windows of {pixels} pixels, found {} pixels and {} windows",
+                    self.labels.len(),
+                    self.image_of.len()
+                ),
+            ));
+        }
+        let mut counts = vec![0u64; classes.len()];
+        for &label in self.labels.iter().filter(|&&label| label != VOID) {
+            match counts.get_mut(usize::from(label)) {
+                Some(count) => *count += 1,
+                None => {
+                    return Err(Error::data(
+                        "train labels",
+                        format!("expected labels below {} or {VOID}, found {label}", classes.len()),
+                    ));
+                }
+            }
+        }
+        match counts.iter().position(|&count| count == 0) {
+            Some(class) if !config.allow_empty_classes => {
+                return Err(Error::data(
+                    format!("class {class} (`{}`)", classes[class]),
+                    "expected labelled pixels in the train masks, found none",
+                ));
+            }
+            _ => {}
+        }
+        self.features.check_finite()
+    }
+}
+
+/// A trained segmentation head.
+#[derive(Debug, Clone)]
+pub struct Segmenter {
+    head: Head,
+    to_pixels: Bilinear,
+    classes: usize,
+    trials: Vec<Trial>,
+    chosen: usize,
+    /// Images it was trained on.
+    images: usize,
+    /// Windows it was trained on.
+    windows: usize,
+}
+
+impl Segmenter {
+    /// Chooses the learning rate on held-out images of `train`, then trains on all of them.
+    ///
+    /// # Errors
+    /// Settings out of range, arrays that do not fit each other, a class without training pixels, too few images.
+    pub fn fit(train: &SegmentData, classes: &[String], config: &SegmentConfig) -> Result<Self> {
+        config.validate()?;
+        train.check(classes, config)?;
+        let common = config.common();
+        let to_pixels = Bilinear::new(train.features.grid(), train.size);
+        let loss = PixelCrossEntropy {
+            to_pixels: &to_pixels,
+            labels: &train.labels,
+            classes: classes.len(),
+        };
+        let head = |windows: &[usize], learning_rate: f64| {
+            let training = common.training(learning_rate);
+            Head::train(&train.features, windows, classes.len(), &loss, &training)
+        };
+        let (fit, held_out) = common.split(&train.image_of)?;
+        let trial = |&learning_rate: &f64| Trial {
+            learning_rate,
+            held_out: mean_iou(
+                &head(&fit, learning_rate),
+                train,
+                &held_out,
+                &to_pixels,
+                classes.len(),
+            ),
+        };
+        let trials: Vec<Trial> = config.learning_rates.iter().map(trial).collect();
+        let chosen = first_best(trials.iter().map(|trial| trial.held_out));
+        let all: Vec<usize> = (0..train.features.len()).collect();
+        Ok(Self {
+            head: head(&all, trials[chosen].learning_rate),
+            classes: classes.len(),
+            trials,
+            chosen,
+            images: train.image_of.iter().max().map_or(0, |last| last + 1),
+            windows: all.len(),
+            to_pixels,
+        })
+    }
+
+    /// Logits `[rows * columns, K]` of one window's patches `[rows * columns, D]`.
+    pub fn logits(&self, patches: &[f32]) -> Vec<f32> {
+        self.head.logits(patches)
+    }
+
+    /// From the grid of patches to the pixels of a window.
+    pub fn to_pixels(&self) -> &Bilinear {
+        &self.to_pixels
+    }
+
+    /// Number of classes K.
+    pub fn classes(&self) -> usize {
+        self.classes
+    }
+
+    fn settings(&self, config: &SegmentConfig) -> Value {
+        let mut settings = config.common().settings(&self.trials, self.chosen);
+        settings["head"] = json!("batch norm (statistics of all training patches) and a 1x1 convolution");
+        settings["loss"] = json!("cross-entropy on pixels, logits resized bilinearly");
+        settings["optimizer"] = json!("AdamW, warm-up, linear decay to 0");
+        settings["classes"] = json!(self.classes);
+        settings["train_windows"] = json!(self.windows);
+        settings["bootstrap_resamples"] = json!(config.bootstrap_resamples);
+        settings
+    }
+}
+
+/// The class of a pixel by its logits: the greatest, of equals the first.
+pub fn class_of(logits: &[f32]) -> u8 {
+    let mut best = 0;
+    for (class, value) in logits.iter().enumerate() {
+        if *value > logits[best] {
+            best = class;
+        }
+    }
+    best as u8
+}
+
+/// Mean IoU of a head on the pixels of training windows.
+fn mean_iou(
+    head: &Head,
+    train: &SegmentData,
+    windows: &[usize],
+    to_pixels: &Bilinear,
+    classes: usize,
+) -> f64 {
+    let pixels = train.size.0 * train.size.1;
+    let counts: Vec<PixelCounts> = windows
+        .par_iter()
+        .map(|&window| {
+            let logits = head.logits(train.features.window(window));
+            let (mut between, mut row) = (Vec::new(), vec![0.0; train.size.1 * classes]);
+            let mut predicted = Vec::with_capacity(pixels);
+            for y in 0..train.size.0 {
+                to_pixels.row(&logits, classes, y, &mut between, &mut row);
+                predicted.extend(row.chunks_exact(classes).map(class_of));
+            }
+            let labels = &train.labels[window * pixels..(window + 1) * pixels];
+            PixelCounts::of(&predicted, labels, classes)
+        })
+        .collect();
+    let mut all = PixelCounts::new(classes);
+    counts.iter().for_each(|counts| all += counts);
+    all.mean_iou()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,89 @@
+//! `macula eval segment`.
+
+use std::path::Path;
+
+use clap::Args;
+use macula_eval::protocols::dense::segment::SegmentConfig;
+
+use super::dense::DenseArgs;
+use crate::evaluate::dense::{Classes, Masks, segment};
+use crate::{Error, Result, rng};
+
+/// Arguments of `macula eval segment`.
+#[derive(Debug, Args)]
+pub(super) struct SegmentArgs {
+    /// Classes: how many, names with commas between them, or a file with one name a line; by default as many as the
+    /// training masks have
+    #[arg(long, value_name = "CLASSES")]
+    classes: Option<String>,
+    /// Label that is left out
+    #[arg(long, value_name = "LABEL", default_value_t = 255)]
+    ignore: u8,
+    /// Leave out label 0 as well and count the others from 1, as ADE20K does
+    #[arg(long)]
+    reduce_zero_label: bool,
+    /// Go on where a class has no training pixels
+    #[arg(long)]
+    allow_empty_classes: bool,
+    #[command(flatten)]
+    dense: DenseArgs,
+}
+
+impl SegmentArgs {
+    /// Trains, scores and prints the table.
+    pub fn run(&self) -> Result<()> {
+        let defaults = SegmentConfig::default();
+        let dense = &self.dense;
+        let config = SegmentConfig {
+            learning_rates: dense.learning_rates(defaults.learning_rates),
+            weight_decay: dense.weight_decay.unwrap_or(defaults.weight_decay),
+            iterations: dense.iterations.unwrap_or(defaults.iterations),
+            batch_size: dense.train_batch.unwrap_or(defaults.batch_size),
+            val_fraction: dense.val_fraction.unwrap_or(defaults.val_fraction),
+            allow_empty_classes: self.allow_empty_classes,
+            seed: rng::derived_seed(dense.seed, "segment"),
+            bootstrap_resamples: dense.bootstrap_resamples,
+        };
+        config.validate()?;
+        let classes = self.classes()?;
+        let masks = Masks {
+            classes: None,
+            ignore: self.ignore,
+            reduce_zero: self.reduce_zero_label,
+        };
+        let request = dense.start()?;
+        let (result, images) = segment(&request, masks, &classes, &config)?;
+        dense.finish(&result, &images)
+    }
+
+    fn classes(&self) -> Result<Classes> {
+        let Some(text) = &self.classes else {
+            return Ok(Classes::FromMasks);
+        };
+        let classes = match text.parse() {
+            Ok(count) => Classes::Count(count),
+            Err(_) if Path::new(text).is_file() => {
+                let lines = std::fs::read_to_string(text).map_err(|error| Error::io(text, error))?;
+                names(lines.lines())
+            }
+            Err(_) => names(text.split(',')),
+        };
+        let count = match &classes {
+            Classes::Count(count) => *count,
+            Classes::Names(names) => names.len(),
+            Classes::FromMasks => return Ok(classes),
+        };
+        if (2..=255).contains(&count) {
+            return Ok(classes);
+        }
+        Err(Error::input(
+            "--classes",
+            format!("expected 2 to 255 classes, found {count}"),
+        ))
+    }
+}
+
+fn names<'a>(names: impl Iterator<Item = &'a str>) -> Classes {
+    let names = names.map(str::trim).filter(|name| !name.is_empty());
+    Classes::Names(names.map(str::to_owned).collect())
+}
