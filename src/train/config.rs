@@ -155,6 +155,8 @@ pub struct InfoNceConfig {
     pub hidden: usize,
     /// Width of keys and queries. Default 128.
     pub output: usize,
+    /// Batch norm in the projection, as in MoCo v3. Default false, as in MoCo v2 on a network that has its own.
+    pub batch_norm: bool,
     /// Negatives kept, first in, first out. Default 65536.
     pub queue: usize,
     /// Temperature of the first step. Default 0.07.
@@ -170,6 +172,7 @@ impl Default for InfoNceConfig {
         Self {
             hidden: 2048,
             output: 128,
+            batch_norm: false,
             queue: 65_536,
             temperature: 0.07,
             final_temperature: 0.04,

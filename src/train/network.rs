@@ -107,6 +107,7 @@ impl NetworkConfig {
                 input: width,
                 hidden: loss.info_nce.hidden,
                 output: loss.info_nce.output,
+                batch_norm: loss.info_nce.batch_norm,
             }),
             linears: distill.map(LinearPart::of).unwrap_or_default(),
             vit,

@@ -274,6 +274,7 @@ fn moco(facts: &DataFacts) -> TrainConfig {
     config.loss.dino_weight = 0.;
     config.loss.info_nce_weight = 1.;
     config.loss.info_nce.hidden = config.loss.head.hidden;
+    config.loss.info_nce.batch_norm = true;
     config.crops.local.count = 0;
     config.teacher.momentum = 0.99;
     config.optimizer.clip_norm = 1.;

@@ -5,7 +5,6 @@ use candle_nn::VarBuilder;
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::vit::layers::Linear;
 use crate::vit::{draw, truncated_normal};
 use crate::weights::Tensors;
 use crate::{Error, Result, ops};
@@ -20,17 +19,27 @@ pub struct ProjectionHeadConfig {
     pub hidden: usize,
     /// Width of the result; 128 in MoCo.
     pub output: usize,
+    /// Whether each layer's outputs are brought to mean 0 and variance 1 over the batch (MoCo v3, there with gains and offsets
+    /// in the first). Class tokens of a fresh network are nearly the same for all images, and so are projections of them:
+    /// without this the loss first has to find out what differs. Default: false, as in MoCo v2.
+    #[serde(default)]
+    pub batch_norm: bool,
 }
 
 impl ProjectionHeadConfig {
     /// Every parameter with its shape, in the order of the network.
     pub fn parameters(&self) -> Vec<(String, Vec<usize>)> {
-        vec![
+        let mut list: Vec<(String, Vec<usize>)> = vec![
             ("mlp.0.weight".into(), vec![self.hidden, self.input]),
             ("mlp.0.bias".into(), vec![self.hidden]),
             ("mlp.2.weight".into(), vec![self.output, self.hidden]),
             ("mlp.2.bias".into(), vec![self.output]),
-        ]
+        ];
+        if self.batch_norm {
+            // What a bias adds to every row, batch norm takes away.
+            list.retain(|(name, _)| !name.ends_with(".bias"));
+        }
+        list
     }
 
     /// Initial parameters, f32 on the CPU: weights truncated normal 0.02 as in the other heads, biases 0.
@@ -66,12 +75,39 @@ impl ProjectionHeadConfig {
     }
 }
 
+/// Added to the variance, as PyTorch's `BatchNorm1d` does.
+const BATCH_NORM_EPS: f64 = 1e-5;
+
 /// MoCo v2's projection (Chen et al. 2020, `moco/builder.py` with `mlp`): linear, non-linearity, linear, L2 normalisation.
 /// The non-linearity is GELU, as everywhere in the transformer, where MoCo's ResNet has ReLU.
+///
+/// With batch norm a result depends on all rows that it was computed with; there are no running statistics, since the head
+/// only ever sees batches of training.
 #[derive(Debug, Clone)]
 pub struct ProjectionHead {
-    first: Linear,
-    second: Linear,
+    batch_norm: bool,
+    first: Layer,
+    second: Layer,
+}
+
+/// A linear layer, without bias where batch norm follows.
+#[derive(Debug, Clone)]
+struct Layer {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Layer {
+    fn new(inputs: usize, outputs: usize, with_bias: bool, vb: VarBuilder) -> Result<Self> {
+        Ok(Self {
+            weight: vb.get((outputs, inputs), "weight")?,
+            bias: with_bias.then(|| vb.get(outputs, "bias")).transpose()?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(ops::linear(x, &self.weight, self.bias.as_ref())?)
+    }
 }
 
 impl ProjectionHead {
@@ -83,17 +119,105 @@ impl ProjectionHead {
         config.validate()?;
         let mlp = vb.pp("mlp");
         Ok(Self {
-            first: Linear::new(config.input, config.hidden, mlp.pp(0))?,
-            second: Linear::new(config.hidden, config.output, mlp.pp(2))?,
+            batch_norm: config.batch_norm,
+            first: Layer::new(config.input, config.hidden, !config.batch_norm, mlp.pp(0))?,
+            second: Layer::new(config.hidden, config.output, !config.batch_norm, mlp.pp(2))?,
         })
     }
 
-    /// Tokens [.., D] to points on the unit sphere [.., output].
+    /// Tokens [B, D] to points on the unit sphere [B, output].
     ///
     /// # Errors
-    /// Tokens of another width or type.
+    /// Tokens of another width or type; a single row with batch norm, which would make it 0.
     pub fn forward(&self, tokens: &Tensor) -> Result<Tensor> {
-        let hidden = ops::gelu(&self.first.forward(tokens)?)?;
-        Ok(ops::l2_normalize(&self.second.forward(&hidden)?, 1e-12)?)
+        let hidden = ops::gelu(&self.normed(self.first.forward(tokens)?)?)?;
+        let points = self.normed(self.second.forward(&hidden)?)?;
+        Ok(ops::l2_normalize(&points, 1e-12)?)
+    }
+
+    /// Batch norm without gain and offset, where it is on: [B, width].
+    fn normed(&self, x: Tensor) -> Result<Tensor> {
+        if !self.batch_norm {
+            return Ok(x);
+        }
+        let (rows, _) = x.dims2()?;
+        if rows < 2 {
+            let found = format!("expected at least 2 rows for batch norm, found {rows}");
+            return Err(Error::config("projection", found));
+        }
+        let centred = x.broadcast_sub(&x.mean_keepdim(0)?)?;
+        let deviation = (centred.sqr()?.mean_keepdim(0)? + BATCH_NORM_EPS)?.sqrt()?;
+        Ok(centred.broadcast_div(&deviation)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::DType;
+
+    use super::*;
+    use crate::ops::testing::{check, random, values};
+
+    /// A head of weights `x[1]` and `x[2]`, and where it has any of biases `x[3]` and `x[4]`.
+    fn head(x: &[Tensor]) -> ProjectionHead {
+        let config = ProjectionHeadConfig {
+            input: 3,
+            hidden: 4,
+            output: 2,
+            batch_norm: x.len() == 3,
+        };
+        let names = ["mlp.0.weight", "mlp.2.weight", "mlp.0.bias", "mlp.2.bias"].map(str::to_owned);
+        let named = names.into_iter().zip(x[1..].iter().cloned()).collect();
+        let vb = VarBuilder::from_tensors(named, DType::F32, &Device::Cpu);
+        ProjectionHead::new(&config, vb).unwrap()
+    }
+
+    fn inputs(rows: usize, batch_norm: bool) -> Vec<Tensor> {
+        let mut inputs = vec![random(1, &[rows, 3]), random(2, &[4, 3]), random(4, &[2, 4])];
+        if !batch_norm {
+            inputs.extend([random(3, &[4]), random(5, &[2])]);
+        }
+        inputs
+    }
+
+    /// A layer in plain candle: `x weight^T` plus bias, or normed over the batch.
+    fn layer(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> candle_core::Result<Tensor> {
+        let y = x.matmul(&weight.t()?)?;
+        let Some(bias) = bias else {
+            let centred = y.broadcast_sub(&y.mean_keepdim(0)?)?;
+            let variance = (centred.sqr()?.mean_keepdim(0)? + BATCH_NORM_EPS)?;
+            return centred.broadcast_div(&variance.sqrt()?);
+        };
+        y.broadcast_add(bias)
+    }
+
+    #[test]
+    fn agrees_with_the_composition() {
+        for batch_norm in [false, true] {
+            check(
+                &inputs(5, batch_norm),
+                &|x| head(x).forward(&x[0]).map_err(candle_core::Error::wrap),
+                &|x| {
+                    let y = layer(&x[0], &x[1], x.get(3))?;
+                    let half = ((&y * std::f64::consts::FRAC_1_SQRT_2)?.erf()? + 1.)?;
+                    let y = layer(&(y * (half * 0.5)?)?, &x[2], x.get(4))?;
+                    y.broadcast_div(&y.sqr()?.sum_keepdim(1)?.sqrt()?)
+                },
+            );
+        }
+    }
+
+    #[test]
+    fn batch_norm_takes_out_what_all_rows_share() {
+        let spread = |batch_norm| {
+            let x = inputs(6, batch_norm);
+            let alike = (&x[0] + 50.).unwrap();
+            let mean = values(&head(&x).forward(&alike).unwrap().mean(0).unwrap());
+            1. - mean.iter().map(|value| value * value).sum::<f64>()
+        };
+        assert!(spread(false) < 0.1 && spread(true) > 0.5);
+        let one = inputs(1, true);
+        let error = head(&one).forward(&one[0]).unwrap_err().to_string();
+        assert!(error.contains("expected at least 2 rows"), "{error}");
     }
 }
