@@ -26,7 +26,7 @@ impl PatchFeatures {
     /// A length that is no whole number of windows, a side or width of 0.
     pub fn new(data: Vec<f32>, grid: (usize, usize), dim: usize) -> Result<Self> {
         let window = grid.0 * grid.1 * dim;
-        if window == 0 || data.len() % window != 0 {
+        if window == 0 || !data.len().is_multiple_of(window) {
             return Err(Error::data(
                 "patch features",
                 format!(
