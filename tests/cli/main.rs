@@ -8,5 +8,7 @@ mod compare;
 mod distill;
 mod harness;
 mod index;
+mod report;
 mod retrieval;
 mod train;
+mod viz;

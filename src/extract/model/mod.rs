@@ -12,7 +12,7 @@ use crate::data::{Preprocess, Source};
 use crate::runtime::Device;
 use crate::{Error, Result};
 
-pub use checkpoint::{CheckpointModel, default_side};
+pub use checkpoint::{CheckpointModel, OpenNetwork, default_side, open_network};
 pub use onnx::OnnxFeatures;
 pub use pixels::PixelModel;
 pub use preprocess::{PreprocessOverrides, imagenet, of_checkpoint};
