@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::args::{CheckpointArgs, PreprocessArgs, RunArgs, start_threads};
+use super::args::{CheckpointArgs, PreprocessArgs, RunArgs, colour, start_threads};
 use super::output;
 use crate::data::DecodeOptions;
 use crate::extract::model::{ModelOptions, OutputChoice};
@@ -53,6 +53,12 @@ struct PictureArgs {
     /// Seed of the draw
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Colour under transparent pixels, 0 to 255 each; by default alpha is dropped, as the reference does
+    #[arg(long, value_name = "R,G,B", value_parser = colour)]
+    background: Option<[u8; 3]>,
+    /// Turn images as their EXIF says (the reference does not)
+    #[arg(long)]
+    exif: bool,
     /// Side of a tile, 16 to 1024 pixels
     #[arg(long, value_name = "PIXELS", default_value_t = 132)]
     tile: u32,
@@ -194,6 +200,14 @@ impl PictureArgs {
         check_out(&self.out, self.force)
     }
 
+    fn decode(&self) -> DecodeOptions {
+        DecodeOptions {
+            exif: self.exif,
+            background: self.background,
+            ..DecodeOptions::default()
+        }
+    }
+
     fn choice(&self) -> Choice {
         Choice {
             rows: self.rows.clone(),
@@ -226,7 +240,7 @@ impl PcaArgs {
             source.as_ref(),
             &self.picture.choice(),
             &self.open.model_options(),
-            &DecodeOptions::default(),
+            &self.picture.decode(),
             &PcaOptions {
                 foreground: self.foreground,
                 threshold: self.threshold,
@@ -254,7 +268,7 @@ impl AttentionArgs {
             source.as_ref(),
             &self.picture.choice(),
             &self.open.model_options(),
-            &DecodeOptions::default(),
+            &self.picture.decode(),
             &AttentionOptions {
                 block: self.block,
                 side: self.picture.tile,
@@ -277,7 +291,7 @@ impl NeighboursArgs {
         let queries = self.query.clone().zip(self.query_data.clone());
         let right = viz::neighbours(
             &self.picture.choice(),
-            &DecodeOptions::default(),
+            &self.picture.decode(),
             &NeighboursOptions {
                 database: Pictured {
                     features: self.features.clone(),

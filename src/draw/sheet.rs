@@ -153,7 +153,7 @@ impl Sheet {
         };
         if !tile.caption.is_empty() {
             let caption = canvas.fitted(&tile.caption, side + GAP - 2.0, 12.5, Weight::Regular);
-            let at = (x + side / 2.0, y + side + 15.0);
+            let at = (x + side / 2.0, top + height + 15.0);
             canvas.text(
                 &caption,
                 at,

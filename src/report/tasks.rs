@@ -172,12 +172,14 @@ static TASKS: [Task; 7] = [
 /// # Errors
 /// A protocol that measures no model, a table without the columns of its protocol, or a k that a result does not have.
 pub fn numbers(results: &[StoredResult], k: Option<u64>) -> Result<Vec<Vec<Number>>> {
-    let shared = TASKS.each_ref().map(|task| task.shared_k(results, k));
     results
         .iter()
         .map(
             |result| match TASKS.iter().position(|task| task.name == result.task) {
-                Some(place) => TASKS[place].numbers(result, place, k, shared[place]),
+                Some(place) => {
+                    let task = &TASKS[place];
+                    task.numbers(result, place, task.k_of(result, results, k)?)
+                }
                 None => others(result),
             },
         )
@@ -193,34 +195,42 @@ pub fn differing_settings(a: &StoredResult, b: &StoredResult) -> Vec<&'static st
 }
 
 impl Task {
-    /// The k to show of every result of this protocol: the one asked for, the preferred one, or the least that all have.
-    fn shared_k(&self, results: &[StoredResult], asked: Option<u64>) -> Option<u64> {
-        let Rows::ByK(preferred) = self.rows else {
-            return None;
-        };
-        if preferred.is_some() && asked.is_some() {
-            return asked;
-        }
-        let mut of_this = results.iter().filter(|result| result.task == self.name);
-        let mut common = ks(of_this.next()?);
-        for result in of_this {
-            let held = ks(result);
-            common.retain(|k| held.contains(k));
-        }
-        preferred
-            .filter(|k| common.contains(k))
-            .or_else(|| common.into_iter().min())
-    }
-
-    fn numbers(
+    /// The k to show of `result`: the one asked for, the preferred one, or the least that all `results` of this protocol
+    /// have. Few-shot results, whose k may be bounded by their rows, keep to themselves.
+    fn k_of(
         &self,
         result: &StoredResult,
-        order: usize,
+        results: &[StoredResult],
         asked: Option<u64>,
-        shared: Option<u64>,
-    ) -> Result<Vec<Number>> {
+    ) -> Result<Option<u64>> {
+        let Rows::ByK(preferred) = self.rows else {
+            return Ok(None);
+        };
+        let asked = asked.filter(|_| preferred.is_some());
+        let mut common = ks(result);
+        if let Some(k) = asked
+            && few_shot(result).is_none()
+            && !common.contains(&k)
+        {
+            return Err(Error::input(
+                result.file(),
+                format!("expected k = {k} (--k), found {common:?}"),
+            ));
+        }
+        for other in results {
+            if other.task == self.name && few_shot(other) == few_shot(result) {
+                let held = ks(other);
+                common.retain(|k| held.contains(k));
+            }
+        }
+        let wanted = |k: &u64| common.contains(k);
+        let chosen = asked.filter(wanted).or(preferred.filter(wanted));
+        Ok(chosen.or_else(|| common.iter().copied().min()))
+    }
+
+    fn numbers(&self, result: &StoredResult, order: usize, k: Option<u64>) -> Result<Vec<Number>> {
         let mut numbers = Vec::new();
-        for (row_place, row) in self.rows(result, asked, shared)?.into_iter().enumerate() {
+        for (row_place, row) in self.rows(result, k).into_iter().enumerate() {
             for (place, measure) in self.measures.iter().enumerate() {
                 // A column that a later protocol adds is not in older files, but the first always is.
                 let Some(value) = number(row, measure.column) else {
@@ -256,28 +266,15 @@ impl Task {
         Ok(numbers)
     }
 
-    fn rows<'a>(
-        &self,
-        result: &'a StoredResult,
-        asked: Option<u64>,
-        shared: Option<u64>,
-    ) -> Result<Vec<&'a Map<String, Value>>> {
+    fn rows<'a>(&self, result: &'a StoredResult, k: Option<u64>) -> Vec<&'a Map<String, Value>> {
         let rows = &result.rows;
-        Ok(match &self.rows {
+        match &self.rows {
             Rows::First => vec![&rows[0]],
             Rows::ByK(preferred) => {
-                let wanted = shared.or(*preferred);
-                let found = rows
-                    .iter()
-                    .find(|row| row.get("k").and_then(Value::as_u64) == wanted);
-                if found.is_none() && preferred.is_some() && asked.is_some() {
-                    let wanted = asked.unwrap_or_default();
-                    return Err(Error::input(
-                        result.file(),
-                        format!("expected k = {wanted} (--k), found {:?}", ks(result)),
-                    ));
-                }
-                vec![found.unwrap_or(&rows[0])]
+                // Results that have no k in common show their own, each in a column of its own.
+                let wanted = k.or(*preferred);
+                let of_k = |row: &&Map<String, Value>| row.get("k").and_then(Value::as_u64) == wanted;
+                vec![rows.iter().find(of_k).unwrap_or(&rows[0])]
             }
             Rows::Metrics(wanted) => {
                 let chosen: Vec<_> = wanted
@@ -294,7 +291,7 @@ impl Task {
                 let found = rows.iter().find(|row| text(row, "class") == *class);
                 vec![found.unwrap_or(&rows[rows.len() - 1])]
             }
-        })
+        }
     }
 
     fn title_of(&self, row: &Map<String, Value>) -> String {
@@ -302,7 +299,7 @@ impl Task {
         if let (Rows::ByK(_), Some(k)) = (&self.rows, row.get("k").and_then(Value::as_u64)) {
             title += &format!(", k = {k}");
         }
-        if let Some(n) = row.get("n_per_class").and_then(Value::as_u64) {
+        if let Some(n) = few_shot_row(row) {
             title += &format!(", {n} per class");
         }
         title
@@ -338,6 +335,15 @@ fn others(result: &StoredResult) -> Result<Vec<Number>> {
         ));
     }
     Ok(numbers)
+}
+
+/// Training rows a class that a few-shot result drew.
+fn few_shot(result: &StoredResult) -> Option<u64> {
+    few_shot_row(&result.rows[0])
+}
+
+fn few_shot_row(row: &Map<String, Value>) -> Option<u64> {
+    row.get("n_per_class").and_then(Value::as_u64)
 }
 
 /// The `k` of each row.

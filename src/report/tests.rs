@@ -362,6 +362,8 @@ fn the_k_that_all_have_is_shown() {
         knn(&[(5, 0.5, 0.4, 0.6), (10, 0.6, 0.5, 0.7), (20, 0.7, 0.6, 0.8)]),
     );
     results.keep("2", "knn", "b", knn(&[(10, 0.61, 0.5, 0.7), (5, 0.51, 0.4, 0.6)]));
+    let few = json!([{ "k": 5, "top1": 0.3, "n_per_class": 5, "n_tries": 2 }]);
+    results.keep("3", "knn", "a", few);
     let title = |k| {
         let options = ReportOptions {
             k,
@@ -373,6 +375,16 @@ fn the_k_that_all_have_is_shown() {
     };
     assert_eq!(title(None).unwrap(), "k-NN, k = 5 top-1");
     assert_eq!(title(Some(10)).unwrap(), "k-NN, k = 10 top-1");
+    // Few-shot draws have their own, whatever is asked for.
+    let options = ReportOptions {
+        k: Some(10),
+        ..ReportOptions::default()
+    };
+    let report = results.report(&options).unwrap();
+    assert_eq!(
+        report.table().columns[1].title(),
+        "k-NN, k = 5, 5 per class top-1"
+    );
     let error = title(Some(20)).unwrap_err().to_string();
     assert!(
         error.contains("2/result.json") && error.contains("k = 20 (--k), found [10, 5]"),

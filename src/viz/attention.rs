@@ -69,10 +69,10 @@ pub fn attention(
         let heads = class_rows(&probabilities, 1 + config.num_registers)?;
         let mut tiles = vec![Tile::new(picture.clone(), caption)];
         tiles.extend(heads.iter().chain([&mean(&heads)]).map(|map| {
-            let on_patches: f32 = map.iter().sum();
+            let peak = map.iter().copied().fold(0.0, f32::max);
             Tile::new(
                 painted(map, grid, config.patch_size),
-                format!("{:.0} % on patches", 100.0 * on_patches),
+                format!("peak {:.1} %", 100.0 * peak),
             )
         }));
         sheet_rows.push(tiles);
@@ -84,13 +84,16 @@ pub fn attention(
     let file = path.file_name().unwrap_or_default().to_string_lossy();
     let sheet = Sheet {
         title: format!("Attention of the class token · {file}"),
-        notes: vec![format!(
-            "block {} of {}, {} x {} patches; each map runs from 0 (dark) to its own greatest value (light)",
-            block + 1,
-            config.depth,
-            grid.0,
-            grid.1
-        )],
+        notes: vec![
+            format!(
+                "block {} of {}, {} x {} patches",
+                block + 1,
+                config.depth,
+                grid.0,
+                grid.1
+            ),
+            "each map runs from 0 (dark) to its own peak (light)".to_owned(),
+        ],
         headings,
         rows: sheet_rows,
         side: options.side,

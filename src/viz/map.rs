@@ -151,7 +151,7 @@ impl Picture {
         canvas.text(&title, (28.0, 42.0), 20.0, INK, Weight::Bold, Align::Left);
         let note = canvas.fitted(&self.note, room, 13.5, Weight::Regular);
         canvas.text(&note, (28.0, 64.0), 13.5, MUTED, Weight::Regular, Align::Left);
-        let axes = [axis(&self.dots, |dot| dot.at.0), axis(&self.dots, |dot| dot.at.1)];
+        let axes = axes(&self.dots);
         self.frame(&mut canvas, &axes);
         let at = |dot: (f64, f64)| {
             let x = PLOT.0 + axes[0].place(dot.0).clamp(0.0, 1.0) * (PLOT.1 - PLOT.0);
@@ -166,7 +166,7 @@ impl Picture {
         }
         for (place, (name, _)) in self.classes.iter().enumerate() {
             if let Some(middle) = self.middle(place) {
-                haloed(&mut canvas, name, at(middle));
+                named(&mut canvas, name, at(middle), class(place));
             }
         }
         self.legend(&mut canvas);
@@ -272,14 +272,27 @@ impl Picture {
     }
 }
 
-/// An axis over nearly all dots: a few far ones should not press the others together.
-fn axis(dots: &[Dot], value: fn(&Dot) -> f64) -> Axis {
+/// Both axes, a unit as long on one as on the other, since distances are what is looked at.
+fn axes(dots: &[Dot]) -> [Axis; 2] {
+    let ranges = [range(dots, |dot| dot.at.0), range(dots, |dot| dot.at.1)];
+    let lengths = [PLOT.1 - PLOT.0, PLOT.3 - PLOT.2].map(f64::from);
+    let units = [0, 1].map(|axis| (ranges[axis].1 - ranges[axis].0) / lengths[axis]);
+    let unit = units[0].max(units[1]);
+    [0, 1].map(|axis| {
+        let (low, high) = ranges[axis];
+        let (middle, half) = ((low + high) / 2.0, unit * lengths[axis] / 2.0);
+        Axis::exact(middle - half, middle + half, 6)
+    })
+}
+
+/// The ends of nearly all dots, with a little room: a few far ones should not press the others together.
+fn range(dots: &[Dot], value: fn(&Dot) -> f64) -> (f64, f64) {
     let mut values: Vec<f64> = dots.iter().map(value).collect();
     values.sort_unstable_by(f64::total_cmp);
     let outside = (OUTSIDE * values.len() as f64) as usize;
     let (low, high) = (values[outside], values[values.len() - 1 - outside]);
     let room = 0.04 * (high - low);
-    Axis::exact(low - room, high + room, 6)
+    (low - room, high + room)
 }
 
 /// A dot of a class: colours first, then shapes.
@@ -301,16 +314,19 @@ fn shape(canvas: &mut Canvas, (x, y): (f32, f32), radius: f32, place: Option<usi
     }
 }
 
-/// Words on a light ground, so that they can be read over dots.
-fn haloed(canvas: &mut Canvas, name: &str, (x, y): (f32, f32)) {
+/// The name of a class in a box of its colour, so that it can be read over dots.
+fn named(canvas: &mut Canvas, name: &str, (x, y): (f32, f32), color: Color) {
     let name = canvas.fitted(name, 150.0, 14.0, Weight::Bold);
     let width = canvas.text_width(&name, 14.0, Weight::Bold);
-    let x = x.clamp(PLOT.0 + width / 2.0 + 4.0, PLOT.1 - width / 2.0 - 4.0);
-    let (left, right, top, bottom) = (x - width / 2.0 - 5.0, x + width / 2.0 + 5.0, y - 10.0, y + 9.0);
-    canvas.area(
-        &[(left, top), (right, top), (right, bottom), (left, bottom)],
-        [0xff, 0xff, 0xff, 0xd8],
-    );
+    let x = x.clamp(PLOT.0 + width / 2.0 + 8.0, PLOT.1 - width / 2.0 - 8.0);
+    let half = width / 2.0 + 6.0;
+    for (grown, color) in [(2.0, color), (0.0, [0xff, 0xff, 0xff, 0xff])] {
+        canvas.rect(
+            (x - half - grown, y - 11.0 - grown),
+            (2.0 * (half + grown), 22.0 + 2.0 * grown),
+            color,
+        );
+    }
     canvas.text(&name, (x, y + 5.0), 14.0, INK, Weight::Bold, Align::Centre);
 }
 
@@ -341,7 +357,14 @@ mod tests {
                 class: None,
             })
             .collect();
-        let axis = axis(&dots, |dot| dot.at.0);
-        assert!(axis.high < 2.0 && axis.low < 0.01, "{axis:?}");
+        let [across, up] = axes(&dots);
+        assert!(across.high < 2.0 && across.low < 0.01, "{across:?}");
+        // A unit is as long up as across.
+        let per_pixel = |axis: &Axis, pixels: f32| (axis.high - axis.low) / f64::from(pixels);
+        let (x, y) = (
+            per_pixel(&across, PLOT.1 - PLOT.0),
+            per_pixel(&up, PLOT.3 - PLOT.2),
+        );
+        assert!((x / y - 1.0).abs() < 1e-9, "{x} {y}");
     }
 }
