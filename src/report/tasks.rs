@@ -237,7 +237,8 @@ impl Task {
                     continue;
                 };
                 numbers.push(Number {
-                    order,
+                    // Few-shot results after those of the whole training set.
+                    order: 2 * order + usize::from(few_shot_row(row).is_some()),
                     place: row_place + place,
                     task: self.title_of(row),
                     metric: match self.rows {
@@ -311,7 +312,7 @@ fn others(result: &StoredResult) -> Result<Vec<Number>> {
     let named = |(place, row): (usize, &Map<String, Value>)| {
         let metric = row.get("metric").and_then(Value::as_str)?.to_owned();
         Some(Number {
-            order: TASKS.len(),
+            order: 2 * TASKS.len(),
             place,
             task: result.task.clone(),
             metric,

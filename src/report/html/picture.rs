@@ -72,10 +72,10 @@ fn base64(bytes: &[u8]) -> String {
     for chunk in bytes.chunks(3) {
         let group = chunk
             .iter()
-            .fold(0u32, |group, &byte| group << 8 | u32::from(byte))
+            .fold(0u32, |group, &byte| (group << 8) | u32::from(byte))
             << (8 * (3 - chunk.len()));
         for place in 0..4 {
-            let letter = LETTERS[(group >> (18 - 6 * place)) as usize & 63];
+            let letter = LETTERS[((group >> (18 - 6 * place)) & 63) as usize];
             text.push(if place <= chunk.len() {
                 char::from(letter)
             } else {
