@@ -6,14 +6,17 @@ pub mod cli;
 pub mod data;
 pub mod demo;
 pub mod distill;
+pub mod draw;
 pub mod error;
 pub mod evaluate;
 pub mod export;
 pub mod extract;
 pub mod files;
 pub mod index;
+pub mod report;
 pub mod rng;
 pub mod runtime;
 pub mod train;
+pub mod viz;
 
 pub use error::{Error, Result};

@@ -106,7 +106,8 @@ fn triple(text: &str) -> std::result::Result<[f32; 3], String> {
     three(text).ok_or_else(|| format!("expected three numbers r,g,b, found `{text}`"))
 }
 
-fn colour(text: &str) -> std::result::Result<[u8; 3], String> {
+/// Three whole numbers from 0 to 255.
+pub fn colour(text: &str) -> std::result::Result<[u8; 3], String> {
     three(text).ok_or_else(|| format!("expected three whole numbers from 0 to 255 r,g,b, found `{text}`"))
 }
 

@@ -13,9 +13,11 @@ mod index;
 mod inspect;
 mod log;
 mod output;
+mod report;
 mod run_folder;
 mod runtime;
 mod train;
+mod viz;
 
 use std::process::ExitCode;
 
@@ -47,6 +49,10 @@ enum Verb {
     Eval(eval::EvalArgs),
     /// Build, query and score nearest-neighbour indexes.
     Index(index::IndexArgs),
+    /// Many results in one table and one HTML page.
+    Report(report::ReportArgs),
+    /// Pictures: principal components of patches, attention, neighbours, a map of features.
+    Viz(viz::VizArgs),
     /// Say what a checkpoint, ONNX file or feature folder holds.
     Inspect(inspect::InspectArgs),
     /// The ONNX Runtime library.
@@ -100,6 +106,8 @@ fn run(cli: Cli) -> Result<()> {
         Verb::Extract(args) => args.run(),
         Verb::Eval(args) => args.run(),
         Verb::Index(args) => args.run(),
+        Verb::Report(args) => args.run(),
+        Verb::Viz(args) => args.run(),
         Verb::Inspect(args) => args.run(),
         Verb::Runtime(args) => args.run(),
         Verb::Bench(args) => args.run(),

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use macula_eval::stats::{BootstrapConfig, mcnemar, paired_difference};
+use macula_eval::stats::{BootstrapConfig, McNemar, PairedDifference, mcnemar, paired_difference};
 use macula_eval::table::EvalResult;
 use polars::prelude::{DataFrame, ParquetReader, PolarsError, SerReader as _, df};
 use serde_json::json;
@@ -19,21 +19,56 @@ struct Kept {
     k: Option<u64>,
 }
 
+/// Two classifiers on the same test rows.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Paired {
+    /// Test rows.
+    pub n: usize,
+    /// Share of rows that the first and the second have right.
+    pub accuracies: (f64, f64),
+    /// The first less the second, with a paired bootstrap interval.
+    pub difference: PairedDifference,
+    /// McNemar's exact test.
+    pub test: McNemar,
+    /// Which of several classifiers each is, where its folder holds several.
+    pub ks: (Option<u64>, Option<u64>),
+}
+
+/// Reads the predictions kept in folders `a` and `b` and compares them row by row; `ks` says which classifier to take
+/// where a folder holds several.
+///
+/// # Errors
+/// Folders without predictions, several classifiers and no k, or test rows that are not the same.
+pub fn paired(
+    a: &Path,
+    b: &Path,
+    ks: (Option<u64>, Option<u64>),
+    config: &BootstrapConfig,
+) -> Result<Paired> {
+    let (first, second) = (read(a, ks.0)?, read(b, ks.1)?);
+    same_rows(&first, &second)?;
+    let n = first.right.len();
+    let accuracy = |kept: &Kept| kept.right.iter().filter(|right| **right).count() as f64 / n as f64;
+    Ok(Paired {
+        n,
+        accuracies: (accuracy(&first), accuracy(&second)),
+        difference: paired_difference(&first.right, &second.right, config),
+        test: mcnemar(&first.right, &second.right),
+        ks: (first.k, second.k),
+    })
+}
+
 /// Compares the predictions kept in folders `a` and `b`: both accuracies, their difference with a paired bootstrap
 /// interval, and McNemar's exact test. `k` says which classifier to take where a folder holds several.
 ///
 /// # Errors
-/// Folders without predictions, several classifiers and no `k`, or test rows that are not the same.
+/// As [`paired`].
 pub fn compare(a: &Path, b: &Path, k: Option<u64>, config: &BootstrapConfig) -> Result<EvalResult> {
-    let (first, second) = (read(a, k)?, read(b, k)?);
-    same_rows(&first, &second)?;
-    let difference = paired_difference(&first.right, &second.right, config);
-    let test = mcnemar(&first.right, &second.right);
-    let n = first.right.len();
-    let accuracy = |kept: &Kept| kept.right.iter().filter(|right| **right).count() as f64 / n as f64;
+    let found = paired(a, b, (k, k), config)?;
+    let (difference, test) = (found.difference, found.test);
     let table = df!(
-        "top1_a" => [accuracy(&first)],
-        "top1_b" => [accuracy(&second)],
+        "top1_a" => [found.accuracies.0],
+        "top1_b" => [found.accuracies.1],
         "difference" => [difference.difference],
         "low" => [difference.interval.low],
         "high" => [difference.interval.high],
@@ -43,16 +78,16 @@ pub fn compare(a: &Path, b: &Path, k: Option<u64>, config: &BootstrapConfig) -> 
     )
     .map_err(macula_eval::Error::from)?;
     let settings = json!({
-        "a": first.name,
-        "b": second.name,
-        "k_a": first.k,
-        "k_b": second.k,
+        "a": a.display().to_string(),
+        "b": b.display().to_string(),
+        "k_a": found.ks.0,
+        "k_b": found.ks.1,
         "difference": "top1_a - top1_b, 95 % paired bootstrap over the test rows",
         "p_value": "McNemar, exact, two-sided",
         "seed": config.seed,
         "bootstrap_resamples": config.resamples,
     });
-    Ok(EvalResult::new("compare", settings, 0, n, table)?)
+    Ok(EvalResult::new("compare", settings, 0, found.n, table)?)
 }
 
 fn same_rows(a: &Kept, b: &Kept) -> Result<()> {

@@ -9,7 +9,7 @@ mod leak;
 mod predictions;
 mod single;
 
-pub use compare::compare;
+pub use compare::{Paired, compare, paired};
 pub use leak::{NearDuplicates, near_duplicates};
 pub use predictions::{PREDICTIONS_FILE, per_class_result, save_predictions};
 pub use single::{Labelled, by_name, default_column, describe_folders, encode, read_column, read_labelled};
@@ -290,7 +290,7 @@ fn earlier_blocks(folders: &OpenFolders) -> Vec<String> {
 }
 
 impl OpenFolders {
-    /// Writes into a result's settings which column of which folders and which model it speaks of.
+    /// Writes into a result's settings which column of which folders, which images and which model it speaks of.
     pub fn describe_into(&self, result: &mut EvalResult, column: &str) {
         let settings = [
             ("column", serde_json::json!(column)),
@@ -299,6 +299,8 @@ impl OpenFolders {
                 serde_json::json!(self.train.path().display().to_string()),
             ),
             ("test", serde_json::json!(self.test.path().display().to_string())),
+            ("train_source", self.train.meta().source.clone()),
+            ("test_source", self.test.meta().source.clone()),
             ("model", self.train.meta().model.clone()),
             ("tool_version", serde_json::json!(env!("CARGO_PKG_VERSION"))),
         ];

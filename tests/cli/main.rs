@@ -9,5 +9,7 @@ mod dense;
 mod distill;
 mod harness;
 mod index;
+mod report;
 mod retrieval;
 mod train;
+mod viz;

@@ -1,16 +1,8 @@
 //! PCA whitening: rows are centred, turned to the principal axes of some training rows, and every axis is scaled to unit
 //! variance there.
 
-use linfa_linalg::eigh::{EigSort, Eigh};
-use ndarray::Array2;
-
-use super::gemm::{Operand, Threads, gemm, matmul};
+use super::pca::{Spectrum, project};
 use crate::{Error, Matrix, MatrixView, Result};
-
-/// Rows in one product.
-const ROW_BLOCK: usize = 4096;
-/// An axis with less than this share of the greatest variance is rounding, and cannot be scaled to unit variance.
-const LEAST_VARIANCE: f64 = 1e-9;
 
 /// A whitening fitted on training rows.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,16 +25,14 @@ impl Whitening {
                 format!("expected at least two rows to whiten with, found {n}"),
             ));
         }
-        training.check_finite("training features")?;
-        let mean = mean(training);
-        let covariance =
-            Array2::from_shape_vec((dim, dim), covariance(training, &mean)).expect("the covariance is d x d");
-        let (variances, vectors) = covariance
-            .eigh()
-            .map_err(|e| Error::data("training features", format!("cannot be whitened: {e}")))?
-            .sort_eig_desc();
-        let least = variances[0] * LEAST_VARIANCE;
-        let rank = variances.iter().take_while(|&&variance| variance > least).count();
+        let spectrum = Spectrum::of(training, "training features")?;
+        // A narrower axis is rounding, and cannot be scaled to unit variance.
+        let rank = spectrum.rank();
+        let Spectrum {
+            mean,
+            variances,
+            vectors,
+        } = spectrum;
         let components = components.unwrap_or(rank);
         if components == 0 || components > rank {
             return Err(Error::config(
@@ -65,71 +55,13 @@ impl Whitening {
     /// # Errors
     /// A width other than the training rows'.
     pub fn apply(&self, features: MatrixView<'_>) -> Result<Matrix> {
-        let axes = self.axes.view();
-        let (n, dim, components) = (features.rows(), axes.rows(), axes.dim());
-        if features.dim() != dim {
-            return Err(Error::data(
-                "features",
-                format!(
-                    "expected the training rows' width {dim}, found {}",
-                    features.dim()
-                ),
-            ));
-        }
-        let mut whitened = vec![0.0f32; n * components];
-        let mut centred = Vec::new();
-        for (rows, out) in features
-            .data()
-            .chunks(ROW_BLOCK * dim)
-            .zip(whitened.chunks_mut(ROW_BLOCK * components))
-        {
-            centred.clear();
-            centred.extend(
-                rows.iter()
-                    .zip(self.mean.iter().cycle())
-                    .map(|(v, mean)| v - mean),
-            );
-            matmul(
-                out,
-                Operand::row_major(&centred, rows.len() / dim, dim),
-                Operand::row_major(axes.data(), dim, components),
-                Threads::Pool,
-            );
-        }
-        Matrix::new(whitened, n, components)
+        project(features, &self.mean, self.axes.view())
     }
-}
-
-fn mean(rows: MatrixView<'_>) -> Vec<f64> {
-    let mut sums = vec![0.0f64; rows.dim()];
-    for row in rows.data().chunks_exact(rows.dim()) {
-        for (sum, &value) in sums.iter_mut().zip(row) {
-            *sum += f64::from(value);
-        }
-    }
-    sums.into_iter().map(|sum| sum / rows.rows() as f64).collect()
-}
-
-/// Covariance `[d, d]` with n in the denominator, summed in f64 over blocks of rows.
-fn covariance(rows: MatrixView<'_>, mean: &[f64]) -> Vec<f64> {
-    let dim = rows.dim();
-    let mut sums = vec![0.0f64; dim * dim];
-    for block in rows.data().chunks(ROW_BLOCK * dim) {
-        let count = block.len() / dim;
-        let centred: Vec<f64> = block
-            .iter()
-            .zip(mean.iter().cycle())
-            .map(|(&value, mean)| f64::from(value) - mean)
-            .collect();
-        let factor = Operand::row_major(&centred, count, dim);
-        let scale = 1.0 / rows.rows() as f64;
-        gemm(&mut sums, scale, factor.transposed(), factor, 1.0, Threads::Pool);
-    }
-    sums
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::pca::{covariance, mean};
     use super::*;
     use rand::Rng;
     use rand_chacha::ChaCha8Rng;

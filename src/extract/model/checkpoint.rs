@@ -5,12 +5,13 @@ use std::path::Path;
 use candle_core::Tensor;
 use macula_models::onnx::{OutputKind, reference_outputs};
 use macula_models::vit::{VisionTransformer, VitConfig};
-use macula_models::weights;
+use macula_models::weights::{self, Checkpoint};
 use serde_json::json;
 
 use super::preprocess::{check_size, of_checkpoint};
 use super::{FeatureModel, ModelOptions, OpenModel, OutputChoice};
 use crate::Result;
+use crate::data::Preprocess;
 use crate::extract::OutputSpec;
 
 /// Features from a checkpoint.
@@ -24,16 +25,53 @@ pub struct CheckpointModel {
     width: usize,
 }
 
-pub(super) fn open(path: &Path, options: &ModelOptions) -> Result<OpenModel> {
+/// A checkpoint's network, and what its images need.
+pub struct OpenNetwork {
+    /// The network.
+    pub network: VisionTransformer,
+    /// Pixels to network input; the crop has a size that the network takes.
+    pub preprocess: Preprocess,
+    /// Where the network's weights are.
+    pub device: candle_core::Device,
+}
+
+/// Opens the network of a checkpoint itself, for what [`super::open`] does not give.
+///
+/// # Errors
+/// A file that is no checkpoint, or images of a size that the network does not take.
+pub fn open_network(path: &Path, options: &ModelOptions) -> Result<OpenNetwork> {
     let checkpoint = weights::load(path, &options.checkpoint)?;
+    of_weights(path, &checkpoint, options)
+}
+
+fn of_weights(path: &Path, checkpoint: &Checkpoint, options: &ModelOptions) -> Result<OpenNetwork> {
     let config = &checkpoint.config;
     let side = default_side(config);
-    let preprocess = options.preprocess.over(of_checkpoint(&checkpoint, side, side)?);
+    let preprocess = options.preprocess.over(of_checkpoint(checkpoint, side, side)?);
     preprocess.validate()?;
     check_size(&path.display().to_string(), &preprocess, (None, None))?;
     let (height, width) = preprocess.crop.unwrap_or((side, side));
-    let grid = config.grid(height as usize, width as usize)?;
+    config.grid(height as usize, width as usize)?;
+    let device = options.device.candle()?;
+    Ok(OpenNetwork {
+        network: VisionTransformer::from_tensors(config, &checkpoint.backbone, &device)?,
+        preprocess,
+        device,
+    })
+}
+
+pub(super) fn open(path: &Path, options: &ModelOptions) -> Result<OpenModel> {
+    let checkpoint = weights::load(path, &options.checkpoint)?;
+    let config = &checkpoint.config;
     let kinds = output_kinds(&options.outputs, &path.display().to_string(), config)?;
+    let OpenNetwork {
+        network,
+        preprocess,
+        device,
+    } = of_weights(path, &checkpoint, options)?;
+    let side = default_side(config);
+    let (height, width) = preprocess.crop.unwrap_or((side, side));
+    let grid = config.grid(height as usize, width as usize)?;
     let outputs = kinds
         .iter()
         .map(|kind| OutputSpec {
@@ -41,8 +79,6 @@ pub(super) fn open(path: &Path, options: &ModelOptions) -> Result<OpenModel> {
             shape: kind.shape(config, grid),
         })
         .collect();
-    let device = options.device.candle()?;
-    let network = VisionTransformer::from_tensors(config, &checkpoint.backbone, &device)?;
     Ok(OpenModel {
         model: Box::new(CheckpointModel {
             network,

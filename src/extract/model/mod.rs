@@ -13,7 +13,7 @@ use crate::data::{Preprocess, Source};
 use crate::runtime::Device;
 use crate::{Error, Result};
 
-pub use checkpoint::{CheckpointModel, default_side};
+pub use checkpoint::{CheckpointModel, OpenNetwork, default_side, open_network};
 pub use onnx::OnnxFeatures;
 pub use patches::PatchLayers;
 pub use pixels::PixelModel;

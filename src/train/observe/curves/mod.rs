@@ -1,23 +1,19 @@
 //! A picture of a run: its metrics as small panels in one PNG. `series` takes numbers out of the log and smooths them,
-//! `axis` chooses ranges and ticks, `panel` draws one panel, `canvas` knows pixels and text; which panels there are is
-//! decided here.
+//! `panel` draws one panel; which panels there are is decided here. Axes, pixels and text are `crate::draw`'s.
 
-mod axis;
-mod canvas;
 mod panel;
 mod series;
 
 use std::path::Path;
 
-use image::ImageEncoder as _;
-use image::codecs::png::PngEncoder;
 use serde_json::{Map, Value};
 
-use self::canvas::{Align, Canvas, INK, MUTED, Weight};
 use self::panel::{Frame, Panel};
 use self::series::Series;
 use super::keys;
-use crate::{Error, Result, files};
+use crate::draw::axis::{Unit, grouped};
+use crate::draw::{Align, Canvas, INK, MUTED, Weight};
+use crate::{Error, Result};
 
 /// The picture's name in a run folder.
 pub const CURVES_FILE: &str = "curves.png";
@@ -29,14 +25,6 @@ const PANEL: (u32, u32) = (560, 340);
 const HEADER: u32 = 64;
 /// Space at the left and right edge, and below.
 const MARGIN: u32 = 16;
-
-/// How the numbers of a panel are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Unit {
-    Number,
-    /// A share of 1, written in per cent.
-    Percent,
-}
 
 /// A panel as it could be drawn; it is when one of its keys was logged.
 struct Plan {
@@ -111,13 +99,7 @@ pub fn draw(path: &Path, title: &str, metrics: &[Map<String, Value>]) -> Result<
             "expected at least one logged step with a number to draw, found none",
         ));
     }
-    let picture = picture(title, &panels);
-    let (width, height) = size(panels.len());
-    let mut png = Vec::new();
-    PngEncoder::new(&mut png)
-        .write_image(&picture.into_rgb(), width, height, image::ExtendedColorType::Rgb8)
-        .map_err(|e| Error::failed(path.display().to_string(), e.to_string()))?;
-    files::write_bytes(path, &png)
+    picture(title, &panels).save(path)
 }
 
 /// Width and height of a picture of `n` panels.
@@ -172,7 +154,7 @@ fn picture(title: &str, panels: &[Panel]) -> Canvas {
         .flat_map(|panel| &panel.series)
         .filter_map(Series::last);
     let step = last.map(|(step, _)| step).fold(0.0, f64::max);
-    let step = format!("step {}", axis::grouped(step));
+    let step = format!("step {}", grouped(step));
     let right = width as f32 - left;
     canvas.text(&step, (right, 40.0), 17.0, MUTED, Weight::Regular, Align::Right);
     for (panel, place) in panels.iter().zip(0u32..) {

@@ -1,19 +1,9 @@
 //! One panel: title with the latest value, grid, axes, curves and legend.
 
-use super::Unit;
-use super::axis::{Axis, latest};
-use super::canvas::{AXIS, Align, Canvas, Color, GRID, INK, MUTED, Weight, faint};
 use super::series::{Series, thinned};
+use crate::draw::axis::{Axis, Unit, latest};
+use crate::draw::{AXIS, Align, COLORS, Canvas, Color, GRID, INK, MUTED, Weight, faint};
 
-/// Colours of the curves, distinct for most kinds of colour blindness (Okabe and Ito, without the lightest).
-const COLORS: [Color; 6] = [
-    [0x00, 0x72, 0xb2, 0xff],
-    [0xd5, 0x5e, 0x00, 0xff],
-    [0x00, 0x9e, 0x73, 0xff],
-    [0xcc, 0x79, 0xa7, 0xff],
-    [0xe6, 0x9f, 0x00, 0xff],
-    [0x56, 0xb4, 0xe9, 0xff],
-];
 /// Space around the plot for title, ticks and the word under the axis.
 const LEFT: f32 = 76.0;
 const RIGHT: f32 = 26.0;

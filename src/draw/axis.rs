@@ -1,6 +1,13 @@
 //! Ranges, ticks and the words beside them.
 
-use super::Unit;
+/// How the numbers of a picture are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unit {
+    /// As they are.
+    Number,
+    /// A share of 1, written in per cent.
+    Percent,
+}
 
 /// A range of an axis and its ticks.
 #[derive(Debug, Clone, PartialEq)]

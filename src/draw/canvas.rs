@@ -1,10 +1,24 @@
-//! Pixels and text: what the panels draw with. Coordinates are pixels from the upper left corner.
+//! Pixels and text. Coordinates are pixels from the upper left corner.
 
 use ab_glyph::{Font as _, FontRef, Glyph, PxScale, ScaleFont as _, point};
+use image::ImageEncoder as _;
+use image::codecs::png::PngEncoder;
 use tiny_skia::{FillRule, Paint, Path, PathBuilder, Pixmap, Rect, Stroke, Transform};
+
+use crate::{Error, Result, files};
 
 /// Red, green, blue and opacity, 0 to 255.
 pub type Color = [u8; 4];
+
+/// Told apart by most kinds of colour blindness (Okabe and Ito, without the lightest).
+pub const COLORS: [Color; 6] = [
+    [0x00, 0x72, 0xb2, 0xff],
+    [0xd5, 0x5e, 0x00, 0xff],
+    [0x00, 0x9e, 0x73, 0xff],
+    [0xcc, 0x79, 0xa7, 0xff],
+    [0xe6, 0x9f, 0x00, 0xff],
+    [0x56, 0xb4, 0xe9, 0xff],
+];
 
 /// Of titles and latest values.
 pub const INK: Color = [0x22, 0x26, 0x2b, 0xff];
@@ -75,6 +89,43 @@ impl Canvas {
             .stroke_path(&path, &paint(color), &stroke, Transform::identity(), None);
     }
 
+    /// A dashed line through `points`: `dash` pixels drawn, as many left out.
+    pub fn dashed(&mut self, points: &[(f32, f32)], width: f32, dash: f32, color: Color) {
+        let Some(path) = polyline(points, false) else {
+            return;
+        };
+        let stroke = Stroke {
+            width,
+            dash: tiny_skia::StrokeDash::new(vec![dash, dash], 0.0),
+            ..Stroke::default()
+        };
+        self.pixmap
+            .stroke_path(&path, &paint(color), &stroke, Transform::identity(), None);
+    }
+
+    /// A rectangle that fills whole pixels: its upper left corner, its size.
+    pub fn rect(&mut self, at: (f32, f32), size: (f32, f32), color: Color) {
+        if let Some(rect) = Rect::from_xywh(at.0.round(), at.1.round(), size.0.round(), size.1.round()) {
+            let mut paint = paint(color);
+            paint.anti_alias = false;
+            self.pixmap.fill_rect(rect, &paint, Transform::identity(), None);
+        }
+    }
+
+    /// Lays `pixels` (`[height, width, 3]`) with their upper left corner at column `left`, row `top`; what reaches outside is
+    /// cut.
+    pub fn image(&mut self, pixels: &[u8], width: u32, left: u32, top: u32) {
+        let (columns, rows) = (self.pixmap.width(), self.pixmap.height());
+        let data = self.pixmap.data_mut();
+        for (line, y) in pixels.chunks_exact(width.max(1) as usize * 3).zip(top..rows) {
+            for (pixel, x) in line.chunks_exact(3).zip(left..columns) {
+                let at = (y as usize * columns as usize + x as usize) * 4;
+                data[at..at + 3].copy_from_slice(pixel);
+                data[at + 3] = 0xff;
+            }
+        }
+    }
+
     /// A horizontal or vertical line that fills whole pixels.
     pub fn rule(&mut self, from: (f32, f32), to: (f32, f32), color: Color) {
         let (x, y) = (from.0.round(), from.1.round());
@@ -143,6 +194,34 @@ impl Canvas {
     /// Width of `text` as [`Canvas::text`] writes it.
     pub fn text_width(&self, text: &str, size: f32, weight: Weight) -> f32 {
         layout(self.font(weight), text, size).1
+    }
+
+    /// Writes the picture as a PNG, beside its name and renamed.
+    ///
+    /// # Errors
+    /// The system's word with the path.
+    pub fn save(self, path: &std::path::Path) -> Result<()> {
+        let (width, height) = (self.pixmap.width(), self.pixmap.height());
+        let mut png = Vec::new();
+        PngEncoder::new(&mut png)
+            .write_image(&self.into_rgb(), width, height, image::ExtendedColorType::Rgb8)
+            .map_err(|e| Error::failed(path.display().to_string(), e.to_string()))?;
+        files::write_bytes(path, &png)
+    }
+
+    /// `text`, or as much of its beginning as fits `width` pixels with an ellipsis after it.
+    pub fn fitted(&self, text: &str, width: f32, size: f32, weight: Weight) -> String {
+        if self.text_width(text, size, weight) <= width {
+            return text.to_owned();
+        }
+        let mut kept: Vec<char> = text.chars().collect();
+        while kept.pop().is_some() {
+            let shorter = kept.iter().collect::<String>() + "\u{2026}";
+            if self.text_width(&shorter, size, weight) <= width {
+                return shorter;
+            }
+        }
+        String::new()
     }
 
     /// The pixels, red, green, blue.

@@ -1,0 +1,221 @@
+//! What lies beside what: rows and their nearest by cosine, as pictures. A neighbour with the row's label is right, another
+//! wrong; without labels nothing is marked.
+
+use std::path::{Path, PathBuf};
+
+use macula_eval::linalg::nearest_neighbours;
+use macula_eval::linalg::normalise::l2_normalise;
+
+use super::images::Choice;
+use crate::data::{DecodeOptions, RgbImage, Source};
+use crate::draw::{Mark, Sheet, Tile};
+use crate::evaluate::{default_column, read_column};
+use crate::extract::FeatureFolder;
+use crate::extract::folder::Features;
+use crate::{Error, Result, data};
+
+/// A feature folder and the images it was made from.
+#[derive(Debug, Clone)]
+pub struct Pictured {
+    /// The feature folder.
+    pub features: PathBuf,
+    /// The source of its images.
+    pub data: String,
+}
+
+/// How the picture is made.
+#[derive(Debug, Clone)]
+pub struct NeighboursOptions {
+    /// The rows that are searched.
+    pub database: Pictured,
+    /// The rows that are searched for; the database's own, each without itself, where there are none.
+    pub queries: Option<Pictured>,
+    /// Column of features; `cls`, or else the first, where there is none.
+    pub column: Option<String>,
+    /// Neighbours of a query, at least 1.
+    pub k: usize,
+    /// Side of a tile in pixels.
+    pub side: u32,
+}
+
+/// How many neighbours have their query's label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Right {
+    /// Neighbours with the query's label.
+    pub right: usize,
+    /// Neighbours that have a label, as their query has.
+    pub labelled: usize,
+}
+
+/// A side of the search: features, and the images they belong to.
+struct Side {
+    name: String,
+    features: Features,
+    source: Box<dyn Source>,
+}
+
+/// Draws chosen rows and their nearest into `out`.
+///
+/// # Errors
+/// Folders that do not fit each other or their sources, a k that is out of range, or images that cannot be read.
+pub fn neighbours(
+    choice: &Choice,
+    decode: &DecodeOptions,
+    options: &NeighboursOptions,
+    out: &Path,
+) -> Result<Right> {
+    let folder = FeatureFolder::open(&options.database.features)?;
+    let column = options.column.clone().unwrap_or_else(|| default_column(&folder));
+    let database = Side::open(&options.database, &folder, &column)?;
+    let queries = match &options.queries {
+        Some(pictured) => Some(Side::open(
+            pictured,
+            &FeatureFolder::open(&pictured.features)?,
+            &column,
+        )?),
+        None => None,
+    };
+    let asked = queries.as_ref().unwrap_or(&database);
+    let places = asked.places(choice)?;
+    let left_out = usize::from(queries.is_none());
+    let n = database.features.rows.len();
+    if options.k == 0 || options.k + left_out > n {
+        let most = n - left_out.min(n);
+        return Err(Error::input(
+            "--k",
+            format!("expected 1 to {most} neighbours, found {}", options.k),
+        ));
+    }
+    let rows = asked.features.matrix.view().select(&places);
+    let (rows, base) = (
+        l2_normalise(rows.view())?,
+        l2_normalise(database.features.matrix.view())?,
+    );
+    let found = nearest_neighbours(rows.view(), base.view(), options.k + left_out)?;
+    let mut right = Right {
+        right: 0,
+        labelled: 0,
+    };
+    let mut sheet_rows = Vec::with_capacity(places.len());
+    for (query, &place) in places.iter().enumerate() {
+        let label = &asked.features.labels[place];
+        let mut tiles = vec![Tile::new(asked.picture(place, decode)?, asked.name_of(place))];
+        let hits = found.indices_of(query).iter().zip(found.similarities_of(query));
+        let others = hits.filter(|(hit, _)| left_out == 0 || **hit as usize != place);
+        for (&hit, similarity) in others.take(options.k) {
+            let hit = hit as usize;
+            let mark = match (label, &database.features.labels[hit]) {
+                (Some(label), Some(found)) if label == found => Mark::Right,
+                (Some(_), Some(_)) => Mark::Wrong,
+                _ => Mark::None,
+            };
+            right.right += usize::from(mark == Mark::Right);
+            right.labelled += usize::from(mark != Mark::None);
+            tiles.push(Tile {
+                mark,
+                ..Tile::new(
+                    database.picture(hit, decode)?,
+                    format!("{} · {similarity:.2}", database.name_of(hit)),
+                )
+            });
+        }
+        sheet_rows.push(tiles);
+    }
+    sheet(&folder, &column, right, sheet_rows, options).save(out)?;
+    Ok(right)
+}
+
+impl Side {
+    fn open(pictured: &Pictured, folder: &FeatureFolder, column: &str) -> Result<Self> {
+        let features = read_column(folder, column)?;
+        let source = data::open(&pictured.data)?;
+        for (&row, path) in features.rows.iter().zip(&features.paths) {
+            let found = (row < source.len()).then(|| source.record(row).path);
+            if found.as_deref() != Some(path) {
+                return Err(Error::input(
+                    &pictured.data,
+                    format!(
+                        "expected the images that {} was made from, with `{path}` in row {row}, found {}",
+                        folder.path().display(),
+                        found.map_or(format!("{} rows", source.len()), |found| format!("`{found}`"))
+                    ),
+                ));
+            }
+        }
+        Ok(Self {
+            name: folder.path().display().to_string(),
+            features,
+            source,
+        })
+    }
+
+    /// Places among the features of the chosen rows of the source.
+    fn places(&self, choice: &Choice) -> Result<Vec<usize>> {
+        if choice.rows.is_empty() {
+            // Drawn among the rows that have features.
+            let drawn = choice.of(self.features.rows.len() as u64, &self.name)?;
+            return Ok(drawn.into_iter().map(|place| place as usize).collect());
+        }
+        let find = |row: u64| {
+            let place = self.features.rows.binary_search(&row);
+            place.map_err(|_| {
+                Error::input(
+                    "--rows",
+                    format!(
+                        "expected rows of {}, found {row}, which has no features",
+                        self.name
+                    ),
+                )
+            })
+        };
+        choice
+            .of(self.source.len(), &self.name)?
+            .into_iter()
+            .map(find)
+            .collect()
+    }
+
+    fn picture(&self, place: usize, decode: &DecodeOptions) -> Result<RgbImage> {
+        Ok(self.source.load(self.features.rows[place], decode)?)
+    }
+
+    fn name_of(&self, place: usize) -> &str {
+        self.features.labels[place]
+            .as_deref()
+            .unwrap_or(&self.features.paths[place])
+    }
+}
+
+fn sheet(
+    folder: &FeatureFolder,
+    column: &str,
+    right: Right,
+    rows: Vec<Vec<Tile>>,
+    options: &NeighboursOptions,
+) -> Sheet {
+    let model = folder.meta().model.clone();
+    let model = model
+        .get("file")
+        .or(model.get("kind"))
+        .and_then(|name| name.as_str())
+        .unwrap_or("features")
+        .to_owned();
+    let mut notes = vec![format!(
+        "each row: an image and its {} nearest by cosine, from near to far",
+        options.k
+    )];
+    if right.labelled > 0 {
+        notes.push(format!(
+            "{} of {} neighbours have the image's label: blue border and tick; the others: dashed border and cross",
+            right.right, right.labelled
+        ));
+    }
+    Sheet {
+        title: format!("Nearest neighbours · {model}, {column}"),
+        notes,
+        rows,
+        side: options.side,
+        lead: true,
+        ..Sheet::default()
+    }
+}
