@@ -5,7 +5,7 @@ use clap::Args;
 use super::args::RunArgs;
 use super::output;
 use crate::Result;
-use crate::runtime::DoctorReport;
+use crate::runtime::{CUDA_TRAINER, DoctorReport};
 
 /// Arguments of `macula doctor`.
 #[derive(Debug, Args)]
@@ -20,7 +20,7 @@ pub struct DoctorArgs {
 impl DoctorArgs {
     /// Examines the machine and prints the report.
     pub fn run(&self) -> Result<()> {
-        let report = DoctorReport::gather(&self.run.runtime(), false);
+        let report = DoctorReport::gather(&self.run.runtime(), CUDA_TRAINER);
         if self.json {
             output::print_json(&report)
         } else {

@@ -23,7 +23,7 @@ pub mod wheels;
 pub use doctor::DoctorReport;
 pub use environment::{Runtime, RuntimeOptions};
 pub use library::{Library, Origin};
-pub use providers::{Device, OpenVinoPrecision};
+pub use providers::{CUDA_TRAINER, Device, OpenVinoPrecision};
 pub use provision::install;
 pub use session::{OnnxModel, SessionOptions};
 pub use tensors::{Dim, OutputTensor, OutputView, TensorInfo};

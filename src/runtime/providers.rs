@@ -15,6 +15,9 @@ use super::environment::Runtime;
 use super::wheels::Flavor;
 use crate::{Error, Result};
 
+/// Whether this build trains and runs checkpoints on a GPU.
+pub const CUDA_TRAINER: bool = cfg!(feature = "cuda");
+
 /// `--device`: where a network runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Device {
@@ -33,16 +36,23 @@ impl Device {
         matches!(self, Self::Cuda(_)).then_some(Flavor::Cuda)
     }
 
-    /// The device candle runs on: the processor, unless a GPU is asked for.
+    /// The device candle runs on. `auto` is the first GPU where this build can use one and it answers, else the processor.
     ///
     /// # Errors
-    /// A GPU, which this build's trainer cannot use.
+    /// A GPU that does not answer, or any where this build cannot use one.
     pub fn candle(self) -> Result<candle_core::Device> {
         match self {
-            Self::Auto | Self::Cpu => Ok(candle_core::Device::Cpu),
+            Self::Cpu => Ok(candle_core::Device::Cpu),
+            Self::Auto if CUDA_TRAINER => {
+                Ok(candle_core::Device::new_cuda(0).unwrap_or(candle_core::Device::Cpu))
+            }
+            Self::Auto => Ok(candle_core::Device::Cpu),
+            Self::Cuda(number) if CUDA_TRAINER => candle_core::Device::new_cuda(number)
+                .map_err(|error| Error::failed(format!("--device {self}"), error.to_string())),
             Self::Cuda(_) => Err(Error::failed(
                 format!("--device {self}"),
-                "this build of macula trains and runs checkpoints on the processor only; export to ONNX to run on a GPU",
+                "this build of macula trains and runs checkpoints on the processor only; build it with `--features cuda` (see \
+                 GUIDE), or export to ONNX to run on a GPU",
             )),
         }
     }

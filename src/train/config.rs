@@ -1,6 +1,7 @@
 //! The settings of a run: one struct for each part, every field with a documented default, unknown fields refused. The
 //! resolved whole is saved as `config.toml` in the run folder, and a resumed run reads it from there.
 
+use candle_core::DType;
 use macula_models::heads::DinoHeadConfig;
 use macula_models::vit::{DropPathSchedule, FeedForwardKind, PositionRule, VitConfig, swiglu_hidden};
 use serde::{Deserialize, Serialize};
@@ -32,6 +33,10 @@ pub struct TrainConfig {
     pub batch_warmup_steps: u64,
     /// Images of the first step where the batch grows.
     pub batch_warmup_start: usize,
+    /// The numbers that matrix products, attention and activations are computed in. Weights, norms, losses and gradients are
+    /// f32 either way. Default f32; bf16 needs a CUDA device.
+    #[serde(default)]
+    pub compute: Compute,
     /// Where the images come from.
     pub data: DataConfig,
     /// The network that is trained.
@@ -53,6 +58,27 @@ pub struct TrainConfig {
     /// The frozen teacher, where there is one; without it a run teaches itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub distill: Option<DistillConfig>,
+}
+
+/// Numbers to compute in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Compute {
+    /// Single precision.
+    #[default]
+    F32,
+    /// Brain floats: 8 bits of precision, the range of f32.
+    Bf16,
+}
+
+impl Compute {
+    /// candle's name of it.
+    pub fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+        }
+    }
 }
 
 /// Where images come from and how they are read.

@@ -22,9 +22,8 @@ pub fn update_teacher(teacher: &NamedVars, student: &NamedVars, momentum: f64) -
     // Both factors are rounded from f64: 1 - momentum in f32 would lose digits near 1.
     let (keep, take) = (momentum as f32, (1. - momentum) as f32);
     for (teacher, student) in teacher.values().zip(student.values()) {
-        let result = in_place::update("teacher average", teacher, student, |t, s| {
-            *t = *t * keep + s * take;
-        });
+        let student = student.as_detached_tensor();
+        let result = in_place::average("teacher average", teacher, &student, keep, take);
         result.map_err(failed_in_candle)?;
     }
     Ok(())

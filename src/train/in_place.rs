@@ -1,11 +1,17 @@
 //! Elementwise updates of a tensor in place, parallel over fixed chunks: one pass over memory and no allocation, where
-//! candle arithmetic takes a new tensor for every operation. f32 on the CPU; on another device a clear error.
+//! candle arithmetic takes a new tensor for every operation. f32 on the CPU; `on_device` has the same updates for other
+//! devices.
 
 use std::cell::RefCell;
 
-use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, InplaceOp3, Layout, Result, Storage, Tensor, bail};
+use candle_core::{
+    CpuStorage, InplaceOp1, InplaceOp2, InplaceOp3, Layout, Result, Storage, Tensor, Var, bail,
+};
+use macula_models::ops::is_composed;
 use macula_models::ops::vectors::wide;
 use rayon::prelude::*;
+
+use super::on_device;
 
 /// Elements per task, and per partial sum: fixed, so that results do not depend on the number of threads.
 pub(super) const ELEMENTS_PER_TASK: usize = 1 << 14;
@@ -40,7 +46,21 @@ pub(super) fn update_with_two(
     target.inplace_op3(first, second, &Update { name, change })
 }
 
-/// The sum of squares of a tensor's values, added up in f64.
+/// `target = target * keep + source * take`, on any device.
+///
+/// # Errors
+/// As [`update`], but for the device.
+pub(super) fn average(name: &'static str, target: &Var, source: &Tensor, keep: f32, take: f32) -> Result<()> {
+    if is_composed(target.device()) {
+        same_shape(name, target, source)?;
+        return on_device::average(target, source, keep, take);
+    }
+    update(name, target, source, |target, source| {
+        *target = *target * keep + source * take;
+    })
+}
+
+/// The sum of squares of a CPU tensor's values, added up in f64.
 ///
 /// # Errors
 /// As [`update`].
@@ -226,7 +246,7 @@ fn range(name: &str, layout: &Layout) -> Result<(usize, usize)> {
 mod tests {
     use super::*;
     use crate::train::testing::values as all;
-    use candle_core::{DType, Device, Var};
+    use candle_core::{DType, Device};
 
     #[test]
     fn every_element_of_a_large_variable_changes_in_place() {

@@ -15,6 +15,7 @@ pub mod losses;
 pub mod method;
 pub mod network;
 pub mod observe;
+mod on_device;
 pub mod optimizer;
 pub mod param_groups;
 pub mod ranks;

@@ -10,7 +10,7 @@ use macula_models::heads::{
 use macula_models::vit::{VisionTransformer, VitConfig, initialise};
 use macula_models::weights::Tensors;
 
-use super::config::TrainConfig;
+use super::config::{Compute, TrainConfig};
 use super::ema::NamedVars;
 use super::failed_in_candle;
 use crate::distill::{DistillConfig, Term};
@@ -45,6 +45,8 @@ pub struct NetworkConfig {
     /// Linear layers that compare the student with a frozen teacher: part, name within it, outputs. They read tokens of the
     /// backbone.
     pub linears: Vec<LinearPart>,
+    /// What its products are computed in.
+    pub compute: Compute,
 }
 
 /// A linear layer beside the backbone.
@@ -110,6 +112,7 @@ impl NetworkConfig {
                 batch_norm: loss.info_nce.batch_norm,
             }),
             linears: distill.map(LinearPart::of).unwrap_or_default(),
+            compute: config.compute,
             vit,
         })
     }
@@ -244,13 +247,14 @@ impl Network {
             .map(|(name, var)| (name.clone(), view(var)))
             .collect();
         let vb = VarBuilder::from_tensors(views, DType::F32, device);
+        let compute = config.compute.dtype();
         let head = |config: &Option<DinoHeadConfig>, part: &str| {
-            let build = |config| DinoHead::new(config, vb.pp(part));
+            let build = |config| Ok::<_, Error>(DinoHead::new(config, vb.pp(part))?.with_compute(compute));
             config.as_ref().map(build).transpose()
         };
         Ok(Self {
             config: config.clone(),
-            vit: VisionTransformer::new(&config.vit, vb.pp(BACKBONE))?,
+            vit: VisionTransformer::new(&config.vit, vb.pp(BACKBONE))?.with_compute(compute),
             dino_head: head(&config.dino_head, DINO_HEAD)?,
             ibot_head: head(&config.ibot_head, IBOT_HEAD)?,
             projection: config

@@ -7,8 +7,9 @@ use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
 use super::config::{
-    BackboneConfig, Centering, CheckpointConfig, DataConfig, HeadConfig, InfoNceConfig, LearningRateScaling,
-    LossConfig, MonitorConfig, OptimizerConfig, OptimizerKind, TeacherConfig, TrainConfig,
+    BackboneConfig, Centering, CheckpointConfig, Compute, DataConfig, HeadConfig, InfoNceConfig,
+    LearningRateScaling, LossConfig, MonitorConfig, OptimizerConfig, OptimizerKind, TeacherConfig,
+    TrainConfig,
 };
 use crate::data::augment::MultiCropConfig;
 use crate::data::augment::multi_crop_config::ViewConfig;
@@ -176,6 +177,7 @@ fn small(facts: &DataFacts) -> TrainConfig {
         accumulate: 1,
         batch_warmup_steps: 0,
         batch_warmup_start: batch_size,
+        compute: Compute::F32,
         data: DataConfig {
             source: String::new(),
             loader: LoaderConfig::default(),

@@ -6,9 +6,10 @@ use std::time::Instant;
 
 use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor, Var};
+use macula_models::ops::is_composed;
 use macula_models::weights::Tensors;
 
-use super::config::{Schedules, StepValues, TrainConfig};
+use super::config::{Compute, Schedules, StepValues, TrainConfig};
 use super::ema::NamedVars;
 use super::failed_in_candle;
 use super::method::{Method, StepLoss};
@@ -105,6 +106,7 @@ impl Trainer {
         device: &Device,
     ) -> Result<Self> {
         config.validate()?;
+        check_compute(config.compute, device)?;
         let method = Method::with_teacher(config, student, teacher, device)?;
         let of_teacher =
             |(name, _): (&String, &Var)| Some((name.clone(), method.teacher.weights().get(name)?.clone()));
@@ -298,6 +300,17 @@ impl StepReport {
     }
 }
 
+/// Fails where `device` cannot compute in `compute`, and lets it round as coarsely as that where it can: products of f32
+/// matrices, such as those with prototypes, then keep 10 bits of their factors (TF32).
+fn check_compute(compute: Compute, device: &Device) -> Result<()> {
+    if compute == Compute::Bf16 && !is_composed(device) {
+        let reason = "expected f32 on the CPU, found bf16, which needs --device cuda";
+        return Err(Error::input("compute", reason));
+    }
+    candle_core::cuda::set_gemm_reduced_precision_f32(compute == Compute::Bf16);
+    Ok(())
+}
+
 /// The trained weights with their learning-rate and weight-decay rules.
 fn parameters(config: &TrainConfig, method: &Method) -> Result<Vec<Parameter>> {
     let rules = ParamGroupRules {
@@ -321,4 +334,4 @@ fn parameters(config: &TrainConfig, method: &Method) -> Result<Vec<Parameter>> {
 
 #[cfg(test)]
 #[path = "trainer_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -22,7 +22,7 @@ const FACTS: DataFacts = DataFacts {
 };
 
 /// `recipe` at a size for tests, with further settings.
-fn config(recipe: &str, settings: &[&str]) -> TrainConfig {
+pub(crate) fn config(recipe: &str, settings: &[&str]) -> TrainConfig {
     let mut overrides = Overrides::default();
     let small = [
         "steps=8",
@@ -74,7 +74,7 @@ fn loader(config: &TrainConfig, first: u64) -> Loader {
     .unwrap()
 }
 
-fn batches(config: &TrainConfig, first: u64, count: u64) -> Vec<Vec<Batch>> {
+pub(crate) fn batches(config: &TrainConfig, first: u64, count: u64) -> Vec<Vec<Batch>> {
     let mut loader = loader(config, first);
     (0..count)
         .map(|_| (0..config.accumulate).map(|_| loader.next().unwrap().0).collect())

@@ -1,6 +1,6 @@
 //! The projection head of DINO and iBOT: an MLP onto the unit sphere, and cosines with prototypes.
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use rand::Rng;
 use serde::{Deserialize, Serialize};
@@ -122,6 +122,7 @@ pub struct DinoHead {
     mlp: [Linear; 3],
     gain: Tensor,       // [K, 1]
     directions: Tensor, // [K, bottleneck]
+    compute: DType,
 }
 
 impl DinoHead {
@@ -142,7 +143,14 @@ impl DinoHead {
             ],
             gain: if config.train_gain { gain } else { gain.detach() },
             directions: last.get((config.prototypes, config.bottleneck), "weight_v")?,
+            compute: DType::F32,
         })
+    }
+
+    /// The same head with its MLP in `compute` ([`crate::vit::VisionTransformer::with_compute`]); points and prototypes
+    /// stay f32.
+    pub fn with_compute(self, compute: DType) -> Self {
+        Self { compute, ..self }
     }
 
     /// The geometry the head was built with.
@@ -173,7 +181,7 @@ impl DinoHead {
     /// Tokens of another width or type.
     pub fn bottleneck(&self, tokens: &Tensor) -> Result<Tensor> {
         let [first, second, third] = &self.mlp;
-        let x = ops::gelu(&first.forward(tokens)?)?;
+        let x = ops::gelu(&first.forward(&tokens.to_dtype(self.compute)?)?)?;
         let x = ops::gelu(&second.forward(&x)?)?;
         Ok(ops::l2_normalize(&third.forward(&x)?, 1e-12)?)
     }

@@ -2,6 +2,7 @@
 
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
 
+use super::composed::{self, is_composed};
 use super::cpu::{added, f32_slice, stored, with_f32};
 use super::vectors::{filled, filled_with};
 
@@ -50,8 +51,11 @@ pub fn assemble_tokens(
                 masks.dtype()
             )
         }
-        Some(masks) => Some(masks.flatten_all()?.to_vec1::<u8>()?),
+        Some(masks) => Some(masks),
     };
+    if is_composed(patches.device()) {
+        return composed::assemble_tokens(patches, positions, special, masks);
+    }
     let mut rows = vec![special.cls.reshape(((), width))?];
     if let Some(registers) = special.registers {
         rows.push(registers.reshape(((), width))?);
@@ -61,7 +65,9 @@ pub fn assemble_tokens(
         rows.push(mask.reshape((1, width))?);
     }
     let op = Assemble {
-        masks,
+        masks: masks
+            .map(|masks| masks.flatten_all()?.to_vec1::<u8>())
+            .transpose()?,
         in_front,
         count,
         width,
@@ -244,26 +250,6 @@ mod tests {
         }
     }
 
-    /// Patches, positions, class token, mask token and, if there are any, registers.
-    fn oracle(x: &[Tensor], registers: bool, masks: Option<&Tensor>) -> Result<Tensor> {
-        let (batch, count, width) = x[0].dims3()?;
-        let mut patches = x[0].clone();
-        if let Some(masks) = masks {
-            let masks = masks.unsqueeze(2)?.broadcast_as(patches.shape())?;
-            let token = x[3].broadcast_as(patches.shape())?;
-            patches = masks.where_cond(&token, &patches)?;
-        }
-        let cls = (&x[2] + x[1].narrow(1, 0, 1)?)?.expand((batch, 1, width))?;
-        let patches = patches.broadcast_add(&x[1].narrow(1, 1, count)?)?;
-        match registers {
-            false => Tensor::cat(&[cls, patches], 1),
-            true => {
-                let registers = x[4].expand((batch, x[4].dim(1)?, width))?;
-                Tensor::cat(&[cls, registers, patches], 1)
-            }
-        }
-    }
-
     #[test]
     fn agrees_with_the_composition() {
         for (batch, count, width, registers) in [(1, 1, 1, 0), (2, 4, 3, 0), (3, 5, 7, 2), (1, 9, 4, 1)] {
@@ -280,7 +266,7 @@ mod tests {
             check(
                 &inputs,
                 &|x| assemble_tokens(&x[0], &x[1], special(x, registers > 0), Some(&masks)),
-                &|x| oracle(x, registers > 0, Some(&masks)),
+                &|x| composed::assemble_tokens(&x[0], &x[1], special(x, registers > 0), Some(&masks)),
             );
             // Without masks the mask token plays no part.
             inputs.remove(3);
@@ -295,7 +281,10 @@ mod tests {
                     let x = with_mask(x);
                     assemble_tokens(&x[0], &x[1], special(&x, registers > 0), None)
                 },
-                &|x| oracle(&with_mask(x), registers > 0, None),
+                &|x| {
+                    let x = with_mask(x);
+                    composed::assemble_tokens(&x[0], &x[1], special(&x, registers > 0), None)
+                },
             );
         }
     }

@@ -6,6 +6,7 @@
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+use super::composed::{self, is_composed};
 use super::cpu::{Matrix, Threads, f32_slice, gemm, gemm_into, stored, with_f32};
 use super::vectors::{dot, softmax_row, wide};
 
@@ -16,6 +17,9 @@ const NAME: &str = "attention";
 /// # Errors
 /// Another number of dimensions, a third one that is not 3, a type other than f32, a device without this operation.
 pub fn attention(qkv: &Tensor, scale: f64) -> Result<Tensor> {
+    if is_composed(qkv.device()) {
+        return composed::attention(qkv, scale);
+    }
     qkv.contiguous()?.apply_op1(Attention { scale: scale as f32 })
 }
 
@@ -26,6 +30,9 @@ pub fn attention(qkv: &Tensor, scale: f64) -> Result<Tensor> {
 /// # Errors
 /// As [`attention`].
 pub fn attention_probabilities(qkv: &Tensor, scale: f64) -> Result<Tensor> {
+    if is_composed(qkv.device()) {
+        return composed::attention_probabilities(qkv, scale);
+    }
     qkv.contiguous()?
         .apply_op1(Probabilities(Attention { scale: scale as f32 }))
 }
@@ -267,25 +274,15 @@ impl CustomOp1 for Probabilities {
 mod tests {
     use super::super::testing::{assert_close, check, random, values};
     use super::*;
-    use candle_core::D;
-
-    fn oracle(qkv: &Tensor, scale: f64) -> Result<Tensor> {
-        let (batch, tokens, _, heads, head_dim) = qkv.dims5()?;
-        let qkv = qkv.permute((2, 0, 3, 1, 4))?.contiguous()?; // [3, B, H, T, d]
-        let part = |i: usize| qkv.narrow(0, i, 1)?.squeeze(0)?.contiguous();
-        let (query, key, value) = (part(0)?, part(1)?, part(2)?);
-        let scores = (query.matmul(&key.t()?.contiguous()?)? * scale)?.exp()?;
-        let probabilities = scores.broadcast_div(&scores.sum_keepdim(D::Minus1)?)?;
-        let out = probabilities.matmul(&value)?.transpose(1, 2)?; // [B, T, H, d]
-        out.reshape((batch, tokens, heads * head_dim))
-    }
 
     #[test]
     fn agrees_with_the_composition() {
         for (batch, tokens, heads, head_dim) in [(1, 1, 1, 3), (2, 5, 3, 4), (1, 9, 2, 7), (3, 2, 1, 5)] {
             let qkv = random(1, &[batch, tokens, 3, heads, head_dim]);
             let scale = 1. / (head_dim as f64).sqrt();
-            check(&[qkv], &|x| attention(&x[0], scale), &|x| oracle(&x[0], scale));
+            check(&[qkv], &|x| attention(&x[0], scale), &|x| {
+                composed::attention(&x[0], scale)
+            });
         }
     }
 

@@ -7,6 +7,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+use super::composed::{self, is_composed};
 use super::cpu::{Matrix, f32_slice, product, stored, with_f32};
 use super::vectors::{LANES, exp, max, wide};
 
@@ -31,6 +32,9 @@ pub fn soft_cross_entropy(
     temperature: f64,
 ) -> Result<Tensor> {
     let op = SoftCrossEntropy::new(NAME, logits.dims2()?, targets, target_rows, temperature)?;
+    if is_composed(logits.device()) {
+        return composed::soft_cross_entropy(logits, targets, target_rows, temperature);
+    }
     logits
         .contiguous()?
         .apply_op2(&targets.detach().contiguous()?, op)
@@ -56,8 +60,12 @@ pub fn product_cross_entropy(
             prototypes.dims()
         )
     }
+    let of_logits = SoftCrossEntropy::new(PRODUCT_NAME, (rows, classes), targets, target_rows, temperature)?;
+    if is_composed(points.device()) {
+        return composed::product_cross_entropy(points, prototypes, targets, target_rows, temperature);
+    }
     let op = ProductCrossEntropy {
-        of_logits: SoftCrossEntropy::new(PRODUCT_NAME, (rows, classes), targets, target_rows, temperature)?,
+        of_logits,
         size: [rows, classes, width],
         logits: (points.track_op() || prototypes.track_op()).then(Mutex::default),
     };
@@ -317,27 +325,17 @@ impl CustomOp3 for ProductCrossEntropy {
 mod tests {
     use super::super::testing::{check, on_threads, random, values};
     use super::*;
-    use candle_core::{D, DType, Device, Var};
-
-    /// The plain composition, in any type; `rows` are looked up.
-    fn oracle(logits: &Tensor, targets: &Tensor, rows: &[u32], temperature: f64) -> Result<Tensor> {
-        let targets = targets.to_dtype(logits.dtype())?;
-        let targets = targets.index_select(&Tensor::new(rows, &Device::Cpu)?, 0)?;
-        let scaled = (logits / temperature)?;
-        let log_sum = scaled.exp()?.sum_keepdim(D::Minus1)?.log()?;
-        (scaled.broadcast_sub(&log_sum)? * targets)?.sum(D::Minus1)?.neg()
-    }
+    use candle_core::{DType, Device, Var};
 
     #[test]
     fn agrees_with_the_composition() {
         for (rows, classes) in [(1, 1), (1, 7), (3, 16), (5, 29), (2, BLOCK + 3)] {
             let targets = random(2, &[rows, classes]).abs().unwrap();
-            let each: Vec<u32> = (0..rows as u32).collect();
             for temperature in [1., 0.25] {
                 check(
                     &[random(1, &[rows, classes])],
                     &|x| soft_cross_entropy(&x[0], &targets, None, temperature),
-                    &|x| oracle(&x[0], &targets, &each, temperature),
+                    &|x| composed::soft_cross_entropy(&x[0], &targets, None, temperature),
                 );
             }
         }
@@ -350,7 +348,7 @@ mod tests {
         check(
             &[random(1, &[5, 11])],
             &|x| soft_cross_entropy(&x[0], &targets, Some(&rows), 0.5),
-            &|x| oracle(&x[0], &targets, &rows, 0.5),
+            &|x| composed::soft_cross_entropy(&x[0], &targets, Some(&rows), 0.5),
         );
     }
 
@@ -362,7 +360,7 @@ mod tests {
             check(
                 &[random(1, &[rows, width]), random(2, &[classes, width])],
                 &|x| product_cross_entropy(&x[0], &x[1], &targets, Some(&chosen), 0.5),
-                &|x| oracle(&x[0].matmul(&x[1].t()?)?, &targets, &chosen, 0.5),
+                &|x| composed::product_cross_entropy(&x[0], &x[1], &targets, Some(&chosen), 0.5),
             );
         }
         let points = Var::from_tensor(&random(1, &[4, 3])).unwrap();

@@ -2,6 +2,7 @@
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
+use super::composed::{self, is_composed};
 use super::cpu::{ROWS_PER_TASK, f32_slice, rows_and_width, stored, with_f32};
 use super::vectors::filled;
 
@@ -17,6 +18,9 @@ pub fn gather_rows(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
     let (available, _) = rows_and_width(NAME, x.shape())?;
     if let Some(row) = rows.iter().find(|&&row| row as usize >= available) {
         bail!("{NAME}: expected rows below {available}, found {row}")
+    }
+    if is_composed(x.device()) {
+        return composed::gather_rows(x, rows);
     }
     x.contiguous()?.apply_op1(GatherRows { rows: rows.to_vec() })
 }

@@ -3,10 +3,11 @@
 //! candle's fused `layer_norm`, `softmax_last_dim` and `sdpa` return tensors without a graph node, so a network trained
 //! through them silently stops learning upstream. Everything a training step runs through is therefore either one of
 //! these operations or plain candle arithmetic. Each file holds one candle `CustomOp`: the function that applies it, the
-//! CPU kernels (f32, rayon over rows or over heads) and, under test, the plain candle composition as oracle.
+//! CPU kernels (f32, rayon over rows or over heads).
 //!
-//! This module is also the seam for other devices: a CUDA twin goes into `ops/cuda/` and is called from the `cuda_fwd` and
-//! `bwd` of its operation. Until then an operation on a CUDA tensor is a clear error, never a detour over the CPU.
+//! On a device without such kernels (CUDA, so far) every operation is composed of plain candle arithmetic: `composed`, which
+//! is also the oracle of the tests. A CUDA kernel goes into the `cuda_fwd` and `bwd` of its operation, and out of `composed`
+//! for tensors on that device.
 //!
 //! Operations are as large as they can be, since candle's backward pass adds every gradient between two of them to zeros:
 //! `residual_stack` is all blocks of a network; `many_parameters` is how it has more than three arguments. `vectors` is public
@@ -18,6 +19,7 @@
 mod assemble;
 mod attention;
 mod branch_samples;
+mod composed;
 mod cpu;
 mod cross_entropy;
 mod gather_rows;
@@ -37,6 +39,7 @@ mod weight_norm;
 pub use assemble::{SpecialTokens, assemble_tokens};
 pub use attention::{attention, attention_probabilities};
 pub use branch_samples::BranchSamples;
+pub use composed::{composed, is_composed};
 pub use cpu::with_f32;
 pub use cross_entropy::{product_cross_entropy, soft_cross_entropy};
 pub use gather_rows::gather_rows;

@@ -71,6 +71,38 @@ impl Middle {
     }
 }
 
+/// Fails unless the parameters are those of a branch of `width`.
+pub(super) fn check(parameters: &BranchParameters, middle: Middle, width: usize) -> Result<()> {
+    let (expanded, inner) = match *parameters.expand_weight.dims() {
+        [expanded, found] if found == width => (expanded, middle.inner(expanded)),
+        ref found => bail!("{NAME}: expected a first projection [E, {width}], found {found:?}"),
+    };
+    let shapes: [&[usize]; 7] = [
+        &[width],
+        &[width],
+        &[expanded, width],
+        &[expanded],
+        &[width, inner],
+        &[width],
+        &[width],
+    ];
+    for (parameter, shape) in parameters.list().iter().zip(shapes) {
+        if parameter.dims() != shape {
+            bail!(
+                "{NAME}: expected a parameter of shape {shape:?}, found {:?}",
+                parameter.dims()
+            )
+        }
+    }
+    match middle {
+        Middle::Attention { heads } if heads == 0 || expanded != 3 * width || width % heads != 0 => bail!(
+            "{NAME}: expected {width} to be a multiple of {heads} heads and a first projection [{}, {width}]",
+            3 * width
+        ),
+        _ => Ok(()),
+    }
+}
+
 /// One branch with its parameters at hand, for tokens of one shape.
 pub(super) struct Branch {
     parameters: Vec<Tensor>,
@@ -98,35 +130,9 @@ impl Branch {
         eps: f64,
         add_input: bool,
     ) -> Result<Self> {
-        let (expanded, inner) = match *parameters.expand_weight.dims() {
-            [expanded, found] if found == width => (expanded, middle.inner(expanded)),
-            ref found => bail!("{NAME}: expected a first projection [E, {width}], found {found:?}"),
-        };
-        let shapes: [&[usize]; 7] = [
-            &[width],
-            &[width],
-            &[expanded, width],
-            &[expanded],
-            &[width, inner],
-            &[width],
-            &[width],
-        ];
-        for (parameter, shape) in parameters.list().iter().zip(shapes) {
-            if parameter.dims() != shape {
-                bail!(
-                    "{NAME}: expected a parameter of shape {shape:?}, found {:?}",
-                    parameter.dims()
-                )
-            }
-        }
+        check(parameters, middle, width)?;
         let sizes = match middle {
-            Middle::Attention { heads } if heads > 0 && expanded == 3 * width && width % heads == 0 => {
-                Some(Sizes::new(&[batch, tokens, 3, heads, width / heads])?)
-            }
-            Middle::Attention { heads } => bail!(
-                "{NAME}: expected {width} to be a multiple of {heads} heads and a first projection [{}, {width}]",
-                3 * width
-            ),
+            Middle::Attention { heads } => Some(Sizes::new(&[batch, tokens, 3, heads, width / heads])?),
             _ => None,
         };
         let parameters = parameters.list().map(Tensor::contiguous);

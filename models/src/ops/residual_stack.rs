@@ -7,12 +7,13 @@
 use std::borrow::Cow;
 use std::sync::OnceLock;
 
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
 
 use super::branch_samples::{BranchSamples, Subset};
+use super::composed::{self, is_composed};
 use super::cpu::{f32_slice, stored, with_f32};
 use super::many_parameters::{Gradients, tie};
-use super::residual_branch::{Branch, BranchParameters, Kept, Middle};
+use super::residual_branch::{Branch, BranchParameters, Kept, Middle, check};
 
 const NAME: &str = "residual-stack";
 
@@ -30,15 +31,29 @@ pub struct StackedBranch<'a> {
 
 /// `x += gamma * contract(middle(expand(norm(x))))` for each of `branches` in turn: [B, T, D] to [B, T, D]; f32.
 ///
-/// `eps` is the norms'. Differentiable in `x` and all parameters.
+/// `eps` is the norms'. Products, attention and activations are computed in `compute`, which the CPU's kernels have in f32 only;
+/// `x` and parameters are f32. Differentiable in `x` and all parameters.
 ///
 /// # Errors
 /// Shapes that do not fit, a sample outside of the batch or named twice, a type other than f32, a device without this
 /// operation.
-pub fn residual_stack(x: &Tensor, branches: &[StackedBranch], eps: f64) -> Result<Tensor> {
+pub fn residual_stack(x: &Tensor, branches: &[StackedBranch], eps: f64, compute: DType) -> Result<Tensor> {
     let (batch, tokens, width) = x.dims3()?;
     if branches.is_empty() {
         return Ok(x.clone());
+    }
+    if is_composed(x.device()) {
+        for branch in branches {
+            check(branch.parameters, branch.middle, width)?;
+            branch
+                .samples
+                .map(|samples| Subset::new(samples, batch))
+                .transpose()?;
+        }
+        return composed::residual_stack(x, branches, eps, compute);
+    }
+    if compute != DType::F32 {
+        bail!("{NAME}: expected to compute in f32 on this device, found {compute:?}")
     }
     let parameters: Vec<&Tensor> = branches
         .iter()

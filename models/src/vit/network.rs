@@ -28,6 +28,7 @@ pub struct VisionTransformer {
     patch_embed: PatchEmbed,
     blocks: Vec<Block>,
     norm: LayerNorm,
+    compute: DType,
 }
 
 /// What a forward pass gives (DINOv2 `forward_features`): the first three after the final norm.
@@ -82,7 +83,14 @@ impl VisionTransformer {
                 .map(|i| Block::new(config, blocks.pp(i)))
                 .collect::<Result<_>>()?,
             norm: LayerNorm::new(dim, config.layer_norm_eps, vb.pp("norm"))?,
+            compute: DType::F32,
         })
+    }
+
+    /// The same network with matrix products, attention and activations in `compute`; weights, norms and the sum over the
+    /// branches stay f32. Types other than f32 (the default) need a device that has them: the CPU's kernels do not.
+    pub fn with_compute(self, compute: DType) -> Self {
+        Self { compute, ..self }
     }
 
     /// Builds the network from named tensors, which must be exactly those of [`VitConfig::parameters`].
@@ -225,7 +233,7 @@ impl VisionTransformer {
             ));
         }
         let (rows, columns) = self.grid(pixels)?;
-        let patches = self.patch_embed.forward(pixels)?; // [B, N, D]
+        let patches = self.patch_embed.forward(pixels, self.compute)?; // [B, N, D]
         if let Some(masks) = masks {
             self.check_masks(&patches, masks)?;
         }
@@ -295,7 +303,12 @@ impl VisionTransformer {
     }
 
     fn run(&self, x: &Tensor, branches: &[StackedBranch]) -> Result<Tensor> {
-        Ok(ops::residual_stack(x, branches, self.config.layer_norm_eps)?)
+        Ok(ops::residual_stack(
+            x,
+            branches,
+            self.config.layer_norm_eps,
+            self.compute,
+        )?)
     }
 
     /// What each token attends to in block `block` (from 0), [B, heads, T, T] with T = 1 + R + N in the order of the tokens;

@@ -1,6 +1,6 @@
 //! Patches to tokens: DINOv2's strided convolution, as one matrix product over unfolded patches.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use candle_nn::VarBuilder;
 
 use super::VitConfig;
@@ -28,7 +28,7 @@ impl PatchEmbed {
     }
 
     /// [B, C, H, W] to [B, N, D], patches row by row.
-    pub(super) fn forward(&self, pixels: &Tensor) -> Result<Tensor> {
+    pub(super) fn forward(&self, pixels: &Tensor, compute: DType) -> Result<Tensor> {
         let &[batch, channels, height, width] = pixels.dims() else {
             return Err(Error::config(
                 "pixels",
@@ -51,6 +51,7 @@ impl PatchEmbed {
             .permute((0, 2, 4, 1, 3, 5))? // [B, rows, columns, C, P, P]
             .reshape((batch, rows * columns, channels * p * p))?;
         let weight = self.weight.flatten_from(1)?; // [D, C P P]
-        Ok(ops::linear(&patches, &weight, Some(&self.bias))?)
+        let tokens = ops::linear(&patches.to_dtype(compute)?, &weight, Some(&self.bias))?;
+        Ok(tokens.to_dtype(DType::F32)?)
     }
 }

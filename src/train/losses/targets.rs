@@ -2,10 +2,11 @@
 //! Sinkhorn-Knopp (Caron et al. 2020, section 3; facebookresearch/dinov2 `loss/dino_clstoken_loss.py`,
 //! `loss/ibot_patch_loss.py`). Targets carry no gradient. Class tokens and patches each have a centre of their own.
 
-use candle_core::{DType, Result, Tensor, bail};
-use macula_models::ops::with_f32;
+use candle_core::{DType, Device, Result, Tensor, bail};
+use macula_models::ops::{is_composed, with_f32};
 
 use super::{expect_matrix, expect_temperature, matrix, rows};
+use crate::train::on_device;
 use crate::train::ranks::Ranks;
 
 /// Iterations of Sinkhorn-Knopp in the reference.
@@ -73,24 +74,27 @@ impl SoftmaxCentering {
         self.centre = self.centre()?;
         let inverse = (1. / temperature) as f32;
         let centre = self.centre.contiguous()?;
+        if is_composed(logits.device()) {
+            let (targets, sums) = on_device::centred_softmax(&logits, &centre, inverse)?;
+            self.mean = mean_over_ranks(&sums, rows, ranks)?;
+            return Ok(targets);
+        }
         let (targets, sums) = with_f32("teacher targets", [&logits, &centre], |[logits, centre]| {
             rows::softmax(logits, centre, inverse)
         })?;
-        self.mean = mean_over_ranks(sums, rows, &logits, ranks)?;
+        self.mean = mean_over_ranks(
+            &Tensor::from_vec(sums, centre.shape(), centre.device())?,
+            rows,
+            ranks,
+        )?;
         Tensor::from_vec(targets, logits.shape(), logits.device())
     }
 }
 
-/// The mean row [1, K] over all processes, whose rows add up to `sums` here; None where there is no row.
-fn mean_over_ranks(
-    sums: Vec<f32>,
-    rows: usize,
-    logits: &Tensor,
-    ranks: &dyn Ranks,
-) -> Result<Option<Tensor>> {
-    let device = logits.device();
-    let sum = ranks.sum(&Tensor::from_vec(sums, (1, logits.dim(1)?), device)?)?;
-    let count = ranks.sum(&Tensor::new(&[rows as f64], device)?)?;
+/// The mean row [1, K] over all processes, whose rows add up to `sums` [1, K] here; None where there is no row.
+fn mean_over_ranks(sums: &Tensor, rows: usize, ranks: &dyn Ranks) -> Result<Option<Tensor>> {
+    let sum = ranks.sum(sums)?;
+    let count = ranks.sum(&Tensor::new(&[rows as f64], &Device::Cpu)?)?;
     let count = count.to_vec1::<f64>()?[0];
     if count == 0. {
         return Ok(None);
@@ -117,6 +121,9 @@ pub fn sinkhorn_knopp(
     let logits = logits.detach().to_dtype(DType::F32)?.contiguous()?;
     let device = logits.device();
     let inverse = (1. / temperature) as f32;
+    if is_composed(device) {
+        return on_device::sinkhorn_knopp(&logits, inverse, iterations, ranks);
+    }
     // `exp((logits - largest) / temperature)` as `diag(of_row) exp`, every row of `exp` having a 1: a row that lies far below
     // the others must not vanish, because the first division by row sums brings it back.
     let (mut exp, row_max) = with_f32("teacher targets", [&logits], |[logits]| {
@@ -165,7 +172,6 @@ mod tests {
     use crate::train::losses::{dino_global_sum, dino_local_sum};
     use crate::train::ranks::OneRank;
     use crate::train::testing::{assert_close, assert_scalar, fixture, on_processes, values};
-    use candle_core::Device;
 
     fn sinkhorn(logits: &Tensor, temperature: f64) -> Tensor {
         sinkhorn_knopp(logits, temperature, SINKHORN_ITERATIONS, &OneRank).unwrap()

@@ -128,7 +128,7 @@ impl AdamW {
     /// One step: every parameter that has a gradient in `gradients` is decayed and moved; the others stay.
     ///
     /// # Errors
-    /// Gradients that are not f32 or not on the CPU.
+    /// Gradients that are not f32.
     pub fn step(&mut self, gradients: &GradStore, rates: &Rates) -> Result<()> {
         self.step_and_average(gradients, rates, |_| 1., None)
     }

@@ -1,16 +1,17 @@
 //! AdamW's update of one parameter: one pass over weights, moments, gradient and, where there is one, the teacher.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Result, Tensor, Var, bail};
 use macula_models::ops::vectors::wide;
-use macula_models::ops::with_f32;
+use macula_models::ops::{is_composed, with_f32};
 use rayon::prelude::*;
 
 use super::average::Follower;
 use super::{AdamWOptions, Moments};
 use crate::train::in_place::{self, ELEMENTS_PER_TASK};
+use crate::train::on_device;
 
 /// The update of one parameter; the constants computed in f64, as PyTorch does, the tensors in f32.
-pub(super) struct Update {
+pub(in crate::train) struct Update {
     /// On the gradient.
     scale: f32,
     /// Share of the gradient in the mean.
@@ -41,11 +42,26 @@ impl Update {
         }
     }
 
+    /// All of them, in the order of the fields.
+    pub(in crate::train) fn factors(&self) -> [f64; 8] {
+        [
+            self.scale,
+            self.towards,
+            self.keep,
+            self.add,
+            self.shrink,
+            self.size,
+            self.root,
+            self.eps,
+        ]
+        .map(f64::from)
+    }
+
     /// Moves weights and moments, and the teacher after them.
     pub(super) fn apply(
         &self,
-        weights: &Tensor,
-        moments: &Moments,
+        weights: &Var,
+        moments: &mut Moments,
         gradient: &Tensor,
         teacher: Option<Follower>,
     ) -> Result<()> {
@@ -57,6 +73,10 @@ impl Update {
                 weights.dims(),
                 gradient.dims()
             );
+        }
+        if is_composed(weights.device()) {
+            on_device::adamw(self, weights, moments, &gradient)?;
+            return teacher.map_or(Ok(()), |teacher| teacher.update(weights));
         }
         with_f32(NAME, [&gradient], |[gradient]| {
             in_place::with_values_mut(NAME, weights, |weights| {

@@ -65,7 +65,7 @@ impl Optimizer {
     /// the new weights.
     ///
     /// # Errors
-    /// Gradients that are not f32 or not on the CPU, a teacher with other weights, a momentum outside 0 to 1.
+    /// Gradients that are not f32, a teacher with other weights, a momentum outside 0 to 1.
     pub fn step(
         &mut self,
         gradients: &mut GradStore,
@@ -107,9 +107,7 @@ impl Optimizer {
             }
             Self::Sgd(sgd) => {
                 for (name, velocity) in sgd.state() {
-                    state
-                        .tensors
-                        .insert(format!("{VELOCITY}{name}"), velocity.clone());
+                    state.tensors.insert(format!("{VELOCITY}{name}"), velocity);
                 }
             }
         }

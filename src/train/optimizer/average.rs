@@ -75,8 +75,12 @@ impl<'a> Follower<'a> {
 
     /// Follows a weight that no step has moved.
     pub(super) fn update(&self, student: &Tensor) -> candle_core::Result<()> {
-        in_place::update("teacher average", self.weights, student, |teacher, student| {
-            *teacher = *teacher * self.keep + student * self.take;
-        })
+        in_place::average(
+            "teacher average",
+            self.weights,
+            &student.detach(),
+            self.keep,
+            self.take,
+        )
     }
 }

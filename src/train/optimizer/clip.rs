@@ -1,9 +1,10 @@
 //! Gradient clipping by norm (Pascanu et al. 2013; PyTorch `clip_grad_norm_`).
 
-use candle_core::Var;
 use candle_core::backprop::GradStore;
+use candle_core::{Tensor, Var};
+use macula_models::ops::is_composed;
 
-use crate::train::{failed_in_candle, in_place};
+use crate::train::{failed_in_candle, in_place, on_device};
 use crate::{Error, Result};
 
 /// PyTorch's guard against a division by 0.
@@ -46,11 +47,15 @@ pub fn gradient_norm<'a>(
     vars: impl IntoIterator<Item = &'a Var>,
     gradients: &GradStore,
 ) -> Result<f64> {
-    let mut squares = 0.;
-    for gradient in vars.into_iter().filter_map(|var| gradients.get(var)) {
-        squares += in_place::sum_of_squares("gradient norm", gradient).map_err(failed_in_candle)?;
-    }
-    let norm = squares.sqrt();
+    let all: Vec<&Tensor> = vars.into_iter().filter_map(|var| gradients.get(var)).collect();
+    let squares = match all.first() {
+        Some(first) if is_composed(first.device()) => on_device::sum_of_squares(&all),
+        _ => all
+            .iter()
+            .map(|gradient| in_place::sum_of_squares("gradient norm", gradient))
+            .sum(),
+    };
+    let norm = squares.map_err(failed_in_candle)?.sqrt();
     if !norm.is_finite() {
         return Err(Error::NotFinite {
             what: format!("gradient norm of {module}"),
@@ -69,7 +74,7 @@ pub fn clip_scale(norm: f64, max_norm: f64) -> f64 {
 mod tests {
     use super::*;
     use crate::train::testing::{assert_close, values};
-    use candle_core::{Device, Tensor};
+    use candle_core::Device;
 
     /// Gradients (3, 0), (4) and none.
     fn store(scale: f64) -> (Vec<Var>, GradStore) {

@@ -2,7 +2,7 @@
 //! name, so that a checkpoint can keep it and a resumed run goes on bit for bit.
 
 mod adamw;
-mod adamw_update;
+pub(super) mod adamw_update;
 mod any;
 mod average;
 mod clip;

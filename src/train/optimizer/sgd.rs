@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Tensor, Var};
+use macula_models::ops::is_composed;
 
 use super::{Parameter, Rates, check, check_state_names, copied};
-use crate::train::{failed_in_candle, in_place};
+use crate::train::{failed_in_candle, in_place, on_device};
 use crate::{Error, Result};
 
 /// SGD over named parameters: `v = momentum * v + gradient + decay * weight`, `weight -= rate * v`. The decay passes through
@@ -15,7 +16,7 @@ use crate::{Error, Result};
 pub struct Sgd {
     momentum: f64,
     parameters: Vec<Parameter>,
-    velocities: BTreeMap<String, Tensor>,
+    velocities: BTreeMap<String, Var>,
 }
 
 impl Sgd {
@@ -33,7 +34,7 @@ impl Sgd {
         check(&parameters)?;
         let at_rest = |parameter: &Parameter| {
             let var = &parameter.var;
-            let zeros = Tensor::zeros(var.shape(), DType::F32, var.device()).map_err(failed_in_candle)?;
+            let zeros = Var::zeros(var.shape(), DType::F32, var.device()).map_err(failed_in_candle)?;
             Ok((parameter.name.clone(), zeros))
         };
         let velocities = parameters.iter().map(at_rest).collect::<Result<_>>()?;
@@ -50,8 +51,9 @@ impl Sgd {
     }
 
     /// The velocities by parameter name: the optimizer's own tensors, changed in place by every step.
-    pub fn state(&self) -> &BTreeMap<String, Tensor> {
-        &self.velocities
+    pub fn state(&self) -> BTreeMap<String, Tensor> {
+        let view = |(name, velocity): (&String, &Var)| (name.clone(), velocity.as_detached_tensor());
+        self.velocities.iter().map(view).collect()
     }
 
     /// Goes on from saved velocities, which it copies.
@@ -62,7 +64,8 @@ impl Sgd {
         check_state_names(state.keys(), self.velocities.keys())?;
         let mut loaded = BTreeMap::new();
         for ((name, own), saved) in self.velocities.iter().zip(state.values()) {
-            loaded.insert(name.clone(), copied(name, saved, own)?);
+            let copy = copied(name, saved, own)?;
+            loaded.insert(name.clone(), Var::from_tensor(&copy).map_err(failed_in_candle)?);
         }
         self.velocities = loaded;
         Ok(())
@@ -88,7 +91,7 @@ impl Sgd {
     fn advance(
         &self,
         parameter: &Parameter,
-        velocity: &Tensor,
+        velocity: &Var,
         gradient: &Tensor,
         rate: f64,
         decay: f64,
@@ -96,6 +99,10 @@ impl Sgd {
         let gradient = gradient.contiguous()?;
         let (keep, decay, rate) = (self.momentum as f32, decay as f32, rate as f32);
         let weights = parameter.var.as_detached_tensor();
+        if is_composed(weights.device()) {
+            on_device::average(velocity, &(&gradient + (&weights * f64::from(decay))?)?, keep, 1.)?;
+            return on_device::average(&parameter.var, velocity, 1., -rate);
+        }
         in_place::update_with_two("sgd velocity", velocity, &gradient, &weights, |v, g, w| {
             *v = *v * keep + (g + decay * w);
         })?;
@@ -108,7 +115,7 @@ mod tests {
     use super::*;
     use crate::train::param_groups::ParamGroup;
     use crate::train::testing::{assert_close, values};
-    use candle_core::{Device, Var};
+    use candle_core::Device;
 
     const RATES: Rates = Rates {
         learning_rate: 0.03,
@@ -162,7 +169,7 @@ mod tests {
             }
             let weights: Vec<Vec<f64>> = sgd.parameters().iter().map(|p| values(&p.var)).collect();
             let mut resumed = make(&weights[0], &weights[1]);
-            resumed.load_state(sgd.state()).unwrap();
+            resumed.load_state(&sgd.state()).unwrap();
             sgd = resumed;
         }
     }
@@ -172,7 +179,7 @@ mod tests {
         let mut sgd = Sgd::new(0.9, vec![parameter("a", 1., &[1., 2.])]).unwrap();
         let other = Sgd::new(0.9, vec![parameter("a", 1., &[1.])]).unwrap();
         assert_eq!(
-            sgd.load_state(other.state()).unwrap_err().to_string(),
+            sgd.load_state(&other.state()).unwrap_err().to_string(),
             "optimizer state a: expected shape [2] of f32, found [1] of F32"
         );
         assert_eq!(

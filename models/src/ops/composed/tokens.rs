@@ -1,0 +1,40 @@
+//! Putting tokens together and choosing among them.
+
+use candle_core::{Result, Tensor};
+
+use super::super::SpecialTokens;
+
+/// [`super::super::assemble_tokens`].
+pub(in crate::ops) fn assemble_tokens(
+    patches: &Tensor,
+    positions: &Tensor,
+    special: SpecialTokens,
+    masks: Option<&Tensor>,
+) -> Result<Tensor> {
+    let (batch, count, width) = patches.dims3()?;
+    let positions = positions.reshape((1, 1 + count, width))?;
+    let patches = match (masks, special.mask) {
+        (Some(masks), Some(token)) => {
+            let masks = masks.ne(0u8)?.unsqueeze(2)?.broadcast_as(patches.shape())?;
+            let token = token.reshape((1, 1, width))?.broadcast_as(patches.shape())?;
+            masks.contiguous()?.where_cond(&token.contiguous()?, patches)?
+        }
+        _ => patches.clone(),
+    };
+    let cls = (special.cls.reshape((1, 1, width))? + positions.narrow(1, 0, 1)?)?;
+    let mut rows = vec![cls.expand((batch, 1, width))?.contiguous()?];
+    if let Some(registers) = special.registers {
+        let registers = registers.reshape((1, (), width))?;
+        let shape = (batch, registers.dim(1)?, width);
+        rows.push(registers.expand(shape)?.contiguous()?);
+    }
+    rows.push(patches.broadcast_add(&positions.narrow(1, 1, count)?)?);
+    Tensor::cat(&rows, 1)
+}
+
+/// [`super::super::gather_rows`].
+pub(in crate::ops) fn gather_rows(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
+    let width = x.dims().last().copied().unwrap_or(1);
+    let rows = Tensor::new(rows, x.device())?;
+    x.reshape(((), width))?.index_select(&rows, 0)
+}

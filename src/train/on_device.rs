@@ -1,0 +1,100 @@
+//! The updates and the targets of training in candle arithmetic: what a device runs that has no kernels of ours. On the CPU
+//! it serves the tests, which hold the kernels and these against each other.
+
+use candle_core::{D, DType, Result, Tensor, Var};
+
+use super::optimizer::{Moments, adamw_update};
+use super::ranks::Ranks;
+
+/// Least sum over samples that a prototype is scaled by, as on the CPU.
+const LEAST_SUM: f32 = 1e-30;
+
+/// `target = target * keep + source * take`.
+pub(super) fn average(target: &Var, source: &Tensor, keep: f32, take: f32) -> Result<()> {
+    let kept = (target.as_detached_tensor() * f64::from(keep))?;
+    target.set(&(kept + (source * f64::from(take))?)?)
+}
+
+/// The sum of squares of all values, brought to the host once.
+pub(super) fn sum_of_squares(tensors: &[&Tensor]) -> Result<f64> {
+    let each: Vec<Tensor> = tensors
+        .iter()
+        .map(|tensor| tensor.detach().to_dtype(DType::F32)?.sqr()?.sum_all())
+        .collect::<Result<_>>()?;
+    Tensor::stack(&each, 0)?
+        .to_dtype(DType::F64)?
+        .sum_all()?
+        .to_scalar()
+}
+
+/// AdamW's update of one weight.
+pub(super) fn adamw(
+    update: &adamw_update::Update,
+    weights: &Var,
+    moments: &mut Moments,
+    gradient: &Tensor,
+) -> Result<()> {
+    let [scale, towards, keep, add, shrink, size, root, eps] = update.factors();
+    let gradient = (gradient.detach() * scale)?;
+    moments.first = (&moments.first + ((&gradient - &moments.first)? * towards)?)?;
+    moments.second = ((&moments.second * keep)? + (gradient.sqr()? * add)?)?;
+    let step = ((&moments.first * size)? / moments.second.sqrt()?.affine(1. / root, eps)?)?;
+    weights.set(&((weights.as_detached_tensor() * shrink)? - step)?)
+}
+
+/// `softmax((logits - centre) inverse)` of every row [M, K], and the sums of the logits' columns [1, K].
+pub(super) fn centred_softmax(logits: &Tensor, centre: &Tensor, inverse: f32) -> Result<(Tensor, Tensor)> {
+    if logits.dim(0)? == 0 {
+        return Ok((logits.clone(), centre.zeros_like()?));
+    }
+    let scaled = (logits.broadcast_sub(centre)? * f64::from(inverse))?;
+    let exps = scaled.broadcast_sub(&scaled.max_keepdim(D::Minus1)?)?.exp()?;
+    let targets = exps.broadcast_div(&exps.sum_keepdim(D::Minus1)?)?;
+    Ok((targets, logits.sum_keepdim(0)?))
+}
+
+/// Sinkhorn-Knopp over the rows of all processes, as [`super::losses::targets::sinkhorn_knopp`] describes it.
+pub(super) fn sinkhorn_knopp(
+    logits: &Tensor,
+    inverse: f32,
+    iterations: usize,
+    ranks: &dyn Ranks,
+) -> Result<Tensor> {
+    let (rows, prototypes) = logits.dims2()?;
+    let device = logits.device();
+    // A process without rows takes part with one that weighs nothing.
+    let (exp, row_max) = match rows {
+        0 => {
+            let lowest = Tensor::full(f32::MIN, (1, 1), device)?;
+            (Tensor::zeros((1, prototypes), DType::F32, device)?, lowest)
+        }
+        _ => {
+            let scaled = (logits * f64::from(inverse))?;
+            let row_max = scaled.max_keepdim(D::Minus1)?; // [M, 1]
+            (scaled.broadcast_sub(&row_max)?.exp()?, row_max)
+        }
+    };
+    let largest = ranks.max(&row_max.max_keepdim(0)?)?; // [1, 1]
+    let mut of_row = row_max.broadcast_sub(&largest)?.exp()?; // [M, 1]
+    let mut targets = exp.broadcast_mul(&of_row)?;
+    for iteration in 1..=iterations {
+        let sums = ranks.sum(&of_row.t()?.matmul(&exp)?)?; // [1, K]
+        let of_prototype = sums
+            .maximum(&Tensor::full(LEAST_SUM, sums.shape(), device)?)?
+            .recip()?;
+        if iteration == iterations {
+            targets = exp.broadcast_mul(&of_prototype)?;
+            targets = targets.broadcast_div(&targets.sum_keepdim(D::Minus1)?)?;
+        } else {
+            of_row = exp.matmul(&of_prototype.t()?)?.recip()?;
+            if rows == 0 {
+                of_row = of_row.zeros_like()?;
+            }
+        }
+    }
+    targets.narrow(0, 0, rows)
+}
+
+#[cfg(test)]
+#[path = "on_device_tests.rs"]
+mod tests;
