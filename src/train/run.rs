@@ -97,6 +97,13 @@ struct Run {
     since_log: Tally,
 }
 
+/// Whether candle's `message` is that of CUDA when its memory is used up.
+fn is_out_of_memory(message: &str) -> bool {
+    ["OUT_OF_MEMORY", "out of memory", "ALLOC_FAILED"]
+        .iter()
+        .any(|sign| message.contains(sign))
+}
+
 /// Time and images since some moment.
 #[derive(Clone, Copy)]
 struct Tally {
@@ -195,6 +202,21 @@ impl Run {
         })
     }
 
+    /// Says what to try where a GPU's memory did not suffice.
+    fn out_of_memory(&self, error: Error) -> Error {
+        if !is_out_of_memory(&error.to_string()) {
+            return error;
+        }
+        let config = &self.request.config;
+        let reason = format!(
+            "the GPU's memory does not hold a part of {} images; try `--set accumulate={}`, a smaller batch_size or \
+             `--set compute=bf16`",
+            config.batch_size / config.accumulate,
+            2 * config.accumulate
+        );
+        Error::failed("batch_size", reason)
+    }
+
     fn finish(mut self) -> Result<RunSummary> {
         let steps = self.request.config.steps;
         let mut saved = self.trainer.step();
@@ -202,7 +224,7 @@ impl Run {
             let batches = self.fetch()?;
             let report = match self.trainer.advance(&batches) {
                 Err(error @ Error::NotFinite { .. }) => return Err(self.not_finite(error, &batches)),
-                other => other?,
+                other => other.map_err(|error| self.out_of_memory(error))?,
             };
             let images: usize = batches.iter().map(|batch| batch.size).sum();
             self.total.images += images as u64;

@@ -19,6 +19,7 @@
 mod assemble;
 mod attention;
 mod branch_samples;
+mod comparison;
 mod composed;
 mod cpu;
 mod cross_entropy;
@@ -39,6 +40,7 @@ mod weight_norm;
 pub use assemble::{SpecialTokens, assemble_tokens};
 pub use attention::{attention, attention_probabilities};
 pub use branch_samples::BranchSamples;
+pub use comparison::{OpComparison, compare_operations};
 pub use composed::{composed, is_composed};
 pub use cpu::with_f32;
 pub use cross_entropy::{product_cross_entropy, soft_cross_entropy};

@@ -1,0 +1,303 @@
+//! Every operation on a device against the CPU's kernels: that both give the same numbers, and how long each takes.
+
+use std::time::Instant;
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+
+use super::composed::composed;
+use super::{
+    BranchParameters, BranchSamples, Middle, SpecialTokens, StackedBranch, assemble_tokens, attention,
+    gather_rows, gelu, l2_normalize, layer_norm, linear, product_cross_entropy, residual_stack,
+    soft_cross_entropy, swiglu, weight_norm,
+};
+
+/// One operation on two devices.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OpComparison {
+    /// The operation, with its sizes.
+    pub name: String,
+    /// Largest difference of the output from the CPU kernels', as a share of their largest value.
+    pub output_error: f64,
+    /// The same of the gradients, the largest of all inputs.
+    pub gradient_error: f64,
+    /// Milliseconds of one pass forward and back with the CPU's kernels.
+    pub cpu_ms: f64,
+    /// The same on the device.
+    pub device_ms: f64,
+}
+
+type Function = Box<dyn Fn(&[Tensor], DType) -> Result<Tensor>>;
+
+struct Case {
+    name: String,
+    shapes: Vec<Vec<usize>>,
+    function: Function,
+}
+
+/// Compares all operations, with matrix products in `compute` on the device and in f32 on the CPU. Where `device` is the CPU,
+/// its side is composed of candle arithmetic, as on a device without kernels.
+///
+/// # Errors
+/// An operation that fails on either side.
+pub fn compare_operations(device: &Device, compute: DType) -> Result<Vec<OpComparison>> {
+    cases().iter().map(|case| case.compare(device, compute)).collect()
+}
+
+/// What one side gave.
+struct Outcome {
+    output: Vec<f32>,
+    gradients: Vec<Vec<f32>>,
+    ms: f64,
+}
+
+impl Case {
+    fn new(
+        name: impl Into<String>,
+        shapes: &[&[usize]],
+        function: impl Fn(&[Tensor], DType) -> Result<Tensor> + 'static,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            shapes: shapes.iter().map(|shape| shape.to_vec()).collect(),
+            function: Box::new(function),
+        }
+    }
+
+    fn compare(&self, device: &Device, compute: DType) -> Result<OpComparison> {
+        let cpu = self.run(&Device::Cpu, DType::F32)?;
+        let on_device = match device {
+            Device::Cpu => composed(|| self.run(device, compute))?,
+            _ => self.run(device, compute)?,
+        };
+        let gradients = on_device.gradients.iter().zip(&cpu.gradients);
+        Ok(OpComparison {
+            name: self.name.clone(),
+            output_error: difference(&on_device.output, &cpu.output),
+            gradient_error: gradients
+                .map(|(found, expected)| difference(found, expected))
+                .fold(0., f64::max),
+            cpu_ms: cpu.ms,
+            device_ms: on_device.ms,
+        })
+    }
+
+    /// One pass to warm up, whose numbers are kept, and one that is timed.
+    fn run(&self, device: &Device, compute: DType) -> Result<Outcome> {
+        let vars: Vec<Var> = (1u64..)
+            .zip(&self.shapes)
+            .map(|(seed, shape)| Var::from_tensor(&noise(seed, shape)?.to_device(device)?))
+            .collect::<Result<_>>()?;
+        let inputs: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
+        let pass = || {
+            let output = (self.function)(&inputs, compute)?.to_dtype(DType::F32)?;
+            let weights = noise(99, output.dims())?.to_device(device)?;
+            let gradients = (&output * weights)?.sum_all()?.backward()?;
+            Ok::<_, candle_core::Error>((output, gradients))
+        };
+        let (output, gradients) = pass()?;
+        device.synchronize()?;
+        let start = Instant::now();
+        pass()?;
+        device.synchronize()?;
+        let ms = start.elapsed().as_secs_f64() * 1e3;
+        let gradients = vars.iter().map(|var| match gradients.get(var) {
+            Some(gradient) => values(gradient),
+            None => Ok(Vec::new()),
+        });
+        Ok(Outcome {
+            output: values(&output)?,
+            gradients: gradients.collect::<Result<_>>()?,
+            ms,
+        })
+    }
+}
+
+fn values(tensor: &Tensor) -> Result<Vec<f32>> {
+    tensor.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()
+}
+
+/// The largest difference as a share of the largest expected value; infinite where the counts differ or a value is no number.
+fn difference(found: &[f32], expected: &[f32]) -> f64 {
+    if found.len() != expected.len() || found.iter().any(|value| !value.is_finite()) {
+        return f64::INFINITY;
+    }
+    let largest = expected
+        .iter()
+        .fold(f32::MIN_POSITIVE, |most, value| most.max(value.abs()));
+    let worst = found
+        .iter()
+        .zip(expected)
+        .fold(0f32, |most, (a, b)| most.max((a - b).abs()));
+    f64::from(worst) / f64::from(largest)
+}
+
+/// Values between -1 and 1 that look random: SplitMix64 (Steele et al. 2014) of seed and place.
+fn noise(seed: u64, shape: &[usize]) -> Result<Tensor> {
+    let count: usize = shape.iter().product();
+    let value = |place: usize| {
+        let mut z = (seed << 40).wrapping_add((place as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 40) as f32 / (1 << 23) as f32 - 1.
+    };
+    Tensor::from_vec((0..count).map(value).collect::<Vec<f32>>(), shape, &Device::Cpu)
+}
+
+/// Places in 0..`below` that jump about.
+fn places(count: usize, below: usize) -> Vec<u32> {
+    (0..count).map(|i| (i * 7919 % below) as u32).collect()
+}
+
+/// The operations at the sizes of a small training step.
+fn cases() -> Vec<Case> {
+    let (batch, tokens, width, heads, classes) = (8, 50, 192, 3, 1024);
+    let rows = batch * tokens;
+    let mut cases = vec![
+        Case::new(
+            format!("linear [{rows}, {width}] x [{}, {width}]", 4 * width),
+            &[&[rows, width], &[4 * width, width], &[4 * width]],
+            |x, compute| linear(&x[0].to_dtype(compute)?, &x[1], Some(&x[2])),
+        ),
+        Case::new(
+            format!("layer_norm [{rows}, {width}]"),
+            &[&[rows, width], &[width], &[width]],
+            |x, _| layer_norm(&x[0], &x[1], &x[2], 1e-6),
+        ),
+        Case::new(
+            format!("gelu [{rows}, {}]", 4 * width),
+            &[&[rows, 4 * width]],
+            |x, compute| gelu(&x[0].to_dtype(compute)?),
+        ),
+        Case::new(
+            format!("swiglu [{rows}, {}]", 4 * width),
+            &[&[rows, 4 * width]],
+            |x, compute| swiglu(&x[0].to_dtype(compute)?),
+        ),
+        Case::new(
+            format!("attention [{batch}, {tokens}, 3, {heads}, {}]", width / heads),
+            &[&[batch, tokens, 3, heads, width / heads]],
+            |x, compute| attention(&x[0].to_dtype(compute)?, 0.125),
+        ),
+        Case::new(
+            format!("l2_normalize [{rows}, {width}]"),
+            &[&[rows, width]],
+            |x, _| l2_normalize(&x[0], 1e-12),
+        ),
+        Case::new(
+            format!("weight_norm [{classes}, {width}]"),
+            &[&[classes, width], &[classes, 1]],
+            |x, _| weight_norm(&x[0], &x[1]),
+        ),
+        Case::new(format!("gather_rows [{rows}, {width}]"), &[&[rows, width]], {
+            let chosen = places(rows / 2, rows);
+            move |x, _| gather_rows(&x[0], &chosen)
+        }),
+        Case::new(
+            format!("soft_cross_entropy [{rows}, {classes}]"),
+            &[&[rows, classes], &[rows, classes]],
+            |x, _| soft_cross_entropy(&x[0], &x[1].abs()?, None, 0.1),
+        ),
+        Case::new(
+            format!("product_cross_entropy [{rows}, {width}] x [{classes}, {width}]"),
+            &[&[rows, width], &[classes, width], &[batch, classes]],
+            {
+                let targets = places(rows, batch);
+                move |x, _| product_cross_entropy(&x[0], &x[1], &x[2].abs()?, Some(&targets), 1.)
+            },
+        ),
+        Case::new(
+            format!("assemble_tokens [{batch}, {tokens}, {width}]"),
+            &[
+                &[batch, tokens, width],
+                &[1, 1 + tokens, width],
+                &[1, 1, width],
+                &[1, 4, width],
+                &[1, width],
+            ],
+            move |x, _| {
+                let bits: Vec<u8> = (0..batch * tokens).map(|i| u8::from(i % 3 == 0)).collect();
+                let masks = Tensor::from_vec(bits, (batch, tokens), x[0].device())?;
+                let special = SpecialTokens {
+                    cls: &x[2],
+                    registers: Some(&x[3]),
+                    mask: Some(&x[4]),
+                };
+                assemble_tokens(&x[0], &x[1], special, Some(&masks))
+            },
+        ),
+    ];
+    for (name, middle, expanded) in [
+        ("attention", Middle::Attention { heads }, 3 * width),
+        ("GELU", Middle::Gelu, 4 * width),
+        ("SwiGLU", Middle::SwiGlu, 4 * width),
+    ] {
+        let inner = middle.inner(expanded);
+        cases.push(Case::new(
+            format!("residual_stack, {name} [{batch}, {tokens}, {width}]"),
+            &[
+                &[batch, tokens, width],
+                &[width],
+                &[width],
+                &[expanded, width],
+                &[expanded],
+                &[width, inner],
+                &[width],
+                &[width],
+            ],
+            move |x, compute| branch(x, middle, compute),
+        ));
+    }
+    cases
+}
+
+/// A residual branch on five of eight samples.
+fn branch(x: &[Tensor], middle: Middle, compute: DType) -> Result<Tensor> {
+    let samples = BranchSamples {
+        kept: vec![6, 0, 3, 7, 2],
+        factors: vec![1.6; 5],
+    };
+    // Weights as small as those of a network, or attention is all on one token.
+    let small = |tensor: &Tensor| tensor * 0.1;
+    let parameters = BranchParameters {
+        norm_weight: x[1].clone(),
+        norm_bias: x[2].clone(),
+        expand_weight: small(&x[3])?,
+        expand_bias: x[4].clone(),
+        contract_weight: small(&x[5])?,
+        contract_bias: x[6].clone(),
+        gamma: x[7].clone(),
+    };
+    let branch = StackedBranch {
+        parameters: &parameters,
+        middle,
+        samples: Some(&samples),
+    };
+    residual_stack(&x[0], &[branch], 1e-6, compute)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_composition_is_within_rounding_of_the_kernels_and_bf16_within_its_own() {
+        for (compute, most) in [(DType::F32, 2e-5), (DType::BF16, 0.1)] {
+            let found = compare_operations(&Device::Cpu, compute).unwrap();
+            assert_eq!(found.len(), 14);
+            for op in found {
+                assert!(
+                    op.output_error < most && op.gradient_error < most,
+                    "{compute:?}: {op:?}"
+                );
+                assert!(op.cpu_ms > 0. && op.device_ms > 0., "{op:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn differences_are_seen() {
+        assert_eq!(difference(&[1., 2.], &[1., 4.]), 0.5);
+        assert_eq!(difference(&[1.], &[1., 4.]), f64::INFINITY);
+        assert_eq!(difference(&[1., f32::NAN], &[1., 4.]), f64::INFINITY);
+    }
+}
