@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::args::ReadArgs;
 use super::output;
-use crate::extract::model::{self, OpenModel, OutputChoice};
+use crate::extract::model::{self, DerivedModel, OpenModel, OutputChoice};
 use crate::extract::{ExtractOptions, ExtractReport, Layout, Shard, extract};
 use crate::{Result, data};
 
@@ -17,13 +17,15 @@ pub struct ExtractArgs {
     /// ONNX file, checkpoint, or pixels[:rgb|:gray] for the pixels themselves
     #[arg(long, value_name = "MODEL")]
     model: String,
-    /// Images: a folder, list.csv, list.parquet, idx:FOLDER#train, sample:train, or - for paths on stdin
+    /// Images: a folder, list.csv, list.parquet, shards/{000..012}.tar, idx:FOLDER#train, sample:train, or - for paths on
+    /// stdin
     #[arg(long, value_name = "SRC")]
     data: String,
     /// Feature folder to write
     #[arg(long, value_name = "FEATURES")]
     out: PathBuf,
-    /// Outputs, for instance cls,patch_mean,patch; by default cls
+    /// Outputs, for instance cls,patch_mean,patch; by default cls. Side by side with a plus: cls+patch_mean; patch_gem is the
+    /// generalised mean of the patch tokens
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     output: Vec<String>,
     /// Take rows i, i+n, ..; the shards of one run share --out
@@ -32,6 +34,9 @@ pub struct ExtractArgs {
     /// parquet, or npy to write img_emb/*.npy and metadata/*.parquet too, as clip-retrieval and autofaiss read
     #[arg(long, value_enum, default_value = "parquet")]
     layout: Layout,
+    /// Bring every vector to length 1
+    #[arg(long)]
+    normalize: bool,
     /// Replace a feature folder that exists
     #[arg(long)]
     force: bool,
@@ -55,6 +60,9 @@ impl ExtractArgs {
             mut model,
             preprocess,
         } = model::open(&self.model, source.as_ref(), &options)?;
+        if self.normalize {
+            model = Box::new(DerivedModel::normalized(model));
+        }
         let options = ExtractOptions {
             layout: self.layout,
             ..self.read.extract_options(self.shard, self.force, self.resume)
@@ -81,6 +89,12 @@ impl ExtractArgs {
                 "seconds": seconds,
                 "images_per_second": rate,
                 "data_wait": data_wait,
+                "stage_seconds": {
+                    "decode": report.stages.decode.as_secs_f64(),
+                    "transform": report.stages.transform.as_secs_f64(),
+                    "infer": report.stages.infer.as_secs_f64(),
+                    "write": report.stages.write.as_secs_f64(),
+                },
             }));
         }
         output::print(&format!(

@@ -7,4 +7,4 @@ pub mod pipeline;
 
 pub use folder::{FeatureFolder, Layout, Meta, OutputSpec};
 pub use model::FeatureModel;
-pub use pipeline::{ErrorPolicy, ExtractOptions, ExtractReport, Shard, extract};
+pub use pipeline::{ErrorPolicy, ExtractOptions, ExtractReport, Shard, StageTimes, extract};

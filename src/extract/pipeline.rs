@@ -2,6 +2,7 @@
 //! queues, so that memory does not grow with the source and no stage waits for another's whole work.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -95,6 +96,48 @@ pub struct ExtractReport {
     pub elapsed: Duration,
     /// Part of it in which the model waited for images.
     pub data_wait: Duration,
+    /// Time of each stage.
+    pub stages: StageTimes,
+}
+
+/// Time spent in each stage of an extraction. Decoding and transforming run on all threads at once, and their times add up
+/// over the threads; the model and the writer have a thread each.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct StageTimes {
+    /// Reading and decoding, over all threads.
+    pub decode: Duration,
+    /// Resizing, cropping and normalising, over all threads.
+    pub transform: Duration,
+    /// The model.
+    pub infer: Duration,
+    /// Writing parts.
+    pub write: Duration,
+}
+
+/// Nanoseconds that threads add to.
+#[derive(Debug, Default)]
+struct Clock(AtomicU64);
+
+impl Clock {
+    fn time<R>(&self, work: impl FnOnce() -> R) -> R {
+        let start = Instant::now();
+        let result = work();
+        self.0
+            .fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        result
+    }
+
+    fn total(&self) -> Duration {
+        Duration::from_nanos(self.0.load(Ordering::Relaxed))
+    }
+}
+
+#[derive(Debug, Default)]
+struct Clocks {
+    decode: Clock,
+    transform: Clock,
+    infer: Clock,
+    write: Clock,
 }
 
 /// Extracts the features of `source` with `model` into the feature folder `out`.
@@ -135,6 +178,7 @@ pub fn extract(
         rows: finished..meta.n_rows,
         part_rows: meta.part_rows,
         image_len: 3 * height * width,
+        clocks: Clocks::default(),
     };
     match run(&plan, model, &mut writer, &progress) {
         Ok(data_wait) => {
@@ -144,6 +188,12 @@ pub fn extract(
                 n_read: plan.rows.end - plan.rows.start,
                 elapsed: started.elapsed(),
                 data_wait,
+                stages: StageTimes {
+                    decode: plan.clocks.decode.total(),
+                    transform: plan.clocks.transform.total(),
+                    infer: plan.clocks.infer.total(),
+                    write: plan.clocks.write.total(),
+                },
             })
         }
         Err(error) => {
@@ -212,6 +262,7 @@ struct Plan<'a> {
     part_rows: u64,
     /// Values of one image: 3 * H * W.
     image_len: usize,
+    clocks: Clocks,
 }
 
 /// Images of consecutive rows, ready for the model.
@@ -235,7 +286,7 @@ fn run(
         scope.spawn(move || load(plan, &batches_in));
         let written = scope.spawn(move || -> Result<()> {
             for part in parts_out {
-                writer.write_part(part)?;
+                plan.clocks.write.time(|| writer.write_part(part))?;
             }
             Ok(())
         });
@@ -275,14 +326,15 @@ fn load_batch(plan: &Plan<'_>, rows: std::ops::Range<u64>, ends_part: bool) -> B
         .map(|(i, out)| {
             let row = plan.shard.index + (rows.start + i as u64) * plan.shard.count;
             let record = plan.source.record(row);
-            let error = plan
-                .source
-                .load(row, &plan.options.decode)
+            let clocks = &plan.clocks;
+            let image = clocks.decode.time(|| plan.source.load(row, &plan.options.decode));
+            let error = image
                 .map_err(|error| error.reason)
                 .and_then(|image| {
-                    plan.preprocess
-                        .write_tensor(&image, out)
-                        .map_err(|e| e.to_string())
+                    let written = clocks
+                        .transform
+                        .time(|| plan.preprocess.write_tensor(&image, out));
+                    written.map_err(|e| e.to_string())
                 })
                 .err();
             (record, error)
@@ -327,7 +379,9 @@ fn infer(
         let ends_part = batch.ends_part;
         let pixels = add_rows(batch, plan.options.on_error, &mut part)?;
         if n_images > 0 {
-            model.run(&pixels, n_images, &mut part.values)?;
+            plan.clocks
+                .infer
+                .time(|| model.run(&pixels, n_images, &mut part.values))?;
         }
         if ends_part {
             let full = std::mem::replace(&mut part, empty_part());

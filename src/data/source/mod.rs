@@ -6,6 +6,7 @@ mod idx;
 mod layouts;
 mod list;
 mod paths;
+mod tars;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,7 +19,7 @@ use crate::files::hex;
 use crate::{Error, Result};
 
 /// The forms that [`open`] reads, for error messages.
-const FORMS: &str = "a folder, list.csv, list.parquet, idx:FOLDER#train, idx:FOLDER#test, sample:train, sample:test, ade20k:FOLDER#train, voc:FOLDER#train, nyu:FOLDER#train or - (paths on stdin)";
+const FORMS: &str = "a folder, list.csv, list.parquet, idx:FOLDER#train, idx:FOLDER#test, SHARDS.tar, sample:train, sample:test, ade20k:FOLDER#train, voc:FOLDER#train, nyu:FOLDER#train or - (paths on stdin)";
 /// Extensions of images, in lower case.
 const EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"];
 
@@ -126,11 +127,15 @@ pub fn open(spec: &str) -> Result<Box<dyn Source>> {
         return Ok(Box::new(folder::Folder::open(path)?));
     }
     let lower = spec.to_ascii_lowercase();
-    if [".tar", ".tar.gz", ".tgz"].iter().any(|end| lower.ends_with(end)) {
-        return Err(Error::input(
-            spec,
-            format!("tar shards are not supported yet; give {FORMS}"),
-        ));
+    if tars::Tars::is_meant(spec) {
+        return Ok(Box::new(tars::Tars::open(spec)?));
+    }
+    if [".tar.gz", ".tgz", ".tar.zst"]
+        .iter()
+        .any(|end| lower.ends_with(end))
+    {
+        let reason = "a compressed tar cannot be read in any order: decompress it first (its images are compressed already)";
+        return Err(Error::input(spec, reason));
     }
     if lower.ends_with(".csv") || lower.ends_with(".parquet") {
         return Ok(Box::new(list::List::open(path)?));

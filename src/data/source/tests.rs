@@ -289,14 +289,15 @@ fn what_is_no_source_is_told_the_forms() {
     let folder = tempdir().unwrap();
     put(folder.path(), "1.png");
     let file = folder.path().join("1.png");
-    for spec in [file.to_str().unwrap(), "no/such/folder", "shards/{000..012}.tar"] {
+    for spec in [file.to_str().unwrap(), "no/such/folder"] {
         let message = refusal(spec);
         assert!(
             message.contains(spec) && message.contains("idx:FOLDER#train"),
             "{message}"
         );
     }
-    assert!(refusal("shards/{000..012}.tar").contains("not supported yet"));
+    assert!(refusal("shards/{000..012}.tar").contains("000.tar: no such shard"));
+    assert!(refusal("shards/000.tar.gz").contains("decompress it first"));
     assert!(refusal("sample:all").contains("sample:train or sample:test"));
     assert!(refusal("idx:folder").contains("idx:FOLDER#train"));
     assert!(refusal("idx:folder#val").contains("idx:FOLDER#train"));

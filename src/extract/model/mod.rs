@@ -1,6 +1,7 @@
 //! Models that turn pixels into features: an ONNX file, a checkpoint run by candle, or the pixels themselves.
 
 mod checkpoint;
+mod derived;
 mod onnx;
 mod patches;
 mod pixels;
@@ -14,6 +15,7 @@ use crate::runtime::Device;
 use crate::{Error, Result};
 
 pub use checkpoint::{CheckpointModel, OpenNetwork, default_side, open_network};
+pub use derived::DerivedModel;
 pub use onnx::OnnxFeatures;
 pub use patches::PatchLayers;
 pub use pixels::PixelModel;
@@ -61,12 +63,35 @@ pub struct OpenModel {
     pub preprocess: Preprocess,
 }
 
+/// Opens `spec` as [`open_as_it_is`]; named outputs may be several side by side (`cls+patch_mean`) or patch tokens pooled by
+/// generalised mean (`patch_gem`).
+///
+/// # Errors
+/// As [`open_as_it_is`].
+pub fn open(spec: &str, source: &dyn Source, options: &ModelOptions) -> Result<OpenModel> {
+    let OutputChoice::Named(names) = &options.outputs else {
+        return open_as_it_is(spec, source, options);
+    };
+    if !derived::is_derived(names) {
+        return open_as_it_is(spec, source, options);
+    }
+    let own = ModelOptions {
+        outputs: OutputChoice::Named(derived::bases(names)),
+        ..options.clone()
+    };
+    let OpenModel { model, preprocess } = open_as_it_is(spec, source, &own)?;
+    Ok(OpenModel {
+        model: Box::new(DerivedModel::new(model, names)?),
+        preprocess,
+    })
+}
+
 /// Opens `spec`: `pixels`, `pixels:rgb`, `pixels:gray`, an ONNX file, or a checkpoint (file, Hugging Face folder or
 /// run folder). `source` gives the image size to the pixel model.
 ///
 /// # Errors
 /// Names the file, what was expected and what was found.
-pub fn open(spec: &str, source: &dyn Source, options: &ModelOptions) -> Result<OpenModel> {
+fn open_as_it_is(spec: &str, source: &dyn Source, options: &ModelOptions) -> Result<OpenModel> {
     if let Some(mode) = pixels::parse(spec) {
         return pixels::open(mode?, source, options);
     }

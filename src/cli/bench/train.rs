@@ -1,31 +1,12 @@
-//! `macula bench`: how fast this machine is at macula's work.
+//! `macula bench train`.
 
-use candle_core::DType;
-use clap::{Args, Subcommand};
-use macula_eval::table::EvalResult;
-use macula_models::ops::{OpComparison, compare_operations};
-use polars::prelude::{DataFrame, PolarsError, PolarsResult, df};
+use clap::Args;
 
-use super::args::RunArgs;
-use super::output;
+use super::super::args::RunArgs;
+use super::super::output;
 use crate::train::bench::{StepBench, bench};
 use crate::train::recipes::{self, DataFacts, Overrides};
 use crate::{Error, Result};
-
-/// Arguments of `macula bench`.
-#[derive(Debug, Args)]
-pub struct BenchArgs {
-    #[command(subcommand)]
-    what: What,
-}
-
-#[derive(Debug, Subcommand)]
-enum What {
-    /// Images a second of whole training steps, and where their time goes.
-    Train(TrainBenchArgs),
-    /// Every operation of training on the device against the CPU's kernels: differences and times.
-    Ops(OpsBenchArgs),
-}
 
 /// Arguments of `macula bench train`.
 #[derive(Debug, Args)]
@@ -43,19 +24,6 @@ pub struct TrainBenchArgs {
     /// Steps that are timed
     #[arg(long, default_value_t = 10)]
     steps: usize,
-    /// Print as JSON
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    run: RunArgs,
-}
-
-/// Arguments of `macula bench ops`.
-#[derive(Debug, Args)]
-pub struct OpsBenchArgs {
-    /// Numbers that the device computes products in: f32 or bf16
-    #[arg(long, value_name = "TYPE", default_value = "f32")]
-    compute: String,
     /// Print as JSON
     #[arg(long)]
     json: bool,
@@ -96,71 +64,8 @@ const GEOMETRIES: [(&str, &[&str]); 2] = [
     ),
 ];
 
-impl BenchArgs {
-    /// Measures and prints.
-    pub fn run(&self) -> Result<()> {
-        match &self.what {
-            What::Train(args) => args.run(),
-            What::Ops(args) => args.run(),
-        }
-    }
-}
-
-/// Largest difference that rounding explains, with products in f32 and in bf16.
-const MOST: [f64; 2] = [1e-4, 0.1];
-
-impl OpsBenchArgs {
-    fn run(&self) -> Result<()> {
-        self.run.start_threads()?;
-        let (compute, most) = match self.compute.as_str() {
-            "f32" => (DType::F32, MOST[0]),
-            "bf16" => (DType::BF16, MOST[1]),
-            other => {
-                let reason = format!("expected f32 or bf16, found `{other}`");
-                return Err(Error::input("--compute", reason));
-            }
-        };
-        let device = self.run.device.candle()?;
-        let found = compare_operations(&device, compute).map_err(macula_models::Error::from)?;
-        let failed = |error: PolarsError| Error::failed("bench ops", error.to_string());
-        let settings = serde_json::json!({ "device": self.run.device.to_string(), "compute": self.compute });
-        let table = ops_table(&found).map_err(failed)?;
-        output::print_result(
-            &EvalResult::new("bench_ops", settings, 0, 0, table)?,
-            self.json,
-            None,
-        )?;
-        let worst = found
-            .iter()
-            .map(|op| (op.output_error.max(op.gradient_error), op))
-            .max_by(|(a, _), (b, _)| a.total_cmp(b));
-        match worst {
-            Some((error, op)) if error > most => Err(Error::failed(
-                op.name.clone(),
-                format!("expected a difference of at most {most} from the CPU, found {error}"),
-            )),
-            _ => Ok(()),
-        }
-    }
-}
-
-fn ops_table(found: &[OpComparison]) -> PolarsResult<DataFrame> {
-    let column = |of: fn(&OpComparison) -> f64| found.iter().map(of).collect::<Vec<f64>>();
-    // Written out: four decimals would show no rounding.
-    let error = |of: fn(&OpComparison) -> f64| -> Vec<String> {
-        found.iter().map(|op| format!("{:.1e}", of(op))).collect()
-    };
-    df!(
-        "operation" => found.iter().map(|op| op.name.as_str()).collect::<Vec<_>>(),
-        "output_error" => error(|op| op.output_error),
-        "gradient_error" => error(|op| op.gradient_error),
-        "cpu_ms" => column(|op| op.cpu_ms),
-        "device_ms" => column(|op| op.device_ms),
-    )
-}
-
 impl TrainBenchArgs {
-    fn run(&self) -> Result<()> {
+    pub(super) fn run(&self) -> Result<()> {
         self.run.start_threads()?;
         let (_, settings) = GEOMETRIES
             .iter()

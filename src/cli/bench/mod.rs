@@ -1,0 +1,37 @@
+//! `macula bench`: how fast this machine is at macula's work, one file a subcommand.
+
+mod extract;
+mod ops;
+mod train;
+
+use clap::{Args, Subcommand};
+
+use crate::Result;
+
+/// Arguments of `macula bench`.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Images a second of whole training steps, and where their time goes.
+    Train(train::TrainBenchArgs),
+    /// Images a second of an extraction by stage, and which stage is the limit.
+    Extract(extract::ExtractBenchArgs),
+    /// Every operation of training on the device against the CPU's kernels: differences and times.
+    Ops(ops::OpsBenchArgs),
+}
+
+impl BenchArgs {
+    /// Measures and prints.
+    pub fn run(&self) -> Result<()> {
+        match &self.what {
+            What::Train(args) => args.run(),
+            What::Extract(args) => args.run(),
+            What::Ops(args) => args.run(),
+        }
+    }
+}
