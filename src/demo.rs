@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::data::{self, DecodeOptions};
 use crate::evaluate::Folders;
-use crate::export::{ExportRequest, export, untrained};
+use crate::export::{Dtype, ExportRequest, export, untrained};
 use crate::extract::model::{self, ModelOptions, OutputChoice, PreprocessOverrides};
 use crate::extract::{ErrorPolicy, ExtractOptions, Layout, extract};
 use crate::runtime::{Device, RuntimeOptions};
@@ -163,6 +163,8 @@ fn export_network(options: &DemoOptions, checkpoint: &Checkpoint, name: &str) ->
             },
             outputs: Vec::new(),
             preprocess: model::of_checkpoint(checkpoint, side as u32, side as u32)?,
+            dtype: Dtype::F32,
+            small: None,
             tolerance: 1e-4,
             seed: options.seed,
             force: false,

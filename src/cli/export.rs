@@ -9,7 +9,9 @@ use macula_models::weights::{self, Checkpoint};
 
 use super::args::{CheckpointArgs, PreprocessArgs, RunArgs};
 use super::output;
-use crate::export::{Comparison, ExportRequest, ExportSummary, export, untrained};
+use crate::export::{
+    Comparison, DriftReport, Dtype, ExportRequest, ExportSummary, LayerLoss, SmallRequest, export, untrained,
+};
 use crate::extract::model::{default_side, of_checkpoint};
 use crate::{Error, Result};
 
@@ -28,7 +30,26 @@ pub struct ExportArgs {
     /// blocks
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     outputs: Vec<String>,
-    /// Largest deviation from the candle network, relative to the largest value of an output
+    /// What the matrices are stored in: f32; f16, half the size; int8, a quarter, whose products are of 8-bit integers
+    #[arg(long, value_name = "TYPE", default_value = "f32")]
+    dtype: Dtype,
+    /// Images for f16 and int8: the ranges of int8 come from them, and the file is compared with f32 on them (with k-NN and a
+    /// probe where they have classes); by default the run's own training images, else the bundled sample
+    #[arg(long, value_name = "SRC")]
+    calibration: Option<String>,
+    /// Images that the ranges of int8 are taken from
+    #[arg(long, default_value_t = 128)]
+    calibration_images: usize,
+    /// Images that the file is compared on
+    #[arg(long, default_value_t = 512)]
+    compared_images: usize,
+    /// Share of the linear layers that stay f32 in int8, those that lose most
+    #[arg(long, default_value_t = 0.1)]
+    float_layers: f64,
+    /// Largest drift of f16 and int8: 1 - mean cosine to the f32 features
+    #[arg(long, default_value_t = 0.01)]
+    max_drift: f64,
+    /// Largest deviation of f32 from the candle network, relative to the largest value of an output
     #[arg(long, default_value_t = 1e-4)]
     tolerance: f64,
     /// Bytes of weights above which they go into a second file
@@ -80,6 +101,8 @@ impl ExportArgs {
         let request = ExportRequest {
             image,
             outputs: output_kinds(&self.outputs, &checkpoint.config)?,
+            dtype: self.dtype,
+            small: self.small()?,
             preprocess,
             tolerance: self.tolerance,
             seed: self.seed,
@@ -94,6 +117,56 @@ impl ExportArgs {
         } else {
             output::print(&text(&summary))
         }
+    }
+
+    /// How f16 and int8 are made and judged.
+    fn small(&self) -> Result<Option<SmallRequest>> {
+        if self.dtype == Dtype::F32 {
+            return Ok(None);
+        }
+        for (flag, value) in [
+            ("--float-layers", self.float_layers),
+            ("--max-drift", self.max_drift),
+        ] {
+            if !(0. ..=1.).contains(&value) {
+                return Err(Error::input(
+                    flag,
+                    format!("expected a number from 0 to 1, found {value}"),
+                ));
+            }
+        }
+        for (flag, count) in [
+            ("--calibration-images", self.calibration_images),
+            ("--compared-images", self.compared_images),
+        ] {
+            if count == 0 {
+                return Err(Error::input(flag, "expected at least 1, found 0"));
+            }
+        }
+        Ok(Some(SmallRequest {
+            data: self.calibration.clone().unwrap_or_else(|| self.own_images()),
+            calibration_images: self.calibration_images,
+            compared_images: self.compared_images,
+            float_layers: self.float_layers,
+            max_drift: self.max_drift,
+        }))
+    }
+
+    /// The training images of a run folder that can be read still, else the bundled sample.
+    fn own_images(&self) -> String {
+        let config = std::path::Path::new(&self.checkpoint).join("config.toml");
+        let own = std::fs::read_to_string(config)
+            .ok()
+            .and_then(|text| text.parse::<toml::Table>().ok())
+            .and_then(|config| Some(config.get("data")?.get("source")?.as_str()?.to_owned()))
+            .filter(|source| crate::data::open(source).is_ok());
+        own.unwrap_or_else(|| {
+            tracing::warn!(
+                "no --calibration: {} is made with the bundled sample of clothes, images of your own fit better",
+                self.dtype
+            );
+            "sample:train".to_owned()
+        })
     }
 
     fn checkpoint(&self) -> Result<Checkpoint> {
@@ -163,5 +236,42 @@ fn text(summary: &ExportSummary) -> String {
         )
     };
     lines.extend(summary.comparisons.iter().map(line));
+    if let Some(drift) = &summary.drift {
+        lines.extend(drift_text(summary.dtype, drift));
+    }
+    if !summary.layers.is_empty() {
+        lines.push(
+            "  layers left in f32, squared error in int8 over the variance of their output:".to_owned(),
+        );
+        let left = summary.layers.iter().filter(|layer| layer.left);
+        lines.extend(
+            left.map(|layer: &LayerLoss| format!("    {:<28} {:.5}", layer.layer, layer.relative_error)),
+        );
+    }
     lines.join("\n")
+}
+
+fn drift_text(dtype: Dtype, drift: &DriftReport) -> Vec<String> {
+    let mut lines = vec![
+        format!(
+            "  {dtype} against f32 on {} images: cosine {:.6} in the mean, {:.6} at least (output `{}`)",
+            drift.images, drift.mean_cosine, drift.min_cosine, drift.output
+        ),
+        format!(
+            "  {:.2} of the f32 file's size, {:.2} times its images a second on this processor",
+            drift.size_ratio, drift.speed_ratio
+        ),
+    ];
+    if let Some(labelled) = &drift.labelled {
+        lines.push(format!(
+            "  {} labelled images, {} asked about: k-NN {:.4} (f32 {:.4}), logistic regression {:.4} (f32 {:.4})",
+            labelled.n_train + labelled.n_test,
+            labelled.n_test,
+            labelled.knn,
+            labelled.knn_f32,
+            labelled.probe,
+            labelled.probe_f32
+        ));
+    }
+    lines
 }

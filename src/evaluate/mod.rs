@@ -13,6 +13,7 @@ pub use compare::{Paired, compare, paired};
 pub use leak::{NearDuplicates, near_duplicates};
 pub use predictions::{PREDICTIONS_FILE, per_class_result, save_predictions};
 pub use single::{Labelled, by_name, default_column, describe_folders, encode, read_column, read_labelled};
+use single::{cls_blocks, cls_of};
 
 use std::path::{Path, PathBuf};
 
@@ -93,7 +94,7 @@ pub struct OpenFolders {
 }
 
 impl OpenFolders {
-    /// The column to use where none was named: `cls` where there is one, else the first.
+    /// The column to use where none was named ([`default_column`]).
     pub fn default_column(&self) -> String {
         default_column(&self.train)
     }
@@ -214,8 +215,9 @@ pub struct ProbePair {
     pub classes: LabelSet,
 }
 
-/// Collects what the linear probe's grid can use from two folders: `column` as the last CLS token, `layer:I.cls` of the
-/// three blocks before the last where the folders hold them, and `patch_mean`. Names the columns taken.
+/// Collects what the linear probe's grid can use from two folders: `column` alone or, where it is the last block's class
+/// token, with `layer:I.cls` of the three blocks before it and `patch_mean`, as far as the folders hold them. Names the
+/// columns taken.
 ///
 /// # Errors
 /// As [`OpenFolders::labelled`].
@@ -223,7 +225,8 @@ pub fn probe_features(folders: &OpenFolders, column: &str) -> Result<(ProbePair,
     let last = folders.labelled(column)?;
     let mut taken = vec![column.to_owned()];
     let (mut train, mut test) = (Vec::new(), Vec::new());
-    if column == "cls" {
+    let is_last = is_last_cls(folders, column);
+    if is_last {
         for name in earlier_blocks(folders) {
             let pair = folders.labelled(&name)?;
             train.push(pair.train);
@@ -234,7 +237,7 @@ pub fn probe_features(folders: &OpenFolders, column: &str) -> Result<(ProbePair,
     train.push(last.train);
     test.push(last.test);
     let mut patch_mean = (None, None);
-    if column == "cls" && folders.has("patch_mean") {
+    if is_last && folders.has("patch_mean") {
         let pair = folders.labelled("patch_mean")?;
         patch_mean = (Some(pair.train), Some(pair.test));
         taken.push("patch_mean".to_owned());
@@ -256,37 +259,27 @@ pub fn probe_features(folders: &OpenFolders, column: &str) -> Result<(ProbePair,
     Ok((pair, taken.join(",")))
 }
 
+/// Whether `column` is the last block's class token: `cls`, or the highest `layer:I.cls` where there is no `cls`.
+fn is_last_cls(folders: &OpenFolders, column: &str) -> bool {
+    let highest = || cls_blocks(&folders.train).last().map(|&block| cls_of(block));
+    column == "cls" || (!folders.has("cls") && highest().as_deref() == Some(column))
+}
+
 /// The `layer:I.cls` columns of the three blocks before the last, oldest first; none unless all three are there.
 fn earlier_blocks(folders: &OpenFolders) -> Vec<String> {
-    let mut layers: Vec<usize> = folders
-        .train
-        .meta()
-        .outputs
-        .iter()
-        .filter_map(|output| {
-            output
-                .name
-                .strip_prefix("layer:")?
-                .strip_suffix(".cls")?
-                .parse()
-                .ok()
-        })
-        .collect();
-    layers.sort_unstable();
+    let blocks = cls_blocks(&folders.train);
     // The highest of four is the last block itself, which `cls` stands for.
-    let earlier: Vec<String> = layers
+    let earlier: Vec<String> = blocks
         .iter()
         .rev()
         .skip(1)
         .take(3)
-        .map(|i| format!("layer:{i}.cls"))
-        .rev()
+        .map(|&block| cls_of(block))
         .collect();
-    if earlier.len() == 3 && earlier.iter().all(|name| folders.has(name)) {
-        earlier
-    } else {
-        Vec::new()
-    }
+    let there = earlier.len() == 3 && earlier.iter().all(|name| folders.has(name));
+    there
+        .then(|| earlier.into_iter().rev().collect())
+        .unwrap_or_default()
 }
 
 impl OpenFolders {

@@ -24,12 +24,32 @@ pub struct Labelled {
     pub paths: Vec<String>,
 }
 
-/// The column to use where none was named: `cls` where there is one, else the first.
+/// The column to use where none was named: `cls` where there is one, else the class token of the last block that is there,
+/// else the first output.
 pub fn default_column(folder: &FeatureFolder) -> String {
     let outputs = &folder.meta().outputs;
-    let cls = outputs.iter().find(|output| output.name == "cls");
-    let default = cls.or(outputs.first());
-    default.map_or_else(|| "cls".to_owned(), |output| output.name.clone())
+    if outputs.iter().any(|output| output.name == "cls") {
+        return "cls".to_owned();
+    }
+    match (cls_blocks(folder).last(), outputs.first()) {
+        (Some(&block), _) => cls_of(block),
+        (None, Some(first)) => first.name.clone(),
+        (None, None) => "cls".to_owned(),
+    }
+}
+
+/// The blocks whose class tokens a folder holds as `layer:I.cls`, in order.
+pub fn cls_blocks(folder: &FeatureFolder) -> Vec<usize> {
+    let block = |name: &str| name.strip_prefix("layer:")?.strip_suffix(".cls")?.parse().ok();
+    let outputs = folder.meta().outputs.iter();
+    let mut blocks: Vec<usize> = outputs.filter_map(|output| block(&output.name)).collect();
+    blocks.sort_unstable();
+    blocks
+}
+
+/// The column of a block's class token.
+pub fn cls_of(block: usize) -> String {
+    format!("layer:{block}.cls")
 }
 
 /// Reads a column; rows without features are left out with a notice.

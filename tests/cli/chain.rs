@@ -160,6 +160,21 @@ fn a_network_gives_the_linear_probe_its_last_blocks_and_mean_patch() {
 }
 
 #[test]
+fn without_cls_the_last_block_stands_for_it() {
+    let w = Workspace::new();
+    let checkpoint = golden("official_plain.safetensors").display().to_string();
+    let run = w.succeeds(&format!("inspect {checkpoint} --heads 3 --json"));
+    let depth = run.json()["config"]["depth"].as_u64().expect("a number");
+    w.succeeds(&format!(
+        "extract --model {checkpoint} --heads 3 --resize 28 --crop 28 --data sample:test --out f \
+         --output layer:0.cls,layer:{}.cls",
+        depth - 1
+    ));
+    let result = w.succeeds("eval knn --train f --test f --k 1 --json").json();
+    assert_eq!(result["settings"]["column"], format!("layer:{}.cls", depth - 1));
+}
+
+#[test]
 fn inspect_says_what_a_file_holds() {
     let w = Workspace::new();
     let inspect = |file: &str| w.succeeds(&format!("inspect {file} --json")).json();

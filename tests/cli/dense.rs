@@ -78,7 +78,7 @@ fn colours_segment_what_they_tell() {
     for row in rows {
         assert!(number(row, "iou") > 0.99, "{row}");
         assert!(
-            number(row, "low") <= number(row, "iou") && number(row, "iou") <= number(row, "high"),
+            number(row, "iou_low") <= number(row, "iou") && number(row, "iou") <= number(row, "iou_high"),
             "{row}"
         );
     }

@@ -7,6 +7,7 @@ mod chain;
 mod compare;
 mod dense;
 mod distill;
+mod export;
 mod harness;
 mod index;
 mod report;

@@ -21,6 +21,9 @@ pub const OPSET: i64 = 20;
 /// Version of the file format; ONNX Runtime 1.20 takes up to 10.
 pub const IR_VERSION: i64 = 9;
 
+/// What the names of outputs begin with that are the input of a linear layer ([`ExportOptions::layer_inputs`]).
+pub const LAYER_INPUT: &str = "input:";
+
 /// Name of the one input, float32 `[batch, C, H, W]`, normalised pixels.
 pub const INPUT: &str = "pixel_values";
 
@@ -41,7 +44,7 @@ pub struct ExportReport {
 
 /// Writes the network of `config` with the parameters `backbone` (official names) to `path`, replacing what is there.
 ///
-/// Parameters of any float type are written as f32, one at a time. The mask token is not part of the file.
+/// Parameters of any float type are written as [`ExportOptions::numbers`] says, one at a time. The mask token is not part of the file.
 ///
 /// # Errors
 /// Outputs that the network does not have or that are named twice, an image size that is no multiple of the patch
@@ -52,7 +55,7 @@ pub fn export(
     options: &ExportOptions,
     path: &Path,
 ) -> Result<ExportReport> {
-    let mut layers = Layers::new(config, backbone)?;
+    let mut layers = Layers::new(config, backbone, &options.numbers)?;
     let outputs = checked_outputs(config, options)?;
     let shape = Shape::new(config, options.image)?;
     let pixels = layers.graph.input(
@@ -67,6 +70,14 @@ pub fn export(
     let tokens = embed(&mut layers, config, &shape, &pixels)?;
     let states = run_blocks(&mut layers, config, &outputs, tokens)?;
     add_outputs(&mut layers, config, &shape, &outputs, &states)?;
+    if options.layer_inputs {
+        for (layer, value) in std::mem::take(&mut layers.taps) {
+            let sides = [Side::Symbol("batch"), Side::Symbol(""), Side::Symbol("")];
+            layers
+                .graph
+                .output(&format!("{LAYER_INPUT}{layer}"), &value, &sides);
+        }
+    }
 
     let (graph, constants) = layers.graph.finish("dinov2_vit");
     let model = ModelProto {

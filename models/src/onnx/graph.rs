@@ -29,6 +29,12 @@ pub enum Data<'a> {
     Integers(Vec<i64>),
     /// 32-bit floats made when they are written, so that only one weight is in memory beside the network's own.
     Weight(Box<dyn Fn() -> Result<Vec<f32>> + 'a>),
+    /// The same, stored in 16 bits.
+    HalfWeight(Box<dyn Fn() -> Result<Vec<f32>> + 'a>),
+    /// Signed 8-bit integers made when they are written.
+    SmallIntegers(Box<dyn Fn() -> Result<Vec<i8>> + 'a>),
+    /// A few unsigned bytes.
+    Bytes(Vec<u8>),
 }
 
 /// A constant of the graph.
@@ -47,6 +53,9 @@ impl Initializer<'_> {
         match self.data {
             Data::Integers(_) => DataType::Int64,
             Data::Floats(_) | Data::Weight(_) => DataType::Float,
+            Data::HalfWeight(_) => DataType::Float16,
+            Data::SmallIntegers(_) => DataType::Int8,
+            Data::Bytes(_) => DataType::Uint8,
         }
     }
 
@@ -55,6 +64,8 @@ impl Initializer<'_> {
         let width = match self.data {
             Data::Integers(_) => 8,
             Data::Floats(_) | Data::Weight(_) => 4,
+            Data::HalfWeight(_) => 2,
+            Data::SmallIntegers(_) | Data::Bytes(_) => 1,
         };
         self.shape.iter().product::<usize>() as u64 * width
     }
@@ -70,6 +81,13 @@ impl Initializer<'_> {
         match &self.data {
             Data::Floats(values) => floats(values),
             Data::Weight(make) => floats(&make()?),
+            Data::HalfWeight(make) => {
+                for value in make()? {
+                    bytes.extend_from_slice(&half::f16::from_f32(value).to_le_bytes());
+                }
+            }
+            Data::SmallIntegers(make) => bytes.extend(make()?.into_iter().map(i8::cast_unsigned)),
+            Data::Bytes(values) => bytes.extend_from_slice(values),
             Data::Integers(values) => {
                 for value in values {
                     bytes.extend_from_slice(&value.to_le_bytes());
@@ -154,6 +172,32 @@ impl<'a> Graph<'a> {
     /// A float constant made when it is written.
     pub fn weight(&mut self, name: &str, shape: &[usize], make: impl Fn() -> Result<Vec<f32>> + 'a) -> Value {
         self.initializer(name, shape, Data::Weight(Box::new(make)))
+    }
+
+    /// A float constant made when it is written and stored in 16 bits, as a value of 32.
+    pub fn half_weight(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        make: impl Fn() -> Result<Vec<f32>> + 'a,
+    ) -> Value {
+        let stored = self.initializer(&format!("{name}.f16"), shape, Data::HalfWeight(Box::new(make)));
+        self.node(name, "Cast", &[&stored], vec![int("to", DataType::Float as i64)])
+    }
+
+    /// Signed 8-bit integers made when they are written.
+    pub fn small_integers(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        make: impl Fn() -> Result<Vec<i8>> + 'a,
+    ) -> Value {
+        self.initializer(name, shape, Data::SmallIntegers(Box::new(make)))
+    }
+
+    /// One unsigned byte without dimensions.
+    pub fn byte(&mut self, name: &str, value: u8) -> Value {
+        self.initializer(name, &[], Data::Bytes(vec![value]))
     }
 
     /// A list of integers; equal lists are stored once.

@@ -2,7 +2,7 @@
 //!
 //! `options` holds what a user chooses, `export` lays the network out, `operators` knows how each layer is expressed in
 //! ONNX operators and `position_table` how the position table follows the image size. Below them, `graph` builds a graph
-//! with unique names, `proto` is the file format and `file` streams it to disk. `reference` gives the same outputs by
+//! with unique names, `numbers` says what weights are stored in, `proto` is the file format and `file` streams it to disk. `reference` gives the same outputs by
 //! candle, `describe` reads a file back for a user. The numbers that a file gives are checked in ONNX Runtime, by
 //! `benchmarks/check_onnx.py`.
 
@@ -10,6 +10,7 @@ mod describe;
 mod export;
 mod file;
 mod graph;
+pub mod numbers;
 mod operators;
 mod options;
 mod position_table;
@@ -19,6 +20,7 @@ mod reference;
 mod tests;
 
 pub use describe::{OnnxDescription, describe};
-pub use export::{ExportReport, INPUT, IR_VERSION, OPSET, export};
+pub use export::{ExportReport, INPUT, IR_VERSION, LAYER_INPUT, OPSET, export};
+pub use numbers::{InputRange, Numbers};
 pub use options::{EMBEDDED_LIMIT, ExportOptions, ImageShape, OutputKind};
 pub use reference::reference_outputs;

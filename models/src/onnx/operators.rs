@@ -25,6 +25,7 @@ use std::ops::Range;
 use candle_core::{DType, Device, Tensor};
 
 use super::graph::{Graph, Value, float, int, ints};
+use super::numbers::{InputRange, Numbers, weight_scales, weight_steps};
 use crate::vit::{FeedForwardKind, VitConfig};
 use crate::weights::Tensors;
 use crate::{Error, Result};
@@ -39,6 +40,48 @@ fn values(tensor: &Tensor) -> Result<Vec<f32>> {
     Ok(cpu_f32(tensor)?.flatten_all()?.to_vec1()?)
 }
 
+/// The input of a layer in 8-bit steps, as floats again.
+fn quantised_input(graph: &mut Graph<'_>, name: &str, x: &Value, range: InputRange) -> Value {
+    let (scale, zero) = range.scale_and_zero();
+    let scale = graph.floats(&format!("{name}.input.scale"), &[], vec![scale]);
+    let zero = graph.byte(&format!("{name}.input.zero"), zero);
+    let steps = graph.node(
+        &format!("{name}.input.steps"),
+        "QuantizeLinear",
+        &[x, &scale, &zero],
+        vec![],
+    );
+    graph.node(
+        &format!("{name}.input"),
+        "DequantizeLinear",
+        &[&steps, &scale, &zero],
+        vec![],
+    )
+}
+
+/// The weight of a layer, `rows` giving it as [out, in], in 8-bit steps [in, out] of a scale for each output, as floats again.
+fn quantised_weight<'a>(
+    graph: &mut Graph<'a>,
+    name: &str,
+    [inputs, outputs]: [usize; 2],
+    rows: impl Fn() -> Result<Vec<f32>> + 'a,
+) -> Result<Value> {
+    let scales = weight_scales(&rows()?, inputs);
+    let scale = graph.floats(&format!("{name}.weight.scale"), &[outputs], scales.clone());
+    let steps = graph.small_integers(&format!("{name}.weight.steps"), &[inputs, outputs], move || {
+        let steps = weight_steps(&rows()?, inputs, &scales); // [out, in]
+        let transposed =
+            (0..inputs).flat_map(|input| (0..outputs).map(move |output| output * inputs + input));
+        Ok(transposed.map(|place| steps[place]).collect())
+    });
+    Ok(graph.node(
+        &format!("{name}.weight"),
+        "DequantizeLinear",
+        &[&steps, &scale],
+        vec![int("axis", 1)],
+    ))
+}
+
 /// Writes the layers of one network into a graph. Names of layers are the official ones (`blocks.0.attn.qkv`).
 pub struct Layers<'a> {
     /// The graph so far.
@@ -47,6 +90,9 @@ pub struct Layers<'a> {
     tensors: &'a Tensors,
     /// Parameters that are in the graph, by name: the final norm is applied to several layers.
     parameters: BTreeMap<String, Value>,
+    numbers: &'a Numbers,
+    /// What goes into each linear layer, by the layer's name.
+    pub taps: Vec<(String, Value)>,
 }
 
 impl<'a> Layers<'a> {
@@ -54,7 +100,7 @@ impl<'a> Layers<'a> {
     ///
     /// # Errors
     /// A parameter that is missing or has another shape.
-    pub fn new(config: &'a VitConfig, tensors: &'a Tensors) -> Result<Self> {
+    pub fn new(config: &'a VitConfig, tensors: &'a Tensors, numbers: &'a Numbers) -> Result<Self> {
         config.validate()?;
         for (name, shape) in config.parameters() {
             // The graph is for inference: nothing is masked.
@@ -75,6 +121,8 @@ impl<'a> Layers<'a> {
             config,
             tensors,
             parameters: BTreeMap::new(),
+            numbers,
+            taps: Vec::new(),
         })
     }
 
@@ -91,7 +139,12 @@ impl<'a> Layers<'a> {
             return Ok(value.clone());
         }
         let tensor = self.tensor(name)?;
-        let value = self.graph.weight(name, tensor.dims(), move || values(tensor));
+        let make = move || values(tensor);
+        // Vectors stay as they are: they are few.
+        let value = match self.numbers {
+            Numbers::F16 if tensor.rank() > 1 => self.graph.half_weight(name, tensor.dims(), make),
+            _ => self.graph.weight(name, tensor.dims(), make),
+        };
         self.parameters.insert(name.to_owned(), value.clone());
         Ok(value)
     }
@@ -110,16 +163,28 @@ impl<'a> Layers<'a> {
         let bias = self.tensor(&format!("{layer}.bias"))?;
         let (_, inputs) = weight.dims2()?;
         let (first, count) = (rows.start, rows.len());
+        self.taps.push((name.to_owned(), x.clone()));
         let graph = &mut self.graph;
-        let weight = graph.weight(
-            &format!("{name}.weight.transposed"),
-            &[inputs, count],
-            move || values(&weight.narrow(0, first, count)?.t()?),
-        );
+        let transposed = format!("{name}.weight.transposed");
+        let make = move || values(&weight.narrow(0, first, count)?.t()?);
+        let (x, weight) = match self.numbers {
+            Numbers::F32 => (x.clone(), graph.weight(&transposed, &[inputs, count], make)),
+            Numbers::F16 => (x.clone(), graph.half_weight(&transposed, &[inputs, count], make)),
+            Numbers::Int8(ranges) => match ranges.get(name) {
+                None => (x.clone(), graph.weight(&transposed, &[inputs, count], make)),
+                Some(range) => {
+                    let rows = move || values(&weight.narrow(0, first, count)?);
+                    (
+                        quantised_input(graph, name, x, *range),
+                        quantised_weight(graph, name, [inputs, count], rows)?,
+                    )
+                }
+            },
+        };
         let bias = graph.weight(&format!("{name}.bias"), &[count], move || {
             values(&bias.narrow(0, first, count)?)
         });
-        let product = graph.node(&format!("{name}.product"), "MatMul", &[x, &weight], vec![]);
+        let product = graph.node(&format!("{name}.product"), "MatMul", &[&x, &weight], vec![]);
         Ok(graph.node(name, "Add", &[&product, &bias], vec![]))
     }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
+use super::numbers::Numbers;
 use crate::vit::VitConfig;
 use crate::{Error, Result};
 
@@ -174,6 +175,10 @@ pub struct ExportOptions {
     pub outputs: Vec<OutputKind>,
     /// Entries of `metadata_props`.
     pub metadata: BTreeMap<String, String>,
+    /// What the matrices are stored in.
+    pub numbers: Numbers,
+    /// Whether the file also gives what goes into each linear layer, as outputs `input:LAYER`, to find out its range.
+    pub layer_inputs: bool,
     /// Constants of more bytes than this go to `NAME.onnx.data` beside the file. At most [`EMBEDDED_LIMIT`] is
     /// honoured.
     pub external_data_over: u64,
@@ -186,6 +191,8 @@ impl ExportOptions {
             image,
             outputs: Vec::new(),
             metadata: BTreeMap::new(),
+            numbers: Numbers::F32,
+            layer_inputs: false,
             external_data_over: EMBEDDED_LIMIT,
         }
     }

@@ -13,6 +13,10 @@ pub enum DataType {
     Undefined = 0,
     /// IEEE 754 binary32.
     Float = 1,
+    /// Unsigned 8-bit integer.
+    Uint8 = 2,
+    /// Signed 8-bit integer.
+    Int8 = 3,
     /// Signed 64-bit integer.
     Int64 = 7,
     /// Boolean, one byte each.

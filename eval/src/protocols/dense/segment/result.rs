@@ -82,7 +82,7 @@ impl SegmentResult {
         }
     }
 
-    /// The result as a table: `class`, `iou`, `low`, `high`, `accuracy`, `n_pixels`, `pixel_accuracy`. The last row is
+    /// The result as a table: `class`, `iou`, `iou_low`, `iou_high`, `accuracy`, `n_pixels`, `pixel_accuracy`. The last row is
     /// `mean`: means over the classes, all labelled pixels, and the share of them that is right.
     ///
     /// # Errors
@@ -105,8 +105,8 @@ impl SegmentResult {
         let columns = vec![
             Column::new("class".into(), names),
             Column::new("iou".into(), with(counts.iou(), counts.mean_iou())),
-            Column::new("low".into(), ends(|interval| interval.low)),
-            Column::new("high".into(), ends(|interval| interval.high)),
+            Column::new("iou_low".into(), ends(|interval| interval.low)),
+            Column::new("iou_high".into(), ends(|interval| interval.high)),
             Column::new("accuracy".into(), with(counts.accuracy(), counts.mean_accuracy())),
             Column::new("n_pixels".into(), pixels),
             Column::new(

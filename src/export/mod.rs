@@ -1,11 +1,17 @@
 //! Export with proof: the ONNX file is run beside the candle network on random input and on real images, and reaches
-//! its final name only when both agree.
+//! its final name only when both agree. A file in f16 or int8 is run beside the f32 file instead, on images of the user's:
+//! `calibrate` finds the ranges that int8 needs, `drift` says what the smaller file loses.
 
+mod calibrate;
+mod drift;
+
+use std::fmt;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use candle_core::Tensor;
-use macula_models::onnx::{self, ExportOptions, ImageShape, OutputKind};
+use macula_models::onnx::{self, ExportOptions, ImageShape, Numbers, OutputKind};
 use macula_models::vit::{VisionTransformer, VitConfig};
 use macula_models::weights::Checkpoint;
 use rand::Rng as _;
@@ -15,6 +21,59 @@ use crate::data::{self, DecodeOptions, Preprocess};
 use crate::files::refuse_existing;
 use crate::runtime::{OnnxModel, Runtime, RuntimeOptions, SessionOptions};
 use crate::{Error, Result, rng};
+use drift::Images;
+
+pub use calibrate::LayerLoss;
+pub use drift::{DriftReport, LabelledDrift};
+
+/// What a file's matrices are stored in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// 32-bit floats.
+    #[default]
+    F32,
+    /// 16-bit floats, computed with in f32.
+    F16,
+    /// 8-bit integers in the products of linear layers.
+    Int8,
+}
+
+impl fmt::Display for Dtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Int8 => "int8",
+        })
+    }
+}
+
+impl FromStr for Dtype {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        [Self::F32, Self::F16, Self::Int8]
+            .into_iter()
+            .find(|dtype| dtype.to_string() == text)
+            .ok_or_else(|| format!("expected f32, f16 or int8, found `{text}`"))
+    }
+}
+
+/// How a file in f16 or int8 is made and judged.
+#[derive(Debug, Clone)]
+pub struct SmallRequest {
+    /// Images for the ranges of int8 and for the comparison, as `--data` names them.
+    pub data: String,
+    /// Images that ranges are taken from.
+    pub calibration_images: usize,
+    /// Images that both files are compared on, others than those where there are enough.
+    pub compared_images: usize,
+    /// Share of the linear layers that stay f32 in int8: those that lose most.
+    pub float_layers: f64,
+    /// Largest drift allowed: 1 - mean cosine to the f32 features.
+    pub max_drift: f64,
+}
 
 /// How to export.
 #[derive(Debug, Clone)]
@@ -25,7 +84,11 @@ pub struct ExportRequest {
     pub outputs: Vec<OutputKind>,
     /// Preprocessing that goes into the file.
     pub preprocess: Preprocess,
-    /// Largest deviation allowed, relative to the largest value of an output.
+    /// What the matrices are stored in.
+    pub dtype: Dtype,
+    /// For another type than f32.
+    pub small: Option<SmallRequest>,
+    /// Largest deviation of an f32 file allowed, relative to the largest value of an output.
     pub tolerance: f64,
     /// Seed of the random test input.
     pub seed: u64,
@@ -69,8 +132,14 @@ pub struct ExportSummary {
     pub external_data: bool,
     /// Scalars in the network.
     pub parameters: usize,
+    /// What its matrices are stored in.
+    pub dtype: Dtype,
     /// Every output on every input tried.
     pub comparisons: Vec<Comparison>,
+    /// How a file in f16 or int8 compares with the f32 one.
+    pub drift: Option<DriftReport>,
+    /// What each linear layer loses in int8, the largest loss first.
+    pub layers: Vec<LayerLoss>,
 }
 
 /// Exports `checkpoint` to `path` and compares the file with the candle network.
@@ -102,9 +171,21 @@ pub fn export(checkpoint: &Checkpoint, request: &ExportRequest, path: &Path) -> 
     if let Some(limit) = request.external_data_over {
         options.external_data_over = limit;
     }
-    onnx::export(&checkpoint.config, &checkpoint.backbone, &options, &draft)?;
+    let (drift, layers) = match (&request.small, request.dtype) {
+        (Some(small), Dtype::F16 | Dtype::Int8) => {
+            let (drift, layers) = write_small(checkpoint, request, small, &mut options, &draft)?;
+            drift::refuse(path, &drift, small.max_drift)?;
+            (Some(drift), layers)
+        }
+        _ => {
+            onnx::export(&checkpoint.config, &checkpoint.backbone, &options, &draft)?;
+            (None, Vec::new())
+        }
+    };
     let comparisons = compare(checkpoint, request, &draft)?;
-    refuse_deviation(path, &comparisons, request.tolerance)?;
+    if drift.is_none() {
+        refuse_deviation(path, &comparisons, request.tolerance)?;
+    }
     let mut bytes = 0;
     let mut files: Vec<_> = fs::read_dir(workshop.path())
         .and_then(|entries| entries.collect::<std::io::Result<Vec<_>>>())
@@ -122,8 +203,72 @@ pub fn export(checkpoint: &Checkpoint, request: &ExportRequest, path: &Path) -> 
         bytes,
         external_data,
         parameters: checkpoint.config.parameter_count(),
+        dtype: request.dtype,
         comparisons,
+        drift,
+        layers,
     })
+}
+
+/// Writes the file at `draft` in f16 or int8 and compares it with one in f32, which is written elsewhere.
+fn write_small(
+    checkpoint: &Checkpoint,
+    request: &ExportRequest,
+    small: &SmallRequest,
+    options: &mut ExportOptions,
+    draft: &Path,
+) -> Result<(DriftReport, Vec<LayerLoss>)> {
+    let elsewhere = tempfile::tempdir().map_err(|e| Error::io(std::env::temp_dir(), e))?;
+    let whole: PathBuf = elsewhere.path().join("f32.onnx");
+    onnx::export(&checkpoint.config, &checkpoint.backbone, options, &whole)?;
+    let source = data::open(&small.data)?;
+    let draw = |range| Images::draw(source.as_ref(), &request.preprocess, range, request.seed);
+    let mut layers = Vec::new();
+    options.numbers = match request.dtype {
+        Dtype::F32 => Numbers::F32,
+        Dtype::F16 => Numbers::F16,
+        Dtype::Int8 => {
+            let images = draw((0, small.calibration_images))?;
+            let found = calibrate::calibrate(
+                checkpoint,
+                options,
+                &images.pixels,
+                images.shape,
+                small.float_layers,
+                &request.runtime,
+                request.threads,
+            )?;
+            layers = found.losses;
+            Numbers::Int8(found.ranges)
+        }
+    };
+    options
+        .metadata
+        .insert("macula.dtype".to_owned(), request.dtype.to_string());
+    onnx::export(&checkpoint.config, &checkpoint.backbone, options, draft)?;
+    let mut of_small = calibrate::open(draft, &request.runtime, request.threads)?;
+    let mut of_whole = calibrate::open(&whole, &request.runtime, request.threads)?;
+    let outputs: Vec<String> = of_whole
+        .outputs()
+        .iter()
+        .map(|output| output.name.clone())
+        .collect();
+    let images = draw((small.calibration_images, small.compared_images))?;
+    let report = drift::measure(
+        (&mut of_small, bytes_of(draft)?),
+        (&mut of_whole, bytes_of(&whole)?),
+        &outputs,
+        &images,
+    )?;
+    Ok((report, layers))
+}
+
+/// Size of a model and of the data file beside it.
+fn bytes_of(model: &Path) -> Result<u64> {
+    let data = PathBuf::from(format!("{}.data", model.display()));
+    let size = |path: &Path| fs::metadata(path).map(|metadata| metadata.len());
+    let model_bytes = size(model).map_err(|e| Error::io(model, e))?;
+    Ok(model_bytes + size(&data).unwrap_or(0))
 }
 
 fn metadata(
