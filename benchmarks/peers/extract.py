@@ -1,0 +1,104 @@
+#!/usr/bin/env python3
+"""What a user would write in Python to have class token and mean patch of a folder of images in a Parquet file: with torch and
+timm, or with onnxruntime. Started by compare_extract.py; ours, written as well as we can.
+
+    extract.py torch WEIGHTS.safetensors FOLDER OUT.parquet [--dtype f32|bf16] [--threads 2] [--batch 32]
+    extract.py onnxruntime MODEL.onnx FOLDER OUT.parquet [--threads 2] [--batch 32]
+
+Needs: polars, pillow, numpy; torch, torchvision, timm and safetensors, or onnxruntime.
+"""
+
+import argparse
+import concurrent.futures
+import pathlib
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def write(paths, cls, patch_mean, out):
+    import polars
+
+    polars.DataFrame({"path": [path.name for path in paths], "cls": cls, "patch_mean": patch_mean}).write_parquet(out)
+
+
+def with_torch(arguments, paths):
+    import numpy as np
+    import timm
+    import torch
+    from PIL import Image
+    from safetensors.torch import load_file
+    from torchvision import transforms
+
+    torch.set_num_threads(arguments.threads)
+    network = timm.create_model("vit_small_patch14_dinov2", pretrained=False, num_classes=0, img_size=224)
+    network.load_state_dict(load_file(arguments.model))
+    network.eval()
+    transform = transforms.Compose([
+        transforms.Resize(256, transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(224), transforms.ToTensor(),
+        transforms.Normalize(MEAN, STD)])
+
+    class Folder(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(paths)
+
+        def __getitem__(self, index):
+            return transform(Image.open(paths[index]).convert("RGB"))
+
+    loader = torch.utils.data.DataLoader(Folder(), arguments.batch, num_workers=arguments.threads)
+    cls, patch_mean = [], []
+    bf16 = torch.autocast("cpu", torch.bfloat16, enabled=arguments.dtype == "bf16")
+    with torch.inference_mode(), bf16:
+        for images in loader:
+            tokens = network.forward_features(images).float()
+            cls.append(tokens[:, 0].numpy())
+            patch_mean.append(tokens[:, 1:].mean(1).numpy())
+    write(paths, np.concatenate(cls), np.concatenate(patch_mean), arguments.out)
+
+
+def with_onnxruntime(arguments, paths):
+    import numpy as np
+    import onnxruntime
+    from PIL import Image
+
+    mean, std = (np.array(values, np.float32)[:, None, None] for values in (MEAN, STD))
+
+    def load(path):
+        image = Image.open(path).convert("RGB")
+        scale = 256 / min(image.size)
+        image = image.resize([max(256, int(side * scale)) for side in image.size], Image.BICUBIC)
+        left, top = round((image.width - 224) / 2), round((image.height - 224) / 2)
+        pixels = np.asarray(image.crop((left, top, left + 224, top + 224)), np.float32).transpose(2, 0, 1) / 255
+        return (pixels - mean) / std
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = arguments.threads
+    session = onnxruntime.InferenceSession(arguments.model, options, providers=["CPUExecutionProvider"])
+    cls, patch_mean = [], []
+    batches = [paths[start:start + arguments.batch] for start in range(0, len(paths), arguments.batch)]
+    with concurrent.futures.ThreadPoolExecutor(arguments.threads) as pool:
+        ahead = [pool.submit(load, path) for path in batches[0]]
+        for number in range(len(batches)):
+            images = np.stack([future.result() for future in ahead])
+            ahead = [pool.submit(load, path) for path in batches[number + 1]] if number + 1 < len(batches) else []
+            found = session.run(["cls", "patch_mean"], {session.get_inputs()[0].name: images})
+            cls.append(found[0])
+            patch_mean.append(found[1])
+    write(paths, np.concatenate(cls), np.concatenate(patch_mean), arguments.out)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runtime", choices=["torch", "onnxruntime"])
+    parser.add_argument("model")
+    parser.add_argument("folder", type=pathlib.Path)
+    parser.add_argument("out")
+    parser.add_argument("--dtype", default="f32")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=32)
+    arguments = parser.parse_args()
+    paths = sorted(arguments.folder.iterdir())
+    (with_torch if arguments.runtime == "torch" else with_onnxruntime)(arguments, paths)
+
+
+if __name__ == "__main__":
+    main()
