@@ -1,4 +1,4 @@
-//! What training of heads draws at random: the order of the rows, and standard normal values for initial weights.
+//! What protocols draw at random: rows of each class, the order of rows, standard normal values for initial weights.
 
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
@@ -50,6 +50,30 @@ impl<'a> Order<'a> {
         self.used = 0;
         self.epoch += 1;
     }
+}
+
+/// Up to `n` rows of each class, drawn without replacement class after class; ascending, so that ties between equal
+/// similarities rank as in the whole set.
+pub(crate) fn draw_per_class(
+    labels: &[u32],
+    n_classes: usize,
+    n: usize,
+    seed: u64,
+    number: u64,
+) -> Vec<usize> {
+    let mut members: Vec<Vec<usize>> = vec![Vec::new(); n_classes];
+    for (row, &label) in labels.iter().enumerate() {
+        members[label as usize].push(row);
+    }
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    rng.set_stream(number);
+    let mut chosen = Vec::new();
+    for rows in &mut members {
+        let (drawn, _) = rows.partial_shuffle(&mut rng, n);
+        chosen.extend_from_slice(drawn);
+    }
+    chosen.sort_unstable();
+    chosen
 }
 
 /// A standard normal value (Box and Muller 1958).

@@ -19,6 +19,21 @@ fn sided(w: &Workspace, name: &str, n: usize, wrong: usize) {
 }
 
 #[test]
+fn a_probe_from_few_rows() {
+    let w = Workspace::new();
+    sided(&w, "train", 60, 6);
+    sided(&w, "test", 40, 2);
+    let few = "eval logreg --train train --test test --n-per-class 5 --n-tries 4";
+    let result = w.succeeds(&format!("{few} --json")).json();
+    let row = &result["rows"][0];
+    assert_eq!((&row["n_per_class"], &row["n_tries"], &result["n_train"]), (&5.into(), &4.into(), &10.into()));
+    assert_eq!(result["settings"]["top1_of_tries"].as_array().expect("a list").len(), 4);
+    assert!(row["top1"].as_f64().expect("a number") > 0.6);
+    w.fails(2, &format!("{few} --c 1,10"), &["--c", "found 2"]);
+    w.fails(2, "eval logreg --train train --test test --n-per-class 0", &["n_per_class"]);
+}
+
+#[test]
 fn two_results_on_the_same_rows() {
     let w = Workspace::new();
     sided(&w, "train", 60, 0);

@@ -4,17 +4,16 @@
 //! k; the score of a class for a smaller k is the sum over the first k neighbours.
 
 use polars::prelude::{Column, DataFrame};
-use rand::seq::SliceRandom;
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::SeedableRng;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::draws::draw_per_class;
 use crate::linalg::normalise::l2_normalise;
 use crate::linalg::{Neighbours, nearest_neighbours};
 use crate::metrics::classification::{accuracy, hits_at, mean_per_class, rank_of};
 use crate::protocols::checks;
 use crate::protocols::predictions::{Predictions, predicted_class};
+use crate::stats::spread::{mean, sample_std};
 use crate::stats::{BootstrapConfig, bootstrap_mean};
 use crate::table::EvalResult;
 use crate::{Error, MatrixView, Result};
@@ -246,24 +245,6 @@ fn run_tries(
         .collect()
 }
 
-/// Up to `n` rows of each class, drawn without replacement class after class; ascending, so that ties between equal
-/// similarities rank as in the whole set.
-fn draw_per_class(labels: &[u32], n_classes: usize, n: usize, seed: u64, number: u64) -> Vec<usize> {
-    let mut members: Vec<Vec<usize>> = vec![Vec::new(); n_classes];
-    for (row, &label) in labels.iter().enumerate() {
-        members[label as usize].push(row);
-    }
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    rng.set_stream(number);
-    let mut chosen = Vec::new();
-    for rows in &mut members {
-        let (drawn, _) = rows.partial_shuffle(&mut rng, n);
-        chosen.extend_from_slice(drawn);
-    }
-    chosen.sort_unstable();
-    chosen
-}
-
 /// The vote of each k on each test row: `[k][test row]`.
 fn votes(
     neighbours: &Neighbours,
@@ -345,16 +326,6 @@ fn summarise(k: usize, tries: &[&[Vote]], labels: &[u32], n_classes: usize, conf
         mean_per_class: mean(&per_class),
         top1_std: (top1.len() > 1).then(|| sample_std(&top1)),
     }
-}
-
-fn mean(values: &[f64]) -> f64 {
-    values.iter().sum::<f64>() / values.len() as f64
-}
-
-fn sample_std(values: &[f64]) -> f64 {
-    let centre = mean(values);
-    let squares: f64 = values.iter().map(|v| (v - centre).powi(2)).sum();
-    (squares / (values.len() - 1) as f64).sqrt()
 }
 
 impl KnnResult {

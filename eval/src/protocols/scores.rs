@@ -87,7 +87,7 @@ pub(crate) fn top1(logits: &[f32], labels: &[u32], classes: usize) -> f64 {
     accuracy(&hits_at(&ranks(logits, labels, classes), 1))
 }
 
-fn ranks(logits: &[f32], labels: &[u32], classes: usize) -> Vec<usize> {
+pub(crate) fn ranks(logits: &[f32], labels: &[u32], classes: usize) -> Vec<usize> {
     logits
         .par_chunks_exact(classes)
         .zip(labels)

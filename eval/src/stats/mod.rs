@@ -5,6 +5,7 @@ pub mod bootstrap;
 pub mod holm;
 pub mod mcnemar;
 pub mod paired;
+pub mod spread;
 
 pub use bootstrap::{BootstrapConfig, Interval, bootstrap_counts, bootstrap_mean};
 pub use holm::holm;

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use macula_eval::protocols::knn::{self, KnnConfig};
 use macula_eval::protocols::linear_probe::{self, LinearProbeConfig};
-use macula_eval::protocols::logistic::{self, CSelection, LogregConfig};
+use macula_eval::protocols::logistic::{self, CSelection, FewShotConfig, LogregConfig};
 use macula_eval::table::EvalResult;
 
 use self::kept::Kept;
@@ -227,6 +227,12 @@ struct LogregArgs {
     /// Share of train on which C is chosen
     #[arg(long)]
     val_fraction: Option<f64>,
+    /// Train rows per class, drawn at random; by default all. C is 1 then, unless one is given
+    #[arg(long, value_name = "N", conflicts_with = "val_fraction")]
+    n_per_class: Option<usize>,
+    /// Draws of --n-per-class to average over
+    #[arg(long, default_value_t = 1, requires = "n_per_class")]
+    n_tries: usize,
     #[command(flatten)]
     common: CommonArgs,
 }
@@ -336,7 +342,51 @@ impl LinearProbeArgs {
 }
 
 impl LogregArgs {
+    fn few_shot(&self, n_per_class: usize) -> Result<()> {
+        let c = match self.c.as_slice() {
+            [] => 1.,
+            [c] => *c,
+            several => {
+                let reason = format!("expected one value with --n-per-class, found {}", several.len());
+                return Err(Error::input("--c", reason));
+            }
+        };
+        let config = FewShotConfig {
+            n_per_class,
+            n_tries: self.n_tries,
+            c,
+            max_iterations: self
+                .max_iterations
+                .unwrap_or(LogregConfig::default().max_iterations),
+            seed: rng::derived_seed(self.common.seed, "logreg"),
+            bootstrap_resamples: self.common.bootstrap_resamples,
+        };
+        let folders = self.common.open(self.common.outputs())?;
+        let column = self.common.column(&folders);
+        let pair = folders.labelled(&column)?;
+        let result = logistic::few_shot(
+            pair.train.view(),
+            &pair.train_labels,
+            pair.test.view(),
+            &pair.test_labels,
+            pair.classes.len(),
+            &config,
+        )?;
+        let kept = Kept {
+            predictions: std::slice::from_ref(&result.predictions),
+            rows: &pair.test_rows,
+            labels: &pair.test_labels,
+            classes: &pair.classes,
+            leaks: None,
+        };
+        self.common
+            .finish(result.to_eval_result()?, &folders, &column, &kept)
+    }
+
     fn run(&self) -> Result<()> {
+        if let Some(n_per_class) = self.n_per_class {
+            return self.few_shot(n_per_class);
+        }
         let defaults = LogregConfig::default();
         let config = LogregConfig {
             c: match self.c.as_slice() {

@@ -4,6 +4,7 @@
 //! [`fit`] is one fit on slices, [`LogisticSolver`] many fits on the same features (a path of C, each started from the
 //! one before), and the traits of linfa are in [`with_linfa`].
 
+mod few_shot;
 mod lbfgs;
 mod model;
 mod objective;
@@ -14,6 +15,7 @@ mod protocol;
 pub(crate) mod softmax;
 pub mod with_linfa;
 
+pub use few_shot::{FewShotConfig, FewShotResult, few_shot};
 pub use model::LogisticModel;
 pub use params::{LogisticParams, LogisticValidParams};
 pub use protocol::{CSelection, LogregConfig, LogregResult, LogregRow, evaluate};
