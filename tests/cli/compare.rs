@@ -26,11 +26,24 @@ fn a_probe_from_few_rows() {
     let few = "eval logreg --train train --test test --n-per-class 5 --n-tries 4";
     let result = w.succeeds(&format!("{few} --json")).json();
     let row = &result["rows"][0];
-    assert_eq!((&row["n_per_class"], &row["n_tries"], &result["n_train"]), (&5.into(), &4.into(), &10.into()));
-    assert_eq!(result["settings"]["top1_of_tries"].as_array().expect("a list").len(), 4);
+    assert_eq!(
+        (&row["n_per_class"], &row["n_tries"], &result["n_train"]),
+        (&5.into(), &4.into(), &10.into())
+    );
+    assert_eq!(
+        result["settings"]["top1_of_tries"]
+            .as_array()
+            .expect("a list")
+            .len(),
+        4
+    );
     assert!(row["top1"].as_f64().expect("a number") > 0.6);
     w.fails(2, &format!("{few} --c 1,10"), &["--c", "found 2"]);
-    w.fails(2, "eval logreg --train train --test test --n-per-class 0", &["n_per_class"]);
+    w.fails(
+        2,
+        "eval logreg --train train --test test --n-per-class 0",
+        &["n_per_class"],
+    );
 }
 
 #[test]
