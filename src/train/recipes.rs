@@ -241,6 +241,15 @@ fn dinov2_small(facts: &DataFacts) -> TrainConfig {
     config.optimizer.learning_rate = 4e-3;
     config.optimizer.warmup_steps = config.steps / 20;
     config.optimizer.final_weight_decay = 0.1;
+    mild_crops(&mut config, facts);
+    config.loss.ibot_weight = 1.;
+    config.loss.koleo_weight = 0.2;
+    config.teacher.centering = Centering::SinkhornKnopp;
+    config
+}
+
+/// What is left of a small image should still say what it is.
+fn mild_crops(config: &mut TrainConfig, facts: &DataFacts) {
     if facts.side <= 128 {
         config.crops.global.scale = [0.4, 1.0];
         config.crops.local.scale = [0.2, 0.5];
@@ -248,10 +257,6 @@ fn dinov2_small(facts: &DataFacts) -> TrainConfig {
         config.crops.jitter.probability = 0.5;
         config.crops.solarize.probability = 0.;
     }
-    config.loss.ibot_weight = 1.;
-    config.loss.koleo_weight = 0.2;
-    config.teacher.centering = Centering::SinkhornKnopp;
-    config
 }
 
 /// DINO (Caron et al. 2021, `main_dino.py`): class tokens only, softmax around a moving centre, no LayerScale.
@@ -269,7 +274,8 @@ fn ibot(facts: &DataFacts) -> TrainConfig {
     config
 }
 
-/// Momentum contrast with a moving temperature, a growing batch and a tight clip.
+/// Momentum contrast with a moving temperature, a growing batch and a tight clip. The queue holds at most a sixteenth of the
+/// images, as 65,536 are of ImageNet: of fewer images most negatives would be the query itself, some steps before.
 fn moco(facts: &DataFacts) -> TrainConfig {
     let mut config = small(facts);
     config.backbone.layer_scale = 0.;
@@ -277,8 +283,10 @@ fn moco(facts: &DataFacts) -> TrainConfig {
     config.loss.info_nce_weight = 1.;
     config.loss.info_nce.hidden = config.loss.head.hidden;
     config.loss.info_nce.batch_norm = true;
+    config.loss.info_nce.queue = (facts.images as usize / 16).clamp(1024, config.loss.info_nce.queue);
+    mild_crops(&mut config, facts);
     config.crops.local.count = 0;
-    config.teacher.momentum = 0.99;
+    config.teacher.momentum = 0.98;
     config.optimizer.clip_norm = 1.;
     config.optimizer.final_weight_decay = 0.04;
     config.optimizer.freeze_last_layer_steps = 0;
