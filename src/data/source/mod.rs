@@ -7,6 +7,8 @@ mod layouts;
 mod list;
 mod paths;
 
+pub use list::read_frame as read_table;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
