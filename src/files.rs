@@ -170,7 +170,10 @@ mod tests {
         });
         assert!(failed.is_err());
         assert_eq!(fs::read(out.join("a")).expect("still there"), b"old");
-        assert_eq!(fs::read_dir(folder.path().join("made")).expect("listed").count(), 1);
+        assert_eq!(
+            fs::read_dir(folder.path().join("made")).expect("listed").count(),
+            1
+        );
         write_folder(&out, |inner| write_bytes(&inner.join("b"), b"new")).expect("replaced");
         assert!(!out.join("a").exists() && out.join("b").exists());
     }

@@ -8,8 +8,8 @@ use super::args::start_threads;
 use super::output;
 use crate::Result;
 use crate::curate::{
-    DedupOptions, InputOptions, LIST_FILE, OverlapOptions, Pipeline, QualityOptions, RetrieveOptions, SampleOptions, Step,
-    run_step,
+    DedupOptions, InputOptions, LIST_FILE, OverlapOptions, Pipeline, QualityOptions, RetrieveOptions,
+    SampleOptions, Step, run_step,
 };
 
 /// Arguments of `macula curate`.

@@ -83,7 +83,8 @@ impl Default for DedupOptions {
 
 /// Reads the name of a search.
 pub(super) fn search(text: &str) -> std::result::Result<Search, String> {
-    serde_json::from_value(json!(text)).map_err(|_| format!("expected auto, exact, lists or hnsw, found `{text}`"))
+    serde_json::from_value(json!(text))
+        .map_err(|_| format!("expected auto, exact, lists or hnsw, found `{text}`"))
 }
 
 /// Refuses a threshold that is no cosine.
@@ -91,7 +92,10 @@ pub(super) fn check_threshold(name: &str, threshold: f32) -> Result<()> {
     if (-1.0..=1.0).contains(&threshold) {
         return Ok(());
     }
-    Err(Error::input(name, format!("expected a cosine similarity from -1 to 1, found {threshold}")))
+    Err(Error::input(
+        name,
+        format!("expected a cosine similarity from -1 to 1, found {threshold}"),
+    ))
 }
 
 impl Step for DedupOptions {
@@ -105,7 +109,13 @@ impl Step for DedupOptions {
 
     fn other_inputs(&self) -> Vec<(&'static str, PathBuf)> {
         let against = self.against.iter().map(|path| ("against", path.clone()));
-        against.chain(self.against_list.iter().map(|path| ("against_list", path.clone()))).collect()
+        against
+            .chain(
+                self.against_list
+                    .iter()
+                    .map(|path| ("against_list", path.clone())),
+            )
+            .collect()
     }
 
     fn judge(&self, input: &InputOptions, seed: u64) -> Result<Judged> {
@@ -146,7 +156,11 @@ impl Step for DedupOptions {
             sizes[number] += 1;
             ledger.groups[all] = Some(numbers[place]);
             if known_component[number].is_some() {
-                let reason = if known[place].is_some() { "copy of the curated" } else { "component of a copy of the curated" };
+                let reason = if known[place].is_some() {
+                    "copy of the curated"
+                } else {
+                    "component of a copy of the curated"
+                };
                 ledger.drop_row(all, reason);
                 if let Some((row, similarity)) = known[place] {
                     ledger.of[all] = Some(row);
@@ -159,13 +173,17 @@ impl Step for DedupOptions {
                 let same = pixel_numbers[keeper] == pixel_numbers[place];
                 ledger.drop_row(all, if same { "same pixels" } else { "copy" });
                 ledger.of[all] = Some(ledger.rows[heap.judged[keeper]]);
-                ledger.similarities[all] = Some(cosine(heap.unit.view().row(keeper), heap.unit.view().row(place)));
+                ledger.similarities[all] =
+                    Some(cosine(heap.unit.view().row(keeper), heap.unit.view().row(place)));
             }
         }
         let largest = sizes.iter().copied().max().unwrap_or(0);
         let mut judged = Judged::new(ledger, heap.into_origin());
         judged.count("components", count);
-        judged.count("components_of_several", sizes.iter().filter(|&&size| size > 1).count());
+        judged.count(
+            "components_of_several",
+            sizes.iter().filter(|&&size| size > 1).count(),
+        );
         judged.count("largest_component", largest);
         judged.count("edges", found);
         judged.count("search", method.name());
@@ -210,12 +228,22 @@ impl DedupOptions {
     /// For each row the nearest row of the curated folder above the threshold: its row there and the cosine.
     fn known_already(&self, heap: &Heap, input: &InputOptions, seed: u64) -> Result<Vec<Option<(u64, f32)>>> {
         let mut known = vec![None; heap.len()];
-        let Some(against) = &self.against else { return Ok(known) };
+        let Some(against) = &self.against else {
+            return Ok(known);
+        };
         let dim = heap.unit.view().dim();
-        let curated = open_other("--against", against, self.against_list.clone(), input.column.as_deref(), dim)?;
+        let curated = open_other(
+            "--against",
+            against,
+            self.against_list.clone(),
+            input.column.as_deref(),
+            dim,
+        )?;
         let searcher = Searcher::new(curated.unit.view(), self.search, seed)?;
         searcher.search(heap.unit.view(), 1, self.threshold, |row, hits| {
-            known[row] = hits.first().map(|hit| (curated.row(hit.row as usize), hit.similarity));
+            known[row] = hits
+                .first()
+                .map(|hit| (curated.row(hit.row as usize), hit.similarity));
         })?;
         Ok(known)
     }
@@ -246,7 +274,9 @@ impl DedupOptions {
         count: usize,
         score: fn(&dyn Source, u64) -> Result<u64>,
     ) -> Result<Vec<u64>> {
-        let source = heap.origin.source(&format!("--keep {}", setting_name(&self.keep)))?;
+        let source = heap
+            .origin
+            .source(&format!("--keep {}", setting_name(&self.keep)))?;
         let mut sizes = vec![0usize; count];
         numbers.iter().for_each(|&number| sizes[number as usize] += 1);
         (0..heap.len())

@@ -65,7 +65,10 @@ impl Heap {
     /// As [`Self::open`].
     pub(crate) fn open_raw(options: &InputOptions) -> Result<Self> {
         let Some(path) = &options.features else {
-            return Err(Error::input("--features", "expected a feature folder, found none"));
+            return Err(Error::input(
+                "--features",
+                "expected a feature folder, found none",
+            ));
         };
         let folder = FeatureFolder::open(path)?;
         let column = options.column.clone().unwrap_or_else(|| default_column(&folder));
@@ -73,9 +76,24 @@ impl Heap {
         features.matrix.view().check_finite(&path.display().to_string())?;
         let origin = Origin::open(&folder, options.data.as_deref(), &features)?;
         let earlier = options.list.as_deref().map(Earlier::read).transpose()?;
-        let judged = judged(&features.rows, &features.paths, options.list.as_deref(), earlier.as_ref())?;
-        let Features { matrix, rows, paths, labels, .. } = features;
-        let unit = if judged.len() == rows.len() { matrix } else { matrix.view().select(&judged) };
+        let judged = judged(
+            &features.rows,
+            &features.paths,
+            options.list.as_deref(),
+            earlier.as_ref(),
+        )?;
+        let Features {
+            matrix,
+            rows,
+            paths,
+            labels,
+            ..
+        } = features;
+        let unit = if judged.len() == rows.len() {
+            matrix
+        } else {
+            matrix.view().select(&judged)
+        };
         Ok(Self {
             rows,
             paths,
@@ -105,7 +123,11 @@ impl Heap {
     /// A ledger of all rows in which the earlier list has had its say and the judged rows are kept so far. `group` names
     /// the column of groups. Takes the names; the features stay.
     pub(crate) fn ledger(&mut self, group: &'static str) -> Ledger {
-        let names = (std::mem::take(&mut self.rows), std::mem::take(&mut self.paths), std::mem::take(&mut self.labels));
+        let names = (
+            std::mem::take(&mut self.rows),
+            std::mem::take(&mut self.paths),
+            std::mem::take(&mut self.labels),
+        );
         let mut ledger = Ledger::new(names.0, names.1, names.2, group);
         ledger.narrow(&self.judged, self.earlier.as_ref());
         ledger
@@ -133,7 +155,10 @@ pub(crate) fn judged(
         if !same_file(&verdict.path, path) {
             return Err(Error::input(
                 list.display().to_string(),
-                format!("expected the rows of the features, with `{path}` in row {row}, found `{}`", verdict.path),
+                format!(
+                    "expected the rows of the features, with `{path}` in row {row}, found `{}`",
+                    verdict.path
+                ),
             ));
         }
         if verdict.kept {

@@ -72,7 +72,9 @@ impl Ledger {
         let mut is_judged = vec![false; self.rows.len()];
         judged.iter().for_each(|&place| is_judged[place] = true);
         for (place, _) in is_judged.iter().enumerate().filter(|(_, judged)| !**judged) {
-            let reason = earlier.and_then(|earlier| earlier.of(self.rows[place])).map(|v| v.reason.clone());
+            let reason = earlier
+                .and_then(|earlier| earlier.of(self.rows[place]))
+                .map(|v| v.reason.clone());
             self.kept[place] = false;
             self.reasons[place] = reason.map_or(Cow::Borrowed(NOT_LISTED), Cow::Owned);
         }
@@ -129,7 +131,9 @@ impl Ledger {
                 *counts.entry(label.as_deref().unwrap_or_default()).or_default() += 1.0;
             }
             let total: f64 = counts.values().sum();
-            let terms = counts.values().map(|count| -(count / total) * (count / total).ln());
+            let terms = counts
+                .values()
+                .map(|count| -(count / total) * (count / total).ln());
             terms.sum::<f64>() / (classes.len() as f64).ln()
         };
         Some((entropy(&self.judged), entropy(&self.kept)))
@@ -140,7 +144,11 @@ impl Ledger {
     /// # Errors
     /// What Polars says.
     pub(crate) fn to_frame(&self, origin: &Origin) -> Result<DataFrame> {
-        let located = self.rows.iter().zip(&self.paths).map(|(&row, path)| origin.locate(row, path));
+        let located = self
+            .rows
+            .iter()
+            .zip(&self.paths)
+            .map(|(&row, path)| origin.locate(row, path));
         let (paths, sources): (Vec<String>, Vec<Option<&str>>) = located.unzip();
         let reasons: Vec<&str> = self.reasons.iter().map(Cow::as_ref).collect();
         let labels: Vec<Option<&str>> = self.labels.iter().map(Option::as_deref).collect();
@@ -167,7 +175,9 @@ impl Ledger {
     pub(crate) fn write(&self, path: &Path, origin: &Origin) -> Result<()> {
         let mut frame = self.to_frame(origin)?;
         files::write_whole(path, |file| {
-            ParquetWriter::new(file).finish(&mut frame).map_err(EvalError::from)?;
+            ParquetWriter::new(file)
+                .finish(&mut frame)
+                .map_err(EvalError::from)?;
             Ok(())
         })
     }
@@ -196,30 +206,58 @@ impl Earlier {
     pub(crate) fn read(path: &Path) -> Result<Self> {
         let frame = read_table(path)?;
         let name = || path.display().to_string();
-        let unfit = |column: &str, expected: &str| Error::input(name(), format!("column `{column}`: expected {expected}"));
+        let unfit = |column: &str, expected: &str| {
+            Error::input(name(), format!("column `{column}`: expected {expected}"))
+        };
         let rows = frame.column("row").map_err(|_| {
-            let found: Vec<&str> = frame.get_column_names().iter().map(|name| name.as_str()).collect();
-            Error::input(name(), format!("expected a column `row`, found {}", found.join(", ")))
+            let found: Vec<&str> = frame
+                .get_column_names()
+                .iter()
+                .map(|name| name.as_str())
+                .collect();
+            Error::input(
+                name(),
+                format!("expected a column `row`, found {}", found.join(", ")),
+            )
         })?;
-        let rows = rows.strict_cast(&DataType::UInt64).map_err(|_| unfit("row", "whole numbers"))?;
+        let rows = rows
+            .strict_cast(&DataType::UInt64)
+            .map_err(|_| unfit("row", "whole numbers"))?;
         let texts = |column: &str| -> Result<Option<Vec<String>>> {
-            let Ok(found) = frame.column(column) else { return Ok(None) };
+            let Ok(found) = frame.column(column) else {
+                return Ok(None);
+            };
             let text = found.cast(&DataType::String).map_err(|_| unfit(column, "text"))?;
             let text = text.str().map_err(|_| unfit(column, "text"))?;
-            Ok(Some(text.iter().map(|value| value.unwrap_or_default().to_owned()).collect()))
+            Ok(Some(
+                text.iter()
+                    .map(|value| value.unwrap_or_default().to_owned())
+                    .collect(),
+            ))
         };
         let (paths, kept, reasons) = (texts("path")?, texts("kept")?, texts("reason")?);
         let rows = rows.u64().map_err(|_| unfit("row", "whole numbers"))?;
         let mut verdicts = Vec::with_capacity(rows.len());
         for (place, row) in rows.iter().enumerate() {
-            let text = |column: &Option<Vec<String>>| column.as_ref().map_or(String::new(), |c| c[place].clone());
+            let text =
+                |column: &Option<Vec<String>>| column.as_ref().map_or(String::new(), |c| c[place].clone());
             let kept = match kept.as_ref().map(|kept| kept[place].as_str()) {
                 None | Some("true") => true,
                 Some("false") => false,
-                Some(other) => return Err(unfit("kept", &format!("true or false, found `{other}` in row {place}"))),
+                Some(other) => {
+                    return Err(unfit(
+                        "kept",
+                        &format!("true or false, found `{other}` in row {place}"),
+                    ));
+                }
             };
             verdicts.push(Verdict {
-                row: row.ok_or_else(|| unfit("row", &format!("a number in every row, found none in row {place}")))?,
+                row: row.ok_or_else(|| {
+                    unfit(
+                        "row",
+                        &format!("a number in every row, found none in row {place}"),
+                    )
+                })?,
                 path: text(&paths),
                 kept,
                 reason: text(&reasons),
@@ -227,14 +265,20 @@ impl Earlier {
         }
         verdicts.sort_by_key(|verdict| verdict.row);
         if let Some(pair) = verdicts.windows(2).find(|pair| pair[0].row == pair[1].row) {
-            return Err(Error::input(name(), format!("expected each row once, found row {} twice", pair[0].row)));
+            return Err(Error::input(
+                name(),
+                format!("expected each row once, found row {} twice", pair[0].row),
+            ));
         }
         Ok(Self { verdicts })
     }
 
     /// The verdict on `row`, where the list has one.
     pub(crate) fn of(&self, row: u64) -> Option<&Verdict> {
-        let place = self.verdicts.binary_search_by_key(&row, |verdict| verdict.row).ok()?;
+        let place = self
+            .verdicts
+            .binary_search_by_key(&row, |verdict| verdict.row)
+            .ok()?;
         Some(&self.verdicts[place])
     }
 }
@@ -278,7 +322,10 @@ mod tests {
             ("row\n1\n1\n", "twice"),
         ] {
             let message = read(text).unwrap_err();
-            assert!(message.contains(word) && message.contains("list.csv"), "{message}");
+            assert!(
+                message.contains(word) && message.contains("list.csv"),
+                "{message}"
+            );
         }
     }
 }

@@ -42,7 +42,9 @@ impl Origin {
         };
         let Some(spec) = spec_of(described) else {
             let name = folder.path().display();
-            return Ok(without(format!("{name} does not say which source it was made from; give --data")));
+            return Ok(without(format!(
+                "{name} does not say which source it was made from; give --data"
+            )));
         };
         Ok(match check(&spec) {
             Ok(source) => Self::of(&spec, source),
@@ -115,10 +117,16 @@ mod tests {
     #[test]
     fn a_described_source_is_what_was_typed() {
         let spec = |described: Value| spec_of(&described);
-        assert_eq!(spec(json!({"kind": "folder", "path": "photos"})).as_deref(), Some("photos"));
+        assert_eq!(
+            spec(json!({"kind": "folder", "path": "photos"})).as_deref(),
+            Some("photos")
+        );
         let idx = json!({"kind": "idx", "path": "/data/fm", "split": "train"});
         assert_eq!(spec(idx).as_deref(), Some("idx:/data/fm#train"));
-        assert_eq!(spec(json!({"kind": "sample", "split": "test"})).as_deref(), Some("sample:test"));
+        assert_eq!(
+            spec(json!({"kind": "sample", "split": "test"})).as_deref(),
+            Some("sample:test")
+        );
         assert_eq!(spec(json!({"kind": "paths", "path": "-"})), None);
         assert_eq!(absolute_spec("idx:/data/fm#test"), "idx:/data/fm#test");
         assert!(absolute_spec("idx:fm#test").starts_with("idx:/"));

@@ -38,7 +38,10 @@ impl Outcome {
     pub fn to_text(&self) -> Result<String> {
         let mut text = self.summary.to_text()?;
         if let Value::Object(counts) = &self.json["counts"] {
-            let words: Vec<String> = counts.iter().map(|(name, value)| format!("{name} {}", short(value))).collect();
+            let words: Vec<String> = counts
+                .iter()
+                .map(|(name, value)| format!("{name} {}", short(value)))
+                .collect();
             text += &words.join(", ");
         }
         Ok(text)
@@ -58,7 +61,13 @@ fn short(value: &Value) -> String {
 ///
 /// # Errors
 /// An output that exists (without `force`, or that no step wrote); what the step says.
-pub fn run_step(step: &dyn Step, input: &InputOptions, seed: u64, out: &Path, force: bool) -> Result<Outcome> {
+pub fn run_step(
+    step: &dyn Step,
+    input: &InputOptions,
+    seed: u64,
+    out: &Path,
+    force: bool,
+) -> Result<Outcome> {
     refuse_existing(out, force)?;
     let inputs = describe_inputs(step, input)?;
     let start = Instant::now();
@@ -93,7 +102,13 @@ pub(super) fn refuse_existing(out: &Path, force: bool) -> Result<()> {
     Ok(())
 }
 
-fn describe(step: &dyn Step, seed: u64, inputs: Value, judged: &Judged, seconds: f64) -> Result<(EvalResult, Value)> {
+fn describe(
+    step: &dyn Step,
+    seed: u64,
+    inputs: Value,
+    judged: &Judged,
+    seconds: f64,
+) -> Result<(EvalResult, Value)> {
     let ledger = &judged.ledger;
     let n = ledger.n_judged();
     let tally = ledger.tally();
@@ -155,7 +170,11 @@ pub(super) fn describe_inputs(step: &dyn Step, input: &InputOptions) -> Result<V
 
 /// A list by its bytes; a feature folder by its descriptions and the sizes of its parts, which are too large to read twice.
 fn describe_path(path: &Path) -> Result<Value> {
-    let sha256 = if path.is_dir() { folder_hash(path)? } else { files::sha256(path)? };
+    let sha256 = if path.is_dir() {
+        folder_hash(path)?
+    } else {
+        files::sha256(path)?
+    };
     Ok(json!({ "path": path.display().to_string(), "sha256": sha256 }))
 }
 
@@ -167,7 +186,11 @@ fn folder_hash(folder: &Path) -> Result<String> {
     names.sort();
     let mut hash = Sha256::new();
     for path in names {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         let told = |e| Error::io(&path, e);
         if path.is_dir() {
             // A shard; other folders (`img_emb`) repeat what the parts hold.
@@ -186,10 +209,14 @@ fn folder_hash(folder: &Path) -> Result<String> {
 
 fn write_table(folder: &Path, name: &str, mut table: DataFrame) -> Result<()> {
     files::write_whole(&folder.join(format!("{name}.parquet")), |file| {
-        ParquetWriter::new(file).finish(&mut table).map_err(EvalError::from)?;
+        ParquetWriter::new(file)
+            .finish(&mut table)
+            .map_err(EvalError::from)?;
         Ok(())
     })?;
     let mut csv = Vec::new();
-    CsvWriter::new(&mut csv).finish(&mut table).map_err(EvalError::from)?;
+    CsvWriter::new(&mut csv)
+        .finish(&mut table)
+        .map_err(EvalError::from)?;
     files::write_bytes(&folder.join(format!("{name}.csv")), &csv)
 }

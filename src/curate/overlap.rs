@@ -60,7 +60,10 @@ impl Step for OverlapOptions {
     }
 
     fn other_inputs(&self) -> Vec<(&'static str, PathBuf)> {
-        self.against.iter().map(|path| ("against", path.clone())).collect()
+        self.against
+            .iter()
+            .map(|path| ("against", path.clone()))
+            .collect()
     }
 
     fn judge(&self, input: &InputOptions, seed: u64) -> Result<Judged> {
@@ -68,7 +71,10 @@ impl Step for OverlapOptions {
         let within = self.component_threshold.unwrap_or(self.threshold);
         check_threshold("--component-threshold", within)?;
         if self.against.is_empty() {
-            return Err(Error::input("against", "expected the features of an evaluation set, found none"));
+            return Err(Error::input(
+                "against",
+                "expected the features of an evaluation set, found none",
+            ));
         }
         let mut heap = Heap::open(input)?;
         let seed = rng::derived_seed(seed, "curate-overlap");
@@ -119,7 +125,10 @@ impl Step for OverlapOptions {
         judged.count("matched", matched);
         judged.count("by_component", removed - matched);
         judged.count("pairs", pairs.len());
-        judged.count("evaluation_rows", others.iter().map(|(_, other)| other.len()).sum::<usize>());
+        judged.count(
+            "evaluation_rows",
+            others.iter().map(|(_, other)| other.len()).sum::<usize>(),
+        );
         judged.tables.push(("pairs".to_owned(), table));
         match sheet {
             None => {}
@@ -151,7 +160,10 @@ impl OverlapOptions {
             })?;
         }
         pairs.sort_by(|a, b| {
-            b.similarity.total_cmp(&a.similarity).then(a.place.cmp(&b.place)).then(a.other.cmp(&b.other))
+            b.similarity
+                .total_cmp(&a.similarity)
+                .then(a.place.cmp(&b.place))
+                .then(a.other.cmp(&b.other))
         });
         Ok(pairs)
     }

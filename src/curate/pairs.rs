@@ -60,16 +60,25 @@ fn located(origin: &Origin, heap: &Heap, place: usize) -> String {
 pub(crate) fn sheet(pairs: &[Pair], heap: &Heap, others: &[(String, Heap)], title: String) -> Result<Sheet> {
     let step = pairs.len().div_ceil(SHOWN).max(1);
     let picture = |heap: &Heap, place: usize| -> Result<RgbImage> {
-        Ok(heap.origin.source("contact sheet")?.load(heap.row(place), &DecodeOptions::default())?)
+        Ok(heap
+            .origin
+            .source("contact sheet")?
+            .load(heap.row(place), &DecodeOptions::default())?)
     };
     let mut tiles: Vec<Tile> = Vec::new();
     for pair in pairs.iter().step_by(step) {
         let (other, place) = (&others[pair.other.0].1, pair.other.1);
-        tiles.push(Tile::new(picture(heap, pair.place)?, format!("row {}", heap.row(pair.place))));
+        tiles.push(Tile::new(
+            picture(heap, pair.place)?,
+            format!("row {}", heap.row(pair.place)),
+        ));
         let caption = format!("{} · {:.3}", other.row(place), pair.similarity);
         tiles.push(Tile::new(picture(other, place)?, caption));
     }
-    let headings: Vec<String> = (0..ACROSS).flat_map(|_| ["heap", "match"]).map(str::to_owned).collect();
+    let headings: Vec<String> = (0..ACROSS)
+        .flat_map(|_| ["heap", "match"])
+        .map(str::to_owned)
+        .collect();
     Ok(Sheet {
         title,
         notes: vec![format!(

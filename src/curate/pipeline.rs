@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 
 use super::output::{describe_inputs, refuse_existing};
 use super::{
-    CURATE_FILE, DedupOptions, InputOptions, LIST_FILE, OverlapOptions, QualityOptions, RetrieveOptions, SampleOptions, Step,
-    run_step,
+    CURATE_FILE, DedupOptions, InputOptions, LIST_FILE, OverlapOptions, QualityOptions, RetrieveOptions,
+    SampleOptions, Step, run_step,
 };
 use crate::{Error, Result, files};
 
@@ -73,7 +73,9 @@ impl Pipeline {
             return Err(Error::input(name(), "expected at least one [[step]], found none"));
         }
         let steps = written.step.into_iter().enumerate();
-        let steps = steps.map(|(number, table)| planned(path, number + 1, table)).collect::<Result<_>>()?;
+        let steps = steps
+            .map(|(number, table)| planned(path, number + 1, table))
+            .collect::<Result<_>>()?;
         Ok(Self {
             file: path.to_owned(),
             input: InputOptions {
@@ -97,7 +99,10 @@ impl Pipeline {
         refuse_existing(&self.out, force || resume)?;
         std::fs::create_dir_all(&self.out).map_err(|e| Error::io(&self.out, e))?;
         // Marks the folder as curate's own while steps are missing.
-        files::write_json(&self.out.join(CURATE_FILE), &json!({ "task": "curate-run", "complete": false }))?;
+        files::write_json(
+            &self.out.join(CURATE_FILE),
+            &json!({ "task": "curate-run", "complete": false }),
+        )?;
         let mut list = self.input.list.clone();
         let (mut steps, mut notes) = (Vec::new(), Vec::new());
         for (number, planned) in self.steps.iter().enumerate() {
@@ -108,7 +113,10 @@ impl Pipeline {
                 list: list.clone(),
                 data: self.input.data.clone(),
             };
-            let done = resume.then(|| self.done_already(planned, &input, &out)).transpose()?.flatten();
+            let done = resume
+                .then(|| self.done_already(planned, &input, &out))
+                .transpose()?
+                .flatten();
             let json = match done {
                 Some(json) => {
                     progress(&format!("step {} {}: done already", number + 1, planned.name));
@@ -116,8 +124,14 @@ impl Pipeline {
                 }
                 None => {
                     progress(&format!("step {} {}", number + 1, planned.name));
-                    let outcome = run_step(planned.step.as_ref(), &input, self.seed, &out, true).map_err(|e| self.at(number, e))?;
-                    notes.extend(outcome.notes.iter().map(|note| format!("step {}: {note}", number + 1)));
+                    let outcome = run_step(planned.step.as_ref(), &input, self.seed, &out, true)
+                        .map_err(|e| self.at(number, e))?;
+                    notes.extend(
+                        outcome
+                            .notes
+                            .iter()
+                            .map(|note| format!("step {}: {note}", number + 1)),
+                    );
                     outcome.json
                 }
             };
@@ -139,7 +153,9 @@ impl Pipeline {
             return Ok(None);
         }
         let text = std::fs::read_to_string(&file).map_err(|e| Error::io(&file, e))?;
-        let Ok(found) = serde_json::from_str::<Value>(&text) else { return Ok(None) };
+        let Ok(found) = serde_json::from_str::<Value>(&text) else {
+            return Ok(None);
+        };
         let step = planned.step.as_ref();
         let same = found["settings"] == step.settings()
             && found["seed"] == json!(self.seed)
@@ -163,7 +179,9 @@ fn copy_list(from: &Path, to: &Path) -> Result<()> {
     let file = std::fs::File::open(from).map_err(|e| Error::io(from, e))?;
     let mut frame = ParquetReader::new(file).finish().map_err(EvalError::from)?;
     files::write_whole(to, |file| {
-        ParquetWriter::new(file).finish(&mut frame).map_err(EvalError::from)?;
+        ParquetWriter::new(file)
+            .finish(&mut frame)
+            .map_err(EvalError::from)?;
         Ok(())
     })
 }
@@ -178,11 +196,24 @@ fn planned(path: &Path, number: usize, mut table: toml::Table) -> Result<Planned
     let Some(toml::Value::String(verb)) = table.remove("verb") else {
         return Err(Error::input(what("").trim_end(), "expected `verb`, found none"));
     };
+    // What the command line asks for has no default here either.
+    let needed = match verb.as_str() {
+        "sample" => Some("size"),
+        "overlap" => Some("against"),
+        "retrieve" => Some("seeds"),
+        _ => None,
+    };
+    if let Some(key) = needed.filter(|key| !table.contains_key(*key)) {
+        return Err(Error::input(what(&verb), format!("expected `{key}`, found none")));
+    }
     let mut text = |key: &str| -> Result<Option<String>> {
         match table.remove(key) {
             None => Ok(None),
             Some(toml::Value::String(text)) => Ok(Some(text)),
-            Some(other) => Err(Error::input(what(&verb), format!("{key}: expected text, found {other}"))),
+            Some(other) => Err(Error::input(
+                what(&verb),
+                format!("{key}: expected text, found {other}"),
+            )),
         }
     };
     let (features, column) = (text("features")?.map(PathBuf::from), text("column")?);
@@ -206,7 +237,9 @@ fn planned(path: &Path, number: usize, mut table: toml::Table) -> Result<Planned
 }
 
 fn settings<T: DeserializeOwned>(what: &str, table: toml::Table) -> Result<T> {
-    table.try_into().map_err(|e: toml::de::Error| Error::input(what, in_one_line(&e)))
+    table
+        .try_into()
+        .map_err(|e: toml::de::Error| Error::input(what, in_one_line(&e)))
 }
 
 fn outcome(steps: &[(String, Value)], notes: Vec<String>) -> Result<PipelineOutcome> {
@@ -215,7 +248,8 @@ fn outcome(steps: &[(String, Value)], notes: Vec<String>) -> Result<PipelineOutc
         .enumerate()
         .flat_map(|(number, (name, json))| {
             let rows = json["rows"].as_array().map(Vec::as_slice).unwrap_or_default();
-            rows.iter().map(move |row| (format!("{} {name}", number + 1), row))
+            rows.iter()
+                .map(move |row| (format!("{} {name}", number + 1), row))
         })
         .collect();
     let table = df!(
@@ -226,8 +260,12 @@ fn outcome(steps: &[(String, Value)], notes: Vec<String>) -> Result<PipelineOutc
         "share" => rows.iter().map(|row| row.1["share"].as_f64()).collect::<Vec<_>>(),
     )
     .map_err(EvalError::from)?;
-    let count = |step: Option<&(String, Value)>, key: &str| step.and_then(|(_, json)| json["counts"][key].as_u64());
-    let (n, kept) = (count(steps.first(), "rows").unwrap_or(0), count(steps.last(), "kept").unwrap_or(0));
+    let count =
+        |step: Option<&(String, Value)>, key: &str| step.and_then(|(_, json)| json["counts"][key].as_u64());
+    let (n, kept) = (
+        count(steps.first(), "rows").unwrap_or(0),
+        count(steps.last(), "kept").unwrap_or(0),
+    );
     let summary = EvalResult::new("run", json!({}), n as usize, kept as usize, table)?;
     let json = json!({
         "task": "curate-run",

@@ -44,7 +44,10 @@ pub(super) fn check_bits(bits: u32) -> Result<()> {
     if bits <= MOST_BITS {
         return Ok(());
     }
-    Err(Error::input("--hash-bits", format!("expected 0 to {MOST_BITS} bits, found {bits}")))
+    Err(Error::input(
+        "--hash-bits",
+        format!("expected 0 to {MOST_BITS} bits, found {bits}"),
+    ))
 }
 
 /// Joins the rows of `source` at places `0..rows.len()` of `components` that are copies by their pixels.
@@ -72,7 +75,10 @@ pub(super) fn join(
         let first = *first_of.entry(*digest).or_insert(place);
         components.join(first, place);
     }
-    let hashes: Vec<(u32, Hash)> = (0u32..).zip(&read).filter_map(|(place, (_, hash))| Some((place, (*hash)?))).collect();
+    let hashes: Vec<(u32, Hash)> = (0u32..)
+        .zip(&read)
+        .filter_map(|(place, (_, hash))| Some((place, (*hash)?)))
+        .collect();
     join_close(&hashes, bits, components);
     Ok(())
 }
@@ -86,7 +92,12 @@ fn digest(image: &RgbImage) -> [u8; 32] {
 
 /// The difference hash; none for an image that cannot be resized.
 fn difference_hash(image: &RgbImage) -> Option<Hash> {
-    let small = resize(&image.view(), SIDE as u32 + 1, SIDE as u32, Interpolation::Bilinear)?;
+    let small = resize(
+        &image.view(),
+        SIDE as u32 + 1,
+        SIDE as u32,
+        Interpolation::Bilinear,
+    )?;
     let grey: Vec<i32> = small.data().chunks_exact(3).map(luma).collect(); // [16, 17]
     let mut hash = [0u64; 4];
     for y in 0..SIDE {
@@ -156,7 +167,9 @@ fn join_close(hashes: &[(u32, Hash)], bits: u32, components: &mut Components) {
 
 fn band_mask(band: usize, bands: usize) -> Hash {
     let mut mask = [0u64; 4];
-    (band..256).step_by(bands).for_each(|bit| mask[bit / 64] |= 1 << (bit % 64));
+    (band..256)
+        .step_by(bands)
+        .for_each(|bit| mask[bit / 64] |= 1 << (bit % 64));
     mask
 }
 
@@ -168,11 +181,16 @@ mod tests {
     /// A smooth picture of `side` x `side` from a few waves.
     fn picture(side: u32, seed: u64) -> RgbImage {
         let mut rng = crate::rng::stream(seed, "picture", 0);
-        let waves: Vec<[f32; 3]> = (0..6).map(|_| std::array::from_fn(|_| rng.random_range(-1.0..1.0f32))).collect();
+        let waves: Vec<[f32; 3]> = (0..6)
+            .map(|_| std::array::from_fn(|_| rng.random_range(-1.0..1.0f32)))
+            .collect();
         let grey: Vec<u8> = (0..side * side)
             .map(|i| {
                 let (x, y) = ((i % side) as f32 / side as f32, (i / side) as f32 / side as f32);
-                let sum: f32 = waves.iter().map(|w| (9.0 * (w[0] * x + w[1] * y) + 6.0 * w[2]).sin()).sum();
+                let sum: f32 = waves
+                    .iter()
+                    .map(|w| (9.0 * (w[0] * x + w[1] * y) + 6.0 * w[2]).sin())
+                    .sum();
                 (128.0 + 30.0 * sum).clamp(0.0, 255.0) as u8
             })
             .collect();
@@ -184,7 +202,10 @@ mod tests {
         let image = picture(96, 1);
         let smaller = resize(&image.view(), 60, 60, Interpolation::Bicubic).unwrap();
         let mut rng = crate::rng::stream(1, "noise", 0);
-        let noisy = smaller.data().iter().map(|&v| v.saturating_add(rng.random_range(0..5)).saturating_sub(2));
+        let noisy = smaller
+            .data()
+            .iter()
+            .map(|&v| v.saturating_add(rng.random_range(0..5)).saturating_sub(2));
         let noisy = RgbImage::new(60, 60, noisy.collect()).unwrap();
         let hash = |image: &RgbImage| difference_hash(image).unwrap();
         let near = distance(&hash(&image), &hash(&noisy));

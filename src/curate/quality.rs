@@ -101,7 +101,10 @@ impl Step for QualityOptions {
 
     fn judge(&self, input: &InputOptions, _seed: u64) -> Result<Judged> {
         let Some(spec) = &input.data else {
-            return Err(Error::input("--data", "expected the images to look at, found none"));
+            return Err(Error::input(
+                "--data",
+                "expected the images to look at, found none",
+            ));
         };
         let source = data::open(spec)?;
         let records: Vec<_> = (0..source.len()).map(|row| source.record(row)).collect();
@@ -113,7 +116,9 @@ impl Step for QualityOptions {
             .par_iter()
             .map(|&place| {
                 let image = source.load(rows[place], &DecodeOptions::default());
-                image.map(|image| measure(&image)).map_err(|error| error.to_string())
+                image
+                    .map(|image| measure(&image))
+                    .map_err(|error| error.to_string())
             })
             .collect();
         let flags: Vec<Vec<Flag>> = measured.iter().map(|m| self.flags(m.as_ref().ok())).collect();
@@ -146,11 +151,16 @@ fn names(flags: &[Flag]) -> String {
 impl QualityOptions {
     /// What is wrong with an image; one without measures could not be read.
     fn flags(&self, measured: Option<&Measures>) -> Vec<Flag> {
-        let Some(m) = measured else { return vec![Flag::Unreadable] };
+        let Some(m) = measured else {
+            return vec![Flag::Unreadable];
+        };
         let (shorter, longer) = (m.width.min(m.height), m.width.max(m.height));
         [
             (Flag::Small, shorter < self.min_side),
-            (Flag::Aspect, f64::from(longer) / f64::from(shorter) > self.max_aspect),
+            (
+                Flag::Aspect,
+                f64::from(longer) / f64::from(shorter) > self.max_aspect,
+            ),
             (Flag::Dark, m.mean < self.dark),
             (Flag::Bright, m.mean > self.bright),
             (Flag::Flat, m.deviation < self.flat),
@@ -166,10 +176,21 @@ fn measure(image: &RgbImage) -> Measures {
     let longest = image.width().max(image.height());
     let scaled = |side: u32| (u64::from(side) * u64::from(MEASURED_SIDE) / u64::from(longest)).max(1) as u32;
     let small = (longest > MEASURED_SIDE)
-        .then(|| resize(&image.view(), scaled(image.width()), scaled(image.height()), Interpolation::Bilinear))
+        .then(|| {
+            resize(
+                &image.view(),
+                scaled(image.width()),
+                scaled(image.height()),
+                Interpolation::Bilinear,
+            )
+        })
         .flatten();
     let seen = small.as_ref().unwrap_or(image);
-    let grey: Vec<f64> = seen.data().chunks_exact(3).map(|pixel| f64::from(luma(pixel)) / 255.0).collect();
+    let grey: Vec<f64> = seen
+        .data()
+        .chunks_exact(3)
+        .map(|pixel| f64::from(luma(pixel)) / 255.0)
+        .collect();
     let (mean, variance) = moments(&grey);
     let (width, height) = (seen.width() as usize, seen.height() as usize);
     let mut laplacian = Vec::with_capacity(grey.len());
@@ -204,7 +225,10 @@ fn table(
     measured: &[std::result::Result<Measures, String>],
     flags: &[Vec<Flag>],
 ) -> Result<DataFrame> {
-    fn value<T>(measured: &[std::result::Result<Measures, String>], read: fn(&Measures) -> T) -> Vec<Option<T>> {
+    fn value<T>(
+        measured: &[std::result::Result<Measures, String>],
+        read: fn(&Measures) -> T,
+    ) -> Vec<Option<T>> {
         measured.iter().map(|m| m.as_ref().ok().map(read)).collect()
     }
     let table = df!(
@@ -237,8 +261,14 @@ mod tests {
         assert_eq!(flags(80, 70, chequered), []);
         assert_eq!(flags(80, 20, chequered), [Flag::Small]);
         assert_eq!(flags(500, 100, chequered), [Flag::Aspect]);
-        assert_eq!(flags(90, 90, |x, y| chequered(x, y) / 30), [Flag::Dark, Flag::Flat]);
-        assert_eq!(flags(90, 90, |_, _| 255), [Flag::Bright, Flag::Flat, Flag::Blurred]);
+        assert_eq!(
+            flags(90, 90, |x, y| chequered(x, y) / 30),
+            [Flag::Dark, Flag::Flat]
+        );
+        assert_eq!(
+            flags(90, 90, |_, _| 255),
+            [Flag::Bright, Flag::Flat, Flag::Blurred]
+        );
         // A slow wave has contrast and no edges.
         let wave = |x: u32, _: u32| (128.0 + 100.0 * (x as f32 / 20.0).sin()) as u8;
         assert_eq!(flags(128, 128, wave), [Flag::Blurred]);

@@ -4,7 +4,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use macula_eval::curation::{ClusterRetrieval, NearestSeed, Search, Searcher, retrieve_by_cluster, retrieve_by_sample};
+use macula_eval::curation::{
+    ClusterRetrieval, NearestSeed, Search, Searcher, retrieve_by_cluster, retrieve_by_sample,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -87,7 +89,10 @@ impl Step for RetrieveOptions {
 
     fn judge(&self, input: &InputOptions, seed: u64) -> Result<Judged> {
         if self.seeds.is_empty() {
-            return Err(Error::input("seeds", "expected the features of curated images, found none"));
+            return Err(Error::input(
+                "seeds",
+                "expected the features of curated images, found none",
+            ));
         }
         if self.target == Some(0) {
             return Err(Error::input("--target", "expected at least 1 row, found 0"));
@@ -108,7 +113,13 @@ impl RetrieveOptions {
         let (mut n_seeds, mut asked, mut once) = (0, 0u64, 0);
         let searcher = Searcher::new(heap.unit.view(), self.search, seed)?;
         for path in &self.seeds {
-            let seeds = open_other("--seeds", path, None, input.column.as_deref(), heap.unit.view().dim())?;
+            let seeds = open_other(
+                "--seeds",
+                path,
+                None,
+                input.column.as_deref(),
+                heap.unit.view().dim(),
+            )?;
             let found = retrieve_by_sample(&searcher, n, seeds.unit.view(), self.k, self.target)?;
             n_seeds += seeds.len();
             for (best, found) in best.iter_mut().zip(found) {
@@ -146,7 +157,13 @@ impl RetrieveOptions {
         let mut numbers: Vec<u32> = Vec::new();
         let (mut n_seeds, mut n_hit) = (0, 0);
         for (number, path) in self.seeds.iter().enumerate() {
-            let seeds = open_other("--seeds", path, None, input.column.as_deref(), heap.unit.view().dim())?;
+            let seeds = open_other(
+                "--seeds",
+                path,
+                None,
+                input.column.as_deref(),
+                heap.unit.view().dim(),
+            )?;
             let config = ClusterRetrieval {
                 clusters,
                 more_than: self.more_than,
@@ -156,9 +173,15 @@ impl RetrieveOptions {
                 ..ClusterRetrieval::default()
             };
             let (found, clusters, hits) = retrieve_by_cluster(heap.unit.view(), seeds.unit.view(), &config)?;
-            taken.iter_mut().zip(found).for_each(|(taken, found)| *taken |= found);
+            taken
+                .iter_mut()
+                .zip(found)
+                .for_each(|(taken, found)| *taken |= found);
             n_seeds += seeds.len();
-            n_hit += hits.iter().filter(|&&hits| hits as usize > self.more_than).count();
+            n_hit += hits
+                .iter()
+                .filter(|&&hits| hits as usize > self.more_than)
+                .count();
             numbers = clusters;
         }
         // Of several seeds each has a clustering of its own, and a row no one number.

@@ -48,9 +48,14 @@ impl FromStr for SampleSize {
     type Err = String;
 
     fn from_str(text: &str) -> std::result::Result<Self, String> {
-        let expected = || format!("expected a number of rows, or a fraction above 0.0 and up to 1.0, found `{text}`");
+        let expected =
+            || format!("expected a number of rows, or a fraction above 0.0 and up to 1.0, found `{text}`");
         if let Ok(rows) = text.parse::<usize>() {
-            return if rows > 0 { Ok(Self::Rows(rows)) } else { Err(expected()) };
+            return if rows > 0 {
+                Ok(Self::Rows(rows))
+            } else {
+                Err(expected())
+            };
         }
         match text.parse::<f64>() {
             Ok(fraction) if fraction > 0.0 && fraction <= 1.0 => Ok(Self::Fraction(fraction)),
@@ -65,7 +70,9 @@ impl TryFrom<Value> for SampleSize {
     fn try_from(value: Value) -> std::result::Result<Self, String> {
         match &value {
             // `1.0` is a fraction and `1` a row, and JSON keeps them apart.
-            Value::Number(number) if number.is_f64() => format!("{:?}", number.as_f64().unwrap_or_default()).parse(),
+            Value::Number(number) if number.is_f64() => {
+                format!("{:?}", number.as_f64().unwrap_or_default()).parse()
+            }
             other => other.to_string().parse(),
         }
     }
@@ -162,11 +169,19 @@ impl Step for SampleOptions {
     }
 
     fn judge(&self, input: &InputOptions, seed: u64) -> Result<Judged> {
-        let mut heap = if self.raw { Heap::open_raw(input)? } else { Heap::open(input)? };
+        let mut heap = if self.raw {
+            Heap::open_raw(input)?
+        } else {
+            Heap::open(input)?
+        };
         let n = heap.len();
         let target = self.size.of(n);
         let seed = rng::derived_seed(seed, "curate-sample");
-        let order = if self.closest { SampleOrder::Closest } else { SampleOrder::Random };
+        let order = if self.closest {
+            SampleOrder::Closest
+        } else {
+            SampleOrder::Random
+        };
         let levels = match self.method {
             SampleMethod::Random => Vec::new(),
             _ => {
@@ -181,7 +196,9 @@ impl Step for SampleOptions {
         };
         let mut is_taken = vec![false; n];
         taken.iter().for_each(|&row| is_taken[row as usize] = true);
-        let table = (!levels.is_empty()).then(|| clusters_table(&heap, &levels)).transpose()?;
+        let table = (!levels.is_empty())
+            .then(|| clusters_table(&heap, &levels))
+            .transpose()?;
         let mut ledger = heap.ledger("cluster");
         for (place, &all) in heap.judged.iter().enumerate() {
             ledger.groups[all] = levels.first().map(|level| level.clusters[place]);
@@ -194,7 +211,9 @@ impl Step for SampleOptions {
         let mut judged = Judged::new(ledger, heap.into_origin());
         let sizes: Vec<usize> = levels.iter().map(|level| level.centroids.view().rows()).collect();
         judged.count("clusters", json!(sizes));
-        judged.tables.extend(table.map(|table| ("clusters".to_owned(), table)));
+        judged
+            .tables
+            .extend(table.map(|table| ("clusters".to_owned(), table)));
         Ok(judged)
     }
 }
@@ -202,12 +221,22 @@ impl Step for SampleOptions {
 impl SampleOptions {
     /// The hierarchy for `n` rows.
     fn hierarchy(&self, n: usize, seed: u64) -> HierarchyConfig {
-        let mut levels = if self.levels.is_empty() { default_levels(n) } else { self.levels.clone() };
+        let mut levels = if self.levels.is_empty() {
+            default_levels(n)
+        } else {
+            self.levels.clone()
+        };
         let flat = self.method == SampleMethod::Flat;
         if flat {
             levels.truncate(1);
         }
-        let default = |level: usize| if level == 0 && levels.len() > 1 { 1 } else { RESAMPLED };
+        let default = |level: usize| {
+            if level == 0 && levels.len() > 1 {
+                1
+            } else {
+                RESAMPLED
+            }
+        };
         let sample_sizes = match (flat, self.sample_sizes.is_empty()) {
             (true, _) => vec![1],
             (false, true) => (0..levels.len()).map(default).collect(),
@@ -246,9 +275,15 @@ fn clusters_table(heap: &Heap, levels: &[Level]) -> Result<DataFrame> {
     for (number, level) in levels.iter().enumerate() {
         clusters = match number {
             0 => level.clusters.clone(),
-            _ => clusters.iter().map(|&below| level.clusters[below as usize]).collect(),
+            _ => clusters
+                .iter()
+                .map(|&below| level.clusters[below as usize])
+                .collect(),
         };
-        columns.push(Column::new(format!("level_{}", number + 1).into(), clusters.as_slice()));
+        columns.push(Column::new(
+            format!("level_{}", number + 1).into(),
+            clusters.as_slice(),
+        ));
     }
     Ok(DataFrame::new(n, columns).map_err(EvalError::from)?)
 }

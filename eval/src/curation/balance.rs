@@ -109,7 +109,10 @@ impl Tree {
             let below = sizes.last();
             let fits = below.is_none_or(|below| below.len() == level.clusters.len());
             if !fits || level.clusters.iter().any(|&cluster| cluster as usize >= k) {
-                return Err(Error::data("levels", format!("level {} does not fit the one below", number + 1)));
+                return Err(Error::data(
+                    "levels",
+                    format!("level {} does not fit the one below", number + 1),
+                ));
             }
             let mut size = vec![0u64; k];
             for (child, &cluster) in level.clusters.iter().enumerate() {
@@ -213,7 +216,10 @@ mod tests {
     fn closest_takes_the_nearest_rows() {
         let distances = vec![5.0, 1.0, 4.0, 2.0, 3.0, 0.5];
         let levels = [level(&[0, 0, 0, 1, 1, 1], 2, distances)];
-        assert_eq!(balanced_sample(&levels, 4, SampleOrder::Closest, 0).unwrap(), [1, 2, 3, 5]);
+        assert_eq!(
+            balanced_sample(&levels, 4, SampleOrder::Closest, 0).unwrap(),
+            [1, 2, 3, 5]
+        );
         let seeds: std::collections::BTreeSet<Vec<u32>> = (0..20)
             .map(|seed| balanced_sample(&levels, 2, SampleOrder::Random, seed).unwrap())
             .collect();

@@ -72,13 +72,19 @@ impl HierarchyConfig {
         if self.levels.is_empty() || !falling || self.levels.contains(&0) {
             return Err(Error::config(
                 "levels",
-                format!("expected falling numbers of clusters, at least 1 each, found {:?}", self.levels),
+                format!(
+                    "expected falling numbers of clusters, at least 1 each, found {:?}",
+                    self.levels
+                ),
             ));
         }
         if self.levels[0] > n {
             return Err(Error::config(
                 "levels",
-                format!("expected at most {n} clusters (the rows), found {}", self.levels[0]),
+                format!(
+                    "expected at most {n} clusters (the rows), found {}",
+                    self.levels[0]
+                ),
             ));
         }
         if self.sample_sizes.len() != self.levels.len() || self.sample_sizes.contains(&0) {
@@ -97,7 +103,10 @@ impl HierarchyConfig {
         if let Some(split) = self.split.filter(|&split| split > self.levels[0]) {
             return Err(Error::config(
                 "split",
-                format!("expected at most {} parents (the lowest level), found {split}", self.levels[0]),
+                format!(
+                    "expected at most {} parents (the lowest level), found {split}",
+                    self.levels[0]
+                ),
             ));
         }
         Ok(())
@@ -120,7 +129,9 @@ impl HierarchyConfig {
             iterations: self.iterations,
             seeding_rows: (n / SEEDING_ROWS > k).then_some(SEEDING_ROWS * k),
             // Any seeds that differ will do: the generator mixes them.
-            seed: self.seed.wrapping_add(counter.wrapping_mul(0x9E37_79B9_7F4A_7C15)),
+            seed: self
+                .seed
+                .wrapping_add(counter.wrapping_mul(0x9E37_79B9_7F4A_7C15)),
         }
     }
 }
@@ -139,9 +150,17 @@ pub fn hierarchy(
     for (number, (&k, &sample)) in config.levels.iter().zip(&config.sample_sizes).enumerate() {
         let rows = levels.last().map_or(features, |below| below.centroids.view());
         let k = k.min(rows.rows());
-        progress(&format!("level {}: {} rows into {k} clusters", number + 1, rows.rows()));
+        progress(&format!(
+            "level {}: {} rows into {k} clusters",
+            number + 1,
+            rows.rows()
+        ));
         let counter = number as u64 * 1_000_000;
-        let parents = if number == 0 { config.parents(rows.rows()) } else { 0 };
+        let parents = if number == 0 {
+            config.parents(rows.rows())
+        } else {
+            0
+        };
         let mut level = if parents > 1 {
             split(rows, k, parents, config, counter)?
         } else {
@@ -149,7 +168,11 @@ pub fn hierarchy(
         };
         let steps = if sample > 1 { config.resampling } else { 0 };
         for step in 0..steps {
-            progress(&format!("level {}: resampling {} of {steps}", number + 1, step + 1));
+            progress(&format!(
+                "level {}: resampling {} of {steps}",
+                number + 1,
+                step + 1
+            ));
             let nearest = nearest_to_centroids(&level, sample);
             let few = rows.select(&nearest);
             let k = k.min(nearest.len());
@@ -258,12 +281,17 @@ mod tests {
         let mut below = rows.view();
         for level in &levels {
             let squared = |a: &[f32], b: &[f32]| -> f64 {
-                a.iter().zip(b).map(|(x, y)| (f64::from(*x) - f64::from(*y)).powi(2)).sum()
+                a.iter()
+                    .zip(b)
+                    .map(|(x, y)| (f64::from(*x) - f64::from(*y)).powi(2))
+                    .sum()
             };
             for row in 0..below.rows() {
                 let to = |cluster: usize| squared(below.row(row), level.centroids.view().row(cluster));
                 let own = to(level.clusters[row] as usize);
-                let least = (0..level.centroids.view().rows()).map(to).fold(f64::MAX, f64::min);
+                let least = (0..level.centroids.view().rows())
+                    .map(to)
+                    .fold(f64::MAX, f64::min);
                 assert!(own <= least + 1e-6, "{own} {least}");
                 assert!((own - level.distances[row]).abs() < 1e-6);
             }
@@ -283,7 +311,9 @@ mod tests {
         let sparse_centroids = |sample: usize| {
             let levels = hierarchy(rows.view(), &config(&[100], &[sample]), |_| {}).unwrap();
             let centroids = levels[0].centroids.view();
-            (0..centroids.rows()).filter(|&c| centroids.row(c)[0] > 5.0).count()
+            (0..centroids.rows())
+                .filter(|&c| centroids.row(c)[0] > 5.0)
+                .count()
         };
         let (plain, resampled) = (sparse_centroids(1), sparse_centroids(3));
         assert!(resampled > plain, "{plain} {resampled}");
@@ -312,12 +342,16 @@ mod tests {
     #[test]
     fn settings_that_make_no_hierarchy() {
         let rows = clustered(20, 3, 4, 0.3, 5);
-        let error = |config: HierarchyConfig| hierarchy(rows.view(), &config, |_| {}).unwrap_err().to_string();
+        let error =
+            |config: HierarchyConfig| hierarchy(rows.view(), &config, |_| {}).unwrap_err().to_string();
         assert!(error(config(&[], &[])).starts_with("levels: expected falling"));
         assert!(error(config(&[4, 4], &[1, 1])).contains("[4, 4]"));
         assert!(error(config(&[21], &[1])).contains("at most 20"));
         assert!(error(config(&[4, 2], &[1])).starts_with("sample_sizes"));
-        let split = HierarchyConfig { split: Some(9), ..config(&[4], &[1]) };
+        let split = HierarchyConfig {
+            split: Some(9),
+            ..config(&[4], &[1])
+        };
         assert!(error(split).starts_with("split"));
     }
 }

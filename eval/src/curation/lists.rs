@@ -176,7 +176,11 @@ impl<'a> InvertedLists<'a> {
             }
             let mut best = Reservoir::new(self.probes);
             best.offer(scores, 0);
-            probed.extend(best.into_keys().iter().map(|&key| (topk::index(key), member as u32)));
+            probed.extend(
+                best.into_keys()
+                    .iter()
+                    .map(|&key| (topk::index(key), member as u32)),
+            );
         }
         probed.sort_unstable();
         probed

@@ -63,7 +63,11 @@ pub fn retrieve_by_sample(
 /// Whether `a` comes before `b`: by rank, by similarity, by seed.
 fn better(a: &NearestSeed, b: &NearestSeed) -> bool {
     let by_similarity = b.similarity.total_cmp(&a.similarity);
-    a.rank.cmp(&b.rank).then(by_similarity).then(a.seed.cmp(&b.seed)).is_lt()
+    a.rank
+        .cmp(&b.rank)
+        .then(by_similarity)
+        .then(a.seed.cmp(&b.seed))
+        .is_lt()
 }
 
 fn keep_best(found: &mut [Option<NearestSeed>], target: usize) {
@@ -71,7 +75,11 @@ fn keep_best(found: &mut [Option<NearestSeed>], target: usize) {
     let key = |row: usize| found[row].map_or((u32::MAX, 0.0), |asked| (asked.rank, asked.similarity));
     order.sort_by(|&a, &b| {
         let (a_key, b_key) = (key(a), key(b));
-        a_key.0.cmp(&b_key.0).then(b_key.1.total_cmp(&a_key.1)).then(a.cmp(&b))
+        a_key
+            .0
+            .cmp(&b_key.0)
+            .then(b_key.1.total_cmp(&a_key.1))
+            .then(a.cmp(&b))
     });
     for &row in order.iter().skip(target) {
         found[row] = None;
@@ -136,7 +144,11 @@ pub fn retrieve_by_cluster(
     let (rows, starts) = by_cluster(&found.clusters, config.clusters);
     let mut rng = ChaCha8Rng::seed_from_u64(config.seed.wrapping_add(1));
     let mut chosen: Vec<u32> = Vec::new();
-    for (ends, _) in starts.windows(2).zip(&hits).filter(|(_, hits)| **hits as usize > config.more_than) {
+    for (ends, _) in starts
+        .windows(2)
+        .zip(&hits)
+        .filter(|(_, hits)| **hits as usize > config.more_than)
+    {
         let mut members = rows[ends[0]..ends[1]].to_vec();
         let (drawn, _) = members.partial_shuffle(&mut rng, config.per_cluster);
         chosen.extend_from_slice(drawn);
@@ -186,22 +198,47 @@ mod tests {
     #[test]
     fn clusters_that_seeds_fall_into_are_taken_from() {
         // Three tight groups; four seeds near the first, three near the second.
-        let group = |value: f32| if value < 1.0 { [1.0, 0.0, 0.0] } else if value < 2.0 { [0.0, 1.0, 0.0] } else { [0.0, 0.0, 1.0] };
+        let group = |value: f32| {
+            if value < 1.0 {
+                [1.0, 0.0, 0.0]
+            } else if value < 2.0 {
+                [0.0, 1.0, 0.0]
+            } else {
+                [0.0, 0.0, 1.0]
+            }
+        };
         let rows = |places: &[f32]| {
-            let data: Vec<f32> = places.iter().flat_map(|&v| group(v).map(|x| x + 0.01 * v.fract())).collect();
+            let data: Vec<f32> = places
+                .iter()
+                .flat_map(|&v| group(v).map(|x| x + 0.01 * v.fract()))
+                .collect();
             crate::Matrix::new(data, places.len(), 3).unwrap()
         };
-        let heap = rows(&(0..60).map(|i| (i % 3) as f32 + i as f32 / 100.0).collect::<Vec<_>>());
+        let heap = rows(
+            &(0..60)
+                .map(|i| (i % 3) as f32 + i as f32 / 100.0)
+                .collect::<Vec<_>>(),
+        );
         let seeds = rows(&[0.1, 0.2, 0.3, 0.4, 1.1, 1.2, 1.3]);
-        let config = ClusterRetrieval { clusters: 3, ..ClusterRetrieval::default() };
+        let config = ClusterRetrieval {
+            clusters: 3,
+            ..ClusterRetrieval::default()
+        };
         let (taken, clusters, hits) = retrieve_by_cluster(heap.view(), seeds.view(), &config).unwrap();
         let rows: Vec<usize> = (0..60).filter(|&row| taken[row]).collect();
         assert_eq!(rows, (0..60).step_by(3).collect::<Vec<_>>());
         assert_eq!(hits[clusters[0] as usize], 4);
-        let few = ClusterRetrieval { per_cluster: 5, more_than: 2, ..config.clone() };
+        let few = ClusterRetrieval {
+            per_cluster: 5,
+            more_than: 2,
+            ..config.clone()
+        };
         let (taken, _, _) = retrieve_by_cluster(heap.view(), seeds.view(), &few).unwrap();
         assert_eq!(taken.iter().filter(|&&t| t).count(), 10);
-        let sized = ClusterRetrieval { target: Some(7), ..config };
+        let sized = ClusterRetrieval {
+            target: Some(7),
+            ..config
+        };
         let (taken, _, _) = retrieve_by_cluster(heap.view(), seeds.view(), &sized).unwrap();
         assert_eq!(taken.iter().filter(|&&t| t).count(), 7);
     }

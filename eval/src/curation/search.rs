@@ -143,7 +143,10 @@ impl<'a> Searcher<'a> {
         mut visit: impl FnMut(usize, &[Hit]),
     ) -> Result<()> {
         if k == 0 {
-            return Err(crate::Error::config("k", "expected at least 1 neighbour, found 0"));
+            return Err(crate::Error::config(
+                "k",
+                "expected at least 1 neighbour, found 0",
+            ));
         }
         if let Kind::Lists(lists) = &self.kind {
             return lists.search(queries, own, k, threshold, visit);
@@ -199,7 +202,9 @@ pub fn edge_recall(
     let exact = Searcher::new(database, Search::Exact, seed)?;
     let count = |searcher: &Searcher<'_>| -> Result<usize> {
         let mut edges = 0;
-        searcher.run(queries.view(), Some(&own), k, threshold, |_, hits| edges += hits.len())?;
+        searcher.run(queries.view(), Some(&own), k, threshold, |_, hits| {
+            edges += hits.len()
+        })?;
         Ok(edges)
     };
     let all = count(&exact)?;
@@ -220,7 +225,10 @@ mod tests {
     fn edges(searcher: &Searcher<'_>, k: usize, threshold: f32) -> Edges {
         let mut found = Vec::new();
         let visit = |query: usize, hits: &[Hit]| {
-            assert!(hits.windows(2).all(|pair| pair[0].similarity >= pair[1].similarity));
+            assert!(
+                hits.windows(2)
+                    .all(|pair| pair[0].similarity >= pair[1].similarity)
+            );
             found.extend(hits.iter().map(|hit| (query, hit.row)));
         };
         searcher.search_itself(k, threshold, |_| {}, visit).unwrap();
@@ -264,9 +272,17 @@ mod tests {
             assert_eq!(searcher.method(), method);
             let found: std::collections::BTreeSet<_> = edges(&searcher, 64, 0.6).into_iter().collect();
             let right = found.intersection(&exact).count();
-            assert!(right as f64 > 0.99 * exact.len() as f64, "{method:?}: {right} of {}", exact.len());
+            assert!(
+                right as f64 > 0.99 * exact.len() as f64,
+                "{method:?}: {right} of {}",
+                exact.len()
+            );
             // A pair within rounding of the threshold or of the k-th place may be new; no more.
-            assert!(found.len() - right <= 20, "{method:?}: {} spare", found.len() - right);
+            assert!(
+                found.len() - right <= 20,
+                "{method:?}: {} spare",
+                found.len() - right
+            );
             let recall = edge_recall(&searcher, 64, 0.6, 400, 9).unwrap().unwrap();
             assert!(recall > 0.98, "{method:?}: {recall}");
         }
@@ -276,7 +292,10 @@ mod tests {
     fn lists_do_not_depend_on_threads() {
         let rows = clustered(2000, 16, 50, 0.4, 3);
         let run = |threads| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .unwrap();
             pool.install(|| edges(&Searcher::new(rows.view(), Search::Lists, 1).unwrap(), 8, 0.7))
         };
         assert_eq!(run(1), run(3));
@@ -291,6 +310,8 @@ mod tests {
         let searcher = Searcher::new(rows.view(), Search::Auto, 0).unwrap();
         assert!(searcher.search(rows.view(), 0, 0.5, |_, _| {}).is_err());
         // More neighbours than rows is no error: there are as many as there are.
-        searcher.search(rows.view(), 64, -2.0, |_, hits| assert_eq!(hits.len(), 5)).unwrap();
+        searcher
+            .search(rows.view(), 64, -2.0, |_, hits| assert_eq!(hits.len(), 5))
+            .unwrap();
     }
 }

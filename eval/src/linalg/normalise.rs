@@ -20,7 +20,11 @@ pub fn norm(row: &[f32]) -> f64 {
 /// # Errors
 /// None for a valid view; the type follows [`Matrix::new`].
 pub fn l2_normalise(features: MatrixView<'_>) -> Result<Matrix> {
-    l2_normalised(Matrix::new(features.data().to_vec(), features.rows(), features.dim())?)
+    l2_normalised(Matrix::new(
+        features.data().to_vec(),
+        features.rows(),
+        features.dim(),
+    )?)
 }
 
 /// [`l2_normalise`] in place, for features too large to be held twice.

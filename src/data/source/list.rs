@@ -141,7 +141,8 @@ fn open_sources(
                 names.len() - 1
             }
             None => {
-                let reason = format!("column `source`: expected idx: or sample: in row {place}, found `{spec}`");
+                let reason =
+                    format!("column `source`: expected idx: or sample: in row {place}, found `{spec}`");
                 return Err(Error::input(lossless(table), reason));
             }
         };
@@ -153,7 +154,9 @@ fn open_sources(
             }
             _ => {
                 let path = paths[place].as_deref().unwrap_or_default();
-                let reason = format!("row {place}: expected `{path}` in row {row:?} of {spec}, which has another there");
+                let reason = format!(
+                    "row {place}: expected `{path}` in row {row:?} of {spec}, which has another there"
+                );
                 return Err(Error::input(lossless(table), reason));
             }
         }
