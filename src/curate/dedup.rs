@@ -3,6 +3,7 @@
 //! for, when their pixels are equal or nearly so.
 
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 use macula_eval::curation::{Components, Search, Searcher, central_rows, edge_recall};
@@ -18,6 +19,8 @@ use crate::{Error, Result, rng};
 
 /// Rows on which the recall of an inexact search is measured.
 const RECALL_ROWS: usize = 500;
+/// Time between two reports of progress.
+const PROGRESS: Duration = Duration::from_secs(10);
 /// A component of more than this share of the rows is more likely chained by a low threshold than made of copies.
 const SUSPICIOUS: f64 = 0.05;
 
@@ -209,7 +212,13 @@ pub(super) fn join_neighbours(
     threshold: f32,
 ) -> Result<u64> {
     let mut edges = 0;
-    let told = |done| tracing::info!("neighbours of {done} rows");
+    let mut last = Instant::now();
+    let told = |done| {
+        if last.elapsed() > PROGRESS {
+            last = Instant::now();
+            tracing::info!("neighbours of {done} rows");
+        }
+    };
     searcher.search_itself(k, threshold, told, |row, hits| {
         edges += hits.len() as u64;
         hits.iter().for_each(|hit| {

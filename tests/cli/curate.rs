@@ -289,15 +289,15 @@ fn sampling_balances_what_is_skewed() {
         .map(|(i, axis)| (Some(label(axis)), near(axis, (i % 17) as f32 * 0.02)))
         .collect();
     w.features("f", &rows);
-    let run = |method: &str| {
-        let sample = format!("curate sample --features f --size 60 --method {method} --out {method} --json");
+    let run = |method: &str, levels: &str| {
+        let sample = format!("curate sample --features f --size 60 --method {method} {levels} --out {method} --json");
         w.succeeds(&sample).json()["counts"]["label_entropy_after"]
             .as_f64()
             .expect("labels")
     };
-    let (random, balanced) = (run("random"), run("hierarchical --levels 12,3"));
+    let (random, balanced) = (run("random", ""), run("hierarchical", "--levels 12,3"));
     assert!(balanced > random + 0.2, "{random} {balanced}");
-    run("flat");
+    assert!(run("flat", "--levels 12") > random);
 }
 
 #[test]

@@ -2,6 +2,8 @@
 //! nearest to them. Queries of one list are searched together, so that the work is matrix products and the memory beside
 //! the rows is a few MiB a thread. The rows are not copied. (Jégou, Douze & Schmid 2011, without product quantisation.)
 
+use std::borrow::Cow;
+
 use rayon::prelude::*;
 
 use crate::index::Hit;
@@ -21,7 +23,7 @@ const ROWS: usize = 512;
 /// Groups of queries whose hits are held before they are visited, for each thread.
 const GROUPS_PER_THREAD: usize = 16;
 /// Rows for each centroid that the clustering is trained on.
-const TRAINING_ROWS: usize = 48;
+const TRAINING_ROWS: usize = 32;
 /// Rows for each centroid that the first centroids are chosen among.
 const SEEDING_ROWS: usize = 8;
 /// A list of a query with more hits than this many times `k` is cut back to `k`.
@@ -30,9 +32,9 @@ const SURPLUS: usize = 4;
 /// How lists are made and searched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ListsConfig {
-    /// Number of lists; none (the default) for 4 times the square root of the rows.
+    /// Number of lists; none (the default) for twice the square root of the rows.
     pub lists: Option<usize>,
-    /// Lists a query is compared with, 32 by default.
+    /// Lists a query is compared with, 16 by default.
     pub probes: usize,
     /// Lloyd iterations of the clustering, 8 by default.
     pub iterations: usize,
@@ -42,7 +44,7 @@ impl Default for ListsConfig {
     fn default() -> Self {
         Self {
             lists: None,
-            probes: 32,
+            probes: 16,
             iterations: 8,
         }
     }
@@ -66,7 +68,7 @@ impl<'a> InvertedLists<'a> {
     /// No row, no list or probe, more lists than rows, NaN or infinity.
     pub fn build(database: MatrixView<'a>, config: &ListsConfig, seed: u64) -> Result<Self> {
         let n = database.rows();
-        let by_size = (4.0 * (n as f64).sqrt()) as usize;
+        let by_size = (2.0 * (n as f64).sqrt()) as usize;
         let k = config.lists.unwrap_or_else(|| by_size.min(n / 4).max(1));
         if config.probes == 0 {
             return Err(Error::config("probes", "expected at least 1 list, found 0"));
@@ -109,8 +111,14 @@ impl<'a> InvertedLists<'a> {
         threshold: f32,
         mut visit: impl FnMut(usize, &[Hit]),
     ) -> Result<()> {
-        let nearest = assign(queries, self.centroids.view())?.clusters;
-        let (order, starts) = by_cluster(&nearest, self.starts.len() - 1);
+        let (order, starts) = if own.is_some_and(|own| own.len() == self.rows.len()) {
+            // The database's own rows lie in lists already.
+            (Cow::Borrowed(&self.rows), Cow::Borrowed(&self.starts))
+        } else {
+            let nearest = assign(queries, self.centroids.view())?.clusters;
+            let (order, starts) = by_cluster(&nearest, self.starts.len() - 1);
+            (Cow::Owned(order), Cow::Owned(starts))
+        };
         let groups: Vec<&[u32]> = starts
             .windows(2)
             .flat_map(|ends| order[ends[0]..ends[1]].chunks(QUERIES))
