@@ -101,7 +101,7 @@ def copies(args):
         runs = [(f"{column} > {t}", ["--threshold", t]) for t in args.thresholds]
         if column == "pixels":
             runs += [("equal pixels", ["--threshold", 1, "--pixels", "bytes"])]
-            runs += [(f"hash, {bits} bits", ["--threshold", 1, "--pixels", "hash", "--hash-bits", bits]) for bits in (6, 16)]
+            runs += [("hash and correlation", ["--threshold", 1, "--pixels", "hash"])]
         for name, flags in runs:
             out = args.work / "copies-out"
             json_ = macula("curate", "dedup", "--features", folder, "--out", out, "--force", "--json", *flags)

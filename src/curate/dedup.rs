@@ -48,7 +48,7 @@ pub struct DedupOptions {
     pub k: usize,
     /// Rows with a cosine similarity above this are copies, -1 to 1
     #[arg(long, default_value_t = Self::default().threshold, allow_negative_numbers = true)]
-    pub threshold: f32,
+    pub threshold: f64,
     /// Which row of a component is kept
     #[arg(long, value_enum, default_value = "first")]
     pub keep: Keep,
@@ -58,10 +58,10 @@ pub struct DedupOptions {
     /// list.parquet that narrows the folder of --against
     #[arg(long, value_name = "FILE", requires = "against")]
     pub against_list: Option<PathBuf>,
-    /// Also join images whose pixels are equal (bytes), or nearly so by a difference hash (hash); reads the images
+    /// Also join images whose pixels are equal (bytes), or nearly so by a difference hash and correlation (hash); reads the images
     #[arg(long, value_enum, default_value = "none")]
     pub pixels: PixelMatch,
-    /// Bits of 256 in which two hashes may differ, 0 to 32
+    /// Bits of 256 in which the hashes of two images may differ that are compared, 0 to 32
     #[arg(long, value_name = "BITS", default_value_t = Self::default().hash_bits)]
     pub hash_bits: u32,
     /// How neighbours are found: auto (exact up to 50,000 rows, else lists), exact, lists, hnsw
@@ -78,7 +78,7 @@ impl Default for DedupOptions {
             against: None,
             against_list: None,
             pixels: PixelMatch::None,
-            hash_bits: 6,
+            hash_bits: 24,
             search: Search::Auto,
         }
     }
@@ -91,7 +91,7 @@ pub(super) fn search(text: &str) -> std::result::Result<Search, String> {
 }
 
 /// Refuses a threshold that is no cosine.
-pub(super) fn check_threshold(name: &str, threshold: f32) -> Result<()> {
+pub(super) fn check_threshold(name: &str, threshold: f64) -> Result<()> {
     if (-1.0..=1.0).contains(&threshold) {
         return Ok(());
     }
@@ -135,13 +135,7 @@ impl Step for DedupOptions {
             pixels::join(source, &rows, self.pixels, self.hash_bits, &mut by_pixels)?;
         }
         let mut components = by_pixels.clone();
-        let searcher = Searcher::new(heap.unit.view(), self.search, seed)?;
-        let found = join_neighbours(&searcher, &mut components, self.k, self.threshold)?;
-        let recall = match searcher.method() {
-            Search::Exact => None,
-            _ => edge_recall(&searcher, self.k, self.threshold, RECALL_ROWS, seed)?,
-        };
-        let method = searcher.method();
+        let Found { edges, method, recall } = self.join(&heap, &mut components, seed)?;
         let known = self.known_already(&heap, input, seed)?;
 
         let (pixel_numbers, _) = by_pixels.numbered();
@@ -188,8 +182,8 @@ impl Step for DedupOptions {
             sizes.iter().filter(|&&size| size > 1).count(),
         );
         judged.count("largest_component", largest);
-        judged.count("edges", found);
-        judged.count("search", method.name());
+        judged.count("edges", edges);
+        judged.count("search", method);
         if let Some(recall) = recall {
             judged.count("edge_recall", recall);
         }
@@ -233,7 +227,29 @@ fn cosine(a: &[f32], b: &[f32]) -> f32 {
     sum as f32
 }
 
+/// What a search for neighbours found.
+struct Found {
+    edges: u64,
+    method: &'static str,
+    recall: Option<f64>,
+}
+
 impl DedupOptions {
+    /// Joins the rows of the heap that are copies. No cosine is above 1 but by rounding, so nothing is searched then.
+    fn join(&self, heap: &Heap, components: &mut Components, seed: u64) -> Result<Found> {
+        if self.threshold >= 1.0 {
+            return Ok(Found { edges: 0, method: "none", recall: None });
+        }
+        let threshold = self.threshold as f32;
+        let searcher = Searcher::new(heap.unit.view(), self.search, seed)?;
+        let edges = join_neighbours(&searcher, components, self.k, threshold)?;
+        let recall = match searcher.method() {
+            Search::Exact => None,
+            _ => edge_recall(&searcher, self.k, threshold, RECALL_ROWS, seed)?,
+        };
+        Ok(Found { edges, method: searcher.method().name(), recall })
+    }
+
     /// For each row the nearest row of the curated folder above the threshold: its row there and the cosine.
     fn known_already(&self, heap: &Heap, input: &InputOptions, seed: u64) -> Result<Vec<Option<(u64, f32)>>> {
         let mut known = vec![None; heap.len()];
@@ -249,7 +265,7 @@ impl DedupOptions {
             dim,
         )?;
         let searcher = Searcher::new(curated.unit.view(), self.search, seed)?;
-        searcher.search(heap.unit.view(), 1, self.threshold, |row, hits| {
+        searcher.search(heap.unit.view(), 1, self.threshold as f32, |row, hits| {
             known[row] = hits
                 .first()
                 .map(|hit| (curated.row(hit.row as usize), hit.similarity));

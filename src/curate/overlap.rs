@@ -26,10 +26,10 @@ pub struct OverlapOptions {
     pub against: Vec<PathBuf>,
     /// Rows with a cosine similarity above this to an evaluation row match it, -1 to 1
     #[arg(long, default_value_t = Self::default().threshold, allow_negative_numbers = true)]
-    pub threshold: f32,
+    pub threshold: f64,
     /// Rows of the heap above this belong to one component; by default --threshold, 1 for none but the row itself
     #[arg(long, value_name = "COSINE", allow_negative_numbers = true)]
-    pub component_threshold: Option<f32>,
+    pub component_threshold: Option<f64>,
     /// Nearest neighbours looked at within the heap
     #[arg(long, default_value_t = Self::default().k)]
     pub k: usize,
@@ -93,9 +93,10 @@ impl Step for OverlapOptions {
         let matched = nearest.iter().flatten().count();
 
         let mut components = Components::new(n);
+        // No cosine is above 1 but by rounding.
         if within < 1.0 && matched > 0 {
             let searcher = Searcher::new(heap.unit.view(), self.search, seed)?;
-            join_neighbours(&searcher, &mut components, self.k, within)?;
+            join_neighbours(&searcher, &mut components, self.k, within as f32)?;
         }
         let (numbers, count) = components.numbered();
         let mut spoiled: Vec<Option<&Pair>> = vec![None; count];
@@ -151,7 +152,7 @@ impl OverlapOptions {
         let mut pairs: Vec<Pair> = Vec::new();
         for (number, (_, other)) in others.iter().enumerate() {
             let searcher = Searcher::new(other.unit.view(), self.search, seed)?;
-            searcher.search(heap.unit.view(), PAIRS_PER_ROW, self.threshold, |place, hits| {
+            searcher.search(heap.unit.view(), PAIRS_PER_ROW, self.threshold as f32, |place, hits| {
                 pairs.extend(hits.iter().map(|hit| Pair {
                     place,
                     other: (number, hit.row as usize),

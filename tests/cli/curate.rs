@@ -63,10 +63,7 @@ fn dedup_keeps_one_of_each_component() {
         (&json["counts"]["kept"], &json["counts"]["components"]),
         (&3.into(), &3.into())
     );
-    assert_eq!(
-        json["settings"]["threshold"].as_f64().map(|t| (t * 10.0).round()),
-        Some(6.0)
-    );
+    assert_eq!(json["settings"]["threshold"], 0.6);
     assert!(
         run.stderr.contains("may not be where the images lie"),
         "{}",
