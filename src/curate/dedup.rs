@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::input::{Heap, InputOptions, open_other};
+use super::ledger::Ledger;
 use super::pixels::{self, PixelMatch};
 use super::{Judged, Step, setting_name};
 use crate::data::{DecodeOptions, Source};
@@ -135,45 +136,16 @@ impl Step for DedupOptions {
             pixels::join(source, &rows, self.pixels, self.hash_bits, &mut by_pixels)?;
         }
         let mut components = by_pixels.clone();
-        let Found { edges, method, recall } = self.join(&heap, &mut components, seed)?;
-        let known = self.known_already(&heap, input, seed)?;
-
-        let (pixel_numbers, _) = by_pixels.numbered();
+        let found = self.join(&heap, &mut components, seed)?;
         let (numbers, count) = components.numbered();
-        let keepers = self.keepers(&heap, &numbers, count)?;
-        let mut known_component = vec![None; count];
-        for (place, match_) in known.iter().enumerate().filter(|(_, match_)| match_.is_some()) {
-            known_component[numbers[place] as usize].get_or_insert((place, *match_));
-        }
-
-        let mut ledger = heap.ledger("component");
-        let mut sizes = vec![0usize; count];
-        for place in 0..n {
-            let (all, number) = (heap.judged[place], numbers[place] as usize);
-            sizes[number] += 1;
-            ledger.groups[all] = Some(numbers[place]);
-            if known_component[number].is_some() {
-                let reason = if known[place].is_some() {
-                    "copy of the curated"
-                } else {
-                    "component of a copy of the curated"
-                };
-                ledger.drop_row(all, reason);
-                if let Some((row, similarity)) = known[place] {
-                    ledger.of[all] = Some(row);
-                    ledger.similarities[all] = Some(similarity);
-                }
-                continue;
-            }
-            let keeper = keepers[number] as usize;
-            if keeper != place {
-                let same = pixel_numbers[keeper] == pixel_numbers[place];
-                ledger.drop_row(all, if same { "same pixels" } else { "copy" });
-                ledger.of[all] = Some(ledger.rows[heap.judged[keeper]]);
-                ledger.similarities[all] =
-                    Some(cosine(heap.unit.view().row(keeper), heap.unit.view().row(place)));
-            }
-        }
+        let groups = Groups {
+            keepers: self.keepers(&heap, &numbers, count)?,
+            known: self.known_already(&heap, input, seed)?,
+            by_pixels: by_pixels.numbered().0,
+            numbers,
+        };
+        let ledger = groups.verdicts(&mut heap);
+        let sizes = groups.sizes();
         let largest = sizes.iter().copied().max().unwrap_or(0);
         let mut judged = Judged::new(ledger, heap.into_origin());
         judged.count("components", count);
@@ -182,9 +154,9 @@ impl Step for DedupOptions {
             sizes.iter().filter(|&&size| size > 1).count(),
         );
         judged.count("largest_component", largest);
-        judged.count("edges", edges);
-        judged.count("search", method);
-        if let Some(recall) = recall {
+        judged.count("edges", found.edges);
+        judged.count("search", found.method);
+        if let Some(recall) = found.recall {
             judged.count("edge_recall", recall);
         }
         if largest > 100 && largest as f64 > SUSPICIOUS * n as f64 {
@@ -195,6 +167,55 @@ impl Step for DedupOptions {
             ));
         }
         Ok(judged)
+    }
+}
+
+/// Components, and what decides about their rows; everything by place among the judged rows.
+struct Groups {
+    /// Component of each row.
+    numbers: Vec<u32>,
+    /// The row of each component that is kept.
+    keepers: Vec<u32>,
+    /// Component of each row by its pixels alone.
+    by_pixels: Vec<u32>,
+    /// The row of a curated folder that each row is like, and the cosine.
+    known: Vec<Option<(u64, f32)>>,
+}
+
+impl Groups {
+    fn sizes(&self) -> Vec<usize> {
+        let mut sizes = vec![0; self.keepers.len()];
+        self.numbers
+            .iter()
+            .for_each(|&number| sizes[number as usize] += 1);
+        sizes
+    }
+
+    fn verdicts(&self, heap: &mut Heap) -> Ledger {
+        let mut known_component = vec![false; self.keepers.len()];
+        for (&number, known) in self.numbers.iter().zip(&self.known) {
+            known_component[number as usize] |= known.is_some();
+        }
+        let mut ledger = heap.ledger("component");
+        for (place, &number) in self.numbers.iter().enumerate() {
+            let all = heap.judged[place];
+            let keeper = self.keepers[number as usize] as usize;
+            ledger.groups[all] = Some(number);
+            if let Some((row, similarity)) = self.known[place] {
+                ledger.drop_row(all, "copy of the curated");
+                ledger.of[all] = Some(row);
+                ledger.similarities[all] = Some(similarity);
+            } else if known_component[number as usize] {
+                ledger.drop_row(all, "component of a copy of the curated");
+            } else if keeper != place {
+                let same = self.by_pixels[keeper] == self.by_pixels[place];
+                ledger.drop_row(all, if same { "same pixels" } else { "copy" });
+                ledger.of[all] = Some(ledger.rows[heap.judged[keeper]]);
+                let rows = heap.unit.view();
+                ledger.similarities[all] = Some(cosine(rows.row(keeper), rows.row(place)));
+            }
+        }
+        ledger
     }
 }
 
@@ -238,7 +259,11 @@ impl DedupOptions {
     /// Joins the rows of the heap that are copies. No cosine is above 1 but by rounding, so nothing is searched then.
     fn join(&self, heap: &Heap, components: &mut Components, seed: u64) -> Result<Found> {
         if self.threshold >= 1.0 {
-            return Ok(Found { edges: 0, method: "none", recall: None });
+            return Ok(Found {
+                edges: 0,
+                method: "none",
+                recall: None,
+            });
         }
         let threshold = self.threshold as f32;
         let searcher = Searcher::new(heap.unit.view(), self.search, seed)?;
@@ -247,7 +272,11 @@ impl DedupOptions {
             Search::Exact => None,
             _ => edge_recall(&searcher, self.k, threshold, RECALL_ROWS, seed)?,
         };
-        Ok(Found { edges, method: searcher.method().name(), recall })
+        Ok(Found {
+            edges,
+            method: searcher.method().name(),
+            recall,
+        })
     }
 
     /// For each row the nearest row of the curated folder above the threshold: its row there and the cosine.

@@ -152,13 +152,18 @@ impl OverlapOptions {
         let mut pairs: Vec<Pair> = Vec::new();
         for (number, (_, other)) in others.iter().enumerate() {
             let searcher = Searcher::new(other.unit.view(), self.search, seed)?;
-            searcher.search(heap.unit.view(), PAIRS_PER_ROW, self.threshold as f32, |place, hits| {
-                pairs.extend(hits.iter().map(|hit| Pair {
-                    place,
-                    other: (number, hit.row as usize),
-                    similarity: hit.similarity,
-                }));
-            })?;
+            searcher.search(
+                heap.unit.view(),
+                PAIRS_PER_ROW,
+                self.threshold as f32,
+                |place, hits| {
+                    pairs.extend(hits.iter().map(|hit| Pair {
+                        place,
+                        other: (number, hit.row as usize),
+                        similarity: hit.similarity,
+                    }));
+                },
+            )?;
         }
         pairs.sort_by(|a, b| {
             b.similarity

@@ -68,9 +68,16 @@ pub(super) fn join(
 ) -> Result<()> {
     let read = |&row: &u64| -> Result<([u8; 32], Option<(Hash, Thumb)>)> {
         let image = source.load(row, &DecodeOptions::default())?;
-        let small = if kind == PixelMatch::Hash { thumb(&image) } else { None };
+        let small = if kind == PixelMatch::Hash {
+            thumb(&image)
+        } else {
+            None
+        };
         let hashed = small.map(|thumb| (difference_hash(&thumb), thumb));
-        Ok((digest(&image), hashed.filter(|(hash, _)| distance(hash, &[0; 4]) >= LEAST_BITS)))
+        Ok((
+            digest(&image),
+            hashed.filter(|(hash, _)| distance(hash, &[0; 4]) >= LEAST_BITS),
+        ))
     };
     let read: Vec<([u8; 32], Option<(Hash, Thumb)>)> = rows.par_iter().map(read).collect::<Result<_>>()?;
     let mut first_of: HashMap<[u8; 32], u32> = HashMap::with_capacity(read.len());
@@ -99,7 +106,12 @@ fn digest(image: &RgbImage) -> [u8; 32] {
 
 /// The shrunken image; none for one that cannot be resized.
 fn thumb(image: &RgbImage) -> Option<Thumb> {
-    let small = resize(&image.view(), SIDE as u32 + 1, SIDE as u32, Interpolation::Bilinear)?;
+    let small = resize(
+        &image.view(),
+        SIDE as u32 + 1,
+        SIDE as u32,
+        Interpolation::Bilinear,
+    )?;
     let mut thumb = [0; SIDE * (SIDE + 1)];
     for (grey, pixel) in thumb.iter_mut().zip(small.data().chunks_exact(3)) {
         *grey = luma(pixel) as u8;
@@ -134,7 +146,11 @@ fn correlation(a: &Thumb, b: &Thumb) -> f64 {
     let sums = sums.map(f64::from);
     let spread = |side: usize| f64::from(squares[side]) - sums[side] * sums[side] / n;
     let lengths = (spread(0) * spread(1)).sqrt();
-    if lengths > 0.0 { (f64::from(product) - sums[0] * sums[1] / n) / lengths } else { 0.0 }
+    if lengths > 0.0 {
+        (f64::from(product) - sums[0] * sums[1] / n) / lengths
+    } else {
+        0.0
+    }
 }
 
 /// ITU-R 601 luma of an RGB pixel, 0 to 255.

@@ -287,7 +287,8 @@ fn sampling_balances_what_is_skewed() {
         .collect();
     w.features("f", &rows);
     let run = |method: &str, levels: &str| {
-        let sample = format!("curate sample --features f --size 60 --method {method} {levels} --out {method} --json");
+        let sample =
+            format!("curate sample --features f --size 60 --method {method} {levels} --out {method} --json");
         w.succeeds(&sample).json()["counts"]["label_entropy_after"]
             .as_f64()
             .expect("labels")
