@@ -213,7 +213,7 @@ def scale(args):
         folder = args.work / f"synthetic-{rows}"
         if not (folder / "_SUCCESS").exists():
             synthetic(folder, rows)
-        levels = ",".join(str(max(rows // by, 2)) for by in (50, 500, 5000, 50_000))
+        levels = ",".join(str(rows // by) for by in (50, 500, 2500, 5000))
         for step, flags in [
             ("dedup", ["--threshold", 0.8]),
             ("sample", ["--size", 0.1, "--levels", levels, "--iterations", 25]),

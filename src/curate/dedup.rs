@@ -142,6 +142,10 @@ impl Step for DedupOptions {
             keepers: self.keepers(&heap, &numbers, count)?,
             known: self.known_already(&heap, input, seed)?,
             by_pixels: by_pixels.numbered().0,
+            pixel_reason: match self.pixels {
+                PixelMatch::Hash => "nearly the same pixels",
+                _ => "same pixels",
+            },
             numbers,
         };
         let ledger = groups.verdicts(&mut heap);
@@ -178,6 +182,8 @@ struct Groups {
     keepers: Vec<u32>,
     /// Component of each row by its pixels alone.
     by_pixels: Vec<u32>,
+    /// What a row is told that goes for its pixels.
+    pixel_reason: &'static str,
     /// The row of a curated folder that each row is like, and the cosine.
     known: Vec<Option<(u64, f32)>>,
 }
@@ -209,7 +215,7 @@ impl Groups {
                 ledger.drop_row(all, "component of a copy of the curated");
             } else if keeper != place {
                 let same = self.by_pixels[keeper] == self.by_pixels[place];
-                ledger.drop_row(all, if same { "same pixels" } else { "copy" });
+                ledger.drop_row(all, if same { self.pixel_reason } else { "copy" });
                 ledger.of[all] = Some(ledger.rows[heap.judged[keeper]]);
                 let rows = heap.unit.view();
                 ledger.similarities[all] = Some(cosine(rows.row(keeper), rows.row(place)));

@@ -44,6 +44,14 @@ type Hash = [u64; 4];
 /// Grey pixels of the shrunken image, `[16, 17]`.
 type Thumb = [u8; SIDE * (SIDE + 1)];
 
+/// What is kept of an image.
+struct Seen {
+    /// SHA-256 of its size and pixels.
+    digest: [u8; 32],
+    /// None where only equal pixels are asked for, or the image is nearly flat.
+    small: Option<(Hash, Thumb)>,
+}
+
 /// Refuses a number of bits that would join everything.
 pub(super) fn check_bits(bits: u32) -> Result<()> {
     if bits <= MOST_BITS {
@@ -66,30 +74,30 @@ pub(super) fn join(
     bits: u32,
     components: &mut Components,
 ) -> Result<()> {
-    let read = |&row: &u64| -> Result<([u8; 32], Option<(Hash, Thumb)>)> {
+    let see = |&row: &u64| -> Result<Seen> {
         let image = source.load(row, &DecodeOptions::default())?;
-        let small = if kind == PixelMatch::Hash {
+        let thumb = if kind == PixelMatch::Hash {
             thumb(&image)
         } else {
             None
         };
-        let hashed = small.map(|thumb| (difference_hash(&thumb), thumb));
-        Ok((
-            digest(&image),
-            hashed.filter(|(hash, _)| distance(hash, &[0; 4]) >= LEAST_BITS),
-        ))
+        let small = thumb.map(|thumb| (difference_hash(&thumb), thumb));
+        Ok(Seen {
+            digest: digest(&image),
+            small: small.filter(|(hash, _)| distance(hash, &[0; 4]) >= LEAST_BITS),
+        })
     };
-    let read: Vec<([u8; 32], Option<(Hash, Thumb)>)> = rows.par_iter().map(read).collect::<Result<_>>()?;
-    let mut first_of: HashMap<[u8; 32], u32> = HashMap::with_capacity(read.len());
+    let seen: Vec<Seen> = rows.par_iter().map(see).collect::<Result<_>>()?;
+    let mut first_of: HashMap<[u8; 32], u32> = HashMap::with_capacity(seen.len());
     let mut hashes: Vec<(u32, Hash)> = Vec::new();
-    for (place, (digest, hashed)) in (0u32..).zip(&read) {
-        let first = *first_of.entry(*digest).or_insert(place);
+    for (place, seen) in (0u32..).zip(&seen) {
+        let first = *first_of.entry(seen.digest).or_insert(place);
         components.join(first, place);
-        if let Some((hash, _)) = hashed.filter(|_| first == place) {
+        if let Some((hash, _)) = seen.small.filter(|_| first == place) {
             hashes.push((place, hash));
         }
     }
-    let correlate = |a: u32, b: u32| match (&read[a as usize].1, &read[b as usize].1) {
+    let correlate = |a: u32, b: u32| match (&seen[a as usize].small, &seen[b as usize].small) {
         (Some((_, a)), Some((_, b))) => correlation(a, b) > CORRELATION,
         _ => false,
     };

@@ -257,7 +257,13 @@ mod tests {
 
     #[test]
     fn each_flag_has_its_picture() {
-        let chequered = |x: u32, y: u32| if (x / 4 + y / 4) % 2 == 0 { 40 } else { 220 };
+        let chequered = |x: u32, y: u32| {
+            if (x / 4 + y / 4).is_multiple_of(2) {
+                40
+            } else {
+                220
+            }
+        };
         assert_eq!(flags(80, 70, chequered), []);
         assert_eq!(flags(80, 20, chequered), [Flag::Small]);
         assert_eq!(flags(500, 100, chequered), [Flag::Aspect]);
