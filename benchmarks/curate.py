@@ -80,6 +80,8 @@ def changed(image, kind, rng):
 def features(args, spec, name):
     """Feature folders of a source by the trained network and by its pixels."""
     for model, column in [(args.model, "cls"), ("pixels", "pixels")]:
+        if column not in args.columns:
+            continue
         out = args.work / f"{name}-{column}"
         if not out.exists():
             macula("extract", "--model", model, "--data", spec, "--out", out, "--batch", 256)
@@ -230,7 +232,8 @@ def main():
     parser.add_argument("--data", type=pathlib.Path)
     parser.add_argument("--model")
     parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("curate-work"))
-    parser.add_argument("--thresholds", type=lambda t: [float(v) for v in t.split(",")], default=[0.95, 0.98, 0.99, 0.995])
+    parser.add_argument("--thresholds", type=lambda t: [float(v) for v in t.split(",")], default=[0.8, 0.9, 0.95, 0.98, 0.99, 0.995])
+    parser.add_argument("--columns", type=lambda t: t.split(","), default=["cls", "pixels"])
     parser.add_argument("--rows", type=lambda t: [int(v) for v in t.split(",")], default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     args = parser.parse_args()
