@@ -69,7 +69,7 @@ pub fn kmeans(features: MatrixView<'_>, config: &KMeansConfig) -> Result<KMeans>
     let mut converged = false;
     while iterations < config.iterations && !converged {
         centroids = means(features, &found.clusters, centroids)?;
-        let next = assign(features, centroids.view())?;
+        let next = assign::assign_checked(features, centroids.view());
         converged = next.clusters == found.clusters;
         found = next;
         iterations += 1;
