@@ -43,6 +43,31 @@ fn readable_by_others(_file: &fs::File) -> std::io::Result<()> {
     Ok(())
 }
 
+/// Writes folder `out` through `write`, which fills an empty folder beside it: renamed to `out` when `write` has succeeded,
+/// in place of one that stands there. The folders above `out` are made if need be.
+///
+/// # Errors
+/// Whatever `write` returns, or the system's word with the path; nothing is left behind then.
+pub fn write_folder(out: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let parent = match out.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    fs::create_dir_all(parent).map_err(|e| Error::io(parent, e))?;
+    let temporary = tempfile::Builder::new()
+        .prefix(TEMPORARY_PREFIX)
+        .tempdir_in(parent)
+        .map_err(|e| Error::io(out, e))?;
+    // Inside the temporary folder, whose own permissions are its owner's alone.
+    let whole = temporary.path().join("whole");
+    fs::create_dir(&whole).map_err(|e| Error::io(&whole, e))?;
+    write(&whole)?;
+    if out.exists() {
+        fs::rename(out, temporary.path().join("replaced")).map_err(|e| Error::io(out, e))?;
+    }
+    fs::rename(&whole, out).map_err(|e| Error::io(out, e))
+}
+
 /// Writes `bytes` to `path` whole.
 ///
 /// # Errors
@@ -132,6 +157,25 @@ mod tests {
         assert!(failed.is_err());
         assert_eq!(fs::read(&path).expect("still there"), b"old");
         assert_eq!(fs::read_dir(folder.path()).expect("listed").count(), 1);
+    }
+
+    #[test]
+    fn a_failed_folder_leaves_the_old_one_and_nothing_else() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let out = folder.path().join("made/out");
+        write_folder(&out, |inner| write_bytes(&inner.join("a"), b"old")).expect("written");
+        let failed = write_folder(&out, |inner| {
+            write_bytes(&inner.join("a"), b"new")?;
+            Err(Error::failed("test", "stopped"))
+        });
+        assert!(failed.is_err());
+        assert_eq!(fs::read(out.join("a")).expect("still there"), b"old");
+        assert_eq!(
+            fs::read_dir(folder.path().join("made")).expect("listed").count(),
+            1
+        );
+        write_folder(&out, |inner| write_bytes(&inner.join("b"), b"new")).expect("replaced");
+        assert!(!out.join("a").exists() && out.join("b").exists());
     }
 
     #[test]

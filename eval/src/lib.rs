@@ -2,6 +2,7 @@
 //! neither candle nor ONNX Runtime nor any file format of features, so that anything with a matrix can be evaluated.
 #![warn(missing_docs)]
 
+pub mod curation;
 mod draws;
 pub mod error;
 pub mod index;

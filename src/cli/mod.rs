@@ -3,6 +3,7 @@
 
 mod args;
 mod bench;
+mod curate;
 mod demo;
 mod distill;
 mod doctor;
@@ -47,6 +48,8 @@ enum Verb {
     Extract(extract::ExtractArgs),
     /// Evaluate features with one protocol.
     Eval(eval::EvalArgs),
+    /// Curate a heap of images: copies, leaks, retrieval, balance, quality.
+    Curate(Box<curate::CurateArgs>),
     /// Build, query and score nearest-neighbour indexes.
     Index(index::IndexArgs),
     /// Many results in one table and one HTML page.
@@ -105,6 +108,7 @@ fn run(cli: Cli) -> Result<()> {
         Verb::Export(args) => args.run(),
         Verb::Extract(args) => args.run(),
         Verb::Eval(args) => args.run(),
+        Verb::Curate(args) => args.run(),
         Verb::Index(args) => args.run(),
         Verb::Report(args) => args.run(),
         Verb::Viz(args) => args.run(),

@@ -1,9 +1,8 @@
 //! From a feature folder to an index folder, written beside its name and renamed when whole.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use macula_eval::index::{DUMP_FILES, ExactIndex, HnswConfig, HnswIndex, Index, build_for_recall};
@@ -14,8 +13,7 @@ use super::{FORMAT_VERSION, Kind, MANIFEST_FILE, Manifest, ROWS_FILE, VECTORS_FI
 use crate::evaluate::{default_column, read_column};
 use crate::extract::FeatureFolder;
 use crate::extract::folder::Features;
-use crate::files::{self, TEMPORARY_PREFIX};
-use crate::{Error, Result, rng};
+use crate::{Error, Result, files, rng};
 
 /// Width of the walk of a graph whose recall nobody asked for.
 const DEFAULT_EF_SEARCH: usize = 64;
@@ -83,7 +81,7 @@ pub fn build(
         machine: Machine::current(),
         files: BTreeMap::new(),
     };
-    write_folder(out, |temporary| {
+    files::write_folder(out, |temporary| {
         write_vectors(temporary, &index)?;
         write_rows(&temporary.join(ROWS_FILE), &rows)?;
         for file in vector_files(options.kind).iter().chain([&ROWS_FILE]) {
@@ -142,26 +140,6 @@ fn refuse_existing(out: &Path, force: bool) -> Result<()> {
         ));
     }
     Ok(())
-}
-
-fn write_folder(out: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let parent = match out.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-        _ => PathBuf::from("."),
-    };
-    fs::create_dir_all(&parent).map_err(|e| Error::io(&parent, e))?;
-    let temporary = tempfile::Builder::new()
-        .prefix(TEMPORARY_PREFIX)
-        .tempdir_in(&parent)
-        .map_err(|e| Error::io(out, e))?;
-    // Inside the temporary folder, whose own permissions are its owner's alone.
-    let whole = temporary.path().join("index");
-    fs::create_dir(&whole).map_err(|e| Error::io(&whole, e))?;
-    write(&whole)?;
-    if out.exists() {
-        fs::rename(out, temporary.path().join("replaced")).map_err(|e| Error::io(out, e))?;
-    }
-    fs::rename(&whole, out).map_err(|e| Error::io(out, e))
 }
 
 fn write_vectors(folder: &Path, index: &Index) -> Result<()> {

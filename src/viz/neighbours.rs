@@ -129,19 +129,7 @@ impl Side {
     fn open(pictured: &Pictured, folder: &FeatureFolder, column: &str) -> Result<Self> {
         let features = read_column(folder, column)?;
         let source = data::open(&pictured.data)?;
-        for (&row, path) in features.rows.iter().zip(&features.paths) {
-            let found = (row < source.len()).then(|| source.record(row).path);
-            if found.as_deref() != Some(path) {
-                return Err(Error::input(
-                    &pictured.data,
-                    format!(
-                        "expected the images that {} was made from, with `{path}` in row {row}, found {}",
-                        folder.path().display(),
-                        found.map_or(format!("{} rows", source.len()), |found| format!("`{found}`"))
-                    ),
-                ));
-            }
-        }
+        features.check_source(source.as_ref(), &pictured.data, folder.path())?;
         Ok(Self {
             name: folder.path().display().to_string(),
             features,

@@ -5,6 +5,7 @@ mod bad_images;
 mod bad_inputs;
 mod chain;
 mod compare;
+mod curate;
 mod dense;
 mod distill;
 mod export;

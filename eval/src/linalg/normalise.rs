@@ -20,14 +20,27 @@ pub fn norm(row: &[f32]) -> f64 {
 /// # Errors
 /// None for a valid view; the type follows [`Matrix::new`].
 pub fn l2_normalise(features: MatrixView<'_>) -> Result<Matrix> {
-    let mut data = features.data().to_vec();
-    data.par_chunks_exact_mut(features.dim()).for_each(|row| {
+    l2_normalised(Matrix::new(
+        features.data().to_vec(),
+        features.rows(),
+        features.dim(),
+    )?)
+}
+
+/// [`l2_normalise`] in place, for features too large to be held twice.
+///
+/// # Errors
+/// None; the type follows [`Matrix::new`].
+pub fn l2_normalised(features: Matrix) -> Result<Matrix> {
+    let (rows, dim) = (features.view().rows(), features.view().dim());
+    let mut data = features.into_data();
+    data.par_chunks_exact_mut(dim).for_each(|row| {
         let length = norm(row).max(EPS);
         for value in row {
             *value = (f64::from(*value) / length) as f32;
         }
     });
-    Matrix::new(data, features.rows(), features.dim())
+    Matrix::new(data, rows, dim)
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! A table of files: `list.csv` or `list.parquet` with a column `path` (or `image`), and perhaps `label`, `mask` and
-//! `depth`. Paths are relative to the table's folder.
+//! `depth`. Paths are relative to the table's folder. A list that curation wrote says more: rows with `kept` false are left
+//! out, and where `source` names a source without files (`idx:`, `sample:`), the image is its row `row`.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ pub(super) struct List {
     table: PathBuf,
     folder: PathBuf,
     rows: Vec<Row>,
+    sources: Vec<Box<dyn Source>>,
     sha256: String,
 }
 
@@ -25,6 +27,7 @@ struct Row {
     label: Option<String>,
     mask: Option<String>,
     depth: Option<String>,
+    elsewhere: Option<(usize, u64)>, // which of the list's sources, and its row
 }
 
 impl List {
@@ -58,29 +61,114 @@ impl List {
             Ok(column(&frame, table, name)?.unwrap_or_else(|| vec![None; count]))
         };
         let (labels, masks, depths) = (optional("label")?, optional("mask")?, optional("depth")?);
+        let kept = kept_rows(&frame, table, count)?;
+        let (sources, elsewhere) = open_sources(&frame, table, &path, &kept)?;
         let mut rows = Vec::with_capacity(count);
         for (row, (((path, label), mask), depth)) in
             path.into_iter().zip(labels).zip(masks).zip(depths).enumerate()
         {
+            if !kept[row] {
+                continue;
+            }
             let missing = || Error::input(lossless(table), format!("row {row} has no `path`"));
             rows.push(Row {
                 path: path.ok_or_else(missing)?,
                 label,
                 mask,
                 depth,
+                elsewhere: elsewhere[row],
             });
+        }
+        if rows.is_empty() {
+            return Err(Error::input(
+                lossless(table),
+                "no rows: `kept` is false in every one",
+            ));
         }
         Ok(Self {
             table: table.to_path_buf(),
             folder: table.parent().map(Path::to_path_buf).unwrap_or_default(),
             rows,
+            sources,
             sha256: sha256(&[&bytes]),
         })
     }
 }
 
+/// Which rows are kept: all without a column `kept`.
+fn kept_rows(frame: &DataFrame, table: &Path, count: usize) -> Result<Vec<bool>> {
+    let Some(kept) = column(frame, table, "kept")? else {
+        return Ok(vec![true; count]);
+    };
+    let read = |(row, value): (usize, Option<String>)| match value.as_deref() {
+        Some("true") => Ok(true),
+        Some("false") => Ok(false),
+        other => Err(Error::input(
+            lossless(table),
+            format!(
+                "column `kept`: expected true or false in row {row}, found `{}`",
+                other.unwrap_or_default()
+            ),
+        )),
+    };
+    kept.into_iter().enumerate().map(read).collect()
+}
+
+/// Of each row of a list the source that has its image, and the row there; none where the path is a file.
+type Elsewhere = Vec<Option<(usize, u64)>>;
+
+/// Opens the sources that column `source` names, each once.
+fn open_sources(
+    frame: &DataFrame,
+    table: &Path,
+    paths: &[Option<String>],
+    kept: &[bool],
+) -> Result<(Vec<Box<dyn Source>>, Elsewhere)> {
+    let Some(specs) = column(frame, table, "source")? else {
+        return Ok((Vec::new(), vec![None; paths.len()]));
+    };
+    let rows = column(frame, table, "row")?.unwrap_or_else(|| vec![None; paths.len()]);
+    let mut names: Vec<String> = Vec::new();
+    let mut sources: Vec<Box<dyn Source>> = Vec::new();
+    let mut elsewhere = vec![None; paths.len()];
+    for (place, spec) in specs.into_iter().enumerate().filter(|(place, _)| kept[*place]) {
+        let Some(spec) = spec else { continue };
+        let number = match names.iter().position(|name| *name == spec) {
+            Some(number) => number,
+            None if spec.starts_with("idx:") || spec.starts_with("sample:") => {
+                sources.push(super::open(&spec)?);
+                names.push(spec.clone());
+                names.len() - 1
+            }
+            None => {
+                let reason =
+                    format!("column `source`: expected idx: or sample: in row {place}, found `{spec}`");
+                return Err(Error::input(lossless(table), reason));
+            }
+        };
+        let row = rows[place].as_deref().and_then(|row| row.parse::<u64>().ok());
+        let source = &sources[number];
+        match row.filter(|&row| row < source.len()) {
+            Some(row) if Some(&source.record(row).path) == paths[place].as_ref() => {
+                elsewhere[place] = Some((number, row));
+            }
+            _ => {
+                let path = paths[place].as_deref().unwrap_or_default();
+                let reason = format!(
+                    "row {place}: expected `{path}` in row {row:?} of {spec}, which has another there"
+                );
+                return Err(Error::input(lossless(table), reason));
+            }
+        }
+    }
+    Ok((sources, elsewhere))
+}
+
 /// The table, with every CSV column read as text.
-fn read_frame(table: &Path) -> Result<DataFrame> {
+///
+/// # Errors
+/// A file that cannot be read or is no such table.
+pub fn read_frame(table: &Path) -> Result<DataFrame> {
     let unreadable =
         |error: polars::prelude::PolarsError| Error::input(lossless(table), one_line(&error.to_string()));
     let is_csv = table
@@ -143,11 +231,31 @@ impl Source for List {
     }
 
     fn load(&self, row: u64, options: &DecodeOptions) -> std::result::Result<RgbImage, RowError> {
-        load_file(&self.folder.join(&self.rows[place(row)].path), options)
+        let found = &self.rows[place(row)];
+        match found.elsewhere {
+            Some((source, row)) => self.sources[source].load(row, options),
+            None => load_file(&self.folder.join(&found.path), options),
+        }
     }
 
     fn file(&self, row: u64) -> Option<PathBuf> {
-        Some(self.folder.join(&self.rows[place(row)].path))
+        let found = &self.rows[place(row)];
+        match found.elsewhere {
+            Some((source, row)) => self.sources[source].file(row),
+            None => Some(self.folder.join(&found.path)),
+        }
+    }
+
+    fn in_memory(&self) -> bool {
+        !self.sources.is_empty()
+            && self.rows.iter().all(|row| row.elsewhere.is_some())
+            && self.sources.iter().all(|source| source.in_memory())
+    }
+
+    fn is_grey(&self) -> bool {
+        !self.sources.is_empty()
+            && self.rows.iter().all(|row| row.elsewhere.is_some())
+            && self.sources.iter().all(|source| source.is_grey())
     }
 
     fn describe(&self) -> serde_json::Value {

@@ -8,6 +8,8 @@ mod list;
 mod paths;
 mod tars;
 
+pub use list::read_frame as read_table;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

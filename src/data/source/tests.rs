@@ -425,3 +425,57 @@ fn the_sample_is_balanced_fashion_mnist() {
         Some("9")
     );
 }
+
+/// A list as curation writes it: rows that are not kept are no rows, rows of a source without files are read from there.
+#[test]
+fn a_curated_list_holds_what_is_kept() {
+    let folder = tempdir().unwrap();
+    put(folder.path(), "a.png");
+    put(folder.path(), "b.png");
+    let list = folder.path().join("list.csv");
+    let written = |text: &str| {
+        fs::write(&list, text).unwrap();
+        list.to_str().unwrap().to_owned()
+    };
+    let spec = written("row,path,label,kept\n0,gone.png,x,false\n1,a.png,y,true\n2,b.png,,true\n");
+    let source = open(&spec).unwrap();
+    let expected = [
+        ("a.png".to_owned(), Some("y".to_owned())),
+        ("b.png".to_owned(), None),
+    ];
+    assert_eq!(records(source.as_ref()), expected);
+    assert_eq!(source.load(1, &DecodeOptions::default()).unwrap().width(), 17);
+    assert!(!source.is_grey());
+
+    let sample = open("sample:test").unwrap();
+    let path = |row| sample.record(row).path;
+    let rows = format!(
+        "7,{},true,sample:test\n3,{},false,sample:test\n9,{},true,sample:test\n",
+        path(7),
+        path(3),
+        path(9)
+    );
+    let header = "row,path,kept,source\n";
+    let source = open(&written(&format!("{header}{rows}"))).unwrap();
+    assert_eq!(source.len(), 2);
+    for (row, original) in [(0, 7), (1, 9)] {
+        let options = DecodeOptions::default();
+        assert_eq!(
+            source.load(row, &options).unwrap(),
+            sample.load(original, &options).unwrap()
+        );
+        assert_eq!(source.file(row), None);
+    }
+    assert!(source.is_grey() && source.in_memory());
+
+    assert!(refusal(&written("path,kept\na.png,false\n")).contains("`kept` is false"));
+    assert!(refusal(&written("path,kept\na.png,perhaps\n")).contains("perhaps"));
+    let wrong_row = format!("{header}8,{},true,sample:test\n", path(7));
+    assert!(
+        refusal(&written(&wrong_row)).contains("row 0"),
+        "another image is there"
+    );
+    let no_such = format!("{header}1000000,{},true,sample:test\n", path(7));
+    assert!(refusal(&written(&no_such)).contains("row 0"));
+    assert!(refusal(&written("row,path,source\n1,a.png,http://x\n")).contains("http://x"));
+}

@@ -7,6 +7,7 @@ use macula_eval::Matrix;
 use polars::prelude::*;
 
 use super::{META_FILE, Meta, SUCCESS_FILE, part_name};
+use crate::data::Source;
 use crate::{Error, Result};
 
 /// A complete feature folder: one run, or all shards of one.
@@ -29,6 +30,30 @@ pub struct Features {
     pub labels: Vec<Option<String>>,
     /// Rows left out because they are null.
     pub n_null: u64,
+}
+
+impl Features {
+    /// Checks that `source`, opened from `spec`, is the one that these features of `folder` were made from: the same path
+    /// in every row.
+    ///
+    /// # Errors
+    /// Names the first row that differs.
+    pub fn check_source(&self, source: &dyn Source, spec: &str, folder: &Path) -> Result<()> {
+        for (&row, path) in self.rows.iter().zip(&self.paths) {
+            let found = (row < source.len()).then(|| source.record(row).path);
+            if found.as_deref() != Some(path) {
+                return Err(Error::input(
+                    spec,
+                    format!(
+                        "expected the images that {} was made from, with `{path}` in row {row}, found {}",
+                        folder.display(),
+                        found.map_or(format!("{} rows", source.len()), |found| format!("`{found}`"))
+                    ),
+                ));
+            }
+        }
+        Ok(())
+    }
 }
 
 impl FeatureFolder {
@@ -89,22 +114,19 @@ impl FeatureFolder {
             ));
         };
         let width = output.width();
-        let mut all = Vec::new();
-        for (folder, meta) in &self.shards {
-            for index in 0..meta.n_parts() {
-                all.push(read_part(&folder.join(part_name(index)), column, width)?);
-            }
-        }
-        let total: usize = all.iter().map(|part| part.rows.len()).sum();
-        let mut data = Vec::with_capacity(total * width);
+        // One part at a time beside the whole: features may fill half the memory.
+        let mut data = Vec::with_capacity(self.n_written() as usize * width);
         let (mut rows, mut paths, mut labels) = (Vec::new(), Vec::new(), Vec::new());
         let mut n_null = 0;
-        for part in all {
-            data.extend_from_slice(&part.data);
-            rows.extend(part.rows);
-            paths.extend(part.paths);
-            labels.extend(part.labels);
-            n_null += part.n_null;
+        for (folder, meta) in &self.shards {
+            for index in 0..meta.n_parts() {
+                let part = read_part(&folder.join(part_name(index)), column, width)?;
+                data.extend_from_slice(&part.data);
+                rows.extend(part.rows);
+                paths.extend(part.paths);
+                labels.extend(part.labels);
+                n_null += part.n_null;
+            }
         }
         if self.shards.len() > 1 {
             sort_by_row(&mut data, &mut rows, &mut paths, &mut labels, width);

@@ -69,7 +69,7 @@ pub fn kmeans(features: MatrixView<'_>, config: &KMeansConfig) -> Result<KMeans>
     let mut converged = false;
     while iterations < config.iterations && !converged {
         centroids = means(features, &found.clusters, centroids)?;
-        let next = assign(features, centroids.view())?;
+        let next = assign::assign_checked(features, centroids.view());
         converged = next.clusters == found.clusters;
         found = next;
         iterations += 1;
@@ -132,7 +132,7 @@ fn means(features: MatrixView<'_>, clusters: &[u32], before: Matrix) -> Result<M
 }
 
 /// The rows sorted by cluster (ascending within each), and where each cluster starts: `k + 1` places.
-fn by_cluster(clusters: &[u32], k: usize) -> (Vec<u32>, Vec<usize>) {
+pub(crate) fn by_cluster(clusters: &[u32], k: usize) -> (Vec<u32>, Vec<usize>) {
     let mut starts = vec![0usize; k + 1];
     for &cluster in clusters {
         starts[cluster as usize + 1] += 1;

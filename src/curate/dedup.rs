@@ -1,0 +1,363 @@
+//! `curate dedup`: of every connected component of near-copies one row is kept. Rows are joined when they are among each
+//! other's `k` nearest with a cosine above the threshold (Oquab et al. 2023, appendix A.3), and before that, where asked
+//! for, when their pixels are equal or nearly so.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use clap::{Args, ValueEnum};
+use macula_eval::curation::{Components, Search, Searcher, central_rows, edge_recall};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::input::{Heap, InputOptions, open_other};
+use super::ledger::Ledger;
+use super::pixels::{self, PixelMatch};
+use super::{Judged, Step, setting_name};
+use crate::data::{DecodeOptions, Source};
+use crate::{Error, Result, rng};
+
+/// Rows on which the recall of an inexact search is measured.
+const RECALL_ROWS: usize = 500;
+/// Time between two reports of progress.
+const PROGRESS: Duration = Duration::from_secs(10);
+/// A component of more than this share of the rows is more likely chained by a low threshold than made of copies.
+const SUSPICIOUS: f64 = 0.05;
+
+/// Which row of a component is kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Keep {
+    /// The first in the order of the source.
+    #[default]
+    First,
+    /// The one with the largest file.
+    Largest,
+    /// The one with the most pixels.
+    HighestResolution,
+    /// The one nearest to the component's mean.
+    Central,
+}
+
+/// Settings of `curate dedup`.
+#[derive(Debug, Clone, Args, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DedupOptions {
+    /// Nearest neighbours looked at
+    #[arg(long, default_value_t = Self::default().k)]
+    pub k: usize,
+    /// Rows with a cosine similarity above this are copies, -1 to 1
+    #[arg(long, default_value_t = Self::default().threshold, allow_negative_numbers = true)]
+    pub threshold: f64,
+    /// Which row of a component is kept
+    #[arg(long, value_enum, default_value = "first")]
+    pub keep: Keep,
+    /// Feature folder that is curated already: rows like one of its are dropped with their component
+    #[arg(long, value_name = "FEATURES")]
+    pub against: Option<PathBuf>,
+    /// list.parquet that narrows the folder of --against
+    #[arg(long, value_name = "FILE", requires = "against")]
+    pub against_list: Option<PathBuf>,
+    /// Also join images whose pixels are equal (bytes), or nearly so by a difference hash and correlation (hash); reads the images
+    #[arg(long, value_enum, default_value = "none")]
+    pub pixels: PixelMatch,
+    /// Bits of 256 in which the hashes of two images may differ that are compared, 0 to 32
+    #[arg(long, value_name = "BITS", default_value_t = Self::default().hash_bits)]
+    pub hash_bits: u32,
+    /// How neighbours are found: auto (exact up to 50,000 rows, else lists), exact, lists, hnsw
+    #[arg(long, value_parser = search, default_value = "auto")]
+    pub search: Search,
+}
+
+impl Default for DedupOptions {
+    fn default() -> Self {
+        Self {
+            k: 64,
+            threshold: 0.6,
+            keep: Keep::First,
+            against: None,
+            against_list: None,
+            pixels: PixelMatch::None,
+            hash_bits: 24,
+            search: Search::Auto,
+        }
+    }
+}
+
+/// Reads the name of a search.
+pub(super) fn search(text: &str) -> std::result::Result<Search, String> {
+    serde_json::from_value(json!(text))
+        .map_err(|_| format!("expected auto, exact, lists or hnsw, found `{text}`"))
+}
+
+/// Refuses a threshold that is no cosine.
+pub(super) fn check_threshold(name: &str, threshold: f64) -> Result<()> {
+    if (-1.0..=1.0).contains(&threshold) {
+        return Ok(());
+    }
+    Err(Error::input(
+        name,
+        format!("expected a cosine similarity from -1 to 1, found {threshold}"),
+    ))
+}
+
+impl Step for DedupOptions {
+    fn name(&self) -> &'static str {
+        "dedup"
+    }
+
+    fn settings(&self) -> Value {
+        json!(self)
+    }
+
+    fn other_inputs(&self) -> Vec<(&'static str, PathBuf)> {
+        let against = self.against.iter().map(|path| ("against", path.clone()));
+        against
+            .chain(
+                self.against_list
+                    .iter()
+                    .map(|path| ("against_list", path.clone())),
+            )
+            .collect()
+    }
+
+    fn judge(&self, input: &InputOptions, seed: u64) -> Result<Judged> {
+        check_threshold("--threshold", self.threshold)?;
+        pixels::check_bits(self.hash_bits)?;
+        let mut heap = Heap::open(input)?;
+        let n = heap.len();
+        let seed = rng::derived_seed(seed, "curate-dedup");
+
+        let mut by_pixels = Components::new(n);
+        if self.pixels != PixelMatch::None {
+            let source = heap.origin.source("--pixels")?;
+            let rows: Vec<u64> = (0..n).map(|place| heap.row(place)).collect();
+            pixels::join(source, &rows, self.pixels, self.hash_bits, &mut by_pixels)?;
+        }
+        let mut components = by_pixels.clone();
+        let found = self.join(&heap, &mut components, seed)?;
+        let (numbers, count) = components.numbered();
+        let groups = Groups {
+            keepers: self.keepers(&heap, &numbers, count)?,
+            known: self.known_already(&heap, input, seed)?,
+            by_pixels: by_pixels.numbered().0,
+            pixel_reason: match self.pixels {
+                PixelMatch::Hash => "nearly the same pixels",
+                _ => "same pixels",
+            },
+            numbers,
+        };
+        let ledger = groups.verdicts(&mut heap);
+        let sizes = groups.sizes();
+        let largest = sizes.iter().copied().max().unwrap_or(0);
+        let mut judged = Judged::new(ledger, heap.into_origin());
+        judged.count("components", count);
+        judged.count(
+            "components_of_several",
+            sizes.iter().filter(|&&size| size > 1).count(),
+        );
+        judged.count("largest_component", largest);
+        judged.count("edges", found.edges);
+        judged.count("search", found.method);
+        if let Some(recall) = found.recall {
+            judged.count("edge_recall", recall);
+        }
+        if largest > 100 && largest as f64 > SUSPICIOUS * n as f64 {
+            judged.notes.push(format!(
+                "one component holds {largest} of {n} rows: with these features a threshold of {} chains what are no copies; \
+                 raise --threshold",
+                self.threshold
+            ));
+        }
+        Ok(judged)
+    }
+}
+
+/// Components, and what decides about their rows; everything by place among the judged rows.
+struct Groups {
+    /// Component of each row.
+    numbers: Vec<u32>,
+    /// The row of each component that is kept.
+    keepers: Vec<u32>,
+    /// Component of each row by its pixels alone.
+    by_pixels: Vec<u32>,
+    /// What a row is told that goes for its pixels.
+    pixel_reason: &'static str,
+    /// The row of a curated folder that each row is like, and the cosine.
+    known: Vec<Option<(u64, f32)>>,
+}
+
+impl Groups {
+    fn sizes(&self) -> Vec<usize> {
+        let mut sizes = vec![0; self.keepers.len()];
+        self.numbers
+            .iter()
+            .for_each(|&number| sizes[number as usize] += 1);
+        sizes
+    }
+
+    fn verdicts(&self, heap: &mut Heap) -> Ledger {
+        let mut known_component = vec![false; self.keepers.len()];
+        for (&number, known) in self.numbers.iter().zip(&self.known) {
+            known_component[number as usize] |= known.is_some();
+        }
+        let mut ledger = heap.ledger("component");
+        for (place, &number) in self.numbers.iter().enumerate() {
+            let all = heap.judged[place];
+            let keeper = self.keepers[number as usize] as usize;
+            ledger.groups[all] = Some(number);
+            if let Some((row, similarity)) = self.known[place] {
+                ledger.drop_row(all, "copy of the curated");
+                ledger.of[all] = Some(row);
+                ledger.similarities[all] = Some(similarity);
+            } else if known_component[number as usize] {
+                ledger.drop_row(all, "component of a copy of the curated");
+            } else if keeper != place {
+                let same = self.by_pixels[keeper] == self.by_pixels[place];
+                ledger.drop_row(all, if same { self.pixel_reason } else { "copy" });
+                ledger.of[all] = Some(ledger.rows[heap.judged[keeper]]);
+                let rows = heap.unit.view();
+                ledger.similarities[all] = Some(cosine(rows.row(keeper), rows.row(place)));
+            }
+        }
+        ledger
+    }
+}
+
+/// Joins neighbours above the threshold; how many (directed) edges there were.
+pub(super) fn join_neighbours(
+    searcher: &Searcher<'_>,
+    components: &mut Components,
+    k: usize,
+    threshold: f32,
+) -> Result<u64> {
+    let mut edges = 0;
+    let mut last = Instant::now();
+    let told = |done| {
+        if last.elapsed() > PROGRESS {
+            last = Instant::now();
+            tracing::info!("neighbours of {done} rows");
+        }
+    };
+    searcher.search_itself(k, threshold, told, |row, hits| {
+        edges += hits.len() as u64;
+        hits.iter().for_each(|hit| {
+            components.join(row as u32, hit.row);
+        });
+    })?;
+    Ok(edges)
+}
+
+fn cosine(a: &[f32], b: &[f32]) -> f32 {
+    let sum: f64 = a.iter().zip(b).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum();
+    sum as f32
+}
+
+/// What a search for neighbours found.
+struct Found {
+    edges: u64,
+    method: &'static str,
+    recall: Option<f64>,
+}
+
+impl DedupOptions {
+    /// Joins the rows of the heap that are copies. No cosine is above 1 but by rounding, so nothing is searched then.
+    fn join(&self, heap: &Heap, components: &mut Components, seed: u64) -> Result<Found> {
+        if self.threshold >= 1.0 {
+            return Ok(Found {
+                edges: 0,
+                method: "none",
+                recall: None,
+            });
+        }
+        let threshold = self.threshold as f32;
+        let searcher = Searcher::new(heap.unit.view(), self.search, seed)?;
+        let edges = join_neighbours(&searcher, components, self.k, threshold)?;
+        let recall = match searcher.method() {
+            Search::Exact => None,
+            _ => edge_recall(&searcher, self.k, threshold, RECALL_ROWS, seed)?,
+        };
+        Ok(Found {
+            edges,
+            method: searcher.method().name(),
+            recall,
+        })
+    }
+
+    /// For each row the nearest row of the curated folder above the threshold: its row there and the cosine.
+    fn known_already(&self, heap: &Heap, input: &InputOptions, seed: u64) -> Result<Vec<Option<(u64, f32)>>> {
+        let mut known = vec![None; heap.len()];
+        let Some(against) = &self.against else {
+            return Ok(known);
+        };
+        let dim = heap.unit.view().dim();
+        let curated = open_other(
+            "--against",
+            against,
+            self.against_list.clone(),
+            input.column.as_deref(),
+            dim,
+        )?;
+        let searcher = Searcher::new(curated.unit.view(), self.search, seed)?;
+        searcher.search(heap.unit.view(), 1, self.threshold as f32, |row, hits| {
+            known[row] = hits
+                .first()
+                .map(|hit| (curated.row(hit.row as usize), hit.similarity));
+        })?;
+        Ok(known)
+    }
+
+    /// The row of each component that is kept.
+    fn keepers(&self, heap: &Heap, numbers: &[u32], count: usize) -> Result<Vec<u32>> {
+        let scores: Vec<u64> = match self.keep {
+            Keep::Central => return Ok(central_rows(heap.unit.view(), numbers, count)),
+            Keep::First => vec![0; heap.len()],
+            Keep::Largest => self.scores(heap, numbers, count, file_size)?,
+            Keep::HighestResolution => self.scores(heap, numbers, count, pixel_count)?,
+        };
+        let mut keepers: Vec<Option<u32>> = vec![None; count];
+        for (place, &number) in numbers.iter().enumerate() {
+            let keeper = &mut keepers[number as usize];
+            if keeper.is_none_or(|best| scores[place] > scores[best as usize]) {
+                *keeper = Some(place as u32);
+            }
+        }
+        Ok(keepers.into_iter().flatten().collect())
+    }
+
+    /// `score` of every row that has copies; 0 of the others, whose images need not be read.
+    fn scores(
+        &self,
+        heap: &Heap,
+        numbers: &[u32],
+        count: usize,
+        score: fn(&dyn Source, u64) -> Result<u64>,
+    ) -> Result<Vec<u64>> {
+        let source = heap
+            .origin
+            .source(&format!("--keep {}", setting_name(&self.keep)))?;
+        let mut sizes = vec![0usize; count];
+        numbers.iter().for_each(|&number| sizes[number as usize] += 1);
+        (0..heap.len())
+            .into_par_iter()
+            .map(|place| match sizes[numbers[place] as usize] {
+                1 => Ok(0),
+                _ => score(source, heap.row(place)),
+            })
+            .collect()
+    }
+}
+
+fn file_size(source: &dyn Source, row: u64) -> Result<u64> {
+    let Some(file) = source.file(row) else {
+        let reason = "the source has no files; use first, central or highest-resolution";
+        return Err(Error::input("--keep largest", reason));
+    };
+    Ok(std::fs::metadata(&file).map_err(|e| Error::io(&file, e))?.len())
+}
+
+fn pixel_count(source: &dyn Source, row: u64) -> Result<u64> {
+    let image = source.load(row, &DecodeOptions::default())?;
+    Ok(u64::from(image.width()) * u64::from(image.height()))
+}

@@ -1,0 +1,208 @@
+//! What a step reads: one column of a feature folder, narrowed to the rows that an earlier list keeps.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use macula_eval::Matrix;
+use macula_eval::linalg::normalise::l2_normalised;
+use serde::{Deserialize, Serialize};
+
+use super::ledger::{Earlier, Ledger};
+use super::origin::Origin;
+use crate::evaluate::{default_column, read_column};
+use crate::extract::FeatureFolder;
+use crate::extract::folder::Features;
+use crate::{Error, Result};
+
+/// The rows a step judges.
+#[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct InputOptions {
+    /// Feature folder of the heap
+    #[arg(long, value_name = "FEATURES")]
+    pub features: Option<PathBuf>,
+    /// Column; by default cls, or else the first
+    #[arg(long, value_name = "NAME")]
+    pub column: Option<String>,
+    /// list.parquet or list.csv of an earlier step (columns row, kept): only rows that it keeps are judged
+    #[arg(long, value_name = "FILE")]
+    pub list: Option<PathBuf>,
+    /// Source of the images; by default the one that the feature folder names
+    #[arg(long, value_name = "SRC")]
+    pub data: Option<String>,
+}
+
+/// The rows of a feature folder, and the features of those that are judged.
+pub(crate) struct Heap {
+    /// Names of all rows; the features have moved to `unit`.
+    pub(crate) rows: Vec<u64>,
+    pub(crate) paths: Vec<String>,
+    pub(crate) labels: Vec<Option<String>>,
+    /// Features of the judged rows, `[judged, d]`, of length 1 each unless they were read raw.
+    pub(crate) unit: Matrix,
+    /// Places of the judged rows among all.
+    pub(crate) judged: Vec<usize>,
+    /// Where the images lie.
+    pub(crate) origin: Origin,
+    earlier: Option<Earlier>,
+}
+
+impl Heap {
+    /// Reads the rows of `options`, normalised.
+    ///
+    /// # Errors
+    /// No feature folder, a folder, column or list that cannot be read or do not fit, or a list that keeps no row.
+    pub(crate) fn open(options: &InputOptions) -> Result<Self> {
+        let mut heap = Self::open_raw(options)?;
+        let empty = Matrix::new(Vec::new(), 0, 1)?;
+        heap.unit = l2_normalised(std::mem::replace(&mut heap.unit, empty))?;
+        Ok(heap)
+    }
+
+    /// As [`Self::open`], the features as they are.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub(crate) fn open_raw(options: &InputOptions) -> Result<Self> {
+        let Some(path) = &options.features else {
+            return Err(Error::input(
+                "--features",
+                "expected a feature folder, found none",
+            ));
+        };
+        let folder = FeatureFolder::open(path)?;
+        let column = options.column.clone().unwrap_or_else(|| default_column(&folder));
+        let features = read_column(&folder, &column)?;
+        features.matrix.view().check_finite(&path.display().to_string())?;
+        let origin = Origin::open(&folder, options.data.as_deref(), &features)?;
+        let earlier = options.list.as_deref().map(Earlier::read).transpose()?;
+        let judged = judged(
+            &features.rows,
+            &features.paths,
+            options.list.as_deref(),
+            earlier.as_ref(),
+        )?;
+        let Features {
+            matrix,
+            rows,
+            paths,
+            labels,
+            ..
+        } = features;
+        let unit = if judged.len() == rows.len() {
+            matrix
+        } else {
+            matrix.view().select(&judged)
+        };
+        Ok(Self {
+            rows,
+            paths,
+            labels,
+            unit,
+            judged,
+            origin,
+            earlier,
+        })
+    }
+
+    /// Number of judged rows.
+    pub(crate) fn len(&self) -> usize {
+        self.judged.len()
+    }
+
+    /// Place in the source of judged row `place`.
+    pub(crate) fn row(&self, place: usize) -> u64 {
+        self.rows[self.judged[place]]
+    }
+
+    /// Path in the features of judged row `place`.
+    pub(crate) fn path(&self, place: usize) -> &str {
+        &self.paths[self.judged[place]]
+    }
+
+    /// A ledger of all rows in which the earlier list has had its say and the judged rows are kept so far. `group` names
+    /// the column of groups. Takes the names; the features stay.
+    pub(crate) fn ledger(&mut self, group: &'static str) -> Ledger {
+        let names = (
+            std::mem::take(&mut self.rows),
+            std::mem::take(&mut self.paths),
+            std::mem::take(&mut self.labels),
+        );
+        let mut ledger = Ledger::new(names.0, names.1, names.2, group);
+        ledger.narrow(&self.judged, self.earlier.as_ref());
+        ledger
+    }
+
+    /// Gives the source away, for the folder that is written.
+    pub(crate) fn into_origin(self) -> Origin {
+        self.origin
+    }
+}
+
+/// Places of the rows that `earlier` keeps; all without a list.
+pub(crate) fn judged(
+    rows: &[u64],
+    paths: &[String],
+    list: Option<&Path>,
+    earlier: Option<&Earlier>,
+) -> Result<Vec<usize>> {
+    let (Some(list), Some(earlier)) = (list, earlier) else {
+        return Ok((0..rows.len()).collect());
+    };
+    let mut kept = Vec::new();
+    for (place, (&row, path)) in rows.iter().zip(paths).enumerate() {
+        let Some(verdict) = earlier.of(row) else { continue };
+        if !same_file(&verdict.path, path) {
+            return Err(Error::input(
+                list.display().to_string(),
+                format!(
+                    "expected the rows of the features, with `{path}` in row {row}, found `{}`",
+                    verdict.path
+                ),
+            ));
+        }
+        if verdict.kept {
+            kept.push(place);
+        }
+    }
+    if kept.is_empty() {
+        return Err(Error::input(
+            list.display().to_string(),
+            "expected at least one row that is kept and has features, found none",
+        ));
+    }
+    Ok(kept)
+}
+
+/// Lists give whole paths, features the path within the source: their last parts must agree.
+fn same_file(listed: &str, path: &str) -> bool {
+    let name = |path: &str| Path::new(path).file_name().map(std::ffi::OsStr::to_os_string);
+    listed.is_empty() || name(listed) == name(path)
+}
+
+/// Reads the normalised rows of another folder (a seed, an evaluation set, a curated heap), with its source.
+///
+/// # Errors
+/// As [`Heap::open`]; features of another width than `dim`.
+pub(crate) fn open_other(
+    role: &str,
+    folder: &Path,
+    list: Option<PathBuf>,
+    column: Option<&str>,
+    dim: usize,
+) -> Result<Heap> {
+    let heap = Heap::open(&InputOptions {
+        features: Some(folder.to_owned()),
+        column: column.map(str::to_owned),
+        list,
+        data: None,
+    })?;
+    let found = heap.unit.view().dim();
+    if found != dim {
+        return Err(Error::input(
+            format!("{role} {}", folder.display()),
+            format!("expected features of width {dim} as the heap's, found {found}"),
+        ));
+    }
+    Ok(heap)
+}

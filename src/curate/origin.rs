@@ -1,0 +1,134 @@
+//! Where the image of a row lies: its file, or its row of a source without files. The source is the one that `--data`
+//! names, else the one that the feature folder says it was made from.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::data::{self, Source};
+use crate::extract::FeatureFolder;
+use crate::extract::folder::Features;
+use crate::{Error, Result};
+
+/// The source of a feature folder's rows, where it can be opened.
+pub(crate) struct Origin {
+    source: Option<(String, Box<dyn Source>)>,
+    /// Whether paths are files as they stand (read from stdin).
+    paths_are_files: bool,
+    /// Why there is no source.
+    pub(crate) missing: Option<String>,
+}
+
+impl Origin {
+    /// Opens the source of `features`: `data` where it is given, else what the folder's `meta.json` says.
+    ///
+    /// # Errors
+    /// A source given by the user that cannot be opened, or is not the one the features were made from.
+    pub(crate) fn open(folder: &FeatureFolder, data: Option<&str>, features: &Features) -> Result<Self> {
+        let described = &folder.meta().source;
+        let check = |spec: &str| -> Result<Box<dyn Source>> {
+            let source = data::open(spec)?;
+            features.check_source(source.as_ref(), spec, folder.path())?;
+            Ok(source)
+        };
+        if let Some(spec) = data {
+            return Ok(Self::of(spec, check(spec)?));
+        }
+        let paths_are_files = described["kind"] == "paths";
+        let without = |missing: String| Self {
+            source: None,
+            paths_are_files,
+            missing: Some(missing),
+        };
+        let Some(spec) = spec_of(described) else {
+            let name = folder.path().display();
+            return Ok(without(format!(
+                "{name} does not say which source it was made from; give --data"
+            )));
+        };
+        Ok(match check(&spec) {
+            Ok(source) => Self::of(&spec, source),
+            Err(error) => without(format!("{error}; give --data")),
+        })
+    }
+
+    /// The source that `spec` names.
+    pub(crate) fn of(spec: &str, source: Box<dyn Source>) -> Self {
+        Self {
+            source: Some((absolute_spec(spec), source)),
+            paths_are_files: false,
+            missing: None,
+        }
+    }
+
+    /// The source, or an error that says why images cannot be read for `what`.
+    ///
+    /// # Errors
+    /// No source.
+    pub(crate) fn source(&self, what: &str) -> Result<&dyn Source> {
+        let missing = || self.missing.clone().unwrap_or_default();
+        let source = self.source.as_ref().map(|(_, source)| source.as_ref());
+        source.ok_or_else(|| Error::input(what, format!("expected images to read: {}", missing())))
+    }
+
+    /// The path that a list gives for a row whose path in the features is `path`, and the source it is a row of where it
+    /// is no file.
+    pub(crate) fn locate(&self, row: u64, path: &str) -> (String, Option<&str>) {
+        match &self.source {
+            Some((spec, source)) => match source.file(row) {
+                Some(file) => (absolute(&file), None),
+                None => (path.to_owned(), Some(spec)),
+            },
+            None if self.paths_are_files => (absolute(Path::new(path)), None),
+            None => (path.to_owned(), None),
+        }
+    }
+}
+
+fn absolute(path: &Path) -> String {
+    let whole = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    whole.to_string_lossy().into_owned()
+}
+
+/// What a user would type for the source that `meta.json` describes.
+fn spec_of(described: &Value) -> Option<String> {
+    let text = |key: &str| described[key].as_str();
+    match text("kind")? {
+        "folder" | "list" | "layout" => Some(text("path")?.to_owned()),
+        "idx" => Some(format!("idx:{}#{}", text("path")?, text("split")?)),
+        "sample" => Some(format!("sample:{}", text("split")?)),
+        _ => None,
+    }
+}
+
+/// The same source with an absolute path, so that a list can name it from anywhere.
+fn absolute_spec(spec: &str) -> String {
+    match spec.strip_prefix("idx:").and_then(|place| place.rsplit_once('#')) {
+        Some((folder, split)) => format!("idx:{}#{split}", absolute(&PathBuf::from(folder))),
+        None => spec.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_described_source_is_what_was_typed() {
+        let spec = |described: Value| spec_of(&described);
+        assert_eq!(
+            spec(json!({"kind": "folder", "path": "photos"})).as_deref(),
+            Some("photos")
+        );
+        let idx = json!({"kind": "idx", "path": "/data/fm", "split": "train"});
+        assert_eq!(spec(idx).as_deref(), Some("idx:/data/fm#train"));
+        assert_eq!(
+            spec(json!({"kind": "sample", "split": "test"})).as_deref(),
+            Some("sample:test")
+        );
+        assert_eq!(spec(json!({"kind": "paths", "path": "-"})), None);
+        assert_eq!(absolute_spec("idx:/data/fm#test"), "idx:/data/fm#test");
+        assert!(absolute_spec("idx:fm#test").starts_with("idx:/"));
+    }
+}
