@@ -57,7 +57,7 @@ fn sweep(arguments: &[String]) -> Result<(), Box<dyn std::error::Error>> {
     };
     rayon::broadcast(|_| ());
     let start = Instant::now();
-    let solver = LogisticSolver::new(x, &labels, classes.parse()?)?;
+    let mut solver = LogisticSolver::new(x, &labels, classes.parse()?)?;
     let mut before: Option<LogisticModel> = None;
     for c in values {
         let params = LogisticParams::new(c).tolerance(tolerance);
