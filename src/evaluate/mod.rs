@@ -277,9 +277,10 @@ fn earlier_blocks(folders: &OpenFolders) -> Vec<String> {
         .map(|&block| cls_of(block))
         .collect();
     let there = earlier.len() == 3 && earlier.iter().all(|name| folders.has(name));
-    there
-        .then(|| earlier.into_iter().rev().collect())
-        .unwrap_or_default()
+    match there {
+        true => earlier.into_iter().rev().collect(),
+        false => Vec::new(),
+    }
 }
 
 impl OpenFolders {

@@ -44,9 +44,8 @@ impl InputRange {
     pub fn rounded(self, value: f32) -> f32 {
         let (scale, zero) = self.scale_and_zero();
         let zero = f32::from(zero);
-        ((value / scale).round_ties_even() + zero)
-            .clamp(0., 255.)
-            .mul_add(scale, -zero * scale)
+        let steps = ((value / scale).round_ties_even() + zero).clamp(0., 255.);
+        (steps - zero) * scale
     }
 }
 

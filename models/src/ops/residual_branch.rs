@@ -95,10 +95,14 @@ pub(super) fn check(parameters: &BranchParameters, middle: Middle, width: usize)
         }
     }
     match middle {
-        Middle::Attention { heads } if heads == 0 || expanded != 3 * width || width % heads != 0 => bail!(
-            "{NAME}: expected {width} to be a multiple of {heads} heads and a first projection [{}, {width}]",
-            3 * width
-        ),
+        Middle::Attention { heads }
+            if heads == 0 || expanded != 3 * width || !width.is_multiple_of(heads) =>
+        {
+            bail!(
+                "{NAME}: expected {width} to be a multiple of {heads} heads and a first projection [{}, {width}]",
+                3 * width
+            )
+        }
         _ => Ok(()),
     }
 }
