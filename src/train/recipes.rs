@@ -259,11 +259,17 @@ fn mild_crops(config: &mut TrainConfig, facts: &DataFacts) {
     }
 }
 
-/// DINO (Caron et al. 2021, `main_dino.py`): class tokens only, softmax around a moving centre, no LayerScale.
+/// DINO (Caron et al. 2021, `main_dino.py`): class tokens only, softmax around a moving centre, no LayerScale, the published
+/// rate and a constant temperature. With four times the rate and sharper targets small data ends on a few prototypes
+/// (measured: `benchmarks/NOTES.md`).
 fn dino(facts: &DataFacts) -> TrainConfig {
     let mut config = small(facts);
     config.backbone.layer_scale = 0.;
+    config.optimizer.learning_rate = 5e-4;
+    config.optimizer.learning_rate_scaling = LearningRateScaling::Linear256;
     config.optimizer.final_weight_decay = 0.4;
+    config.teacher.final_temperature = config.teacher.temperature;
+    mild_crops(&mut config, facts);
     config
 }
 
