@@ -17,6 +17,8 @@ import subprocess
 import tempfile
 import time
 
+from knn_vs_faiss import cpu_seconds
+
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -27,12 +29,6 @@ def arguments():
     target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", pathlib.Path(__file__).parent.parent / "target"))
     parser.add_argument("--binary", type=pathlib.Path, default=target / "release/examples/bench_kmeans")
     return parser.parse_args()
-
-
-def cpu_seconds(pid):
-    """CPU seconds of all threads of a process so far (Linux)."""
-    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def main():

@@ -1,7 +1,6 @@
 //! What goes into each linear layer on real images: the ranges of an int8 file, and which layers lose most by it.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use candle_core::{DType, Device};
 use macula_models::onnx::numbers::{weight_scales, weight_steps};
@@ -10,7 +9,8 @@ use macula_models::weights::Checkpoint;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::runtime::{OnnxModel, Runtime, RuntimeOptions, SessionOptions};
+use super::open_session;
+use crate::runtime::RuntimeOptions;
 use crate::{Error, Result};
 
 /// Images run at a time: what goes into all layers of one image is 30 MB for ViT-S.
@@ -98,7 +98,7 @@ fn run(
         ..options.clone()
     };
     onnx::export(&checkpoint.config, &checkpoint.backbone, &options, &file)?;
-    let mut session = open(&file, runtime, threads)?;
+    let mut session = open_session(&file, runtime, threads)?;
     let names: Vec<String> = session
         .outputs()
         .iter()
@@ -116,15 +116,6 @@ fn run(
         }
     }
     Ok(seen)
-}
-
-pub(super) fn open(file: &Path, runtime: &RuntimeOptions, threads: usize) -> Result<OnnxModel> {
-    let options = SessionOptions {
-        device: crate::runtime::Device::Cpu,
-        threads,
-        openvino: None,
-    };
-    OnnxModel::open(Runtime::open(runtime)?, file, &options)
 }
 
 impl Seen {

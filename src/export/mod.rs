@@ -246,8 +246,8 @@ fn write_small(
         .metadata
         .insert("macula.dtype".to_owned(), request.dtype.to_string());
     onnx::export(&checkpoint.config, &checkpoint.backbone, options, draft)?;
-    let mut of_small = calibrate::open(draft, &request.runtime, request.threads)?;
-    let mut of_whole = calibrate::open(&whole, &request.runtime, request.threads)?;
+    let mut of_small = open_session(draft, &request.runtime, request.threads)?;
+    let mut of_whole = open_session(&whole, &request.runtime, request.threads)?;
     let outputs: Vec<String> = of_whole
         .outputs()
         .iter()
@@ -302,16 +302,21 @@ fn sizes(config: &VitConfig, image: ImageShape) -> Vec<(usize, usize)> {
     }
 }
 
+/// An ONNX file on the processor, by ONNX Runtime's own kernels.
+fn open_session(file: &Path, runtime: &RuntimeOptions, threads: usize) -> Result<OnnxModel> {
+    let options = SessionOptions {
+        device: crate::runtime::Device::Cpu,
+        threads,
+        openvino: None,
+    };
+    OnnxModel::open(Runtime::open(runtime)?, file, &options)
+}
+
 fn compare(checkpoint: &Checkpoint, request: &ExportRequest, file: &Path) -> Result<Vec<Comparison>> {
     let config = &checkpoint.config;
     let device = candle_core::Device::Cpu;
     let network = VisionTransformer::from_tensors(config, &checkpoint.backbone, &device)?;
-    let session_options = SessionOptions {
-        device: crate::runtime::Device::Cpu,
-        threads: request.threads,
-        openvino: None,
-    };
-    let mut session = OnnxModel::open(Runtime::open(&request.runtime)?, file, &session_options)?;
+    let mut session = open_session(file, &request.runtime, request.threads)?;
     let names: Vec<String> = session
         .outputs()
         .iter()

@@ -3,11 +3,9 @@
 
 use candle_core::{D, DType, Result, Tensor, Var};
 
+use super::losses::targets::LEAST_SUM;
 use super::optimizer::{Moments, adamw_update};
 use super::ranks::Ranks;
-
-/// Least sum over samples that a prototype is scaled by, as on the CPU.
-const LEAST_SUM: f32 = 1e-30;
 
 /// `target = target * keep + source * take`.
 pub(super) fn average(target: &Var, source: &Tensor, keep: f32, take: f32) -> Result<()> {

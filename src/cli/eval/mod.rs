@@ -17,12 +17,13 @@ use clap::{Args, Subcommand};
 use macula_eval::protocols::knn::{self, KnnConfig};
 use macula_eval::protocols::linear_probe::{self, LinearProbeConfig};
 use macula_eval::protocols::logistic::{self, CSelection, FewShotConfig, LogregConfig};
+use macula_eval::protocols::predictions::Predictions;
 use macula_eval::table::EvalResult;
 
 use self::kept::Kept;
 use super::args::ReadArgs;
 use super::output;
-use crate::evaluate::{Folders, ModelRequest, OpenFolders, near_duplicates, probe_features};
+use crate::evaluate::{Folders, LabelledPair, ModelRequest, OpenFolders, near_duplicates, probe_features};
 use crate::extract::model::OutputChoice;
 use crate::{Error, Result, files, rng};
 
@@ -342,6 +343,25 @@ impl LinearProbeArgs {
 }
 
 impl LogregArgs {
+    /// Lets `evaluate` have the labelled rows, then keeps and prints what it gives.
+    fn on_labelled(
+        &self,
+        evaluate: impl FnOnce(&LabelledPair) -> Result<(EvalResult, Predictions)>,
+    ) -> Result<()> {
+        let folders = self.common.open(self.common.outputs())?;
+        let column = self.common.column(&folders);
+        let pair = folders.labelled(&column)?;
+        let (result, predictions) = evaluate(&pair)?;
+        let kept = Kept {
+            predictions: std::slice::from_ref(&predictions),
+            rows: &pair.test_rows,
+            labels: &pair.test_labels,
+            classes: &pair.classes,
+            leaks: None,
+        };
+        self.common.finish(result, &folders, &column, &kept)
+    }
+
     fn few_shot(&self, n_per_class: usize) -> Result<()> {
         let c = match self.c.as_slice() {
             [] => 1.,
@@ -361,26 +381,17 @@ impl LogregArgs {
             seed: rng::derived_seed(self.common.seed, "logreg"),
             bootstrap_resamples: self.common.bootstrap_resamples,
         };
-        let folders = self.common.open(self.common.outputs())?;
-        let column = self.common.column(&folders);
-        let pair = folders.labelled(&column)?;
-        let result = logistic::few_shot(
-            pair.train.view(),
-            &pair.train_labels,
-            pair.test.view(),
-            &pair.test_labels,
-            pair.classes.len(),
-            &config,
-        )?;
-        let kept = Kept {
-            predictions: std::slice::from_ref(&result.predictions),
-            rows: &pair.test_rows,
-            labels: &pair.test_labels,
-            classes: &pair.classes,
-            leaks: None,
-        };
-        self.common
-            .finish(result.to_eval_result()?, &folders, &column, &kept)
+        self.on_labelled(|pair| {
+            let result = logistic::few_shot(
+                pair.train.view(),
+                &pair.train_labels,
+                pair.test.view(),
+                &pair.test_labels,
+                pair.classes.len(),
+                &config,
+            )?;
+            Ok((result.to_eval_result()?, result.predictions))
+        })
     }
 
     fn run(&self) -> Result<()> {
@@ -401,25 +412,16 @@ impl LogregArgs {
             ..defaults
         };
         config.validate()?;
-        let folders = self.common.open(self.common.outputs())?;
-        let column = self.common.column(&folders);
-        let pair = folders.labelled(&column)?;
-        let result = logistic::evaluate(
-            pair.train.view(),
-            &pair.train_labels,
-            pair.test.view(),
-            &pair.test_labels,
-            pair.classes.len(),
-            &config,
-        )?;
-        let kept = Kept {
-            predictions: std::slice::from_ref(&result.predictions),
-            rows: &pair.test_rows,
-            labels: &pair.test_labels,
-            classes: &pair.classes,
-            leaks: None,
-        };
-        self.common
-            .finish(result.to_eval_result()?, &folders, &column, &kept)
+        self.on_labelled(|pair| {
+            let result = logistic::evaluate(
+                pair.train.view(),
+                &pair.train_labels,
+                pair.test.view(),
+                &pair.test_labels,
+                pair.classes.len(),
+                &config,
+            )?;
+            Ok((result.to_eval_result()?, result.predictions))
+        })
     }
 }

@@ -14,7 +14,7 @@ pub const SINKHORN_ITERATIONS: usize = 3;
 
 /// Least sum over samples that a prototype is scaled by: far below what f32 exponentials of one batch add up to, it only
 /// keeps the scale of a prototype that no sample is near from overflowing.
-const LEAST_SUM: f32 = 1e-30;
+pub(in crate::train) const LEAST_SUM: f32 = 1e-30;
 
 /// `softmax((logits - centre) / temperature)` with a centre that follows the mean of all teacher logits.
 ///

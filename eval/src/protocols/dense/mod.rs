@@ -20,3 +20,24 @@ pub use canvas::Canvas;
 pub use features::PatchFeatures;
 pub use learning_rate::Trial;
 pub use upsample::Bilinear;
+
+use crate::{Error, Result};
+
+/// Fails unless there are `windows` of `size` pixels in `pixels` values called `what`, and an image for each.
+fn check_windows(
+    what: &str,
+    pixels: usize,
+    image_of: &[usize],
+    windows: usize,
+    size: (usize, usize),
+) -> Result<()> {
+    let expected = size.0 * size.1;
+    if pixels == windows * expected && image_of.len() == windows {
+        return Ok(());
+    }
+    let found = format!("found {pixels} pixels and {} windows", image_of.len());
+    Err(Error::data(
+        what,
+        format!("expected {windows} windows of {expected} pixels, {found}"),
+    ))
+}

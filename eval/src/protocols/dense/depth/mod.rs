@@ -15,7 +15,7 @@ use self::bins::Bins;
 use self::loss::SigLoss;
 use super::head::{Decay, Head};
 use super::learning_rate::{Common, Trial};
-use super::{Bilinear, PatchFeatures};
+use super::{Bilinear, PatchFeatures, check_windows};
 use crate::metrics::depth::{DepthErrors, valid};
 use crate::protocols::scores::first_best;
 use crate::{Error, Result};
@@ -120,17 +120,7 @@ impl DepthData {
         if n == 0 {
             return Err(Error::data("train images", "expected at least one, found none"));
         }
-        let pixels = self.size.0 * self.size.1;
-        if self.depths.len() != n * pixels || self.image_of.len() != n {
-            return Err(Error::data(
-                "train depths",
-                format!(
-                    "expected {n} windows of {pixels} pixels, found {} pixels and {} windows",
-                    self.depths.len(),
-                    self.image_of.len()
-                ),
-            ));
-        }
+        check_windows("train depths", self.depths.len(), &self.image_of, n, self.size)?;
         self.features.check_finite()
     }
 

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use self::loss::PixelCrossEntropy;
 use super::head::{Decay, Head};
 use super::learning_rate::{Common, Trial};
-use super::{Bilinear, PatchFeatures};
+use super::{Bilinear, PatchFeatures, check_windows};
 use crate::metrics::iou::{PixelCounts, VOID};
 use crate::protocols::scores::first_best;
 use crate::{Error, Result};
@@ -104,17 +104,7 @@ impl SegmentData {
                 format!("expected 2 to {VOID}, found {}", classes.len()),
             ));
         }
-        let pixels = self.size.0 * self.size.1;
-        if self.labels.len() != n * pixels || self.image_of.len() != n {
-            return Err(Error::data(
-                "train labels",
-                format!(
-                    "expected {n} windows of {pixels} pixels, found {} pixels and {} windows",
-                    self.labels.len(),
-                    self.image_of.len()
-                ),
-            ));
-        }
+        check_windows("train labels", self.labels.len(), &self.image_of, n, self.size)?;
         let mut counts = vec![0u64; classes.len()];
         for &label in self.labels.iter().filter(|&&label| label != VOID) {
             match counts.get_mut(usize::from(label)) {
