@@ -410,3 +410,37 @@ fn network_chosen_rows_are_those_of_the_output() {
         }
     }
 }
+
+/// Patches that are not seen have no part in the class token, and all of them seen is the whole pass.
+#[test]
+fn network_seen_in_part() {
+    let config = config(2, FeedForwardKind::Mlp);
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
+    let weights = perturbed(initialise(&config, &mut rng).unwrap(), &mut rng);
+    let vit = VisionTransformer::from_tensors(&config, &weights, &Device::Cpu).unwrap();
+    let pixels = random(&mut rng, &[2, 3, 16, 16]);
+    let cls = |pixels: &Tensor, visible: &[u32]| {
+        let cls = vit.forward_visible(pixels, None, visible).unwrap();
+        cls.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+    };
+    let near = |found: &[f32], expected: &[f32]| {
+        let far = |(a, b): (&f32, &f32)| (a - b).abs() > 1e-5 * b.abs().max(1.);
+        !found.iter().zip(expected).any(far)
+    };
+    let all: Vec<u32> = (0..32).collect();
+    let whole = vit.forward(&pixels, None).unwrap().cls;
+    let whole = whole.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    assert!(near(&cls(&pixels, &all), &whole));
+
+    // The last patch of the second image is the only one of either that is not seen here.
+    let seen: Vec<u32> = (0..15).chain(16..31).collect();
+    let ones = Tensor::ones((1, 3, 4, 4), DType::F32, &Device::Cpu).unwrap();
+    let changed = pixels.slice_assign(&[1..2, 0..3, 12..16, 12..16], &ones).unwrap();
+    assert_eq!(cls(&changed, &seen), cls(&pixels, &seen));
+    assert!(!near(&cls(&changed, &all), &whole) && !near(&cls(&pixels, &seen), &whole));
+
+    for wrong in [&[0, 1, 16][..], &[0, 1, 2, 16], &[16, 0], &[0, 32]] {
+        let error = vit.forward_visible(&pixels, None, wrong).unwrap_err().to_string();
+        assert!(error.contains("visible"), "{wrong:?}: {error}");
+    }
+}

@@ -123,6 +123,11 @@ pub struct BackboneConfig {
     /// Whether that share is the same in every block (`true`, DINOv2) or grows from 0 over the depth. Default true.
     #[serde(default = "yes")]
     pub drop_path_uniform: bool,
+    /// Share of a global crop's patches that are no tokens of the student's pass, drawn anew for every crop, 0 to below 1. A
+    /// student that sees half of the patches costs half, and has to say what it does not see. It needs an iBOT weight of 0.
+    /// Default 0.
+    #[serde(default)]
+    pub patch_drop_rate: f64,
 }
 
 fn mlp() -> FeedForwardKind {
@@ -147,6 +152,13 @@ pub struct LossConfig {
     pub koleo_weight: f64,
     /// Weight of the contrastive term (MoCo). It needs exactly two global crops.
     pub info_nce_weight: f64,
+    /// Weight of telling the pixels of each global crop from its class token, which keeps what small images need and crops do
+    /// not share. Default 0.
+    #[serde(default)]
+    pub pixel_weight: f64,
+    /// Hidden width of what tells them. Default 512.
+    #[serde(default = "pixel_hidden")]
+    pub pixel_hidden: usize,
     /// Temperature of the student's softmax. 0.1 in DINO and DINOv2.
     pub student_temperature: f64,
     /// The head of the DINO term.
@@ -157,6 +169,10 @@ pub struct LossConfig {
     /// The contrastive term's projection, queue and temperature.
     #[serde(default)]
     pub info_nce: InfoNceConfig,
+}
+
+fn pixel_hidden() -> usize {
+    512
 }
 
 /// A projection head (DINOv2 `layers/dino_head.py`), without the width of its input.
@@ -487,6 +503,7 @@ impl TrainConfig {
             );
             return Err(Error::input("backbone.drop_path_rate", reason));
         }
+        self.validate_patch_drop()?;
         within("backbone.layer_scale", self.backbone.layer_scale, 0. ..=f64::MAX)?;
         if self.crops.local.count > 0 {
             let side = self.crops.local.size as usize;
@@ -501,6 +518,21 @@ impl TrainConfig {
         Ok(())
     }
 
+    fn validate_patch_drop(&self) -> Result<()> {
+        let rate = self.backbone.patch_drop_rate;
+        if !(0. ..1.).contains(&rate) {
+            let reason = format!("expected a number from 0 to below 1, found {rate}");
+            return Err(Error::input("backbone.patch_drop_rate", reason));
+        }
+        if rate > 0. && (self.has_ibot() || self.distill.is_some()) {
+            let reason = format!(
+                "expected 0 where patches are compared (loss.ibot_weight above 0) or a frozen teacher is, found {rate}"
+            );
+            return Err(Error::input("backbone.patch_drop_rate", reason));
+        }
+        Ok(())
+    }
+
     fn validate_loss(&self) -> Result<()> {
         let loss = &self.loss;
         for (field, weight) in [
@@ -508,6 +540,7 @@ impl TrainConfig {
             ("loss.ibot_weight", loss.ibot_weight),
             ("loss.koleo_weight", loss.koleo_weight),
             ("loss.info_nce_weight", loss.info_nce_weight),
+            ("loss.pixel_weight", loss.pixel_weight),
         ] {
             within(field, weight, 0. ..=f64::MAX)?;
         }
@@ -543,8 +576,16 @@ impl TrainConfig {
             let reason = format!("expected 2, found {crops}");
             return Err(Error::input("crops.global.count", reason));
         }
+        if self.has_pixels() && !self.has_dino() && !self.has_ibot() {
+            let reason = format!(
+                "expected 0 without dino and ibot, which it goes with, found {}",
+                loss.pixel_weight
+            );
+            return Err(Error::input("loss.pixel_weight", reason));
+        }
         let nce = &loss.info_nce;
         for (field, value) in [
+            ("loss.pixel_hidden", loss.pixel_hidden),
             ("loss.info_nce.hidden", nce.hidden),
             ("loss.info_nce.output", nce.output),
             ("loss.info_nce.queue", nce.queue),
@@ -608,6 +649,11 @@ impl TrainConfig {
     /// Whether the contrastive term is on.
     pub fn has_info_nce(&self) -> bool {
         self.loss.info_nce_weight > 0.
+    }
+
+    /// Whether the pixels of crops are told from their class tokens. Not where a frozen teacher says what to learn.
+    pub fn has_pixels(&self) -> bool {
+        self.loss.pixel_weight > 0. && self.distill.is_none()
     }
 
     /// Whether patches are drawn for the iBOT term: those it compares, if not all.

@@ -13,10 +13,10 @@ fn product(m: f64, k: f64, n: f64) -> f64 {
     2. * m * k * n
 }
 
-/// Operations of one forward pass over one image of `side` pixels.
-fn vit_forward(vit: &VitConfig, side: usize) -> f64 {
+/// Operations of one forward pass over one image of `side` pixels, of whose patches a share `seen` are tokens.
+fn vit_forward(vit: &VitConfig, side: usize, seen: f64) -> f64 {
     let patches = ((side / vit.patch_size).pow(2)) as f64;
-    let tokens = patches + 1. + vit.num_registers as f64;
+    let tokens = (patches * seen).round() + 1. + vit.num_registers as f64;
     let (d, hidden) = (vit.embed_dim as f64, vit.ffn_hidden as f64);
     let patch = (vit.in_channels * vit.patch_size.pow(2)) as f64;
     let feed_forward = match vit.feed_forward {
@@ -47,7 +47,9 @@ pub fn step_operations(config: &TrainConfig) -> Result<f64> {
     let vit = &network.vit;
     let batch = config.batch_size as f64;
     let (global, local) = (&config.crops.global, &config.crops.local);
-    let on_global = batch * vit_forward(vit, global.size as usize);
+    let on_global = batch * vit_forward(vit, global.size as usize, 1.);
+    let seen = 1. - config.backbone.patch_drop_rate;
+    let on_seen = batch * vit_forward(vit, global.size as usize, seen);
     if config.has_info_nce() {
         let (directions, nce) = (
             if config.loss.info_nce.symmetric { 2. } else { 1. },
@@ -57,13 +59,13 @@ pub fn step_operations(config: &TrainConfig) -> Result<f64> {
             [vit.embed_dim, nce.hidden, nce.output, nce.queue].map(|width| width as f64);
         let projection = batch * (product(1., width, hidden) + product(1., hidden, output));
         let against = batch * product(1., output, queue);
-        return Ok(directions * (4. * (on_global + projection) + 2. * against));
+        return Ok(directions * (on_global + 3. * on_seen + 4. * projection + 2. * against));
     }
     let globals = global.count as f64;
     let locals = if config.has_dino() { local.count as f64 } else { 0. };
     let on_local = match local.count {
         0 => 0.,
-        _ => batch * vit_forward(vit, local.size as usize),
+        _ => batch * vit_forward(vit, local.size as usize, 1.),
     };
     let row = network.dino_head.as_ref().map_or(0., head_forward);
     let patch_head = network.ibot_head.as_ref().or(network.dino_head.as_ref());
@@ -77,7 +79,12 @@ pub fn step_operations(config: &TrainConfig) -> Result<f64> {
     };
     let of_class = if config.has_dino() { batch * row } else { 0. };
     let teacher = globals * (on_global + of_class) + masked;
-    let student = globals * (on_global + of_class) + locals * (on_local + of_class) + masked;
+    let told = network.pixel_decoder.as_ref().map_or(0., |decoder| {
+        let [input, hidden, output] =
+            [decoder.input, decoder.hidden, decoder.output].map(|width| width as f64);
+        batch * (product(1., input, hidden) + product(1., hidden, output))
+    });
+    let student = globals * (on_seen + of_class + told) + locals * (on_local + of_class) + masked;
     Ok(teacher + 3. * student)
 }
 
@@ -86,15 +93,15 @@ mod tests {
     use super::*;
     use crate::train::recipes::{DataFacts, Overrides, recipe};
 
-    #[test]
-    fn operations_are_those_counted_by_hand() {
+    /// The operations of a step of `name` over one image with a network small enough to count by hand.
+    fn counted(name: &str, more: &[&str]) -> f64 {
         let facts = DataFacts {
             images: 100,
             side: 28,
             grey: true,
         };
         let mut overrides = Overrides::default();
-        for setting in [
+        let small = [
             "batch_size=1",
             "backbone.embed_dim=4",
             "backbone.depth=1",
@@ -103,19 +110,40 @@ mod tests {
             "image_size=28",
             "crops.local.count=0",
             "loss.koleo_weight=0.0",
-        ] {
+        ];
+        for setting in small.iter().chain(more) {
             overrides.set(setting).unwrap();
         }
-        let config = overrides
-            .apply(recipe("dino", "x", &facts).unwrap(), 100)
-            .unwrap();
-        // 4 patches of 588 values, 5 tokens of 4: patch embedding, qkv and projection, scores and sums, both layers.
-        let vit = 2. * (4. * 588. * 4.)
-            + 2. * (5. * 4. * 16.)
-            + 2. * 2. * (5. * 4. * 5.)
-            + 2. * 2. * (5. * 4. * 16.);
-        let head = 2. * (4. * 512. + 512. * 512. + 512. * 128. + 128. * 1024.);
-        let step = step_operations(&config).unwrap();
-        assert!((step - 4. * 2. * (vit + head)).abs() < 1., "{step}");
+        let config = overrides.apply(recipe(name, "x", &facts).unwrap(), 100).unwrap();
+        step_operations(&config).unwrap()
+    }
+
+    /// 4 patches of 588 values, `tokens` of 4: patch embedding, qkv and projection, scores and sums, both layers.
+    fn vit(tokens: f64) -> f64 {
+        2. * (4. * 588. * 4.)
+            + 2. * (tokens * 4. * 16.)
+            + 2. * 2. * (tokens * 4. * tokens)
+            + 2. * 2. * (tokens * 4. * 16.)
+    }
+
+    const HEAD: f64 = 2. * (4. * 512. + 512. * 512. + 512. * 128. + 128. * 1024.);
+
+    #[test]
+    fn operations_are_those_counted_by_hand() {
+        let step = counted("dino", &[]);
+        assert!((step - 4. * 2. * (vit(5.) + HEAD)).abs() < 1., "{step}");
+    }
+
+    #[test]
+    fn a_student_that_sees_half_costs_less() {
+        let settings = [
+            "backbone.patch_drop_rate=0.5",
+            "loss.pixel_weight=1.0",
+            "loss.pixel_hidden=8",
+        ];
+        let step = counted("dino", &settings);
+        let told = 2. * (4. * 8. + 8. * 3. * 28. * 28.);
+        let expected = 2. * (vit(5.) + HEAD) + 3. * 2. * (vit(3.) + HEAD + told);
+        assert!((step - expected).abs() < 1., "{step} {expected}");
     }
 }

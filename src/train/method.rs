@@ -10,11 +10,14 @@ use candle_core::{Device, Tensor};
 use macula_models::heads::DinoHead;
 use macula_models::vit::{DropPathMode, DropPathPlan, VisionTransformer};
 use macula_models::weights::Tensors;
+use rand::seq::index;
 
 use super::config::{Centering, StepValues, TrainConfig};
 use super::failed_in_candle;
 use super::losses::targets::{SINKHORN_ITERATIONS, SoftmaxCentering, sinkhorn_knopp};
-use super::losses::{KeyQueue, Logits, dino_cls_loss, ibot_patch_loss, info_nce_loss, koleo_loss};
+use super::losses::{
+    KeyQueue, Logits, dino_cls_loss, ibot_patch_loss, info_nce_loss, koleo_loss, pixel_loss,
+};
 use super::network::{Gradients, Network, NetworkConfig};
 use super::ranks::{OneRank, Ranks};
 use crate::data::loader::Batch;
@@ -103,10 +106,18 @@ struct PrototypeTargets {
     patch: Option<(Tensor, Vec<usize>)>, // [M, K], and how many of them each crop has
 }
 
-/// The settings of the stochastic depth of one pass.
+/// What decides the random choices of one pass.
 struct Pass<'a> {
     name: &'a str,
+    crops: Side,
     part: u64,
+}
+
+/// Which crops a pass is over.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Global,
+    Local,
 }
 
 impl Method {
@@ -216,6 +227,7 @@ impl Method {
         places: &[u32],
     ) -> Result<Seen> {
         let backbone = &self.config.backbone;
+        let batch = pixels.dim(0).map_err(failed_in_candle)?;
         let plan = match backbone.drop_path_rate {
             0. => None,
             rate => {
@@ -226,12 +238,35 @@ impl Method {
                     backbone.drop_path_schedule(),
                     DropPathMode::BatchSubset,
                     backbone.depth,
-                    pixels.dim(0).map_err(failed_in_candle)?,
+                    batch,
                     &mut rng,
                 )?)
             }
         };
+        if pass.crops == Side::Global && backbone.patch_drop_rate > 0. {
+            let visible = self.visible_patches(batch, pass)?;
+            let cls = self
+                .student
+                .vit
+                .forward_visible(pixels, plan.as_ref(), &visible)?;
+            return Ok(Seen { cls, patches: None });
+        }
         Seen::by(&self.student.vit, pixels, hidden, plan.as_ref(), places)
+    }
+
+    /// The patches of `crops` global crops that a pass sees, as places in [crops, N], rising, as many of each crop.
+    fn visible_patches(&self, crops: usize, pass: &Pass) -> Result<Vec<u32>> {
+        let stream = format!("patch drop of {}", pass.name);
+        let mut rng = rng::stream(self.config.seed, &stream, pass.part);
+        let patches = self.config.grid()?.patches();
+        let kept = patches as f64 * (1. - self.config.backbone.patch_drop_rate);
+        let kept = (kept.round() as usize).clamp(1, patches);
+        let of_crop = |crop: usize| {
+            let mut seen = index::sample(&mut rng, patches, kept).into_vec();
+            seen.sort_unstable();
+            seen.into_iter().map(move |patch| (crop * patches + patch) as u32)
+        };
+        Ok((0..crops).flat_map(of_crop).collect())
     }
 
     /// The terms of DINO, iBOT and KoLeo.
@@ -270,6 +305,7 @@ impl Method {
             masks,
             &Pass {
                 name: "globals",
+                crops: Side::Global,
                 part,
             },
         )?;
@@ -277,7 +313,21 @@ impl Method {
             cls: cls_targets,
             patch: patch_targets.zip(masks.map(|masks| masks.per_crop.clone())),
         };
+        self.pixel_term(crops, &global.cls, loss)?;
         self.prototype_terms(crops, &global, targets, part, loss)
+    }
+
+    /// What the class tokens of the global crops say of their pixels.
+    fn pixel_term(&self, crops: &Crops, cls: &Tensor, loss: &mut StepLoss) -> Result<()> {
+        let Some(decoder) = &self.student.pixel_decoder else {
+            return Ok(());
+        };
+        let term = pixel_loss(&decoder.project(cls)?, &crops.global);
+        loss.push(
+            "pixels",
+            &term.map_err(failed_in_candle)?,
+            self.config.loss.pixel_weight,
+        )
     }
 
     /// The student's DINO, iBOT and KoLeo terms, given what its teacher saw.
@@ -295,8 +345,16 @@ impl Method {
             let local = match &crops.local {
                 None => None,
                 Some(pixels) => Some(
-                    self.student_pass(pixels, None, &Pass { name: "locals", part })?
-                        .cls,
+                    self.student_pass(
+                        pixels,
+                        None,
+                        &Pass {
+                            name: "locals",
+                            crops: Side::Local,
+                            part,
+                        },
+                    )?
+                    .cls,
                 ),
             };
             let points = ClassPoints::of(head, &global.cls, local.as_ref())?;
@@ -378,7 +436,15 @@ impl Method {
             let keys = head.forward(&Seen::by(vit, &views[key], None, None, &[])?.cls)?;
             loss.teacher_seconds += start.elapsed().as_secs_f64();
             let name = ["first crop", "second crop"][query];
-            let seen = self.student_pass(&views[query], None, &Pass { name, part })?;
+            let seen = self.student_pass(
+                &views[query],
+                None,
+                &Pass {
+                    name,
+                    crops: Side::Global,
+                    part,
+                },
+            )?;
             let head = self.student.projection.as_ref().ok_or_else(missing)?;
             let queries = head.forward(&seen.cls)?;
             let queue = self.memory.queue.as_ref().ok_or_else(missing)?;

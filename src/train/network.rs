@@ -13,6 +13,7 @@ use macula_models::weights::Tensors;
 use super::config::{Compute, TrainConfig};
 use super::ema::NamedVars;
 use super::failed_in_candle;
+use super::losses::reconstruction_side;
 use crate::distill::{DistillConfig, Term};
 use crate::{Error, Result, rng};
 
@@ -23,6 +24,7 @@ const IBOT_HEAD: &str = "ibot_head";
 const PROJECTION: &str = "projection";
 const DISTILL_PROJECTION: &str = "distill_projection";
 const DISTILL_CLASSIFIER: &str = "distill_classifier";
+const PIXEL_DECODER: &str = "pixel_decoder";
 
 /// The terms that compare features, with the name of their projection.
 const PROJECTED: [(Term, &str); 3] = [
@@ -42,8 +44,9 @@ pub struct NetworkConfig {
     pub ibot_head: Option<DinoHeadConfig>,
     /// The contrastive term's projection.
     pub projection: Option<ProjectionHeadConfig>,
-    /// Linear layers that compare the student with a frozen teacher: part, name within it, outputs. They read tokens of the
-    /// backbone.
+    /// What tells the pixels of a crop from its class token.
+    pub pixel_decoder: Option<ProjectionHeadConfig>,
+    /// Linear layers that compare the student with a frozen teacher. They read tokens of the backbone.
     pub linears: Vec<LinearPart>,
     /// What its products are computed in.
     pub compute: Compute,
@@ -111,10 +114,26 @@ impl NetworkConfig {
                 output: loss.info_nce.output,
                 batch_norm: loss.info_nce.batch_norm,
             }),
+            pixel_decoder: config.has_pixels().then(|| {
+                let side = reconstruction_side(config.crops.global.size as usize);
+                ProjectionHeadConfig {
+                    input: width,
+                    hidden: loss.pixel_hidden,
+                    output: 3 * side * side,
+                    batch_norm: false,
+                }
+            }),
             linears: distill.map(LinearPart::of).unwrap_or_default(),
             compute: config.compute,
             vit,
         })
+    }
+
+    fn projections(&self) -> [(&'static str, &Option<ProjectionHeadConfig>); 2] {
+        [
+            (PROJECTION, &self.projection),
+            (PIXEL_DECODER, &self.pixel_decoder),
+        ]
     }
 
     /// Every weight with its shape, under its full name.
@@ -123,11 +142,9 @@ impl NetworkConfig {
         for (part, head) in [(DINO_HEAD, &self.dino_head), (IBOT_HEAD, &self.ibot_head)] {
             parts.extend(head.as_ref().map(|head| (part, head.parameters())));
         }
-        parts.extend(
-            self.projection
-                .as_ref()
-                .map(|head| (PROJECTION, head.parameters())),
-        );
+        for (part, head) in self.projections() {
+            parts.extend(head.as_ref().map(|head| (part, head.parameters())));
+        }
         let width = self.vit.embed_dim;
         let linear = |part: &'_ LinearPart| LinearClassifier::parameters(width, part.outputs);
         parts.extend(
@@ -156,11 +173,10 @@ impl NetworkConfig {
         if let Some(head) = &self.ibot_head {
             all.append(&mut prefixed(IBOT_HEAD, head.initialise(&mut stream(IBOT_HEAD))?));
         }
-        if let Some(head) = &self.projection {
-            all.append(&mut prefixed(
-                PROJECTION,
-                head.initialise(&mut stream(PROJECTION))?,
-            ));
+        for (part, head) in self.projections() {
+            if let Some(head) = head {
+                all.append(&mut prefixed(part, head.initialise(&mut stream(part))?));
+            }
         }
         for part in &self.linears {
             let mut rng = rng::stream(seed, "initialise distill", part.number);
@@ -199,6 +215,8 @@ pub struct Network {
     ibot_head: Option<DinoHead>,
     /// The contrastive term's projection.
     pub projection: Option<ProjectionHead>,
+    /// What tells the pixels of a crop.
+    pub pixel_decoder: Option<ProjectionHead>,
     linears: Vec<(String, LinearClassifier)>,
 }
 
@@ -252,16 +270,17 @@ impl Network {
             let build = |config| Ok::<_, Error>(DinoHead::new(config, vb.pp(part))?.with_compute(compute));
             config.as_ref().map(build).transpose()
         };
+        let projection = |config: &Option<ProjectionHeadConfig>, part: &str| {
+            let build = |config| ProjectionHead::new(config, vb.pp(part));
+            config.as_ref().map(build).transpose()
+        };
         Ok(Self {
             config: config.clone(),
             vit: VisionTransformer::new(&config.vit, vb.pp(BACKBONE))?.with_compute(compute),
             dino_head: head(&config.dino_head, DINO_HEAD)?,
             ibot_head: head(&config.ibot_head, IBOT_HEAD)?,
-            projection: config
-                .projection
-                .as_ref()
-                .map(|config| ProjectionHead::new(config, vb.pp(PROJECTION)))
-                .transpose()?,
+            projection: projection(&config.projection, PROJECTION)?,
+            pixel_decoder: projection(&config.pixel_decoder, PIXEL_DECODER)?,
             linears: config
                 .linears
                 .iter()

@@ -128,6 +128,7 @@ fn small_backbone() -> BackboneConfig {
         layer_scale: 0.1,
         drop_path_rate: 0.,
         drop_path_uniform: false,
+        patch_drop_rate: 0.,
     }
 }
 
@@ -188,6 +189,8 @@ fn small(facts: &DataFacts) -> TrainConfig {
             ibot_weight: 0.,
             koleo_weight: 0.,
             info_nce_weight: 0.,
+            pixel_weight: 0.,
+            pixel_hidden: 512,
             student_temperature: 0.1,
             head,
             ibot_head: None,
@@ -244,7 +247,12 @@ fn dinov2_small(facts: &DataFacts) -> TrainConfig {
     mild_crops(&mut config, facts);
     config.loss.ibot_weight = 1.;
     config.loss.koleo_weight = 0.2;
+    config.loss.pixel_weight = 3.;
     config.teacher.centering = Centering::SinkhornKnopp;
+    if facts.side <= 32 {
+        config.loss.ibot_weight = 0.;
+        config.backbone.patch_drop_rate = 0.5;
+    }
     config
 }
 
@@ -314,6 +322,7 @@ fn vit_large_14() -> BackboneConfig {
         layer_scale: 1e-5,
         drop_path_rate: 0.4,
         drop_path_uniform: true,
+        patch_drop_rate: 0.,
     }
 }
 

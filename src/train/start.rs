@@ -15,6 +15,8 @@ use crate::{Error, Result};
 
 const POSITION_TABLE: &str = "backbone.pos_embed";
 const MASK_TOKEN: &str = "backbone.mask_token";
+const PIXEL_DECODER: &str = "pixel_decoder.";
+const PIXELS: &str = "pixel_decoder.mlp.2.weight";
 
 /// How a run begins.
 #[derive(Debug, Clone)]
@@ -40,15 +42,8 @@ pub fn trainer(config: &TrainConfig, start: &Start, device: &Device) -> Result<T
             let Saved { state, .. } = last(folder)?;
             let network = NetworkConfig::new(config)?;
             let initial = network.initialise(config.seed)?;
-            let with_mask_token = |mut tensors: Tensors| {
-                // A run that hid no patches has none.
-                if let (false, Some(token)) = (tensors.contains_key(MASK_TOKEN), initial.get(MASK_TOKEN)) {
-                    tensors.insert(MASK_TOKEN.to_owned(), token.clone());
-                }
-                tensors
-            };
-            let student = fitted(with_mask_token(state.student), &network)?;
-            let teacher = fitted(with_mask_token(state.teacher), &network)?;
+            let student = fitted(completed(state.student, &initial), &network)?;
+            let teacher = fitted(completed(state.teacher, &initial), &network)?;
             Trainer::with_teacher(config, &student, &teacher, device)
         }
         Start::Backbone(checkpoint) => {
@@ -95,6 +90,21 @@ fn last(folder: &Path) -> Result<Saved> {
     })
 }
 
+/// `tensors` with the mask token that a run which hid no patches lacks, and with a new pixel decoder where there was none or
+/// one for crops of another size.
+fn completed(mut tensors: Tensors, initial: &Tensors) -> Tensors {
+    let shape = |tensors: &Tensors| tensors.get(PIXELS).map(|weight| weight.dims().to_vec());
+    if shape(&tensors) != shape(initial) {
+        tensors.retain(|name, _| !name.starts_with(PIXEL_DECODER));
+    }
+    for (name, tensor) in initial {
+        if (name == MASK_TOKEN || name.starts_with(PIXEL_DECODER)) && !tensors.contains_key(name) {
+            tensors.insert(name.clone(), tensor.clone());
+        }
+    }
+    tensors
+}
+
 /// `tensors` with the position table brought to the network's own grid; parts that the network lacks are left out.
 fn fitted(mut tensors: Tensors, network: &NetworkConfig) -> Result<Tensors> {
     let vit = &network.vit;
@@ -123,5 +133,6 @@ pub fn backbone_config(vit: &VitConfig, recipe: &BackboneConfig) -> BackboneConf
         layer_scale: vit.layer_scale.unwrap_or(0.),
         drop_path_rate: recipe.drop_path_rate,
         drop_path_uniform: recipe.drop_path_uniform,
+        patch_drop_rate: recipe.patch_drop_rate,
     }
 }

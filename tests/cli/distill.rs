@@ -4,10 +4,11 @@ use std::path::Path;
 
 use crate::harness::Workspace;
 
-/// A teacher that takes seconds, of the images' own size.
+/// A teacher that takes seconds, of the images' own size, with prototypes for patches.
 const TEACHER: &str = "--set steps=6 --set batch_size=8 --set backbone.embed_dim=32 --set backbone.depth=2 \
      --set backbone.num_heads=2 --set backbone.patch_size=7 --set image_size=28 --set local_size=14 \
-     --set loss.head.hidden=32 --set loss.head.bottleneck=16 --set loss.head.prototypes=64";
+     --set loss.head.hidden=32 --set loss.head.bottleneck=16 --set loss.head.prototypes=64 \
+     --set loss.ibot_weight=1 --set backbone.patch_drop_rate=0";
 
 /// A student of it.
 const STUDENT: &str = "--set steps=6 --set batch_size=8 --set backbone.embed_dim=16 --set backbone.depth=2 \

@@ -130,9 +130,16 @@ impl ProjectionHead {
     /// # Errors
     /// Tokens of another width or type; a single row with batch norm, which would make it 0.
     pub fn forward(&self, tokens: &Tensor) -> Result<Tensor> {
+        Ok(ops::l2_normalize(&self.project(tokens)?, 1e-12)?)
+    }
+
+    /// Tokens [B, D] to what [`Self::forward`] brings onto the sphere, [B, output].
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub fn project(&self, tokens: &Tensor) -> Result<Tensor> {
         let hidden = ops::gelu(&self.normed(self.first.forward(tokens)?)?)?;
-        let points = self.normed(self.second.forward(&hidden)?)?;
-        Ok(ops::l2_normalize(&points, 1e-12)?)
+        self.normed(self.second.forward(&hidden)?)
     }
 
     /// Batch norm without gain and offset, where it is on: [B, width].

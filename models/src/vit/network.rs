@@ -178,10 +178,56 @@ impl VisionTransformer {
         if rows.is_empty() {
             return Err(Error::config("rows", "expected at least one, found none"));
         }
-        let x = self.embed(pixels, masks)?; // [B, T, D]
-        let mut branches = self.branches(0..self.blocks.len(), self.checked(drop_path, &x)?);
+        self.chosen_rows(&self.embed(pixels, masks)?, drop_path, rows)
+    }
+
+    /// The class tokens after the final norm, [B, D], of images that are seen in part: patches that are not named in `visible`
+    /// are no tokens at all, so that a pass costs as much less (patch dropout of timm, Li et al. 2023).
+    ///
+    /// `visible` [B V] are places in [B, N], image by image, as many of each.
+    ///
+    /// # Errors
+    /// As [`Self::forward_with`]; places that do not belong to V patches of every image.
+    pub fn forward_visible(
+        &self,
+        pixels: &Tensor,
+        drop_path: Option<&DropPathPlan>,
+        visible: &[u32],
+    ) -> Result<Tensor> {
+        let x = self.embed(pixels, None)?; // [B, T, D]
+        let (batch, tokens, width) = x.dims3()?;
+        let before = 1 + self.config.num_registers;
+        let patches = tokens - before;
+        let (count, image_of) = (visible.len() / batch.max(1), |place: u32| {
+            place as usize / patches
+        });
+        let fits = |(i, &place): (usize, &u32)| i / count.max(1) == image_of(place);
+        if count * batch != visible.len() || !visible.iter().enumerate().all(fits) {
+            let reason = format!("expected as many of each of {batch} images, image by image");
+            return Err(Error::config("visible", reason));
+        }
+        let mut rows = Vec::with_capacity(batch * (before + count));
+        for image in 0..batch {
+            let first = image * tokens;
+            let row_of = |&place: &u32| first + before + place as usize % patches;
+            rows.extend((first..first + before).map(|row| row as u32));
+            rows.extend(
+                visible[image * count..][..count]
+                    .iter()
+                    .map(|place| row_of(place) as u32),
+            );
+        }
+        let kept = before + count;
+        let seen = ops::gather_rows(&x, &rows)?.reshape((batch, kept, width))?; // [B, 1 + R + V, D]
+        let class: Vec<u32> = (0..batch).map(|image| (image * kept) as u32).collect();
+        self.chosen_rows(&seen, drop_path, &class)
+    }
+
+    /// `rows` of `x` [B, T, D] behind all blocks and the final norm, [rows, D].
+    fn chosen_rows(&self, x: &Tensor, drop_path: Option<&DropPathPlan>, rows: &[u32]) -> Result<Tensor> {
+        let mut branches = self.branches(0..self.blocks.len(), self.checked(drop_path, x)?);
         let last = branches.pop();
-        let x = self.run(&x, &branches)?;
+        let x = self.run(x, &branches)?;
         let (tokens, width) = (x.dim(1)?, x.dim(2)?);
         let mut chosen = ops::gather_rows(&x, rows)?; // [rows, D]
         if let Some(last) = last {

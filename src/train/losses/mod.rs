@@ -11,6 +11,7 @@ mod ibot_patch;
 mod info_nce;
 mod key_queue;
 mod koleo;
+mod pixels;
 mod relational;
 mod rows;
 pub mod targets;
@@ -25,6 +26,7 @@ pub use ibot_patch::ibot_patch_loss;
 pub use info_nce::info_nce_loss;
 pub use key_queue::KeyQueue;
 pub use koleo::koleo_loss;
+pub use pixels::{pixel_loss, reconstruction_side};
 pub use relational::{Relations, relational_loss};
 
 /// `log softmax(logits / temperature)` over the last dimension: [.., K] to [.., K], f32.

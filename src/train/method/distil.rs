@@ -8,7 +8,7 @@ use candle_core::Tensor;
 use candle_nn::loss::cross_entropy;
 use macula_models::ops;
 
-use super::{Crops, Method, Pass, PrototypeTargets, RelationQueues, Seen, StepLoss, places};
+use super::{Crops, Method, Pass, PrototypeTargets, RelationQueues, Seen, Side, StepLoss, places};
 use crate::data::loader::Batch;
 use crate::distill::{DistillConfig, FrozenTargets, IbotTokens, TeacherFeatures, Term};
 use crate::train::config::StepValues;
@@ -117,6 +117,7 @@ impl Method {
     ) -> Result<Student> {
         let pass = Pass {
             name: "globals",
+            crops: Side::Global,
             part,
         };
         let features = distill.has(Term::Patch) || distill.has(Term::PatchMean);

@@ -1,0 +1,136 @@
+//! Crops told from their class tokens: how much of the variance of the pixels a linear layer cannot say. Networks trained to
+//! agree on crops alone forget what crops do not share, and on small images that is much of what tells classes apart
+//! (ours; after reconstruction beside contrast in Atito et al. 2021, SiT).
+
+use candle_core::{DType, Result, Tensor, bail};
+
+use super::matrix;
+
+/// Side in pixels above which crops are averaged down before they are compared.
+const MAX_SIDE: usize = 32;
+/// Keeps crops that are all alike from dividing by 0.
+const EPS: f64 = 1e-6;
+
+/// Side of the reconstruction of crops of `side` pixels: the largest divisor of at most 32.
+pub fn reconstruction_side(side: usize) -> usize {
+    let divisors = (1..=MAX_SIDE.min(side)).rev();
+    divisors
+        .into_iter()
+        .find(|divisor| side.is_multiple_of(*divisor))
+        .unwrap_or(1)
+}
+
+/// Sum of squares of what is missing, over that around the mean of each channel: 0 for perfect, 1 for saying the mean.
+///
+/// `said` [B, C s s] is the student's, with s of [`reconstruction_side`]; `crops` [B, C, S, S] are the pixels as the network
+/// sees them, averaged to s x s.
+///
+/// # Errors
+/// Shapes that do not fit.
+pub fn pixel_loss(said: &Tensor, crops: &Tensor) -> Result<Tensor> {
+    let (batch, channels, side, width) = crops.dims4()?;
+    let small = reconstruction_side(side);
+    let expected = (batch, channels * small * small);
+    let found = matrix("reconstructed pixels", said)?;
+    if side != width || found != expected {
+        bail!(
+            "reconstructed pixels: expected {expected:?} for square crops of {side}, found {found:?} for {width}"
+        )
+    }
+    let pixels = crops.detach().to_dtype(DType::F32)?;
+    let pixels = match side / small {
+        1 => pixels,
+        factor => pixels.avg_pool2d(factor)?,
+    }
+    .reshape((batch, channels, small * small))?;
+    let mean = pixels.mean_keepdim((0, 2))?; // [1, C, 1]
+    let variance = pixels.broadcast_sub(&mean)?.sqr()?.sum_all()?;
+    let missing = (said.to_dtype(DType::F32)? - pixels.reshape(expected)?)?;
+    missing.sqr()?.sum_all()?.broadcast_div(&(variance + EPS)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::testing::{assert_scalar, scalar};
+    use candle_core::{Device, Var};
+
+    fn crops(side: usize) -> Tensor {
+        let values: Vec<f32> = (0..2 * 3 * side * side).map(|i| (i as f32 * 0.7).sin()).collect();
+        Tensor::from_vec(values, (2, 3, side, side), &Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn sides_divide_the_crop() {
+        for (side, expected) in [
+            (28, 28),
+            (32, 32),
+            (64, 32),
+            (98, 14),
+            (224, 32),
+            (37, 1),
+            (518, 14),
+        ] {
+            assert_eq!(reconstruction_side(side), expected, "{side}");
+        }
+    }
+
+    #[test]
+    fn perfect_is_nothing_and_the_mean_is_one() {
+        let crops = crops(4);
+        let flat = crops.reshape((2, 48)).unwrap();
+        assert_scalar("perfect", &pixel_loss(&flat, &crops).unwrap(), 0., 1e-9);
+        let mean = crops
+            .mean_keepdim((0, 2, 3))
+            .unwrap()
+            .broadcast_as((2, 3, 4, 4))
+            .unwrap();
+        let mean = mean.reshape((2, 48)).unwrap();
+        assert_scalar("mean", &pixel_loss(&mean, &crops).unwrap(), 1., 1e-5);
+    }
+
+    #[test]
+    fn large_crops_are_averaged() {
+        let crops = crops(64);
+        let small = crops.avg_pool2d(2).unwrap().reshape((2, 3 * 32 * 32)).unwrap();
+        assert_scalar("averaged", &pixel_loss(&small, &crops).unwrap(), 0., 1e-9);
+    }
+
+    #[test]
+    fn the_gradient_is_that_of_finite_differences() {
+        let crops = crops(2);
+        let values: Vec<f32> = (0..24).map(|i| (i as f32 * 0.31).cos()).collect();
+        let at = |values: &[f32]| {
+            let said = Tensor::from_slice(values, (2, 12), &Device::Cpu).unwrap();
+            scalar(&pixel_loss(&said, &crops).unwrap())
+        };
+        let said = Var::from_tensor(&Tensor::from_slice(&values, (2, 12), &Device::Cpu).unwrap()).unwrap();
+        let store = pixel_loss(&said, &crops).unwrap().backward().unwrap();
+        let gradient = store
+            .get(&said)
+            .unwrap()
+            .flatten_all()
+            .unwrap()
+            .to_vec1::<f32>()
+            .unwrap();
+        for i in [0, 7, 23] {
+            let mut moved = values.clone();
+            moved[i] += 1e-2;
+            let above = at(&moved);
+            moved[i] -= 2e-2;
+            let slope = (above - at(&moved)) / 2e-2;
+            assert!(
+                (slope - f64::from(gradient[i])).abs() < 1e-3,
+                "{i}: {slope} {}",
+                gradient[i]
+            );
+        }
+    }
+
+    #[test]
+    fn another_width_is_refused() {
+        let said = Tensor::zeros((2, 47), DType::F32, &Device::Cpu).unwrap();
+        let error = pixel_loss(&said, &crops(4)).unwrap_err().to_string();
+        assert!(error.contains("expected (2, 48)"), "{error}");
+    }
+}
