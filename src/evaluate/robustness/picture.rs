@@ -8,8 +8,8 @@ use crate::Result;
 use crate::data::Source as _;
 use crate::draw::{Sheet, Tile};
 
-/// Side of a tile in pixels.
-const SIDE: u32 = 112;
+/// Least and greatest side of a tile in pixels: between them a picture is shown pixel by pixel.
+const SIDES: (u32, u32) = (112, 224);
 
 /// Draws the first of `images` as a PNG, a row a corruption: the clean image, then each severity.
 ///
@@ -46,7 +46,7 @@ pub(super) fn draw(images: &TestImages<'_>, request: &RobustnessRequest, file: &
         )],
         headings: std::iter::once("clean".to_owned()).chain(severities).collect(),
         rows,
-        side: SIDE,
+        side: clean.width().max(clean.height()).clamp(SIDES.0, SIDES.1),
         lead: true,
     }
     .save(file)
