@@ -1,12 +1,13 @@
 //! From feature folders to a protocol: reads columns, matches labels of train and test, and checks that the two
 //! folders belong together. `single` reads what protocols without a training set take, `predictions` keeps what was said
 //! of each test row, `compare` reads two of those again, `leak` looks for test rows among the training rows. `dense` goes
-//! from images with masks or depths to a result without a folder between.
+//! from images with masks or depths to a result without a folder between, `robustness` from images that are spoilt first.
 
 mod compare;
 pub mod dense;
 mod leak;
 mod predictions;
+pub mod robustness;
 mod single;
 
 pub use compare::{Paired, compare, paired};

@@ -37,8 +37,8 @@ enum Rows {
     ByK(Option<u64>),
     /// Those whose `metric` is among these; all where none is.
     Metrics(&'static [&'static str]),
-    /// The one with this `class`.
-    Class(&'static str),
+    /// The one that has this text in this column, or the last.
+    Named(&'static str, &'static str),
 }
 
 /// A column that is shown.
@@ -94,7 +94,7 @@ struct Task {
     settings: &'static [&'static str],
 }
 
-static TASKS: [Task; 7] = [
+static TASKS: [Task; 8] = [
     Task {
         name: "knn",
         title: "k-NN",
@@ -150,7 +150,7 @@ static TASKS: [Task; 7] = [
     Task {
         name: "segment",
         title: "segmentation",
-        rows: Rows::Class("mean"),
+        rows: Rows::Named("class", "mean"),
         measures: &[score("iou", "mIoU", "iou_low", "iou_high")],
         settings: &["head", "layers", "epochs", "iterations"],
     },
@@ -164,6 +164,17 @@ static TASKS: [Task; 7] = [
             score("delta1", "delta < 1.25", "delta1_low", "delta1_high"),
         ],
         settings: &["head", "layers", "epochs", "iterations"],
+    },
+    Task {
+        name: "robustness",
+        title: "corrupted images",
+        rows: Rows::Named("corruption", "mean"),
+        measures: &[
+            deviation("error", "mean error", "error_low", "error_high"),
+            // Without a baseline there is none; the columns of an interval are not in the table.
+            deviation("ce", "mCE", "ce_low", "ce_high"),
+        ],
+        settings: &["corruptions", "severities", "classifier", "seed"],
     },
 ];
 
@@ -288,8 +299,8 @@ impl Task {
                     chosen
                 }
             }
-            Rows::Class(class) => {
-                let found = rows.iter().find(|row| text(row, "class") == *class);
+            Rows::Named(column, name) => {
+                let found = rows.iter().find(|row| text(row, column) == *name);
                 vec![found.unwrap_or(&rows[rows.len() - 1])]
             }
         }

@@ -13,5 +13,6 @@ mod harness;
 mod index;
 mod report;
 mod retrieval;
+mod robustness;
 mod train;
 mod viz;

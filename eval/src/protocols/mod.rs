@@ -10,4 +10,5 @@ pub mod linear_probe;
 pub mod logistic;
 pub mod predictions;
 pub mod retrieval;
+pub mod robustness;
 pub mod scores;

@@ -1,6 +1,6 @@
 //! `macula eval`, one subcommand a protocol: the classifiers, which take train and test, stand here; `retrieval`,
 //! `cluster` and `compare` have a file each and share what `folders` and `kept` hold, `segment` and `depth` what `dense`
-//! holds.
+//! holds. `robustness` stands alone.
 
 mod cluster;
 mod compare;
@@ -9,6 +9,7 @@ mod depth;
 mod folders;
 mod kept;
 mod retrieval;
+mod robustness;
 mod segment;
 
 use std::path::{Path, PathBuf};
@@ -50,6 +51,8 @@ enum Protocol {
     Segment(segment::SegmentArgs),
     /// Linear depth from patch tokens: RMSE, absolute relative error and delta1 beside the mean depth
     Depth(depth::DepthArgs),
+    /// Errors under the 15 corruptions of ImageNet-C at five severities, and mCE against another model's
+    Robustness(Box<robustness::RobustnessArgs>),
     /// Two results on the same test rows: paired bootstrap and McNemar's test
     Compare(compare::CompareArgs),
 }
@@ -249,6 +252,7 @@ impl EvalArgs {
             Protocol::Cluster(args) => args.run(),
             Protocol::Segment(args) => args.run(),
             Protocol::Depth(args) => args.run(),
+            Protocol::Robustness(args) => args.run(),
             Protocol::Compare(args) => args.run(),
         }
     }

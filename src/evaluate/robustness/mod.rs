@@ -1,0 +1,326 @@
+//! `eval robustness` from images to its result: the classifier sees clean training images once, the test images come clean
+//! and under every corruption ([`images`]), and `macula_eval::protocols::robustness` counts. One condition's features are
+//! held at a time, from a feature folder in a temporary place. [`baseline`] reads an earlier result, [`picture`] draws one
+//! image under everything.
+
+mod baseline;
+mod images;
+mod picture;
+
+use std::fs;
+use std::path::PathBuf;
+
+use macula_eval::LabelSet;
+use macula_eval::protocols::robustness::{Classifier, ClassifierConfig, Corrupted, RobustnessResult};
+use macula_eval::stats::BootstrapConfig;
+use macula_eval::table::EvalResult;
+use serde_json::{Value, json};
+
+use self::baseline::Earlier;
+use self::images::TestImages;
+use super::{Labelled, encode, read_labelled};
+use crate::data::corrupt::{Corruption, Severity};
+use crate::data::{self, Preprocess, Source};
+use crate::extract::model::{self, FeatureModel, ModelOptions, OpenModel};
+use crate::extract::{ExtractOptions, FeatureFolder, extract};
+use crate::{Error, Result, files, rng};
+
+/// What an evaluation of robustness is asked for.
+#[derive(Debug, Clone)]
+pub struct RobustnessRequest {
+    /// The model: an ONNX file, a checkpoint, or `pixels`.
+    pub model: String,
+    /// Source of the training images, with labels.
+    pub train_data: String,
+    /// Source of the test images, with labels that train has.
+    pub test_data: String,
+    /// How to open the model; its first output is evaluated.
+    pub options: ModelOptions,
+    /// How to extract.
+    pub extract: ExtractOptions,
+    /// Corruptions, each once, at least one.
+    pub corruptions: Vec<Corruption>,
+    /// Severities, each once, at least one.
+    pub severities: Vec<Severity>,
+    /// Test images drawn at random; all where there are no more.
+    pub max_test: Option<usize>,
+    /// A result of this protocol, or its folder: another model on the same test images.
+    pub baseline: Option<PathBuf>,
+    /// Seed of the draw of test images, of the corruptions' random numbers and of the intervals.
+    pub seed: u64,
+    /// Resamples of the 95 % intervals; 0 for none.
+    pub bootstrap_resamples: usize,
+    /// PNG of one test image under every corruption and severity.
+    pub pictures: Option<PathBuf>,
+}
+
+impl RobustnessRequest {
+    fn names(&self) -> Vec<&'static str> {
+        self.corruptions
+            .iter()
+            .map(|corruption| corruption.name())
+            .collect()
+    }
+
+    fn levels(&self) -> Vec<u8> {
+        self.severities.iter().map(|severity| severity.get()).collect()
+    }
+}
+
+/// Measures the errors of `classifier` on the features of `request.model`, clean and corrupted.
+///
+/// # Errors
+/// One line that names the option or file: sources without labels, a test label that train lacks, a baseline of other
+/// corruptions, severities, test rows or classifier, and whatever opening and extracting have to say.
+pub fn robustness(request: &RobustnessRequest, classifier: &ClassifierConfig) -> Result<EvalResult> {
+    let train = data::open(&request.train_data)?;
+    let test = data::open(&request.test_data)?;
+    let rows = test_rows(request, test.len())?;
+    let classes = classes(request, train.as_ref(), test.as_ref(), &rows)?;
+    check_neighbours(classifier, train.len())?;
+    let mut settings = settings(request, classifier, test.as_ref(), &rows)?;
+    let baseline = match &request.baseline {
+        Some(path) => Some(Earlier::read(path, &settings)?),
+        None => None,
+    };
+    let OpenModel { model, preprocess } = model::open(&request.model, train.as_ref(), &request.options)?;
+    let images = TestImages::new(test.as_ref(), &rows, &preprocess);
+    if let Some(file) = &request.pictures {
+        picture::draw(&images, request, file)?;
+    }
+    let mut run = Run::new(request, model)?;
+    let clean_train = run.features(train.as_ref(), &preprocess)?;
+    let train_labels = encode(&classes, &clean_train.labels)?;
+    let clean = run.features(&images, images.preprocess())?;
+    let labels = encode(&classes, &clean.labels)?;
+    if let Some(baseline) = &baseline {
+        baseline.check_counts(train_labels.len(), labels.len())?;
+    }
+    let (fitted, wrong) = Classifier::fit(
+        clean_train.matrix.view(),
+        &train_labels,
+        clean.matrix.view(),
+        &labels,
+        classes.len(),
+        classifier,
+    )?;
+    tracing::info!("clean: error {:.4}", error(&wrong));
+    let corrupted = run.corrupted(&images, &clean.rows, &fitted, &labels)?;
+    let bootstrap = BootstrapConfig {
+        resamples: request.bootstrap_resamples,
+        seed: rng::derived_seed(request.seed, "robustness"),
+        ..BootstrapConfig::default()
+    };
+    let errors = baseline.as_ref().map(Earlier::errors);
+    let result = RobustnessResult::new(&request.levels(), &wrong, &corrupted, errors, &bootstrap)?;
+    settings["c"] = json!(fitted.c());
+    settings["column"] = json!(run.column);
+    settings["model"] = run.model.describe();
+    settings["preprocess"] = json!(preprocess);
+    settings["train_source"] = train.describe();
+    settings["baseline"] = json!(baseline.as_ref().map(Earlier::describe));
+    Ok(result.to_eval_result(settings, train_labels.len(), labels.len())?)
+}
+
+/// The rows of the test source that are used, ascending.
+fn test_rows(request: &RobustnessRequest, len: u64) -> Result<Vec<u64>> {
+    let mut rows: Vec<u64> = (0..len).collect();
+    let Some(most) = request.max_test else {
+        return Ok(rows);
+    };
+    if most == 0 {
+        return Err(Error::input("--max-test", "expected at least 1, found 0"));
+    }
+    if most < rows.len() {
+        use rand::seq::SliceRandom as _;
+        let mut rng = rng::stream(request.seed, "robustness/test-rows", 0);
+        rows.partial_shuffle(&mut rng, most);
+        rows.truncate(most);
+        rows.sort_unstable();
+    }
+    Ok(rows)
+}
+
+/// The classes of train, once every row is known to have a label and every test label to be among them. No image is read.
+fn classes(
+    request: &RobustnessRequest,
+    train: &dyn Source,
+    test: &dyn Source,
+    rows: &[u64],
+) -> Result<LabelSet> {
+    let label = |flag: &str, spec: &str, source: &dyn Source, row: u64| {
+        let record = source.record(row);
+        record.label.ok_or_else(|| {
+            let reason = format!("expected a label for every row, found none for {}", record.path);
+            Error::input(format!("{flag} {spec}"), reason)
+        })
+    };
+    let train_labels = (0..train.len())
+        .map(|row| label("--train-data", &request.train_data, train, row))
+        .collect::<Result<Vec<String>>>()?;
+    let classes = LabelSet::from_labels(train_labels.iter().map(String::as_str));
+    let known: std::collections::BTreeSet<&str> = classes.names.iter().map(String::as_str).collect();
+    for &row in rows {
+        let found = label("--test-data", &request.test_data, test, row)?;
+        if !known.contains(found.as_str()) {
+            let path = test.record(row).path;
+            return Err(Error::input(
+                format!("--test-data {}", request.test_data),
+                format!("expected labels that --train-data has, found `{found}` for {path}"),
+            ));
+        }
+    }
+    Ok(classes)
+}
+
+/// Refuses more neighbours than train has before anything is extracted.
+fn check_neighbours(classifier: &ClassifierConfig, n_train: u64) -> Result<()> {
+    match classifier {
+        ClassifierConfig::Knn(config) if config.ks.iter().any(|&k| k as u64 > n_train) => Err(Error::input(
+            "--k",
+            format!(
+                "expected at most the {n_train} training rows, found {:?}",
+                config.ks
+            ),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// What is known beforehand; what a baseline must share is among it.
+fn settings(
+    request: &RobustnessRequest,
+    classifier: &ClassifierConfig,
+    test: &dyn Source,
+    rows: &[u64],
+) -> Result<Value> {
+    let classifier = match classifier {
+        ClassifierConfig::Knn(config) => json!({
+            "kind": "knn",
+            "k": config.ks,
+            "temperature": config.temperature,
+            "normalise": config.normalise,
+        }),
+        ClassifierConfig::Logreg(config) => json!({
+            "kind": "logreg",
+            "max_iterations": config.max_iterations,
+            "tolerance": config.tolerance,
+            "val_fraction": config.val_fraction,
+        }),
+    };
+    Ok(json!({
+        "corruptions": request.names(),
+        "severities": request.levels(),
+        "classifier": classifier,
+        "max_test": request.max_test,
+        "test_rows_sha256": rows_sha256(test, rows)?,
+        "seed": request.seed,
+        "bootstrap_resamples": request.bootstrap_resamples,
+        "train": request.train_data,
+        "test": request.test_data,
+        "test_source": test.describe(),
+        "tool_version": env!("CARGO_PKG_VERSION"),
+    }))
+}
+
+/// A hash of which test rows are used: place, name and label of each, and the source's own hash where it has one.
+fn rows_sha256(test: &dyn Source, rows: &[u64]) -> Result<String> {
+    let mut text = test
+        .describe()
+        .get("sha256")
+        .map(Value::to_string)
+        .unwrap_or_default();
+    for &row in rows {
+        let record = test.record(row);
+        text += &format!("\n{row}\t{}\t{}", record.path, record.label.unwrap_or_default());
+    }
+    let (sha256, _) = files::sha256_of(text.as_bytes(), |_| Ok(())).map_err(|e| Error::io("test rows", e))?;
+    Ok(sha256)
+}
+
+/// The model at work, with a temporary place for its features.
+struct Run<'a> {
+    request: &'a RobustnessRequest,
+    model: Box<dyn FeatureModel>,
+    column: String,
+    place: tempfile::TempDir,
+}
+
+impl<'a> Run<'a> {
+    fn new(request: &'a RobustnessRequest, model: Box<dyn FeatureModel>) -> Result<Self> {
+        let column = model.outputs().first().map(|output| output.name.clone());
+        let none = || Error::input("--model", "expected a model with an output, found none");
+        Ok(Self {
+            request,
+            column: column.ok_or_else(none)?,
+            model,
+            place: tempfile::tempdir().map_err(|e| Error::io(std::env::temp_dir(), e))?,
+        })
+    }
+
+    /// Features of a source, through a folder that is removed again.
+    fn features(&mut self, source: &dyn Source, preprocess: &Preprocess) -> Result<Labelled> {
+        let folder = self.place.path().join("features");
+        let options = ExtractOptions {
+            force: true,
+            resume: false,
+            ..self.request.extract.clone()
+        };
+        extract(source, self.model.as_mut(), preprocess, &options, &folder)?;
+        let features = read_labelled(&FeatureFolder::open(&folder)?, &self.column)?;
+        fs::remove_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
+        Ok(features)
+    }
+
+    /// What is wrong under every corruption, in the request's order; `rows` are those that could be read clean.
+    fn corrupted(
+        &mut self,
+        images: &TestImages<'_>,
+        rows: &[u64],
+        classifier: &Classifier<'_>,
+        labels: &[u32],
+    ) -> Result<Vec<Corrupted>> {
+        let request = self.request;
+        let mut all = Vec::with_capacity(request.corruptions.len());
+        for &corruption in &request.corruptions {
+            let mut wrong = Vec::with_capacity(request.severities.len());
+            for &severity in &request.severities {
+                let spoilt = images.spoilt(corruption, severity, request.seed);
+                let features = self.features(&spoilt, spoilt.preprocess())?;
+                check_same_rows(corruption, rows, &features.rows)?;
+                wrong.push(classifier.wrong(features.matrix.view(), labels)?);
+            }
+            let errors: Vec<String> = wrong.iter().map(|wrong| format!("{:.4}", error(wrong))).collect();
+            tracing::info!(
+                "{corruption}: error {} ({} of {})",
+                errors.join(" "),
+                all.len() + 1,
+                request.corruptions.len()
+            );
+            all.push(Corrupted {
+                name: corruption.name().to_owned(),
+                wrong,
+            });
+        }
+        Ok(all)
+    }
+}
+
+/// A file that changes during the run would shift rows against labels.
+fn check_same_rows(corruption: Corruption, expected: &[u64], found: &[u64]) -> Result<()> {
+    if expected == found {
+        return Ok(());
+    }
+    Err(Error::failed(
+        format!("test images under {corruption}"),
+        format!(
+            "expected the {} rows that could be read clean, found {}",
+            expected.len(),
+            found.len()
+        ),
+    ))
+}
+
+fn error(wrong: &[bool]) -> f64 {
+    wrong.iter().filter(|wrong| **wrong).count() as f64 / wrong.len().max(1) as f64
+}
