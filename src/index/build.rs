@@ -5,11 +5,11 @@ use std::io::Write as _;
 use std::path::Path;
 use std::time::Instant;
 
-use macula_eval::index::{DUMP_FILES, ExactIndex, HnswConfig, HnswIndex, Index, build_for_recall};
+use macula_eval::index::{ExactIndex, HnswConfig, HnswIndex, Index, build_for_recall};
 use polars::prelude::{DataFrame, ParquetWriter, PolarsError, df};
 
-use super::manifest::{METRIC, Machine, MeasuredRecall};
-use super::{FORMAT_VERSION, Kind, MANIFEST_FILE, Manifest, ROWS_FILE, VECTORS_FILE};
+use super::manifest::{METRIC, MeasuredRecall};
+use super::{FORMAT_VERSION, Kind, LINKS_FILE, MANIFEST_FILE, Manifest, ROWS_FILE, VECTORS_FILE};
 use crate::evaluate::{default_column, read_column};
 use crate::extract::FeatureFolder;
 use crate::extract::folder::Features;
@@ -41,7 +41,7 @@ pub struct IndexOptions {
 pub(super) fn vector_files(kind: Kind) -> &'static [&'static str] {
     match kind {
         Kind::Exact => &[VECTORS_FILE],
-        Kind::Hnsw => &DUMP_FILES,
+        Kind::Hnsw => &[VECTORS_FILE, LINKS_FILE],
     }
 }
 
@@ -78,7 +78,6 @@ pub fn build(
         ef_search,
         measured,
         build_seconds: start.elapsed().as_secs_f64(),
-        machine: Machine::current(),
         files: BTreeMap::new(),
     };
     files::write_folder(out, |temporary| {
@@ -143,21 +142,28 @@ fn refuse_existing(out: &Path, force: bool) -> Result<()> {
 }
 
 fn write_vectors(folder: &Path, index: &Index) -> Result<()> {
+    let values = index.vectors().view().data().iter();
+    write_words(
+        &folder.join(VECTORS_FILE),
+        values.map(|value| value.to_le_bytes()),
+    )?;
     match index {
-        Index::Hnsw(index) => Ok(index.dump(folder)?),
-        Index::Exact(index) => {
-            let path = folder.join(VECTORS_FILE);
-            files::write_whole(&path, |file| {
-                let mut file = std::io::BufWriter::new(file);
-                let values = index.vectors().view().data().iter();
-                values
-                    .map(|value| value.to_le_bytes())
-                    .try_for_each(|bytes| file.write_all(&bytes))
-                    .and_then(|()| file.flush())
-                    .map_err(|e| Error::io(&path, e))
-            })
+        Index::Exact(_) => Ok(()),
+        Index::Hnsw(index) => {
+            let links = index.link_words().into_iter();
+            write_words(&folder.join(LINKS_FILE), links.map(u32::to_le_bytes))
         }
     }
+}
+
+fn write_words(path: &Path, mut words: impl Iterator<Item = [u8; 4]>) -> Result<()> {
+    files::write_whole(path, |file| {
+        let mut file = std::io::BufWriter::new(file);
+        words
+            .try_for_each(|word| file.write_all(&word))
+            .and_then(|()| file.flush())
+            .map_err(|e| Error::io(path, e))
+    })
 }
 
 fn write_rows(path: &Path, rows: &Features) -> Result<()> {

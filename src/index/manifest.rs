@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Error, Result, files};
 
 /// Version of the layout. A folder of another version is refused.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 /// Name of the manifest.
 pub const MANIFEST_FILE: &str = "manifest.json";
 /// How similar rows are measured; the only one there is.
@@ -33,31 +33,6 @@ pub struct FileEntry {
     pub bytes: u64,
     /// SHA-256 in hexadecimal.
     pub sha256: String,
-}
-
-/// Numbers whose layout the graph's files take from the machine that wrote them.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Machine {
-    /// Bits of a word.
-    pub word_bits: u32,
-    /// `little` or `big`.
-    pub byte_order: String,
-}
-
-impl Machine {
-    /// This machine.
-    pub(super) fn current() -> Self {
-        Self {
-            word_bits: usize::BITS,
-            byte_order: if cfg!(target_endian = "little") {
-                "little"
-            } else {
-                "big"
-            }
-            .to_owned(),
-        }
-    }
 }
 
 /// What `--recall` measured.
@@ -104,8 +79,6 @@ pub struct Manifest {
     pub measured: Option<MeasuredRecall>,
     /// Seconds the build took.
     pub build_seconds: f64,
-    /// The machine that wrote it.
-    pub machine: Machine,
     /// Every other file of the folder.
     pub files: BTreeMap<String, FileEntry>,
 }
@@ -114,7 +87,7 @@ impl Manifest {
     /// Reads the manifest of `folder` and checks what it says of itself; the files are [`Self::check_files`]'s.
     ///
     /// # Errors
-    /// A folder without manifest, one that is damaged, or of another version, metric or machine.
+    /// A folder without manifest, one that is damaged, or of another version or metric.
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join(MANIFEST_FILE);
         let name = || path.display().to_string();
@@ -156,17 +129,6 @@ impl Manifest {
                 "count, dim",
                 "1 to 4294967295 vectors of width 1 or more".to_owned(),
                 format!("{} of {}", self.count, self.dim),
-            );
-        }
-        let here = Machine::current();
-        if self.kind == Kind::Hnsw && self.machine != here {
-            return wrong(
-                "machine",
-                format!("{} bits, {} endian", here.word_bits, here.byte_order),
-                format!(
-                    "{} bits, {} endian; build the index again",
-                    self.machine.word_bits, self.machine.byte_order
-                ),
             );
         }
         let mut expected: Vec<&str> = super::build::vector_files(self.kind).to_vec();

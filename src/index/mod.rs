@@ -1,6 +1,6 @@
-//! Index folders: `manifest.json`, the rows it holds (`rows.parquet`: row, path, label) and the vectors, exact or as a
-//! graph. Every file is named in the manifest with its checksum, and a folder is checked whole before anything in it is
-//! used: the graph's reader ends the process on a damaged file.
+//! Index folders: `manifest.json`, the rows it holds (`rows.parquet`: row, path, label), their vectors, and for a graph its
+//! links. Every file is named in the manifest with its checksum, and a folder is checked whole before anything in it is
+//! used.
 
 mod build;
 mod manifest;
@@ -14,5 +14,7 @@ pub use tables::{score_table, write_hits};
 
 /// Name of the table of rows.
 const ROWS_FILE: &str = "rows.parquet";
-/// Name of the vectors of an exact index: f32, little endian, row after row.
+/// Name of the vectors: f32, little endian, row after row.
 const VECTORS_FILE: &str = "vectors.f32";
+/// Name of the links of a graph: u32, little endian, as `HnswIndex::link_words` gives them.
+const LINKS_FILE: &str = "links.u32";

@@ -6,7 +6,7 @@ use macula_eval::Matrix;
 use macula_eval::index::{ExactIndex, HnswIndex, Index};
 use polars::prelude::{ParquetReader, PolarsError, SerReader as _};
 
-use super::{Kind, Manifest, ROWS_FILE, VECTORS_FILE};
+use super::{Kind, LINKS_FILE, Manifest, ROWS_FILE, VECTORS_FILE};
 use crate::{Error, Result};
 
 /// An index and the rows it speaks of.
@@ -27,7 +27,7 @@ pub struct OpenIndex {
 }
 
 impl OpenIndex {
-    /// Opens an index folder for vectors of width `dim`. Everything is checked before the graph is read.
+    /// Opens an index folder for vectors of width `dim`. Everything is checked before anything is used.
     ///
     /// # Errors
     /// A folder that is no index, of another version or width, or with a file that is missing, cut off or changed.
@@ -44,8 +44,13 @@ impl OpenIndex {
         }
         manifest.check_files(path)?;
         let index = match manifest.kind {
-            Kind::Exact => Index::Exact(read_vectors(path, &manifest)?),
-            Kind::Hnsw => Index::Hnsw(HnswIndex::load(path, manifest.count, manifest.dim)?),
+            Kind::Exact => Index::Exact(ExactIndex::of_unit_rows(read_vectors(path, &manifest)?)?),
+            Kind::Hnsw => {
+                let links = read_words(&path.join(LINKS_FILE))?;
+                let links: Vec<u32> = links.into_iter().map(u32::from_le_bytes).collect();
+                let graph = HnswIndex::from_parts(read_vectors(path, &manifest)?, &links);
+                Index::Hnsw(graph.map_err(|e| Error::input(path.display().to_string(), e.to_string()))?)
+            }
         };
         let mut open = Self {
             path: path.to_owned(),
@@ -104,18 +109,21 @@ impl OpenIndex {
     }
 }
 
-fn read_vectors(folder: &Path, manifest: &Manifest) -> Result<ExactIndex> {
+fn read_vectors(folder: &Path, manifest: &Manifest) -> Result<Matrix> {
     let path = folder.join(VECTORS_FILE);
-    let bytes = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
-    let (words, rest) = bytes.as_chunks::<4>();
-    if !rest.is_empty() {
-        return Err(Error::input(
+    let data = read_words(&path)?.into_iter().map(f32::from_le_bytes).collect();
+    Matrix::new(data, manifest.count, manifest.dim)
+        .map_err(|e| Error::input(path.display().to_string(), e.to_string()))
+}
+
+/// The file, 4 bytes a value.
+fn read_words(path: &Path) -> Result<Vec<[u8; 4]>> {
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    match bytes.as_chunks::<4>() {
+        (words, []) => Ok(words.to_vec()),
+        _ => Err(Error::input(
             path.display().to_string(),
             "expected 4 bytes a value",
-        ));
+        )),
     }
-    let data = words.iter().map(|word| f32::from_le_bytes(*word)).collect();
-    let vectors = Matrix::new(data, manifest.count, manifest.dim)
-        .map_err(|e| Error::input(path.display().to_string(), e.to_string()))?;
-    Ok(ExactIndex::of_unit_rows(vectors)?)
 }

@@ -233,8 +233,10 @@ fn small(facts: &DataFacts) -> TrainConfig {
 /// where theirs takes epochs: no LayerScale, which hides the blocks of a shallow network at first; a teacher that follows
 /// faster; targets sharp from the beginning, since cosines with random prototypes differ little and 0.07 makes them nearly
 /// uniform (96 % of ln K, measured); milder crops, no solarisation, a stronger KoLeo. Images of up to 32 pixels have no local
-/// crops: of so few pixels they tell little, and without them the same time shows the network 1.6 times the images (measured:
-/// `benchmarks/NOTES.md`).
+/// crops: of so few pixels they tell little, and without them the same time shows the network 1.6 times the images. The class
+/// token also tells the pixels of its crop: agreement of crops alone loses what they do not share, and features stay below
+/// raw pixels. On images of up to 32 pixels the student sees half of the patches instead of mask tokens, which hides as much
+/// for half the cost, and leaves the iBOT term nothing to compare (all measured: `benchmarks/NOTES.md`).
 fn dinov2_small(facts: &DataFacts) -> TrainConfig {
     let mut config = small(facts);
     config.backbone.layer_scale = 0.;

@@ -79,12 +79,7 @@ fn both_kinds_find_each_row_itself() {
     );
     assert_eq!(
         names(&w.path("hnsw")),
-        [
-            "index.hnsw.data",
-            "index.hnsw.graph",
-            "manifest.json",
-            "rows.parquet"
-        ]
+        ["links.u32", "manifest.json", "rows.parquet", "vectors.f32"]
     );
 }
 
@@ -144,7 +139,7 @@ fn an_index_that_does_not_fit_is_refused_in_one_line() {
         let file = if kind == "exact" {
             "vectors.f32"
         } else {
-            "index.hnsw.graph"
+            "links.u32"
         };
         let path = w.path(kind).join(file);
         let whole = fs::read(&path).expect("written");
@@ -166,7 +161,7 @@ fn an_index_that_does_not_fit_is_refused_in_one_line() {
             assert!(text.contains(from), "{text}");
             fs::write(&manifest, text.replace(from, to)).expect("changed");
         };
-        with("\"format_version\": 1", "\"format_version\": 7");
+        with("\"format_version\": 2", "\"format_version\": 7");
         w.fails(2, &query, &["manifest.json", "format_version", "7"]);
         with("\"dim\": 8", "\"dim\": 9");
         w.fails(2, &query, &[kind, "8", "9"]);

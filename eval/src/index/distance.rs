@@ -1,4 +1,4 @@
-//! The cosine distance of unit vectors for the graph. The crate's own `DistDot` asserts that it is not negative, which
+//! The cosine distance of unit vectors for the graph, and reading ahead for it. The crate's own `DistDot` asserts that it is not negative, which
 //! rounding makes it for a vector and its copy, and its `DistCosine` has no SIMD.
 
 use hnsw_rs::anndists::dist::distances::Distance;
@@ -9,8 +9,33 @@ pub(super) struct UnitCosine;
 
 impl Distance<f32> for UnitCosine {
     fn eval(&self, a: &[f32], b: &[f32]) -> f32 {
-        (1.0 - dot(a, b)).max(0.0)
+        distance(a, b)
     }
+}
+
+/// `max(0, 1 - a . b)` of finite vectors of one length.
+pub(super) fn distance(a: &[f32], b: &[f32]) -> f32 {
+    (1.0 - dot(a, b)).max(0.0)
+}
+
+/// Values in a line of the cache.
+const LINE: usize = 16;
+/// Lines asked for ahead of time; the processor sees the direction and gets those behind them.
+const LINES_AHEAD: usize = 4;
+
+/// Asks the cache for the beginning of a vector that is read next. Has no effect on any result.
+pub(super) fn fetch_ahead(vector: &[f32]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in vector.chunks(LINE).take(LINES_AHEAD) {
+        // SAFETY: a hint about an address inside a live slice; it reads and writes nothing.
+        #[allow(unsafe_code)]
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast());
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (vector, LINE, LINES_AHEAD);
 }
 
 /// Partial sums: four registers of eight keep two multipliers busy.

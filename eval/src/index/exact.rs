@@ -1,8 +1,8 @@
 //! The exact index: the normalised rows themselves.
 
-use super::{Hit, prepare_rows};
+use super::{Hit, check_unit_rows, prepare_rows};
 use crate::linalg::nearest_neighbours;
-use crate::{Error, Matrix, MatrixView, Result};
+use crate::{Matrix, MatrixView, Result};
 
 /// Compares a query with every row.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,26 +26,8 @@ impl ExactIndex {
     /// # Errors
     /// No row, NaN or infinity.
     pub fn of_unit_rows(vectors: Matrix) -> Result<Self> {
-        if vectors.view().rows() == 0 {
-            return Err(Error::data("features", "expected at least one row, found none"));
-        }
-        vectors.view().check_finite("index")?;
+        check_unit_rows(vectors.view())?;
         Ok(Self { vectors })
-    }
-
-    /// Rows held.
-    pub fn len(&self) -> usize {
-        self.vectors.view().rows()
-    }
-
-    /// Whether no row is held; [`Self::build`] makes no such index.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Width of the rows.
-    pub fn dim(&self) -> usize {
-        self.vectors.view().dim()
     }
 
     /// The normalised rows.

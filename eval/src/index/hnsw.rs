@@ -1,26 +1,20 @@
-//! The graph index (Malkov & Yashunin 2016) through `hnsw_rs`. That crate ends the process or panics on parameters and
-//! files it does not like, so everything is checked before it sees them.
+//! The graph index (Malkov & Yashunin 2016): `hnsw_rs` builds the graph, `links` takes it over, `walk` searches it. The crate
+//! panics on parameters it does not like, so everything is checked before it sees them.
 
-use std::path::Path;
-
-use hnsw_rs::api::AnnT;
 use hnsw_rs::hnsw::Hnsw;
-use hnsw_rs::hnswio::HnswIo;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::distance::UnitCosine;
-use super::{Hit, prepare_rows};
+use super::links::Links;
+use super::walk::Walkers;
+use super::{Hit, check_unit_rows, prepare_rows};
 use crate::{Error, Matrix, MatrixView, Result};
 
-/// Layers the crate allocates; it writes no index with fewer.
+/// Layers the crate allocates.
 const LAYERS: usize = 16;
 /// Rows inserted between two reports of progress, enough for all threads to share.
 const INSERT_BLOCK: usize = 4096;
-/// Name of the files of an index before their endings.
-const BASENAME: &str = "index";
-/// The files that [`HnswIndex::dump`] writes: the graph and the vectors.
-pub const DUMP_FILES: [&str; 2] = ["index.hnsw.graph", "index.hnsw.data"];
 
 /// How the graph is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,46 +57,22 @@ impl HnswConfig {
     }
 }
 
-/// A graph over normalised rows.
-pub struct HnswIndex {
+/// A graph that rows are being inserted into.
+pub(super) struct Builder {
     graph: Hnsw<'static, f32, UnitCosine>,
-    dim: usize,
+    rows: usize,
 }
 
-impl std::fmt::Debug for HnswIndex {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("HnswIndex")
-            .field("rows", &self.len())
-            .field("dim", &self.dim)
-            .finish_non_exhaustive()
-    }
-}
-
-impl HnswIndex {
-    /// Builds the graph over the rows of `features` on all threads of the rayon pool. The order in which threads insert
-    /// is not fixed, so two builds may differ in a few links; on one thread they are equal. `progress` hears the number
-    /// of rows inserted so far.
-    ///
-    /// # Errors
-    /// Settings out of range, no row, NaN or infinity.
-    pub fn build(features: MatrixView<'_>, config: &HnswConfig, progress: impl Fn(usize)) -> Result<Self> {
-        config.validate()?;
-        let unit = prepare_rows(features)?;
-        let index = Self::empty(unit.view(), config);
-        let rows: Vec<usize> = (0..unit.view().rows()).collect();
-        index.insert(unit.view(), &rows, progress);
-        Ok(index)
-    }
-
+impl Builder {
     /// A graph without rows, for those of `unit`.
-    pub(super) fn empty(unit: MatrixView<'_>, config: &HnswConfig) -> Self {
+    pub(super) fn new(unit: MatrixView<'_>, config: &HnswConfig) -> Self {
         Self {
             graph: Hnsw::new(config.m, unit.rows(), LAYERS, config.ef_construction, UnitCosine),
-            dim: unit.dim(),
+            rows: unit.rows(),
         }
     }
 
-    /// Inserts rows of `unit`, which must be normalised and finite.
+    /// Inserts rows of `unit`, which must be normalised and finite. `progress` hears the number of rows inserted so far.
     pub(super) fn insert(&self, unit: MatrixView<'_>, rows: &[usize], progress: impl Fn(usize)) {
         let mut done = 0;
         for block in rows.chunks(INSERT_BLOCK) {
@@ -117,121 +87,77 @@ impl HnswIndex {
         }
     }
 
-    /// Rows held.
-    pub fn len(&self) -> usize {
-        self.graph.get_nb_point()
+    /// The index of what is inserted; `unit` are the rows it was made for.
+    pub(super) fn index(&self, unit: Matrix) -> HnswIndex {
+        HnswIndex {
+            links: Links::of(&self.graph, self.rows),
+            vectors: unit,
+            walkers: Walkers::default(),
+        }
+    }
+}
+
+/// A graph over normalised rows.
+#[derive(Debug)]
+pub struct HnswIndex {
+    vectors: Matrix,
+    links: Links,
+    walkers: Walkers,
+}
+
+impl HnswIndex {
+    /// Builds the graph over the rows of `features` on all threads of the rayon pool. The order in which threads insert
+    /// is not fixed, so two builds may differ in a few links; on one thread they are equal. `progress` hears the number
+    /// of rows inserted so far.
+    ///
+    /// # Errors
+    /// Settings out of range, no row, NaN or infinity.
+    pub fn build(features: MatrixView<'_>, config: &HnswConfig, progress: impl Fn(usize)) -> Result<Self> {
+        config.validate()?;
+        let unit = prepare_rows(features)?;
+        let builder = Builder::new(unit.view(), config);
+        let rows: Vec<usize> = (0..unit.view().rows()).collect();
+        builder.insert(unit.view(), &rows, progress);
+        Ok(builder.index(unit))
     }
 
-    /// Whether no row is held.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
+    /// An index of the rows that [`Self::vectors`] gave and the words that [`Self::link_words`] gave.
+    ///
+    /// # Errors
+    /// No row, NaN or infinity, links that do not belong to as many rows.
+    pub fn from_parts(vectors: Matrix, link_words: &[u32]) -> Result<Self> {
+        check_unit_rows(vectors.view())?;
+        Ok(Self {
+            links: Links::from_words(link_words, vectors.view().rows())?,
+            vectors,
+            walkers: Walkers::default(),
+        })
     }
 
-    /// Width of the rows.
-    pub fn dim(&self) -> usize {
-        self.dim
+    /// The links as words for a file: the row where walks begin, the number of layers above the lowest, for each row of the
+    /// lowest layer the number of its links and these, and for each layer above it the number of its rows and for each of
+    /// these the row, the number of its links and these.
+    pub fn link_words(&self) -> Vec<u32> {
+        self.links.to_words()
+    }
+
+    /// The normalised rows, in the order they were given.
+    pub fn vectors(&self) -> &Matrix {
+        &self.vectors
+    }
+
+    /// The same, without the links.
+    pub(super) fn into_vectors(self) -> Matrix {
+        self.vectors
     }
 
     /// Searches for queries that are normalised already, each on one thread.
     pub(super) fn search_unit(&self, queries: MatrixView<'_>, k: usize, ef: usize) -> Vec<Vec<Hit>> {
+        let vectors = self.vectors.view();
         queries
             .data()
-            .par_chunks_exact(self.dim)
-            .map(|query| {
-                let found = self.graph.search(query, k, ef.max(k));
-                let hits = found.iter().map(|neighbour| Hit {
-                    row: neighbour.d_id as u32,
-                    similarity: 1.0 - neighbour.distance,
-                });
-                hits.collect()
-            })
+            .par_chunks_exact(vectors.dim())
+            .map(|query| self.walkers.search(vectors, &self.links, query, k, ef.max(k)))
             .collect()
-    }
-
-    /// The normalised rows, in the order they were given.
-    ///
-    /// # Errors
-    /// A graph that does not hold each of its rows once, which only a damaged file can give.
-    pub fn vectors(&self) -> Result<Matrix> {
-        let n = self.len();
-        let mut data = vec![f32::NAN; n * self.dim];
-        for point in self.graph.get_point_indexation() {
-            let row = point.get_origin_id();
-            let vector = point.get_v();
-            if row >= n || vector.len() != self.dim {
-                return Err(Error::data(
-                    "index",
-                    format!(
-                        "expected rows below {n} of width {}, found row {row} of {}",
-                        self.dim,
-                        vector.len()
-                    ),
-                ));
-            }
-            data[row * self.dim..(row + 1) * self.dim].copy_from_slice(vector);
-        }
-        let vectors = Matrix::new(data, n, self.dim)?;
-        vectors.view().check_finite("index")?;
-        Ok(vectors)
-    }
-
-    /// Writes [`DUMP_FILES`] into `folder`, which must exist, be writable and hold neither.
-    ///
-    /// # Errors
-    /// What the system says.
-    pub fn dump(&self, folder: &Path) -> Result<()> {
-        let failed = |reason: String| Error::Io {
-            path: folder.to_owned(),
-            source: std::io::Error::other(reason),
-        };
-        // The crate panics where it cannot create its files, so that is tried first.
-        for name in DUMP_FILES {
-            let path = folder.join(name);
-            std::fs::File::create(&path).map_err(|source| Error::Io { path, source })?;
-        }
-        for name in DUMP_FILES {
-            let path = folder.join(name);
-            std::fs::remove_file(&path).map_err(|source| Error::Io { path, source })?;
-        }
-        let written = self
-            .graph
-            .file_dump(folder, BASENAME)
-            .map_err(|e| failed(e.to_string()))?;
-        if written != BASENAME {
-            return Err(failed(format!("expected to write {BASENAME}, wrote {written}")));
-        }
-        Ok(())
-    }
-
-    /// Reads what [`Self::dump`] wrote. The crate ends the process on a damaged file: the caller must have checked that
-    /// both files are byte for byte what was written, by this version, on a machine of the same word size and byte order.
-    ///
-    /// # Errors
-    /// Files that are missing, or that hold other numbers of rows or widths than `rows` and `dim`.
-    pub fn load(folder: &Path, rows: usize, dim: usize) -> Result<Self> {
-        for name in DUMP_FILES {
-            let path = folder.join(name);
-            std::fs::File::open(&path).map_err(|source| Error::Io { path, source })?;
-        }
-        // The graph borrows from its reader, which holds two paths: they live as long as the process.
-        let reader: &'static HnswIo = Box::leak(Box::new(HnswIo::new(folder, BASENAME)));
-        let mut graph: Hnsw<'static, f32, UnitCosine> = reader
-            .load_hnsw_with_dist(UnitCosine)
-            .map_err(|e| Error::data(folder.display().to_string(), e.to_string()))?;
-        graph.set_searching_mode(true);
-        let found = (
-            graph.get_nb_point(),
-            graph.get_point_indexation().get_data_dimension(),
-        );
-        if found != (rows, dim) {
-            return Err(Error::data(
-                folder.display().to_string(),
-                format!(
-                    "expected {rows} rows of width {dim}, found {} of {}",
-                    found.0, found.1
-                ),
-            ));
-        }
-        Ok(Self { graph, dim })
     }
 }

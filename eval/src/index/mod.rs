@@ -1,15 +1,17 @@
 //! Nearest-neighbour indexes over the rows of a matrix, by cosine similarity: `exact` compares with every row, `hnsw`
-//! walks a graph and misses some. Rows are L2-normalised on the way in, queries on the way to the search. What an index
+//! walks a graph (`links`, `walk`) and misses some. Rows are L2-normalised on the way in, queries on the way to the search. What an index
 //! looks like on disk, and whose rows it holds, is for the caller; `score` measures one against the other.
 
 mod distance;
 mod exact;
 mod hnsw;
+mod links;
 mod score;
 mod tuning;
+mod walk;
 
 pub use exact::ExactIndex;
-pub use hnsw::{DUMP_FILES, HnswConfig, HnswIndex};
+pub use hnsw::{HnswConfig, HnswIndex};
 pub use score::{IndexScore, recall, score};
 pub use tuning::{Tuning, build_for_recall};
 
@@ -45,10 +47,7 @@ impl Index {
 
     /// Rows held.
     pub fn len(&self) -> usize {
-        match self {
-            Self::Exact(index) => index.len(),
-            Self::Hnsw(index) => index.len(),
-        }
+        self.vectors().view().rows()
     }
 
     /// Whether no row is held; no constructor makes such an index.
@@ -58,10 +57,7 @@ impl Index {
 
     /// Width of the rows.
     pub fn dim(&self) -> usize {
-        match self {
-            Self::Exact(index) => index.dim(),
-            Self::Hnsw(index) => index.dim(),
-        }
+        self.vectors().view().dim()
     }
 
     /// The `k` best rows for each query, best first, on all threads of the rayon pool. `ef` is the width of the walk of
@@ -78,12 +74,9 @@ impl Index {
     }
 
     /// The normalised rows, `[n, d]`, in the order they were given.
-    ///
-    /// # Errors
-    /// None for an index that was built or loaded whole; the type follows [`Matrix::new`].
-    pub fn vectors(&self) -> Result<Matrix> {
+    pub fn vectors(&self) -> &Matrix {
         match self {
-            Self::Exact(index) => Ok(index.vectors().clone()),
+            Self::Exact(index) => index.vectors(),
             Self::Hnsw(index) => index.vectors(),
         }
     }
@@ -105,6 +98,14 @@ fn prepare(queries: MatrixView<'_>, dim: usize, rows: usize, k: usize) -> Result
     }
     queries.check_finite("query features")?;
     l2_normalise(queries)
+}
+
+/// Checks rows that are normalised already.
+fn check_unit_rows(vectors: MatrixView<'_>) -> Result<()> {
+    if vectors.rows() == 0 {
+        return Err(Error::data("features", "expected at least one row, found none"));
+    }
+    vectors.check_finite("index")
 }
 
 /// Checks the rows of a new index and normalises them.

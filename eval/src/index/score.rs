@@ -38,13 +38,11 @@ pub fn recall(found: &[Vec<Hit>], least: &[f32], k: usize) -> f64 {
 /// # Errors
 /// As [`Index::search`].
 pub fn score(index: &Index, queries: MatrixView<'_>, k: usize, efs: &[usize]) -> Result<Vec<IndexScore>> {
-    let vectors = index.vectors()?;
     let unit = super::prepare(queries, index.dim(), index.len(), k)?;
-    let truth = nearest_neighbours(unit.view(), vectors.view(), k)?;
+    let truth = nearest_neighbours(unit.view(), index.vectors().view(), k)?;
     let least: Vec<f32> = (0..queries.rows())
         .map(|query| truth.similarities_of(query)[k - 1])
         .collect();
-    drop(vectors);
     let settings: Vec<Option<usize>> = match index {
         Index::Exact(_) => vec![None],
         Index::Hnsw(_) => efs.iter().map(|&ef| Some(ef.max(k))).collect(),

@@ -39,7 +39,7 @@ fn a_wide_walk_finds_what_exact_search_finds() {
         assert_eq!(found[0].row, truth[0].row);
         assert!((found[0].similarity - truth[0].similarity).abs() < 1e-5);
     }
-    assert_eq!(graph.vectors().unwrap(), exact.vectors().unwrap());
+    assert_eq!(graph.vectors(), exact.vectors());
 }
 
 #[test]
@@ -74,31 +74,47 @@ fn copies_and_zero_rows_do_no_harm() {
 }
 
 #[test]
-fn a_dump_gives_the_same_answers() {
+fn parts_put_together_give_the_same_answers() {
     let (features, queries) = (random(500, 6, 6), random(20, 6, 7));
     let built = HnswIndex::build(features.view(), &small(), |_| {}).unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    built.dump(folder.path()).unwrap();
-    let mut names: Vec<String> = std::fs::read_dir(folder.path())
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    names.sort();
-    assert_eq!(names, [DUMP_FILES[1], DUMP_FILES[0]]);
-    let loaded = HnswIndex::load(folder.path(), 500, 6).unwrap();
+    let (vectors, words) = (built.vectors().clone(), built.link_words());
+    let again = HnswIndex::from_parts(vectors.clone(), &words).unwrap();
+    assert_eq!(again.link_words(), words);
     let before = Index::Hnsw(built).search(queries.view(), 5, 40).unwrap();
-    assert_eq!(Index::Hnsw(loaded).search(queries.view(), 5, 40).unwrap(), before);
-    let error = HnswIndex::load(folder.path(), 501, 6).unwrap_err().to_string();
-    assert!(
-        error.contains("expected 501 rows of width 6, found 500 of 6"),
-        "{error}"
-    );
-    assert!(HnswIndex::load(&folder.path().join("nowhere"), 500, 6).is_err());
-    let error = graph(&features);
-    let Index::Hnsw(error) = error else {
-        unreachable!("a graph was built")
+    assert_eq!(Index::Hnsw(again).search(queries.view(), 5, 40).unwrap(), before);
+
+    let refused = |vectors: &Matrix, words: &[u32]| {
+        HnswIndex::from_parts(vectors.clone(), words)
+            .unwrap_err()
+            .to_string()
     };
-    assert!(error.dump(&folder.path().join("nowhere")).is_err());
+    let longer = [&words[..], &[7]].concat();
+    assert!(refused(&vectors, &longer).contains("1 more words"));
+    for cut in [0, 1, 2, words.len() / 2, words.len() - 1] {
+        assert!(refused(&vectors, &words[..cut]).starts_with("links: "), "{cut}");
+    }
+    let mut elsewhere = words.clone();
+    elsewhere[0] = 500;
+    assert_eq!(
+        refused(&vectors, &elsewhere),
+        "links: expected rows below 500, found 500"
+    );
+    // The lists of another number of rows do not end where the words do.
+    assert!(refused(&random(400, 6, 6), &words).starts_with("links: "));
+}
+
+#[test]
+fn a_walk_of_any_width_is_ordered_and_complete() {
+    let features = random(300, 5, 11);
+    let index = graph(&features);
+    for (k, ef) in [(1, 1), (7, 7), (7, 1), (300, 300)] {
+        let found = index.search(features.view(), k, ef).unwrap();
+        for hits in &found {
+            let rows: std::collections::BTreeSet<u32> = hits.iter().map(|hit| hit.row).collect();
+            assert_eq!((rows.len(), hits.len()), (k, k), "each row once");
+            assert!(hits.is_sorted_by(|a, b| a.similarity >= b.similarity));
+        }
+    }
 }
 
 #[test]
@@ -118,7 +134,10 @@ fn the_width_is_chosen_on_rows_the_graph_has_not_seen() {
     let build =
         |target| build_for_recall(features.view(), &small(), target, 10, 0, |done| seen.set(done)).unwrap();
     let (index, loose) = build(0.5);
-    assert_eq!((index.len(), seen.get(), loose.n_queries), (3_000, 3_000, 300));
+    assert_eq!(
+        (index.vectors().view().rows(), seen.get(), loose.n_queries),
+        (3_000, 3_000, 300)
+    );
     let (_, tight) = build(0.95);
     assert!(loose.recall >= 0.5 && tight.recall >= 0.95, "{loose:?} {tight:?}");
     assert!(tight.ef_search > loose.ef_search, "{loose:?} {tight:?}");

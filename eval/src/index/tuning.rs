@@ -5,6 +5,7 @@ use rand::seq::index;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
+use super::hnsw::Builder;
 use super::score::recall;
 use super::{HnswConfig, HnswIndex, prepare_rows};
 use crate::linalg::score_rows;
@@ -65,10 +66,11 @@ pub fn build_for_recall(
         .filter(|row| held_back.binary_search(row).is_err())
         .collect();
 
-    let index = HnswIndex::empty(unit.view(), config);
-    index.insert(unit.view(), &others, &progress);
+    let builder = Builder::new(unit.view(), config);
+    builder.insert(unit.view(), &others, &progress);
     let queries = unit.view().select(&held_back);
     let least = kth_similarities(&queries, unit.view(), &held_back, k)?;
+    let index = builder.index(unit);
     let mut tuning = Tuning {
         ef_search: k,
         recall: 0.0,
@@ -85,8 +87,9 @@ pub fn build_for_recall(
             break;
         }
     }
-    index.insert(unit.view(), &held_back, |done| progress(others.len() + done));
-    Ok((index, tuning))
+    let unit = index.into_vectors();
+    builder.insert(unit.view(), &held_back, |done| progress(others.len() + done));
+    Ok((builder.index(unit), tuning))
 }
 
 /// Similarity of each query's k-th nearest row of `unit`, the rows of `left_out` apart.
