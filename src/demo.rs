@@ -16,7 +16,7 @@ use crate::data::{self, DecodeOptions};
 use crate::evaluate::Folders;
 use crate::export::{Dtype, ExportRequest, export, untrained};
 use crate::extract::model::{self, ModelOptions, OutputChoice, PreprocessOverrides};
-use crate::extract::{ErrorPolicy, ExtractOptions, Layout, extract};
+use crate::extract::{BatchSize, ErrorPolicy, ExtractOptions, Layout, Values, extract};
 use crate::runtime::{Device, RuntimeOptions};
 use crate::train::recipes::{self, DataFacts, Overrides};
 use crate::train::run::{self as training, TrainRequest};
@@ -195,12 +195,13 @@ fn extract_both(options: &DemoOptions, spec: &str, outputs: &[&str], name: &str)
         checkpoint: Default::default(),
     };
     let extract_options = ExtractOptions {
-        batch_size: 64,
+        batch_size: BatchSize::Fixed(64),
         on_error: ErrorPolicy::Fail,
         shard: None,
         force: false,
         resume: false,
         layout: Layout::Parquet,
+        dtype: Values::F32,
         decode: DecodeOptions::default(),
     };
     let base = options.out.join("features").join(name);

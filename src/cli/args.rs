@@ -7,7 +7,7 @@ use macula_models::weights::LoadOptions;
 
 use crate::data::{DecodeOptions, Interpolation};
 use crate::extract::model::{ModelOptions, OutputChoice, PreprocessOverrides};
-use crate::extract::{ErrorPolicy, ExtractOptions, Layout, Shard};
+use crate::extract::{BatchSize, ErrorPolicy, ExtractOptions, Layout, Shard, Values};
 use crate::runtime::{Device, RuntimeOptions};
 use crate::{Error, Result};
 
@@ -133,9 +133,9 @@ impl PreprocessArgs {
 /// How a model is opened and images are read.
 #[derive(Debug, Args)]
 pub struct ReadArgs {
-    /// Images per run of the model
-    #[arg(long, default_value_t = 32)]
-    pub batch: usize,
+    /// Images per run of the model; auto measures some and takes the smallest that is about as fast as any
+    #[arg(long, default_value = "32", value_name = "N")]
+    pub batch: BatchSize,
     /// What to do with an image that cannot be read
     #[arg(long, value_enum, default_value = "fail")]
     pub on_error: ErrorPolicy,
@@ -178,6 +178,7 @@ impl ReadArgs {
             force,
             resume,
             layout: Layout::Parquet,
+            dtype: Values::F32,
             decode: DecodeOptions {
                 exif: self.exif,
                 max_pixels: self.max_pixels,

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::args::ReadArgs;
 use super::output;
 use crate::extract::model::{self, DerivedModel, OpenModel, OutputChoice};
-use crate::extract::{ExtractOptions, ExtractReport, Layout, Shard, extract};
+use crate::extract::{ExtractOptions, ExtractReport, Layout, Shard, Values, extract};
 use crate::{Result, data};
 
 /// Arguments of `macula extract`.
@@ -17,8 +17,8 @@ pub struct ExtractArgs {
     /// ONNX file, checkpoint, or pixels[:rgb|:gray] for the pixels themselves
     #[arg(long, value_name = "MODEL")]
     model: String,
-    /// Images: a folder, list.csv, list.parquet, shards/{000..012}.tar, idx:FOLDER#train, sample:train, or - for paths on
-    /// stdin
+    /// Images: a folder, list.csv, list.parquet, shards/{000..012}.tar, data/*.parquet with a column of images,
+    /// idx:FOLDER#train, sample:train, or - for paths on stdin
     #[arg(long, value_name = "SRC")]
     data: String,
     /// Feature folder to write
@@ -31,9 +31,13 @@ pub struct ExtractArgs {
     /// Take rows i, i+n, ..; the shards of one run share --out
     #[arg(long, value_name = "I/N")]
     shard: Option<Shard>,
-    /// parquet, or npy to write img_emb/*.npy and metadata/*.parquet too, as clip-retrieval and autofaiss read
+    /// parquet; npy to write img_emb/*.npy and metadata/*.parquet too, as clip-retrieval and autofaiss read; safetensors to
+    /// write safetensors/*.safetensors too
     #[arg(long, value_enum, default_value = "parquet")]
     layout: Layout,
+    /// What values are stored in
+    #[arg(long, value_enum, default_value = "f32")]
+    dtype: Values,
     /// Bring every vector to length 1
     #[arg(long)]
     normalize: bool,
@@ -65,6 +69,7 @@ impl ExtractArgs {
         }
         let options = ExtractOptions {
             layout: self.layout,
+            dtype: self.dtype,
             ..self.read.extract_options(self.shard, self.force, self.resume)
         };
         let report = extract(source.as_ref(), model.as_mut(), &preprocess, &options, &self.out)?;

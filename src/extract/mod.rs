@@ -1,10 +1,12 @@
 //! From images to features on disk: models that give features, the pipeline that feeds them, and the feature folder
 //! that is written and read back.
 
+pub mod batch;
 pub mod folder;
 pub mod model;
 pub mod pipeline;
 
-pub use folder::{FeatureFolder, Layout, Meta, OutputSpec};
+pub use batch::BatchSize;
+pub use folder::{FeatureFolder, Layout, Meta, OutputSpec, Values};
 pub use model::FeatureModel;
 pub use pipeline::{ErrorPolicy, ExtractOptions, ExtractReport, Shard, StageTimes, extract};

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
 
-use super::folder::{FORMAT_VERSION, FolderWriter, Layout, Meta, PartRows, ShardMeta};
+use super::batch::BatchSize;
+use super::folder::{FORMAT_VERSION, FolderWriter, Layout, Meta, PartRows, ShardMeta, Values};
 use super::model::FeatureModel;
 use crate::data::{DecodeOptions, Preprocess, Record, Source};
 use crate::{Error, Result};
@@ -69,8 +70,8 @@ impl std::str::FromStr for Shard {
 /// How to extract.
 #[derive(Debug, Clone)]
 pub struct ExtractOptions {
-    /// Images per run of the model. At least 1.
-    pub batch_size: usize,
+    /// Images per run of the model.
+    pub batch_size: BatchSize,
     /// What happens when an image cannot be read.
     pub on_error: ErrorPolicy,
     /// Share of the source; `None` takes all of it.
@@ -81,6 +82,8 @@ pub struct ExtractOptions {
     pub resume: bool,
     /// Which files are written.
     pub layout: Layout,
+    /// What values are stored in.
+    pub dtype: Values,
     /// Decoding of images.
     pub decode: DecodeOptions,
 }
@@ -154,9 +157,6 @@ pub fn extract(
     options: &ExtractOptions,
     out: &Path,
 ) -> Result<ExtractReport> {
-    if options.batch_size == 0 {
-        return Err(Error::input("batch", "expected at least 1, found 0"));
-    }
     let (height, width) = preprocess
         .output_size()
         .ok_or_else(|| Error::input("--crop", "expected a size above 0, found none"))?;
@@ -169,6 +169,11 @@ pub fn extract(
     let mut writer = FolderWriter::open(&folder, meta.clone(), options.force, options.resume)?;
     let started = Instant::now();
     let finished = writer.finished_rows();
+    let image_len = 3 * height * width;
+    let batch_size = match finished < meta.n_rows {
+        true => options.batch_size.resolve(model, image_len)?,
+        false => 1,
+    };
     let progress = progress_bar(meta.n_rows, finished);
     let plan = Plan {
         source,
@@ -177,7 +182,8 @@ pub fn extract(
         shard,
         rows: finished..meta.n_rows,
         part_rows: meta.part_rows,
-        image_len: 3 * height * width,
+        image_len,
+        batch_size,
         clocks: Clocks::default(),
     };
     match run(&plan, model, &mut writer, &progress) {
@@ -228,6 +234,7 @@ fn describe(
         part_rows: (PART_BYTES / (4 * width.max(1))).clamp(1, PART_ROWS) as u64,
         on_error: options.on_error.name().to_owned(),
         layout: options.layout,
+        dtype: options.dtype,
         n_written: None,
         n_failed: None,
     })
@@ -260,6 +267,7 @@ struct Plan<'a> {
     shard: Shard,
     rows: std::ops::Range<u64>,
     part_rows: u64,
+    batch_size: usize,
     /// Values of one image: 3 * H * W.
     image_len: usize,
     clocks: Clocks,
@@ -306,7 +314,7 @@ fn load(plan: &Plan<'_>, batches: &SyncSender<Batch>) {
     let mut row = plan.rows.start;
     while row < plan.rows.end {
         let part_end = ((row / plan.part_rows + 1) * plan.part_rows).min(plan.rows.end);
-        let end = (row + plan.options.batch_size as u64).min(part_end);
+        let end = (row + plan.batch_size as u64).min(part_end);
         let batch = load_batch(plan, row..end, end == part_end);
         // A closed queue means that the model has stopped: nothing more is wanted.
         if batches.send(batch).is_err() {

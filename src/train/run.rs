@@ -361,7 +361,8 @@ impl Run {
         }
         put(keys::IMAGES_PER_SECOND, json!(self.since_log.images_per_second()));
         put("data_wait", json!(self.since_log.data_wait()));
-        put("minutes", json!(self.total.since.elapsed().as_secs_f64() / 60.));
+        let minutes = self.log.earlier_minutes() + self.total.since.elapsed().as_secs_f64() / 60.;
+        put(keys::MINUTES, json!(minutes));
         metrics
     }
 

@@ -138,3 +138,57 @@ fn the_npy_layout_holds_the_rows_that_have_features() {
         ["_SUCCESS", "errors.csv", "meta.json", "part-00000.parquet"]
     );
 }
+
+#[test]
+fn halves_are_the_floats_rounded_in_every_layout() {
+    let w = Workspace::new();
+    let (good, _) = folder(&w);
+    let read = || {
+        let features = FeatureFolder::open(&w.path("f"))
+            .expect("complete")
+            .read("pixels");
+        features.expect("read").matrix.into_data()
+    };
+    let half = |value: &f32| half::f16::from_f32(*value);
+    w.succeeds(&format!("{EXTRACT} --on-error null --batch auto"));
+    let floats = read();
+    let rounded: Vec<f32> = floats.iter().map(|value| half(value).to_f32()).collect();
+    assert!(rounded != floats && floats.len() == good * 3 * 64);
+    w.succeeds(&format!(
+        "{EXTRACT} --on-error null --dtype f16 --layout npy --force"
+    ));
+    assert_eq!(read(), rounded);
+    let npy = fs::read(w.path("f/img_emb/img_emb_0.npy")).expect("written");
+    let bytes: Vec<u8> = floats
+        .iter()
+        .flat_map(|value| half(value).to_le_bytes())
+        .collect();
+    assert_eq!(npy[128..], bytes);
+    assert!(npy[10..].starts_with(b"{'descr': '<f2'"));
+
+    for (dtype, expected) in [
+        ("f16", bytes),
+        ("f32", floats.iter().flat_map(|v| v.to_le_bytes()).collect()),
+    ] {
+        w.succeeds(&format!(
+            "{EXTRACT} --on-error null --dtype {dtype} --layout safetensors --force"
+        ));
+        let file = fs::read(w.path("f/safetensors/part-00000.safetensors")).expect("written");
+        let tensors = safetensors::SafeTensors::deserialize(&file).expect("whole");
+        let pixels = tensors.tensor("pixels").expect("there");
+        assert_eq!(pixels.shape(), [good, 3, 8, 8]);
+        assert!(pixels.data() == expected, "{dtype}: other values");
+        assert_eq!(tensors.tensor("row").expect("there").shape(), [good]);
+    }
+    w.fails(
+        2,
+        &format!("{EXTRACT} --on-error null --resume --layout safetensors --dtype f16"),
+        &["f: ", "dtype", "f32"],
+    );
+    w.succeeds(&format!("{EXTRACT} --on-error skip --force"));
+    assert_eq!(
+        names(&w.path("f")),
+        ["_SUCCESS", "errors.csv", "meta.json", "part-00000.parquet"]
+    );
+    w.fails(2, &format!("{EXTRACT} --batch 0 --force"), &["--batch", "`0`"]);
+}

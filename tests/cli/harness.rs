@@ -141,6 +141,7 @@ impl Workspace {
             part_rows: 1000,
             on_error: "fail".to_owned(),
             layout: Default::default(),
+            dtype: Default::default(),
             n_written: None,
             n_failed: None,
         };

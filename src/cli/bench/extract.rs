@@ -61,7 +61,7 @@ impl ExtractBenchArgs {
             "model": self.model,
             "data": self.data,
             "images": report.n_read,
-            "batch": self.read.batch,
+            "batch": self.read.batch.fixed().ok(),
             "threads": threads,
             "data_wait": report.data_wait.as_secs_f64() / report.elapsed.as_secs_f64().max(1e-9),
         });

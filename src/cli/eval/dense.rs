@@ -91,7 +91,7 @@ impl DenseArgs {
             layers: self.layers.clone(),
             cell: self.cell,
             stride: self.stride,
-            batch: extract.batch_size,
+            batch: extract.batch_size.fixed()?,
             on_error: extract.on_error,
             decode: extract.decode,
             memory: (self.memory_gb * f64::from(1 << 30)) as u64,

@@ -186,7 +186,7 @@ pub fn read_frame(table: &Path) -> Result<DataFrame> {
 }
 
 /// The values of a column as text, empty ones as `None`; `None` when there is no such column.
-fn column(frame: &DataFrame, table: &Path, name: &str) -> Result<Option<Vec<Option<String>>>> {
+pub(super) fn column(frame: &DataFrame, table: &Path, name: &str) -> Result<Option<Vec<Option<String>>>> {
     let Ok(column) = frame.column(name) else {
         return Ok(None);
     };
@@ -211,7 +211,7 @@ fn column(frame: &DataFrame, table: &Path, name: &str) -> Result<Option<Vec<Opti
 }
 
 /// The first line of a library's message.
-fn one_line(message: &str) -> String {
+pub(super) fn one_line(message: &str) -> String {
     message.lines().next().unwrap_or_default().to_owned()
 }
 

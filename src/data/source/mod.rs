@@ -1,11 +1,13 @@
 //! Where images come from: one trait, and [`open`], which reads what a user typed. A source knows its rows before any
 //! image is read; a row whose file is missing or damaged fails alone, when it is loaded.
 
+mod embedded;
 mod folder;
 mod idx;
 mod layouts;
 mod list;
 mod paths;
+mod shards;
 mod tars;
 
 pub use list::read_frame as read_table;
@@ -21,7 +23,7 @@ use crate::files::hex;
 use crate::{Error, Result};
 
 /// The forms that [`open`] reads, for error messages.
-const FORMS: &str = "a folder, list.csv, list.parquet, idx:FOLDER#train, idx:FOLDER#test, SHARDS.tar, sample:train, sample:test, ade20k:FOLDER#train, voc:FOLDER#train, nyu:FOLDER#train or - (paths on stdin)";
+const FORMS: &str = "a folder, list.csv, list.parquet, IMAGES.parquet, idx:FOLDER#train, idx:FOLDER#test, SHARDS.tar, sample:train, sample:test, ade20k:FOLDER#train, voc:FOLDER#train, nyu:FOLDER#train or - (paths on stdin)";
 /// Extensions of images, in lower case.
 const EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"];
 
@@ -138,6 +140,9 @@ pub fn open(spec: &str) -> Result<Box<dyn Source>> {
     {
         let reason = "a compressed tar cannot be read in any order: decompress it first (its images are compressed already)";
         return Err(Error::input(spec, reason));
+    }
+    if embedded::Embedded::is_meant(spec) {
+        return Ok(Box::new(embedded::Embedded::open(spec)?));
     }
     if lower.ends_with(".csv") || lower.ends_with(".parquet") {
         return Ok(Box::new(list::List::open(path)?));

@@ -1,13 +1,13 @@
 //! WebDataset shards: tar files whose neighbouring entries with one key are a sample (`key.jpg`, `key.cls`, ..). The entries
 //! are listed once when the source is opened, without reading what is in them; images are then read in place, in any order.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::{EXTENSIONS, Record, RowError, Source, lossless, place, sha256};
+use super::{EXTENSIONS, Record, RowError, Source, lossless, place, sha256, shards};
 use crate::data::decode::{DecodeOptions, decode};
 use crate::data::image::RgbImage;
 use crate::{Error, Result};
@@ -50,7 +50,7 @@ impl Tars {
 
     /// Lists the images of `spec`: a tar, `shards/{000..012}.tar`, or a pattern with `*` in the file's name.
     pub(super) fn open(spec: &str) -> Result<Self> {
-        let shards = expand(spec)?;
+        let shards = shards::expand(spec)?;
         let mut rows = Vec::new();
         for (number, shard) in (0..).zip(&shards) {
             scan(shard, number, &mut rows)?;
@@ -83,94 +83,6 @@ impl Tars {
     fn name(&self, row: &Row) -> String {
         format!("{}/{}", lossless(&self.shards[row.shard as usize]), row.name)
     }
-}
-
-/// The shards that `spec` names, in order.
-fn expand(spec: &str) -> Result<Vec<PathBuf>> {
-    if let Some(names) = braces(spec)? {
-        let shards: Vec<PathBuf> = names.iter().map(PathBuf::from).collect();
-        return match shards.iter().find(|shard| !shard.is_file()) {
-            Some(missing) => Err(Error::input(
-                lossless(missing),
-                format!("no such shard of {spec}"),
-            )),
-            None => Ok(shards),
-        };
-    }
-    let path = Path::new(spec);
-    let pattern = path
-        .file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned();
-    if path.is_file() || !pattern.contains('*') {
-        return Ok(vec![path.to_owned()]);
-    }
-    let folder = match path.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
-    };
-    let mut shards = Vec::new();
-    for entry in fs::read_dir(folder).map_err(|error| Error::io(folder, error))? {
-        let entry = entry.map_err(|error| Error::io(folder, error))?;
-        if matches(&pattern, &entry.file_name().to_string_lossy()) && entry.path().is_file() {
-            shards.push(entry.path());
-        }
-    }
-    shards.sort();
-    if shards.is_empty() {
-        return Err(Error::input(spec, "no shard matches this pattern"));
-    }
-    Ok(shards)
-}
-
-/// `a{08..11}b` as `a08b` to `a11b`, every range of the text; none where there is none.
-fn braces(spec: &str) -> Result<Option<Vec<String>>> {
-    let Some((before, rest)) = spec.split_once('{') else {
-        return Ok(None);
-    };
-    let wrong = || Error::input(spec, "expected a range such as {000..012} between the braces");
-    let (range, after) = rest.split_once('}').ok_or_else(wrong)?;
-    let (first, last) = range.split_once("..").ok_or_else(wrong)?;
-    let number = |digits: &str| match digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        true => digits.parse::<u32>().map_err(|_| wrong()),
-        false => Err(wrong()),
-    };
-    let (from, to) = (number(first)?, number(last)?);
-    if from > to {
-        return Err(wrong());
-    }
-    let tails = braces(after)?.unwrap_or_else(|| vec![after.to_owned()]);
-    let width = first.len();
-    let names = (from..=to).flat_map(|number| {
-        tails
-            .iter()
-            .map(move |tail| format!("{before}{number:0width$}{tail}"))
-    });
-    Ok(Some(names.collect()))
-}
-
-/// Whether `name` is `pattern` with any text in place of each `*`.
-fn matches(pattern: &str, name: &str) -> bool {
-    let mut parts = pattern.split('*');
-    let first = parts.next().unwrap_or_default();
-    let Some(mut rest) = name.strip_prefix(first) else {
-        return false;
-    };
-    let mut parts = parts.peekable();
-    if parts.peek().is_none() {
-        return rest.is_empty();
-    }
-    while let Some(part) = parts.next() {
-        if parts.peek().is_none() {
-            return rest.ends_with(part);
-        }
-        match rest.find(part) {
-            Some(at) => rest = &rest[at + part.len()..],
-            None => return false,
-        }
-    }
-    true
 }
 
 /// Adds the images of one shard to `rows`.
@@ -408,23 +320,5 @@ mod tests {
         assert!(source.load(0, &DecodeOptions::default()).is_ok());
         let error = source.load(1, &DecodeOptions::default()).unwrap_err();
         assert!(error.reason.ends_with("the tar is cut"), "{error}");
-    }
-
-    #[test]
-    fn patterns() {
-        for (pattern, name, expected) in [
-            ("*.tar", "a.tar", true),
-            ("*.tar", "a.tgz", false),
-            ("s*-*.tar", "s1-2.tar", true),
-            ("s*-*.tar", "s12.tar", false),
-            ("a.tar", "a.tar", true),
-            ("a*", "b", false),
-            ("*a*", "bab", true),
-        ] {
-            assert_eq!(matches(pattern, name), expected, "{pattern} {name}");
-        }
-        let names = braces("x{8..10}-{0..1}.tar").unwrap().unwrap();
-        assert_eq!(names[0], "x8-0.tar");
-        assert_eq!(names[5], "x10-1.tar");
     }
 }

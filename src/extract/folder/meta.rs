@@ -20,7 +20,7 @@ pub const SUCCESS_FILE: &str = "_SUCCESS";
 pub struct OutputSpec {
     /// Column name: `cls`, `patch`, `patch_mean`, `reg`, `layer:9.cls`, `pixels`.
     pub name: String,
-    /// Shape of one image's output: `[D]`, or `[N, D]`, stored row-major in one `Array(Float32, N*D)`.
+    /// Shape of one image's output: `[D]`, or `[N, D]`, stored row-major in one `Array(Float32, N*D)` (or Float16).
     pub shape: Vec<usize>,
 }
 
@@ -51,6 +51,40 @@ pub enum Layout {
     /// Parquet parts, and the first output as `img_emb/img_emb_K.npy` with `metadata/metadata_K.parquet`, which
     /// clip-retrieval and autofaiss read.
     Npy,
+    /// Parquet parts, and every output as `safetensors/part-KKKKK.safetensors`.
+    Safetensors,
+}
+
+/// What a value of a feature is stored in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Values {
+    /// 4 bytes.
+    #[default]
+    F32,
+    /// 2 bytes: 11 bits of precision, up to 65,504.
+    F16,
+}
+
+impl Values {
+    /// `values`, little endian.
+    pub(super) fn bytes(self, values: &[f32]) -> Vec<u8> {
+        match self {
+            Self::F32 => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+            Self::F16 => values
+                .iter()
+                .flat_map(|value| half::f16::from_f32(*value).to_le_bytes())
+                .collect(),
+        }
+    }
+
+    /// The type of a value in a table.
+    pub(super) fn column_type(self) -> polars::prelude::DataType {
+        match self {
+            Self::F32 => polars::prelude::DataType::Float32,
+            Self::F16 => polars::prelude::DataType::Float16,
+        }
+    }
 }
 
 /// What a feature folder holds and how it was made.
@@ -80,6 +114,9 @@ pub struct Meta {
     /// Which files there are.
     #[serde(default)]
     pub layout: Layout,
+    /// What values are stored in; without, `f32`.
+    #[serde(default)]
+    pub dtype: Values,
     /// Rows with features; set when complete.
     #[serde(default)]
     pub n_written: Option<u64>,

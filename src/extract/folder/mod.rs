@@ -4,9 +4,10 @@
 mod meta;
 mod npy;
 mod reader;
+mod tensors;
 mod writer;
 
-pub use meta::{FORMAT_VERSION, Layout, META_FILE, Meta, OutputSpec, SUCCESS_FILE, ShardMeta};
+pub use meta::{FORMAT_VERSION, Layout, META_FILE, Meta, OutputSpec, SUCCESS_FILE, ShardMeta, Values};
 pub use reader::{FeatureFolder, Features};
 pub use writer::{FolderWriter, PartRows};
 

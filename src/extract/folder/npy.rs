@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use polars::prelude::*;
 
 use super::PartRows;
+use super::meta::Values;
 use crate::files::write_whole;
 use crate::{Error, Result};
 
@@ -26,7 +27,7 @@ fn files(folder: &Path, index: u64) -> [PathBuf; 2] {
 ///
 /// # Errors
 /// The system's or Polars' word with the path.
-pub(super) fn write(folder: &Path, index: u64, part: &PartRows, width: usize) -> Result<()> {
+pub(super) fn write(folder: &Path, index: u64, part: &PartRows, width: usize, dtype: Values) -> Result<()> {
     let [embeddings, metadata] = files(folder, index);
     for file in [&embeddings, &metadata] {
         let parent = file.parent().unwrap_or(folder);
@@ -35,12 +36,8 @@ pub(super) fn write(folder: &Path, index: u64, part: &PartRows, width: usize) ->
     let values = part.values.first().map_or(&[][..], Vec::as_slice);
     write_whole(&embeddings, |file| {
         let mut file = std::io::BufWriter::new(file);
-        file.write_all(&header(values.len() / width, width))
-            .and_then(|()| {
-                values
-                    .iter()
-                    .try_for_each(|value| file.write_all(&value.to_le_bytes()))
-            })
+        file.write_all(&header(values.len() / width, width, dtype))
+            .and_then(|()| file.write_all(&dtype.bytes(values)))
             .and_then(|()| file.flush())
             .map_err(|e| Error::io(&embeddings, e))
     })?;
@@ -57,9 +54,13 @@ pub(super) fn write(folder: &Path, index: u64, part: &PartRows, width: usize) ->
     })
 }
 
-/// The header of a version 1.0 `.npy` file of f32 `[rows, width]` (NumPy's NEP 1): its length is a multiple of 64.
-fn header(rows: usize, width: usize) -> Vec<u8> {
-    let mut text = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, {width}), }}");
+/// The header of a version 1.0 `.npy` file of `[rows, width]` (NumPy's NEP 1): its length is a multiple of 64.
+fn header(rows: usize, width: usize, dtype: Values) -> Vec<u8> {
+    let descr = match dtype {
+        Values::F32 => "<f4",
+        Values::F16 => "<f2",
+    };
+    let mut text = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({rows}, {width}), }}");
     let unpadded = 10 + text.len() + 1;
     text.push_str(&" ".repeat(unpadded.next_multiple_of(64) - unpadded));
     text.push('\n');
@@ -100,7 +101,7 @@ mod tests {
     fn the_header_is_what_numpy_writes() {
         // numpy.save of zeros((3, 5), float32)
         let expected = b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': (3, 5), }";
-        let header = header(3, 5);
+        let header = header(3, 5, Values::F32);
         assert_eq!(header.len(), 128);
         assert_eq!(header[..expected.len()], expected[..]);
         assert_eq!(header.last(), Some(&b'\n'));

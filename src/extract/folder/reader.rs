@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use macula_eval::Matrix;
 use polars::prelude::*;
 
-use super::{META_FILE, Meta, SUCCESS_FILE, part_name};
+use super::{META_FILE, Meta, SUCCESS_FILE, Values, part_name};
 use crate::data::Source;
 use crate::{Error, Result};
 
@@ -120,7 +120,7 @@ impl FeatureFolder {
         let mut n_null = 0;
         for (folder, meta) in &self.shards {
             for index in 0..meta.n_parts() {
-                let part = read_part(&folder.join(part_name(index)), column, width)?;
+                let part = read_part(&folder.join(part_name(index)), column, width, meta.dtype)?;
                 data.extend_from_slice(&part.data);
                 rows.extend(part.rows);
                 paths.extend(part.paths);
@@ -218,11 +218,12 @@ fn open_shards(path: &Path) -> Result<Vec<(PathBuf, Meta)>> {
             && meta.preprocess == first.preprocess
             && meta.outputs == first.outputs
             && meta.source == first.source
+            && meta.dtype == first.dtype
             && meta.shard.count == first.shard.count;
         if !same {
             return Err(Error::input(
                 folder.display().to_string(),
-                "made with another model, preprocessing, source or number of shards than the first shard",
+                "made with another model, preprocessing, source, dtype or number of shards than the first shard",
             ));
         }
     }
@@ -251,16 +252,17 @@ fn damaged(path: &Path, error: &PolarsError) -> Error {
     )
 }
 
-fn read_part(path: &Path, column: &str, width: usize) -> Result<Part> {
+fn read_part(path: &Path, column: &str, width: usize, dtype: Values) -> Result<Part> {
     let columns = ["row", "path", "label", column].map(str::to_owned).to_vec();
     let reader = open_part(path)?.with_columns(Some(columns)).set_rechunk(true);
     let read = || -> PolarsResult<Part> {
         let frame = reader.finish()?;
         let features = frame.column(column)?.as_materialized_series().clone();
-        let expected = DataType::Array(Box::new(DataType::Float32), width);
+        let expected = DataType::Array(Box::new(dtype.column_type()), width);
         if features.dtype() != &expected {
             polars_bail!(SchemaMismatch: "column `{}`: expected {}, found {}", column, expected, features.dtype());
         }
+        let features = features.cast(&DataType::Array(Box::new(DataType::Float32), width))?;
         let present: Vec<bool> = features.is_not_null().iter().map(|p| p == Some(true)).collect();
         let mut data = Vec::with_capacity(features.len() * width);
         // The inner values of a null row are there too, and are passed over.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use polars::prelude::*;
 
-use super::{ERRORS_FILE, Layout, Meta, OutputSpec, SUCCESS_FILE, part_name};
+use super::{ERRORS_FILE, Layout, Meta, OutputSpec, SUCCESS_FILE, Values, part_name};
 use crate::files::{TEMPORARY_PREFIX, write_whole};
 use crate::{Error, Result};
 
@@ -124,11 +124,16 @@ impl FolderWriter {
             self.write_errors()?;
         }
         // So do the files beside it.
-        if self.meta.layout == Layout::Npy {
-            let width = self.meta.outputs.first().map_or(1, OutputSpec::width);
-            super::npy::write(&self.path, self.next_part, &part, width)?;
+        let (folder, outputs, dtype) = (&self.path, &self.meta.outputs, self.meta.dtype);
+        match self.meta.layout {
+            Layout::Parquet => {}
+            Layout::Npy => {
+                let width = outputs.first().map_or(1, OutputSpec::width);
+                super::npy::write(folder, self.next_part, &part, width, dtype)?;
+            }
+            Layout::Safetensors => super::tensors::write(folder, self.next_part, &part, outputs, dtype)?,
         }
-        let mut frame = frame_of(part, &self.meta.outputs).map_err(|e| table_error(&path, &e))?;
+        let mut frame = frame_of(part, outputs, dtype).map_err(|e| table_error(&path, &e))?;
         let metadata = vec![
             (
                 "macula.format_version".to_owned(),
@@ -253,6 +258,7 @@ fn remove_feature_folder(path: &Path) -> Result<()> {
         }
     }
     super::npy::remove(path)?;
+    super::tensors::remove(path)?;
     if is_empty_folder(path) {
         fs::remove_dir(path).map_err(|e| Error::io(path, e))?;
     }
@@ -287,7 +293,7 @@ fn read_errors(path: &Path) -> Result<Vec<(u64, String, String)>> {
     read().map_err(|e| table_error(path, &e))
 }
 
-fn frame_of(part: PartRows, outputs: &[OutputSpec]) -> PolarsResult<DataFrame> {
+fn frame_of(part: PartRows, outputs: &[OutputSpec], dtype: Values) -> PolarsResult<DataFrame> {
     let height = part.rows.len();
     let mut columns = vec![
         Column::new("row".into(), part.rows),
@@ -297,7 +303,9 @@ fn frame_of(part: PartRows, outputs: &[OutputSpec]) -> PolarsResult<DataFrame> {
             .into(),
     ];
     for (output, values) in outputs.iter().zip(part.values) {
-        columns.push(array_column(output, values, &part.present)?.into());
+        let column = array_column(output, values, &part.present)?;
+        let stored = DataType::Array(Box::new(dtype.column_type()), output.width());
+        columns.push(column.cast(&stored)?.into());
     }
     DataFrame::new(height, columns)
 }

@@ -14,6 +14,8 @@ pub const WEIGHT_DECAY: &str = "weight_decay";
 pub const GRAD_NORM: &str = "grad_norm";
 /// Images seen a second.
 pub const IMAGES_PER_SECOND: &str = "images_per_second";
+/// Minutes by the clock since the start, the sittings of a resumed run added up.
+pub const MINUTES: &str = "minutes";
 /// [`feature_std`](super::meters::feature_std) of the features, 0 to 1.
 pub const FEATURE_STD: &str = "feature_std";
 /// [`effective_rank`](super::meters::effective_rank) of the features, 1 to their width.

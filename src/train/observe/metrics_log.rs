@@ -18,6 +18,7 @@ pub const METRICS_FILE: &str = "metrics.jsonl";
 pub struct MetricsLog {
     file: File,
     path: PathBuf,
+    minutes: f64,
 }
 
 impl MetricsLog {
@@ -31,8 +32,11 @@ impl MetricsLog {
             .create_new(true)
             .open(path)
             .map_err(|e| Error::io(path, e))?;
-        let path = path.to_owned();
-        Ok(Self { file, path })
+        Ok(Self {
+            file,
+            path: path.to_owned(),
+            minutes: 0.,
+        })
     }
 
     /// Continues a file after `step`: later lines are dropped, and so is a last line that was only half written. A file
@@ -46,11 +50,16 @@ impl MetricsLog {
         }
         let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
         let mut kept = Vec::with_capacity(bytes.len());
+        let mut minutes = 0.;
         // Lines are kept as they are: numbers read and written again may change in their last digit.
         for (line, metrics) in lines(path, &bytes)? {
             if step_of(path, &metrics)? <= step {
                 kept.extend_from_slice(line);
                 kept.push(b'\n');
+                minutes = metrics
+                    .get(keys::MINUTES)
+                    .and_then(Value::as_f64)
+                    .unwrap_or(minutes);
             }
         }
         files::write_bytes(path, &kept)?;
@@ -58,8 +67,16 @@ impl MetricsLog {
             .append(true)
             .open(path)
             .map_err(|e| Error::io(path, e))?;
-        let path = path.to_owned();
-        Ok(Self { file, path })
+        Ok(Self {
+            file,
+            path: path.to_owned(),
+            minutes,
+        })
+    }
+
+    /// The time that the steps before this sitting took, in minutes.
+    pub fn earlier_minutes(&self) -> f64 {
+        self.minutes
     }
 
     /// Appends one line, in one write, and flushes it. `metrics` holds a whole number [`keys::STEP`]; a number that is not
@@ -143,6 +160,7 @@ mod tests {
         let mut line = Map::new();
         line.insert(keys::STEP.to_owned(), json!(step));
         line.insert(keys::LOSS.to_owned(), json!(loss));
+        line.insert(keys::MINUTES.to_owned(), json!(step as f64 / 2.));
         line
     }
 
@@ -186,6 +204,7 @@ mod tests {
         assert_eq!(steps(&path), [1, 2, 3, 4, 5, 6]);
         log.append(&line(7, 0.5)).expect("appended");
         assert_eq!(steps(&path), [1, 2, 3, 4, 5, 6, 7]);
+        assert_eq!(log.earlier_minutes(), 3.);
         assert_eq!(std::fs::read_dir(folder.path()).expect("listed").count(), 1);
     }
 

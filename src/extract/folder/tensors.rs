@@ -1,0 +1,80 @@
+//! Features as safetensors, beside the parts: `safetensors/part-KKKKK.safetensors` holds every output of the rows that have
+//! features, in the shape of its name in `meta.json`, and `row`, the place of each in the source.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use safetensors::tensor::{Dtype, TensorView};
+
+use super::meta::Values;
+use super::{OutputSpec, PartRows};
+use crate::{Error, Result, files};
+
+const FOLDER: &str = "safetensors";
+
+fn file(folder: &Path, index: u64) -> PathBuf {
+    folder.join(FOLDER).join(format!("part-{index:05}.safetensors"))
+}
+
+/// Writes the outputs of `part`.
+///
+/// # Errors
+/// The system's word with the path.
+pub(super) fn write(
+    folder: &Path,
+    index: u64,
+    part: &PartRows,
+    outputs: &[OutputSpec],
+    dtype: Values,
+) -> Result<()> {
+    let path = file(folder, index);
+    let failed = |e: safetensors::SafeTensorError| Error::failed(path.display().to_string(), e.to_string());
+    let parent = path.parent().unwrap_or(folder);
+    fs::create_dir_all(parent).map_err(|e| Error::io(parent, e))?;
+    let present = part
+        .rows
+        .iter()
+        .zip(&part.present)
+        .filter(|(_, present)| **present);
+    let rows: Vec<u8> = present.flat_map(|(row, _)| (*row as i64).to_le_bytes()).collect();
+    let count = rows.len() / 8;
+    let buffers: Vec<Vec<u8>> = part.values.iter().map(|values| dtype.bytes(values)).collect();
+    let mut tensors = HashMap::new();
+    for (output, bytes) in outputs.iter().zip(&buffers) {
+        let shape = std::iter::once(count)
+            .chain(output.shape.iter().copied())
+            .collect();
+        let kind = match dtype {
+            Values::F32 => Dtype::F32,
+            Values::F16 => Dtype::F16,
+        };
+        let view = TensorView::new(kind, shape, bytes).map_err(failed)?;
+        tensors.insert(output.name.clone(), view);
+    }
+    let row = TensorView::new(Dtype::I64, vec![count], &rows).map_err(failed)?;
+    tensors.insert("row".to_owned(), row);
+    let bytes = safetensors::serialize(tensors, None).map_err(failed)?;
+    files::write_bytes(&path, &bytes)
+}
+
+/// Removes what [`write()`] made, and the folder where nothing else is in it.
+///
+/// # Errors
+/// The system's word with the path.
+pub(super) fn remove(folder: &Path) -> Result<()> {
+    let inner = folder.join(FOLDER);
+    if !inner.is_dir() {
+        return Ok(());
+    }
+    for entry in fs::read_dir(&inner).map_err(|e| Error::io(&inner, e))? {
+        let entry = entry.map_err(|e| Error::io(&inner, e))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with("part-") && name.ends_with(".safetensors") {
+            fs::remove_file(entry.path()).map_err(|e| Error::io(entry.path(), e))?;
+        }
+    }
+    // Anything else in it is the user's, and keeps the folder.
+    let _ = fs::remove_dir(&inner);
+    Ok(())
+}
