@@ -344,14 +344,7 @@ mod tests {
     use polars::prelude::*;
 
     use super::*;
-
-    /// A grey PNG of 2 x 2 pixels.
-    fn png(value: u8) -> Vec<u8> {
-        let mut bytes = std::io::Cursor::new(Vec::new());
-        let image = image::GrayImage::from_pixel(2, 2, image::Luma([value]));
-        image.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
-        bytes.into_inner()
-    }
+    use crate::data::source::tests::png;
 
     fn images(values: impl Iterator<Item = u8>) -> Series {
         let images: Vec<Option<Vec<u8>>> = values.map(|value| (value != 255).then(|| png(value))).collect();

@@ -213,15 +213,8 @@ impl Source for Tars {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::source::tests::png;
     use std::io::Write as _;
-
-    /// A grey PNG of 2 x 2 pixels.
-    fn png(value: u8) -> Vec<u8> {
-        let mut bytes = std::io::Cursor::new(Vec::new());
-        let image = image::GrayImage::from_pixel(2, 2, image::Luma([value]));
-        image.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
-        bytes.into_inner()
-    }
 
     fn write(path: &Path, entries: &[(&str, Vec<u8>)]) {
         let mut builder = tar::Builder::new(File::create(path).unwrap());

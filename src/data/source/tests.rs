@@ -479,3 +479,11 @@ fn a_curated_list_holds_what_is_kept() {
     assert!(refusal(&written(&no_such)).contains("row 0"));
     assert!(refusal(&written("row,path,source\n1,a.png,http://x\n")).contains("http://x"));
 }
+
+/// A grey PNG of 2 x 2 pixels.
+pub(super) fn png(value: u8) -> Vec<u8> {
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    let image = image::GrayImage::from_pixel(2, 2, image::Luma([value]));
+    image.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+    bytes.into_inner()
+}

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use polars::prelude::*;
 
-use super::PartRows;
 use super::meta::Values;
+use super::{PartRows, remove_inner};
 use crate::files::write_whole;
 use crate::{Error, Result};
 
@@ -76,19 +76,7 @@ fn header(rows: usize, width: usize, dtype: Values) -> Vec<u8> {
 /// The system's word with the path.
 pub(super) fn remove(folder: &Path) -> Result<()> {
     for (name, ending) in [(EMBEDDINGS, ".npy"), (METADATA, ".parquet")] {
-        let inner = folder.join(name);
-        if !inner.is_dir() {
-            continue;
-        }
-        for entry in fs::read_dir(&inner).map_err(|e| Error::io(&inner, e))? {
-            let entry = entry.map_err(|e| Error::io(&inner, e))?;
-            let file = entry.file_name().to_string_lossy().into_owned();
-            if file.starts_with(&format!("{name}_")) && file.ends_with(ending) {
-                fs::remove_file(entry.path()).map_err(|e| Error::io(entry.path(), e))?;
-            }
-        }
-        // Anything else in it is the user's, and keeps the folder.
-        let _ = fs::remove_dir(&inner);
+        remove_inner(&folder.join(name), &format!("{name}_"), ending)?;
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use safetensors::tensor::{Dtype, TensorView};
 
 use super::meta::Values;
-use super::{OutputSpec, PartRows};
+use super::{OutputSpec, PartRows, remove_inner};
 use crate::{Error, Result, files};
 
 const FOLDER: &str = "safetensors";
@@ -63,18 +63,5 @@ pub(super) fn write(
 /// # Errors
 /// The system's word with the path.
 pub(super) fn remove(folder: &Path) -> Result<()> {
-    let inner = folder.join(FOLDER);
-    if !inner.is_dir() {
-        return Ok(());
-    }
-    for entry in fs::read_dir(&inner).map_err(|e| Error::io(&inner, e))? {
-        let entry = entry.map_err(|e| Error::io(&inner, e))?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if name.starts_with("part-") && name.ends_with(".safetensors") {
-            fs::remove_file(entry.path()).map_err(|e| Error::io(entry.path(), e))?;
-        }
-    }
-    // Anything else in it is the user's, and keeps the folder.
-    let _ = fs::remove_dir(&inner);
-    Ok(())
+    remove_inner(&folder.join(FOLDER), "part-", ".safetensors")
 }

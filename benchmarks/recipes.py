@@ -1,0 +1,126 @@
+#!/usr/bin/env python3
+"""The recipes on equal time, beside an untrained network and raw pixels: one table.
+
+    recipes.py MACULA --train idx:FOLDER#train --test idx:FOLDER#test --minutes 20
+    recipes.py MACULA --folds EMOJI --minutes 30 --recipes dinov2-small --background 255,255,255
+
+Each recipe's rate is measured over a few steps, and it trains for as many steps as the minutes hold at that rate; the table says
+how long it took. The teacher's class token is exported and evaluated: k-NN (k = 20) and linear probe on --test, or with --folds
+(a folder made by emoji_data.py) the mean of k-NN over its five folds; training sees all images and never a label. Every command
+is printed before it runs. A recipe whose run stands in --work already is evaluated again, not trained again.
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+
+RATE_STEPS = 60
+K = 20
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("macula", type=pathlib.Path)
+parser.add_argument("--train")
+parser.add_argument("--test")
+parser.add_argument("--folds", type=pathlib.Path)
+parser.add_argument("--recipes", type=lambda text: text.split(","), default=["dinov2-small", "dino", "ibot", "moco"])
+parser.add_argument("--minutes", type=float, default=20)
+parser.add_argument("--threads", type=int, default=2)
+parser.add_argument("--background", help="colour under transparent pixels, in training and evaluation")
+parser.add_argument("--set", action="append", default=[], help="as in macula train, for every recipe")
+parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("recipes-work"))
+arguments = parser.parse_args()
+if (arguments.folds is None) == (arguments.train is None or arguments.test is None):
+    parser.error("expected --train and --test, or --folds")
+
+
+def run(*parts):
+    command = [str(arguments.macula), *map(str, parts), "--threads", str(arguments.threads)]
+    print("$", " ".join(command), file=sys.stderr, flush=True)
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def train(recipe, out, steps):
+    source = arguments.train or arguments.folds / "list.csv"
+    settings = [f"steps={steps}", *arguments.set]
+    if arguments.background:
+        settings.append(f"data.loader.background=[{arguments.background}]")
+    flags = [part for setting in settings for part in ("--set", setting)]
+    # The meters of collapse come with the online k-NN.
+    run("train", "--recipe", recipe, "--data", source, "--knn-data", source, "--out", out, "--force", *flags)
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def trained(recipe):
+    """The run of a recipe: its folder, and what its last line of metrics says."""
+    out = arguments.work / recipe
+    done = out / "teacher.safetensors"
+    if not done.exists():
+        rate = train(recipe, arguments.work / f"{recipe}-rate", RATE_STEPS)[-1]["images_per_second"]
+        text = (arguments.work / f"{recipe}-rate" / "config.toml").read_text()
+        batch = int(next(line.split("=")[1] for line in text.splitlines() if line.startswith("batch_size")))
+        train(recipe, out, round(arguments.minutes * 60 * rate / batch))
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    return out, json.loads(lines[-1])
+
+
+def features(model, source, out):
+    flags = ["--background", arguments.background] if arguments.background else []
+    run("extract", "--model", model, "--data", source, "--out", out, "--force", *flags)
+    return out
+
+
+def knn(train_folder, test_folder):
+    result = json.loads(run("eval", "knn", "--train", train_folder, "--test", test_folder, "--k", K, "--json"))
+    return result["rows"][0]
+
+
+def interval(row):
+    return f"{row['top1']:.4f} ({row['top1_low']:.4f} to {row['top1_high']:.4f})"
+
+
+def evaluate(name, model):
+    """Cells of the table: k-NN and linear probe, or k-NN over folds."""
+    place = arguments.work / f"features-{name}"
+    if arguments.folds:
+        scores = []
+        for fold in range(5):
+            pair = [
+                features(model, arguments.folds / f"list_fold{fold}_{part}.csv", place / f"{fold}-{part}")
+                for part in ("train", "test")
+            ]
+            scores.append(knn(*pair)["top1"])
+        return [f"{sum(scores) / 5:.4f} ({min(scores):.4f} to {max(scores):.4f})"]
+    pair = [features(model, source, place / part) for part, source in (("train", arguments.train), ("test", arguments.test))]
+    if name == "pixels":
+        return [interval(knn(*pair)), ""]
+    probe = json.loads(run("eval", "linear-probe", "--train", pair[0], "--test", pair[1], "--json"))
+    chosen = next(row for row in probe["rows"] if row.get("top1") is not None)
+    return [interval(knn(*pair)), interval(chosen)]
+
+
+def main():
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    heading = ["features", "minutes", "steps", "images/s", "rank"]
+    heading += ["k-NN over five folds, mean (least to most)"] if arguments.folds else ["k-NN, k = 20", "linear probe"]
+    rows = [heading, ["---"] * len(heading)]
+    for recipe in arguments.recipes:
+        out, last = trained(recipe)
+        model = arguments.work / f"{recipe}.onnx"
+        run("export", out, "--out", model, "--force")
+        rank = last.get("effective_rank")
+        told = [f"{last['minutes']:.1f}", str(last["step"]), f"{last['images_per_second']:.0f}", f"{rank:.0f}" if rank else ""]
+        rows.append([recipe, *told, *evaluate(recipe, model)])
+    untrained = arguments.work / "untrained"
+    if not (untrained / "teacher.safetensors").exists():
+        train(arguments.recipes[0], untrained, 1)
+    model = arguments.work / "untrained.onnx"
+    run("export", untrained, "--out", model, "--force")
+    rows.append(["untrained", "", "", "", "", *evaluate("untrained", model)])
+    rows.append(["raw pixels", "", "", "", "", *evaluate("pixels", "pixels")])
+    for row in rows:
+        print("| " + " | ".join(row) + " |")
+
+
+main()
