@@ -4,10 +4,11 @@
     recipes.py MACULA --train idx:FOLDER#train --test idx:FOLDER#test --minutes 20
     recipes.py MACULA --folds EMOJI --minutes 30 --recipes dinov2-small --background 255,255,255
 
-Each recipe's rate is measured over a few steps, and it trains for as many steps as the minutes hold at that rate; the table says
-how long it took. The teacher's class token is exported and evaluated: k-NN (k = 20) and linear probe on --test, or with --folds
-(a folder made by emoji_data.py) the mean of k-NN over its five folds; training sees all images and never a label. Every command
-is printed before it runs. A recipe whose run stands in --work already is evaluated again, not trained again.
+Each recipe's rate is measured over a few steps first, on a machine that should be idle then; a recipe trains for as many steps as
+the minutes hold at that rate, and the table says how long it took. The teacher's class token is exported and evaluated: k-NN
+(k = 20) and linear probe on --test, or with --folds (a folder made by emoji_data.py) the mean of k-NN over its five folds;
+training sees all images and never a label. Every command is printed before it runs. A recipe whose run stands in --work already
+is evaluated again, not trained again.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import tomllib
 
 RATE_STEPS = 60
 K = 20
@@ -52,15 +54,22 @@ def train(recipe, out, steps):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
+def steps_in_budget(recipe):
+    """Steps that the minutes hold, at the rate of a short run; all rates are measured before the first training."""
+    out = arguments.work / f"{recipe}-rate"
+    if not (out / "teacher.safetensors").exists():
+        train(recipe, out, RATE_STEPS)
+    rate = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["images_per_second"]
+    batch = tomllib.loads((out / "config.toml").read_text())["batch_size"]
+    return round(arguments.minutes * 60 * rate / batch)
+
+
 def trained(recipe):
     """The run of a recipe: its folder, and what its last line of metrics says."""
     out = arguments.work / recipe
     done = out / "teacher.safetensors"
     if not done.exists():
-        rate = train(recipe, arguments.work / f"{recipe}-rate", RATE_STEPS)[-1]["images_per_second"]
-        text = (arguments.work / f"{recipe}-rate" / "config.toml").read_text()
-        batch = int(next(line.split("=")[1] for line in text.splitlines() if line.startswith("batch_size")))
-        train(recipe, out, round(arguments.minutes * 60 * rate / batch))
+        train(recipe, out, steps_in_budget(recipe))
     lines = (out / "metrics.jsonl").read_text().splitlines()
     return out, json.loads(lines[-1])
 
@@ -105,6 +114,8 @@ def main():
     heading = ["features", "minutes", "steps", "images/s", "rank"]
     heading += ["k-NN over five folds, mean (least to most)"] if arguments.folds else ["k-NN, k = 20", "linear probe"]
     rows = [heading, ["---"] * len(heading)]
+    for recipe in arguments.recipes:
+        print(f"{recipe}: {steps_in_budget(recipe)} steps in {arguments.minutes} minutes", file=sys.stderr, flush=True)
     for recipe in arguments.recipes:
         out, last = trained(recipe)
         model = arguments.work / f"{recipe}.onnx"
