@@ -1,6 +1,8 @@
 //! The nearest centroid of every row. `|x - c|^2 = |x|^2 - 2 (x . c - |c|^2 / 2)`, so the nearest is where the bracket is
 //! greatest, and the products of a block of rows with a block of centroids give it.
 
+use std::borrow::Cow;
+
 use rayon::prelude::*;
 
 use crate::linalg::gemm::{Operand, Threads, matmul};
@@ -48,39 +50,119 @@ pub fn assign(features: MatrixView<'_>, centroids: MatrixView<'_>) -> Result<Ass
     Ok(assign_checked(features, centroids))
 }
 
-/// [`assign`] without its checks, each of which reads all rows: for the means of rows that it has seen before, which are as
-/// finite and no longer.
+/// [`assign`] without its checks, each of which reads all rows.
 pub(super) fn assign_checked(features: MatrixView<'_>, centroids: MatrixView<'_>) -> Assignment {
-    let dim = features.dim();
-    let half_norms: Vec<f32> = centroids
-        .data()
-        .par_chunks_exact(dim)
-        .map(|centroid| (squared_norm(centroid) / 2.0) as f32)
-        .collect();
-    let mut clusters = vec![0u32; features.rows()];
-    let mut distances = vec![0.0f64; features.rows()];
-    features
-        .data()
-        .par_chunks(ROW_BLOCK * dim)
-        .zip(clusters.par_chunks_mut(ROW_BLOCK))
-        .zip(distances.par_chunks_mut(ROW_BLOCK))
-        .for_each(|((rows, clusters), distances)| {
-            assign_block(rows, centroids, &half_norms, clusters);
-            for ((row, &cluster), distance) in rows.chunks_exact(dim).zip(&*clusters).zip(distances) {
-                *distance = squared_distance(row, centroids.row(cluster as usize));
-            }
-        });
+    let clusters = nearest(features, Rows::All, &Targets::new(centroids), None)
+        .iter()
+        .map(|nearest| nearest.place)
+        .collect::<Vec<_>>();
+    let distances = distances(features, centroids, &clusters);
     Assignment { clusters, distances }
 }
 
-fn assign_block(rows: &[f32], centroids: MatrixView<'_>, half_norms: &[f32], clusters: &mut [u32]) {
+/// Squared distance of each row to the centroid of its cluster, in f64.
+pub(super) fn distances(features: MatrixView<'_>, centroids: MatrixView<'_>, clusters: &[u32]) -> Vec<f64> {
+    features
+        .data()
+        .par_chunks_exact(features.dim())
+        .zip(clusters)
+        .map(|(row, &cluster)| squared_distance(row, centroids.row(cluster as usize)))
+        .collect()
+}
+
+/// Centroids to be scored against, with half their squared lengths.
+pub(super) struct Targets<'a> {
+    centroids: MatrixView<'a>,
+    half_norms: Vec<f32>,
+}
+
+impl<'a> Targets<'a> {
+    pub(super) fn new(centroids: MatrixView<'a>) -> Self {
+        let half_norms = centroids
+            .data()
+            .par_chunks_exact(centroids.dim())
+            .map(|centroid| (squared_norm(centroid) / 2.0) as f32)
+            .collect();
+        Self { centroids, half_norms }
+    }
+}
+
+/// Products that `count` centroids cost a row, the zeros of the last block included.
+pub(super) fn padded(count: usize) -> usize {
+    if count == 0 {
+        return 0;
+    }
+    let block = centroid_block(count);
+    count.div_ceil(block) * block
+}
+
+/// Rows of a matrix: all, or those with the listed numbers.
+#[derive(Clone, Copy)]
+pub(super) enum Rows<'a> {
+    All,
+    Listed(&'a [u32]),
+}
+
+/// No centroid is left out.
+pub(super) const NONE: u32 = u32::MAX;
+
+/// The two greatest scores `x . c - |c|^2 / 2` of a row.
+#[derive(Clone, Copy)]
+pub(super) struct Nearest {
+    /// The greatest.
+    pub(super) score: f32,
+    /// The centroid that has it, the first of equals.
+    pub(super) place: u32,
+    /// The greatest of the other centroids.
+    pub(super) second: f32,
+}
+
+/// The nearest target of each of `rows`, in their order; `without` names for each a target that is left out, or [`NONE`].
+pub(super) fn nearest(
+    features: MatrixView<'_>,
+    rows: Rows<'_>,
+    targets: &Targets<'_>,
+    without: Option<&[u32]>,
+) -> Vec<Nearest> {
+    let nothing = Nearest {
+        score: f32::NEG_INFINITY,
+        place: 0,
+        second: f32::NEG_INFINITY,
+    };
+    let count = match rows {
+        Rows::All => features.rows(),
+        Rows::Listed(list) => list.len(),
+    };
+    let mut found = vec![nothing; count];
+    let dim = features.dim();
+    found
+        .par_chunks_mut(ROW_BLOCK)
+        .enumerate()
+        .for_each(|(number, found)| {
+            let range = number * ROW_BLOCK..number * ROW_BLOCK + found.len();
+            let block = match rows {
+                Rows::All => Cow::Borrowed(&features.data()[range.start * dim..range.end * dim]),
+                Rows::Listed(list) => Cow::Owned(
+                    list[range.clone()]
+                        .iter()
+                        .flat_map(|&row| features.row(row as usize))
+                        .copied()
+                        .collect(),
+                ),
+            };
+            score_block(&block, targets, without.map(|without| &without[range]), found);
+        });
+    found
+}
+
+fn score_block(rows: &[f32], targets: &Targets<'_>, without: Option<&[u32]>, found: &mut [Nearest]) {
+    let centroids = targets.centroids;
     let dim = centroids.dim();
     // Two rows at least and centroid blocks of one size: then a row's scores do not depend on its block (`neighbours`).
     let block = filled_up(rows, 2 * dim);
     let block_rows = block.len() / dim;
     let width = centroid_block(centroids.rows());
     let mut products = vec![0.0f32; block_rows * width]; // [block_rows, width]
-    let mut best = vec![f32::NEG_INFINITY; clusters.len()];
     for start in (0..centroids.rows()).step_by(width) {
         let end = (start + width).min(centroids.rows());
         let target = filled_up(&centroids.data()[start * dim..end * dim], width * dim);
@@ -90,15 +172,15 @@ fn assign_block(rows: &[f32], centroids: MatrixView<'_>, half_norms: &[f32], clu
             Operand::row_major(&target, width, dim).transposed(),
             Threads::One,
         );
-        let scored = products.chunks_exact(width).zip(&mut best).zip(&mut *clusters);
-        for ((row, best), cluster) in scored {
-            nearer(row, &half_norms[start..end], start, best, cluster);
+        for (row, (products, found)) in products.chunks_exact(width).zip(&mut *found).enumerate() {
+            let left_out = without.map_or(NONE, |without| without[row]);
+            nearer(products, &targets.half_norms[start..end], start, left_out, found);
         }
     }
 }
 
-/// Sets `cluster` to the centroid, numbered from `first`, whose score is the first greatest and above `best`.
-fn nearer(products: &[f32], half_norms: &[f32], first: usize, best: &mut f32, cluster: &mut u32) {
+/// Takes the scores of the centroids from `first` on into `found`, but not that of `left_out`.
+fn nearer(products: &[f32], half_norms: &[f32], first: usize, left_out: u32, found: &mut Nearest) {
     const LANES: usize = 32;
     for (number, (products, half_norms)) in products.chunks(LANES).zip(half_norms.chunks(LANES)).enumerate() {
         let scores = || {
@@ -108,14 +190,21 @@ fn nearer(products: &[f32], half_norms: &[f32], first: usize, best: &mut f32, cl
                 .map(|(product, half_norm)| product - half_norm)
         };
         // No early exit: the compiler turns this into a few vector comparisons, and few blocks hold a nearer centroid.
-        let least = *best;
+        let least = found.second;
         if !scores().fold(false, |any, score| any | (score > least)) {
             continue;
         }
-        for (place, score) in scores().enumerate() {
-            if score > *best {
-                *best = score;
-                *cluster = (first + number * LANES + place) as u32;
+        for (lane, score) in scores().enumerate() {
+            let place = (first + number * LANES + lane) as u32;
+            if score <= found.second || place == left_out {
+                continue;
+            }
+            if score > found.score {
+                found.second = found.score;
+                found.score = score;
+                found.place = place;
+            } else {
+                found.second = score;
             }
         }
     }
@@ -125,9 +214,20 @@ pub(super) fn squared_norm(row: &[f32]) -> f64 {
     row.iter().map(|&v| f64::from(v) * f64::from(v)).sum()
 }
 
-fn squared_distance(a: &[f32], b: &[f32]) -> f64 {
-    let differences = a.iter().zip(b).map(|(&x, &y)| f64::from(x) - f64::from(y));
-    differences.map(|difference| difference * difference).sum()
+/// Eight sums side by side, so that an addition need not wait for the one before.
+pub(super) fn squared_distance(a: &[f32], b: &[f32]) -> f64 {
+    const LANES: usize = 8;
+    let (a, a_rest) = a.as_chunks::<LANES>();
+    let (b, b_rest) = b.as_chunks::<LANES>();
+    let square = |x: f32, y: f32| (f64::from(x) - f64::from(y)).powi(2);
+    let mut sums = [0.0f64; LANES];
+    for (a, b) in a.iter().zip(b) {
+        for lane in 0..LANES {
+            sums[lane] += square(a[lane], b[lane]);
+        }
+    }
+    let rest: f64 = a_rest.iter().zip(b_rest).map(|(&x, &y)| square(x, y)).sum();
+    sums.iter().sum::<f64>() + rest
 }
 
 #[cfg(test)]

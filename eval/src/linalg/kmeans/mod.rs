@@ -1,8 +1,10 @@
 //! k-means (Lloyd 1982) with greedy k-means++ seeding (Arthur & Vassilvitskii 2007), on blocks: no `n x k` matrix ever
-//! exists, so a million rows and thousands of centroids fit. Distances come from matrix products, sums are taken in f64,
-//! and neither the number of threads nor the blocks change a result.
+//! exists, so a million rows and thousands of centroids fit. Distances come from matrix products, of which those that cannot
+//! change a cluster are left out ([`lloyd`]), sums are taken in f64, and neither the number of threads nor the blocks change a
+//! result.
 
 mod assign;
+mod lloyd;
 mod seeding;
 
 use rand_chacha::ChaCha8Rng;
@@ -11,6 +13,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 pub use assign::{Assignment, assign};
+use lloyd::Lloyd;
 
 use crate::{Error, Matrix, MatrixView, Result};
 
@@ -53,6 +56,8 @@ pub struct KMeans {
     pub iterations: usize,
     /// Whether the last iteration moved no row.
     pub converged: bool,
+    /// Products of a row and a centroid that the iterations took: at most `iterations x rows x k`.
+    pub products: u64,
 }
 
 /// Clusters the rows of `features` by squared Euclidean distance. A cluster that loses all its rows keeps its centroid.
@@ -63,23 +68,24 @@ pub struct KMeans {
 pub fn kmeans(features: MatrixView<'_>, config: &KMeansConfig) -> Result<KMeans> {
     check(features, config)?;
     let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
-    let mut centroids = seeding::greedy_plus_plus(features, config, &mut rng)?;
-    let mut found = assign(features, centroids.view())?;
+    let centroids = seeding::greedy_plus_plus(features, config, &mut rng)?;
+    let mut lloyd = Lloyd::start(features, centroids)?;
     let mut iterations = 0;
     let mut converged = false;
+    let mut products = 0;
     while iterations < config.iterations && !converged {
-        centroids = means(features, &found.clusters, centroids)?;
-        let next = assign::assign_checked(features, centroids.view());
-        converged = next.clusters == found.clusters;
-        found = next;
+        let step = lloyd.step()?;
+        converged = step.changed == 0;
+        products += step.products;
         iterations += 1;
     }
     Ok(KMeans {
-        inertia: found.inertia(),
-        clusters: found.clusters,
-        centroids,
+        inertia: lloyd.distances.iter().sum(),
+        clusters: lloyd.clusters,
+        centroids: lloyd.centroids,
         iterations,
         converged,
+        products,
     })
 }
 
@@ -107,10 +113,10 @@ fn check(features: MatrixView<'_>, config: &KMeansConfig) -> Result<()> {
 }
 
 /// The mean of each cluster's rows, summed in f64 in the order of the rows; of an empty cluster the centroid it had.
-fn means(features: MatrixView<'_>, clusters: &[u32], before: Matrix) -> Result<Matrix> {
+fn means(features: MatrixView<'_>, clusters: &[u32], before: &Matrix) -> Result<Matrix> {
     let (k, dim) = (before.view().rows(), features.dim());
     let (rows, starts) = by_cluster(clusters, k);
-    let mut data = before.into_data();
+    let mut data = before.view().data().to_vec();
     data.par_chunks_exact_mut(dim)
         .enumerate()
         .for_each(|(cluster, centroid)| {

@@ -108,6 +108,40 @@ fn iterations_lower_the_inertia_and_greedy_seeding_helps() {
     assert!(few[0] < 30.0 * 20.0 * 4.0 * 4.0, "{few:?}");
 }
 
+/// After every step, rows are where a plain assignment to the same centroids puts them, to the bit.
+fn steps_as_plain_assignments(features: &Matrix, k: usize, steps: usize) -> u64 {
+    let first: Vec<usize> = (0..k).collect();
+    let mut lloyd = Lloyd::start(features.view(), features.view().select(&first)).unwrap();
+    let mut products = 0;
+    for step in 0..steps {
+        products += lloyd.step().unwrap().products;
+        let plain = assign(features.view(), lloyd.centroids.view()).unwrap();
+        assert_eq!(plain.clusters, lloyd.clusters, "step {step}");
+        assert_eq!(plain.distances, lloyd.distances, "step {step}");
+    }
+    products
+}
+
+#[test]
+fn bounds_leave_out_most_products_and_change_no_cluster() {
+    let (features, _) = clouds(150, 40, 24, 9.0, 7);
+    let products = steps_as_plain_assignments(&features, 150, 20);
+    let all = 20 * 6_000 * 150;
+    assert!(products < all / 2, "{products} of {all}");
+}
+
+#[test]
+fn bounds_hold_where_rounding_decides() {
+    // Far from the origin, where f32 products are coarser than the distances; on a grid, where many are equal.
+    let (features, _) = clouds(8, 100, 5, 12.0, 11);
+    let far: Vec<f32> = features.view().data().iter().map(|v| v + 3_000.0).collect();
+    steps_as_plain_assignments(&Matrix::new(far, 800, 5).unwrap(), 120, 12);
+    let grid: Vec<f32> = features.view().data().iter().map(|v| v.round()).collect();
+    steps_as_plain_assignments(&Matrix::new(grid, 800, 5).unwrap(), 120, 12);
+    steps_as_plain_assignments(&features, 1, 3);
+    steps_as_plain_assignments(&features, 800, 2);
+}
+
 #[test]
 fn threads_change_nothing_and_the_seed_does() {
     let (features, _) = clouds(1, 2_500, 6, 5.0, 2);
@@ -150,7 +184,7 @@ fn empty_clusters_keep_their_centroid() {
     let kept = means(
         features.view(),
         &[0; 12],
-        Matrix::new(vec![9.0, 8.0], 2, 1).unwrap(),
+        &Matrix::new(vec![9.0, 8.0], 2, 1).unwrap(),
     )
     .unwrap();
     assert_eq!(kept.view().data(), [1.0, 8.0]);
