@@ -3,7 +3,7 @@
     python benchmarks/curate.py copies  --data FASHION --model m.onnx [--work DIR]
     python benchmarks/curate.py overlap --data FASHION --model m.onnx [--work DIR]
     python benchmarks/curate.py balance --data FASHION --model m.onnx [--work DIR]
-    python benchmarks/curate.py scale [--rows 10000,100000,1000000] [--threads 2] [--work DIR]
+    python benchmarks/curate.py scale [--rows 10000,100000,1000000] [--steps dedup,sample] [--threads 2] [--work DIR]
 
 FASHION is the folder of Fashion-MNIST's IDX files, m.onnx a trained export. Each prints the table that BENCHMARKS.md
 shows. Needs numpy, polars and Pillow, and `macula` on the path or in MACULA.
@@ -220,6 +220,8 @@ def scale(args):
             ("dedup", ["--threshold", 0.8]),
             ("sample", ["--size", 0.1, "--levels", levels, "--iterations", 25]),
         ]:
+            if step not in args.steps:
+                continue
             words = ["curate", step, "--features", folder, *flags, "--threads", args.threads, "--json", "--force"]
             wall, peak, cpu, json_ = measured(*words, "--out", args.work / f"scale-{rows}-{step}")
             counts = {k: v for k, v in json_["counts"].items() if k in ("kept", "edges", "search", "edge_recall", "clusters")}
@@ -235,6 +237,7 @@ def main():
     parser.add_argument("--thresholds", type=lambda t: [float(v) for v in t.split(",")], default=[0.8, 0.9, 0.95, 0.98, 0.99, 0.995])
     parser.add_argument("--columns", type=lambda t: t.split(","), default=["cls", "pixels"])
     parser.add_argument("--rows", type=lambda t: [int(v) for v in t.split(",")], default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--steps", type=lambda t: t.split(","), default=["dedup", "sample"])
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)

@@ -203,6 +203,7 @@ fn extract_both(options: &DemoOptions, spec: &str, outputs: &[&str], name: &str)
         layout: Layout::Parquet,
         dtype: Values::F32,
         decode: DecodeOptions::default(),
+        fast_decode: false,
     };
     let base = options.out.join("features").join(name);
     for split in ["train", "test"] {

@@ -183,7 +183,9 @@ impl ReadArgs {
                 exif: self.exif,
                 max_pixels: self.max_pixels,
                 background: self.background,
+                jpeg_shorter_side: None,
             },
+            fast_decode: false,
         }
     }
 }

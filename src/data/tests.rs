@@ -171,6 +171,77 @@ fn exif_orientation_is_applied_on_request_only() {
     assert_eq!(turned.pixel(79, 0), stored.pixel(0, 0));
 }
 
+#[test]
+fn a_large_jpeg_is_decoded_small_on_request_only() {
+    // 400 x 300, smooth, with colour.
+    let pixels: Vec<u8> = (0..300u32)
+        .flat_map(|y| (0..400u32).map(move |x| [x / 2, y / 2 + 40, (x + y) / 4]))
+        .flatten()
+        .map(|value| value as u8)
+        .collect();
+    let mut bytes = Vec::new();
+    ::image::codecs::jpeg::JpegEncoder::new_with_quality(&mut bytes, 92)
+        .encode(&pixels, 400, 300, ::image::ExtendedColorType::Rgb8)
+        .unwrap();
+    let small = |side| {
+        let options = DecodeOptions {
+            jpeg_shorter_side: Some(side),
+            ..DecodeOptions::default()
+        };
+        decode(&bytes, &options).unwrap()
+    };
+    let full = decode(&bytes, &DecodeOptions::default()).unwrap();
+    assert_eq!((full.width(), full.height()), (400, 300));
+    assert_eq!(small(151).data(), full.data());
+    for (side, width, height, factor) in [
+        (150, 200, 150, 2),
+        (75, 100, 75, 4),
+        (38, 50, 38, 8),
+        (1, 50, 38, 8),
+    ] {
+        let image = small(side);
+        assert_eq!((image.width(), image.height()), (width, height), "{side}");
+        let mut off = 0.0f64;
+        for (x, y) in (0..width).flat_map(|x| (0..height - 1).map(move |y| (x, y))) {
+            let found = image.pixel(x, y).unwrap();
+            for (channel, value) in found.into_iter().enumerate() {
+                let block = (0..factor * factor).map(|place| {
+                    let pixel = full.pixel(x * factor + place % factor, y * factor + place / factor);
+                    f64::from(pixel.unwrap()[channel])
+                });
+                off += (block.sum::<f64>() / f64::from(factor * factor) - f64::from(value)).abs();
+            }
+        }
+        let mean = off / f64::from(3 * width * (height - 1));
+        assert!(mean < 1.0, "{side}: {mean}");
+    }
+}
+
+#[test]
+fn small_decoding_keeps_sizes_orientation_and_refusals() {
+    let options = DecodeOptions {
+        exif: true,
+        jpeg_shorter_side: Some(20),
+        ..DecodeOptions::default()
+    };
+    let bytes = fs::read(fixture("images/exif6.jpg")).unwrap();
+    let turned = decode(&bytes, &options).unwrap();
+    assert_eq!((turned.width(), turned.height()), (20, 30));
+    let cut = decode(&bytes[..bytes.len() - 9], &options).unwrap_err();
+    assert!(cut.to_string().contains("cut short"), "{cut}");
+    let strict = DecodeOptions {
+        max_pixels: 1_000,
+        ..options
+    };
+    assert!(matches!(
+        decode(&bytes, &strict),
+        Err(DecodeError::TooLarge { width: 120, .. })
+    ));
+    // Four inks are left to the other codec.
+    let cmyk = fs::read(fixture("formats/cmyk.jpg")).unwrap();
+    assert_eq!(decode(&cmyk, &options), decode(&cmyk, &DecodeOptions::default()));
+}
+
 /// A PNG that says it is `width` x `height` pixels and holds next to nothing.
 fn bomb(width: u32, height: u32) -> Vec<u8> {
     let mut png = fs::read(fixture("formats/rgb16.png")).unwrap();
@@ -250,7 +321,13 @@ fn no_damage_is_a_crash() {
             let at = whole.len() * step / 40;
             let end = whole.len().min(at + 1 + step % 5);
             damaged[at..end].fill([0xFF, 0x00, 0x7F][step % 3]);
-            let _ = decode(&damaged, &DecodeOptions::default());
+            let small = DecodeOptions {
+                jpeg_shorter_side: Some(5),
+                ..DecodeOptions::default()
+            };
+            for options in [DecodeOptions::default(), small] {
+                let _ = decode(&damaged, &options);
+            }
         }
     }
 }

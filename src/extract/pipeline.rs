@@ -86,6 +86,27 @@ pub struct ExtractOptions {
     pub dtype: Values,
     /// Decoding of images.
     pub decode: DecodeOptions,
+    /// Decode JPEGs at a fraction of their size that still holds what the preprocessing resizes to.
+    pub fast_decode: bool,
+}
+
+impl ExtractOptions {
+    /// How images are decoded for `preprocess`.
+    fn decode_for(&self, preprocess: &Preprocess) -> Result<DecodeOptions> {
+        if !self.fast_decode {
+            return Ok(self.decode);
+        }
+        let side = preprocess.resize.ok_or_else(|| {
+            Error::input(
+                "--fast-decode",
+                "expected a model whose images are resized, found one that takes them as they are",
+            )
+        })?;
+        Ok(DecodeOptions {
+            jpeg_shorter_side: Some(side),
+            ..self.decode
+        })
+    }
 }
 
 /// What an extraction did.
@@ -160,6 +181,7 @@ pub fn extract(
     let (height, width) = preprocess
         .output_size()
         .ok_or_else(|| Error::input("--crop", "expected a size above 0, found none"))?;
+    let decode = options.decode_for(preprocess)?;
     let shard = options.shard.unwrap_or(Shard { index: 0, count: 1 });
     let meta = describe(source, model, preprocess, options, shard)?;
     let folder = match options.shard {
@@ -179,6 +201,7 @@ pub fn extract(
         source,
         preprocess,
         options,
+        decode,
         shard,
         rows: finished..meta.n_rows,
         part_rows: meta.part_rows,
@@ -223,7 +246,7 @@ fn describe(
         format_version: FORMAT_VERSION,
         tool_version: env!("CARGO_PKG_VERSION").to_owned(),
         model: model.describe(),
-        preprocess: describe_preprocess(preprocess, &options.decode)?,
+        preprocess: describe_preprocess(preprocess, options)?,
         outputs: model.outputs().to_vec(),
         source: source.describe(),
         n_rows,
@@ -240,12 +263,15 @@ fn describe(
     })
 }
 
-/// The preprocessing, and the background where one was asked for: folders made with another are not compared.
-fn describe_preprocess(preprocess: &Preprocess, decode: &DecodeOptions) -> Result<serde_json::Value> {
+/// The preprocessing, and what was asked for in decoding: folders made with another are not compared.
+fn describe_preprocess(preprocess: &Preprocess, options: &ExtractOptions) -> Result<serde_json::Value> {
     let mut value =
         serde_json::to_value(preprocess).map_err(|e| Error::failed("preprocess", e.to_string()))?;
-    if let Some(background) = decode.background {
+    if let Some(background) = options.decode.background {
         value["background"] = serde_json::json!(background);
+    }
+    if options.fast_decode {
+        value["fast_decode"] = serde_json::json!(true);
     }
     Ok(value)
 }
@@ -264,6 +290,7 @@ struct Plan<'a> {
     source: &'a dyn Source,
     preprocess: &'a Preprocess,
     options: &'a ExtractOptions,
+    decode: DecodeOptions,
     shard: Shard,
     rows: std::ops::Range<u64>,
     part_rows: u64,
@@ -335,7 +362,7 @@ fn load_batch(plan: &Plan<'_>, rows: std::ops::Range<u64>, ends_part: bool) -> B
             let row = plan.shard.index + (rows.start + i as u64) * plan.shard.count;
             let record = plan.source.record(row);
             let clocks = &plan.clocks;
-            let image = clocks.decode.time(|| plan.source.load(row, &plan.options.decode));
+            let image = clocks.decode.time(|| plan.source.load(row, &plan.decode));
             let error = image
                 .map_err(|error| error.reason)
                 .and_then(|image| {

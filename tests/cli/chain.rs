@@ -4,7 +4,7 @@ use std::fs;
 
 use macula::extract::FeatureFolder;
 
-use crate::harness::{Workspace, golden, names};
+use crate::harness::{Workspace, fixture, golden, names};
 
 #[test]
 fn export_extract_and_evaluate_a_golden_checkpoint() {
@@ -105,6 +105,42 @@ fn a_resumed_extraction_equals_an_uninterrupted_one() {
         let bytes = |folder: &str| fs::read(w.path(folder).join(&name)).expect("read");
         assert!(bytes("cut") == bytes("whole"), "{name} differs");
     }
+}
+
+#[test]
+fn fast_decoding_is_close_written_down_and_not_mixed_with_full() {
+    let w = Workspace::new();
+    fs::create_dir(w.path("photos")).expect("made");
+    for name in ["photo.jpg", "exif6.jpg", "rgb.png"] {
+        fs::copy(fixture("images").join(name), w.path("photos").join(name)).expect("copied");
+    }
+    let extract = "extract --model pixels:rgb --data photos --resize 40 --crop 40 --out";
+    w.succeeds(&format!("{extract} full"));
+    w.succeeds(&format!("{extract} fast --fast-decode"));
+    let full = FeatureFolder::open(&w.path("full")).expect("opened");
+    let fast = FeatureFolder::open(&w.path("fast")).expect("opened");
+    assert!(full.meta().preprocess.get("fast_decode").is_none());
+    assert_eq!(fast.meta().preprocess["fast_decode"], true);
+    let (full, fast) = (
+        full.read("pixels").expect("read"),
+        fast.read("pixels").expect("read"),
+    );
+    let mut equal = 0;
+    for row in 0..3 {
+        let (a, b) = (full.matrix.view().row(row), fast.matrix.view().row(row));
+        let dot = |x: &[f32], y: &[f32]| -> f64 { x.iter().zip(y).map(|(x, y)| f64::from(x * y)).sum() };
+        let cosine = dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
+        assert!(cosine > 0.995, "{cosine}");
+        equal += usize::from(a == b);
+    }
+    assert_eq!(equal, 1, "only the PNG has the same pixels");
+    w.fails(
+        2,
+        &format!("{extract} full --fast-decode --resume"),
+        &["full", "preprocess"],
+    );
+    let whole = "extract --model pixels:rgb --data photos --resize 0 --crop 40 --out whole --fast-decode";
+    w.fails(2, whole, &["--fast-decode", "resized"]);
 }
 
 #[test]

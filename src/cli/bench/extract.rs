@@ -27,6 +27,9 @@ pub struct ExtractBenchArgs {
     /// Images to extract, spread over the source
     #[arg(long, default_value_t = 500)]
     images: u64,
+    /// As for `macula extract`
+    #[arg(long)]
+    fast_decode: bool,
     /// Print as JSON
     #[arg(long)]
     json: bool,
@@ -51,7 +54,10 @@ impl ExtractBenchArgs {
             index: 0,
             count: (source.len() / self.images).max(1),
         };
-        let options: ExtractOptions = self.read.extract_options(Some(share), false, false);
+        let options = ExtractOptions {
+            fast_decode: self.fast_decode,
+            ..self.read.extract_options(Some(share), false, false)
+        };
         let out = folder.path().join("features");
         let report = extract(source.as_ref(), model.as_mut(), &preprocess, &options, &out)?;
         let threads = rayon::current_num_threads();
@@ -63,6 +69,7 @@ impl ExtractBenchArgs {
             "images": report.n_read,
             "batch": self.read.batch.fixed().ok(),
             "threads": threads,
+            "fast_decode": self.fast_decode,
             "data_wait": report.data_wait.as_secs_f64() / report.elapsed.as_secs_f64().max(1e-9),
         });
         output::print_result(

@@ -1,7 +1,12 @@
-//! What the JPEG codec does not say: whether a file was cut short. It fills what is missing with grey; Pillow refuses a
-//! file whose end marker is missing, and so does this project, since grey halves make wrong features without a word.
+//! What the JPEG codec does not do. It does not say whether a file was cut short: it fills what is missing with grey; Pillow
+//! refuses a file whose end marker is missing, and so does this project, since grey halves make wrong features without a
+//! word. And it cannot decode at a fraction of the size, as Pillow's `draft` does; a second codec can.
 
-use super::DecodeError;
+use ::image::metadata::Orientation;
+use jpeg_decoder::{Decoder, PixelFormat};
+
+use super::{DecodeError, DecodeOptions, check_size, orient};
+use crate::data::image::RgbImage;
 
 const END_OF_IMAGE: u8 = 0xD9;
 const START_OF_SCAN: u8 = 0xDA;
@@ -37,6 +42,47 @@ fn find_end(bytes: &[u8]) -> Option<()> {
             }
         }
     }
+}
+
+/// Decodes at an eighth, a quarter or a half of the size, the smallest whose shorter side has `side` pixels, by leaving out
+/// the higher frequencies of each block. `None` where no fraction is large enough, and for CMYK and 16 bits.
+///
+/// # Errors
+/// As [`super::decode`].
+pub(super) fn decode_small(
+    bytes: &[u8],
+    side: u32,
+    options: &DecodeOptions,
+) -> Result<Option<RgbImage>, DecodeError> {
+    let corrupt = |error: jpeg_decoder::Error| DecodeError::corrupt("JPEG", error);
+    let mut decoder = Decoder::new(bytes);
+    decoder.read_info().map_err(corrupt)?;
+    let Some(info) = decoder.info() else {
+        return Ok(None);
+    };
+    check_size("JPEG", info.width.into(), info.height.into(), options)?;
+    let of = |fraction: u16| (info.width.div_ceil(fraction), info.height.div_ceil(fraction));
+    let fits = |fraction: &u16| u32::from(of(*fraction).0.min(of(*fraction).1)) >= side;
+    let plain = matches!(info.pixel_format, PixelFormat::RGB24 | PixelFormat::L8);
+    let Some(fraction) = [8, 4, 2].into_iter().find(fits).filter(|_| plain) else {
+        return Ok(None);
+    };
+    let (width, height) = of(fraction);
+    let (width, height) = decoder.scale(width, height).map_err(corrupt)?;
+    let samples = decoder.decode().map_err(corrupt)?;
+    let image = match info.pixel_format {
+        PixelFormat::L8 => RgbImage::from_grey(width.into(), height.into(), &samples),
+        _ => RgbImage::new(width.into(), height.into(), samples),
+    };
+    let image = image.ok_or_else(|| DecodeError::corrupt("JPEG", "unexpected sample layout"))?;
+    let orientation = match options.exif {
+        true => decoder.exif_data().and_then(Orientation::from_exif_chunk),
+        false => None,
+    };
+    Ok(Some(orient(
+        image,
+        orientation.unwrap_or(Orientation::NoTransforms),
+    )))
 }
 
 #[cfg(test)]

@@ -32,6 +32,9 @@ pub struct DecodeOptions {
     /// `colour * alpha + background * (255 - alpha)`, over 255, rounded to nearest, as Pillow's `Image.alpha_composite` over
     /// that colour gives. `None`, the default, drops alpha as `convert("RGB")` does.
     pub background: Option<[u8; 3]>,
+    /// Decodes a large JPEG at a half, a quarter or an eighth of its size, the smallest whose shorter side still has this
+    /// many pixels: faster, and not the reference's pixels. `None`, the default, decodes every image in full.
+    pub jpeg_shorter_side: Option<u32>,
 }
 
 impl Default for DecodeOptions {
@@ -40,6 +43,7 @@ impl Default for DecodeOptions {
             exif: false,
             max_pixels: DEFAULT_MAX_PIXELS,
             background: None,
+            jpeg_shorter_side: None,
         }
     }
 }
@@ -97,9 +101,7 @@ pub fn decode(bytes: &[u8], options: &DecodeOptions) -> Result<RgbImage, DecodeE
     let decoded = catch_unwind(AssertUnwindSafe(|| match format {
         ImageFormat::Gif => gif::decode(bytes, options),
         ImageFormat::Tiff => tiff::decode(bytes, options),
-        ImageFormat::Jpeg => {
-            jpeg::check_complete(bytes).and_then(|()| decode_simple(bytes, format, name, options))
-        }
+        ImageFormat::Jpeg => decode_jpeg(bytes, name, options),
         ImageFormat::WebP => {
             check_webp_length(bytes).and_then(|()| decode_simple(bytes, format, name, options))
         }
@@ -190,6 +192,16 @@ fn decode_simple(
         image = spread_as_pillow(image, bits);
     }
     Ok(orient(image, orientation))
+}
+
+fn decode_jpeg(bytes: &[u8], name: &'static str, options: &DecodeOptions) -> Result<RgbImage, DecodeError> {
+    jpeg::check_complete(bytes)?;
+    if let Some(side) = options.jpeg_shorter_side
+        && let Some(small) = jpeg::decode_small(bytes, side, options)?
+    {
+        return Ok(small);
+    }
+    decode_simple(bytes, ImageFormat::Jpeg, name, options)
 }
 
 /// Refuses a WebP that is shorter than it says: an animation's first frame may be whole, but the file is not.

@@ -83,7 +83,10 @@ impl<'a> Targets<'a> {
             .par_chunks_exact(centroids.dim())
             .map(|centroid| (squared_norm(centroid) / 2.0) as f32)
             .collect();
-        Self { centroids, half_norms }
+        Self {
+            centroids,
+            half_norms,
+        }
     }
 }
 

@@ -93,7 +93,11 @@ impl<'a> Lloyd<'a> {
         }
         self.score_all_centroids(&unsettled);
         Ok(Step {
-            changed: clusters.iter().zip(&self.clusters).filter(|(a, b)| a != b).count(),
+            changed: clusters
+                .iter()
+                .zip(&self.clusters)
+                .filter(|(a, b)| a != b)
+                .count(),
             products: (settled.len() * movers.numbers.len() + unsettled.len() * moved.len()) as u64,
         })
     }
@@ -231,7 +235,10 @@ struct Slack {
 
 impl Slack {
     fn of_products_with(centroids: MatrixView<'_>) -> Self {
-        let lengths = centroids.data().par_chunks_exact(centroids.dim()).map(squared_norm);
+        let lengths = centroids
+            .data()
+            .par_chunks_exact(centroids.dim())
+            .map(squared_norm);
         Self {
             // Twice the bound: a rounding is off by half of EPSILON.
             share: (centroids.dim() + 8) as f64 * f64::from(f32::EPSILON),
