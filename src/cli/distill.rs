@@ -66,13 +66,13 @@ impl DistillArgs {
             return Err(Error::input("--teacher", reason));
         }
         let teacher = self.open(distill)?;
-        let source = data::open(&config.data.source)?;
+        let source = data::open_shuffled(&config.data.source)?;
         Ok((config, source, Start::Resume, teacher))
     }
 
     fn new_run(&self) -> Result<Parts> {
         let data = self.folder.data();
-        let source = data::open(data)?;
+        let source = data::open_shuffled(data)?;
         let (mut overrides, named) = self.folder.overrides(self.recipe.as_deref())?;
         if let Some(arch) = &self.arch {
             overrides.set(&format!("arch={arch}"))?;

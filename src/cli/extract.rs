@@ -18,7 +18,7 @@ pub struct ExtractArgs {
     #[arg(long, value_name = "MODEL")]
     model: String,
     /// Images: a folder, list.csv, list.parquet, shards/{000..012}.tar, data/*.parquet with a column of images,
-    /// idx:FOLDER#train, sample:train, or - for paths on stdin
+    /// video:clip.mp4#fps=2, idx:FOLDER#train, sample:train, or - for paths on stdin
     #[arg(long, value_name = "SRC")]
     data: String,
     /// Feature folder to write

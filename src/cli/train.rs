@@ -38,7 +38,7 @@ impl TrainArgs {
         self.folder.run.start_threads()?;
         let (config, start, source) = if self.folder.resume {
             let config = self.folder.saved_config()?;
-            let source = data::open(&config.data.source)?;
+            let source = data::open_shuffled(&config.data.source)?;
             (config, Start::Resume, source)
         } else {
             self.new_config()?
@@ -48,7 +48,7 @@ impl TrainArgs {
 
     fn new_config(&self) -> Result<(TrainConfig, Start, Box<dyn Source>)> {
         let data = self.folder.data();
-        let source = data::open(data)?;
+        let source = data::open_shuffled(data)?;
         let (overrides, named) = self.folder.overrides(self.recipe.as_deref())?;
         let recipe = named.as_deref().unwrap_or(recipes::DEFAULT);
         let facts = look_at(source.as_ref())?;

@@ -9,6 +9,7 @@ mod list;
 mod paths;
 mod shards;
 mod tars;
+mod video;
 
 pub use list::read_frame as read_table;
 
@@ -23,7 +24,7 @@ use crate::files::hex;
 use crate::{Error, Result};
 
 /// The forms that [`open`] reads, for error messages.
-const FORMS: &str = "a folder, list.csv, list.parquet, IMAGES.parquet, idx:FOLDER#train, idx:FOLDER#test, SHARDS.tar, sample:train, sample:test, ade20k:FOLDER#train, voc:FOLDER#train, nyu:FOLDER#train or - (paths on stdin)";
+const FORMS: &str = "a folder, list.csv, list.parquet, IMAGES.parquet, idx:FOLDER#train, idx:FOLDER#test, SHARDS.tar, video:FILE, sample:train, sample:test, ade20k:FOLDER#train, voc:FOLDER#train, nyu:FOLDER#train or - (paths on stdin)";
 /// Extensions of images, in lower case.
 const EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"];
 
@@ -57,6 +58,11 @@ pub trait Source: Send + Sync {
 
     /// Whether the pixels lie in memory already, so that keeping decoded images would keep them twice.
     fn in_memory(&self) -> bool {
+        false
+    }
+
+    /// Whether rows are read quickly only in order, so that drawing them at random would take for ever.
+    fn in_order_only(&self) -> bool {
         false
     }
 
@@ -126,6 +132,9 @@ pub fn open(spec: &str) -> Result<Box<dyn Source>> {
     if let Some(layout) = layouts::Layout::open(spec) {
         return Ok(Box::new(layout?));
     }
+    if video::Video::is_meant(spec) {
+        return Ok(Box::new(video::Video::open(spec)?));
+    }
     let path = Path::new(spec);
     if path.is_dir() {
         return Ok(Box::new(folder::Folder::open(path)?));
@@ -155,6 +164,21 @@ pub fn open(spec: &str) -> Result<Box<dyn Source>> {
             format!("a file that is no source; expected {FORMS}"),
         )),
     }
+}
+
+/// [`open`] for a reader that draws rows at random, as training does.
+///
+/// # Errors
+/// As [`open`], and for a source that can only be read in order.
+pub fn open_shuffled(spec: &str) -> Result<Box<dyn Source>> {
+    let source = open(spec)?;
+    if source.in_order_only() {
+        return Err(Error::input(
+            spec,
+            "expected images that can be drawn at random, found a video: cut it into images first (ffmpeg -i FILE frames/%06d.png)",
+        ));
+    }
+    Ok(source)
 }
 
 /// Reads and decodes the image in a file.
