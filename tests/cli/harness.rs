@@ -6,6 +6,7 @@ use std::process::{Command, Output};
 /// A temporary folder in which the binary runs.
 pub struct Workspace {
     folder: tempfile::TempDir,
+    search: Option<PathBuf>,
 }
 
 /// What a run of the binary gave.
@@ -19,6 +20,7 @@ impl Workspace {
     pub fn new() -> Self {
         Self {
             folder: tempfile::tempdir().expect("a temporary folder"),
+            search: None,
         }
     }
 
@@ -33,16 +35,23 @@ impl Workspace {
         path
     }
 
+    /// From now on the binary finds programs in this folder of the workspace only.
+    pub fn search_only(&mut self, folder: &str) {
+        self.search = Some(self.path(folder));
+    }
+
     /// Runs `macula` with the words of `arguments`.
     pub fn macula(&self, arguments: &str) -> Run {
-        let output = Command::new(env!("CARGO_BIN_EXE_macula"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_macula"));
+        command
             .args(arguments.split_whitespace())
             .current_dir(self.folder.path())
             .env_remove("MACULA_LOG")
-            .stdin(std::process::Stdio::null())
-            .output()
-            .expect("the binary runs");
-        Run::from(output)
+            .stdin(std::process::Stdio::null());
+        if let Some(folder) = &self.search {
+            command.env("PATH", folder);
+        }
+        Run::from(command.output().expect("the binary runs"))
     }
 
     /// Runs `macula` and expects success.

@@ -15,4 +15,5 @@ mod report;
 mod retrieval;
 mod robustness;
 mod train;
+mod video;
 mod viz;
