@@ -47,17 +47,12 @@ impl Assignment {
 /// Widths that differ, NaN or infinity, values so large that a product could overflow.
 pub fn assign(features: MatrixView<'_>, centroids: MatrixView<'_>) -> Result<Assignment> {
     check_pair(features, centroids)?;
-    Ok(assign_checked(features, centroids))
-}
-
-/// [`assign`] without its checks, each of which reads all rows.
-pub(super) fn assign_checked(features: MatrixView<'_>, centroids: MatrixView<'_>) -> Assignment {
     let clusters = nearest(features, Rows::All, &Targets::new(centroids), None)
         .iter()
         .map(|nearest| nearest.place)
         .collect::<Vec<_>>();
     let distances = distances(features, centroids, &clusters);
-    Assignment { clusters, distances }
+    Ok(Assignment { clusters, distances })
 }
 
 /// Squared distance of each row to the centroid of its cluster, in f64.
