@@ -17,7 +17,7 @@ use crate::evaluate::Folders;
 use crate::export::{Dtype, ExportRequest, export, untrained};
 use crate::extract::model::{self, ModelOptions, OutputChoice, PreprocessOverrides};
 use crate::extract::{BatchSize, ErrorPolicy, ExtractOptions, Layout, Values, extract};
-use crate::runtime::{Device, RuntimeOptions};
+use crate::runtime::{Device, Precision, RuntimeOptions};
 use crate::train::recipes::{self, DataFacts, Overrides};
 use crate::train::run::{self as training, TrainRequest};
 use crate::train::start::Start;
@@ -190,6 +190,7 @@ fn extract_both(options: &DemoOptions, spec: &str, outputs: &[&str], name: &str)
         outputs: OutputChoice::named(outputs),
         preprocess: PreprocessOverrides::default(),
         device: options.device,
+        compute: Precision::F32,
         threads: options.threads,
         ort_lib: options.ort_lib.clone(),
         checkpoint: Default::default(),

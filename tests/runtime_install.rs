@@ -101,7 +101,7 @@ fn the_pinned_wheel_is_what_the_index_has() {
     let session = SessionOptions {
         device: Device::Cpu,
         threads: 1,
-        openvino: None,
+        compute: macula::runtime::Precision::F32,
     };
     let mut model = OnnxModel::open(runtime, &file, &session).unwrap();
     let outputs = model

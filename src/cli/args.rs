@@ -8,13 +8,13 @@ use macula_models::weights::LoadOptions;
 use crate::data::{DecodeOptions, Interpolation};
 use crate::extract::model::{ModelOptions, OutputChoice, PreprocessOverrides};
 use crate::extract::{BatchSize, ErrorPolicy, ExtractOptions, Layout, Shard, Values};
-use crate::runtime::{Device, RuntimeOptions};
+use crate::runtime::{Device, Precision, RuntimeOptions};
 use crate::{Error, Result};
 
 /// Where and with how many threads to run.
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// auto, cpu, or cuda[:N]
+    /// auto, cpu, openvino (ONNX files), or cuda[:N]
     #[arg(long, default_value = "auto")]
     pub device: Device,
     /// Threads; 0 for all cores
@@ -136,6 +136,9 @@ pub struct ReadArgs {
     /// Images per run of the model; auto measures some and takes the smallest that is about as fast as any
     #[arg(long, default_value = "32", value_name = "N")]
     pub batch: BatchSize,
+    /// Numbers of matrix products: f32, or bf16 and f16 with --device openvino, or bf16 for a checkpoint
+    #[arg(long, default_value = "f32", value_name = "TYPE")]
+    pub compute: Precision,
     /// What to do with an image that cannot be read
     #[arg(long, value_enum, default_value = "fail")]
     pub on_error: ErrorPolicy,
@@ -163,6 +166,7 @@ impl ReadArgs {
             outputs,
             preprocess: self.preprocess.overrides(),
             device: self.run.device,
+            compute: self.compute,
             threads: self.run.threads,
             ort_lib: self.run.ort_lib.clone(),
             checkpoint: self.checkpoint.load_options(),

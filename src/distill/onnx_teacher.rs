@@ -9,7 +9,7 @@ use super::teacher::{FrozenTeacher, OnnxSettings, TeacherFacts, TeacherFeatures,
 use crate::data::Preprocess;
 use crate::data::mask::Grid;
 use crate::data::transform::{IMAGENET_MEAN, IMAGENET_STD};
-use crate::runtime::{Dim, OnnxModel, Runtime, RuntimeOptions, SessionOptions, TensorInfo};
+use crate::runtime::{Dim, OnnxModel, Precision, Runtime, RuntimeOptions, SessionOptions, TensorInfo};
 use crate::{Error, Result, files};
 
 const CLS: &str = "cls";
@@ -61,7 +61,7 @@ impl OnnxTeacher {
             &SessionOptions {
                 device: settings.device,
                 threads: settings.threads,
-                openvino: None,
+                compute: Precision::F32,
             },
         )?;
         if let Some(notice) = session.notice() {

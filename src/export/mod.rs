@@ -19,7 +19,7 @@ use serde::Serialize;
 
 use crate::data::{self, DecodeOptions, Preprocess};
 use crate::files::refuse_existing;
-use crate::runtime::{OnnxModel, Runtime, RuntimeOptions, SessionOptions};
+use crate::runtime::{OnnxModel, Precision, Runtime, RuntimeOptions, SessionOptions};
 use crate::{Error, Result, rng};
 use drift::Images;
 
@@ -307,7 +307,7 @@ fn open_session(file: &Path, runtime: &RuntimeOptions, threads: usize) -> Result
     let options = SessionOptions {
         device: crate::runtime::Device::Cpu,
         threads,
-        openvino: None,
+        compute: Precision::F32,
     };
     OnnxModel::open(Runtime::open(runtime)?, file, &options)
 }

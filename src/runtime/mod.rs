@@ -1,5 +1,5 @@
 //! ONNX Runtime: where its library is found or fetched ([`library`], [`locate`], [`provision`], [`wheels`], [`cache`]), the one
-//! environment of the process ([`environment`]), the execution providers ([`providers`]), models ([`session`]) and the
+//! environment of the process ([`environment`]), the execution providers ([`providers`], `fastest`), models ([`session`]) and the
 //! account of all that for a user ([`doctor`]).
 //!
 //! The library is loaded when it is first needed, never linked: building needs no network and no C++. Nothing here
@@ -9,6 +9,7 @@ pub mod cache;
 pub mod cpu;
 pub mod doctor;
 pub mod environment;
+mod fastest;
 pub mod library;
 pub mod locate;
 pub mod manifest;
@@ -23,7 +24,7 @@ pub mod wheels;
 pub use doctor::DoctorReport;
 pub use environment::{Runtime, RuntimeOptions};
 pub use library::{Library, Origin};
-pub use providers::{CUDA_TRAINER, Device, OpenVinoPrecision};
+pub use providers::{CUDA_TRAINER, Device, Precision};
 pub use provision::install;
 pub use session::{OnnxModel, SessionOptions};
 pub use tensors::{Dim, OutputTensor, OutputView, TensorInfo};

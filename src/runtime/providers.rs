@@ -21,11 +21,13 @@ pub const CUDA_TRAINER: bool = cfg!(feature = "cuda");
 /// `--device`: where a network runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Device {
-    /// The first GPU when the library and the machine have what it takes, else the processor; a line says which.
+    /// The fastest of what the library and the machine have, if its features are the processor's; a line says which.
     #[default]
     Auto,
-    /// The processor.
+    /// The processor, with ONNX Runtime's own kernels or candle.
     Cpu,
+    /// The processor, with OpenVINO's kernels.
+    OpenVino,
     /// The GPU with this number.
     Cuda(usize),
 }
@@ -33,7 +35,11 @@ pub enum Device {
 impl Device {
     /// The build of ONNX Runtime this device needs, if not any.
     pub fn flavor(self) -> Option<Flavor> {
-        matches!(self, Self::Cuda(_)).then_some(Flavor::Cuda)
+        match self {
+            Self::Auto | Self::Cpu => None,
+            Self::OpenVino => Some(Flavor::Openvino),
+            Self::Cuda(_) => Some(Flavor::Cuda),
+        }
     }
 
     /// The device candle runs on. `auto` is the first GPU where this build can use one and it answers, else the processor.
@@ -47,6 +53,10 @@ impl Device {
                 Ok(candle_core::Device::new_cuda(0).unwrap_or(candle_core::Device::Cpu))
             }
             Self::Auto => Ok(candle_core::Device::Cpu),
+            Self::OpenVino => Err(Error::input(
+                format!("--device {self}"),
+                "OpenVINO runs ONNX files only; expected cpu or cuda here, or export to ONNX first",
+            )),
             Self::Cuda(number) if CUDA_TRAINER => candle_core::Device::new_cuda(number)
                 .map_err(|error| Error::failed(format!("--device {self}"), error.to_string())),
             Self::Cuda(_) => Err(Error::failed(
@@ -63,6 +73,7 @@ impl fmt::Display for Device {
         match self {
             Self::Auto => f.write_str("auto"),
             Self::Cpu => f.write_str("cpu"),
+            Self::OpenVino => f.write_str("openvino"),
             Self::Cuda(0) => f.write_str("cuda"),
             Self::Cuda(number) => write!(f, "cuda:{number}"),
         }
@@ -77,6 +88,7 @@ impl FromStr for Device {
         let device = match text {
             "auto" => Some(Self::Auto),
             "cpu" => Some(Self::Cpu),
+            "openvino" => Some(Self::OpenVino),
             "cuda" => Some(Self::Cuda(0)),
             other => other
                 .strip_prefix("cuda:")
@@ -86,25 +98,26 @@ impl FromStr for Device {
         device.ok_or_else(|| {
             Error::input(
                 "--device",
-                format!("expected auto, cpu, cuda or cuda:N, found `{text}`"),
+                format!("expected auto, cpu, openvino, cuda or cuda:N, found `{text}`"),
             )
         })
     }
 }
 
-/// The precision in which OpenVINO computes on the processor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+/// `--compute`: the numbers that a network's matrix products are computed in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum OpenVinoPrecision {
+pub enum Precision {
     /// Single precision.
+    #[default]
     F32,
-    /// bfloat16: fastest where the processor has AMX.
+    /// bfloat16: faster on processors with AVX512-BF16 or AMX, and on GPUs.
     Bf16,
     /// Half precision.
     F16,
 }
 
-impl fmt::Display for OpenVinoPrecision {
+impl fmt::Display for Precision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::F32 => "f32",
@@ -114,18 +127,13 @@ impl fmt::Display for OpenVinoPrecision {
     }
 }
 
-impl FromStr for OpenVinoPrecision {
+impl FromStr for Precision {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
         let all = [Self::F32, Self::Bf16, Self::F16];
         let found = all.into_iter().find(|precision| precision.to_string() == text);
-        found.ok_or_else(|| {
-            Error::input(
-                "OpenVINO precision",
-                format!("expected f32, bf16 or f16, found `{text}`"),
-            )
-        })
+        found.ok_or_else(|| Error::input("--compute", format!("expected f32, bf16 or f16, found `{text}`")))
     }
 }
 
@@ -135,7 +143,7 @@ pub enum Provider {
     /// ONNX Runtime's own kernels for the processor.
     Cpu,
     /// OpenVINO on the processor.
-    OpenVino(OpenVinoPrecision),
+    OpenVino(Precision),
     /// The GPU with this number.
     Cuda(usize),
 }
@@ -166,9 +174,9 @@ impl Provider {
             return None;
         };
         let native = match precision {
-            OpenVinoPrecision::F32 => return None,
-            OpenVinoPrecision::Bf16 => ["avx512_bf16", "amx_bf16"],
-            OpenVinoPrecision::F16 => ["avx512_fp16", "amx_fp16"],
+            Precision::F32 => return None,
+            Precision::Bf16 => ["avx512_bf16", "amx_bf16"],
+            Precision::F16 => ["avx512_fp16", "amx_fp16"],
         };
         let has = cpu_features();
         let lacking = !native
@@ -229,21 +237,17 @@ pub fn available(_loaded: &Runtime) -> Vec<&'static str> {
         .collect()
 }
 
-/// The providers to try for `device`, in order: more than one only for `auto`. `openvino` asks for OpenVINO on the
-/// processor.
+/// The providers that `device` may mean for products in `precision`: more than one only for `auto`, those expected to be faster
+/// first.
 ///
 /// # Errors
-/// When the library does not offer what was asked for by name.
-pub fn choose(
-    runtime: &Runtime,
-    device: Device,
-    openvino: Option<OpenVinoPrecision>,
-) -> Result<Vec<Provider>> {
+/// When the library does not offer what was asked for by name, or nothing computes in that precision.
+pub fn choose(runtime: &Runtime, device: Device, precision: Precision) -> Result<Vec<Provider>> {
     choose_from(
         &available(runtime),
         &runtime.library().path,
         device,
-        openvino,
+        precision,
         cuda_driver().is_some(),
     )
 }
@@ -252,11 +256,14 @@ fn choose_from(
     available: &[&str],
     library: &Path,
     device: Device,
-    openvino: Option<OpenVinoPrecision>,
+    precision: Precision,
     has_driver: bool,
 ) -> Result<Vec<Provider>> {
     let has = |provider: Provider| available.contains(&provider.name());
-    let missing = |asked: String, flavor: Flavor, provider: Provider| {
+    let had = |flavor: Flavor, provider: Provider| {
+        if has(provider) {
+            return Ok(vec![provider]);
+        }
         let found = format!(
             "expected a library with the {}, found {}",
             provider.name(),
@@ -264,35 +271,29 @@ fn choose_from(
         );
         let mend = format!("run `macula runtime install --flavor {flavor}` or name one with --ort-lib FILE");
         Err(Error::input(
-            asked,
+            format!("--device {device}"),
             format!("{found} with {}; {mend}", available.join(", ")),
         ))
     };
-    match (device, openvino) {
-        (Device::Cuda(_), Some(_)) => Err(Error::input(
-            format!("--device {device}"),
-            "OpenVINO was asked for too, and runs on the processor; expected one of the two",
+    let openvino = Provider::OpenVino(precision);
+    match (device, precision) {
+        (Device::OpenVino, _) => had(Flavor::Openvino, openvino),
+        // What else there is computes in single precision only.
+        (Device::Auto, Precision::Bf16 | Precision::F16) if has(openvino) => Ok(vec![openvino]),
+        (_, Precision::Bf16 | Precision::F16) => Err(Error::input(
+            format!("--compute {precision}"),
+            format!(
+                "expected --device openvino or a checkpoint with it, found an ONNX file with --device {device}, which computes in \
+                 f32"
+            ),
         )),
-        (Device::Cuda(number), None) => {
-            let cuda = Provider::Cuda(number);
-            if has(cuda) {
-                Ok(vec![cuda])
-            } else {
-                missing(format!("--device {device}"), Flavor::Cuda, cuda)
-            }
+        (Device::Cuda(number), Precision::F32) => had(Flavor::Cuda, Provider::Cuda(number)),
+        (Device::Cpu, Precision::F32) => Ok(vec![Provider::Cpu]),
+        (Device::Auto, Precision::F32) => {
+            let faster = [Provider::Cuda(0), openvino].into_iter();
+            let usable = faster.filter(|&provider| has(provider) && (has_driver || provider == openvino));
+            Ok(usable.chain([Provider::Cpu]).collect())
         }
-        (_, Some(precision)) => {
-            let provider = Provider::OpenVino(precision);
-            if has(provider) {
-                Ok(vec![provider])
-            } else {
-                missing("OpenVINO".to_owned(), Flavor::Openvino, provider)
-            }
-        }
-        (Device::Auto, None) if has_driver && has(Provider::Cuda(0)) => {
-            Ok(vec![Provider::Cuda(0), Provider::Cpu])
-        }
-        (Device::Auto | Device::Cpu, None) => Ok(vec![Provider::Cpu]),
     }
 }
 
@@ -325,25 +326,25 @@ mod tests {
 
     const CPU_ONLY: &[&str] = &["CPUExecutionProvider"];
     const WITH_CUDA: &[&str] = &["CUDAExecutionProvider", "CPUExecutionProvider"];
+    const WITH_ALL: &[&str] = &[
+        "CUDAExecutionProvider",
+        "OpenVINOExecutionProvider",
+        "CPUExecutionProvider",
+    ];
 
-    fn chosen(
-        available: &[&str],
-        device: &str,
-        openvino: Option<OpenVinoPrecision>,
-        driver: bool,
-    ) -> Result<Vec<Provider>> {
+    fn chosen(available: &[&str], device: &str, precision: Precision, driver: bool) -> Result<Vec<Provider>> {
         choose_from(
             available,
             Path::new("/lib/libonnxruntime.so"),
             device.parse()?,
-            openvino,
+            precision,
             driver,
         )
     }
 
     #[test]
     fn devices_are_read_as_they_are_written() {
-        for text in ["auto", "cpu", "cuda", "cuda:3"] {
+        for text in ["auto", "cpu", "openvino", "cuda", "cuda:3"] {
             assert_eq!(text.parse::<Device>().unwrap().to_string(), text);
         }
         assert_eq!("cuda:0".parse::<Device>().unwrap(), Device::Cuda(0));
@@ -351,48 +352,67 @@ mod tests {
             let error = text.parse::<Device>().unwrap_err().to_string();
             assert_eq!(
                 error,
-                format!("--device: expected auto, cpu, cuda or cuda:N, found `{text}`")
+                format!("--device: expected auto, cpu, openvino, cuda or cuda:N, found `{text}`")
             );
         }
-        assert_eq!(
-            "bf16".parse::<OpenVinoPrecision>().unwrap(),
-            OpenVinoPrecision::Bf16
-        );
-        assert!("int8".parse::<OpenVinoPrecision>().is_err());
+        assert_eq!("bf16".parse::<Precision>().unwrap(), Precision::Bf16);
+        assert!("int8".parse::<Precision>().is_err());
     }
 
     #[test]
     fn what_was_asked_for_by_name_is_never_replaced() {
-        let error = chosen(CPU_ONLY, "cuda:1", None, true).unwrap_err();
+        let error = chosen(CPU_ONLY, "cuda:1", Precision::F32, true).unwrap_err();
         assert_eq!(error.exit_code(), 2);
         assert_eq!(
             error.to_string(),
             "--device cuda:1: expected a library with the CUDAExecutionProvider, found /lib/libonnxruntime.so with \
              CPUExecutionProvider; run `macula runtime install --flavor cuda` or name one with --ort-lib FILE"
         );
-        let error = chosen(CPU_ONLY, "cpu", Some(OpenVinoPrecision::Bf16), true)
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("`macula runtime install --flavor openvino`"),
-            "{error}"
-        );
-        assert!(chosen(WITH_CUDA, "cuda", Some(OpenVinoPrecision::F32), true).is_err());
+        for precision in [Precision::F32, Precision::Bf16] {
+            let error = chosen(CPU_ONLY, "openvino", precision, true)
+                .unwrap_err()
+                .to_string();
+            assert!(
+                error.contains("`macula runtime install --flavor openvino`"),
+                "{error}"
+            );
+        }
         // Without a driver the attempt is made and fails with ONNX Runtime's own reason.
         assert_eq!(
-            chosen(WITH_CUDA, "cuda:1", None, false).unwrap(),
+            chosen(WITH_CUDA, "cuda:1", Precision::F32, false).unwrap(),
             [Provider::Cuda(1)]
         );
     }
 
     #[test]
-    fn auto_takes_the_gpu_only_where_library_and_driver_are_there() {
+    fn only_openvino_computes_an_onnx_file_in_less_than_f32() {
+        let openvino = [Provider::OpenVino(Precision::Bf16)];
+        for device in ["openvino", "auto"] {
+            assert_eq!(chosen(WITH_ALL, device, Precision::Bf16, true).unwrap(), openvino);
+        }
+        for (available, device) in [(WITH_ALL, "cpu"), (WITH_ALL, "cuda"), (WITH_CUDA, "auto")] {
+            let error = chosen(available, device, Precision::Bf16, true)
+                .unwrap_err()
+                .to_string();
+            let expected = format!(
+                "--compute bf16: expected --device openvino or a checkpoint with it, found an ONNX file with --device {device}"
+            );
+            assert!(error.starts_with(&expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn auto_considers_what_library_and_machine_have() {
+        let openvino = Provider::OpenVino(Precision::F32);
+        let auto = |available, driver| chosen(available, "auto", Precision::F32, driver).unwrap();
+        assert_eq!(auto(WITH_CUDA, true), [Provider::Cuda(0), Provider::Cpu]);
+        assert_eq!(auto(WITH_ALL, true), [Provider::Cuda(0), openvino, Provider::Cpu]);
+        assert_eq!(auto(WITH_ALL, false), [openvino, Provider::Cpu]);
+        assert_eq!(auto(WITH_CUDA, false), [Provider::Cpu]);
+        assert_eq!(auto(CPU_ONLY, true), [Provider::Cpu]);
         assert_eq!(
-            chosen(WITH_CUDA, "auto", None, true).unwrap(),
-            [Provider::Cuda(0), Provider::Cpu]
+            chosen(WITH_ALL, "cpu", Precision::F32, true).unwrap(),
+            [Provider::Cpu]
         );
-        assert_eq!(chosen(WITH_CUDA, "auto", None, false).unwrap(), [Provider::Cpu]);
-        assert_eq!(chosen(CPU_ONLY, "auto", None, true).unwrap(), [Provider::Cpu]);
-        assert_eq!(chosen(WITH_CUDA, "cpu", None, true).unwrap(), [Provider::Cpu]);
     }
 }

@@ -9,8 +9,9 @@ use ort::session::{OutputSelector, RunOptions, Session, SessionInputValue};
 use ort::value::{Tensor, TensorRef};
 
 use super::environment::Runtime;
+use super::fastest::fastest;
 use super::messages::short_reason;
-use super::providers::{Device, OpenVinoPrecision, Provider, choose};
+use super::providers::{Device, Precision, Provider, choose};
 use super::tensors::{Dim, OutputTensor, OutputView, TensorInfo, as_f32};
 use crate::{Error, Result};
 
@@ -21,8 +22,8 @@ pub struct SessionOptions {
     pub device: Device,
     /// Threads on the processor; 0 for as many as there are cores.
     pub threads: usize,
-    /// OpenVINO at this precision instead of ONNX Runtime's own kernels for the processor.
-    pub openvino: Option<OpenVinoPrecision>,
+    /// What matrix products are computed in.
+    pub compute: Precision,
 }
 
 /// An ONNX file with one 4-D float input, ready to run.
@@ -36,6 +37,7 @@ pub struct OnnxModel {
     outputs: Vec<TensorInfo>,
     metadata: BTreeMap<String, String>,
     producer: String,
+    provider: Provider,
     providers: Vec<&'static str>,
     notice: Option<String>,
 }
@@ -52,8 +54,32 @@ impl OnnxModel {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             threads => threads,
         };
-        let choices = choose(runtime, options.device, options.openvino)?;
-        let (session, provider, notice) = first_that_works(runtime, path, &choices, options.device, threads)?;
+        let choices = choose(runtime, options.device, options.compute)?;
+        let mut candidates = Vec::with_capacity(choices.len());
+        let mut refusals = Vec::new();
+        for &provider in &choices {
+            match build(runtime, path, provider, threads) {
+                Ok(session) => candidates.push(Self::from_session(path, session, provider)?),
+                Err(reason) => refusals.push((provider, reason)),
+            }
+        }
+        let (mut model, mut notices) = match candidates.len() {
+            0 => return Err(refused(path, refusals.pop())),
+            1 => (candidates.swap_remove(0), Vec::new()),
+            _ => fastest(candidates),
+        };
+        for (provider, reason) in refusals {
+            notices.push(format!("{provider} was not usable: {reason}"));
+        }
+        if options.device == Device::Auto {
+            notices.insert(0, format!("device auto: {}", model.provider));
+        }
+        notices.extend(model.provider.caution());
+        model.notice = (!notices.is_empty()).then(|| notices.join("; "));
+        Ok(model)
+    }
+
+    fn from_session(path: &Path, session: Session, provider: Provider) -> Result<Self> {
         let input = the_image_input(path, session.inputs().iter().map(TensorInfo::new).collect())?;
         let outputs = session.outputs().iter().map(TensorInfo::new).collect();
         let (metadata, producer) = metadata_of(path, &session)?;
@@ -66,8 +92,9 @@ impl OnnxModel {
             outputs,
             metadata,
             producer,
+            provider,
             providers,
-            notice,
+            notice: None,
         })
     }
 
@@ -94,6 +121,11 @@ impl OnnxModel {
     /// The program that made the file; empty when it does not say.
     pub fn producer(&self) -> &str {
         &self.producer
+    }
+
+    /// What runs it.
+    pub(super) fn provider(&self) -> Provider {
+        self.provider
     }
 
     /// ONNX Runtime's names of the providers that may run the model's operators, the preferred one first.
@@ -229,34 +261,14 @@ fn check_file(path: &Path) -> Result<()> {
     }
 }
 
-/// Opens the model with the first provider that takes it. Only `auto` has a second choice, and says so.
-fn first_that_works(
-    runtime: &Runtime,
-    path: &Path,
-    choices: &[Provider],
-    device: Device,
-    threads: usize,
-) -> Result<(Session, Provider, Option<String>)> {
-    let mut refusals = String::new();
-    let mut last = String::new();
-    for &provider in choices {
-        match build(runtime, path, provider, threads) {
-            Ok(session) => {
-                let chosen = (device == Device::Auto).then(|| format!("device auto: {provider}{refusals}"));
-                let notices: Vec<String> = chosen.into_iter().chain(provider.caution()).collect();
-                let notice = (!notices.is_empty()).then(|| notices.join("; "));
-                return Ok((session, provider, notice));
-            }
-            Err(reason) => {
-                refusals += &format!(" ({provider} was not usable: {reason})");
-                last = match provider {
-                    Provider::Cpu => reason,
-                    other => format!("{other} cannot run it: {reason}{}", other.hint(&reason)),
-                };
-            }
-        }
-    }
-    Err(Error::input(path.display().to_string(), last))
+/// Why no provider runs the file: the reason of the last one tried.
+fn refused(path: &Path, last: Option<(Provider, String)>) -> Error {
+    let reason = match last {
+        Some((Provider::Cpu, reason)) => reason,
+        Some((other, reason)) => format!("{other} cannot run it: {reason}{}", other.hint(&reason)),
+        None => "no execution provider can run it".to_owned(),
+    };
+    Error::input(path.display().to_string(), reason)
 }
 
 fn build(
@@ -330,7 +342,7 @@ mod tests {
             &SessionOptions {
                 device: Device::Cpu,
                 threads: 2,
-                openvino: None,
+                compute: Precision::F32,
             },
         )
     }

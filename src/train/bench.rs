@@ -3,10 +3,11 @@
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
+use macula_models::ops::linear;
 use rand::Rng as _;
 use serde::Serialize;
 
-use super::config::TrainConfig;
+use super::config::{Compute, TrainConfig};
 use super::cost::step_operations;
 use super::failed_in_candle;
 use super::trainer::{StepSeconds, Trainer};
@@ -44,7 +45,7 @@ pub struct StepBench {
     pub step_gflop: f64,
     /// Rate achieved, 1e9 operations a second.
     pub gflop_per_second: f64,
-    /// Rate of one large f32 matrix product here.
+    /// Rate of one large matrix product here, in what the run computes in.
     pub gemm_gflop_per_second: f64,
     /// Share of the floor: the time of the products at that rate over the time of the step.
     pub share_of_floor: f64,
@@ -79,7 +80,7 @@ pub fn bench(config: &TrainConfig, device: &Device, steps: usize) -> Result<Step
         .get(seconds.len() / 2)
         .ok_or_else(|| Error::input("--steps", "expected at least 1, found 0"))?;
     let operations = step_operations(config)?;
-    let gemm = gemm_rate(device).map_err(failed_in_candle)?;
+    let gemm = gemm_rate(device, config.compute).map_err(failed_in_candle)?;
     let weights = trainer.method().student.trained();
     Ok(StepBench {
         recipe: config.recipe.clone(),
@@ -131,12 +132,12 @@ fn noise(config: &TrainConfig) -> Result<Vec<Batch>> {
 }
 
 /// Operations a second of a large product, the best of a few.
-fn gemm_rate(device: &Device) -> candle_core::Result<f64> {
+fn gemm_rate(device: &Device, compute: Compute) -> candle_core::Result<f64> {
     let matrix = Tensor::ones((GEMM_SIDE, GEMM_SIDE), DType::F32, device)?;
     let mut best = f64::INFINITY;
     for _ in 0..8 {
         let start = Instant::now();
-        matrix.matmul(&matrix)?;
+        linear(&matrix, &matrix, None, compute.dtype())?;
         device.synchronize()?;
         best = best.min(start.elapsed().as_secs_f64());
     }

@@ -362,6 +362,7 @@ impl Method {
             let logits = |points| Logits::Product {
                 points,
                 prototypes: &prototypes,
+                compute: head.compute(),
             };
             let local = points.local.as_ref().map(logits);
             let terms = dino_cls_loss(logits(&points.global), local, targets, temperature);
@@ -377,6 +378,7 @@ impl Method {
             let logits = Logits::Product {
                 points: &head.bottleneck(patches)?,
                 prototypes: &head.prototypes()?,
+                compute: head.compute(),
             };
             let term = ibot_patch_loss(logits, targets, per_crop, temperature);
             loss.push("ibot", &term.map_err(failed_in_candle)?, config.loss.ibot_weight)?;

@@ -18,6 +18,7 @@ pub mod observe;
 mod on_device;
 pub mod optimizer;
 pub mod param_groups;
+pub mod product_rates;
 pub mod ranks;
 pub mod recipes;
 pub mod run;

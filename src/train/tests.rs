@@ -74,7 +74,13 @@ impl Network {
     fn logits(&self, tokens: &Tensor) -> Tensor {
         let prototypes = &self.weights["last_layer.weight_v"];
         let directions = ops::l2_normalize(prototypes, 0.).unwrap();
-        ops::linear(&ops::l2_normalize(tokens, 1e-12).unwrap(), &directions, None).unwrap()
+        ops::linear(
+            &ops::l2_normalize(tokens, 1e-12).unwrap(),
+            &directions,
+            None,
+            DType::F32,
+        )
+        .unwrap()
     }
 
     /// Logits [M, K] of the masked patches.

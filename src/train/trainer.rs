@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor, Var};
-use macula_models::ops::is_composed;
+use macula_models::ops::has_fast_bf16;
 use macula_models::weights::Tensors;
 
 use super::config::{Compute, Schedules, StepValues, TrainConfig};
@@ -106,7 +106,7 @@ impl Trainer {
         device: &Device,
     ) -> Result<Self> {
         config.validate()?;
-        check_compute(config.compute, device)?;
+        round_as(config.compute, device);
         let method = Method::with_teacher(config, student, teacher, device)?;
         let of_teacher =
             |(name, _): (&String, &Var)| Some((name.clone(), method.teacher.weights().get(name)?.clone()));
@@ -300,15 +300,15 @@ impl StepReport {
     }
 }
 
-/// Fails where `device` cannot compute in `compute`, and lets it round as coarsely as that where it can: products of f32
-/// matrices, such as those with prototypes, then keep 10 bits of their factors (TF32).
-fn check_compute(compute: Compute, device: &Device) -> Result<()> {
-    if compute == Compute::Bf16 && !is_composed(device) {
-        let reason = "expected f32 on the CPU, found bf16, which needs --device cuda";
-        return Err(Error::input("compute", reason));
+/// Lets a GPU round as coarsely as `compute` where products are of f32 matrices, such as those with prototypes: they then keep
+/// 10 bits of their factors (TF32). Says so where `compute` is not the faster one.
+fn round_as(compute: Compute, device: &Device) {
+    if compute == Compute::Bf16 && device.is_cpu() && !has_fast_bf16() {
+        tracing::warn!(
+            "compute=bf16: this processor has no instructions for it (avx512_bf16); f32 is faster here"
+        );
     }
     candle_core::cuda::set_gemm_reduced_precision_f32(compute == Compute::Bf16);
-    Ok(())
 }
 
 /// The trained weights with their learning-rate and weight-decay rules.

@@ -147,10 +147,15 @@ impl DinoHead {
         })
     }
 
-    /// The same head with its MLP in `compute` ([`crate::vit::VisionTransformer::with_compute`]); points and prototypes
-    /// stay f32.
+    /// The same head with its products in `compute` ([`ops::linear`], [`ops::prototype_logits`]); points, prototypes and
+    /// logits stay f32.
     pub fn with_compute(self, compute: DType) -> Self {
         Self { compute, ..self }
+    }
+
+    /// What the factors of its products are rounded to.
+    pub fn compute(&self) -> DType {
+        self.compute
     }
 
     /// The geometry the head was built with.
@@ -163,7 +168,8 @@ impl DinoHead {
     /// # Errors
     /// Tokens of another width or type.
     pub fn forward(&self, tokens: &Tensor) -> Result<Tensor> {
-        Ok(ops::linear(&self.bottleneck(tokens)?, &self.prototypes()?, None)?)
+        let points = self.bottleneck(tokens)?;
+        Ok(ops::prototype_logits(&points, &self.prototypes()?, self.compute)?)
     }
 
     /// What points of the bottleneck are multiplied with to give logits, [K, bottleneck]: directions of unit length times
@@ -181,8 +187,8 @@ impl DinoHead {
     /// Tokens of another width or type.
     pub fn bottleneck(&self, tokens: &Tensor) -> Result<Tensor> {
         let [first, second, third] = &self.mlp;
-        let x = ops::gelu(&first.forward(&tokens.to_dtype(self.compute)?)?)?;
-        let x = ops::gelu(&second.forward(&x)?)?;
-        Ok(ops::l2_normalize(&third.forward(&x)?, 1e-12)?)
+        let x = ops::gelu(&first.forward(tokens, self.compute)?)?;
+        let x = ops::gelu(&second.forward(&x, self.compute)?)?;
+        Ok(ops::l2_normalize(&third.forward(&x, self.compute)?, 1e-12)?)
     }
 }

@@ -1,6 +1,6 @@
 //! The linear classifier of the released checkpoints, and the features it reads.
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use rand::Rng;
 
@@ -64,7 +64,7 @@ impl LinearClassifier {
     /// # Errors
     /// Features of another width or type.
     pub fn forward(&self, features: &Tensor) -> Result<Tensor> {
-        self.linear.forward(features)
+        self.linear.forward(features, DType::F32)
     }
 }
 

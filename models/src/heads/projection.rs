@@ -1,6 +1,6 @@
 //! The projection of contrastive learning: a small MLP onto the unit sphere.
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use rand::Rng;
 use serde::{Deserialize, Serialize};
@@ -106,7 +106,7 @@ impl Layer {
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(ops::linear(x, &self.weight, self.bias.as_ref())?)
+        Ok(ops::linear(x, &self.weight, self.bias.as_ref(), DType::F32)?)
     }
 }
 

@@ -156,7 +156,7 @@ fn cases() -> Vec<Case> {
         Case::new(
             format!("linear [{rows}, {width}] x [{}, {width}]", 4 * width),
             &[&[rows, width], &[4 * width, width], &[4 * width]],
-            |x, compute| linear(&x[0].to_dtype(compute)?, &x[1], Some(&x[2])),
+            |x, compute| linear(&x[0], &x[1], Some(&x[2]), compute),
         ),
         Case::new(
             format!("layer_norm [{rows}, {width}]"),
@@ -202,7 +202,9 @@ fn cases() -> Vec<Case> {
             &[&[rows, width], &[classes, width], &[batch, classes]],
             {
                 let targets = places(rows, batch);
-                move |x, _| product_cross_entropy(&x[0], &x[1], &x[2].abs()?, Some(&targets), 1.)
+                move |x, compute| {
+                    product_cross_entropy(&x[0], &x[1], &x[2].abs()?, Some(&targets), 1., compute)
+                }
             },
         ),
         Case::new(

@@ -130,7 +130,21 @@ impl<'a> Matrix<'a> {
         }
     }
 
-    fn assert_holds(&self, rows: usize, columns: usize) {
+    /// The values and the strides of rows and columns.
+    pub(super) fn parts(self) -> (&'a [f32], usize, usize) {
+        (self.values, self.row_stride, self.column_stride)
+    }
+
+    /// The same places in other values.
+    pub(super) fn with_values(self, values: &[f32]) -> Matrix<'_> {
+        Matrix {
+            values,
+            row_stride: self.row_stride,
+            column_stride: self.column_stride,
+        }
+    }
+
+    pub(super) fn assert_holds(&self, rows: usize, columns: usize) {
         let last = (rows - 1) * self.row_stride + (columns - 1) * self.column_stride;
         assert!(
             last < self.values.len(),
@@ -175,22 +189,6 @@ pub(super) fn gemm(
     unsafe {
         gemm_into(size, dst.as_mut_ptr(), n, accumulate, scale, lhs, rhs, threads);
     }
-}
-
-/// `lhs rhs` on all threads: `[m, n] = [m, k] [k, n]` for `size = [m, n, k]`.
-pub(super) fn product(size: [usize; 3], lhs: Matrix, rhs: Matrix) -> Vec<f32> {
-    let [m, n, k] = size;
-    if m == 0 || n == 0 || k == 0 {
-        return vec![0.; m * n];
-    }
-    let mut dst = Vec::with_capacity(m * n);
-    // SAFETY: there is room for `m n` values, which a product that does not accumulate writes without reading them.
-    #[allow(unsafe_code)]
-    unsafe {
-        gemm_into(size, dst.as_mut_ptr(), n, false, 1., lhs, rhs, Threads::All);
-        dst.set_len(m * n);
-    }
-    dst
 }
 
 /// [`gemm`] for sizes of at least 1, into rows `dst_row_stride` apart.

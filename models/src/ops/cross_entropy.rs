@@ -4,11 +4,12 @@
 
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::composed::{self, is_composed};
-use super::cpu::{Matrix, f32_slice, product, stored, with_f32};
+use super::cpu::{Matrix, f32_slice, stored, with_f32};
+use super::precision::Precision;
 use super::vectors::{LANES, exp, max, wide};
 
 const NAME: &str = "soft-cross-entropy";
@@ -42,7 +43,8 @@ pub fn soft_cross_entropy(
 
 /// [`soft_cross_entropy`] of the logits `points prototypes^T`: `points` [M, D], `prototypes` [K, D], result [M]; f32.
 ///
-/// Differentiable in `points` and `prototypes`.
+/// Differentiable in `points` and `prototypes`. On the CPU the factors of its products are rounded to `compute`, f32 or bf16;
+/// elsewhere they are what the points are.
 ///
 /// # Errors
 /// As [`soft_cross_entropy`]; widths that differ.
@@ -52,6 +54,7 @@ pub fn product_cross_entropy(
     targets: &Tensor,
     target_rows: Option<&[u32]>,
     temperature: f64,
+    compute: DType,
 ) -> Result<Tensor> {
     let ((rows, width), (classes, found)) = (points.dims2()?, prototypes.dims2()?);
     if found != width {
@@ -66,6 +69,7 @@ pub fn product_cross_entropy(
     }
     let op = ProductCrossEntropy {
         of_logits,
+        precision: Precision::of(PRODUCT_NAME, compute)?,
         size: [rows, classes, width],
         logits: (points.track_op() || prototypes.track_op()).then(Mutex::default),
     };
@@ -242,6 +246,7 @@ impl CustomOp2 for SoftCrossEntropy {
 
 struct ProductCrossEntropy {
     of_logits: SoftCrossEntropy,
+    precision: Precision,
     /// M, K and D.
     size: [usize; 3],
     /// The logits [M, K] between the passes, if there will be a backward pass; the first one uses them up.
@@ -251,7 +256,7 @@ struct ProductCrossEntropy {
 impl ProductCrossEntropy {
     fn product(&self, points: &[f32], prototypes: &[f32]) -> Vec<f32> {
         let [.., width] = self.size;
-        product(
+        self.precision.product(
             self.size,
             Matrix::new(points, width),
             Matrix::new(prototypes, width).transposed(),
@@ -308,8 +313,11 @@ impl CustomOp3 for ProductCrossEntropy {
                 let dz = Matrix::new(&dz, classes);
                 let [points, prototypes] = [points, prototypes].map(|values| Matrix::new(values, width));
                 [
-                    wanted[0].then(|| product([rows, width, classes], dz, prototypes)),
-                    wanted[1].then(|| product([classes, width, rows], dz.transposed(), points)),
+                    wanted[0].then(|| self.precision.product([rows, width, classes], dz, prototypes)),
+                    wanted[1].then(|| {
+                        self.precision
+                            .product([classes, width, rows], dz.transposed(), points)
+                    }),
                 ]
             })?;
         let tensor = |values: Option<Vec<f32>>, like: &Tensor| {
@@ -323,9 +331,9 @@ impl CustomOp3 for ProductCrossEntropy {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{check, on_threads, random, values};
+    use super::super::testing::{check, check_bf16, on_threads, random, values};
     use super::*;
-    use candle_core::{DType, Device, Var};
+    use candle_core::{Device, Var};
 
     #[test]
     fn agrees_with_the_composition() {
@@ -353,26 +361,34 @@ mod tests {
     }
 
     #[test]
+    fn products_in_bf16_follow_f32() {
+        let targets = random(3, &[2, 40]).abs().unwrap();
+        check_bf16(&[random(1, &[6, 70]), random(2, &[40, 70])], &|x, compute| {
+            product_cross_entropy(&x[0], &x[1], &targets, Some(&[1, 0, 0, 1, 1, 0]), 20., compute)
+        });
+    }
+
+    #[test]
     fn products_agree_with_the_composition_and_go_backwards_twice() {
         for (rows, classes, width) in [(1, 1, 1), (5, 7, 3), (3, 33, 2)] {
             let targets = random(3, &[2, classes]).abs().unwrap();
             let chosen: Vec<u32> = (0..rows as u32).map(|row| row % 2).collect();
             check(
                 &[random(1, &[rows, width]), random(2, &[classes, width])],
-                &|x| product_cross_entropy(&x[0], &x[1], &targets, Some(&chosen), 0.5),
+                &|x| product_cross_entropy(&x[0], &x[1], &targets, Some(&chosen), 0.5, DType::F32),
                 &|x| composed::product_cross_entropy(&x[0], &x[1], &targets, Some(&chosen), 0.5),
             );
         }
         let points = Var::from_tensor(&random(1, &[4, 3])).unwrap();
         let (prototypes, targets) = (random(2, &[6, 3]), random(3, &[4, 6]));
-        let loss = product_cross_entropy(&points, &prototypes, &targets, None, 0.5).unwrap();
+        let loss = product_cross_entropy(&points, &prototypes, &targets, None, 0.5, DType::F32).unwrap();
         let [first, second] = [(); 2].map(|()| {
             let grads = loss.sum_all().unwrap().backward().unwrap();
             assert!(grads.get(&prototypes).is_none());
             values(grads.get(&points).unwrap())
         });
         assert_eq!(first, second);
-        let error = product_cross_entropy(&points, &random(2, &[6, 2]), &targets, None, 0.5);
+        let error = product_cross_entropy(&points, &random(2, &[6, 2]), &targets, None, 0.5, DType::F32);
         let error = error.unwrap_err().to_string();
         assert!(
             error.contains("expected prototypes [K, 3], found [6, 2]"),

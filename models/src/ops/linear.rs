@@ -1,36 +1,55 @@
 //! The linear layer as one flat matrix product, with the bias inside it.
 
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
 
 use super::composed::{self, is_composed};
-use super::cpu::{
-    Matrix, ROWS_PER_TASK, Threads, f32_slice, gemm, product, rows_and_width, stored, sum_over_rows, with_f32,
-};
+use super::cpu::{Matrix, ROWS_PER_TASK, f32_slice, rows_and_width, stored, sum_over_rows, with_f32};
+use super::precision::Precision;
 use super::vectors::filled;
 
 const NAME: &str = "linear";
 
-/// `x weight^T + bias`: `x` [.., I], `weight` [O, I], `bias` [O], result [.., O]; f32. Differentiable in all three.
+/// `x weight^T + bias`: `x` [.., I], `weight` [O, I], `bias` [O], result [.., O]. Differentiable in all three.
 ///
-/// Gradients that nothing asked for (of pixels, of a frozen weight) are not computed.
+/// The factors of its products are rounded to `compute`, f32 or bf16. On the CPU every tensor is f32; elsewhere `x` is brought to
+/// `compute` and the result is of that type. Gradients that nothing asked for (of pixels, of a frozen weight) are not computed.
 ///
 /// # Errors
 /// Shapes that do not fit, a type other than f32, a device without this operation.
-pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, compute: DType) -> Result<Tensor> {
     let Some(&outputs) = weight.dims().first() else {
         bail!("{NAME}: expected a weight of shape [outputs, inputs], found a scalar")
     };
     if is_composed(x.device()) {
-        return composed::linear(x, weight, bias);
+        return composed::linear(&x.to_dtype(compute)?, weight, bias);
     }
     let bias = match bias {
         Some(bias) => bias.contiguous()?,
         None => Tensor::zeros(outputs, weight.dtype(), weight.device())?,
     };
-    x.contiguous()?.apply_op3(&weight.contiguous()?, &bias, Linear)
+    let precision = Precision::of(NAME, compute)?;
+    x.contiguous()?
+        .apply_op3(&weight.contiguous()?, &bias, Linear { precision })
 }
 
-struct Linear;
+/// The logits `points prototypes^T`: `points` [.., D], `prototypes` [K, D], result [.., K] of the type of the points, f32.
+///
+/// On the CPU the factors are rounded to `compute`; elsewhere they are what they are, since results in bf16 would be too coarse
+/// for the small temperatures that logits are divided by.
+///
+/// # Errors
+/// As [`linear`].
+pub fn prototype_logits(points: &Tensor, prototypes: &Tensor, compute: DType) -> Result<Tensor> {
+    let compute = match is_composed(points.device()) {
+        true => points.dtype(),
+        false => compute,
+    };
+    linear(points, prototypes, None, compute)
+}
+
+struct Linear {
+    precision: Precision,
+}
 
 impl CustomOp3 for Linear {
     fn name(&self) -> &'static str {
@@ -65,7 +84,7 @@ impl CustomOp3 for Linear {
             f32_slice(NAME, s2, l2)?,
             f32_slice(NAME, s3, l3)?,
         );
-        let out = forward(x, weight, bias);
+        let out = forward(self.precision, x, weight, bias);
         let mut dims = l1.dims().to_vec();
         if let Some(last) = dims.last_mut() {
             *last = outputs;
@@ -88,8 +107,11 @@ impl CustomOp3 for Linear {
             let dy = Matrix::new(grad, outputs);
             let (x, weight) = (Matrix::new(x, inputs), Matrix::new(weight, inputs));
             [
-                wanted[0].then(|| product([rows, inputs, outputs], dy, weight)),
-                wanted[1].then(|| product([outputs, inputs, rows], dy.transposed(), x)),
+                wanted[0].then(|| self.precision.product([rows, inputs, outputs], dy, weight)),
+                wanted[1].then(|| {
+                    self.precision
+                        .product([outputs, inputs, rows], dy.transposed(), x)
+                }),
                 wanted[2].then(|| column_sums(grad, rows, outputs)),
             ]
         })?;
@@ -103,7 +125,7 @@ impl CustomOp3 for Linear {
 }
 
 /// `x weight^T + bias` for rows of `x` as wide as those of `weight`.
-pub(super) fn forward(x: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
+pub(super) fn forward(precision: Precision, x: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
     let outputs = bias.len();
     let inputs = weight.len() / outputs.max(1);
     let rows = x.len() / inputs.max(1);
@@ -117,14 +139,11 @@ pub(super) fn forward(x: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
             }
         },
     );
-    gemm(
+    precision.add_product(
         [rows, outputs, inputs],
         &mut out,
-        true,
-        1.,
         Matrix::new(x, inputs),
         Matrix::new(weight, inputs).transposed(),
-        Threads::All,
     );
     out
 }
@@ -147,7 +166,7 @@ pub(super) fn column_sums(values: &[f32], rows: usize, width: usize) -> Vec<f32>
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{check, random};
+    use super::super::testing::{check, check_bf16, random};
     use super::*;
 
     #[test]
@@ -159,22 +178,37 @@ mod tests {
                 random(2, &[outputs, inputs]),
                 random(3, &[outputs]),
             ];
-            check(&arguments, &|x| linear(&x[0], &x[1], Some(&x[2])), &|x| {
-                composed::linear(&x[0], &x[1], Some(&x[2]))
-            });
-            check(&arguments[..2], &|x| linear(&x[0], &x[1], None), &|x| {
-                composed::linear(&x[0], &x[1], None)
-            });
+            check(
+                &arguments,
+                &|x| linear(&x[0], &x[1], Some(&x[2]), DType::F32),
+                &|x| composed::linear(&x[0], &x[1], Some(&x[2])),
+            );
+            check(
+                &arguments[..2],
+                &|x| linear(&x[0], &x[1], None, DType::F32),
+                &|x| composed::linear(&x[0], &x[1], None),
+            );
         }
     }
 
     #[test]
+    fn bf16_follows_f32() {
+        let arguments = [random(1, &[3, 5, 70]), random(2, &[40, 70]), random(3, &[40])];
+        check_bf16(&arguments, &|x, compute| {
+            linear(&x[0], &x[1], Some(&x[2]), compute)
+        });
+        check_bf16(&arguments[..2], &|x, compute| {
+            prototype_logits(&x[0], &x[1], compute)
+        });
+    }
+
+    #[test]
     fn wrong_shapes_are_refused() {
-        let error = linear(&random(1, &[2, 3]), &random(2, &[5, 4]), None)
+        let error = linear(&random(1, &[2, 3]), &random(2, &[5, 4]), None, DType::F32)
             .unwrap_err()
             .to_string();
         assert!(error.contains("expected weight [5, 3]"), "{error}");
-        let error = linear(&random(1, &[2, 3]), &random(2, &[5]), None)
+        let error = linear(&random(1, &[2, 3]), &random(2, &[5]), None, DType::F32)
             .unwrap_err()
             .to_string();
         assert!(

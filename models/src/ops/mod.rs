@@ -18,6 +18,8 @@
 
 mod assemble;
 mod attention;
+#[cfg(target_arch = "x86_64")]
+mod bf16_product;
 mod branch_samples;
 mod comparison;
 mod composed;
@@ -29,6 +31,7 @@ mod l2_normalize;
 mod layer_norm;
 mod linear;
 mod many_parameters;
+mod precision;
 mod residual_branch;
 mod residual_stack;
 mod swiglu;
@@ -48,7 +51,8 @@ pub use gather_rows::gather_rows;
 pub use gelu::gelu;
 pub use l2_normalize::l2_normalize;
 pub use layer_norm::layer_norm;
-pub use linear::linear;
+pub use linear::{linear, prototype_logits};
+pub use precision::has_fast_bf16;
 pub use residual_branch::{BranchParameters, Middle};
 pub use residual_stack::{StackedBranch, residual_stack};
 pub use swiglu::swiglu;

@@ -6,8 +6,9 @@
 use candle_core::{Result, Tensor, bail};
 
 use super::attention::{Attention, Sizes};
-use super::cpu::{Matrix, ROWS_PER_TASK, Threads, gemm, product, with_f32};
+use super::cpu::{Matrix, ROWS_PER_TASK, with_f32};
 use super::layer_norm::LayerNorm;
+use super::precision::Precision;
 use super::vectors::{beside, dot, filled};
 use super::{gelu, linear, swiglu};
 
@@ -115,6 +116,7 @@ pub(super) struct Branch {
     sizes: Option<Sizes>,
     norm: LayerNorm,
     add_input: bool,
+    precision: Precision,
 }
 
 /// Values of the forward pass that the backward pass needs again.
@@ -133,6 +135,7 @@ impl Branch {
         [batch, tokens, width]: [usize; 3],
         eps: f64,
         add_input: bool,
+        precision: Precision,
     ) -> Result<Self> {
         check(parameters, middle, width)?;
         let sizes = match middle {
@@ -146,6 +149,7 @@ impl Branch {
             sizes,
             norm: LayerNorm { eps: eps as f32 },
             add_input,
+            precision,
         })
     }
 
@@ -177,7 +181,7 @@ impl Branch {
         ] = parameters;
         let width = gamma.len();
         let normed = self.norm.forward(x, norm_weight, norm_bias);
-        let expanded = linear::forward(&normed, expand_weight, expand_bias);
+        let expanded = linear::forward(self.precision, &normed, expand_weight, expand_bias);
         let inner = self.middle_forward(&expanded);
         let chunk = width * ROWS_PER_TASK;
         let mut out = filled(
@@ -200,14 +204,11 @@ impl Branch {
             },
         );
         let inputs = contract_weight.len() / width;
-        gemm(
+        self.precision.add_product(
             [x.len() / width, width, inputs],
             &mut out,
-            true,
-            1.,
             Matrix::new(&inner, inputs),
             Matrix::new(&scaled_rows(contract_weight, gamma), inputs).transposed(),
-            Threads::All,
         );
         let kept = Kept {
             normed,
@@ -257,24 +258,28 @@ impl Branch {
         let (rows, inner) = (x.len() / width, contract_weight.len() / width);
         let dy = Matrix::new(grad, width);
         // Everything about the second projection but its scale: d out = grad, d (gamma y) = gamma grad.
-        let unscaled = product(
+        let unscaled = self.precision.product(
             [width, inner, rows],
             dy.transposed(),
             Matrix::new(&kept.inner, inner),
         );
         let sums = linear::column_sums(grad, rows, width);
         let contract = scaled_rows(contract_weight, gamma);
-        let dinner = product([rows, inner, width], dy, Matrix::new(&contract, inner));
+        let dinner = self
+            .precision
+            .product([rows, inner, width], dy, Matrix::new(&contract, inner));
         let dexpanded = self.middle_backward(&kept.expanded, &dinner);
         drop(dinner);
         let de = Matrix::new(&dexpanded, expanded);
-        let dexpand_weight = product(
+        let dexpand_weight = self.precision.product(
             [expanded, width, rows],
             de.transposed(),
             Matrix::new(&kept.normed, width),
         );
         let dexpand_bias = linear::column_sums(&dexpanded, rows, expanded);
-        let dnormed = product([rows, width, expanded], de, Matrix::new(expand_weight, width));
+        let dnormed = self
+            .precision
+            .product([rows, width, expanded], de, Matrix::new(expand_weight, width));
         let bypass = self.add_input.then_some(grad);
         let (dx, mut dnorm) = self.norm.gradients(x, norm_weight, &dnormed, bypass);
         let dnorm_bias = dnorm.split_off(width);

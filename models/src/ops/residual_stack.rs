@@ -13,6 +13,7 @@ use super::branch_samples::{BranchSamples, Subset};
 use super::composed::{self, is_composed};
 use super::cpu::{f32_slice, stored, with_f32};
 use super::many_parameters::{Gradients, tie};
+use super::precision::Precision;
 use super::residual_branch::{Branch, BranchParameters, Kept, Middle, check};
 
 const NAME: &str = "residual-stack";
@@ -31,8 +32,8 @@ pub struct StackedBranch<'a> {
 
 /// `x += gamma * contract(middle(expand(norm(x))))` for each of `branches` in turn: [B, T, D] to [B, T, D]; f32.
 ///
-/// `eps` is the norms'. Products, attention and activations are computed in `compute`, which the CPU's kernels have in f32 only;
-/// `x` and parameters are f32. Differentiable in `x` and all parameters.
+/// `eps` is the norms'. On the CPU the factors of projections are rounded to `compute` and all else is f32; elsewhere products,
+/// attention and activations are computed in `compute`. `x` and parameters are f32. Differentiable in `x` and all parameters.
 ///
 /// # Errors
 /// Shapes that do not fit, a sample outside of the batch or named twice, a type other than f32, a device without this
@@ -52,9 +53,7 @@ pub fn residual_stack(x: &Tensor, branches: &[StackedBranch], eps: f64, compute:
         }
         return composed::residual_stack(x, branches, eps, compute);
     }
-    if compute != DType::F32 {
-        bail!("{NAME}: expected to compute in f32 on this device, found {compute:?}")
-    }
+    let precision = Precision::of(NAME, compute)?;
     let parameters: Vec<&Tensor> = branches
         .iter()
         .flat_map(|branch| branch.parameters.list())
@@ -75,6 +74,7 @@ pub fn residual_stack(x: &Tensor, branches: &[StackedBranch], eps: f64, compute:
                     [images, tokens, width],
                     eps,
                     all,
+                    precision,
                 )
             })
             .transpose()?;

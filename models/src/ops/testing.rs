@@ -91,6 +91,21 @@ pub(crate) fn check(inputs: &[Tensor], op: Function, oracle: Function) {
     }
 }
 
+/// Checks that `op` in bf16 follows itself in f32, forward and gradients, and rounds.
+pub(crate) fn check_bf16(inputs: &[Tensor], op: &dyn Fn(&[Tensor], DType) -> Result<Tensor>) {
+    let shape = op(inputs, DType::F32).unwrap().dims().to_vec();
+    let weights = random(99, &shape);
+    let [(expected, expected_grads), (found, grads)] =
+        [DType::F32, DType::BF16].map(|compute| gradients(inputs, &weights, &|x| op(x, compute)));
+    assert_eq!(found.dtype(), DType::F32);
+    assert_ne!(values(&found), values(&expected), "nothing was rounded");
+    // Factors have 8 bits, and a term is the product of two.
+    assert_close("output", &values(&found), &values(&expected), 0.01);
+    for (i, (grad, expected)) in grads.iter().zip(&expected_grads).enumerate() {
+        assert_close(&format!("gradient {i}"), &values(grad), &values(expected), 0.02);
+    }
+}
+
 /// What `work` gives on a pool of `threads` threads.
 pub(crate) fn on_threads<R: Send>(threads: usize, work: impl FnOnce() -> R + Send) -> R {
     let pool = rayon::ThreadPoolBuilder::new()

@@ -1,6 +1,6 @@
 //! Multi-head self-attention with one packed projection.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use candle_nn::VarBuilder;
 
 use super::VitConfig;
@@ -37,7 +37,7 @@ impl Attention {
         let (batch, tokens, _) = x.dims3()?;
         let qkv = self
             .qkv
-            .forward(x)?
+            .forward(x, DType::F32)?
             .reshape((batch, tokens, 3, self.heads, self.head_dim))?;
         let scale = 1. / (self.head_dim as f64).sqrt();
         Ok(ops::attention_probabilities(&qkv, scale)?)

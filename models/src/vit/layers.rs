@@ -1,6 +1,6 @@
 //! The two layers with parameters that everything is built from.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use candle_nn::VarBuilder;
 
 use crate::{Result, ops};
@@ -20,9 +20,9 @@ impl Linear {
         })
     }
 
-    /// [.., I] to [.., O].
-    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(ops::linear(x, &self.weight, Some(&self.bias))?)
+    /// [.., I] to [.., O], computed in `compute` ([`ops::linear`]).
+    pub(crate) fn forward(&self, x: &Tensor, compute: DType) -> Result<Tensor> {
+        Ok(ops::linear(x, &self.weight, Some(&self.bias), compute)?)
     }
 }
 

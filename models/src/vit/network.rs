@@ -88,7 +88,7 @@ impl VisionTransformer {
     }
 
     /// The same network with matrix products, attention and activations in `compute`; weights, norms and the sum over the
-    /// branches stay f32. Types other than f32 (the default) need a device that has them: the CPU's kernels do not.
+    /// branches stay f32. On the CPU only the factors of projections are rounded to it.
     pub fn with_compute(self, compute: DType) -> Self {
         Self { compute, ..self }
     }

@@ -51,7 +51,7 @@ impl PatchEmbed {
             .permute((0, 2, 4, 1, 3, 5))? // [B, rows, columns, C, P, P]
             .reshape((batch, rows * columns, channels * p * p))?;
         let weight = self.weight.flatten_from(1)?; // [D, C P P]
-        let tokens = ops::linear(&patches.to_dtype(compute)?, &weight, Some(&self.bias))?;
+        let tokens = ops::linear(&patches, &weight, Some(&self.bias), compute)?;
         Ok(tokens.to_dtype(DType::F32)?)
     }
 }

@@ -2,11 +2,13 @@
 
 mod extract;
 mod ops;
+mod products;
 mod train;
 
+use candle_core::DType;
 use clap::{Args, Subcommand};
 
-use crate::Result;
+use crate::{Error, Result};
 
 /// Arguments of `macula bench`.
 #[derive(Debug, Args)]
@@ -23,6 +25,8 @@ enum What {
     Extract(extract::ExtractBenchArgs),
     /// Every operation of training on the device against the CPU's kernels: differences and times.
     Ops(ops::OpsBenchArgs),
+    /// Rates of the matrix products of training steps, by shape.
+    Products(products::ProductsBenchArgs),
 }
 
 impl BenchArgs {
@@ -32,6 +36,19 @@ impl BenchArgs {
             What::Train(args) => args.run(),
             What::Extract(args) => args.run(),
             What::Ops(args) => args.run(),
+            What::Products(args) => args.run(),
+        }
+    }
+}
+
+/// What `--compute` names.
+fn compute(name: &str) -> Result<DType> {
+    match name {
+        "f32" => Ok(DType::F32),
+        "bf16" => Ok(DType::BF16),
+        other => {
+            let reason = format!("expected f32 or bf16, found `{other}`");
+            Err(Error::input("--compute", reason))
         }
     }
 }

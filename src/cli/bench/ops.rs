@@ -29,13 +29,10 @@ const MOST: [f64; 2] = [1e-4, 0.1];
 impl OpsBenchArgs {
     pub(super) fn run(&self) -> Result<()> {
         self.run.start_threads()?;
-        let (compute, most) = match self.compute.as_str() {
-            "f32" => (DType::F32, MOST[0]),
-            "bf16" => (DType::BF16, MOST[1]),
-            other => {
-                let reason = format!("expected f32 or bf16, found `{other}`");
-                return Err(Error::input("--compute", reason));
-            }
+        let compute = super::compute(&self.compute)?;
+        let most = match compute {
+            DType::F32 => MOST[0],
+            _ => MOST[1],
         };
         let device = self.run.device.candle()?;
         let found = compare_operations(&device, compute).map_err(macula_models::Error::from)?;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use macula_models::onnx::{OutputKind, reference_outputs};
 use macula_models::vit::{VisionTransformer, VitConfig};
 use macula_models::weights::{self, Checkpoint};
@@ -10,9 +10,10 @@ use serde_json::json;
 
 use super::preprocess::{check_size, of_checkpoint};
 use super::{FeatureModel, ModelOptions, OpenModel, OutputChoice};
-use crate::Result;
 use crate::data::Preprocess;
 use crate::extract::OutputSpec;
+use crate::runtime::Precision;
+use crate::{Error, Result};
 
 /// Features from a checkpoint.
 pub struct CheckpointModel {
@@ -53,8 +54,9 @@ fn of_weights(path: &Path, checkpoint: &Checkpoint, options: &ModelOptions) -> R
     let (height, width) = preprocess.crop.unwrap_or((side, side));
     config.grid(height as usize, width as usize)?;
     let device = options.device.candle()?;
+    let network = VisionTransformer::from_tensors(config, &checkpoint.backbone, &device)?;
     Ok(OpenNetwork {
-        network: VisionTransformer::from_tensors(config, &checkpoint.backbone, &device)?,
+        network: network.with_compute(dtype(options.compute)?),
         preprocess,
         device,
     })
@@ -89,6 +91,7 @@ pub(super) fn open(path: &Path, options: &ModelOptions) -> Result<OpenModel> {
                 "file": path.file_name().map(|name| name.to_string_lossy()),
                 "sha256": checkpoint.source_sha256,
                 "config": config,
+                "compute": options.compute,
             }),
             device,
             height: height as usize,
@@ -96,6 +99,18 @@ pub(super) fn open(path: &Path, options: &ModelOptions) -> Result<OpenModel> {
         }),
         preprocess,
     })
+}
+
+/// candle's name of what products are computed in.
+fn dtype(compute: Precision) -> Result<DType> {
+    match compute {
+        Precision::F32 => Ok(DType::F32),
+        Precision::Bf16 => Ok(DType::BF16),
+        Precision::F16 => Err(Error::input(
+            "--compute",
+            "expected f32 or bf16 for a checkpoint, found f16",
+        )),
+    }
 }
 
 /// Side of the images a checkpoint is used at by default: 224 px as in the paper where its patches allow and its table

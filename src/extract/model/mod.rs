@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use super::folder::OutputSpec;
 use crate::data::{Preprocess, Source};
-use crate::runtime::Device;
+use crate::runtime::{Device, Precision};
 use crate::{Error, Result};
 
 pub use checkpoint::{CheckpointModel, OpenNetwork, default_side, open_network};
@@ -47,6 +47,8 @@ pub struct ModelOptions {
     pub preprocess: PreprocessOverrides,
     /// Where to run.
     pub device: Device,
+    /// What matrix products are computed in.
+    pub compute: Precision,
     /// Threads of the runtime; 0 for all cores.
     pub threads: usize,
     /// ONNX Runtime library named by the user.

@@ -33,7 +33,7 @@ pub(super) fn open(path: &Path, options: &ModelOptions) -> Result<OpenModel> {
     let session_options = SessionOptions {
         device: options.device,
         threads: options.threads,
-        openvino: None,
+        compute: options.compute,
     };
     let session = OnnxModel::open(runtime, path, &session_options)?;
     if let Some(notice) = session.notice() {
@@ -62,6 +62,7 @@ pub(super) fn open(path: &Path, options: &ModelOptions) -> Result<OpenModel> {
             "metadata": session.metadata(),
             "runtime": runtime.library().version,
             "providers": session.providers(),
+            "compute": options.compute,
         }),
         fixed_batch: dims[0],
         session,

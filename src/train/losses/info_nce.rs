@@ -23,7 +23,7 @@ pub fn info_nce_loss(queries: &Tensor, keys: &Tensor, queue: &Tensor, temperatur
     let queries = queries.to_dtype(DType::F32)?;
     let [keys, queue] = [keys, queue].map(|tensor| tensor.detach().to_dtype(DType::F32));
     let positive = (&queries * keys?)?.sum_keepdim(D::Minus1)?; // [B, 1]
-    let against = ops::linear(&queries, &queue?, None)?; // [B, N]
+    let against = ops::linear(&queries, &queue?, None, DType::F32)?; // [B, N]
     let logits = Tensor::cat(&[positive, against], 1)?; // [B, 1 + N]
     // The target of every row is its own key, in the first column.
     let mut own = vec![0f32; 1 + negatives];

@@ -51,6 +51,8 @@ pub enum Logits<'a> {
         points: &'a Tensor,
         /// Prototypes, [K, D].
         prototypes: &'a Tensor,
+        /// What the product is computed in ([`ops::product_cross_entropy`]).
+        compute: DType,
     },
 }
 
@@ -65,9 +67,9 @@ impl Logits<'_> {
     fn size(&self, what: &str) -> Result<(usize, usize)> {
         match self {
             Self::Given(logits) => matrix(what, logits),
-            Self::Product { points, prototypes } => {
-                Ok((matrix(what, points)?.0, matrix(what, prototypes)?.0))
-            }
+            Self::Product {
+                points, prototypes, ..
+            } => Ok((matrix(what, points)?.0, matrix(what, prototypes)?.0)),
         }
     }
 
@@ -95,9 +97,11 @@ impl Logits<'_> {
             Self::Given(logits) => {
                 ops::soft_cross_entropy(&logits.to_dtype(DType::F32)?, &targets, target_rows, temperature)
             }
-            Self::Product { points, prototypes } => {
-                ops::product_cross_entropy(points, prototypes, &targets, target_rows, temperature)
-            }
+            &Self::Product {
+                points,
+                prototypes,
+                compute,
+            } => ops::product_cross_entropy(points, prototypes, &targets, target_rows, temperature, compute),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Stacks against their plain composition.
 
 use super::*;
-use crate::ops::testing::{check, on_threads, random, values};
+use crate::ops::testing::{check, check_bf16, on_threads, random, values};
 use candle_core::{DType, Var};
 
 const EPS: f64 = 1e-3;
@@ -61,6 +61,20 @@ fn oracle(x: &[Tensor], middle: Middle, samples: Option<&BranchSamples>) -> Resu
         samples,
     };
     composed::residual_stack(&x[0], &[branch], EPS, DType::F32)
+}
+
+#[test]
+fn bf16_follows_f32() {
+    for middle in [Middle::Gelu, Middle::SwiGlu, Middle::Attention { heads: 2 }] {
+        check_bf16(&inputs(3, 9, 16, middle), &|x, compute| {
+            let branch = StackedBranch {
+                parameters: &parameters(x),
+                middle,
+                samples: None,
+            };
+            residual_stack(&x[0], &[branch], EPS, compute)
+        });
+    }
 }
 
 #[test]
