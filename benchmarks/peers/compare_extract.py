@@ -2,10 +2,16 @@
 """macula's extract beside Python's on the same JPEGs and the same network, whole commands timed, in turn.
 
     compare_extract.py MACULA FOLDER [--threads 2] [--repetitions 3] [--sides macula torch onnxruntime] [--work FOLDER]
+                       [--lightly PYTHON]
 
 The network is timm's `vit_small_patch14_dinov2` at 224 pixels with random weights (seed 0), exported by macula. Prints images a
-second of each side (smallest, median, largest), the ratio to the best peer round by round, and the cosines between the sides'
-features.
+second of each side (smallest, median, largest), the ratio of each of macula's sides to the best peer round by round, and the
+cosines of all to the features of `torch`, or of the first peer.
+
+Sides: macula (ONNX Runtime's kernels), macula-openvino and macula-openvino-bf16 (`macula runtime install --flavor openvino`),
+macula-checkpoint and macula-checkpoint-bf16 (macula's own kernels), macula-int8; torch, torch-bf16, onnxruntime, and
+lightly (lightly-train's `embed` with a network of the same architecture and its own weights, by the Python that --lightly names;
+only timed).
 
 Needs: what extract.py needs, on the Python that runs this.
 """
@@ -49,7 +55,9 @@ def main():
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--sides", nargs="+", default=["macula", "torch", "onnxruntime"])
     parser.add_argument("--work", type=pathlib.Path)
+    parser.add_argument("--lightly", default=sys.executable, help="a Python that has lightly-train")
     arguments = parser.parse_args()
+    arguments.macula = arguments.macula.resolve()
     with tempfile.TemporaryDirectory(dir=arguments.work) as temporary:
         work = pathlib.Path(temporary)
         checkpoint, model = work / "vit.safetensors", work / "vit.onnx"
@@ -58,16 +66,35 @@ def main():
                         "--out", model], check=True, stdout=subprocess.DEVNULL)
         here = pathlib.Path(__file__).parent / "extract.py"
         threads = ["--threads", str(arguments.threads)]
+        def own(out, model, *flags):
+            return (work / out, [arguments.macula, "extract", "--model", model, "--data", arguments.folder, "--output", "cls,patch_mean",
+                                 "--resize", "256", "--crop", "224", "--out", work / out, "--force", *threads, *flags])
+
+        def peer(out, *rest):
+            return (work / out, [sys.executable, here, *rest[:2], arguments.folder, work / out, *threads, *rest[2:]])
+
         sides = {
-            "macula": (work / "macula", [arguments.macula, "extract", "--model", model, "--data", arguments.folder, "--output",
-                                         "cls,patch_mean", "--resize", "256", "--crop", "224", "--out", work / "macula", "--force", *threads]),
-            "torch": (work / "torch.parquet", [sys.executable, here, "torch", checkpoint, arguments.folder,
-                                               work / "torch.parquet", *threads]),
-            "torch-bf16": (work / "bf16.parquet", [sys.executable, here, "torch", checkpoint, arguments.folder,
-                                                   work / "bf16.parquet", "--dtype", "bf16", *threads]),
-            "onnxruntime": (work / "ort.parquet", [sys.executable, here, "onnxruntime", model, arguments.folder,
-                                                   work / "ort.parquet", *threads]),
+            "macula": own("macula", model, "--device", "cpu"),
+            "macula-openvino": own("openvino", model, "--device", "openvino"),
+            "macula-openvino-bf16": own("openvino-bf16", model, "--device", "openvino", "--compute", "bf16"),
+            "macula-checkpoint": own("checkpoint", checkpoint, "--heads", "6", "--device", "cpu"),
+            "macula-checkpoint-bf16": own("checkpoint-bf16", checkpoint, "--heads", "6", "--device", "cpu", "--compute", "bf16"),
+            "macula-int8": own("int8", work / "int8.onnx", "--device", "cpu"),
+            "torch": peer("torch.parquet", "torch", checkpoint),
+            "torch-bf16": peer("bf16.parquet", "torch", checkpoint, "--dtype", "bf16"),
+            "onnxruntime": peer("ort.parquet", "onnxruntime", model),
+            "lightly": (None, [arguments.lightly, here, "lightly", work / "lightly", arguments.folder, work / "lightly.pt", *threads]),
         }
+        unknown = set(arguments.sides) - set(sides)
+        if unknown:
+            parser.error(f"--sides: expected some of {', '.join(sides)}, found {', '.join(sorted(unknown))}")
+        if "macula-int8" in arguments.sides:
+            subprocess.run([arguments.macula, "export", checkpoint, "--heads", "6", "--image-size", "224", "--outputs", "cls,patch_mean",
+                            "--dtype", "int8", "--calibration", arguments.folder, "--calibration-images", "32", "--compared-images", "32",
+                            "--out", work / "int8.onnx", "--max-drift", "1"], check=True, stdout=subprocess.DEVNULL)
+        if "lightly" in arguments.sides:
+            subprocess.run([arguments.lightly, here, "lightly-checkpoint", work / "lightly", arguments.folder, work], check=True,
+                           capture_output=True)
         count = len(list(arguments.folder.iterdir()))
         rates = {side: [] for side in arguments.sides}
         for _ in range(arguments.repetitions):
@@ -75,18 +102,24 @@ def main():
                 start = time.perf_counter()
                 subprocess.run([str(part) for part in sides[side][1]], check=True, capture_output=True)
                 rates[side].append(count / (time.perf_counter() - start))
+                print(f"{side}: {rates[side][-1]:.2f} images/s", file=sys.stderr, flush=True)
         for side, found in rates.items():
-            print(f"{side:12} {min(found):6.2f}  {statistics.median(found):6.2f}  {max(found):6.2f} images/s")
-        peers = [side for side in arguments.sides if side != "macula"]
-        if "macula" in rates and peers:
-            ratios = [rates["macula"][i] / max(rates[peer][i] for peer in peers) for i in range(arguments.repetitions)]
-            print(f"macula over the best peer, round by round: {', '.join(f'{ratio:.2f}' for ratio in ratios)}")
-            own = {name: features(sides["macula"][0], name) for name in ("cls", "patch_mean")}
-            for peer in peers:
-                for name, rows in own.items():
-                    other = features(sides[peer][0], name)
-                    cosines = [float(a @ other[path] / np.linalg.norm(a) / np.linalg.norm(other[path])) for path, a in rows.items()]
-                    print(f"{name} against {peer}: cosine {np.mean(cosines):.6f} in the mean, {min(cosines):.6f} at least")
+            print(f"{side:22} {min(found):6.2f}  {statistics.median(found):6.2f}  {max(found):6.2f} images/s")
+        ours = [side for side in arguments.sides if side.startswith("macula")]
+        peers = [side for side in arguments.sides if side not in ours]
+        of_f32 = [side for side in peers if side != "torch-bf16"]
+        for name, group in (("f32 peer", of_f32), ("peer", peers)):
+            for side in ours if group else []:
+                ratios = [rates[side][i] / max(rates[peer][i] for peer in group) for i in range(arguments.repetitions)]
+                print(f"{side} over the best {name}, round by round: {', '.join(f'{ratio:.2f}' for ratio in ratios)}")
+        reference = "torch" if "torch" in peers else next((side for side in peers if sides[side][0]), None)
+        for side in arguments.sides:
+            if reference is None or side == reference or sides[side][0] is None:
+                continue
+            for name in ("cls", "patch_mean"):
+                expected, found = features(sides[reference][0], name), features(sides[side][0], name)
+                cosines = [float(a @ found[path] / np.linalg.norm(a) / np.linalg.norm(found[path])) for path, a in expected.items()]
+                print(f"{name} of {side} to {reference}: cosine {np.mean(cosines):.6f} in the mean, {min(cosines):.6f} at least")
 
 
 if __name__ == "__main__":

@@ -4,8 +4,11 @@ timm, or with onnxruntime. Started by compare_extract.py; ours, written as well 
 
     extract.py torch WEIGHTS.safetensors FOLDER OUT.parquet [--dtype f32|bf16] [--threads 2] [--batch 32]
     extract.py onnxruntime MODEL.onnx FOLDER OUT.parquet [--threads 2] [--batch 32]
+    extract.py lightly-checkpoint RUN FOLDER ANY      trains one step, for a checkpoint that lightly-train can read
+    extract.py lightly RUN FOLDER OUT.pt [--threads 2] [--batch 32]
 
-Needs: polars, pillow, numpy; torch, torchvision, timm and safetensors, or onnxruntime.
+Needs: polars, pillow, numpy; torch, torchvision, timm and safetensors, or onnxruntime; or
+lightly-train alone.
 """
 
 import argparse
@@ -86,9 +89,38 @@ def with_onnxruntime(arguments, paths):
     write(paths, np.concatenate(cls), np.concatenate(patch_mean), arguments.out)
 
 
+def lightly_checkpoint(arguments, paths):
+    import lightly_train
+    from lightly_train._models.dinov2_vit.dinov2_vit_src.configs import MODELS
+
+    MODELS["vits14-noreg"]["url"] = ""  # initial weights instead of a download
+    lightly_train.pretrain(
+        out=arguments.model, data=[str(path) for path in paths[:8]], model="dinov2/vits14-noreg", method="dinov2", epochs=1, batch_size=4,
+        num_workers=0, accelerator="cpu", devices=1, method_args={"output_dim": 64},
+        transform_args={"image_size": (56, 56), "local_view": {"num_views": 1, "view_size": (28, 28)}})
+
+
+def with_lightly(arguments, _):
+    import lightly_train
+    import torch
+
+    torch.set_num_threads(arguments.threads)
+    lightly_train.embed(
+        out=arguments.out, data=arguments.folder, checkpoint=pathlib.Path(arguments.model) / "checkpoints" / "last.ckpt",
+        image_size=224, batch_size=arguments.batch, num_workers=arguments.threads, accelerator="cpu", overwrite=True)
+
+
+RUNTIMES = {
+    "torch": with_torch,
+    "onnxruntime": with_onnxruntime,
+    "lightly": with_lightly,
+    "lightly-checkpoint": lightly_checkpoint,
+}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runtime", choices=["torch", "onnxruntime"])
+    parser.add_argument("runtime", choices=RUNTIMES)
     parser.add_argument("model")
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("out")
@@ -97,7 +129,7 @@ def main():
     parser.add_argument("--batch", type=int, default=32)
     arguments = parser.parse_args()
     paths = sorted(arguments.folder.iterdir())
-    (with_torch if arguments.runtime == "torch" else with_onnxruntime)(arguments, paths)
+    RUNTIMES[arguments.runtime](arguments, paths)
 
 
 if __name__ == "__main__":

@@ -41,9 +41,11 @@ def main():
 
     import lightly_train
     import torch
+    from lightly_train._models.dinov2_vit.dinov2_vit_src.configs import MODELS
     from pytorch_lightning import LightningModule
 
     torch.set_num_threads(arguments.threads)
+    MODELS["vits14-noreg"]["url"] = ""  # initial weights instead of a download
     ends = []
     after = LightningModule.on_train_batch_end
 
@@ -56,7 +58,7 @@ def main():
         work = pathlib.Path(temporary)
         images(work / "images", arguments.batch * (arguments.steps + WARMUP + 1))
         lightly_train.pretrain(
-            out=work / "out", data=work / "images", model="dinov2/vits14", method="dinov2", epochs=1, batch_size=arguments.batch,
+            out=work / "out", data=work / "images", model="dinov2/vits14-noreg", method="dinov2", epochs=1, batch_size=arguments.batch,
             num_workers=1, accelerator="cpu", devices=1, precision=arguments.precision, model_args={"drop_path_rate": 0.0},
             method_args={"output_dim": 65536, "center_method": "sinkhorn_knopp", "student_freeze_backbone_steps": 0},
             transform_args={"image_size": (56, 56), "local_view": {"num_views": 6, "view_size": (28, 28)}})

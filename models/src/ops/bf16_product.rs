@@ -26,12 +26,14 @@ const TILE_ROWS: usize = 12;
 /// Columns of a tile, two vectors.
 const TILE_COLUMNS: usize = 2 * LANES;
 /// Pairs along the inner dimension that are multiplied before the sums go to memory: a tile's 256 x 32 pairs of the right side
-/// fill 32 KiB.
+/// are 32 KiB.
 const PAIRS: usize = 256;
-/// Rows of a task: with 256 pairs of each, 144 KiB of the left side stay in the second cache.
+/// Most rows of a task: with 256 pairs of each, 144 KiB of the left side stay in the second cache.
 const TASK_ROWS: usize = 12 * TILE_ROWS;
 /// Columns of a task, for which its rows are packed anew.
 const TASK_COLUMNS: usize = 24 * TILE_COLUMNS;
+/// Tasks that a thread should find, where there are rows enough, so that none waits long for the last.
+const TASKS_PER_THREAD: usize = 2;
 
 /// Whether this processor has the instruction.
 pub(super) fn available() -> bool {
@@ -81,21 +83,29 @@ pub(super) unsafe fn product_into(
 
     let dst = Destination(dst);
     let column_tasks = n.div_ceil(TASK_COLUMNS);
-    (0..m.div_ceil(TASK_ROWS) * column_tasks)
+    let task_rows = task_rows(m, column_tasks);
+    (0..m.div_ceil(task_rows) * column_tasks)
         .into_par_iter()
         .for_each(|task| {
             let (row, column) = (
-                task / column_tasks * TASK_ROWS,
+                task / column_tasks * task_rows,
                 task % column_tasks * TASK_COLUMNS,
             );
             let part = Part {
-                rows: row..m.min(row + TASK_ROWS),
+                rows: row..m.min(row + task_rows),
                 columns: column..n.min(column + TASK_COLUMNS),
                 inner: k,
             };
             // SAFETY: the instruction is there, and the parts of tasks are disjoint rows and columns of the destination.
             unsafe { part.multiply(&lhs, &packed, &dst, n, accumulate) };
         });
+}
+
+/// Rows of a task out of `rows`, beside as many tasks as there are for columns.
+fn task_rows(rows: usize, column_tasks: usize) -> usize {
+    let enough = (TASKS_PER_THREAD * rayon::current_num_threads()).div_ceil(column_tasks);
+    let tasks = rows.div_ceil(TASK_ROWS).max(enough);
+    rows.div_ceil(tasks).next_multiple_of(TILE_ROWS)
 }
 
 /// The result, whose tasks write their own parts of.
