@@ -7,7 +7,7 @@
 MACULA is the built command. Each repetition runs `macula bench train --json` and `torch_step.py --json` once each, as
 processes of their own and with the same geometry and threads; the order changes with each repetition. The table gives
 each side's best and median, and the ratio macula / PyTorch within repetitions (median, smallest, largest): above 1 in
-images a second, macula is faster; below 1 in memory, it needs less. --compile and --dtype concern PyTorch alone.
+images a second, macula is faster; below 1 in memory, it needs less. --compile concerns PyTorch alone.
 
 The recipe dinov2 is macula's `dinov2-small`, which has one head for CLS and patches; PyTorch gets the same. Both sides
 report how many weights they train, and different networks are an error. Exit code 0: compared. 1: a run failed, or the
@@ -44,7 +44,7 @@ def arguments():
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--steps", type=int, default=10, help="steps that are timed in each run")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32", help="PyTorch's")
+    parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32", help="what products are computed in, on both sides")
     parser.add_argument("--compile", action="store_true", help="PyTorch's step through torch.compile")
     parser.add_argument("--python", default=sys.executable, help="a Python that has torch")
     parser.add_argument("--json", action="store_true", help="one JSON object with every run")
@@ -61,6 +61,7 @@ def commands(given):
     shared = ["--geometry", given.geometry, "--threads", str(given.threads), "--steps", str(given.steps)]
     shared += ["--device", given.device, "--json"]
     macula = [str(given.macula.resolve()), "bench", "train", "--recipe", MACULA_RECIPE[given.recipe], *shared]
+    macula += ["--set", f"compute={given.dtype}"]
     script = pathlib.Path(__file__).resolve().parent / "torch_step.py"
     torch = [given.python, str(script), "--recipe", given.recipe, "--dtype", given.dtype, *shared]
     torch += ["--compile"] if given.compile else []

@@ -9,10 +9,11 @@
 //! the number of threads.
 
 use std::arch::x86_64::{
-    __m512, __m512bh, __m512i, _mm512_add_ps, _mm512_cvtne2ps_pbh, _mm512_dpbf16_ps, _mm512_loadu_ps,
+    __m512bh, __m512i, _mm512_add_ps, _mm512_cvtne2ps_pbh, _mm512_dpbf16_ps, _mm512_loadu_ps,
     _mm512_loadu_si512, _mm512_mask_storeu_epi32, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps,
-    _mm512_permutexvar_epi16, _mm512_set1_epi32, _mm512_setzero_ps, _mm512_shuffle_i32x4,
-    _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
+    _mm512_permutexvar_epi16, _mm512_set1_epi32, _mm512_setzero_ps, _mm512_setzero_si512,
+    _mm512_shuffle_i32x4, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32,
+    _mm512_unpacklo_epi64,
 };
 
 use rayon::prelude::*;
@@ -316,15 +317,16 @@ impl<'a> Factor<'a> {
         // SAFETY: as the caller promises; a masked load reads the lanes found only.
         unsafe {
             let interleave = _mm512_loadu_si512(interleave.as_ptr().cast());
-            let row = |index: usize| match index < inner.end && found > 0 {
-                true => {
-                    let start = self.values.as_ptr().add(index * self.inner_stride + lane);
-                    _mm512_maskz_loadu_ps(mask, start)
-                }
-                false => _mm512_setzero_ps(),
-            };
             for (pair, index) in inner.clone().step_by(2).enumerate() {
-                let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(row(index + 1), row(index)));
+                let (mut low, mut high) = (_mm512_setzero_ps(), _mm512_setzero_ps());
+                if found > 0 {
+                    let start = self.values.as_ptr().add(index * self.inner_stride + lane);
+                    low = _mm512_maskz_loadu_ps(mask, start);
+                    if index + 1 < inner.end {
+                        high = _mm512_maskz_loadu_ps(mask, start.add(self.inner_stride));
+                    }
+                }
+                let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(high, low));
                 let pairs = _mm512_permutexvar_epi16(interleave, both);
                 _mm512_mask_storeu_epi32(place.add(pair * WIDTH).cast(), wanted, pairs);
             }
@@ -347,7 +349,7 @@ impl<'a> Factor<'a> {
     ) {
         for start in inner.clone().step_by(2 * LANES) {
             let count = (inner.end - start).min(2 * LANES);
-            let mut block = [_mm512_setzero_ps(); LANES];
+            let mut block = [_mm512_setzero_si512(); LANES];
             for (of_lane, block) in block.iter_mut().enumerate().take(found) {
                 // SAFETY: the lane is inside of the matrix, and masked loads read no further than `inner`.
                 unsafe {
@@ -368,16 +370,15 @@ impl<'a> Factor<'a> {
                             _mm512_cvtne2ps_pbh(high, low)
                         }
                     };
-                    *block = std::mem::transmute::<__m512bh, __m512>(both);
+                    *block = std::mem::transmute::<__m512bh, __m512i>(both);
                 }
             }
-            // SAFETY: both types are 64 bytes without a meaning of their own; `place` has room for the pairs of `inner`.
+            // SAFETY: `place` has room for the pairs of `inner`.
             unsafe {
-                let turned = transposed(block.map(|row| std::mem::transmute::<__m512, __m512i>(row)));
                 let pairs = count.div_ceil(2);
                 let place = place.add((start - inner.start) / 2 * WIDTH);
-                for (pair, row) in turned.into_iter().enumerate().take(pairs) {
-                    _mm512_mask_storeu_epi32(place.add(pair * WIDTH).cast(), wanted, row);
+                for (pair, row) in transposed(&block).iter().enumerate().take(pairs) {
+                    _mm512_mask_storeu_epi32(place.add(pair * WIDTH).cast(), wanted, *row);
                 }
             }
         }
@@ -385,38 +386,44 @@ impl<'a> Factor<'a> {
 }
 
 /// The transpose of 16 x 16 values of 32 bits.
+// Loops, not closures: those would be compiled without the instructions.
 #[target_feature(enable = "avx512f")]
-fn transposed(rows: [__m512i; LANES]) -> [__m512i; LANES] {
-    // Pairs of rows, then fours of rows: after that register 4 i + c has in its quarter q the column 4 q + c of rows 4 i to
-    // 4 i + 3.
-    let twos: [__m512i; LANES] = std::array::from_fn(|i| match i % 2 {
-        0 => _mm512_unpacklo_epi32(rows[i], rows[i + 1]),
-        _ => _mm512_unpackhi_epi32(rows[i - 1], rows[i]),
-    });
-    let fours: [__m512i; LANES] = std::array::from_fn(|i| {
-        let (four, column) = (i / 4 * 4, i % 4);
-        let first = four + column / 2;
-        match column % 2 {
-            0 => _mm512_unpacklo_epi64(twos[first], twos[first + 2]),
-            _ => _mm512_unpackhi_epi64(twos[first], twos[first + 2]),
+#[inline]
+fn transposed(rows: &[__m512i; LANES]) -> [__m512i; LANES] {
+    let mut twos = *rows;
+    for i in (0..LANES).step_by(2) {
+        twos[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+        twos[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+    }
+    // After this, register 4 i + c has in its quarter q the column 4 q + c of rows 4 i to 4 i + 3.
+    let mut fours = twos;
+    for four in (0..LANES).step_by(4) {
+        for half in 0..2 {
+            let (first, second) = (twos[four + half], twos[four + half + 2]);
+            fours[four + 2 * half] = _mm512_unpacklo_epi64(first, second);
+            fours[four + 2 * half + 1] = _mm512_unpackhi_epi64(first, second);
         }
-    });
-    std::array::from_fn(|i| {
-        let (quarter, column) = (i / 4, i % 4);
-        let of = |i: usize| fours[4 * i + column];
-        let (first, second) = match quarter % 2 {
-            0 => (
-                _mm512_shuffle_i32x4::<0x88>(of(0), of(1)),
-                _mm512_shuffle_i32x4::<0x88>(of(2), of(3)),
-            ),
-            _ => (
-                _mm512_shuffle_i32x4::<0xdd>(of(0), of(1)),
-                _mm512_shuffle_i32x4::<0xdd>(of(2), of(3)),
-            ),
-        };
-        match quarter / 2 {
-            0 => _mm512_shuffle_i32x4::<0x88>(first, second),
-            _ => _mm512_shuffle_i32x4::<0xdd>(first, second),
-        }
-    })
+    }
+    let mut columns = fours;
+    for column in 0..4 {
+        let [a, b, c, d] = [
+            fours[column],
+            fours[4 + column],
+            fours[8 + column],
+            fours[12 + column],
+        ];
+        let even = [
+            _mm512_shuffle_i32x4::<0x88>(a, b),
+            _mm512_shuffle_i32x4::<0x88>(c, d),
+        ];
+        let odd = [
+            _mm512_shuffle_i32x4::<0xdd>(a, b),
+            _mm512_shuffle_i32x4::<0xdd>(c, d),
+        ];
+        columns[column] = _mm512_shuffle_i32x4::<0x88>(even[0], even[1]);
+        columns[8 + column] = _mm512_shuffle_i32x4::<0xdd>(even[0], even[1]);
+        columns[4 + column] = _mm512_shuffle_i32x4::<0x88>(odd[0], odd[1]);
+        columns[12 + column] = _mm512_shuffle_i32x4::<0xdd>(odd[0], odd[1]);
+    }
+    columns
 }
