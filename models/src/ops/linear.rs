@@ -2,10 +2,11 @@
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
-use super::composed::{self, is_composed};
+use super::composed::{self, is_composed, is_fused};
 use super::cpu::{
     Matrix, ROWS_PER_TASK, Threads, f32_slice, gemm, product, rows_and_width, stored, sum_over_rows, with_f32,
 };
+use super::cuda;
 use super::vectors::filled;
 
 const NAME: &str = "linear";
@@ -22,6 +23,9 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
     };
     if is_composed(x.device()) {
         return composed::linear(x, weight, bias);
+    }
+    if is_fused(x.device()) {
+        return cuda::linear(x, weight, bias);
     }
     let bias = match bias {
         Some(bias) => bias.contiguous()?,
