@@ -436,7 +436,7 @@ fn adamw_moves_all_weights_and_their_followers() {
     };
     let error = emulated(launcher(), || adamw(&[wrong])).unwrap_err().to_string();
     assert!(
-        error.contains("expected [3] of F32, found [4096] of F32"),
+        error.contains("expected [3] of f32, found [4096] of F32"),
         "{error}"
     );
     assert!(
