@@ -1,5 +1,5 @@
 //! The CUDA kernels, run on the processor, and the operations made of them: forward and gradients against the CPU's kernels and the
-//! compositions of candle arithmetic. Needs a C++ compiler: `cargo test --release -p macula-models --test cuda_kernels -- --ignored`.
+//! compositions of candle arithmetic. Needs a C++ compiler: `cargo test --release --workspace --test cuda_kernels -- --ignored`.
 #![allow(clippy::unwrap_used)]
 
 mod cuda_emulation;
