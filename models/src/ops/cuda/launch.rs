@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Shape, Storage, Tensor, bail};
 #[cfg(feature = "cuda")]
-use candle_core::{CudaStorage, backend::BackendDevice};
+use candle_core::CudaStorage;
 
 use super::geometry::Launch;
 
