@@ -120,6 +120,11 @@ fn norms_and_normalisations() {
         check(&what("l2_normalize"), &inputs[..1], SINGLE, &|x| {
             l2_normalize(&x[0], 1e-12)
         });
+        // The last layer of a head in bf16 hands its rows over as they are.
+        let half = (1, DType::BF16);
+        check(&what("l2_normalize of bf16"), &inputs[..1], half, &|x| {
+            l2_normalize(&x[0], 1e-12)
+        });
         let inputs = [random(1, &shape), random(2, &[rows, 1])];
         check(&what("weight_norm"), &inputs, SINGLE, &|x| {
             weight_norm(&x[0], &x[1])

@@ -18,7 +18,7 @@ pub fn l2_normalize(x: &Tensor, eps: f64) -> Result<Tensor> {
         return composed::l2_normalize(x, eps);
     }
     if is_fused(x.device()) {
-        return cuda::l2_normalize(x, eps);
+        return cuda::l2_normalize(&composed::wide(x)?, eps);
     }
     x.contiguous()?.apply_op1(L2Normalize { eps: eps as f32 })
 }

@@ -20,7 +20,7 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resul
         return composed::layer_norm(x, weight, bias, eps);
     }
     if is_fused(x.device()) {
-        return cuda::layer_norm(x, weight, bias, eps);
+        return cuda::layer_norm(&composed::wide(x)?, weight, bias, eps);
     }
     x.contiguous()?.apply_op3(
         &weight.contiguous()?,

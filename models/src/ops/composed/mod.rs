@@ -54,7 +54,7 @@ pub fn has_cpu_kernels(device: &Device) -> bool {
 }
 
 /// `x` in f32, unless it is f64.
-fn wide(x: &Tensor) -> Result<Tensor> {
+pub(super) fn wide(x: &Tensor) -> Result<Tensor> {
     match x.dtype() {
         DType::F64 => Ok(x.clone()),
         _ => x.to_dtype(DType::F32),
