@@ -14,7 +14,7 @@ use super::locate::{Candidate, Places};
 use super::manifest::Depth;
 use super::provision::installed;
 use super::wheels::{Flavor, WHEELS, pinned};
-use super::{pip, providers};
+use super::{gpu, pip, providers};
 use crate::Error;
 
 /// Something that is missing or damaged.
@@ -57,6 +57,8 @@ pub struct DoctorReport {
     pub cuda_driver: Option<PathBuf>,
     /// Whether this program was built to train on CUDA.
     pub cuda_trainer: bool,
+    /// Name, driver and free memory of the GPU that it trains on.
+    pub gpu: Option<String>,
     /// What is missing.
     pub missing: Vec<Missing>,
 }
@@ -119,6 +121,7 @@ impl DoctorReport {
             pip: pip.map(|pip| format!("{} ({})", pip.version, pip.command.join(" "))),
             cuda_driver,
             cuda_trainer,
+            gpu: gpu::describe(),
             missing,
         }
     }
@@ -240,6 +243,9 @@ impl fmt::Display for DoctorReport {
                 "not built in"
             },
         )?;
+        if let Some(gpu) = &self.gpu {
+            line("  trains on", gpu)?;
+        }
         for missing in &self.missing {
             writeln!(f, "\nmissing: {}\n  mend:  {}", missing.what, missing.mend)?;
         }

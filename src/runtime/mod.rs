@@ -1,6 +1,6 @@
 //! ONNX Runtime: where its library is found or fetched ([`library`], [`locate`], [`provision`], [`wheels`], [`cache`]), the one
-//! environment of the process ([`environment`]), the execution providers ([`providers`], `fastest`), models ([`session`]) and the
-//! account of all that for a user ([`doctor`]).
+//! environment of the process ([`environment`]), the execution providers ([`providers`], `fastest`), models ([`session`]), the
+//! GPU that candle trains on ([`gpu`]) and the account of all that for a user ([`doctor`]).
 //!
 //! The library is loaded when it is first needed, never linked: building needs no network and no C++. Nothing here
 //! knows about images or feature folders; a model takes a batch `[B, C, H, W]` and gives its outputs by name.
@@ -10,6 +10,7 @@ pub mod cpu;
 pub mod doctor;
 pub mod environment;
 mod fastest;
+mod gpu;
 pub mod library;
 pub mod locate;
 pub mod manifest;

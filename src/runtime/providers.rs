@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::cpu::cpu_features;
 use super::environment::Runtime;
+use super::gpu;
 use super::wheels::Flavor;
 use crate::{Error, Result};
 
@@ -49,15 +50,13 @@ impl Device {
     pub fn candle(self) -> Result<candle_core::Device> {
         match self {
             Self::Cpu => Ok(candle_core::Device::Cpu),
-            Self::Auto if CUDA_TRAINER => {
-                Ok(candle_core::Device::new_cuda(0).unwrap_or(candle_core::Device::Cpu))
-            }
+            Self::Auto if CUDA_TRAINER => Ok(gpu::open(0).unwrap_or(candle_core::Device::Cpu)),
             Self::Auto => Ok(candle_core::Device::Cpu),
             Self::OpenVino => Err(Error::input(
                 format!("--device {self}"),
                 "OpenVINO runs ONNX files only; expected cpu or cuda here, or export to ONNX first",
             )),
-            Self::Cuda(number) if CUDA_TRAINER => candle_core::Device::new_cuda(number)
+            Self::Cuda(number) if CUDA_TRAINER => gpu::open(number)
                 .map_err(|error| Error::failed(format!("--device {self}"), error.to_string())),
             Self::Cuda(_) => Err(Error::failed(
                 format!("--device {self}"),

@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 
 use candle_core::Var;
+use macula_models::ops::cuda::optimizer::{AdamwUpdate, adamw};
+use macula_models::ops::is_fused;
 
 use super::{failed_in_candle, in_place};
 use crate::{Error, Result};
@@ -21,6 +23,17 @@ pub fn update_teacher(teacher: &NamedVars, student: &NamedVars, momentum: f64) -
     check(teacher, student)?;
     // Both factors are rounded from f64: 1 - momentum in f32 would lose digits near 1.
     let (keep, take) = (momentum as f32, (1. - momentum) as f32);
+    if teacher.values().next().is_some_and(|var| is_fused(var.device())) {
+        let pairs = teacher.values().zip(student.values());
+        let updates: Vec<AdamwUpdate> = pairs
+            .map(|(teacher, student)| AdamwUpdate {
+                weights: student,
+                moved: None,
+                follower: Some((teacher, [keep, take])),
+            })
+            .collect();
+        return adamw(&updates).map_err(failed_in_candle);
+    }
     for (teacher, student) in teacher.values().zip(student.values()) {
         let student = student.as_detached_tensor();
         let result = in_place::average("teacher average", teacher, &student, keep, take);

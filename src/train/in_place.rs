@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use candle_core::{
     CpuStorage, InplaceOp1, InplaceOp2, InplaceOp3, Layout, Result, Storage, Tensor, Var, bail,
 };
-use macula_models::ops::is_composed;
+use macula_models::ops::has_cpu_kernels;
 use macula_models::ops::vectors::wide;
 use rayon::prelude::*;
 
@@ -51,7 +51,7 @@ pub(super) fn update_with_two(
 /// # Errors
 /// As [`update`], but for the device.
 pub(super) fn average(name: &'static str, target: &Var, source: &Tensor, keep: f32, take: f32) -> Result<()> {
-    if is_composed(target.device()) {
+    if !has_cpu_kernels(target.device()) {
         same_shape(name, target, source)?;
         return on_device::average(target, source, keep, take);
     }

@@ -1,5 +1,6 @@
-//! The updates and the targets of training in candle arithmetic: what a device runs that has no kernels of ours. On the CPU
-//! it serves the tests, which hold the kernels and these against each other.
+//! The updates and the targets of training in candle arithmetic: what a device runs that has no kernels of ours for them (on CUDA
+//! AdamW, the teacher's average and sums of squares have). On the CPU it serves the tests, which hold the kernels and these
+//! against each other.
 
 use candle_core::{D, DType, Result, Tensor, Var};
 
@@ -32,7 +33,7 @@ pub(super) fn adamw(
     moments: &mut Moments,
     gradient: &Tensor,
 ) -> Result<()> {
-    let [scale, towards, keep, add, shrink, size, root, eps] = update.factors();
+    let [scale, towards, keep, add, shrink, size, root, eps] = update.factors().map(f64::from);
     let gradient = (gradient.detach() * scale)?;
     moments.first = (&moments.first + ((&gradient - &moments.first)? * towards)?)?;
     moments.second = ((&moments.second * keep)? + (gradient.sqr()? * add)?)?;

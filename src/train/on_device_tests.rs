@@ -1,7 +1,12 @@
 //! Whole steps composed of candle arithmetic against whole steps of the kernels.
 
 use candle_core::{Device, Tensor, Var};
+use cuda_emulation::launcher;
 use macula_models::ops::composed;
+use macula_models::ops::cuda::emulated;
+
+#[path = "../../models/tests/cuda_emulation/mod.rs"]
+mod cuda_emulation;
 
 use super::*;
 use crate::train::config::{Compute, OptimizerKind, TrainConfig};
@@ -11,8 +16,20 @@ use crate::train::testing::{assert_close, fixture, on_processes, values};
 use crate::train::trainer::Trainer;
 use crate::train::trainer::tests::{batches, config};
 
-/// Losses of `steps` steps and the teacher's weights after them, on one thread, composed where asked.
-fn trained(config: &TrainConfig, steps: u64, compose: bool) -> (Vec<f64>, Vec<(String, Tensor)>) {
+/// Losses and the teacher's weights.
+type Trained = (Vec<f64>, Vec<(String, Tensor)>);
+
+/// What `steps` steps give on one thread, composed where asked.
+fn trained(config: &TrainConfig, steps: u64, compose: bool) -> Trained {
+    trained_in(config, steps, |run| if compose { composed(run) } else { run() })
+}
+
+/// What `steps` steps give on one thread, in a scope.
+fn trained_in(
+    config: &TrainConfig,
+    steps: u64,
+    scope: impl FnOnce(&dyn Fn() -> Trained) -> Trained + Send,
+) -> Trained {
     let batches = batches(config, 0, steps);
     let run = || {
         let mut trainer = Trainer::fresh(config, &Device::Cpu).unwrap();
@@ -24,7 +41,7 @@ fn trained(config: &TrainConfig, steps: u64, compose: bool) -> (Vec<f64>, Vec<(S
     };
     // The scope is one thread's: a pool of one runs the step where it was opened.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
-    pool.install(|| if compose { composed(run) } else { run() })
+    pool.install(|| scope(&run))
 }
 
 #[test]
@@ -51,6 +68,38 @@ fn steps_of_every_method_agree_with_the_kernels() {
                         "{recipe} {kind:?} {name}: {a}, expected {b}"
                     );
                 }
+            }
+        }
+    }
+}
+
+/// Whole steps on the CUDA kernels, which run on the processor here: every launch of a step, and what is composed around them.
+#[test]
+#[ignore = "needs a C++ compiler"]
+fn steps_on_an_emulated_gpu_agree_with_the_kernels() {
+    for (kind, compute, most) in [
+        (OptimizerKind::Adamw, Compute::F32, 2e-3),
+        (OptimizerKind::Sgd, Compute::F32, 2e-3),
+        (OptimizerKind::Adamw, Compute::Bf16, 2e-2),
+    ] {
+        let mut config = config("dinov2-small", &["backbone.drop_path_rate=0.3"]);
+        config.optimizer.kind = kind;
+        let (losses, teacher) = trained(&config, 3, false);
+        config.compute = compute;
+        let (found, weights) = trained_in(&config, 3, |run| emulated(launcher(), run));
+        for (step, (a, b)) in found.iter().zip(&losses).enumerate() {
+            assert!(
+                (a - b).abs() < most * b.abs(),
+                "{kind:?} {compute:?} step {step}: {a}, expected {b}"
+            );
+        }
+        assert_ne!(found, losses);
+        for ((name, expected), (_, found)) in teacher.iter().zip(&weights) {
+            for (a, b) in values(found).iter().zip(values(expected)) {
+                assert!(
+                    (a - b).abs() < most * b.abs() + 2e-5,
+                    "{kind:?} {compute:?} {name}: {a}, expected {b}"
+                );
             }
         }
     }

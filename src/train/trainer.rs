@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor, Var};
-use macula_models::ops::has_fast_bf16;
+use macula_models::ops::{has_cpu_kernels, has_fast_bf16};
 use macula_models::weights::Tensors;
 
 use super::config::{Compute, Schedules, StepValues, TrainConfig};
@@ -14,7 +14,7 @@ use super::ema::NamedVars;
 use super::failed_in_candle;
 use super::method::{Method, StepLoss};
 use super::network::{NetworkConfig, is_backbone, part_of};
-use super::optimizer::{Average, Optimizer, OptimizerState, Parameter, Rates, clip_scale, gradient_norm};
+use super::optimizer::{Average, Optimizer, OptimizerState, Parameter, Rates, clip_scale, gradient_norms};
 use super::param_groups::ParamGroupRules;
 use crate::data::loader::Batch;
 use crate::distill::FrozenTargets;
@@ -226,10 +226,7 @@ impl Trainer {
         for (name, var) in self.method.student.trained() {
             modules.entry(part_of(name).0).or_default().push(var);
         }
-        modules
-            .into_iter()
-            .map(|(module, vars)| Ok((module.to_owned(), gradient_norm(module, vars, gradients)?)))
-            .collect()
+        gradient_norms(&modules, gradients)
     }
 
     /// Clips each sub-module by itself, moves the weights and lets the teacher follow.
@@ -303,7 +300,7 @@ impl StepReport {
 /// Lets a GPU round as coarsely as `compute` where products are of f32 matrices, such as those with prototypes: they then keep
 /// 10 bits of their factors (TF32). Says so where `compute` is not the faster one.
 fn round_as(compute: Compute, device: &Device) {
-    if compute == Compute::Bf16 && device.is_cpu() && !has_fast_bf16() {
+    if compute == Compute::Bf16 && has_cpu_kernels(device) && !has_fast_bf16() {
         tracing::warn!(
             "compute=bf16: this processor has no instructions for it (avx512_bf16); f32 is faster here"
         );

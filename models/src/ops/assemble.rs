@@ -2,7 +2,7 @@
 
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
 
-use super::composed::{self, is_composed};
+use super::composed::{self, has_cpu_kernels};
 use super::cpu::{added, f32_slice, stored, with_f32};
 use super::vectors::{filled, filled_with};
 
@@ -53,7 +53,7 @@ pub fn assemble_tokens(
         }
         Some(masks) => Some(masks),
     };
-    if is_composed(patches.device()) {
+    if !has_cpu_kernels(patches.device()) {
         return composed::assemble_tokens(patches, positions, special, masks);
     }
     let mut rows = vec![special.cls.reshape(((), width))?];

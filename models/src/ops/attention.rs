@@ -6,8 +6,9 @@
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::composed::{self, is_composed};
+use super::composed::{self, has_cpu_kernels, is_composed, is_fused};
 use super::cpu::{Matrix, Threads, f32_slice, gemm, gemm_into, stored, with_f32};
+use super::cuda;
 use super::vectors::{dot, softmax_row, wide};
 
 const NAME: &str = "attention";
@@ -20,6 +21,9 @@ pub fn attention(qkv: &Tensor, scale: f64) -> Result<Tensor> {
     if is_composed(qkv.device()) {
         return composed::attention(qkv, scale);
     }
+    if is_fused(qkv.device()) {
+        return cuda::attention(qkv, scale);
+    }
     qkv.contiguous()?.apply_op1(Attention { scale: scale as f32 })
 }
 
@@ -30,7 +34,7 @@ pub fn attention(qkv: &Tensor, scale: f64) -> Result<Tensor> {
 /// # Errors
 /// As [`attention`].
 pub fn attention_probabilities(qkv: &Tensor, scale: f64) -> Result<Tensor> {
-    if is_composed(qkv.device()) {
+    if !has_cpu_kernels(qkv.device()) {
         return composed::attention_probabilities(qkv, scale);
     }
     qkv.contiguous()?
@@ -47,10 +51,10 @@ struct Probabilities(Attention);
 /// The sizes of a packed projection.
 #[derive(Clone, Copy)]
 pub(super) struct Sizes {
-    batch: usize,
-    tokens: usize,
-    heads: usize,
-    head_dim: usize,
+    pub(super) batch: usize,
+    pub(super) tokens: usize,
+    pub(super) heads: usize,
+    pub(super) head_dim: usize,
 }
 
 impl Sizes {
@@ -68,7 +72,7 @@ impl Sizes {
         }
     }
 
-    fn width(&self) -> usize {
+    pub(super) fn width(&self) -> usize {
         self.heads * self.head_dim
     }
 

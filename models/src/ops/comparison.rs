@@ -4,7 +4,8 @@ use std::time::Instant;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 
-use super::composed::composed;
+use super::composed::{composed, has_cpu_kernels};
+use super::cuda::with_cpu_kernels;
 use super::{
     BranchParameters, BranchSamples, Middle, SpecialTokens, StackedBranch, assemble_tokens, attention,
     gather_rows, gelu, l2_normalize, layer_norm, linear, product_cross_entropy, residual_stack,
@@ -34,8 +35,8 @@ struct Case {
     function: Function,
 }
 
-/// Compares all operations, with matrix products in `compute` on the device and in f32 on the CPU. Where `device` is the CPU,
-/// its side is composed of candle arithmetic, as on a device without kernels.
+/// Compares all operations, with matrix products in `compute` on the device and in f32 on the CPU. Where `device` is the CPU (and
+/// no GPU is emulated), its side is composed of candle arithmetic, as on a device without kernels.
 ///
 /// # Errors
 /// An operation that fails on either side.
@@ -64,10 +65,10 @@ impl Case {
     }
 
     fn compare(&self, device: &Device, compute: DType) -> Result<OpComparison> {
-        let cpu = self.run(&Device::Cpu, DType::F32)?;
-        let on_device = match device {
-            Device::Cpu => composed(|| self.run(device, compute))?,
-            _ => self.run(device, compute)?,
+        let cpu = with_cpu_kernels(|| self.run(&Device::Cpu, DType::F32))?;
+        let on_device = match has_cpu_kernels(device) {
+            true => composed(|| self.run(device, compute))?,
+            false => self.run(device, compute)?,
         };
         let gradients = on_device.gradients.iter().zip(&cpu.gradients);
         Ok(OpComparison {

@@ -7,8 +7,9 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::composed::{self, is_composed};
+use super::composed::{self, is_composed, is_fused};
 use super::cpu::{Matrix, f32_slice, stored, with_f32};
+use super::cuda;
 use super::precision::Precision;
 use super::vectors::{LANES, exp, max, wide};
 
@@ -35,6 +36,9 @@ pub fn soft_cross_entropy(
     let op = SoftCrossEntropy::new(NAME, logits.dims2()?, targets, target_rows, temperature)?;
     if is_composed(logits.device()) {
         return composed::soft_cross_entropy(logits, targets, target_rows, temperature);
+    }
+    if is_fused(logits.device()) {
+        return cuda::soft_cross_entropy(logits, targets, target_rows, temperature);
     }
     logits
         .contiguous()?
@@ -66,6 +70,9 @@ pub fn product_cross_entropy(
     let of_logits = SoftCrossEntropy::new(PRODUCT_NAME, (rows, classes), targets, target_rows, temperature)?;
     if is_composed(points.device()) {
         return composed::product_cross_entropy(points, prototypes, targets, target_rows, temperature);
+    }
+    if is_fused(points.device()) {
+        return cuda::product_cross_entropy(points, prototypes, targets, target_rows, temperature);
     }
     let op = ProductCrossEntropy {
         of_logits,

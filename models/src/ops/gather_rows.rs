@@ -2,8 +2,9 @@
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
-use super::composed::{self, is_composed};
+use super::composed::{self, is_composed, is_fused};
 use super::cpu::{ROWS_PER_TASK, f32_slice, rows_and_width, stored, with_f32};
+use super::cuda;
 use super::vectors::filled;
 
 const NAME: &str = "gather-rows";
@@ -22,6 +23,9 @@ pub fn gather_rows(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
     if is_composed(x.device()) {
         return composed::gather_rows(x, rows);
     }
+    if is_fused(x.device()) {
+        return cuda::gather_rows(x, rows);
+    }
     x.contiguous()?.apply_op1(GatherRows { rows: rows.to_vec() })
 }
 
@@ -29,23 +33,21 @@ struct GatherRows {
     rows: Vec<u32>,
 }
 
-impl GatherRows {
-    /// For every one of `available` rows, where its takers start in the second list (one entry more than rows).
-    fn takers(&self, available: usize) -> (Vec<usize>, Vec<usize>) {
-        let mut starts = vec![0; available + 1];
-        for &row in &self.rows {
-            starts[row as usize + 1] += 1;
-        }
-        for row in 0..available {
-            starts[row + 1] += starts[row];
-        }
-        let (mut next, mut takers) = (starts.clone(), vec![0; self.rows.len()]);
-        for (taker, &row) in self.rows.iter().enumerate() {
-            takers[next[row as usize]] = taker;
-            next[row as usize] += 1;
-        }
-        (starts, takers)
+/// For every one of `available` rows, where its takers start in the second list (one entry more than rows).
+pub(super) fn takers(rows: &[u32], available: usize) -> (Vec<u32>, Vec<u32>) {
+    let mut starts = vec![0; available + 1];
+    for &row in rows {
+        starts[row as usize + 1] += 1;
     }
+    for row in 0..available {
+        starts[row + 1] += starts[row];
+    }
+    let (mut next, mut takers) = (starts.clone(), vec![0; rows.len()]);
+    for (taker, &row) in (0..).zip(rows) {
+        takers[next[row as usize] as usize] = taker;
+        next[row as usize] += 1;
+    }
+    (starts, takers)
 }
 
 impl CustomOp1 for GatherRows {
@@ -72,7 +74,7 @@ impl CustomOp1 for GatherRows {
 
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let (available, width) = rows_and_width(NAME, x.shape())?;
-        let (starts, takers) = self.takers(available);
+        let (starts, takers) = takers(&self.rows, available);
         let dx = with_f32(NAME, [&grad.contiguous()?], |[grad]| {
             filled(
                 available * width,
@@ -81,8 +83,8 @@ impl CustomOp1 for GatherRows {
                 |task, out| {
                     let bounds = starts[task * ROWS_PER_TASK..].windows(2);
                     for (out, bounds) in out.chunks_exact_mut(width).zip(bounds) {
-                        for &taker in &takers[bounds[0]..bounds[1]] {
-                            for (out, grad) in out.iter_mut().zip(&grad[taker * width..][..width]) {
+                        for &taker in &takers[bounds[0] as usize..bounds[1] as usize] {
+                            for (out, grad) in out.iter_mut().zip(&grad[taker as usize * width..][..width]) {
                                 *out += grad;
                             }
                         }

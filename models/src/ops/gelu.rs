@@ -2,8 +2,9 @@
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
-use super::composed::{self, is_composed};
+use super::composed::{self, is_composed, is_fused};
 use super::cpu::{ELEMENTS_PER_TASK, f32_slice, stored, with_f32};
+use super::cuda;
 use super::vectors::{beside, exp, filled};
 
 const NAME: &str = "gelu";
@@ -17,6 +18,9 @@ const NAME: &str = "gelu";
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
     if is_composed(x.device()) {
         return composed::gelu(x);
+    }
+    if is_fused(x.device()) {
+        return cuda::gelu(x);
     }
     x.contiguous()?.apply_op1(Gelu)
 }

@@ -2,8 +2,9 @@
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
-use super::composed::{self, is_composed};
+use super::composed::{self, is_composed, is_fused};
 use super::cpu::{ROWS_PER_TASK, f32_slice, rows_and_width, stored, with_f32};
+use super::cuda;
 use super::vectors::{beside, dot, filled};
 
 const NAME: &str = "l2-normalize";
@@ -15,6 +16,9 @@ const NAME: &str = "l2-normalize";
 pub fn l2_normalize(x: &Tensor, eps: f64) -> Result<Tensor> {
     if is_composed(x.device()) {
         return composed::l2_normalize(x, eps);
+    }
+    if is_fused(x.device()) {
+        return cuda::l2_normalize(&composed::wide(x)?, eps);
     }
     x.contiguous()?.apply_op1(L2Normalize { eps: eps as f32 })
 }

@@ -2,8 +2,9 @@
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
-use super::composed::{self, is_composed};
+use super::composed::{self, is_composed, is_fused};
 use super::cpu::{ROWS_PER_TASK, added, f32_slice, rows_and_width, stored, with_f32};
+use super::cuda;
 use super::vectors::{beside, dot, filled, filled_with, sum};
 
 const NAME: &str = "layer-norm";
@@ -17,6 +18,9 @@ const NAME: &str = "layer-norm";
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
     if is_composed(x.device()) {
         return composed::layer_norm(x, weight, bias, eps);
+    }
+    if is_fused(x.device()) {
+        return cuda::layer_norm(&composed::wide(x)?, weight, bias, eps);
     }
     x.contiguous()?.apply_op3(
         &weight.contiguous()?,

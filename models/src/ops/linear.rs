@@ -2,8 +2,9 @@
 
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
 
-use super::composed::{self, is_composed};
+use super::composed::{self, has_cpu_kernels, is_composed, is_fused};
 use super::cpu::{Matrix, ROWS_PER_TASK, f32_slice, rows_and_width, stored, sum_over_rows, with_f32};
+use super::cuda;
 use super::precision::Precision;
 use super::vectors::filled;
 
@@ -23,6 +24,9 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, compute: DType
     if is_composed(x.device()) {
         return composed::linear(&x.to_dtype(compute)?, weight, bias);
     }
+    if is_fused(x.device()) {
+        return cuda::linear(&x.to_dtype(compute)?, weight, bias);
+    }
     let bias = match bias {
         Some(bias) => bias.contiguous()?,
         None => Tensor::zeros(outputs, weight.dtype(), weight.device())?,
@@ -40,9 +44,9 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, compute: DType
 /// # Errors
 /// As [`linear`].
 pub fn prototype_logits(points: &Tensor, prototypes: &Tensor, compute: DType) -> Result<Tensor> {
-    let compute = match is_composed(points.device()) {
-        true => points.dtype(),
-        false => compute,
+    let compute = match has_cpu_kernels(points.device()) {
+        true => compute,
+        false => points.dtype(),
     };
     linear(points, prototypes, None, compute)
 }

@@ -6,23 +6,23 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
+use candle_core::{DType, Result, Tensor};
 
-use super::cpu::stored;
+use super::node::node3;
 
 const NAME: &str = "many-parameters";
 
 /// Where the operation leaves the gradients: one place for each parameter.
 #[derive(Debug, Clone)]
-pub(super) struct Gradients(Arc<Mutex<Vec<Option<Vec<f32>>>>>);
+pub(super) struct Gradients(Arc<Mutex<Vec<Option<Tensor>>>>);
 
 impl Gradients {
     /// Leaves a gradient, or none, for each parameter, with as many values as the parameter.
-    pub(super) fn set(&self, gradients: impl IntoIterator<Item = Option<Vec<f32>>>) {
+    pub(super) fn set(&self, gradients: impl IntoIterator<Item = Option<Tensor>>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = gradients.into_iter().collect();
     }
 
-    fn take(&self, parameter: usize) -> Option<Vec<f32>> {
+    fn take(&self, parameter: usize) -> Option<Tensor> {
         let mut gradients = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         gradients.get_mut(parameter).and_then(Option::take)
     }
@@ -34,57 +34,26 @@ impl Gradients {
 pub(super) fn tie(parameters: &[&Tensor]) -> Result<(Tensor, Gradients)> {
     let gradients = Gradients(Arc::new(Mutex::new(Vec::new())));
     let device = parameters[0].device();
-    let mut value = Tensor::zeros(1, candle_core::DType::F32, device)?;
+    let mut value = Tensor::zeros(1, DType::F32, device)?;
     for (pair, two) in parameters.chunks(2).enumerate() {
-        let tie = Tie {
-            first: 2 * pair,
-            gradients: gradients.clone(),
-        };
-        value = value.apply_op3(two[0], two[two.len() - 1], tie)?;
+        let (first, gradients) = (2 * pair, gradients.clone());
+        let inputs = [&value, two[0], two[two.len() - 1]]; // one parameter stands for two
+        if !inputs.iter().any(|input| input.track_op()) {
+            continue;
+        }
+        let tied = Tensor::zeros(1, DType::F32, device)?;
+        value = node3(NAME, inputs, tied, move |[before, one, other], _, grad| {
+            let take = |parameter: usize, like: &Tensor| {
+                gradients
+                    .take(parameter)
+                    .filter(|_| like.track_op())
+                    .map(|gradient| gradient.reshape(like.shape()))
+                    .transpose()
+            };
+            let one = take(first, one)?;
+            let other = take(first + 1, other)?;
+            Ok([before.track_op().then(|| grad.clone()), one, other])
+        })?;
     }
     Ok((value, gradients))
-}
-
-/// Two parameters (or one, twice) joined to those before them.
-struct Tie {
-    first: usize,
-    gradients: Gradients,
-}
-
-impl CustomOp3 for Tie {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn cpu_fwd(
-        &self,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        Ok(stored(vec![0.], 1))
-    }
-
-    fn bwd(
-        &self,
-        before: &Tensor,
-        first: &Tensor,
-        second: &Tensor,
-        _: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let take = |parameter: usize, like: &Tensor| {
-            self.gradients
-                .take(parameter)
-                .filter(|_| like.track_op())
-                .map(|values| Tensor::from_vec(values, like.shape(), like.device()))
-                .transpose()
-        };
-        let first = take(self.first, first)?;
-        let second = take(self.first + 1, second)?;
-        Ok((before.track_op().then(|| grad.clone()), first, second))
-    }
 }

@@ -5,9 +5,9 @@
 //! these operations or plain candle arithmetic. Each file holds one candle `CustomOp`: the function that applies it, the
 //! CPU kernels (f32, rayon over rows or over heads).
 //!
-//! On a device without such kernels (CUDA, so far) every operation is composed of plain candle arithmetic: `composed`, which
-//! is also the oracle of the tests. A CUDA kernel goes into the `cuda_fwd` and `bwd` of its operation, and out of `composed`
-//! for tensors on that device.
+//! On an NVIDIA GPU operations are made of the kernels of `cuda`, and put into the graph by `node`. On a device without either,
+//! and where `cuda` has nothing for it, an operation is composed of plain candle arithmetic: `composed`, which is also the
+//! oracle of the tests.
 //!
 //! Operations are as large as they can be, since candle's backward pass adds every gradient between two of them to zeros:
 //! `residual_stack` is all blocks of a network; `many_parameters` is how it has more than three arguments. `vectors` is public
@@ -25,12 +25,14 @@ mod comparison;
 mod composed;
 mod cpu;
 mod cross_entropy;
+pub mod cuda;
 mod gather_rows;
 mod gelu;
 mod l2_normalize;
 mod layer_norm;
 mod linear;
 mod many_parameters;
+mod node;
 mod precision;
 mod residual_branch;
 mod residual_stack;
@@ -44,7 +46,7 @@ pub use assemble::{SpecialTokens, assemble_tokens};
 pub use attention::{attention, attention_probabilities};
 pub use branch_samples::BranchSamples;
 pub use comparison::{OpComparison, compare_operations};
-pub use composed::{composed, is_composed};
+pub use composed::{composed, has_cpu_kernels, is_composed, is_fused};
 pub use cpu::with_f32;
 pub use cross_entropy::{product_cross_entropy, soft_cross_entropy};
 pub use gather_rows::gather_rows;

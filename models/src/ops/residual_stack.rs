@@ -7,11 +7,12 @@
 use std::borrow::Cow;
 use std::sync::OnceLock;
 
-use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp2, DType, Device, Layout, Result, Shape, Tensor, bail};
 
 use super::branch_samples::{BranchSamples, Subset};
-use super::composed::{self, is_composed};
+use super::composed::{self, has_cpu_kernels, is_fused};
 use super::cpu::{f32_slice, stored, with_f32};
+use super::cuda;
 use super::many_parameters::{Gradients, tie};
 use super::precision::Precision;
 use super::residual_branch::{Branch, BranchParameters, Kept, Middle, check};
@@ -43,7 +44,7 @@ pub fn residual_stack(x: &Tensor, branches: &[StackedBranch], eps: f64, compute:
     if branches.is_empty() {
         return Ok(x.clone());
     }
-    if is_composed(x.device()) {
+    if !has_cpu_kernels(x.device()) {
         for branch in branches {
             check(branch.parameters, branch.middle, width)?;
             branch
@@ -51,7 +52,10 @@ pub fn residual_stack(x: &Tensor, branches: &[StackedBranch], eps: f64, compute:
                 .map(|samples| Subset::new(samples, batch))
                 .transpose()?;
         }
-        return composed::residual_stack(x, branches, eps, compute);
+        return match is_fused(x.device()) {
+            true => cuda::residual_stack(x, branches, eps, compute),
+            false => composed::residual_stack(x, branches, eps, compute),
+        };
     }
     let precision = Precision::of(NAME, compute)?;
     let parameters: Vec<&Tensor> = branches
@@ -169,11 +173,19 @@ impl Stack {
             };
             of_parameters.push(Some(gradients));
         }
-        let in_order = of_parameters.into_iter().rev();
-        self.gradients.set(in_order.flat_map(|gradients| match gradients {
-            Some(gradients) => gradients.map(Some),
-            None => [const { None }; 7],
-        }));
+        let in_order = of_parameters
+            .into_iter()
+            .rev()
+            .flat_map(|gradients| match gradients {
+                Some(gradients) => gradients.map(Some),
+                None => [const { None }; 7],
+            });
+        let tensor = |values: Option<Vec<f32>>| {
+            let values = values.map(|values| Tensor::from_iter(values, &Device::Cpu));
+            values.transpose()
+        };
+        self.gradients
+            .set(in_order.map(tensor).collect::<Result<Vec<_>>>()?);
         Ok(grad.into_owned())
     }
 }

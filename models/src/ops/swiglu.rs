@@ -2,8 +2,9 @@
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
-use super::composed::{self, is_composed};
+use super::composed::{self, is_composed, is_fused};
 use super::cpu::{ROWS_PER_TASK, f32_slice, rows_and_width, stored, with_f32};
+use super::cuda;
 use super::vectors::{beside, exp, filled};
 
 const NAME: &str = "swiglu";
@@ -15,6 +16,9 @@ const NAME: &str = "swiglu";
 pub fn swiglu(x: &Tensor) -> Result<Tensor> {
     if is_composed(x.device()) {
         return composed::swiglu(x);
+    }
+    if is_fused(x.device()) {
+        return cuda::swiglu(x);
     }
     x.contiguous()?.apply_op1(SwiGlu)
 }

@@ -2,8 +2,9 @@
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
-use super::composed::{self, is_composed};
+use super::composed::{self, is_composed, is_fused};
 use super::cpu::{ROWS_PER_TASK, f32_slice, rows_and_width, stored, with_f32};
+use super::cuda;
 use super::vectors::{beside, dot, filled, filled_with};
 
 const NAME: &str = "weight-norm";
@@ -24,6 +25,9 @@ pub fn weight_norm(directions: &Tensor, gain: &Tensor) -> Result<Tensor> {
     }
     if is_composed(directions.device()) {
         return composed::weight_norm(directions, gain);
+    }
+    if is_fused(directions.device()) {
+        return cuda::weight_norm(directions, gain);
     }
     directions
         .contiguous()?

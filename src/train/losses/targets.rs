@@ -3,7 +3,7 @@
 //! `loss/ibot_patch_loss.py`). Targets carry no gradient. Class tokens and patches each have a centre of their own.
 
 use candle_core::{DType, Device, Result, Tensor, bail};
-use macula_models::ops::{is_composed, with_f32};
+use macula_models::ops::{has_cpu_kernels, with_f32};
 
 use super::{expect_matrix, expect_temperature, matrix, rows};
 use crate::train::on_device;
@@ -74,7 +74,7 @@ impl SoftmaxCentering {
         self.centre = self.centre()?;
         let inverse = (1. / temperature) as f32;
         let centre = self.centre.contiguous()?;
-        if is_composed(logits.device()) {
+        if !has_cpu_kernels(logits.device()) {
             let (targets, sums) = on_device::centred_softmax(&logits, &centre, inverse)?;
             self.mean = mean_over_ranks(&sums, rows, ranks)?;
             return Ok(targets);
@@ -121,7 +121,7 @@ pub fn sinkhorn_knopp(
     let logits = logits.detach().to_dtype(DType::F32)?.contiguous()?;
     let device = logits.device();
     let inverse = (1. / temperature) as f32;
-    if is_composed(device) {
+    if !has_cpu_kernels(device) {
         return on_device::sinkhorn_knopp(&logits, inverse, iterations, ranks);
     }
     // `exp((logits - largest) / temperature)` as `diag(of_row) exp`, every row of `exp` having a 1: a row that lies far below

@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Tensor, Var};
+use macula_models::ops::cuda::optimizer::{AdamwUpdate, Moved, adamw};
+use macula_models::ops::is_fused;
 
 use super::adamw_update::Update;
+use super::average::Follower;
 use super::{Average, Parameter, Rates, check, check_state_names, copied};
 use crate::train::failed_in_candle;
 use crate::{Error, Result};
@@ -150,6 +153,15 @@ impl AdamW {
         if let Some(teacher) = &teacher {
             teacher.check(&self.parameters)?;
         }
+        if self
+            .parameters
+            .first()
+            .is_some_and(|first| is_fused(first.var.device()))
+        {
+            let updates = self.fused_updates(gradients, rates, scale, teacher)?;
+            let updates: Vec<AdamwUpdate> = updates.iter().map(FusedUpdate::tensors).collect();
+            return adamw(&updates).map_err(failed_in_candle);
+        }
         for parameter in &self.parameters {
             let follows = teacher.as_ref().and_then(|teacher| teacher.of(&parameter.name));
             let Some(moments) = self.moments.get_mut(&parameter.name) else {
@@ -172,6 +184,62 @@ impl AdamW {
         }
         Ok(())
     }
+
+    /// What [`Self::step_and_average`] does to each parameter, for one pass over all of them; counts the step.
+    fn fused_updates<'a>(
+        &mut self,
+        gradients: &GradStore,
+        rates: &Rates,
+        scale: impl Fn(&str) -> f64,
+        teacher: Option<Average<'a>>,
+    ) -> Result<Vec<FusedUpdate<'a>>> {
+        let mut updates = Vec::with_capacity(self.parameters.len());
+        for parameter in &self.parameters {
+            let Some(moments) = self.moments.get_mut(&parameter.name) else {
+                continue;
+            };
+            let moved = match gradients.get(&parameter.var) {
+                Some(gradient) => {
+                    moments.steps += 1;
+                    let gradient = gradient.contiguous().map_err(failed_in_candle)?;
+                    let rates = rates.of(&parameter.group);
+                    let update = Update::new(&self.options, moments.steps, rates, scale(&parameter.name));
+                    Some((moments.clone(), gradient, update))
+                }
+                None => None,
+            };
+            updates.push(FusedUpdate {
+                weights: parameter.var.clone(),
+                moved,
+                follower: teacher.as_ref().and_then(|teacher| teacher.of(&parameter.name)),
+            });
+        }
+        Ok(updates)
+    }
+}
+
+/// One parameter's share of a pass over all.
+struct FusedUpdate<'a> {
+    weights: Var,
+    moved: Option<(Moments, Tensor, Update)>,
+    follower: Option<Follower<'a>>,
+}
+
+impl FusedUpdate<'_> {
+    fn tensors(&self) -> AdamwUpdate<'_> {
+        AdamwUpdate {
+            weights: &self.weights,
+            moved: self.moved.as_ref().map(|(moments, gradient, update)| Moved {
+                first: &moments.first,
+                second: &moments.second,
+                gradient,
+                factors: update.factors(),
+            }),
+            follower: self
+                .follower
+                .map(|follower| (follower.weights.as_tensor(), follower.factors())),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -181,7 +249,7 @@ mod tests {
     use crate::train::optimizer::{clip_gradients, clip_scale, gradient_norm};
     use crate::train::param_groups::ParamGroup;
     use crate::train::testing::{assert_close, fixture, values, values as all};
-    use candle_core::{Device, Var};
+    use candle_core::Device;
 
     const PLAIN: ParamGroup = ParamGroup {
         lr_multiplier: 1.,

@@ -43,7 +43,7 @@ impl Update {
     }
 
     /// All of them, in the order of the fields.
-    pub(in crate::train) fn factors(&self) -> [f64; 8] {
+    pub(in crate::train) fn factors(&self) -> [f32; 8] {
         [
             self.scale,
             self.towards,
@@ -54,7 +54,6 @@ impl Update {
             self.root,
             self.eps,
         ]
-        .map(f64::from)
     }
 
     /// Moves weights and moments, and the teacher after them.

@@ -66,6 +66,11 @@ impl<'a> Follower<'a> {
         }
     }
 
+    /// What stays of the teacher, and what of the weight is added.
+    pub(super) fn factors(&self) -> [f32; 2] {
+        [self.keep, self.take]
+    }
+
     #[inline(always)]
     pub(super) fn follow(&self, teacher: &mut [f32], student: &[f32]) {
         for (teacher, student) in teacher.iter_mut().zip(student) {

@@ -1,8 +1,10 @@
 //! Gradient clipping by norm (Pascanu et al. 2013; PyTorch `clip_grad_norm_`).
 
+use std::collections::BTreeMap;
+
 use candle_core::backprop::GradStore;
 use candle_core::{Tensor, Var};
-use macula_models::ops::is_composed;
+use macula_models::ops::{cuda, is_composed, is_fused};
 
 use crate::train::{failed_in_candle, in_place, on_device};
 use crate::{Error, Result};
@@ -47,22 +49,61 @@ pub fn gradient_norm<'a>(
     vars: impl IntoIterator<Item = &'a Var>,
     gradients: &GradStore,
 ) -> Result<f64> {
-    let all: Vec<&Tensor> = vars.into_iter().filter_map(|var| gradients.get(var)).collect();
-    let squares = match all.first() {
-        Some(first) if is_composed(first.device()) => on_device::sum_of_squares(&all),
-        _ => all
-            .iter()
-            .map(|gradient| in_place::sum_of_squares("gradient norm", gradient))
-            .sum(),
+    let modules = [(module, vars.into_iter().collect())].into();
+    Ok(gradient_norms(&modules, gradients)?.into_values().sum())
+}
+
+/// [`gradient_norm`] of each of several modules, on a GPU with one wait for all of them.
+///
+/// # Errors
+/// As [`gradient_norm`].
+pub fn gradient_norms(
+    modules: &BTreeMap<&str, Vec<&Var>>,
+    gradients: &GradStore,
+) -> Result<BTreeMap<String, f64>> {
+    let of_module = |vars: &Vec<&Var>| -> Vec<&Tensor> {
+        let found = vars.iter().filter_map(|var| gradients.get(var));
+        found.collect()
     };
-    let norm = squares.map_err(failed_in_candle)?.sqrt();
-    if !norm.is_finite() {
-        return Err(Error::NotFinite {
+    let groups: Vec<Vec<&Tensor>> = modules.values().map(of_module).collect();
+    let squares = sums_of_squares(&groups).map_err(failed_in_candle)?;
+    let norm = |(module, squares): (&&str, f64)| match squares.sqrt() {
+        norm if norm.is_finite() => Ok(((*module).to_owned(), norm)),
+        norm => Err(Error::NotFinite {
             what: format!("gradient norm of {module}"),
             value: norm,
-        });
+        }),
+    };
+    modules.keys().zip(squares).map(norm).collect()
+}
+
+fn sums_of_squares(groups: &[Vec<&Tensor>]) -> candle_core::Result<Vec<f64>> {
+    let device = groups.iter().flatten().next().map(|first| first.device());
+    match device {
+        Some(device) if is_fused(device) => {
+            let contiguous = |group: &Vec<&Tensor>| group.iter().map(|tensor| tensor.contiguous()).collect();
+            let groups: Vec<Vec<Tensor>> = groups
+                .iter()
+                .map(contiguous)
+                .collect::<candle_core::Result<_>>()?;
+            let groups: Vec<Vec<&Tensor>> = groups.iter().map(|group| group.iter().collect()).collect();
+            cuda::optimizer::sums_of_squares(&groups)
+        }
+        Some(device) if is_composed(device) => {
+            let of_group = |group: &Vec<&Tensor>| match group.is_empty() {
+                true => Ok(0.),
+                false => on_device::sum_of_squares(group),
+            };
+            groups.iter().map(of_group).collect()
+        }
+        _ => {
+            let of_tensor = |gradient: &&Tensor| in_place::sum_of_squares("gradient norm", gradient);
+            groups
+                .iter()
+                .map(|group| group.iter().map(of_tensor).sum())
+                .collect()
+        }
     }
-    Ok(norm)
 }
 
 /// The factor, at most 1, that brings gradients of `norm` down to `max_norm`.

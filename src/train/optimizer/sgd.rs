@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, Var};
-use macula_models::ops::is_composed;
+use macula_models::ops::has_cpu_kernels;
 
 use super::{Parameter, Rates, check, check_state_names, copied};
 use crate::train::{failed_in_candle, in_place, on_device};
@@ -99,7 +99,7 @@ impl Sgd {
         let gradient = gradient.contiguous()?;
         let (keep, decay, rate) = (self.momentum as f32, decay as f32, rate as f32);
         let weights = parameter.var.as_detached_tensor();
-        if is_composed(weights.device()) {
+        if !has_cpu_kernels(weights.device()) {
             on_device::average(velocity, &(&gradient + (&weights * f64::from(decay))?)?, keep, 1.)?;
             return on_device::average(&parameter.var, velocity, 1., -rate);
         }

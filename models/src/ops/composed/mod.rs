@@ -1,5 +1,5 @@
-//! Every operation once more, of plain candle arithmetic: what runs where an operation has no kernels of its own (on CUDA
-//! so far all of them), and what the tests hold the kernels against. candle differentiates these itself.
+//! Every operation once more, of plain candle arithmetic: what runs where an operation has no kernels of its own, and what the
+//! tests hold the kernels against. candle differentiates these itself.
 //!
 //! Numbers: a matrix product is computed in the type of its left side, to which the weights are brought; norms, softmax,
 //! losses and sums over tokens in f32 at least. In bf16 that is what PyTorch's autocast does, with weights kept in f32.
@@ -37,13 +37,24 @@ pub fn composed<R>(work: impl FnOnce() -> R) -> R {
     work()
 }
 
-/// Whether operations on `device` are composed here.
+/// Whether operations on `device` are composed here: asked for, or on a device without kernels of ours.
 pub fn is_composed(device: &Device) -> bool {
-    EVERYWHERE.get() || !device.is_cpu()
+    EVERYWHERE.get() || !device.is_cpu() && !is_fused(device)
+}
+
+/// Whether operations on `device` are the fused ones of [`super::cuda`].
+pub fn is_fused(device: &Device) -> bool {
+    let on_gpu = cfg!(feature = "cuda") && device.is_cuda();
+    !EVERYWHERE.get() && (on_gpu || device.is_cpu() && super::cuda::is_emulated())
+}
+
+/// Whether operations on `device` are the CPU's kernels.
+pub fn has_cpu_kernels(device: &Device) -> bool {
+    !is_composed(device) && !is_fused(device)
 }
 
 /// `x` in f32, unless it is f64.
-fn wide(x: &Tensor) -> Result<Tensor> {
+pub(super) fn wide(x: &Tensor) -> Result<Tensor> {
     match x.dtype() {
         DType::F64 => Ok(x.clone()),
         _ => x.to_dtype(DType::F32),

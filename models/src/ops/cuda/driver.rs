@@ -1,0 +1,103 @@
+//! Kernels on a GPU. All work of a device goes to its one stream, in the order it was asked for, so that neither a launch nor the
+//! release of a tensor has to wait for anything.
+
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaSlice, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg,
+};
+use candle_core::cuda_backend::{CudaStorageSlice, WrapErr};
+use candle_core::{CudaDevice, CudaStorage, Result, bail};
+
+use super::geometry::Launch;
+use super::launch::{Cell, Source};
+
+/// Name and PTX of a `.cu` file, translated by the build script.
+macro_rules! module {
+    ($name:literal) => {
+        (
+            concat!("macula_", $name),
+            include_str!(concat!(env!("OUT_DIR"), "/", $name, ".ptx")),
+        )
+    };
+}
+
+impl Source {
+    fn module(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Activation => module!("activation"),
+            Self::Attention => module!("attention"),
+            Self::Columns => module!("columns"),
+            Self::CrossEntropy => module!("cross_entropy"),
+            Self::GatherRows => module!("gather_rows"),
+            Self::LayerNorm => module!("layer_norm"),
+            Self::Normalise => module!("normalise"),
+            Self::Optimizer => module!("optimizer"),
+            Self::Residual => module!("residual"),
+        }
+    }
+}
+
+/// Queues the kernel.
+pub(super) fn launch(
+    device: &CudaDevice,
+    source: Source,
+    kernel: &str,
+    launch: &Launch,
+    cells: &[Cell],
+) -> Result<()> {
+    let (module, ptx) = source.module();
+    let function = device.get_or_load_custom_func(kernel, module, ptx)?;
+    let stream = device.cuda_stream();
+    // Released in the order of the stream: after the kernel has read them.
+    let mut tables: Vec<CudaSlice<u64>> = Vec::new();
+    let mut words: Vec<u64> = Vec::with_capacity(cells.len());
+    for cell in cells {
+        words.push(match cell {
+            Cell::Buffer(buffer) => buffer.map_or(0, |buffer| buffer.address),
+            Cell::Table(entries) => {
+                let addresses: Vec<u64> = entries
+                    .iter()
+                    .map(|entry| entry.map_or(0, |buffer| buffer.address))
+                    .collect();
+                let table = device.clone_htod(&addresses)?;
+                let (address, _) = table.device_ptr(&stream);
+                tables.push(table);
+                address
+            }
+            Cell::Int(value) => u64::from(value.cast_unsigned()),
+            Cell::Float(value) => u64::from(value.to_bits()),
+        });
+    }
+    let mut builder = function.builder();
+    // The driver reads as many of a word's bytes as the parameter has, the lower ones.
+    for word in &words {
+        builder.arg(word);
+    }
+    let [x, y] = launch.grid;
+    let config = LaunchConfig {
+        grid_dim: (x, y, 1),
+        block_dim: (launch.block, 1, 1),
+        shared_mem_bytes: launch.shared,
+    };
+    // SAFETY: number, order and types of the arguments and the bounds that they and the geometry imply are the kernel's; the
+    // emulated tests check all of them, with the same calls. The tensors behind the addresses outlive the call, and memory is
+    // released in the order of the stream.
+    #[allow(unsafe_code)]
+    unsafe {
+        builder.launch(config).w()?;
+    }
+    Ok(())
+}
+
+/// Where a storage is.
+pub(super) fn address(kernel: &str, storage: &CudaStorage) -> Result<u64> {
+    fn of<T: DeviceRepr>(slice: &CudaSlice<T>) -> u64 {
+        slice.device_ptr(slice.stream()).0
+    }
+    match &storage.slice {
+        CudaStorageSlice::F32(values) => Ok(of(values)),
+        CudaStorageSlice::F64(values) => Ok(of(values)),
+        CudaStorageSlice::BF16(values) => Ok(of(values)),
+        CudaStorageSlice::U32(values) => Ok(of(values)),
+        _ => bail!("{kernel}: expected f32, f64, bf16 or u32"),
+    }
+}

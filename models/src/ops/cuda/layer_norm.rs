@@ -1,0 +1,149 @@
+//! LayerNorm: a launch forward, two back.
+
+use candle_core::{DType, Result, Tensor, bail};
+
+use super::columns::Partials;
+use super::geometry;
+use super::launch::{Argument, Source, launch, typed, uninitialised};
+use crate::ops::cpu::rows_and_width;
+use crate::ops::node::node3;
+
+const NAME: &str = "layer-norm";
+
+/// [`crate::ops::layer_norm`].
+pub(in crate::ops) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    let (_, width) = rows_and_width(NAME, x.shape())?;
+    if weight.dims() != [width] || bias.dims() != [width] {
+        bail!(
+            "{NAME}: expected weight and bias of shape [{width}], found {:?} and {:?}",
+            weight.dims(),
+            bias.dims()
+        )
+    }
+    for tensor in [x, weight, bias] {
+        if tensor.dtype() != DType::F32 {
+            bail!("{NAME}: expected f32, found {:?}", tensor.dtype())
+        }
+    }
+    let gain = weight.detach().contiguous()?;
+    let norm = Norm {
+        weight: gain.clone(),
+        bias: bias.detach().contiguous()?,
+        eps: eps as f32,
+    };
+    let values = x.detach().contiguous()?.reshape(((), width))?;
+    let (normed, statistics) = norm.forward(&values, None, 1, DType::F32)?;
+    let normed = normed.reshape(x.shape())?;
+    node3(
+        NAME,
+        [x, weight, bias],
+        normed,
+        move |[x, weight, bias], _, grad| {
+            let rows = grad.reshape(((), width))?;
+            let dx = uninitialised(rows.shape(), DType::F32, x.device())?;
+            let (dweight, dbias) = norm.backward(&values, None, 1, &statistics, &rows, Into::Empty(&dx))?;
+            let wanted = [
+                weight.track_op().then_some(dweight),
+                bias.track_op().then_some(dbias),
+            ];
+            let [dweight, dbias] = wanted;
+            Ok([Some(dx.reshape(x.shape())?), dweight, dbias])
+        },
+    )
+}
+
+/// Gain and offset, [D] each, f32.
+pub(super) struct Norm {
+    pub(super) weight: Tensor,
+    pub(super) bias: Tensor,
+    pub(super) eps: f32,
+}
+
+/// Where the gradient of the input goes.
+pub(super) enum Into<'a> {
+    /// Into a tensor that is not written yet.
+    Empty(&'a Tensor),
+    /// Onto what is there.
+    Sum(&'a Tensor),
+}
+
+impl Norm {
+    /// The rows of `x`, or those of the `kept` samples of `tokens` rows each, normalised: [rows, D] in `dtype`; and what the
+    /// backward pass needs of them.
+    pub(super) fn forward(
+        &self,
+        x: &Tensor,
+        kept: Option<&Tensor>,
+        tokens: usize,
+        dtype: DType,
+    ) -> Result<(Tensor, Tensor)> {
+        let width = self.weight.elem_count();
+        let rows = match kept {
+            Some(kept) => kept.elem_count() * tokens,
+            None => x.elem_count() / width,
+        };
+        let device = x.device();
+        let out = uninitialised((rows, width), dtype, device)?;
+        let statistics = uninitialised((rows, 2), DType::F32, device)?;
+        launch(
+            device,
+            Source::LayerNorm,
+            &typed("layer_norm_forward", dtype)?,
+            &geometry::warp_rows(rows),
+            &[
+                Argument::Read(x),
+                Argument::Optional(kept),
+                Argument::Read(&self.weight),
+                Argument::Read(&self.bias),
+                Argument::Write(&out),
+                Argument::Write(&statistics),
+                Argument::Count(rows),
+                Argument::Count(width),
+                Argument::Count(tokens),
+                Argument::Float(self.eps),
+            ],
+        )?;
+        Ok((out, statistics))
+    }
+
+    /// From `grad` [rows, D] of the result of [`Self::forward`]: the gradient of x in its own rows, and those of gain and offset.
+    pub(super) fn backward(
+        &self,
+        x: &Tensor,
+        kept: Option<&Tensor>,
+        tokens: usize,
+        statistics: &Tensor,
+        grad: &Tensor,
+        dx: Into,
+    ) -> Result<(Tensor, Tensor)> {
+        let (rows, width) = grad.dims2()?;
+        let Some(geometry) = geometry::norm_backward(rows, width) else {
+            bail!("{NAME}: expected a width whose sums fit into 48 KiB, found {width}")
+        };
+        let partials = Partials::new(geometry.grid[0] as usize, 2 * width, grad)?;
+        let (dx, add) = match dx {
+            Into::Empty(dx) => (Argument::Write(dx), false),
+            Into::Sum(dx) => (Argument::Change(dx), true),
+        };
+        launch(
+            grad.device(),
+            Source::LayerNorm,
+            &typed("layer_norm_backward", grad.dtype())?,
+            &geometry,
+            &[
+                Argument::Read(x),
+                Argument::Optional(kept),
+                Argument::Read(&self.weight),
+                Argument::Read(statistics),
+                Argument::Read(grad),
+                dx,
+                partials.argument(),
+                Argument::Count(rows),
+                Argument::Count(width),
+                Argument::Count(tokens),
+                Argument::Flag(add),
+            ],
+        )?;
+        partials.two_sums()
+    }
+}

@@ -1,0 +1,36 @@
+//! The operations on NVIDIA GPUs: fused kernels of ours around matrix products of cuBLAS. A `.cu` file holds kernels, the `.rs`
+//! file beside it the operation: what it launches forward and back, as functions of tensors.
+//!
+//! `launch` is one call of a kernel, `geometry` how many threads it gets, `driver` the CUDA side of it. Only that last file
+//! needs a GPU: given a [`Launcher`], [`emulated`] runs everything else on CPU tensors, and the tests do so with the same kernels
+//! compiled for the processor. `optimizer` is public for the updates of training.
+//!
+//! Numbers: products in f32 or bf16, everything else in f32; no atomic additions, so results are the same every time. Nothing
+//! here waits for the GPU or brings values to the host.
+
+mod activation;
+mod attention;
+mod columns;
+mod cross_entropy;
+#[cfg(feature = "cuda")]
+mod driver;
+mod gather_rows;
+pub mod geometry;
+mod launch;
+mod layer_norm;
+mod linear;
+mod normalise;
+pub mod optimizer;
+mod residual;
+mod residual_stack;
+
+pub(super) use activation::{gelu, swiglu};
+pub(super) use attention::attention;
+pub(super) use cross_entropy::{product_cross_entropy, soft_cross_entropy};
+pub(super) use gather_rows::gather_rows;
+pub use launch::{Access, Buffer, Cell, Launcher, emulated};
+pub(super) use launch::{is_emulated, with_cpu_kernels};
+pub(super) use layer_norm::layer_norm;
+pub(super) use linear::linear;
+pub(super) use normalise::{l2_normalize, weight_norm};
+pub(super) use residual_stack::residual_stack;

@@ -1,0 +1,133 @@
+//! A branch onto the residual stream, with bias, LayerScale and stochastic depth: a launch forward, two back.
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use super::columns::Partials;
+use super::geometry::Chunked;
+use super::launch::{Argument, Source, launch, typed, uninitialised};
+use crate::ops::BranchSamples;
+
+/// A sample that a branch does not run on (`NOWHERE` in `residual.cu`).
+const NOWHERE: u32 = u32::MAX;
+
+/// The samples of a batch that a branch runs on, on the device.
+pub(super) struct Samples {
+    /// The chosen samples, [k].
+    pub(super) kept: Tensor,
+    /// The place of every sample of the batch among them, [B].
+    places: Tensor,
+    /// The bits of their factors, [k].
+    factors: Tensor,
+}
+
+impl Samples {
+    /// For every set of samples of a batch, with one copy to the device; `None` where a branch runs on all.
+    pub(super) fn of(
+        sets: &[Option<&BranchSamples>],
+        batch: usize,
+        device: &Device,
+    ) -> Result<Vec<Option<Self>>> {
+        let mut numbers: Vec<u32> = Vec::new();
+        for samples in sets.iter().copied().flatten() {
+            let mut places = vec![NOWHERE; batch];
+            for (place, &sample) in (0..).zip(&samples.kept) {
+                places[sample as usize] = place;
+            }
+            numbers.extend(&samples.kept);
+            numbers.extend(places);
+            numbers.extend(samples.factors.iter().map(|factor| factor.to_bits()));
+        }
+        if numbers.is_empty() {
+            return Ok(sets.iter().map(|_| None).collect());
+        }
+        let numbers = Tensor::new(numbers, device)?;
+        let mut start = 0;
+        let mut next = |len: usize| {
+            start += len;
+            numbers.narrow(0, start - len, len)
+        };
+        let on_device = |samples: &Option<&BranchSamples>| {
+            let Some(samples) = samples else {
+                return Ok(None);
+            };
+            let count = samples.kept.len();
+            Ok(Some(Self {
+                kept: next(count)?,
+                places: next(batch)?,
+                factors: next(count)?,
+            }))
+        };
+        sets.iter().map(on_device).collect()
+    }
+}
+
+/// What follows the second projection of a branch: its bias and LayerScale, [D] each.
+pub(super) struct Residual {
+    pub(super) bias: Tensor,
+    pub(super) gamma: Tensor,
+}
+
+impl Residual {
+    /// `x + factor gamma (branch + bias)`: `x` [B, T, D], `branch` [k T, D].
+    pub(super) fn forward(&self, x: &Tensor, branch: &Tensor, samples: Option<&Samples>) -> Result<Tensor> {
+        let (batch, tokens, width) = x.dims3()?;
+        let rows = batch * tokens;
+        let chunked = Chunked::new(rows, width);
+        let out = uninitialised(x.shape(), DType::F32, x.device())?;
+        launch(
+            x.device(),
+            Source::Residual,
+            &typed("residual_forward", branch.dtype())?,
+            &chunked.launch,
+            &[
+                Argument::Read(x),
+                Argument::Read(branch),
+                Argument::Read(&self.bias),
+                Argument::Read(&self.gamma),
+                Argument::Optional(samples.map(|samples| &samples.places)),
+                Argument::Optional(samples.map(|samples| &samples.factors)),
+                Argument::Write(&out),
+                Argument::Count(rows),
+                Argument::Count(width),
+                Argument::Count(tokens),
+                Argument::Count(chunked.chunk_rows),
+            ],
+        )?;
+        Ok(out)
+    }
+
+    /// From `grad` [B, T, D] of the sum: the gradient of the branch [k T, D], and those of LayerScale and bias.
+    pub(super) fn backward(
+        &self,
+        grad: &Tensor,
+        branch: &Tensor,
+        samples: Option<&Samples>,
+    ) -> Result<(Tensor, Tensor, Tensor)> {
+        let ((_, tokens, _), (rows, width)) = (grad.dims3()?, branch.dims2()?);
+        let chunked = Chunked::with_sums(rows, width);
+        let dbranch = uninitialised((rows, width), branch.dtype(), branch.device())?;
+        let partials = Partials::new(chunked.chunks, 2 * width, branch)?;
+        launch(
+            grad.device(),
+            Source::Residual,
+            &typed("residual_backward", branch.dtype())?,
+            &chunked.launch,
+            &[
+                Argument::Read(grad),
+                Argument::Read(branch),
+                Argument::Read(&self.bias),
+                Argument::Read(&self.gamma),
+                Argument::Optional(samples.map(|samples| &samples.kept)),
+                Argument::Optional(samples.map(|samples| &samples.factors)),
+                Argument::Write(&dbranch),
+                partials.argument(),
+                Argument::Count(rows),
+                Argument::Count(width),
+                Argument::Count(tokens),
+                Argument::Count(chunked.chunk_rows),
+            ],
+        )?;
+        let (dgamma, dbias) = partials.two_sums()?;
+        Ok((dbranch, dgamma, dbias))
+    }
+}

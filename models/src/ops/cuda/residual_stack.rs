@@ -1,0 +1,228 @@
+//! All residual branches of a network as one operation: a branch is a norm, two products, a launch or two between them and one
+//! launch that adds it to the stream. As one operation because candle's backward pass adds every gradient between two operations
+//! to zeros.
+
+use candle_core::{DType, Result, Tensor, bail};
+
+use super::activation::Activation;
+use super::attention::Attention;
+use super::columns::column_sums;
+use super::layer_norm::{Into, Norm};
+use super::residual::{Residual, Samples};
+use crate::ops::many_parameters::tie;
+use crate::ops::node::node2;
+use crate::ops::{BranchParameters, Middle, StackedBranch};
+
+const NAME: &str = "residual-stack";
+
+/// [`crate::ops::residual_stack`] of branches that have been checked.
+pub(in crate::ops) fn residual_stack(
+    x: &Tensor,
+    branches: &[StackedBranch],
+    eps: f64,
+    compute: DType,
+) -> Result<Tensor> {
+    let (batch, tokens, width) = x.dims3()?;
+    let parameters: Vec<&Tensor> = branches
+        .iter()
+        .flat_map(|branch| branch.parameters.list())
+        .collect();
+    if let Some(other) = parameters
+        .iter()
+        .chain([&x])
+        .find(|tensor| tensor.dtype() != DType::F32)
+    {
+        bail!("{NAME}: expected f32, found {:?}", other.dtype())
+    }
+    let (tied, gradients) = tie(&parameters)?;
+    let keep = x.track_op() || tied.track_op();
+    let sets: Vec<_> = branches.iter().map(|branch| branch.samples).collect();
+    let samples = Samples::of(&sets, batch, x.device())?;
+    let mut sum = x.detach().contiguous()?;
+    let mut layers = Vec::with_capacity(branches.len());
+    for (branch, samples) in branches.iter().zip(samples) {
+        if samples
+            .as_ref()
+            .is_some_and(|samples| samples.kept.elem_count() == 0)
+        {
+            layers.push(None);
+            continue;
+        }
+        let images = samples
+            .as_ref()
+            .map_or(batch, |samples| samples.kept.elem_count());
+        let size = [images, tokens, width];
+        let branch = Branch::new(branch.parameters, branch.middle, samples, size, eps, compute)?;
+        let (out, kept) = branch.forward(&sum)?;
+        let input = std::mem::replace(&mut sum, out);
+        layers.push(keep.then_some(Layer { branch, input, kept }));
+    }
+    if branches
+        .iter()
+        .all(|branch| branch.samples.is_some_and(|samples| samples.kept.is_empty()))
+    {
+        return Ok(x.clone());
+    }
+    node2(NAME, [x, &tied], sum, move |[_, tied], _, grad| {
+        let dx = grad.copy()?;
+        let mut of_parameters = Vec::with_capacity(layers.len());
+        for layer in layers.iter().rev() {
+            of_parameters.push(match layer {
+                Some(layer) => Some(layer.branch.backward(&layer.input, &layer.kept, &dx)?),
+                None => None,
+            });
+        }
+        gradients.set(
+            of_parameters
+                .into_iter()
+                .rev()
+                .flat_map(|gradients| match gradients {
+                    Some(gradients) => gradients.map(Some),
+                    None => [const { None }; 7],
+                }),
+        );
+        let dtied = tied.track_op().then(|| tied.zeros_like()).transpose()?;
+        Ok([Some(dx), dtied])
+    })
+}
+
+/// A branch that ran, and what its backward pass needs.
+struct Layer {
+    branch: Branch,
+    input: Tensor, // [B, T, D]
+    kept: Kept,
+}
+
+/// One branch with its weights at hand in the type of its products.
+struct Branch {
+    norm: Norm,
+    expand: Tensor, // [E, D]
+    expand_bias: Tensor,
+    middle: FusedMiddle,
+    contract: Tensor, // [D, I]
+    residual: Residual,
+    samples: Option<Samples>,
+    tokens: usize,
+}
+
+enum FusedMiddle {
+    Attention(Attention),
+    Activation(Activation),
+}
+
+/// Values of the forward pass that the backward pass needs again.
+struct Kept {
+    normed: Tensor,     // [rows, D]
+    statistics: Tensor, // [rows, 2]
+    /// The first projection without its bias [rows, E], or for attention the heads, [3, B H, T, d].
+    expanded: Tensor,
+    inner: Tensor, // [rows, I]
+    /// The second projection without its bias, [rows, D].
+    contracted: Tensor,
+}
+
+impl Branch {
+    fn new(
+        parameters: &BranchParameters,
+        middle: Middle,
+        samples: Option<Samples>,
+        size: [usize; 3],
+        eps: f64,
+        compute: DType,
+    ) -> Result<Self> {
+        let values = |tensor: &Tensor| tensor.detach().contiguous();
+        let weight = |tensor: &Tensor| values(tensor)?.to_dtype(compute);
+        Ok(Self {
+            norm: Norm {
+                weight: values(&parameters.norm_weight)?,
+                bias: values(&parameters.norm_bias)?,
+                eps: eps as f32,
+            },
+            expand: weight(&parameters.expand_weight)?,
+            expand_bias: values(&parameters.expand_bias)?,
+            middle: match middle {
+                Middle::Attention { heads } => FusedMiddle::Attention(Attention::new(size, heads)?),
+                Middle::Gelu => FusedMiddle::Activation(Activation::Gelu),
+                Middle::SwiGlu => FusedMiddle::Activation(Activation::SwiGlu),
+            },
+            contract: weight(&parameters.contract_weight)?,
+            residual: Residual {
+                bias: values(&parameters.contract_bias)?,
+                gamma: values(&parameters.gamma)?,
+            },
+            samples,
+            tokens: size[1],
+        })
+    }
+
+    /// `x` [B, T, D] with the branch added.
+    fn forward(&self, x: &Tensor) -> Result<(Tensor, Kept)> {
+        let dtype = self.expand.dtype();
+        let (normed, statistics) = self.norm.forward(x, self.kept(), self.tokens, dtype)?;
+        let expanded = normed.matmul(&self.expand.t()?)?;
+        let bias = Some(&self.expand_bias);
+        let (expanded, inner) = match &self.middle {
+            FusedMiddle::Attention(attention) => {
+                let heads = attention.heads(&expanded, bias)?;
+                let inner = attention.forward(&heads)?;
+                (heads, inner)
+            }
+            FusedMiddle::Activation(activation) => {
+                let inner = activation.forward(&expanded, bias)?;
+                (expanded, inner)
+            }
+        };
+        let contracted = inner.matmul(&self.contract.t()?)?;
+        let out = self.residual.forward(x, &contracted, self.samples.as_ref())?;
+        let kept = Kept {
+            normed,
+            statistics,
+            expanded,
+            inner,
+            contracted,
+        };
+        Ok((out, kept))
+    }
+
+    /// Turns `grad` [B, T, D] of the sum into that of `x`; the gradients of the parameters in their order.
+    fn backward(&self, x: &Tensor, kept: &Kept, grad: &Tensor) -> Result<[Tensor; 7]> {
+        let samples = self.samples.as_ref();
+        let (dcontracted, dgamma, dcontract_bias) =
+            self.residual.backward(grad, &kept.contracted, samples)?;
+        let dcontract = dcontracted.t()?.matmul(&kept.inner)?;
+        let dinner = dcontracted.matmul(&self.contract)?;
+        let (dexpanded, sums) = match &self.middle {
+            FusedMiddle::Attention(attention) => attention.backward(&kept.expanded, &dinner, true)?,
+            FusedMiddle::Activation(activation) => {
+                activation.backward(&kept.expanded, Some(&self.expand_bias), &dinner)?
+            }
+        };
+        let dexpand_bias = match sums {
+            Some(sums) => sums,
+            None => column_sums(&dexpanded)?,
+        };
+        let dexpand = dexpanded.t()?.matmul(&kept.normed)?;
+        let dnormed = dexpanded.matmul(&self.expand)?;
+        let (dnorm_weight, dnorm_bias) = self.norm.backward(
+            x,
+            self.kept(),
+            self.tokens,
+            &kept.statistics,
+            &dnormed,
+            Into::Sum(grad),
+        )?;
+        Ok([
+            dnorm_weight,
+            dnorm_bias,
+            dexpand.to_dtype(DType::F32)?,
+            dexpand_bias,
+            dcontract.to_dtype(DType::F32)?,
+            dcontract_bias,
+            dgamma,
+        ])
+    }
+
+    fn kept(&self) -> Option<&Tensor> {
+        self.samples.as_ref().map(|samples| &samples.kept)
+    }
+}

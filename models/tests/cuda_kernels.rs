@@ -1,0 +1,577 @@
+//! The CUDA kernels, run on the processor, and the operations made of them: forward and gradients against the CPU's kernels and the
+//! compositions of candle arithmetic. Needs a C++ compiler: `cargo test --release --workspace --test cuda_kernels -- --ignored`.
+#![allow(clippy::unwrap_used)]
+
+mod cuda_emulation;
+
+use candle_core::{D, DType, Device, Result, Tensor, Var};
+use cuda_emulation::launcher;
+use macula_models::ops::cuda::geometry::Launch;
+use macula_models::ops::cuda::optimizer::{AdamwUpdate, Moved, adamw, sums_of_squares};
+use macula_models::ops::cuda::{Access, Buffer, Cell, emulated};
+use macula_models::ops::{
+    BranchParameters, BranchSamples, Middle, StackedBranch, attention, compare_operations, composed,
+    gather_rows, gelu, l2_normalize, layer_norm, linear, product_cross_entropy, residual_stack,
+    soft_cross_entropy, swiglu, weight_norm,
+};
+
+/// Rows and widths: single ones, fewer than a warp's lanes or a block's rows, more than one block has.
+const SIZES: [(usize, usize); 8] = [
+    (1, 1),
+    (1, 3),
+    (3, 33),
+    (2, 129),
+    (5, 1000),
+    (70, 7),
+    (300, 36),
+    (67, 260),
+];
+
+fn random(seed: u64, shape: &[usize]) -> Tensor {
+    let count: usize = shape.iter().product();
+    let value = |place: usize| {
+        let mut z = (seed << 40).wrapping_add((place as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 40) as f32 / (1 << 22) as f32 - 2.
+    };
+    Tensor::from_vec((0..count).map(value).collect::<Vec<f32>>(), shape, &Device::Cpu).unwrap()
+}
+
+fn values(tensor: &Tensor) -> Vec<f64> {
+    let tensor = tensor.to_dtype(DType::F64).unwrap();
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// As a share of the largest expected value, or of 1.
+fn assert_close(what: &str, found: &[f64], expected: &[f64], tolerance: f64) {
+    assert_eq!(found.len(), expected.len(), "{what}: count");
+    let largest = expected.iter().fold(1f64, |most, value| most.max(value.abs()));
+    for (i, (a, b)) in found.iter().zip(expected).enumerate() {
+        assert!(
+            (a - b).abs() <= tolerance * largest,
+            "{what}[{i}]: found {a}, expected {b}"
+        );
+    }
+}
+
+type Function<'a> = &'a dyn Fn(&[Tensor]) -> Result<Tensor>;
+
+/// The value at `inputs` and the gradients of all of them, of a sum weighted by random numbers.
+fn outcome(inputs: &[Tensor], function: Function) -> (Tensor, Vec<Tensor>) {
+    let vars: Vec<Var> = inputs
+        .iter()
+        .map(|input| Var::from_tensor(input).unwrap())
+        .collect();
+    let tensors: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
+    let output = function(&tensors).unwrap();
+    let weights = random(99, output.dims()).to_dtype(output.dtype()).unwrap();
+    let store = (&output * weights)
+        .unwrap()
+        .sum_all()
+        .unwrap()
+        .backward()
+        .unwrap();
+    let gradients = vars
+        .iter()
+        .map(|var| store.get(var).expect("a gradient for every input").clone());
+    (output.detach(), gradients.collect())
+}
+
+/// Holds `function` on the emulated GPU against its composition in f64. The first `rounded` inputs are of `dtype`.
+fn check(what: &str, inputs: &[Tensor], (rounded, dtype): (usize, DType), function: Function) {
+    let as_given = |(place, input): (usize, &Tensor)| match place < rounded {
+        true => input.to_dtype(dtype).unwrap(),
+        false => input.clone(),
+    };
+    let given: Vec<Tensor> = inputs.iter().enumerate().map(as_given).collect();
+    let double: Vec<Tensor> = given
+        .iter()
+        .map(|input| input.to_dtype(DType::F64).unwrap())
+        .collect();
+    let (expected, expected_gradients) = composed(|| outcome(&double, function));
+    let (found, gradients) = emulated(launcher(), || outcome(&given, function));
+    // bf16 keeps eight bits of what is stored, between the steps of an operation as well.
+    let tolerance = if dtype == DType::BF16 { 2e-2 } else { 4e-6 };
+    assert_eq!(found.dims(), expected.dims(), "{what}: shape");
+    assert_close(what, &values(&found), &values(&expected), tolerance);
+    for (place, (found, expected)) in gradients.iter().zip(&expected_gradients).enumerate() {
+        assert_eq!(found.dims(), expected.dims(), "{what}: shape of gradient {place}");
+        let name = format!("{what}, gradient {place}");
+        assert_close(&name, &values(found), &values(expected), tolerance);
+    }
+}
+
+/// In f32 only.
+const SINGLE: (usize, DType) = (0, DType::F32);
+
+#[test]
+#[ignore = "needs a C++ compiler"]
+fn norms_and_normalisations() {
+    for (rows, width) in SIZES {
+        let shape = [rows, width];
+        let what = |name: &str| format!("{name} {shape:?}");
+        let inputs = [random(1, &shape), random(2, &[width]), random(3, &[width])];
+        // One column has no spread: eps alone keeps its norm finite.
+        let eps = if width == 1 { 1e-2 } else { 1e-6 };
+        check(&what("layer_norm"), &inputs, SINGLE, &|x| {
+            layer_norm(&x[0], &x[1], &x[2], eps)
+        });
+        check(&what("l2_normalize"), &inputs[..1], SINGLE, &|x| {
+            l2_normalize(&x[0], 1e-12)
+        });
+        // The last layer of a head in bf16 hands its rows over as they are.
+        let half = (1, DType::BF16);
+        check(&what("l2_normalize of bf16"), &inputs[..1], half, &|x| {
+            l2_normalize(&x[0], 1e-12)
+        });
+        let inputs = [random(1, &shape), random(2, &[rows, 1])];
+        check(&what("weight_norm"), &inputs, SINGLE, &|x| {
+            weight_norm(&x[0], &x[1])
+        });
+    }
+    let zeros = Var::zeros((2, 3), DType::F32, &Device::Cpu).unwrap();
+    let y = emulated(launcher(), || l2_normalize(&zeros, 1e-12)).unwrap();
+    let grads = emulated(launcher(), || y.sum_all().unwrap().backward()).unwrap();
+    assert!(
+        values(grads.get(&zeros).unwrap())
+            .iter()
+            .all(|value| value.is_finite())
+    );
+}
+
+#[test]
+#[ignore = "needs a C++ compiler"]
+fn activations_and_linear_layers_in_f32_and_bf16() {
+    for dtype in [DType::F32, DType::BF16] {
+        for (rows, width) in SIZES {
+            let what = |name: &str| format!("{name} [{rows}, {width}] {dtype:?}");
+            let x = random(1, &[rows, width]);
+            check(&what("gelu"), std::slice::from_ref(&x), (1, dtype), &|x| {
+                gelu(&x[0])
+            });
+            let pair = random(2, &[rows, 2 * width]);
+            check(&what("swiglu"), &[pair], (1, dtype), &|x| swiglu(&x[0]));
+            // Not so wide that the sums of products outgrow what bf16 keeps of them.
+            let inputs = width.min(33);
+            let narrow = random(1, &[rows, inputs]);
+            let arguments = [narrow, (random(3, &[5, inputs]) * 0.2).unwrap(), random(4, &[5])];
+            check(&what("linear"), &arguments, (2, dtype), &|x| {
+                linear(&x[0], &x[1], Some(&x[2]), x[0].dtype())
+            });
+            check(&what("linear without bias"), &arguments[..2], (2, dtype), &|x| {
+                linear(&x[0], &x[1], None, x[0].dtype())
+            });
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a C++ compiler"]
+fn far_out_and_broken_values_of_gelu() {
+    let x = Var::new(&[1e30f32, -1e18, f32::NAN, 0., f32::INFINITY], &Device::Cpu).unwrap();
+    let y = emulated(launcher(), || gelu(&x)).unwrap();
+    let grads = emulated(launcher(), || y.sum_all().unwrap().backward()).unwrap();
+    let (y, slope) = (
+        y.to_vec1::<f32>().unwrap(),
+        grads.get(&x).unwrap().to_vec1::<f32>().unwrap(),
+    );
+    assert!(
+        y[0] == 1e30 && y[1] == 0. && y[2].is_nan() && y[3] == 0. && y[4] == f32::INFINITY,
+        "{y:?}"
+    );
+    assert!(
+        slope[0] == 1. && slope[1] == 0. && slope[2].is_nan() && slope[3] == 0.5 && slope[4] == 1.,
+        "{slope:?}"
+    );
+}
+
+#[test]
+#[ignore = "needs a C++ compiler"]
+fn attention_in_f32_and_bf16() {
+    for dtype in [DType::F32, DType::BF16] {
+        for (batch, tokens, heads, head_dim) in [
+            (1, 1, 1, 3),
+            (2, 5, 3, 4),
+            (1, 33, 2, 7),
+            (3, 129, 1, 5),
+            (9, 2, 3, 64),
+        ] {
+            let what = format!("attention [{batch}, {tokens}, 3, {heads}, {head_dim}] {dtype:?}");
+            let qkv = random(1, &[batch, tokens, 3, heads, head_dim]);
+            let scale = 1. / (head_dim as f64).sqrt();
+            check(&what, &[qkv], (1, dtype), &|x| attention(&x[0], scale));
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a C++ compiler"]
+fn cross_entropies_and_chosen_rows() {
+    for (rows, classes) in [(1, 1), (1, 7), (3, 33), (5, 1000), (2, 5000), (70, 16)] {
+        for temperature in [1., 0.25] {
+            let inputs = [random(1, &[rows, classes])];
+            let targets = random(2, &[rows, classes]).abs().unwrap();
+            let what = format!("soft_cross_entropy [{rows}, {classes}]");
+            check(&what, &inputs, SINGLE, &|x| {
+                soft_cross_entropy(&x[0], &targets, None, temperature)
+            });
+        }
+        let targets = random(3, &[2, classes]).abs().unwrap();
+        let chosen: Vec<u32> = (0..rows as u32).map(|row| row % 2).collect();
+        let inputs = [random(1, &[rows, 3]), random(2, &[classes, 3])];
+        let what = format!("product_cross_entropy [{rows}, 3] x [{classes}, 3]");
+        check(&what, &inputs, SINGLE, &|x| {
+            product_cross_entropy(&x[0], &x[1], &targets, Some(&chosen), 0.5, DType::F32)
+        });
+    }
+    for (rows, width) in SIZES {
+        let chosen: Vec<u32> = (0..2 * rows as u32 + 1)
+            .map(|i| i * 7919 % rows as u32 / 2)
+            .collect();
+        let what = format!("gather_rows [{rows}, {width}]");
+        check(&what, &[random(1, &[rows, width])], SINGLE, &|x| {
+            gather_rows(&x[0], &chosen)
+        });
+    }
+    // No row at all is no launch.
+    let none = emulated(launcher(), || gather_rows(&random(1, &[3, 4]), &[])).unwrap();
+    assert_eq!(none.dims(), [0, 4]);
+}
+
+/// The products' gradient takes the place of the logits, which a second backward pass must compute anew.
+#[test]
+#[ignore = "needs a C++ compiler"]
+fn two_backward_passes_agree() {
+    let points = Var::from_tensor(&random(1, &[4, 3])).unwrap();
+    let (prototypes, targets) = (random(2, &[6, 3]), random(3, &[4, 6]));
+    emulated(launcher(), || {
+        let loss = product_cross_entropy(&points, &prototypes, &targets, None, 0.5, DType::F32).unwrap();
+        let [first, second] = [(); 2].map(|()| {
+            let grads = loss.sum_all().unwrap().backward().unwrap();
+            assert!(grads.get(&prototypes).is_none());
+            values(grads.get(&points).unwrap())
+        });
+        assert_eq!(first, second);
+    });
+}
+
+fn parameters(x: &[Tensor]) -> BranchParameters {
+    BranchParameters {
+        norm_weight: x[0].clone(),
+        norm_bias: x[1].clone(),
+        expand_weight: x[2].clone(),
+        expand_bias: x[3].clone(),
+        contract_weight: x[4].clone(),
+        contract_bias: x[5].clone(),
+        gamma: x[6].clone(),
+    }
+}
+
+/// A network of three branches, one on all samples, one on some and one on none, against the CPU's kernels.
+#[test]
+#[ignore = "needs a C++ compiler"]
+fn stacks_of_branches_in_f32_and_bf16() {
+    let some = BranchSamples {
+        kept: vec![3, 0],
+        factors: vec![2., 1.5],
+    };
+    let none = BranchSamples {
+        kept: vec![],
+        factors: vec![],
+    };
+    for (tokens, width, heads) in [(1, 6, 2), (5, 12, 3), (17, 33, 3), (33, 130, 2)] {
+        for (name, middle, expanded, inner) in [
+            ("attention", Middle::Attention { heads }, 3 * width, width),
+            ("GELU", Middle::Gelu, 4 * width, 4 * width),
+            ("SwiGLU", Middle::SwiGlu, 2 * width + 2, width + 1),
+        ] {
+            let shapes: [&[usize]; 7] = [
+                &[width],
+                &[width],
+                &[expanded, width],
+                &[expanded],
+                &[width, inner],
+                &[width],
+                &[width],
+            ];
+            let mut inputs = vec![random(1, &[4, tokens, width])];
+            for branch in 0..2 {
+                let seeds = 10 * (branch + 1)..;
+                // Weights as small as those of a network, or attention is all on one token.
+                let scale = 0.5 / (width as f64).sqrt();
+                inputs.extend(shapes.iter().zip(seeds).map(|(shape, seed)| match shape.len() {
+                    2 => (random(seed, shape) * scale).unwrap(),
+                    _ => random(seed, shape),
+                }));
+            }
+            let run = |compute: DType| {
+                let (some, none) = (&some, &none);
+                move |x: &[Tensor]| {
+                    let all = [parameters(&x[1..8]), parameters(&x[8..15])];
+                    let samples = [None, Some(some), Some(none)];
+                    let branches: Vec<StackedBranch> = samples
+                        .into_iter()
+                        .zip([&all[0], &all[1], &all[0]])
+                        .map(|(samples, parameters)| StackedBranch {
+                            parameters,
+                            middle,
+                            samples,
+                        })
+                        .collect();
+                    residual_stack(&x[0], &branches, 1e-6, compute)
+                }
+            };
+            let (expected, expected_gradients) = outcome(&inputs, &run(DType::F32));
+            for (compute, tolerance) in [(DType::F32, 1e-5), (DType::BF16, 3e-2)] {
+                let what = format!("{name} [4, {tokens}, {width}] {compute:?}");
+                let (found, gradients) = emulated(launcher(), || outcome(&inputs, &run(compute)));
+                assert_close(&what, &values(&found), &values(&expected), tolerance);
+                for (place, (found, expected)) in gradients.iter().zip(&expected_gradients).enumerate() {
+                    assert_eq!(
+                        (found.dims(), found.dtype()),
+                        (expected.dims(), DType::F32),
+                        "{what} {place}"
+                    );
+                    assert_close(
+                        &format!("{what}, gradient {place}"),
+                        &values(found),
+                        &values(expected),
+                        tolerance,
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a C++ compiler"]
+fn branches_that_run_on_nothing_change_nothing() {
+    let x = Var::from_tensor(&random(1, &[2, 3, 4])).unwrap();
+    let shapes: [&[usize]; 7] = [&[4], &[4], &[8, 4], &[8], &[4, 8], &[4], &[4]];
+    let tensors: Vec<Tensor> = (2..)
+        .zip(shapes)
+        .map(|(seed, shape)| random(seed, shape))
+        .collect();
+    let samples = BranchSamples {
+        kept: vec![],
+        factors: vec![],
+    };
+    let branch = StackedBranch {
+        parameters: &parameters(&tensors),
+        middle: Middle::Gelu,
+        samples: Some(&samples),
+    };
+    let y = emulated(launcher(), || residual_stack(&x, &[branch], 1e-6, DType::F32)).unwrap();
+    assert_eq!(values(&y), values(&x));
+    assert!(values(x.as_tensor()).len() == 24);
+}
+
+/// Every operation of `macula bench ops --device cuda`.
+#[test]
+#[ignore = "needs a C++ compiler"]
+fn every_operation_agrees_with_the_cpu() {
+    for (compute, most) in [(DType::F32, 2e-5), (DType::BF16, 0.1)] {
+        let found = emulated(launcher(), || compare_operations(&Device::Cpu, compute)).unwrap();
+        assert_eq!(found.len(), 14);
+        for op in found {
+            assert!(
+                op.output_error < most && op.gradient_error < most,
+                "{compute:?}: {op:?}"
+            );
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a C++ compiler"]
+fn adamw_moves_all_weights_and_their_followers() {
+    // Less than a warp, a piece exactly, more than one, one without a gradient, one without a follower.
+    let counts = [3, 4096, 10_007, 50, 33];
+    let make = |seed: u64| -> Vec<Tensor> {
+        counts
+            .iter()
+            .zip(seed..)
+            .map(|(&count, seed)| random(seed, &[count]))
+            .collect()
+    };
+    let (weights, first, gradients, teacher) = (make(10), make(20), make(40), make(50));
+    let second: Vec<Tensor> = make(30).iter().map(|tensor| tensor.abs().unwrap()).collect();
+    let factors = |place: usize| [0.5, 0.1, 0.999, 0.001, 0.99, 0.01 * (place + 1) as f32, 0.2, 1e-8];
+    let mut expected = Vec::new();
+    for place in 0..counts.len() {
+        let [scale, towards, keep, add, shrink, size, root, eps] = factors(place).map(f64::from);
+        let [mut w, mut m, mut v, g, mut t] =
+            [&weights, &first, &second, &gradients, &teacher].map(|all| values(&all[place]));
+        for i in 0..w.len() {
+            if place != 3 {
+                let g = g[i] * scale;
+                m[i] += (g - m[i]) * towards;
+                v[i] = v[i] * keep + g * g * add;
+                w[i] = w[i] * shrink - size * m[i] / (v[i].sqrt() / root + eps);
+            }
+            if place != 4 {
+                t[i] = t[i] * 0.75 + w[i] * 0.25;
+            }
+        }
+        expected.push([w, m, v, t]);
+    }
+    let updates: Vec<AdamwUpdate> = (0..counts.len())
+        .map(|place| AdamwUpdate {
+            weights: &weights[place],
+            moved: (place != 3).then(|| Moved {
+                first: &first[place],
+                second: &second[place],
+                gradient: &gradients[place],
+                factors: factors(place),
+            }),
+            follower: (place != 4).then(|| (&teacher[place], [0.75, 0.25])),
+        })
+        .collect();
+    emulated(launcher(), || adamw(&updates)).unwrap();
+    for (place, expected) in expected.iter().enumerate() {
+        for (all, expected) in [&weights, &first, &second, &teacher].into_iter().zip(expected) {
+            assert_close(&format!("tensor {place}"), &values(&all[place]), expected, 1e-5);
+        }
+    }
+    let wrong = AdamwUpdate {
+        weights: &weights[0],
+        moved: None,
+        follower: Some((&teacher[1], [0.; 2])),
+    };
+    let error = emulated(launcher(), || adamw(&[wrong])).unwrap_err().to_string();
+    assert!(
+        error.contains("expected [3] of f32, found [4096] of F32"),
+        "{error}"
+    );
+    assert!(
+        adamw(&updates)
+            .unwrap_err()
+            .to_string()
+            .contains("expected a GPU")
+    );
+}
+
+#[test]
+#[ignore = "needs a C++ compiler"]
+fn sums_of_squares_by_group() {
+    let tensors: Vec<Tensor> = [1, 31, 4096, 4097, 100_003]
+        .iter()
+        .zip(1..)
+        .map(|(&count, seed)| random(seed, &[count]))
+        .collect();
+    let (views, whole): (Vec<&Tensor>, _) = (tensors.iter().collect(), &tensors[4]);
+    let part = whole.narrow(0, 17, 5000).unwrap();
+    let groups = vec![views[..2].to_vec(), vec![], views[2..].to_vec(), vec![&part]];
+    let found = emulated(launcher(), || sums_of_squares(&groups)).unwrap();
+    let expected: Vec<f64> = groups
+        .iter()
+        .map(|group| {
+            group
+                .iter()
+                .flat_map(|tensor| values(tensor))
+                .map(|value| value * value)
+                .sum()
+        })
+        .collect();
+    for (found, expected) in found.iter().zip(&expected) {
+        assert!(
+            (found - expected).abs() <= 1e-6 * expected,
+            "{found}, expected {expected}"
+        );
+    }
+    assert_eq!(emulated(launcher(), || sums_of_squares(&[vec![]])).unwrap(), [0.]);
+}
+
+/// The emulation itself: what it is there to see, it sees.
+#[test]
+#[ignore = "needs a C++ compiler"]
+fn faults_of_kernels_are_seen() {
+    let memory = vec![0f32; 64];
+    let buffer = |access| Buffer {
+        dtype: DType::F32,
+        address: memory.as_ptr().expose_provenance() as u64,
+        bytes: 256,
+        access,
+    };
+    let shape = Launch {
+        grid: [1, 1],
+        block: 64,
+        shared: 256,
+    };
+    let run = |kernel: &str, access, count: Cell| {
+        let cells = [Cell::Buffer(Some(buffer(access))), count];
+        launcher().launch(kernel, &shape, &cells).unwrap_err()
+    };
+    let half = Cell::Int(32);
+    for (kernel, access, count, expected) in [
+        (
+            "broken_no_barrier",
+            Access::Write,
+            Cell::Int(64),
+            "a barrier is missing",
+        ),
+        (
+            "broken_barrier_of_some",
+            Access::Write,
+            half.clone(),
+            "a barrier that others never reach",
+        ),
+        (
+            "broken_writes_before",
+            Access::Write,
+            half.clone(),
+            "wrote before a buffer",
+        ),
+        (
+            "gelu_forward_f32",
+            Access::Write,
+            half.clone(),
+            "expected arguments FFFiii, found Fi",
+        ),
+        (
+            "broken_no_barrier",
+            Access::Write,
+            Cell::Float(1.),
+            "expected arguments Fi, found Ff",
+        ),
+        ("no_such_kernel", Access::Write, half, "no such kernel"),
+    ] {
+        let error = run(kernel, access, count);
+        assert!(error.contains(expected), "{kernel}: {error}");
+    }
+}
+
+#[test]
+#[ignore = "needs a C++ compiler"]
+fn wrong_types_and_shapes_are_refused() {
+    let error = |work: &dyn Fn() -> Result<Tensor>| emulated(launcher(), work).unwrap_err().to_string();
+    let double = random(1, &[2, 3]).to_dtype(DType::F64).unwrap();
+    let width = random(2, &[3]);
+    let message = error(&|| layer_norm(&double, &width, &width, 1e-6));
+    assert!(message.contains("expected f32, found F64"), "{message}");
+    let message = error(&|| gelu(&double));
+    assert!(
+        message.contains("expected f32 or bf16 on this device, found F64"),
+        "{message}"
+    );
+    let message = error(&|| swiglu(&random(1, &[2, 3])));
+    assert!(
+        message.contains("expected an even last dimension, found 3"),
+        "{message}"
+    );
+    let message = error(&|| linear(&random(1, &[2, 3]), &random(2, &[5, 4]), None, DType::F32));
+    assert!(message.contains("expected weight [5, 3]"), "{message}");
+    let wide = random(1, &[2, 7000]);
+    let gain = Var::from_tensor(&random(2, &[7000])).unwrap();
+    let message = error(&|| {
+        let y = layer_norm(&wide, &gain, &gain, 1e-6)?;
+        let total = y.sum(D::Minus1)?.sum_all()?;
+        Ok(total.backward()?.get(&gain).expect("a gradient").clone())
+    });
+    assert!(
+        message.contains("whose sums fit into 48 KiB, found 7000"),
+        "{message}"
+    );
+}
