@@ -14,7 +14,7 @@ use crate::{Error, Result};
 /// Where and with how many threads to run.
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// auto, cpu, openvino (ONNX files), or cuda[:N]
+    /// auto, cpu, cuda[:N], or for ONNX files openvino or tensorrt[:N]
     #[arg(long, default_value = "auto")]
     pub device: Device,
     /// Threads; 0 for all cores
@@ -136,7 +136,7 @@ pub struct ReadArgs {
     /// Images per run of the model; auto measures some and takes the smallest that is about as fast as any
     #[arg(long, default_value = "32", value_name = "N")]
     pub batch: BatchSize,
-    /// Numbers of matrix products: f32, or bf16 and f16 with --device openvino, or bf16 for a checkpoint
+    /// Numbers of matrix products: f32, or bf16 and f16 with --device openvino or tensorrt, or bf16 for a checkpoint
     #[arg(long, default_value = "f32", value_name = "TYPE")]
     pub compute: Precision,
     /// What to do with an image that cannot be read

@@ -31,6 +31,8 @@ pub enum Device {
     OpenVino,
     /// The GPU with this number.
     Cuda(usize),
+    /// The GPU with this number, with TensorRT's kernels, which it chooses when a model is opened.
+    TensorRt(usize),
 }
 
 impl Device {
@@ -39,7 +41,7 @@ impl Device {
         match self {
             Self::Auto | Self::Cpu => None,
             Self::OpenVino => Some(Flavor::Openvino),
-            Self::Cuda(_) => Some(Flavor::Cuda),
+            Self::Cuda(_) | Self::TensorRt(_) => Some(Flavor::Cuda),
         }
     }
 
@@ -52,9 +54,9 @@ impl Device {
             Self::Cpu => Ok(candle_core::Device::Cpu),
             Self::Auto if CUDA_TRAINER => Ok(gpu::open(0).unwrap_or(candle_core::Device::Cpu)),
             Self::Auto => Ok(candle_core::Device::Cpu),
-            Self::OpenVino => Err(Error::input(
+            Self::OpenVino | Self::TensorRt(_) => Err(Error::input(
                 format!("--device {self}"),
-                "OpenVINO runs ONNX files only; expected cpu or cuda here, or export to ONNX first",
+                "it runs ONNX files only; expected cpu or cuda here, or export to ONNX first",
             )),
             Self::Cuda(number) if CUDA_TRAINER => gpu::open(number)
                 .map_err(|error| Error::failed(format!("--device {self}"), error.to_string())),
@@ -75,6 +77,8 @@ impl fmt::Display for Device {
             Self::OpenVino => f.write_str("openvino"),
             Self::Cuda(0) => f.write_str("cuda"),
             Self::Cuda(number) => write!(f, "cuda:{number}"),
+            Self::TensorRt(0) => f.write_str("tensorrt"),
+            Self::TensorRt(number) => write!(f, "tensorrt:{number}"),
         }
     }
 }
@@ -83,21 +87,24 @@ impl FromStr for Device {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let number = |digits: &str| digits.parse::<u16>().ok().map(|number| Self::Cuda(number.into()));
+        let number = |digits: &str| digits.parse::<u16>().ok().map(usize::from);
         let device = match text {
             "auto" => Some(Self::Auto),
             "cpu" => Some(Self::Cpu),
             "openvino" => Some(Self::OpenVino),
             "cuda" => Some(Self::Cuda(0)),
-            other => other
-                .strip_prefix("cuda:")
-                .filter(|digits| !digits.starts_with('+'))
-                .and_then(number),
+            "tensorrt" => Some(Self::TensorRt(0)),
+            other => match other.split_once(':') {
+                Some((_, digits)) if digits.starts_with('+') => None,
+                Some(("cuda", digits)) => number(digits).map(Self::Cuda),
+                Some(("tensorrt", digits)) => number(digits).map(Self::TensorRt),
+                _ => None,
+            },
         };
         device.ok_or_else(|| {
             Error::input(
                 "--device",
-                format!("expected auto, cpu, openvino, cuda or cuda:N, found `{text}`"),
+                format!("expected auto, cpu, openvino, cuda[:N] or tensorrt[:N], found `{text}`"),
             )
         })
     }
@@ -145,6 +152,8 @@ pub enum Provider {
     OpenVino(Precision),
     /// The GPU with this number.
     Cuda(usize),
+    /// TensorRT on the GPU with this number.
+    TensorRt(usize, Precision),
 }
 
 impl Provider {
@@ -154,6 +163,7 @@ impl Provider {
             Self::Cpu => ep::CPU::NAME,
             Self::OpenVino(_) => ep::OpenVINO::NAME,
             Self::Cuda(_) => ep::CUDA::NAME,
+            Self::TensorRt(..) => ep::TensorRT::NAME,
         }
     }
 
@@ -162,6 +172,9 @@ impl Provider {
         match self {
             Self::Cuda(_) if reason.contains("Failed to load library") => {
                 "; CUDA 13 and cuDNN 9 must be where the loader finds them, for instance through LD_LIBRARY_PATH"
+            }
+            Self::TensorRt(..) if reason.contains("Failed to load library") => {
+                "; TensorRT 10 and CUDA 13 must be where the loader finds them, for instance through LD_LIBRARY_PATH"
             }
             _ => "",
         }
@@ -206,6 +219,11 @@ impl Provider {
                     .with_tf32(false)
                     .build()
             }
+            Self::TensorRt(number, precision) => ep::TensorRT::default()
+                .with_device_id(i32::try_from(number).unwrap_or(i32::MAX))
+                .with_fp16(precision == Precision::F16)
+                .with_bf16(precision == Precision::Bf16)
+                .build(),
         };
         provider.error_on_failure()
     }
@@ -217,6 +235,7 @@ impl fmt::Display for Provider {
             Self::Cpu => f.write_str("cpu"),
             Self::OpenVino(precision) => write!(f, "cpu, OpenVINO at {precision}"),
             Self::Cuda(number) => write!(f, "cuda:{number}"),
+            Self::TensorRt(number, precision) => write!(f, "cuda:{number}, TensorRT at {precision}"),
         }
     }
 }
@@ -225,6 +244,7 @@ impl fmt::Display for Provider {
 /// listed does not mean that the machine has what it needs.
 pub fn available(_loaded: &Runtime) -> Vec<&'static str> {
     let offered = [
+        (ep::TensorRT::NAME, ep::TensorRT::is_available()),
         (ep::CUDA::NAME, ep::CUDA::is_available()),
         (ep::OpenVINO::NAME, ep::OpenVINO::is_available()),
         (ep::CPU::NAME, ep::CPU::is_available()),
@@ -277,12 +297,13 @@ fn choose_from(
     let openvino = Provider::OpenVino(precision);
     match (device, precision) {
         (Device::OpenVino, _) => had(Flavor::Openvino, openvino),
+        (Device::TensorRt(number), _) => had(Flavor::Cuda, Provider::TensorRt(number, precision)),
         // What else there is computes in single precision only.
         (Device::Auto, Precision::Bf16 | Precision::F16) if has(openvino) => Ok(vec![openvino]),
         (_, Precision::Bf16 | Precision::F16) => Err(Error::input(
             format!("--compute {precision}"),
             format!(
-                "expected --device openvino or a checkpoint with it, found an ONNX file with --device {device}, which computes in \
+                "expected --device openvino, tensorrt or a checkpoint with it, found an ONNX file with --device {device}, which computes in \
                  f32"
             ),
         )),
@@ -343,15 +364,32 @@ mod tests {
 
     #[test]
     fn devices_are_read_as_they_are_written() {
-        for text in ["auto", "cpu", "openvino", "cuda", "cuda:3"] {
+        for text in [
+            "auto",
+            "cpu",
+            "openvino",
+            "cuda",
+            "cuda:3",
+            "tensorrt",
+            "tensorrt:1",
+        ] {
             assert_eq!(text.parse::<Device>().unwrap().to_string(), text);
         }
         assert_eq!("cuda:0".parse::<Device>().unwrap(), Device::Cuda(0));
-        for text in ["gpu", "cuda:", "cuda:-1", "cuda:+1", "CUDA", "", "cuda:99999"] {
+        for text in [
+            "gpu",
+            "cuda:",
+            "cuda:-1",
+            "cuda:+1",
+            "CUDA",
+            "",
+            "cuda:99999",
+            "cpu:1",
+        ] {
             let error = text.parse::<Device>().unwrap_err().to_string();
             assert_eq!(
                 error,
-                format!("--device: expected auto, cpu, openvino, cuda or cuda:N, found `{text}`")
+                format!("--device: expected auto, cpu, openvino, cuda[:N] or tensorrt[:N], found `{text}`")
             );
         }
         assert_eq!("bf16".parse::<Precision>().unwrap(), Precision::Bf16);
@@ -367,6 +405,10 @@ mod tests {
             "--device cuda:1: expected a library with the CUDAExecutionProvider, found /lib/libonnxruntime.so with \
              CPUExecutionProvider; run `macula runtime install --flavor cuda` or name one with --ort-lib FILE"
         );
+        let error = chosen(WITH_CUDA, "tensorrt", Precision::F16, true)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("with the TensorrtExecutionProvider"), "{error}");
         for precision in [Precision::F32, Precision::Bf16] {
             let error = chosen(CPU_ONLY, "openvino", precision, true)
                 .unwrap_err()
@@ -394,7 +436,7 @@ mod tests {
                 .unwrap_err()
                 .to_string();
             let expected = format!(
-                "--compute bf16: expected --device openvino or a checkpoint with it, found an ONNX file with --device {device}"
+                "--compute bf16: expected --device openvino, tensorrt or a checkpoint with it, found an ONNX file with --device {device}"
             );
             assert!(error.starts_with(&expected), "{error}");
         }

@@ -278,6 +278,11 @@ fn build(
     threads: usize,
 ) -> std::result::Result<Session, String> {
     let reason = |e: ort::Error| short_reason(e.message());
+    let mut providers = vec![provider.dispatch(threads)];
+    if let Provider::TensorRt(number, _) = provider {
+        // For the operators that TensorRT does not have.
+        providers.push(Provider::Cuda(number).dispatch(threads));
+    }
     let configured = || -> ort::Result<_> {
         Ok(Session::builder(runtime.environment())?
             .with_optimization_level(GraphOptimizationLevel::All)?
@@ -287,7 +292,7 @@ fn build(
             .with_intra_op_spinning(false)?
             .with_memory_pattern(true)?
             .with_deterministic_compute(true)?
-            .with_execution_providers([provider.dispatch(threads)])?)
+            .with_execution_providers(&providers)?)
     };
     configured()
         .map_err(reason)?
