@@ -119,6 +119,7 @@ fn fit_to(teacher: &TeacherFacts, config: &mut TrainConfig) {
     config.backbone.drop_path_rate = 0.;
     config.backbone.patch_drop_rate = 0.;
     config.loss.pixel_weight = 0.;
+    config.loss.hog_weight = 0.;
 }
 
 /// A quarter of the teacher's weights: half its width, at most twelve blocks. ViT-g gives ViT-B, ViT-B gives ViT-S, ViT-S

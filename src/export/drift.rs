@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use crate::data::{DecodeOptions, Preprocess, Source};
 use crate::runtime::OnnxModel;
+use crate::runtime::tensors::cosine;
 use crate::{Error, Result, rng};
 
 /// Images a run.
@@ -124,7 +125,7 @@ pub(super) fn measure(
             let cosines: Vec<f64> = found
                 .chunks_exact(width.max(1))
                 .zip(expected.chunks_exact(width.max(1)))
-                .map(|(a, b)| super::cosine(a, b))
+                .map(|(a, b)| cosine(a, b))
                 .collect();
             let mean = cosines.iter().sum::<f64>() / cosines.len().max(1) as f64;
             let min = cosines.iter().copied().fold(f64::INFINITY, f64::min);

@@ -19,6 +19,7 @@ use serde::Serialize;
 
 use crate::data::{self, DecodeOptions, Preprocess};
 use crate::files::refuse_existing;
+use crate::runtime::tensors::cosine;
 use crate::runtime::{OnnxModel, Precision, Runtime, RuntimeOptions, SessionOptions};
 use crate::{Error, Result, rng};
 use drift::Images;
@@ -417,12 +418,6 @@ fn nan_max(a: f64, b: f64) -> f64 {
     } else {
         a.max(b)
     }
-}
-
-fn cosine(a: &[f32], b: &[f32]) -> f64 {
-    let dot =
-        |x: &[f32], y: &[f32]| -> f64 { x.iter().zip(y).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum() };
-    dot(a, b) / (dot(a, a).sqrt() * dot(b, b).sqrt()).max(f64::MIN_POSITIVE)
 }
 
 fn refuse_deviation(path: &Path, comparisons: &[Comparison], tolerance: f64) -> Result<()> {

@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use super::session::OnnxModel;
-use super::tensors::{Dim, OutputTensor};
+use super::tensors::{Dim, OutputTensor, cosine};
 use crate::{Error, Result};
 
 /// Images of a measurement, where the model leaves the batch open.
@@ -66,8 +66,7 @@ fn choose(measured: &[std::result::Result<Measured, String>]) -> Option<usize> {
 
 /// Runs the model on a few images, twice: the first time it makes its plans. Images a second of the second, and its outputs.
 fn run(model: &mut OnnxModel) -> Result<(f64, Vec<OutputTensor>)> {
-    let open = [IMAGES, 3, SIDE, SIDE];
-    let mut shape = open;
+    let mut shape = [IMAGES, 3, SIDE, SIDE];
     for (size, dim) in shape.iter_mut().zip(&model.input().dims) {
         if let Dim::Fixed(fixed) = dim {
             *size = *fixed;
@@ -96,7 +95,7 @@ fn least_cosine(found: &[OutputTensor], expected: &[OutputTensor]) -> f64 {
         }
         for (a, b) in found.data.chunks(width).zip(expected.data.chunks(width)) {
             // A cosine that is no number agrees with nothing; `min` would pass it over.
-            let cosine = cosine(a, b);
+            let cosine = if a == b { 1. } else { cosine(a, b) };
             least = if cosine.is_nan() {
                 f64::NEG_INFINITY
             } else {
@@ -105,16 +104,6 @@ fn least_cosine(found: &[OutputTensor], expected: &[OutputTensor]) -> f64 {
         }
     }
     least
-}
-
-fn cosine(a: &[f32], b: &[f32]) -> f64 {
-    let dot =
-        |a: &[f32], b: &[f32]| -> f64 { a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum() };
-    let lengths = (dot(a, a) * dot(b, b)).sqrt();
-    match lengths {
-        0. if a == b => 1.,
-        _ => dot(a, b) / lengths,
-    }
 }
 
 #[cfg(test)]
@@ -150,6 +139,7 @@ mod tests {
         assert_eq!(least(&[2., 0., 0., 1.]), 1.);
         assert_eq!(least(&[0., 1., 0., 100.]), 0.);
         assert!(least(&[f32::NAN, 0., 0., 100.]) < 0. && least(&[1., 0.]) < 0.);
-        assert_eq!(cosine(&[0., 0.], &[0., 0.]), 1.);
+        let zeros = [tensor(&[0., 0., 0., 0.])];
+        assert_eq!(least_cosine(&zeros, &zeros), 1.);
     }
 }

@@ -167,6 +167,14 @@ impl Provider {
         }
     }
 
+    /// What runs, before the processor, the operators that it does not have.
+    pub(super) fn beside(self) -> Option<Self> {
+        match self {
+            Self::TensorRt(number, _) => Some(Self::Cuda(number)),
+            Self::Cpu | Self::OpenVino(_) | Self::Cuda(_) => None,
+        }
+    }
+
     /// What to add to ONNX Runtime's `reason` for not running here.
     pub(super) fn hint(self, reason: &str) -> &'static str {
         match self {

@@ -38,7 +38,6 @@ pub struct OnnxModel {
     metadata: BTreeMap<String, String>,
     producer: String,
     provider: Provider,
-    providers: Vec<&'static str>,
     notice: Option<String>,
 }
 
@@ -83,8 +82,6 @@ impl OnnxModel {
         let input = the_image_input(path, session.inputs().iter().map(TensorInfo::new).collect())?;
         let outputs = session.outputs().iter().map(TensorInfo::new).collect();
         let (metadata, producer) = metadata_of(path, &session)?;
-        let mut providers = vec![provider.name(), Provider::Cpu.name()];
-        providers.dedup();
         Ok(Self {
             session,
             path: path.to_path_buf(),
@@ -93,7 +90,6 @@ impl OnnxModel {
             metadata,
             producer,
             provider,
-            providers,
             notice: None,
         })
     }
@@ -129,8 +125,11 @@ impl OnnxModel {
     }
 
     /// ONNX Runtime's names of the providers that may run the model's operators, the preferred one first.
-    pub fn providers(&self) -> &[&'static str] {
-        &self.providers
+    pub fn providers(&self) -> Vec<&'static str> {
+        let all = [Some(self.provider), self.provider.beside(), Some(Provider::Cpu)];
+        let mut names: Vec<&'static str> = all.into_iter().flatten().map(Provider::name).collect();
+        names.dedup();
+        names
     }
 
     /// What the user should know, for stderr: what `--device auto` chose, and what the processor lacks for the
@@ -278,11 +277,8 @@ fn build(
     threads: usize,
 ) -> std::result::Result<Session, String> {
     let reason = |e: ort::Error| short_reason(e.message());
-    let mut providers = vec![provider.dispatch(threads)];
-    if let Provider::TensorRt(number, _) = provider {
-        // For the operators that TensorRT does not have.
-        providers.push(Provider::Cuda(number).dispatch(threads));
-    }
+    let providers = [Some(provider), provider.beside()].into_iter().flatten();
+    let providers: Vec<_> = providers.map(|provider| provider.dispatch(threads)).collect();
     let configured = || -> ort::Result<_> {
         Ok(Session::builder(runtime.environment())?
             .with_optimization_level(GraphOptimizationLevel::All)?

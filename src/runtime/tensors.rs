@@ -120,6 +120,14 @@ impl From<OutputView<'_>> for OutputTensor {
     }
 }
 
+/// The cosine between two vectors of values, for instance one image's in an output by two ways of computing it; 0 where one is
+/// all zeros, NaN where a value is.
+pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    let dot =
+        |x: &[f32], y: &[f32]| -> f64 { x.iter().zip(y).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum() };
+    dot(a, b) / (dot(a, a).sqrt() * dot(b, b).sqrt()).max(f64::MIN_POSITIVE)
+}
+
 /// The values of `value` as f32: f16, bf16 and f64 are converted, the last with rounding. The error says what it is.
 pub(super) fn as_f32<'a>(name: &'a str, value: &'a DynValue) -> Result<OutputView<'a>, String> {
     let refused = |found: String| {

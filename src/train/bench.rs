@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::config::{Compute, TrainConfig};
 use super::cost::step_operations;
 use super::failed_in_candle;
+use super::product_rates::least_seconds;
 use super::trainer::{StepSeconds, Trainer};
 use crate::data::loader::Batch;
 use crate::data::mask::masks_for_batch;
@@ -134,13 +135,9 @@ fn noise(config: &TrainConfig) -> Result<Vec<Batch>> {
 /// Operations a second of a large product, the best of a few.
 fn gemm_rate(device: &Device, compute: Compute) -> candle_core::Result<f64> {
     let matrix = Tensor::ones((GEMM_SIDE, GEMM_SIDE), DType::F32, device)?;
-    let mut best = f64::INFINITY;
-    for _ in 0..8 {
-        let start = Instant::now();
-        linear(&matrix, &matrix, None, compute.dtype())?;
-        device.synchronize()?;
-        best = best.min(start.elapsed().as_secs_f64());
-    }
+    let best = least_seconds(device, || {
+        linear(&matrix, &matrix, None, compute.dtype()).map(drop)
+    })?;
     Ok(2. * (GEMM_SIDE as f64).powi(3) / best)
 }
 

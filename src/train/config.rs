@@ -157,8 +157,15 @@ pub struct LossConfig {
     #[serde(default)]
     pub pixel_weight: f64,
     /// Hidden width of what tells them. Default 512.
-    #[serde(default = "pixel_hidden")]
+    #[serde(default = "told_hidden")]
     pub pixel_hidden: usize,
+    /// Weight of telling histograms of oriented gradients of each global crop from its class token (Wei et al. 2021): where edges
+    /// are and how they run. Default 0.
+    #[serde(default)]
+    pub hog_weight: f64,
+    /// Hidden width of what tells them. Default 512.
+    #[serde(default = "told_hidden")]
+    pub hog_hidden: usize,
     /// Temperature of the student's softmax. 0.1 in DINO and DINOv2.
     pub student_temperature: f64,
     /// The head of the DINO term.
@@ -171,7 +178,7 @@ pub struct LossConfig {
     pub info_nce: InfoNceConfig,
 }
 
-fn pixel_hidden() -> usize {
+fn told_hidden() -> usize {
     512
 }
 
@@ -541,6 +548,7 @@ impl TrainConfig {
             ("loss.koleo_weight", loss.koleo_weight),
             ("loss.info_nce_weight", loss.info_nce_weight),
             ("loss.pixel_weight", loss.pixel_weight),
+            ("loss.hog_weight", loss.hog_weight),
         ] {
             within(field, weight, 0. ..=f64::MAX)?;
         }
@@ -576,16 +584,19 @@ impl TrainConfig {
             let reason = format!("expected 2, found {crops}");
             return Err(Error::input("crops.global.count", reason));
         }
-        if self.has_pixels() && !self.has_dino() && !self.has_ibot() {
-            let reason = format!(
-                "expected 0 without dino and ibot, which it goes with, found {}",
-                loss.pixel_weight
-            );
-            return Err(Error::input("loss.pixel_weight", reason));
+        for (field, on, weight) in [
+            ("loss.pixel_weight", self.has_pixels(), loss.pixel_weight),
+            ("loss.hog_weight", self.has_hog(), loss.hog_weight),
+        ] {
+            if on && !self.has_dino() && !self.has_ibot() {
+                let reason = format!("expected 0 without dino and ibot, which it goes with, found {weight}");
+                return Err(Error::input(field, reason));
+            }
         }
         let nce = &loss.info_nce;
         for (field, value) in [
             ("loss.pixel_hidden", loss.pixel_hidden),
+            ("loss.hog_hidden", loss.hog_hidden),
             ("loss.info_nce.hidden", nce.hidden),
             ("loss.info_nce.output", nce.output),
             ("loss.info_nce.queue", nce.queue),
@@ -654,6 +665,11 @@ impl TrainConfig {
     /// Whether the pixels of crops are told from their class tokens. Not where a frozen teacher says what to learn.
     pub fn has_pixels(&self) -> bool {
         self.loss.pixel_weight > 0. && self.distill.is_none()
+    }
+
+    /// Whether histograms of oriented gradients are told likewise.
+    pub fn has_hog(&self) -> bool {
+        self.loss.hog_weight > 0. && self.distill.is_none()
     }
 
     /// Whether patches are drawn for the iBOT term: those it compares, if not all.

@@ -79,11 +79,13 @@ pub fn step_operations(config: &TrainConfig) -> Result<f64> {
     };
     let of_class = if config.has_dino() { batch * row } else { 0. };
     let teacher = globals * (on_global + of_class) + masked;
-    let told = network.pixel_decoder.as_ref().map_or(0., |decoder| {
+    let decoders = [&network.pixel_decoder, &network.hog_decoder];
+    let told = decoders.into_iter().flatten().map(|decoder| {
         let [input, hidden, output] =
             [decoder.input, decoder.hidden, decoder.output].map(|width| width as f64);
         batch * (product(1., input, hidden) + product(1., hidden, output))
     });
+    let told: f64 = told.sum();
     let student = globals * (on_seen + of_class + told) + locals * (on_local + of_class) + masked;
     Ok(teacher + 3. * student)
 }

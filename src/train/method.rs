@@ -16,7 +16,8 @@ use super::config::{Centering, StepValues, TrainConfig};
 use super::failed_in_candle;
 use super::losses::targets::{SINKHORN_ITERATIONS, SoftmaxCentering, sinkhorn_knopp};
 use super::losses::{
-    KeyQueue, Logits, dino_cls_loss, ibot_patch_loss, info_nce_loss, koleo_loss, pixel_loss,
+    KeyQueue, Logits, dino_cls_loss, hog_targets, ibot_patch_loss, info_nce_loss, koleo_loss, reduced,
+    told_loss,
 };
 use super::network::{Gradients, Network, NetworkConfig};
 use super::ranks::{OneRank, Ranks};
@@ -313,21 +314,24 @@ impl Method {
             cls: cls_targets,
             patch: patch_targets.zip(masks.map(|masks| masks.per_crop.clone())),
         };
-        self.pixel_term(crops, &global.cls, loss)?;
+        self.told_terms(crops, &global.cls, loss)?;
         self.prototype_terms(crops, &global, targets, part, loss)
     }
 
-    /// What the class tokens of the global crops say of their pixels.
-    fn pixel_term(&self, crops: &Crops, cls: &Tensor, loss: &mut StepLoss) -> Result<()> {
-        let Some(decoder) = &self.student.pixel_decoder else {
-            return Ok(());
-        };
-        let term = pixel_loss(&decoder.project(cls)?, &crops.global);
-        loss.push(
-            "pixels",
-            &term.map_err(failed_in_candle)?,
-            self.config.loss.pixel_weight,
-        )
+    /// What the class tokens of the global crops say of them.
+    fn told_terms(&self, crops: &Crops, cls: &Tensor, loss: &mut StepLoss) -> Result<()> {
+        let weights = &self.config.loss;
+        if let Some(decoder) = &self.student.pixel_decoder {
+            let pixels = reduced(&crops.global).map_err(failed_in_candle)?;
+            let term = told_loss("pixels", &decoder.project(cls)?, &pixels);
+            loss.push("pixels", &term.map_err(failed_in_candle)?, weights.pixel_weight)?;
+        }
+        if let Some(decoder) = &self.student.hog_decoder {
+            let histograms = hog_targets(&crops.global).map_err(failed_in_candle)?;
+            let term = told_loss("hog", &decoder.project(cls)?, &histograms);
+            loss.push("hog", &term.map_err(failed_in_candle)?, weights.hog_weight)?;
+        }
+        Ok(())
     }
 
     /// The student's DINO, iBOT and KoLeo terms, given what its teacher saw.

@@ -13,7 +13,7 @@ use macula_models::weights::Tensors;
 use super::config::{Compute, TrainConfig};
 use super::ema::NamedVars;
 use super::failed_in_candle;
-use super::losses::reconstruction_side;
+use super::losses::{hog_size, reconstruction_side};
 use crate::distill::{DistillConfig, Term};
 use crate::{Error, Result, rng};
 
@@ -25,6 +25,7 @@ const PROJECTION: &str = "projection";
 const DISTILL_PROJECTION: &str = "distill_projection";
 const DISTILL_CLASSIFIER: &str = "distill_classifier";
 const PIXEL_DECODER: &str = "pixel_decoder";
+const HOG_DECODER: &str = "hog_decoder";
 
 /// The terms that compare features, with the name of their projection.
 const PROJECTED: [(Term, &str); 3] = [
@@ -46,6 +47,8 @@ pub struct NetworkConfig {
     pub projection: Option<ProjectionHeadConfig>,
     /// What tells the pixels of a crop from its class token.
     pub pixel_decoder: Option<ProjectionHeadConfig>,
+    /// What tells its histograms of oriented gradients.
+    pub hog_decoder: Option<ProjectionHeadConfig>,
     /// Linear layers that compare the student with a frozen teacher. They read tokens of the backbone.
     pub linears: Vec<LinearPart>,
     /// What its products are computed in.
@@ -101,6 +104,13 @@ impl NetworkConfig {
         let shared = config.has_dino()
             || (config.has_ibot() && !own_ibot_head)
             || distill.is_some_and(DistillConfig::logits_are_prototypes);
+        let side = config.crops.global.size as usize;
+        let decoder = |hidden, output| ProjectionHeadConfig {
+            input: width,
+            hidden,
+            output,
+            batch_norm: false,
+        };
         Ok(Self {
             dino_head: shared.then(|| loss.head.head(width)),
             ibot_head: loss
@@ -114,25 +124,21 @@ impl NetworkConfig {
                 output: loss.info_nce.output,
                 batch_norm: loss.info_nce.batch_norm,
             }),
-            pixel_decoder: config.has_pixels().then(|| {
-                let side = reconstruction_side(config.crops.global.size as usize);
-                ProjectionHeadConfig {
-                    input: width,
-                    hidden: loss.pixel_hidden,
-                    output: 3 * side * side,
-                    batch_norm: false,
-                }
-            }),
+            pixel_decoder: config
+                .has_pixels()
+                .then(|| decoder(loss.pixel_hidden, 3 * reconstruction_side(side).pow(2))),
+            hog_decoder: config.has_hog().then(|| decoder(loss.hog_hidden, hog_size(side))),
             linears: distill.map(LinearPart::of).unwrap_or_default(),
             compute: config.compute,
             vit,
         })
     }
 
-    fn projections(&self) -> [(&'static str, &Option<ProjectionHeadConfig>); 2] {
+    fn projections(&self) -> [(&'static str, &Option<ProjectionHeadConfig>); 3] {
         [
             (PROJECTION, &self.projection),
             (PIXEL_DECODER, &self.pixel_decoder),
+            (HOG_DECODER, &self.hog_decoder),
         ]
     }
 
@@ -217,6 +223,8 @@ pub struct Network {
     pub projection: Option<ProjectionHead>,
     /// What tells the pixels of a crop.
     pub pixel_decoder: Option<ProjectionHead>,
+    /// What tells its histograms of oriented gradients.
+    pub hog_decoder: Option<ProjectionHead>,
     linears: Vec<(String, LinearClassifier)>,
 }
 
@@ -281,6 +289,7 @@ impl Network {
             ibot_head: head(&config.ibot_head, IBOT_HEAD)?,
             projection: projection(&config.projection, PROJECTION)?,
             pixel_decoder: projection(&config.pixel_decoder, PIXEL_DECODER)?,
+            hog_decoder: projection(&config.hog_decoder, HOG_DECODER)?,
             linears: config
                 .linears
                 .iter()

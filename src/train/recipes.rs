@@ -191,6 +191,8 @@ fn small(facts: &DataFacts) -> TrainConfig {
             info_nce_weight: 0.,
             pixel_weight: 0.,
             pixel_hidden: 512,
+            hog_weight: 0.,
+            hog_hidden: 512,
             student_temperature: 0.1,
             head,
             ibot_head: None,

@@ -15,8 +15,8 @@ use crate::{Error, Result};
 
 const POSITION_TABLE: &str = "backbone.pos_embed";
 const MASK_TOKEN: &str = "backbone.mask_token";
-const PIXEL_DECODER: &str = "pixel_decoder.";
-const PIXELS: &str = "pixel_decoder.mlp.2.weight";
+/// What tells crops from class tokens.
+const DECODERS: [&str; 2] = ["pixel_decoder.", "hog_decoder."];
 
 /// How a run begins.
 #[derive(Debug, Clone)]
@@ -90,15 +90,21 @@ fn last(folder: &Path) -> Result<Saved> {
     })
 }
 
-/// `tensors` with the mask token that a run which hid no patches lacks, and with a new pixel decoder where there was none or
-/// one for crops of another size.
+/// `tensors` with the mask token that a run which hid no patches lacks, and with new decoders where there were none or those of
+/// crops of another size.
 fn completed(mut tensors: Tensors, initial: &Tensors) -> Tensors {
-    let shape = |tensors: &Tensors| tensors.get(PIXELS).map(|weight| weight.dims().to_vec());
-    if shape(&tensors) != shape(initial) {
-        tensors.retain(|name, _| !name.starts_with(PIXEL_DECODER));
+    for decoder in DECODERS {
+        let shape = |tensors: &Tensors| {
+            let last = tensors.get(&format!("{decoder}mlp.2.weight"));
+            last.map(|weight| weight.dims().to_vec())
+        };
+        if shape(&tensors) != shape(initial) {
+            tensors.retain(|name, _| !name.starts_with(decoder));
+        }
     }
     for (name, tensor) in initial {
-        if (name == MASK_TOKEN || name.starts_with(PIXEL_DECODER)) && !tensors.contains_key(name) {
+        let told = DECODERS.iter().any(|decoder| name.starts_with(decoder));
+        if (name == MASK_TOKEN || told) && !tensors.contains_key(name) {
             tensors.insert(name.clone(), tensor.clone());
         }
     }

@@ -7,8 +7,10 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::composed::{self, has_cpu_kernels, is_composed, is_fused};
-use super::cpu::{Matrix, Threads, f32_slice, gemm, gemm_into, stored, with_f32};
+use super::cpu::{Matrix, f32_slice, stored, with_f32};
 use super::cuda;
+use super::element::Element;
+use super::precision::Precision;
 use super::vectors::{dot, softmax_row, wide};
 
 const NAME: &str = "attention";
@@ -24,7 +26,7 @@ pub fn attention(qkv: &Tensor, scale: f64) -> Result<Tensor> {
     if is_fused(qkv.device()) {
         return cuda::attention(qkv, scale);
     }
-    qkv.contiguous()?.apply_op1(Attention { scale: scale as f32 })
+    qkv.contiguous()?.apply_op1(Attention::scaled(scale))
 }
 
 /// The probabilities behind [`attention`], to look at: [B, T, 3, H, d] to [B, H, T, T], every row summing to one.
@@ -38,12 +40,14 @@ pub fn attention_probabilities(qkv: &Tensor, scale: f64) -> Result<Tensor> {
         return composed::attention_probabilities(qkv, scale);
     }
     qkv.contiguous()?
-        .apply_op1(Probabilities(Attention { scale: scale as f32 }))
+        .apply_op1(Probabilities(Attention::scaled(scale)))
 }
 
 /// The operation and its kernels.
 pub(super) struct Attention {
     scale: f32,
+    /// Of the factors of its products.
+    precision: Precision,
 }
 
 struct Probabilities(Attention);
@@ -77,14 +81,14 @@ impl Sizes {
     }
 
     /// Query, key and value of the `task`-th (image, head) pair, each [T, d].
-    fn qkv<'a>(&self, values: &'a [f32], task: usize) -> [Matrix<'a>; 3] {
+    fn qkv<'a, T>(&self, values: &'a [T], task: usize) -> [Matrix<'a, T>; 3] {
         let (image, head) = (task / self.heads, task % self.heads);
         let start = image * self.tokens * 3 * self.width() + head * self.head_dim;
         [0, 1, 2].map(|part| Matrix::new(&values[start + part * self.width()..], 3 * self.width()))
     }
 
     /// The [T, d] part of a [B, T, H d] tensor that belongs to the `task`-th pair.
-    fn head<'a>(&self, values: &'a [f32], task: usize) -> Matrix<'a> {
+    fn head<'a, T>(&self, values: &'a [T], task: usize) -> Matrix<'a, T> {
         let (image, head) = (task / self.heads, task % self.heads);
         let start = image * self.tokens * self.width() + head * self.head_dim;
         Matrix::new(&values[start..], self.width())
@@ -92,11 +96,11 @@ impl Sizes {
 
     /// A tensor [B, T, parts, H, d] of which every (image, head) pair computes its own `parts` matrices [T, d], in parallel:
     /// `fill(scratch, task, targets)`.
-    fn by_head<S, const PARTS: usize>(
+    fn by_head<T: Element, S, const PARTS: usize>(
         &self,
         scratch: impl Fn() -> S + Sync + Send,
-        fill: impl Fn(&mut S, usize, [Target; PARTS]) + Sync + Send,
-    ) -> Vec<f32> {
+        fill: impl Fn(&mut S, usize, [Target<T>; PARTS]) + Sync + Send,
+    ) -> Vec<T> {
         let row = PARTS * self.width();
         let len = self.batch * self.tokens * row;
         let mut out = Vec::with_capacity(len);
@@ -123,83 +127,91 @@ impl Sizes {
 }
 
 /// The beginning of a result that parallel tasks write their own parts of.
-struct Start(*mut f32);
+struct Start<T>(*mut T);
 
 // SAFETY: it is only written through `Target::product`, whose tasks have disjoint parts.
 #[allow(unsafe_code)]
-unsafe impl Sync for Start {}
+unsafe impl<T> Sync for Start<T> {}
 
 /// A matrix [T, d] inside of the result, not written yet.
-struct Target<'a> {
-    start: &'a Start,
+struct Target<'a, T> {
+    start: &'a Start<T>,
     offset: usize,
     row_stride: usize,
 }
 
-impl Target<'_> {
-    /// Becomes `scale * lhs rhs`, `size = [T, d, inner]`.
-    fn product(self, size: [usize; 3], scale: f32, lhs: Matrix, rhs: Matrix) {
+impl<T: Element> Target<'_, T> {
+    /// Becomes `lhs rhs`, `size = [T, d, inner]`.
+    fn product<L: Element, R: Element>(
+        self,
+        precision: Precision,
+        size: [usize; 3],
+        lhs: Matrix<L>,
+        rhs: Matrix<R>,
+    ) {
         // SAFETY: a target is made by `by_head` alone, inside its allocation; targets are disjoint and used up here, and a
         // product that does not accumulate writes without reading.
         #[allow(unsafe_code)]
         unsafe {
-            gemm_into(
-                size,
-                self.start.0.add(self.offset),
-                self.row_stride,
-                false,
-                scale,
-                lhs,
-                rhs,
-                Threads::One,
-            );
+            precision.product_here_into(size, self.start.0.add(self.offset), self.row_stride, lhs, rhs);
         }
     }
 }
 
 impl Attention {
+    /// In f32, with scores scaled by `scale`.
+    fn scaled(scale: f64) -> Self {
+        Self {
+            scale: scale as f32,
+            precision: Precision::F32,
+        }
+    }
+
     /// With scores scaled by `1 / sqrt(d)`.
-    pub(super) fn of(sizes: Sizes) -> Self {
+    pub(super) fn of(sizes: Sizes, precision: Precision) -> Self {
         Self {
             scale: 1. / (sizes.head_dim as f32).sqrt(),
+            precision,
         }
     }
 
     /// `softmax(scale * q k^T)` into `probabilities` [T, T].
-    fn probabilities(&self, sizes: Sizes, query: Matrix, key: Matrix, probabilities: &mut [f32]) {
+    fn probabilities<T: Element>(
+        &self,
+        sizes: Sizes,
+        query: Matrix<T>,
+        key: Matrix<T>,
+        probabilities: &mut [f32],
+    ) {
         let (t, d) = (sizes.tokens, sizes.head_dim);
-        gemm(
-            [t, t, d],
-            probabilities,
-            false,
-            self.scale,
-            query,
-            key.transposed(),
-            Threads::One,
-        );
+        self.precision
+            .product_here([t, t, d], probabilities, query, key.transposed());
         wide(
             #[inline(always)]
             || {
                 for row in probabilities.chunks_exact_mut(t) {
+                    for score in row.iter_mut() {
+                        *score *= self.scale;
+                    }
                     softmax_row(row);
                 }
             },
         );
     }
 
-    pub(super) fn forward(&self, sizes: Sizes, qkv: &[f32]) -> Vec<f32> {
+    pub(super) fn forward<T: Element>(&self, sizes: Sizes, qkv: &[T]) -> Vec<T> {
         let (t, d) = (sizes.tokens, sizes.head_dim);
         sizes.by_head(
             || vec![0.; t * t],
             |scores, task, [out]| {
                 let [query, key, value] = sizes.qkv(qkv, task);
                 self.probabilities(sizes, query, key, scores);
-                out.product([t, d, t], 1., Matrix::new(scores, t), value);
+                out.product(self.precision, [t, d, t], Matrix::<f32>::new(scores, t), value);
             },
         )
     }
 
-    pub(super) fn backward(&self, sizes: Sizes, qkv: &[f32], grad: &[f32]) -> Vec<f32> {
+    pub(super) fn backward<T: Element>(&self, sizes: Sizes, qkv: &[T], grad: &[T]) -> Vec<T> {
         let (t, d) = (sizes.tokens, sizes.head_dim);
         sizes.by_head(
             || (vec![0.; t * t], vec![0.; t * t]),
@@ -207,30 +219,36 @@ impl Attention {
                 let [query, key, value] = sizes.qkv(qkv, task);
                 let grad = sizes.head(grad, task);
                 self.probabilities(sizes, query, key, p);
-                dv.product([t, d, t], 1., Matrix::new(p, t).transposed(), grad);
-                gemm([t, t, d], ds, false, 1., grad, value.transposed(), Threads::One);
-                score_gradients(p, ds, t);
-                let ds = Matrix::new(ds, t);
-                dq.product([t, d, t], self.scale, ds, key);
-                dk.product([t, d, t], self.scale, ds.transposed(), query);
+                dv.product(
+                    self.precision,
+                    [t, d, t],
+                    Matrix::<f32>::new(p, t).transposed(),
+                    grad,
+                );
+                self.precision
+                    .product_here([t, t, d], ds, grad, value.transposed());
+                self.score_gradients(p, ds, t);
+                let ds = Matrix::<f32>::new(ds, t);
+                dq.product(self.precision, [t, d, t], ds, key);
+                dk.product(self.precision, [t, d, t], ds.transposed(), query);
             },
         )
     }
-}
 
-/// The gradient of scores from that of their softmax `p` [T, T], in place.
-fn score_gradients(p: &[f32], ds: &mut [f32], tokens: usize) {
-    wide(
-        #[inline(always)]
-        || {
-            for (p, ds) in p.chunks_exact(tokens).zip(ds.chunks_exact_mut(tokens)) {
-                let mean = dot(p, ds);
-                for (ds, p) in ds.iter_mut().zip(p) {
-                    *ds = p * (*ds - mean);
+    /// The gradient of `q k^T` from that of the softmax `p` [T, T] of its scores, in place.
+    fn score_gradients(&self, p: &[f32], ds: &mut [f32], tokens: usize) {
+        wide(
+            #[inline(always)]
+            || {
+                for (p, ds) in p.chunks_exact(tokens).zip(ds.chunks_exact_mut(tokens)) {
+                    let mean = dot(p, ds);
+                    for (ds, p) in ds.iter_mut().zip(p) {
+                        *ds = self.scale * p * (*ds - mean);
+                    }
                 }
-            }
-        },
-    );
+            },
+        );
+    }
 }
 
 impl CustomOp1 for Attention {

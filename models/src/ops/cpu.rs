@@ -105,15 +105,15 @@ pub(super) fn added(width: usize, partials: &[Vec<f32>]) -> Vec<f32> {
 
 /// A matrix inside a slice: element (i, j) is at `i * row_stride + j * column_stride`.
 #[derive(Clone, Copy)]
-pub(super) struct Matrix<'a> {
-    values: &'a [f32],
+pub(super) struct Matrix<'a, T = f32> {
+    values: &'a [T],
     row_stride: usize,
     column_stride: usize,
 }
 
-impl<'a> Matrix<'a> {
+impl<'a, T> Matrix<'a, T> {
     /// Rows `row_stride` apart, of neighbouring elements.
-    pub(super) fn new(values: &'a [f32], row_stride: usize) -> Self {
+    pub(super) fn new(values: &'a [T], row_stride: usize) -> Self {
         Self {
             values,
             row_stride,
@@ -131,17 +131,8 @@ impl<'a> Matrix<'a> {
     }
 
     /// The values and the strides of rows and columns.
-    pub(super) fn parts(self) -> (&'a [f32], usize, usize) {
+    pub(super) fn parts(self) -> (&'a [T], usize, usize) {
         (self.values, self.row_stride, self.column_stride)
-    }
-
-    /// The same places in other values.
-    pub(super) fn with_values(self, values: &[f32]) -> Matrix<'_> {
-        Matrix {
-            values,
-            row_stride: self.row_stride,
-            column_stride: self.column_stride,
-        }
     }
 
     pub(super) fn assert_holds(&self, rows: usize, columns: usize) {
@@ -153,6 +144,17 @@ impl<'a> Matrix<'a> {
     }
 }
 
+/// What a sum starts from.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Start<'a> {
+    /// Nothing.
+    Zero,
+    /// What the destination holds.
+    Destination,
+    /// A row of `n` values, the same for every row of the result.
+    Row(&'a [f32]),
+}
+
 /// Whether a product may use all threads or is itself part of a parallel loop.
 #[derive(Clone, Copy)]
 pub(super) enum Threads {
@@ -162,36 +164,8 @@ pub(super) enum Threads {
     All,
 }
 
-/// `dst = scale * lhs rhs` or, with `accumulate`, `dst += scale * lhs rhs`, with `dst` row-major and full:
-/// `[m, n] = [m, k] [k, n]` for `size = [m, n, k]`.
-pub(super) fn gemm(
-    size: [usize; 3],
-    dst: &mut [f32],
-    accumulate: bool,
-    scale: f32,
-    lhs: Matrix,
-    rhs: Matrix,
-    threads: Threads,
-) {
-    let [m, n, k] = size;
-    assert_eq!(dst.len(), m * n, "a matrix product does not fill its destination");
-    if m == 0 || n == 0 {
-        return;
-    }
-    if k == 0 {
-        if !accumulate {
-            dst.fill(0.);
-        }
-        return;
-    }
-    // SAFETY: `dst` has `m n` values, which no one else can reach while it is borrowed mutably.
-    #[allow(unsafe_code)]
-    unsafe {
-        gemm_into(size, dst.as_mut_ptr(), n, accumulate, scale, lhs, rhs, threads);
-    }
-}
-
-/// [`gemm`] for sizes of at least 1, into rows `dst_row_stride` apart.
+/// `dst = lhs rhs` or, with `accumulate`, `dst += lhs rhs`: `[m, n] = [m, k] [k, n]` for `size = [m, n, k]` of at least 1 each, into
+/// rows `dst_row_stride` apart.
 ///
 /// # Safety
 /// `dst` points to `m` rows of `n` values, `dst_row_stride` apart, that nothing else reaches meanwhile, initialised if
@@ -202,7 +176,6 @@ pub(super) unsafe fn gemm_into(
     dst: *mut f32,
     dst_row_stride: usize,
     accumulate: bool,
-    scale: f32,
     lhs: Matrix,
     rhs: Matrix,
     threads: Threads,
@@ -231,29 +204,11 @@ pub(super) unsafe fn gemm_into(
             rhs.column_stride as isize,
             rhs.row_stride as isize,
             1.,
-            scale,
+            1.,
             false,
             false,
             false,
             parallelism,
         );
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn gemm_follows_strides_scale_and_accumulation() {
-        // [2, 3] inside rows of 4, times the transpose of [2, 3].
-        let a = [1., 2., 3., 9., 4., 5., 6., 9.];
-        let b = [1., 0., 1., 2., 1., 0.];
-        let mut dst = vec![10.; 4];
-        let (lhs, rhs) = (Matrix::new(&a, 4), Matrix::new(&b, 3).transposed());
-        gemm([2, 2, 3], &mut dst, true, 0.5, lhs, rhs, Threads::One);
-        assert_eq!(dst, [12., 12., 15., 16.5]);
-        gemm([2, 2, 3], &mut dst, false, 1., lhs, rhs, Threads::All);
-        assert_eq!(dst, [4., 4., 10., 13.]);
     }
 }

@@ -80,7 +80,7 @@ impl CustomOp1 for GatherRows {
                 available * width,
                 width * ROWS_PER_TASK,
                 #[inline(always)]
-                |task, out| {
+                |task, out: &mut [f32]| {
                     let bounds = starts[task * ROWS_PER_TASK..].windows(2);
                     for (out, bounds) in out.chunks_exact_mut(width).zip(bounds) {
                         for &taker in &takers[bounds[0] as usize..bounds[1] as usize] {

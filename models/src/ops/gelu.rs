@@ -5,6 +5,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use super::composed::{self, is_composed, is_fused};
 use super::cpu::{ELEMENTS_PER_TASK, f32_slice, stored, with_f32};
 use super::cuda;
+use super::element::Element;
 use super::vectors::{beside, exp, filled};
 
 const NAME: &str = "gelu";
@@ -60,31 +61,33 @@ impl CustomOp1 for Gelu {
 }
 
 /// GELU of every value.
-pub(super) fn forward(x: &[f32]) -> Vec<f32> {
+pub(super) fn forward<T: Element>(x: &[T]) -> Vec<T> {
     filled(
         x.len(),
         ELEMENTS_PER_TASK,
         #[inline(always)]
         |task, out| {
             let x = beside(x, task, ELEMENTS_PER_TASK, out.len());
-            for (out, &x) in out.iter_mut().zip(x) {
-                *out = x * normal(x).0;
+            for (out, x) in out.iter_mut().zip(x) {
+                let x = x.value();
+                *out = T::of(x * normal(x).0);
             }
         },
     )
 }
 
 /// `grad` times the derivative at `x`.
-pub(super) fn backward(x: &[f32], grad: &[f32]) -> Vec<f32> {
+pub(super) fn backward<T: Element>(x: &[T], grad: &[T]) -> Vec<T> {
     filled(
         x.len(),
         ELEMENTS_PER_TASK,
         #[inline(always)]
         |task, out| {
             let [x, grad] = [x, grad].map(|all| beside(all, task, ELEMENTS_PER_TASK, out.len()));
-            for (out, (&x, grad)) in out.iter_mut().zip(x.iter().zip(grad)) {
+            for (out, (x, grad)) in out.iter_mut().zip(x.iter().zip(grad)) {
+                let x = x.value();
                 let (distribution, density) = normal(x);
-                *out = grad * (distribution + x * density);
+                *out = T::of(grad.value() * (distribution + x * density));
             }
         },
     )

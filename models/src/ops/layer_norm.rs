@@ -5,6 +5,7 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use super::composed::{self, is_composed, is_fused};
 use super::cpu::{ROWS_PER_TASK, added, f32_slice, rows_and_width, stored, with_f32};
 use super::cuda;
+use super::element::Element;
 use super::vectors::{beside, dot, filled, filled_with, sum};
 
 const NAME: &str = "layer-norm";
@@ -56,7 +57,7 @@ impl LayerNorm {
         (mean, 1. / (variance + self.eps).sqrt())
     }
 
-    pub(super) fn forward(&self, x: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
+    pub(super) fn forward<T: Element>(&self, x: &[f32], weight: &[f32], bias: &[f32]) -> Vec<T> {
         let width = weight.len();
         let chunk = width * ROWS_PER_TASK;
         filled(
@@ -68,7 +69,7 @@ impl LayerNorm {
                 for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
                     let (mean, rstd) = self.statistics(x);
                     for (((out, x), w), b) in out.iter_mut().zip(x).zip(weight).zip(bias) {
-                        *out = (x - mean) * rstd * w + b;
+                        *out = T::of((x - mean) * rstd * w + b);
                     }
                 }
             },
@@ -77,11 +78,11 @@ impl LayerNorm {
 
     /// `dx = rstd (g - mean(g) - xhat mean(g xhat))` with `g = dy weight` and `xhat` the normalised row; and the gradients of
     /// weight and bias, one after the other: `[2 D]`. `bypass`, the gradient of a path around the norm, is added to dx.
-    pub(super) fn gradients(
+    pub(super) fn gradients<T: Element>(
         &self,
         x: &[f32],
         weight: &[f32],
-        grad: &[f32],
+        grad: &[T],
         bypass: Option<&[f32]>,
     ) -> (Vec<f32>, Vec<f32>) {
         let width = weight.len();
@@ -91,7 +92,10 @@ impl LayerNorm {
             chunk,
             #[inline(always)]
             |task, out| {
-                let [x, grad] = [x, grad].map(|all| beside(all, task, chunk, out.len()));
+                let (x, grad) = (
+                    beside(x, task, chunk, out.len()),
+                    beside(grad, task, chunk, out.len()),
+                );
                 let (mut normalised, mut partial) = (vec![0.; width], vec![0.; 2 * width]);
                 let rows = x.chunks_exact(width).zip(grad.chunks_exact(width));
                 for (out, (x, grad)) in out.chunks_exact_mut(width).zip(rows) {
@@ -110,11 +114,11 @@ impl LayerNorm {
     }
 
     #[inline(always)]
-    fn gradients_of_row(
+    fn gradients_of_row<T: Element>(
         &self,
         x: &[f32],
         weight: &[f32],
-        grad: &[f32],
+        grad: &[T],
         normalised: &mut [f32],
         partial: &mut [f32],
         out: &mut [f32],
@@ -126,11 +130,11 @@ impl LayerNorm {
         }
         let (dw, db) = partial.split_at_mut(width);
         for ((dw, db), (hat, grad)) in dw.iter_mut().zip(db).zip(normalised.iter().zip(grad)) {
-            *dw += grad * hat;
-            *db += grad;
+            *dw += grad.value() * hat;
+            *db += grad.value();
         }
         for ((out, grad), w) in out.iter_mut().zip(grad).zip(weight) {
-            *out = grad * w;
+            *out = grad.value() * w;
         }
         let along_one = sum(out) / width as f32;
         let along_hat = dot(out, normalised) / width as f32;

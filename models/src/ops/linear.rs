@@ -3,10 +3,10 @@
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
 
 use super::composed::{self, has_cpu_kernels, is_composed, is_fused};
-use super::cpu::{Matrix, ROWS_PER_TASK, f32_slice, rows_and_width, stored, sum_over_rows, with_f32};
+use super::cpu::{Matrix, f32_slice, rows_and_width, stored, sum_over_rows, with_f32};
 use super::cuda;
+use super::element::Element;
 use super::precision::Precision;
-use super::vectors::filled;
 
 const NAME: &str = "linear";
 
@@ -129,31 +129,22 @@ impl CustomOp3 for Linear {
 }
 
 /// `x weight^T + bias` for rows of `x` as wide as those of `weight`.
-pub(super) fn forward(precision: Precision, x: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
+///
+/// In f32, or from and to bf16 where the factors are.
+pub(super) fn forward<T: Element>(precision: Precision, x: &[T], weight: &[f32], bias: &[f32]) -> Vec<T> {
     let outputs = bias.len();
     let inputs = weight.len() / outputs.max(1);
     let rows = x.len() / inputs.max(1);
-    let mut out = filled(
-        rows * outputs,
-        outputs * ROWS_PER_TASK,
-        #[inline(always)]
-        |_, out| {
-            for row in out.chunks_exact_mut(outputs) {
-                row.copy_from_slice(bias);
-            }
-        },
-    );
-    precision.add_product(
+    precision.product_plus_row(
         [rows, outputs, inputs],
-        &mut out,
+        bias,
         Matrix::new(x, inputs),
         Matrix::new(weight, inputs).transposed(),
-    );
-    out
+    )
 }
 
 /// Sums over the rows of `[rows, width]`.
-pub(super) fn column_sums(values: &[f32], rows: usize, width: usize) -> Vec<f32> {
+pub(super) fn column_sums<T: Element>(values: &[T], rows: usize, width: usize) -> Vec<f32> {
     sum_over_rows(
         rows,
         width,
@@ -161,7 +152,7 @@ pub(super) fn column_sums(values: &[f32], rows: usize, width: usize) -> Vec<f32>
         |rows, partial| {
             for row in rows {
                 for (sum, value) in partial.iter_mut().zip(&values[row * width..(row + 1) * width]) {
-                    *sum += value;
+                    *sum += value.value();
                 }
             }
         },

@@ -26,6 +26,7 @@ mod composed;
 mod cpu;
 mod cross_entropy;
 pub mod cuda;
+mod element;
 mod gather_rows;
 mod gelu;
 mod l2_normalize;

@@ -1,11 +1,13 @@
-//! What the factors of matrix products are rounded to on the CPU.
+//! What the factors of matrix products are rounded to on the CPU, and the products.
 
 use candle_core::{DType, Result, bail};
+use half::bf16;
+use rayon::prelude::*;
 
 #[cfg(target_arch = "x86_64")]
 use super::bf16_product;
-use super::cpu::{ELEMENTS_PER_TASK, Matrix, Threads, gemm_into};
-use super::vectors::{beside, filled};
+use super::cpu::{Matrix, Start, Threads, gemm_into};
+use super::element::Element;
 
 /// Whether products with factors in bf16 are faster than those in f32 on this processor.
 pub fn has_fast_bf16() -> bool {
@@ -15,7 +17,7 @@ pub fn has_fast_bf16() -> bool {
     false
 }
 
-/// The factors of a product; tensors, sums and results are f32 either way.
+/// The factors of a product; sums are f32 either way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Precision {
     /// As they are.
@@ -37,23 +39,39 @@ impl Precision {
     }
 
     /// `lhs rhs` on all threads: `[m, n] = [m, k] [k, n]` for `size = [m, n, k]`.
-    pub(super) fn product(self, size: [usize; 3], lhs: Matrix, rhs: Matrix) -> Vec<f32> {
-        let [m, n, k] = size;
-        if m == 0 || n == 0 || k == 0 {
-            return vec![0.; m * n];
-        }
-        let mut dst = Vec::with_capacity(m * n);
-        // SAFETY: there is room for `m n` values, which a product that does not accumulate writes without reading them.
-        #[allow(unsafe_code)]
-        unsafe {
-            self.write(size, dst.as_mut_ptr(), false, lhs, rhs);
-            dst.set_len(m * n);
-        }
-        dst
+    pub(super) fn product<L: Element, R: Element, D: Element>(
+        self,
+        size: [usize; 3],
+        lhs: Matrix<L>,
+        rhs: Matrix<R>,
+    ) -> Vec<D> {
+        self.fresh(size, Start::Zero, lhs, rhs)
+    }
+
+    /// [`Self::product`] plus `row` [n] in every row.
+    pub(super) fn product_plus_row<L: Element, R: Element, D: Element>(
+        self,
+        size: [usize; 3],
+        row: &[f32],
+        lhs: Matrix<L>,
+        rhs: Matrix<R>,
+    ) -> Vec<D> {
+        assert_eq!(
+            row.len(),
+            size[1],
+            "a matrix product starts from a row of another width"
+        );
+        self.fresh(size, Start::Row(row), lhs, rhs)
     }
 
     /// `dst += lhs rhs` on all threads, for `dst` of `m n` values.
-    pub(super) fn add_product(self, size: [usize; 3], dst: &mut [f32], lhs: Matrix, rhs: Matrix) {
+    pub(super) fn add_product<L: Element, R: Element>(
+        self,
+        size: [usize; 3],
+        dst: &mut [f32],
+        lhs: Matrix<L>,
+        rhs: Matrix<R>,
+    ) {
         let [m, n, k] = size;
         assert_eq!(dst.len(), m * n, "a matrix product does not fill its destination");
         if m == 0 || n == 0 || k == 0 {
@@ -62,47 +80,204 @@ impl Precision {
         // SAFETY: `dst` has `m n` values, which no one else can reach while it is borrowed mutably.
         #[allow(unsafe_code)]
         unsafe {
-            self.write(size, dst.as_mut_ptr(), true, lhs, rhs);
+            self.write(
+                size,
+                dst.as_mut_ptr(),
+                n,
+                Start::Destination,
+                lhs,
+                rhs,
+                Threads::All,
+            );
         }
     }
 
+    /// `dst = lhs rhs` on this thread, for `dst` of `m n` values, neither 0.
+    pub(super) fn product_here<L: Element, R: Element>(
+        self,
+        size: [usize; 3],
+        dst: &mut [f32],
+        lhs: Matrix<L>,
+        rhs: Matrix<R>,
+    ) {
+        let [m, n, _] = size;
+        assert_eq!(dst.len(), m * n, "a matrix product does not fill its destination");
+        // SAFETY: as in `add_product`.
+        #[allow(unsafe_code)]
+        unsafe {
+            self.product_here_into(size, dst.as_mut_ptr(), n, lhs, rhs);
+        }
+    }
+
+    /// [`Self::product_here`] into rows `row_stride` apart, for sizes of at least 1.
+    ///
     /// # Safety
-    /// Sizes of at least 1; `dst` points to `m n` values that nothing else reaches meanwhile, initialised if `accumulate` is
-    /// set.
+    /// `dst` points to `m` rows of `n` values, `row_stride` apart, that nothing else reaches meanwhile.
     #[allow(unsafe_code)]
-    unsafe fn write(self, size: [usize; 3], dst: *mut f32, accumulate: bool, lhs: Matrix, rhs: Matrix) {
-        let [_, n, _] = size;
+    pub(super) unsafe fn product_here_into<L: Element, R: Element, D: Element>(
+        self,
+        size: [usize; 3],
+        dst: *mut D,
+        row_stride: usize,
+        lhs: Matrix<L>,
+        rhs: Matrix<R>,
+    ) {
+        // SAFETY: as the caller promises.
+        unsafe { self.write(size, dst, row_stride, Start::Zero, lhs, rhs, Threads::One) }
+    }
+
+    fn fresh<L: Element, R: Element, D: Element>(
+        self,
+        size: [usize; 3],
+        start: Start,
+        lhs: Matrix<L>,
+        rhs: Matrix<R>,
+    ) -> Vec<D> {
+        let [m, n, k] = size;
+        if m == 0 || n == 0 {
+            return Vec::new();
+        }
+        if k == 0 {
+            return rows_of(m, n, start);
+        }
+        let mut dst = Vec::with_capacity(m * n);
+        // SAFETY: there is room for `m n` values, which a product that does not start from them writes without reading them.
+        #[allow(unsafe_code)]
+        unsafe {
+            self.write(size, dst.as_mut_ptr(), n, start, lhs, rhs, Threads::All);
+            dst.set_len(m * n);
+        }
+        dst
+    }
+
+    /// # Safety
+    /// Sizes of at least 1; `dst` points to `m` rows of `n` values, `row_stride` apart, that nothing else reaches meanwhile,
+    /// initialised if the sums start from them, which they can in f32 only.
+    #[allow(unsafe_code, clippy::too_many_arguments)]
+    unsafe fn write<L: Element, R: Element, D: Element>(
+        self,
+        size: [usize; 3],
+        dst: *mut D,
+        row_stride: usize,
+        start: Start,
+        lhs: Matrix<L>,
+        rhs: Matrix<R>,
+        threads: Threads,
+    ) {
+        #[cfg(target_arch = "x86_64")]
+        if self == Self::Bf16 && bf16_product::available() {
+            // SAFETY: the instructions are there; the rest as the caller promises.
+            unsafe { bf16_product::product_into(size, dst, row_stride, start, lhs, rhs, threads) };
+            return;
+        }
+        let [m, n, k] = size;
+        lhs.assert_holds(m, k);
+        rhs.assert_holds(k, n);
+        let (left, right) = (self.in_f32(lhs, m, k, threads), self.in_f32(rhs, k, n, threads));
+        let (lhs, rhs) = (left.matrix(), right.matrix());
         // SAFETY: as the caller promises.
         unsafe {
-            match self {
-                Self::F32 => gemm_into(size, dst, n, accumulate, 1., lhs, rhs, Threads::All),
-                #[cfg(target_arch = "x86_64")]
-                Self::Bf16 if bf16_product::available() => {
-                    bf16_product::product_into(size, dst, accumulate, lhs, rhs);
-                }
-                Self::Bf16 => {
-                    let [left, right] = [lhs, rhs].map(|matrix| rounded(matrix.parts().0));
-                    let (lhs, rhs) = (lhs.with_values(&left), rhs.with_values(&right));
-                    gemm_into(size, dst, n, accumulate, 1., lhs, rhs, Threads::All);
+            if D::DTYPE == DType::F32 {
+                f32_product_into(size, dst.cast(), row_stride, start, lhs, rhs, threads);
+                return;
+            }
+            assert!(!matches!(start, Start::Destination), "sums start from f32 only");
+            let mut sums = vec![0f32; m * n];
+            f32_product_into(size, sums.as_mut_ptr(), n, start, lhs, rhs, threads);
+            for (row, sums) in sums.chunks_exact(n).enumerate() {
+                for (column, &sum) in sums.iter().enumerate() {
+                    dst.add(row * row_stride + column).write(D::of(sum));
                 }
             }
+        }
+    }
+
+    /// The factor as a product in f32 takes it: as it is, or rounded and copied without gaps.
+    fn in_f32<'a, T: Element>(
+        self,
+        matrix: Matrix<'a, T>,
+        rows: usize,
+        columns: usize,
+        threads: Threads,
+    ) -> Factor<'a> {
+        if self == Self::F32
+            && let Some(matrix) = T::f32s(matrix)
+        {
+            return Factor::AsItIs(matrix);
+        }
+        let (values, row_stride, column_stride) = matrix.parts();
+        let value = |i: usize| {
+            let value = values[i / columns * row_stride + i % columns * column_stride].value();
+            match self {
+                Self::F32 => value,
+                Self::Bf16 => bf16::of(value).value(),
+            }
+        };
+        let values = match threads {
+            Threads::One => (0..rows * columns).map(value).collect(),
+            Threads::All => (0..rows * columns).into_par_iter().map(value).collect(),
+        };
+        Factor::Copied { values, columns }
+    }
+}
+
+/// A factor in f32.
+enum Factor<'a> {
+    AsItIs(Matrix<'a>),
+    Copied { values: Vec<f32>, columns: usize },
+}
+
+impl Factor<'_> {
+    fn matrix(&self) -> Matrix<'_> {
+        match self {
+            Self::AsItIs(matrix) => *matrix,
+            Self::Copied { values, columns } => Matrix::new(values, *columns),
         }
     }
 }
 
-/// `values` rounded to bf16.
-fn rounded(values: &[f32]) -> Vec<f32> {
-    filled(
-        values.len(),
-        ELEMENTS_PER_TASK,
-        #[inline(always)]
-        |task, out| {
-            let values = beside(values, task, ELEMENTS_PER_TASK, out.len());
-            for (out, value) in out.iter_mut().zip(values) {
-                *out = half::bf16::from_f32(*value).to_f32();
+/// A result of products without terms.
+fn rows_of<D: Element>(rows: usize, columns: usize, start: Start) -> Vec<D> {
+    match start {
+        Start::Row(row) => row
+            .iter()
+            .map(|&value| D::of(value))
+            .collect::<Vec<_>>()
+            .repeat(rows),
+        Start::Zero | Start::Destination => vec![D::default(); rows * columns],
+    }
+}
+
+/// [`Precision::write`] in f32.
+///
+/// # Safety
+/// As there.
+#[allow(unsafe_code)]
+unsafe fn f32_product_into(
+    size: [usize; 3],
+    dst: *mut f32,
+    row_stride: usize,
+    start: Start,
+    lhs: Matrix,
+    rhs: Matrix,
+    threads: Threads,
+) {
+    let [m, n, _] = size;
+    // SAFETY: as the caller promises; every row is written before the product reads it.
+    unsafe {
+        if let Start::Row(row) = start {
+            assert_eq!(
+                row.len(),
+                n,
+                "a matrix product starts from a row of another width"
+            );
+            for i in 0..m {
+                dst.add(i * row_stride).copy_from(row.as_ptr(), n);
             }
-        },
-    )
+        }
+        let accumulate = !matches!(start, Start::Zero);
+        gemm_into(size, dst, row_stride, accumulate, lhs, rhs, threads);
+    }
 }
 
 #[cfg(test)]
@@ -112,6 +287,14 @@ mod tests {
 
     fn numbers(seed: u64, count: usize) -> Vec<f32> {
         random(seed, &[count]).to_vec1().unwrap()
+    }
+
+    fn narrow(values: &[f32]) -> Vec<bf16> {
+        values.iter().map(|&value| bf16::of(value)).collect()
+    }
+
+    fn rounded(values: &[f32]) -> Vec<f32> {
+        narrow(values).into_iter().map(Element::value).collect()
     }
 
     /// Every way a matrix may lie in memory, with its transpose taken where the product needs it the other way round.
@@ -133,7 +316,7 @@ mod tests {
         ]
     }
 
-    fn matrix((values, turned, stride): &(Vec<f32>, bool, usize)) -> Matrix<'_> {
+    fn matrix<T>((values, turned, stride): &(Vec<T>, bool, usize)) -> Matrix<'_, T> {
         let matrix = Matrix::new(values, *stride);
         if *turned { matrix.transposed() } else { matrix }
     }
@@ -165,7 +348,7 @@ mod tests {
             let wide = |values: &[f32]| values.iter().copied().map(f64::from).collect::<Vec<_>>();
             for a in &layouts(&a, m, k) {
                 for b in &layouts(&b, k, n) {
-                    let found = Precision::Bf16.product(size, matrix(a), matrix(b));
+                    let found: Vec<f32> = Precision::Bf16.product(size, matrix(a), matrix(b));
                     assert_close(&format!("{size:?}"), &wide(&found), &expected, 1e-6);
                     let mut sum = start.clone();
                     Precision::Bf16.add_product(size, &mut sum, matrix(a), matrix(b));
@@ -175,6 +358,68 @@ mod tests {
                         .map(|(a, b)| a + f64::from(*b))
                         .collect();
                     assert_close(&format!("{size:?} added"), &wide(&sum), &added, 1e-6);
+                    let row = &start[..n];
+                    let found: Vec<f32> = Precision::Bf16.product_plus_row(size, row, matrix(a), matrix(b));
+                    let added: Vec<f64> = expected
+                        .iter()
+                        .enumerate()
+                        .map(|(i, a)| a + f64::from(row[i % n]))
+                        .collect();
+                    assert_close(&format!("{size:?} with a row"), &wide(&found), &added, 1e-6);
+                    let mut here = vec![7.; m * n];
+                    Precision::Bf16.product_here(size, &mut here, matrix(a), matrix(b));
+                    assert_close(&format!("{size:?} here"), &wide(&here), &expected, 1e-6);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn f32_follows_strides_and_starts() {
+        // [2, 3] inside rows of 4, times the transpose of [2, 3].
+        let a = [1., 2., 3., 9., 4., 5., 6., 9.];
+        let b = [1., 0., 1., 2., 1., 0.];
+        let (lhs, rhs) = (Matrix::new(&a, 4), Matrix::new(&b, 3).transposed());
+        let mut dst = vec![10.; 4];
+        Precision::F32.add_product([2, 2, 3], &mut dst, lhs, rhs);
+        assert_eq!(dst, [14., 14., 20., 23.]);
+        Precision::F32.product_here([2, 2, 3], &mut dst, lhs, rhs);
+        assert_eq!(dst, [4., 4., 10., 13.]);
+        let found: Vec<f32> = Precision::F32.product_plus_row([2, 2, 3], &[1., 2.], lhs, rhs);
+        assert_eq!(found, [5., 6., 11., 15.]);
+    }
+
+    #[test]
+    fn without_terms_a_row_is_left() {
+        let nothing = Matrix::<f32>::new(&[], 0);
+        let found: Vec<f32> = Precision::F32.product_plus_row([2, 2, 0], &[1., 2.], nothing, nothing);
+        assert_eq!(found, [1., 2., 1., 2.]);
+        let found: Vec<f32> = Precision::Bf16.product([1, 2, 0], nothing, nothing);
+        assert_eq!(found, [0., 0.]);
+    }
+
+    #[test]
+    fn factors_and_results_may_be_stored_in_bf16() {
+        for size @ [m, n, k] in SIZES {
+            let (a, b, row) = (numbers(1, m * k), numbers(2, k * n), numbers(3, n));
+            for a in &layouts(&a, m, k) {
+                for b in &layouts(&b, k, n) {
+                    let expected: Vec<f32> =
+                        Precision::Bf16.product_plus_row(size, &row, matrix(a), matrix(b));
+                    let [left, right] =
+                        [a, b].map(|(values, turned, stride)| (narrow(values), *turned, *stride));
+                    let found: Vec<f32> =
+                        Precision::Bf16.product_plus_row(size, &row, matrix(&left), matrix(&right));
+                    assert_eq!(found, expected, "{size:?}");
+                    let found: Vec<bf16> =
+                        Precision::Bf16.product_plus_row(size, &row, matrix(a), matrix(&right));
+                    for (found, expected) in found.iter().zip(&expected) {
+                        let gap = (found.value() - expected).abs();
+                        assert!(
+                            gap <= expected.abs() / 256. + 1e-5,
+                            "{size:?}: {found} and {expected}"
+                        );
+                    }
                 }
             }
         }
@@ -184,14 +429,15 @@ mod tests {
     fn threads_change_no_bit() {
         let [m, n, k] = [150, 801, 520];
         let (a, b) = (numbers(1, m * k), numbers(2, k * n));
-        let product = || Precision::Bf16.product([m, n, k], Matrix::new(&a, k), Matrix::new(&b, n));
+        let product =
+            || -> Vec<f32> { Precision::Bf16.product([m, n, k], Matrix::new(&a, k), Matrix::new(&b, n)) };
         assert_eq!(on_threads(1, product), on_threads(5, product));
     }
 
     #[test]
     fn numbers_that_are_none_stay_so() {
         let a = [f32::NAN, f32::INFINITY, 1.];
-        let found = Precision::Bf16.product([3, 1, 1], Matrix::new(&a, 1), Matrix::new(&[2.], 1));
+        let found: Vec<f32> = Precision::Bf16.product([3, 1, 1], Matrix::new(&a, 1), Matrix::new(&[2.], 1));
         assert!(found[0].is_nan() && found[1] == f32::INFINITY && found[2] == 2.);
     }
 

@@ -4,9 +4,11 @@
 //! LayerScale is folded into the second projection, which adds its product straight onto the input.
 
 use candle_core::{Result, Tensor, bail};
+use half::bf16;
 
 use super::attention::{Attention, Sizes};
 use super::cpu::{Matrix, ROWS_PER_TASK, with_f32};
+use super::element::Element;
 use super::layer_norm::LayerNorm;
 use super::precision::Precision;
 use super::vectors::{beside, dot, filled};
@@ -119,11 +121,17 @@ pub(super) struct Branch {
     precision: Precision,
 }
 
-/// Values of the forward pass that the backward pass needs again.
-pub(super) struct Kept {
-    normed: Vec<f32>,   // [rows, D]
-    expanded: Vec<f32>, // [rows, E]
-    inner: Vec<f32>,    // [rows, I]
+/// Values of the forward pass that the backward pass needs again, in bf16 where products are computed in it.
+pub(super) enum Kept {
+    F32(Values<f32>),
+    Bf16(Values<bf16>),
+}
+
+/// What stands between the products of a branch.
+pub(super) struct Values<T> {
+    normed: Vec<T>,   // [rows, D]
+    expanded: Vec<T>, // [rows, E]
+    inner: Vec<T>,    // [rows, I]
 }
 
 impl Branch {
@@ -155,12 +163,24 @@ impl Branch {
 
     /// The branch on `x` [rows, D], and what its gradient needs.
     pub(super) fn forward(&self, x: &[f32]) -> Result<(Vec<f32>, Kept)> {
-        self.with_parameters(|parameters| self.forward_with(x, parameters))
+        self.with_parameters(|parameters| match self.precision {
+            Precision::F32 => {
+                let (out, kept) = self.forward_with(x, parameters);
+                (out, Kept::F32(kept))
+            }
+            Precision::Bf16 => {
+                let (out, kept) = self.forward_with(x, parameters);
+                (out, Kept::Bf16(kept))
+            }
+        })
     }
 
     /// The gradient of `x` [rows, D] and those of the parameters in their order.
     pub(super) fn backward(&self, x: &[f32], kept: &Kept, grad: &[f32]) -> Result<(Vec<f32>, [Vec<f32>; 7])> {
-        self.with_parameters(|parameters| self.backward_with(x, kept, grad, parameters))
+        self.with_parameters(|parameters| match kept {
+            Kept::F32(kept) => self.backward_with(x, kept, grad, parameters),
+            Kept::Bf16(kept) => self.backward_with(x, kept, grad, parameters),
+        })
     }
 
     /// Runs `kernel` on the values of all parameters.
@@ -169,7 +189,7 @@ impl Branch {
         with_f32(NAME, list, kernel)
     }
 
-    fn forward_with(&self, x: &[f32], parameters: [&[f32]; 7]) -> (Vec<f32>, Kept) {
+    fn forward_with<T: Element>(&self, x: &[f32], parameters: [&[f32]; 7]) -> (Vec<f32>, Values<T>) {
         let [
             norm_weight,
             norm_bias,
@@ -180,7 +200,7 @@ impl Branch {
             gamma,
         ] = parameters;
         let width = gamma.len();
-        let normed = self.norm.forward(x, norm_weight, norm_bias);
+        let normed: Vec<T> = self.norm.forward(x, norm_weight, norm_bias);
         let expanded = linear::forward(self.precision, &normed, expand_weight, expand_bias);
         let inner = self.middle_forward(&expanded);
         let chunk = width * ROWS_PER_TASK;
@@ -210,7 +230,7 @@ impl Branch {
             Matrix::new(&inner, inputs),
             Matrix::new(&scaled_rows(contract_weight, gamma), inputs).transposed(),
         );
-        let kept = Kept {
+        let kept = Values {
             normed,
             expanded,
             inner,
@@ -218,18 +238,18 @@ impl Branch {
         (out, kept)
     }
 
-    fn middle_forward(&self, expanded: &[f32]) -> Vec<f32> {
+    fn middle_forward<T: Element>(&self, expanded: &[T]) -> Vec<T> {
         match (self.middle, self.sizes) {
             (Middle::SwiGlu, _) => swiglu::forward(expanded, self.expanded_width()),
-            (_, Some(sizes)) => Attention::of(sizes).forward(sizes, expanded),
+            (_, Some(sizes)) => Attention::of(sizes, self.precision).forward(sizes, expanded),
             _ => gelu::forward(expanded),
         }
     }
 
-    fn middle_backward(&self, expanded: &[f32], grad: &[f32]) -> Vec<f32> {
+    fn middle_backward<T: Element>(&self, expanded: &[T], grad: &[T]) -> Vec<T> {
         match (self.middle, self.sizes) {
             (Middle::SwiGlu, _) => swiglu::backward(expanded, self.expanded_width(), grad),
-            (_, Some(sizes)) => Attention::of(sizes).backward(sizes, expanded, grad),
+            (_, Some(sizes)) => Attention::of(sizes, self.precision).backward(sizes, expanded, grad),
             _ => gelu::backward(expanded, grad),
         }
     }
@@ -238,10 +258,10 @@ impl Branch {
         self.parameters[3].elem_count()
     }
 
-    fn backward_with(
+    fn backward_with<T: Element>(
         &self,
         x: &[f32],
-        kept: &Kept,
+        kept: &Values<T>,
         grad: &[f32],
         parameters: [&[f32]; 7],
     ) -> (Vec<f32>, [Vec<f32>; 7]) {
@@ -258,14 +278,14 @@ impl Branch {
         let (rows, inner) = (x.len() / width, contract_weight.len() / width);
         let dy = Matrix::new(grad, width);
         // Everything about the second projection but its scale: d out = grad, d (gamma y) = gamma grad.
-        let unscaled = self.precision.product(
+        let unscaled: Vec<f32> = self.precision.product(
             [width, inner, rows],
             dy.transposed(),
             Matrix::new(&kept.inner, inner),
         );
         let sums = linear::column_sums(grad, rows, width);
         let contract = scaled_rows(contract_weight, gamma);
-        let dinner = self
+        let dinner: Vec<T> = self
             .precision
             .product([rows, inner, width], dy, Matrix::new(&contract, inner));
         let dexpanded = self.middle_backward(&kept.expanded, &dinner);
@@ -277,9 +297,9 @@ impl Branch {
             Matrix::new(&kept.normed, width),
         );
         let dexpand_bias = linear::column_sums(&dexpanded, rows, expanded);
-        let dnormed = self
-            .precision
-            .product([rows, width, expanded], de, Matrix::new(expand_weight, width));
+        let dnormed: Vec<T> =
+            self.precision
+                .product([rows, width, expanded], de, Matrix::new(expand_weight, width));
         let bypass = self.add_input.then_some(grad);
         let (dx, mut dnorm) = self.norm.gradients(x, norm_weight, &dnormed, bypass);
         let dnorm_bias = dnorm.split_off(width);

@@ -5,6 +5,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use super::composed::{self, is_composed, is_fused};
 use super::cpu::{ROWS_PER_TASK, f32_slice, rows_and_width, stored, with_f32};
 use super::cuda;
+use super::element::Element;
 use super::vectors::{beside, exp, filled};
 
 const NAME: &str = "swiglu";
@@ -58,7 +59,7 @@ impl CustomOp1 for SwiGlu {
 }
 
 /// The gate on rows of an even `width`.
-pub(super) fn forward(x: &[f32], width: usize) -> Vec<f32> {
+pub(super) fn forward<T: Element>(x: &[T], width: usize) -> Vec<T> {
     let half = width / 2;
     filled(
         x.len() / 2,
@@ -68,8 +69,9 @@ pub(super) fn forward(x: &[f32], width: usize) -> Vec<f32> {
             let x = beside(x, task, width * ROWS_PER_TASK, 2 * out.len());
             for (out, x) in out.chunks_exact_mut(half).zip(x.chunks_exact(width)) {
                 let (gate, value) = x.split_at(half);
-                for (out, (&a, b)) in out.iter_mut().zip(gate.iter().zip(value)) {
-                    *out = a * sigmoid(a) * b;
+                for (out, (a, b)) in out.iter_mut().zip(gate.iter().zip(value)) {
+                    let (a, b) = (a.value(), b.value());
+                    *out = T::of(a * sigmoid(a) * b);
                 }
             }
         },
@@ -77,7 +79,7 @@ pub(super) fn forward(x: &[f32], width: usize) -> Vec<f32> {
 }
 
 /// The gradient of rows of an even `width`.
-pub(super) fn backward(x: &[f32], width: usize, grad: &[f32]) -> Vec<f32> {
+pub(super) fn backward<T: Element>(x: &[T], width: usize, grad: &[T]) -> Vec<T> {
     let half = width / 2;
     filled(
         x.len(),
@@ -90,10 +92,11 @@ pub(super) fn backward(x: &[f32], width: usize, grad: &[f32]) -> Vec<f32> {
             for (out, (x, grad)) in out.chunks_exact_mut(width).zip(rows) {
                 let ((gate, value), (da, db)) = (x.split_at(half), out.split_at_mut(half));
                 let inputs = gate.iter().zip(value).zip(grad);
-                for ((da, db), ((&a, b), grad)) in da.iter_mut().zip(db).zip(inputs) {
+                for ((da, db), ((a, b), grad)) in da.iter_mut().zip(db).zip(inputs) {
+                    let (a, b, grad) = (a.value(), b.value(), grad.value());
                     let s = sigmoid(a);
-                    *da = grad * b * s * (1. + a * (1. - s));
-                    *db = grad * a * s;
+                    *da = T::of(grad * b * s * (1. + a * (1. - s)));
+                    *db = T::of(grad * a * s);
                 }
             }
         },

@@ -1,7 +1,7 @@
 //! Arithmetic on slices in loops that the compiler turns into vector instructions, and the switch to the widest ones.
 //!
 //! The build targets every x86-64 processor, so plain loops get vectors of four. [`wide`] compiles what it is given once more
-//! for AVX2 and picks at run time. Multiplications and additions are never contracted, so both give the same bits.
+//! for AVX2 and for AVX-512 and picks at run time. Multiplications and additions are never contracted, so all give the same bits.
 
 use rayon::prelude::*;
 
@@ -12,11 +12,28 @@ use rayon::prelude::*;
 #[inline(always)]
 pub fn wide<R>(kernel: impl FnOnce() -> R) -> R {
     #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx2") {
-        // SAFETY: the processor has just said that it has AVX2.
-        #[allow(unsafe_code)]
-        return unsafe { with_avx2(kernel) };
+    {
+        if std::arch::is_x86_feature_detected!("avx512f")
+            && std::arch::is_x86_feature_detected!("avx512vl")
+            && std::arch::is_x86_feature_detected!("avx512bw")
+            && std::arch::is_x86_feature_detected!("avx512dq")
+        {
+            // SAFETY: the processor has just said that it has these.
+            #[allow(unsafe_code)]
+            return unsafe { with_avx512(kernel) };
+        }
+        if std::arch::is_x86_feature_detected!("avx2") {
+            // SAFETY: the processor has just said that it has AVX2.
+            #[allow(unsafe_code)]
+            return unsafe { with_avx2(kernel) };
+        }
     }
+    kernel()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq")]
+fn with_avx512<R>(kernel: impl FnOnce() -> R) -> R {
     kernel()
 }
 
@@ -32,17 +49,21 @@ fn with_avx2<R>(kernel: impl FnOnce() -> R) -> R {
 /// Memory is touched first by the thread that fills it, while it is warm: zeroing a large result as a whole would be a pass of
 /// its own, and its page faults would all be one thread's.
 #[inline(always)]
-pub fn filled(len: usize, piece: usize, fill: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
+pub fn filled<T: Copy + Default + Send>(
+    len: usize,
+    piece: usize,
+    fill: impl Fn(usize, &mut [T]) + Sync,
+) -> Vec<T> {
     filled_with(len, piece, fill).0
 }
 
 /// [`filled`], with what `fill` returns for each piece, in their order.
 #[inline(always)]
-pub fn filled_with<R: Send>(
+pub fn filled_with<T: Copy + Default + Send, R: Send>(
     len: usize,
     piece: usize,
-    fill: impl Fn(usize, &mut [f32]) -> R + Sync,
-) -> (Vec<f32>, Vec<R>) {
+    fill: impl Fn(usize, &mut [T]) -> R + Sync,
+) -> (Vec<T>, Vec<R>) {
     let mut values = Vec::with_capacity(len);
     let results = values.spare_capacity_mut()[..len]
         .par_chunks_mut(piece.max(1))
@@ -65,15 +86,15 @@ pub fn filled_with<R: Send>(
 
 /// The part of `values` beside piece `index` of `len` values, where pieces have `piece` values.
 #[inline(always)]
-pub fn beside(values: &[f32], index: usize, piece: usize, len: usize) -> &[f32] {
+pub fn beside<T>(values: &[T], index: usize, piece: usize, len: usize) -> &[T] {
     &values[index * piece..][..len]
 }
 
 /// The memory of `piece` as zeros.
 #[inline(always)]
-fn zeroed(piece: &mut [std::mem::MaybeUninit<f32>]) -> &mut [f32] {
+fn zeroed<T: Copy + Default>(piece: &mut [std::mem::MaybeUninit<T>]) -> &mut [T] {
     for value in piece.iter_mut() {
-        value.write(0.);
+        value.write(T::default());
     }
     // SAFETY: every value has just been written, and the pointer is the slice's own.
     #[allow(unsafe_code)]

@@ -7,14 +7,15 @@
 mod dino_cls;
 mod distillation_kl;
 mod feature_distance;
+mod hog;
 mod ibot_patch;
 mod info_nce;
 mod key_queue;
 mod koleo;
-mod pixels;
 mod relational;
 mod rows;
 pub mod targets;
+mod told;
 
 use candle_core::{D, DType, Result, Tensor, bail};
 use macula_models::ops;
@@ -22,12 +23,13 @@ use macula_models::ops;
 pub use dino_cls::{DinoClsTerms, dino_cls_loss, dino_global_sum, dino_local_sum};
 pub use distillation_kl::distillation_kl_loss;
 pub use feature_distance::{FeatureLoss, feature_distance};
+pub use hog::{hog_size, hog_targets};
 pub use ibot_patch::ibot_patch_loss;
 pub use info_nce::info_nce_loss;
 pub use key_queue::KeyQueue;
 pub use koleo::koleo_loss;
-pub use pixels::{pixel_loss, reconstruction_side};
 pub use relational::{Relations, relational_loss};
+pub use told::{reconstruction_side, reduced, told_loss};
 
 /// `log softmax(logits / temperature)` over the last dimension: [.., K] to [.., K], f32.
 ///

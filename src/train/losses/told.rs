@@ -1,6 +1,6 @@
-//! Crops told from their class tokens: how much of the variance of the pixels a linear layer cannot say. Networks trained to
-//! agree on crops alone forget what crops do not share, and on small images that is much of what tells classes apart
-//! (ours; after reconstruction beside contrast in Atito et al. 2021, SiT).
+//! Crops told from their class tokens: how much of the variance of the pixels, or of what [`super::hog`] makes of them, a small
+//! network cannot say. Networks trained to agree on crops alone forget what crops do not share, and on small images that is much
+//! of what tells classes apart (ours; after reconstruction beside contrast in Atito et al. 2021, SiT).
 
 use candle_core::{DType, Result, Tensor, bail};
 
@@ -8,7 +8,7 @@ use super::matrix;
 
 /// Side in pixels above which crops are averaged down before they are compared.
 const MAX_SIDE: usize = 32;
-/// Keeps crops that are all alike from dividing by 0.
+/// Keeps targets that are all alike from dividing by 0.
 const EPS: f64 = 1e-6;
 
 /// Side of the reconstruction of crops of `side` pixels: the largest divisor of at most 32.
@@ -20,32 +20,40 @@ pub fn reconstruction_side(side: usize) -> usize {
         .unwrap_or(1)
 }
 
+/// `crops` [B, C, S, S] as a student is to tell them, averaged to [B, C, s, s] with s of [`reconstruction_side`]; f32, without a
+/// gradient.
+///
+/// # Errors
+/// Crops that are not square.
+pub fn reduced(crops: &Tensor) -> Result<Tensor> {
+    let (_, _, side, width) = crops.dims4()?;
+    if side != width {
+        bail!("reconstruction: expected square crops, found {side} x {width}")
+    }
+    let pixels = crops.detach().to_dtype(DType::F32)?;
+    match side / reconstruction_side(side) {
+        1 => Ok(pixels),
+        factor => pixels.avg_pool2d(factor),
+    }
+}
+
 /// Sum of squares of what is missing, over that around the mean of each channel: 0 for perfect, 1 for saying the mean.
 ///
-/// `said` [B, C s s] is the student's, with s of [`reconstruction_side`]; `crops` [B, C, S, S] are the pixels as the network
-/// sees them, averaged to s x s.
+/// `said` [B, C s s] is the student's, `targets` [B, C, s, s] has no gradient; `what` names the term.
 ///
 /// # Errors
 /// Shapes that do not fit.
-pub fn pixel_loss(said: &Tensor, crops: &Tensor) -> Result<Tensor> {
-    let (batch, channels, side, width) = crops.dims4()?;
-    let small = reconstruction_side(side);
-    let expected = (batch, channels * small * small);
-    let found = matrix("reconstructed pixels", said)?;
-    if side != width || found != expected {
-        bail!(
-            "reconstructed pixels: expected {expected:?} for square crops of {side}, found {found:?} for {width}"
-        )
+pub fn told_loss(what: &str, said: &Tensor, targets: &Tensor) -> Result<Tensor> {
+    let (batch, channels, height, width) = targets.dims4()?;
+    let expected = (batch, channels * height * width);
+    let found = matrix(what, said)?;
+    if found != expected {
+        bail!("{what}: expected {expected:?} told, found {found:?}")
     }
-    let pixels = crops.detach().to_dtype(DType::F32)?;
-    let pixels = match side / small {
-        1 => pixels,
-        factor => pixels.avg_pool2d(factor)?,
-    }
-    .reshape((batch, channels, small * small))?;
-    let mean = pixels.mean_keepdim((0, 2))?; // [1, C, 1]
-    let variance = pixels.broadcast_sub(&mean)?.sqr()?.sum_all()?;
-    let missing = (said.to_dtype(DType::F32)? - pixels.reshape(expected)?)?;
+    let targets = targets.detach().reshape((batch, channels, height * width))?;
+    let mean = targets.mean_keepdim((0, 2))?; // [1, C, 1]
+    let variance = targets.broadcast_sub(&mean)?.sqr()?.sum_all()?;
+    let missing = (said.to_dtype(DType::F32)? - targets.reshape(expected)?)?;
     missing.sqr()?.sum_all()?.broadcast_div(&(variance + EPS)?)
 }
 
@@ -54,6 +62,10 @@ mod tests {
     use super::*;
     use crate::train::testing::{assert_scalar, scalar};
     use candle_core::{Device, Var};
+
+    fn pixel_loss(said: &Tensor, crops: &Tensor) -> Result<Tensor> {
+        told_loss("pixels", said, &reduced(crops)?)
+    }
 
     fn crops(side: usize) -> Tensor {
         let values: Vec<f32> = (0..2 * 3 * side * side).map(|i| (i as f32 * 0.7).sin()).collect();
