@@ -5,6 +5,7 @@
 
 use std::arch::asm;
 use std::arch::x86_64::_mm512_load_ps;
+use std::mem::MaybeUninit;
 use std::sync::OnceLock;
 
 use super::element_vectors::ElementVectors;
@@ -87,12 +88,13 @@ impl Kernel for TileRegisters {
             unsafe { whole_tile(pairs, left, right, dst.values.cast(), dst.row_stride, start) };
             return;
         }
-        let mut sums = Sums([0.; TILE_ROWS * TILE_COLUMNS]);
-        let place = sums.0.as_mut_ptr();
+        let mut sums = MaybeUninit::<Sums>::uninit();
+        let place: *mut f32 = sums.as_mut_ptr().cast();
         // SAFETY: as the caller promises; `sums` is a tile, and `start` reaches as far as `dst`.
         unsafe {
             let start = match start {
                 Some((values, row_stride)) if !whole => {
+                    place.write_bytes(0, TILE_ROWS * TILE_COLUMNS);
                     for row in 0..dst.rows {
                         let place = place.add(row * TILE_COLUMNS);
                         place.copy_from(values.add(row * row_stride), dst.columns);
@@ -102,7 +104,8 @@ impl Kernel for TileRegisters {
                 other => other,
             };
             whole_tile(pairs, left, right, place, TILE_COLUMNS, start);
-            store_rows(&sums, dst);
+            // Every sum of a tile has been stored.
+            store_rows(sums.assume_init_ref(), dst);
         }
     }
 }
