@@ -33,8 +33,8 @@ pub struct TrainConfig {
     pub batch_warmup_steps: u64,
     /// Images of the first step where the batch grows.
     pub batch_warmup_start: usize,
-    /// The numbers that matrix products are computed in, on CUDA attention and activations too. Weights, norms, losses and
-    /// gradients are f32 either way. Default f32; bf16 is faster on CUDA and on processors with AVX512-BF16.
+    /// The numbers that matrix products, attention and activations are computed or stored in. Weights, norms, losses and
+    /// gradients are f32 either way. Default f32; bf16 is faster on CUDA and on processors with AVX512-BF16 or AMX.
     #[serde(default)]
     pub compute: Compute,
     /// Where the images come from.

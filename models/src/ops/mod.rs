@@ -3,7 +3,7 @@
 //! candle's fused `layer_norm`, `softmax_last_dim` and `sdpa` return tensors without a graph node, so a network trained
 //! through them silently stops learning upstream. Everything a training step runs through is therefore either one of
 //! these operations or plain candle arithmetic. Each file holds one candle `CustomOp`: the function that applies it, the
-//! CPU kernels (f32, rayon over rows or over heads).
+//! CPU kernels (arithmetic in f32, rayon over rows or over heads).
 //!
 //! On an NVIDIA GPU operations are made of the kernels of `cuda`, and put into the graph by `node`. On a device without either,
 //! and where `cuda` has nothing for it, an operation is composed of plain candle arithmetic: `composed`, which is also the

@@ -33,7 +33,7 @@ pub struct StackedBranch<'a> {
 
 /// `x += gamma * contract(middle(expand(norm(x))))` for each of `branches` in turn: [B, T, D] to [B, T, D]; f32.
 ///
-/// `eps` is the norms'. On the CPU the factors of projections and of attention's products are rounded to `compute` and all else is f32; elsewhere products,
+/// `eps` is the norms'. On the CPU the factors of products and what stands between them are rounded to `compute` and all else is f32; elsewhere products,
 /// attention and activations are computed in `compute`. `x` and parameters are f32. Differentiable in `x` and all parameters.
 ///
 /// # Errors
