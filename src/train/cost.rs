@@ -142,9 +142,12 @@ mod tests {
             "backbone.patch_drop_rate=0.5",
             "loss.pixel_weight=1.0",
             "loss.pixel_hidden=8",
+            "loss.hog_weight=1.0",
+            "loss.hog_hidden=8",
         ];
         let step = counted("dino", &settings);
-        let told = 2. * (4. * 8. + 8. * 3. * 28. * 28.);
+        let pixels = 2. * (4. * 8. + 8. * 3. * 28. * 28.);
+        let told = pixels + 2. * (4. * 8. + 8. * 8. * 14. * 14.);
         let expected = 2. * (vit(5.) + HEAD) + 3. * 2. * (vit(3.) + HEAD + told);
         assert!((step - expected).abs() < 1., "{step} {expected}");
     }

@@ -236,9 +236,9 @@ fn small(facts: &DataFacts) -> TrainConfig {
 /// faster; targets sharp from the beginning, since cosines with random prototypes differ little and 0.07 makes them nearly
 /// uniform (96 % of ln K, measured); milder crops, no solarisation, a stronger KoLeo. Images of up to 32 pixels have no local
 /// crops: of so few pixels they tell little, and without them the same time shows the network 1.6 times the images. The class
-/// token also tells the pixels of its crop: agreement of crops alone loses what they do not share, and features stay below
-/// raw pixels. On images of up to 32 pixels the student sees half of the patches instead of mask tokens, which hides as much
-/// for half the cost, and leaves the iBOT term nothing to compare (all measured: `benchmarks/NOTES.md`).
+/// token also tells what it saw, of images of up to 32 pixels the oriented gradients, of larger ones the pixels: agreement of crops
+/// alone loses what they do not share, and features stay below raw pixels. Of small images the student then sees every patch, and
+/// there is no iBOT term (all measured on images of 28 pixels: `benchmarks/NOTES.md`).
 fn dinov2_small(facts: &DataFacts) -> TrainConfig {
     let mut config = small(facts);
     config.backbone.layer_scale = 0.;
@@ -255,7 +255,8 @@ fn dinov2_small(facts: &DataFacts) -> TrainConfig {
     config.teacher.centering = Centering::SinkhornKnopp;
     if facts.side <= 32 {
         config.loss.ibot_weight = 0.;
-        config.backbone.patch_drop_rate = 0.5;
+        config.loss.pixel_weight = 0.;
+        config.loss.hog_weight = 10.;
     }
     config
 }

@@ -68,7 +68,7 @@ fn a_run_leaves_what_the_contract_names_and_its_teacher_goes_on() {
         "loss",
         "loss_dino_global",
         "loss_dino_local",
-        "loss_pixels",
+        "loss_hog",
         "loss_koleo_first",
         "lr",
         "weight_decay",

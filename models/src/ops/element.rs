@@ -4,9 +4,9 @@
 use candle_core::DType;
 use half::bf16;
 
-#[cfg(target_arch = "x86_64")]
-use super::bf16_product::ElementVectors;
 use super::cpu::Matrix;
+#[cfg(target_arch = "x86_64")]
+use super::packed_product::ElementVectors;
 
 /// Other processors have no instructions for it.
 #[cfg(not(target_arch = "x86_64"))]

@@ -18,8 +18,6 @@
 
 mod assemble;
 mod attention;
-#[cfg(target_arch = "x86_64")]
-mod bf16_product;
 mod branch_samples;
 mod comparison;
 mod composed;
@@ -34,6 +32,8 @@ mod layer_norm;
 mod linear;
 mod many_parameters;
 mod node;
+#[cfg(target_arch = "x86_64")]
+mod packed_product;
 mod precision;
 mod residual_branch;
 mod residual_stack;

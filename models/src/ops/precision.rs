@@ -4,15 +4,15 @@ use candle_core::{DType, Result, bail};
 use half::bf16;
 use rayon::prelude::*;
 
-#[cfg(target_arch = "x86_64")]
-use super::bf16_product;
 use super::cpu::{Matrix, Start, Threads, gemm_into};
 use super::element::Element;
+#[cfg(target_arch = "x86_64")]
+use super::packed_product::{self, Factors};
 
 /// Whether products with factors in bf16 are faster than those in f32 on this processor.
 pub fn has_fast_bf16() -> bool {
     #[cfg(target_arch = "x86_64")]
-    return bf16_product::available();
+    return packed_product::available();
     #[cfg(not(target_arch = "x86_64"))]
     false
 }
@@ -165,9 +165,13 @@ impl Precision {
         threads: Threads,
     ) {
         #[cfg(target_arch = "x86_64")]
-        if self == Self::Bf16 && bf16_product::available() {
+        if packed_product::available() {
+            let factors = match self {
+                Self::F32 => Factors::F32,
+                Self::Bf16 => Factors::Bf16,
+            };
             // SAFETY: the instructions are there; the rest as the caller promises.
-            unsafe { bf16_product::product_into(size, dst, row_stride, start, lhs, rhs, threads) };
+            unsafe { packed_product::product_into(factors, size, dst, row_stride, start, lhs, rhs, threads) };
             return;
         }
         let [m, n, k] = size;

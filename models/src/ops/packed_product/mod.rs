@@ -1,9 +1,10 @@
-//! Matrix products with factors rounded to bf16 and sums in f32, by the processor's own instructions for them:
-//! [`tile_registers`] where it has those (Intel's servers from Sapphire Rapids on), else [`vectors`] (AMD from Zen 4 on, Intel's
-//! servers from Cooper Lake on).
+//! Matrix products on processors with vectors of 512 bits and instructions for bf16 (AMD from Zen 4 on, Intel's servers from Cooper
+//! Lake on), sums in f32. Factors in bf16 go through [`tile_registers`] where the processor has those (Intel's servers from Sapphire
+//! Rapids on), else through [`vectors`], which is also for f32.
 //!
-//! Factors in f32 are rounded while they are packed, which a product of this size does anyway. Packed, two neighbours along the inner dimension lie in one lane of 32 bits, as the instructions want them. The right side is packed as
-//! a whole, the left one by tasks and blocks of the inner dimension.
+//! Packed, a lane of 32 bits holds a unit: a value in f32, or in bf16 two neighbours along the inner dimension, as the
+//! instructions want them. Factors in f32 are rounded while they are packed. The right side is packed as a whole, the left one by
+//! tasks and blocks of the inner dimension.
 //!
 //! Every element of the result is summed by one thread in the order of the inner dimension, so the result does not depend on
 //! the number of threads.
@@ -18,10 +19,12 @@ use rayon::prelude::*;
 use super::cpu::{Matrix, Start, Threads};
 pub(super) use element_vectors::ElementVectors;
 use factor::{Block, Factor, LANES, Order};
+use tile_registers::TileRegisters;
+use vectors::{Bf16Pairs, F32Values, Vectors};
 
-/// Pairs along the inner dimension that are multiplied before the sums go to memory: a tile's 256 x 32 pairs of the right side
+/// Units along the inner dimension that are multiplied before the sums go to memory: a tile's 256 x 32 units of the right side
 /// are 32 KiB.
-const PAIRS: usize = 256;
+const UNITS: usize = 256;
 /// Columns of a tile, two vectors.
 const TILE_COLUMNS: usize = 2 * LANES;
 /// Column tiles of the right side that are packed at once.
@@ -31,39 +34,50 @@ const TASKS_PER_THREAD: usize = 2;
 
 /// Whether this processor has such instructions.
 pub(super) fn available() -> bool {
-    vectors::Vectors::available()
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512bf16")
+}
+
+/// What factors are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Factors {
+    /// f32.
+    F32,
+    /// bf16, or rounded to it.
+    Bf16,
 }
 
 /// One way to multiply tiles.
 trait Kernel: Send + Sync {
     /// Rows of a tile.
     const TILE_ROWS: usize;
-    /// Pairs are packed in multiples of this many, those that there are not as zeros.
-    const PAIR_STEP: usize;
+    /// Values of a unit: 1 in f32, 2 in bf16.
+    const VALUES: usize;
+    /// Units are packed in multiples of this many, those that there are not as zeros.
+    const UNIT_STEP: usize;
     /// Most rows of a task, whose left side should stay in the second cache: a multiple of those of a tile.
     const TASK_ROWS: usize;
     /// Columns of a task, for which its rows are packed anew.
     const TASK_COLUMNS: usize;
 
-    /// Whether the processor has the instructions.
-    fn available() -> bool;
-
-    /// Where the left side's pairs go.
-    fn left_order() -> Order;
+    /// Where the left side's units go, whose lanes have their inner dimension side by side or lie side by side themselves.
+    fn left_order(has_rows: bool) -> Order;
 
     /// Before the first tile of a task on its thread, and after the last.
     fn begin() {}
     fn end() {}
 
-    /// One tile: `dst [rows, columns]` from packed `left` and `right` of `pairs` pairs, with `start` and its row stride added.
+    /// One tile: `dst [rows, columns]` from packed `left` and `right` of `units` units, with `start` and its row stride added.
     ///
     /// # Safety
     /// The processor has the instructions, [`Self::begin`] was called; the pointers reach that far; `start`, which may be `dst`,
     /// is initialised.
     #[allow(unsafe_code)]
     unsafe fn tile<D: ElementVectors>(
-        pairs: usize,
-        left: *const u32,
+        units: usize,
+        left: (*const u32, Order),
         right: *const u32,
         dst: Tile<D>,
         start: Option<(*const f32, usize)>,
@@ -84,8 +98,9 @@ struct Tile<D> {
 /// # Safety
 /// The processor has the instructions ([`available`]); `dst` points to such rows that nothing else reaches meanwhile,
 /// initialised if the sums start from them, which they can in f32 only.
-#[allow(unsafe_code)]
+#[allow(unsafe_code, clippy::too_many_arguments)]
 pub(super) unsafe fn product_into<L: ElementVectors, R: ElementVectors, D: ElementVectors>(
+    factors: Factors,
     size: [usize; 3],
     dst: *mut D,
     row_stride: usize,
@@ -100,11 +115,14 @@ pub(super) unsafe fn product_into<L: ElementVectors, R: ElementVectors, D: Eleme
     };
     // SAFETY: as the caller promises.
     unsafe {
-        match tile_registers::TileRegisters::available() {
-            true => {
-                product_by::<tile_registers::TileRegisters, _, _, _>(size, &dst, start, lhs, rhs, threads)
+        match factors {
+            Factors::F32 => product_by::<Vectors<F32Values>, _, _, _>(size, &dst, start, lhs, rhs, threads),
+            Factors::Bf16 if tile_registers::available() => {
+                product_by::<TileRegisters, _, _, _>(size, &dst, start, lhs, rhs, threads);
             }
-            false => product_by::<vectors::Vectors, _, _, _>(size, &dst, start, lhs, rhs, threads),
+            Factors::Bf16 => {
+                product_by::<Vectors<Bf16Pairs>, _, _, _>(size, &dst, start, lhs, rhs, threads);
+            }
         }
     }
 }
@@ -136,14 +154,14 @@ unsafe fn product_by<K: Kernel, L: ElementVectors, R: ElementVectors, D: Element
         "sums start from f32 only"
     );
     let (lhs, rhs) = (Factor::new(lhs), Factor::new(rhs.transposed()));
-    let all_pairs = pairs_of::<K>(k);
-    let block_pairs = match D::HOLDS_SUMS {
-        true => PAIRS.min(all_pairs),
-        false => all_pairs,
+    let all_units = units_of::<K>(k);
+    let block_units = match D::HOLDS_SUMS {
+        true => UNITS.min(all_units),
+        false => all_units,
     };
-    let right = Right::<K>::pack(&rhs, n, k, block_pairs, threads);
+    let right = Right::<K>::pack(&rhs, n, k, block_units, threads);
     let column_tasks = n.div_ceil(K::TASK_COLUMNS);
-    let task_rows = task_rows::<K>(m, column_tasks, block_pairs, threads);
+    let task_rows = task_rows::<K>(m, column_tasks, block_units, threads);
     for_each(threads, m.div_ceil(task_rows) * column_tasks, |task| {
         let (row, column) = (
             task / column_tasks * task_rows,
@@ -169,8 +187,8 @@ fn for_each(threads: Threads, count: usize, task: impl Fn(usize) + Sync + Send) 
 }
 
 /// Rows of a task out of `rows`, beside as many tasks as there are for columns. Fewer where blocks are longer than usual.
-fn task_rows<K: Kernel>(rows: usize, column_tasks: usize, block_pairs: usize, threads: Threads) -> usize {
-    let most = (K::TASK_ROWS * PAIRS / block_pairs.max(PAIRS)).max(K::TILE_ROWS);
+fn task_rows<K: Kernel>(rows: usize, column_tasks: usize, block_units: usize, threads: Threads) -> usize {
+    let most = (K::TASK_ROWS * UNITS / block_units.max(UNITS)).max(K::TILE_ROWS);
     let enough = match threads {
         Threads::One => 1,
         Threads::All => (TASKS_PER_THREAD * rayon::current_num_threads()).div_ceil(column_tasks),
@@ -180,22 +198,22 @@ fn task_rows<K: Kernel>(rows: usize, column_tasks: usize, block_pairs: usize, th
 }
 
 /// Pairs of `inner` values as a kernel has them packed.
-fn pairs_of<K: Kernel>(inner: usize) -> usize {
-    inner.div_ceil(2).next_multiple_of(K::PAIR_STEP)
+fn units_of<K: Kernel>(inner: usize) -> usize {
+    inner.div_ceil(K::VALUES).next_multiple_of(K::UNIT_STEP)
 }
 
-/// A cache line of pairs: what instructions load should not lie across two.
+/// A cache line of units: what instructions load should not lie across two.
 #[repr(C, align(64))]
 #[derive(Clone, Copy)]
 struct Line([u32; LANES]);
 
-/// The right side, packed: [blocks of the inner dimension, column tiles, pairs of a block, columns of a tile].
+/// The right side, packed: [blocks of the inner dimension, column tiles, units of a block, columns of a tile].
 struct Right<K> {
     packed: Vec<Line>,
     /// Values along the inner dimension.
     inner: usize,
     /// Pairs of a block, of which the last may have fewer.
-    block_pairs: usize,
+    block_units: usize,
     column_tiles: usize,
     kernel: std::marker::PhantomData<K>,
 }
@@ -205,35 +223,35 @@ impl<K: Kernel> Right<K> {
         factor: &Factor<T>,
         columns: usize,
         inner: usize,
-        block_pairs: usize,
+        block_units: usize,
         threads: Threads,
     ) -> Self {
         let column_tiles = columns.div_ceil(TILE_COLUMNS);
-        let lines = pairs_of::<K>(inner) * column_tiles * TILE_COLUMNS / LANES;
+        let lines = units_of::<K>(inner) * column_tiles * TILE_COLUMNS / LANES;
         let mut packed: Vec<Line> = Vec::with_capacity(lines);
         let place = Packed(packed.as_mut_ptr().cast());
         let (blocks, pieces) = (
-            inner.div_ceil(2 * block_pairs),
+            inner.div_ceil(K::VALUES * block_units),
             column_tiles.div_ceil(PACKED_TILES),
         );
         for_each(threads, blocks * pieces, |task| {
             let (block, tile) = (task / pieces, task % pieces * PACKED_TILES);
-            let first = block * 2 * block_pairs;
-            let inner = first..inner.min(first + 2 * block_pairs);
-            let pairs = pairs_of::<K>(inner.len());
+            let first = block * K::VALUES * block_units;
+            let inner = first..inner.min(first + K::VALUES * block_units);
+            let units = units_of::<K>(inner.len());
             let lane = tile * TILE_COLUMNS;
-            let start = (block * block_pairs * column_tiles + tile * pairs) * TILE_COLUMNS;
+            let start = (block * block_units * column_tiles + tile * units) * TILE_COLUMNS;
             let block = Block {
                 lanes: lane..columns.min(lane + PACKED_TILES * TILE_COLUMNS),
                 inner,
-                pairs,
+                units,
             };
-            let order = Order::ByPair { tile: TILE_COLUMNS };
+            let order = Order::ByUnit { tile: TILE_COLUMNS };
             // SAFETY: the instructions are there; every block has a place of its own for its tiles, and packing reads what
             // `assert_holds` has looked at.
             #[allow(unsafe_code)]
             unsafe {
-                factor.pack(&block, order, place.at(start));
+                factor.pack::<K>(&block, order, place.at(start));
             }
         });
         // SAFETY: packing has written every pair of every tile.
@@ -244,26 +262,26 @@ impl<K: Kernel> Right<K> {
         Self {
             packed,
             inner,
-            block_pairs,
+            block_units,
             column_tiles,
             kernel: std::marker::PhantomData,
         }
     }
 
-    /// The `pairs` from `first` on, a block's first, of the tile that `column` starts.
-    fn tile(&self, first: usize, pairs: usize, column: usize) -> &[Line] {
+    /// The `units` from `first` on, a block's first, of the tile that `column` starts.
+    fn tile(&self, first: usize, units: usize, column: usize) -> &[Line] {
         let lines = TILE_COLUMNS / LANES;
-        let start = (first * self.column_tiles + column / TILE_COLUMNS * pairs) * lines;
-        &self.packed[start..start + pairs * lines]
+        let start = (first * self.column_tiles + column / TILE_COLUMNS * units) * lines;
+        &self.packed[start..start + units * lines]
     }
 }
 
-/// Where packed pairs go, whose tasks write their own parts of.
+/// Where packed units go, whose tasks write their own parts of.
 struct Packed(*mut u32);
 
 impl Packed {
     /// # Safety
-    /// There is room for more than `index` pairs.
+    /// There is room for more than `index` units.
     #[allow(unsafe_code)]
     unsafe fn at(&self, index: usize) -> *mut u32 {
         // SAFETY: as the caller promises.
@@ -304,25 +322,26 @@ impl Part {
         start: Start,
     ) {
         let row_stride = dst.row_stride;
-        let all_pairs = pairs_of::<K>(right.inner);
+        let all_units = units_of::<K>(right.inner);
         let row_tiles = self.rows.len().div_ceil(K::TILE_ROWS);
-        let room = row_tiles * K::TILE_ROWS * right.block_pairs;
+        let order = K::left_order(left.has_rows());
+        let room = row_tiles * K::TILE_ROWS * right.block_units;
         let mut packed: Vec<Line> = Vec::with_capacity(room.div_ceil(LANES));
         let packed: *mut u32 = packed.as_mut_ptr().cast();
-        for first in (0..all_pairs).step_by(right.block_pairs) {
-            let pairs = right.block_pairs.min(all_pairs - first);
+        for first in (0..all_units).step_by(right.block_units) {
+            let units = right.block_units.min(all_units - first);
             let block = Block {
                 lanes: self.rows.clone(),
-                inner: 2 * first..right.inner.min(2 * (first + pairs)),
-                pairs,
+                inner: K::VALUES * first..right.inner.min(K::VALUES * (first + units)),
+                units,
             };
-            // SAFETY: there is room for `row_tiles` tiles of at most so many pairs; rows and values are inside of the matrix.
-            unsafe { left.pack(&block, K::left_order(), packed) };
+            // SAFETY: there is room for `row_tiles` tiles of at most so many units; rows and values are inside of the matrix.
+            unsafe { left.pack::<K>(&block, order, packed) };
             for column in self.columns.clone().step_by(TILE_COLUMNS) {
-                let right = right.tile(first, pairs, column).as_ptr().cast();
+                let right = right.tile(first, units, column).as_ptr().cast();
                 for tile in 0..row_tiles {
                     let row = self.rows.start + tile * K::TILE_ROWS;
-                    // SAFETY: both sides hold `pairs` pairs of their tile; the tile lies in this part, and a row to start
+                    // SAFETY: both sides hold `units` units of their tile; the tile lies in this part, and a row to start
                     // from has all columns.
                     unsafe {
                         let place = dst.values.add(row * row_stride + column);
@@ -338,8 +357,8 @@ impl Part {
                             rows: K::TILE_ROWS.min(self.rows.end - row),
                             columns: TILE_COLUMNS.min(self.columns.end - column),
                         };
-                        let left = packed.cast_const().add(tile * K::TILE_ROWS * pairs);
-                        K::tile(pairs, left, right, place, start);
+                        let left = packed.cast_const().add(tile * K::TILE_ROWS * units);
+                        K::tile(units, (left, order), right, place, start);
                     }
                 }
             }
@@ -377,7 +396,7 @@ mod tests {
     /// The kernel that is not this processor's first choice is tested too.
     #[test]
     fn kernels_agree() {
-        if !tile_registers::TileRegisters::available() || !vectors::Vectors::available() {
+        if !tile_registers::available() {
             return;
         }
         for size @ [m, n, k] in [[1, 1, 1], [31, 33, 40], [200, 70, 1100], [600, 5000, 3]] {
@@ -388,8 +407,8 @@ mod tests {
                     (Matrix::new(&a, k), Matrix::new(&b, n)),
                     (Matrix::new(&a, m).transposed(), Matrix::new(&b, k).transposed()),
                 ] {
-                    let tiles = product::<tile_registers::TileRegisters>(size, start, lhs, rhs);
-                    let vectors = product::<vectors::Vectors>(size, start, lhs, rhs);
+                    let tiles = product::<TileRegisters>(size, start, lhs, rhs);
+                    let vectors = product::<Vectors<Bf16Pairs>>(size, start, lhs, rhs);
                     for (a, b) in tiles.iter().zip(&vectors) {
                         assert!(
                             (a - b).abs() <= 1e-5 * (k as f32).sqrt(),

@@ -1,4 +1,4 @@
-//! A side of a product and its packing: values in bf16, two neighbours along the inner dimension as a pair of 32 bits.
+//! A side of a product and its packing into units of 32 bits: a value in f32, or in bf16 two neighbours along the inner dimension.
 
 use std::arch::x86_64::{
     __m512i, _mm512_loadu_si512, _mm512_mask_storeu_epi32, _mm512_permutexvar_epi16, _mm512_setzero_si512,
@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use super::super::cpu::Matrix;
 use super::element_vectors::ElementVectors;
-use super::lane_mask;
+use super::{Kernel, lane_mask};
 
 /// Values in a vector of 512 bits.
 pub(super) const LANES: usize = 16;
@@ -38,20 +38,25 @@ pub(super) struct Block {
     pub(super) lanes: Range<usize>,
     pub(super) inner: Range<usize>,
     /// At least those of `inner`; the others are zeros.
-    pub(super) pairs: usize,
+    pub(super) units: usize,
 }
 
 /// How the pairs of a block are laid out. Lanes that a last tile lacks are zeros.
 #[derive(Clone, Copy)]
 pub(super) enum Order {
-    /// [tiles, pairs, lanes of a tile]
-    ByPair {
+    /// [tiles, units, lanes of a tile]
+    ByUnit {
         /// 12 or a multiple of 16.
         tile: usize,
     },
-    /// [tiles, steps of 16 pairs, lanes of a tile, 16 pairs], for a multiple of 16 pairs.
+    /// [tiles, steps of 16 units, lanes of a tile, 16 units], for a multiple of 16 units.
     ByLane {
         /// A multiple of 16.
+        tile: usize,
+    },
+    /// [tiles, lanes of a tile, units], for lanes that have their inner dimension side by side.
+    ByRow {
+        /// As for [`Self::ByUnit`].
         tile: usize,
     },
 }
@@ -59,12 +64,12 @@ pub(super) enum Order {
 impl Order {
     fn tile(self) -> usize {
         match self {
-            Self::ByPair { tile } | Self::ByLane { tile } => tile,
+            Self::ByUnit { tile } | Self::ByLane { tile } | Self::ByRow { tile } => tile,
         }
     }
 }
 
-/// 16 lanes or fewer and 16 pairs or fewer, a piece of a block.
+/// 16 lanes or fewer and 16 units or fewer, a piece of a block.
 struct Piece {
     lane: usize,
     lanes: usize,
@@ -87,68 +92,82 @@ impl<'a, T: ElementVectors> Factor<'a, T> {
         }
     }
 
-    /// The pairs of `block` in their `order`, what lies side by side in memory being read together.
+    /// Whether lanes have their inner dimension side by side.
+    pub(super) fn has_rows(&self) -> bool {
+        self.inner_stride == 1
+    }
+
+    /// The units of `block`, of `K::VALUES` each, in their `order`, what lies side by side in memory being read together.
     ///
     /// # Safety
-    /// The processor has AVX-512 with bf16, the values are inside of the matrix, and `place` has room for whole tiles.
-    // Two of the four ways turn 16 x 16 pairs around in registers; the others have no need to.
+    /// The processor has AVX-512 with bf16, the values are inside of the matrix, `place` has room for whole tiles, and the order is
+    /// by row only for lanes that are.
+    // Two of the four ways turn 16 x 16 units around in registers; the others have no need to.
     #[allow(unsafe_code)]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-    pub(super) unsafe fn pack(&self, block: &Block, order: Order, place: *mut u32) {
+    pub(super) unsafe fn pack<K: Kernel>(&self, block: &Block, order: Order, place: *mut u32) {
         let tile = order.tile();
         let group = tile.min(LANES);
         let groups = block.lanes.len().div_ceil(tile) * tile / group;
-        let steps = block.pairs.div_ceil(LANES);
+        let steps = block.units.div_ceil(LANES);
         for index in 0..groups * steps {
             let (of_group, step) = match self.inner_stride {
                 1 => (index / steps, index % steps),
                 _ => (index % groups, index / groups),
             };
             let lane = block.lanes.start + of_group * group;
-            let inner = block.inner.start + 2 * LANES * step;
+            let inner = block.inner.start + K::VALUES * LANES * step;
             let piece = Piece {
                 lane,
                 lanes: block.lanes.end.saturating_sub(lane).min(group),
                 inner,
-                count: block.inner.end.saturating_sub(inner).min(2 * LANES),
+                count: block.inner.end.saturating_sub(inner).min(K::VALUES * LANES),
             };
-            let (of_tile, pairs) = (of_group * group % tile, LANES.min(block.pairs - step * LANES));
-            // SAFETY: as the caller promises; only pairs and lanes of this piece's place are written.
+            let (of_tile, units) = (of_group * group % tile, LANES.min(block.units - step * LANES));
+            // SAFETY: as the caller promises; only units and lanes of this piece's place are written.
             unsafe {
-                let place = place.add((of_group * group - of_tile) * block.pairs);
+                let place = place.add((of_group * group - of_tile) * block.units);
                 match (order, self.inner_stride) {
+                    (Order::ByRow { .. }, _) => {
+                        let place = place.add(of_tile * block.units + step * LANES);
+                        for lane in 0..group {
+                            let row = self.units_of_lane::<K>(&piece, lane);
+                            let place = place.add(lane * block.units);
+                            _mm512_mask_storeu_epi32(place.cast(), lane_mask(units), row);
+                        }
+                    }
                     (Order::ByLane { .. }, 1) => {
                         let place = place.add((step * tile + of_tile) * LANES);
                         for lane in 0..LANES {
-                            let row = self.pairs_of_lane(&piece, lane);
+                            let row = self.units_of_lane::<K>(&piece, lane);
                             _mm512_storeu_si512(place.add(lane * LANES).cast(), row);
                         }
                     }
                     (Order::ByLane { .. }, _) => {
                         let place = place.add((step * tile + of_tile) * LANES);
                         let mut rows = [_mm512_setzero_si512(); LANES];
-                        for (pair, row) in rows.iter_mut().enumerate() {
-                            *row = self.lanes_of_pair(&piece, pair);
+                        for (unit, row) in rows.iter_mut().enumerate() {
+                            *row = self.lanes_of_unit::<K>(&piece, unit);
                         }
                         for (lane, row) in transposed(&rows).iter().enumerate() {
                             _mm512_storeu_si512(place.add(lane * LANES).cast(), *row);
                         }
                     }
-                    (Order::ByPair { .. }, 1) => {
+                    (Order::ByUnit { .. }, 1) => {
                         let place = place.add(step * LANES * tile + of_tile);
                         let mut rows = [_mm512_setzero_si512(); LANES];
                         for (lane, row) in rows.iter_mut().enumerate() {
-                            *row = self.pairs_of_lane(&piece, lane);
+                            *row = self.units_of_lane::<K>(&piece, lane);
                         }
-                        for (pair, row) in transposed(&rows).iter().enumerate().take(pairs) {
-                            _mm512_mask_storeu_epi32(place.add(pair * tile).cast(), lane_mask(group), *row);
+                        for (unit, row) in transposed(&rows).iter().enumerate().take(units) {
+                            _mm512_mask_storeu_epi32(place.add(unit * tile).cast(), lane_mask(group), *row);
                         }
                     }
-                    (Order::ByPair { .. }, _) => {
+                    (Order::ByUnit { .. }, _) => {
                         let place = place.add(step * LANES * tile + of_tile);
-                        for pair in 0..pairs {
-                            let row = self.lanes_of_pair(&piece, pair);
-                            _mm512_mask_storeu_epi32(place.add(pair * tile).cast(), lane_mask(group), row);
+                        for unit in 0..units {
+                            let row = self.lanes_of_unit::<K>(&piece, unit);
+                            _mm512_mask_storeu_epi32(place.add(unit * tile).cast(), lane_mask(group), row);
                         }
                     }
                 }
@@ -156,41 +175,50 @@ impl<'a, T: ElementVectors> Factor<'a, T> {
         }
     }
 
-    /// A pair of a piece with its lanes, which lie side by side.
+    /// A unit of a piece with its lanes, which lie side by side.
     ///
     /// # Safety
     /// As [`Self::pack`].
     #[allow(unsafe_code)]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
     #[inline]
-    unsafe fn lanes_of_pair(&self, piece: &Piece, pair: usize) -> __m512i {
-        if piece.lanes == 0 || 2 * pair >= piece.count {
+    unsafe fn lanes_of_unit<K: Kernel>(&self, piece: &Piece, unit: usize) -> __m512i {
+        if piece.lanes == 0 || K::VALUES * unit >= piece.count {
             return _mm512_setzero_si512();
         }
-        let index = piece.inner + 2 * pair;
+        let index = piece.inner + K::VALUES * unit;
         // SAFETY: these values are of the piece.
         unsafe {
             let low = self.values.as_ptr().add(index * self.inner_stride + piece.lane);
-            let high = (2 * pair + 1 < piece.count).then(|| low.wrapping_add(self.inner_stride));
+            if K::VALUES == 1 {
+                return T::wide(low, piece.lanes);
+            }
+            let high = (2 * unit + 1 < piece.count).then(|| low.wrapping_add(self.inner_stride));
             let interleave = _mm512_loadu_si512(INTERLEAVE.as_ptr().cast());
             _mm512_permutexvar_epi16(interleave, T::two_rows(low, high, piece.lanes))
         }
     }
 
-    /// A lane of a piece with its pairs, which lie side by side.
+    /// A lane of a piece with its units, which lie side by side.
     ///
     /// # Safety
     /// As [`Self::pack`].
     #[allow(unsafe_code)]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
     #[inline]
-    unsafe fn pairs_of_lane(&self, piece: &Piece, lane: usize) -> __m512i {
+    unsafe fn units_of_lane<K: Kernel>(&self, piece: &Piece, lane: usize) -> __m512i {
         if lane >= piece.lanes || piece.count == 0 {
             return _mm512_setzero_si512();
         }
         let start = (piece.lane + lane) * self.lane_stride + piece.inner;
         // SAFETY: these values are of the piece.
-        unsafe { T::run(self.values.as_ptr().add(start), piece.count) }
+        unsafe {
+            let values = self.values.as_ptr().add(start);
+            match K::VALUES {
+                1 => T::wide(values, piece.count),
+                _ => T::run(values, piece.count),
+            }
+        }
     }
 }
 

@@ -1,10 +1,10 @@
-//! How stored numbers become vectors of bf16 and sums become stored numbers.
+//! How stored numbers become vectors of bf16 or f32 and sums become stored numbers.
 
 use std::arch::x86_64::{
     __m256bh, __m256i, __m512, __m512bh, __m512i, _mm256_mask_storeu_epi16, _mm256_maskz_loadu_epi16,
-    _mm512_castsi256_si512, _mm512_cvtne2ps_pbh, _mm512_cvtneps_pbh, _mm512_inserti64x4, _mm512_loadu_ps,
-    _mm512_loadu_si512, _mm512_mask_storeu_ps, _mm512_maskz_loadu_epi16, _mm512_maskz_loadu_ps,
-    _mm512_setzero_ps,
+    _mm512_castsi256_si512, _mm512_cvtepu16_epi32, _mm512_cvtne2ps_pbh, _mm512_cvtneps_pbh,
+    _mm512_inserti64x4, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_storeu_ps, _mm512_maskz_loadu_epi16,
+    _mm512_maskz_loadu_epi32, _mm512_maskz_loadu_ps, _mm512_setzero_ps, _mm512_slli_epi32,
 };
 
 use half::bf16;
@@ -30,6 +30,13 @@ pub(in super::super) trait ElementVectors: Copy + Send + Sync {
     /// As [`Self::run`], for `lanes` values of each.
     #[allow(unsafe_code)]
     unsafe fn two_rows(low: *const Self, high: Option<*const Self>, lanes: usize) -> __m512i;
+
+    /// The first `count` of 16 values as f32, zeros after them.
+    ///
+    /// # Safety
+    /// As [`Self::run`].
+    #[allow(unsafe_code)]
+    unsafe fn wide(place: *const Self, count: usize) -> __m512i;
 
     /// Stores the sums of the lanes in `mask`.
     ///
@@ -80,6 +87,14 @@ impl ElementVectors for f32 {
     #[allow(unsafe_code)]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
     #[inline]
+    unsafe fn wide(place: *const Self, count: usize) -> __m512i {
+        // SAFETY: as the caller promises; a masked load reads no further.
+        unsafe { _mm512_maskz_loadu_epi32(lane_mask(count), place.cast()) }
+    }
+
+    #[allow(unsafe_code)]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    #[inline]
     unsafe fn store(place: *mut Self, mask: u16, sums: __m512) {
         // SAFETY: as the caller promises.
         unsafe { _mm512_mask_storeu_ps(place, mask, sums) }
@@ -116,6 +131,15 @@ impl ElementVectors for bf16 {
             };
             _mm512_inserti64x4::<1>(low, _mm256_maskz_loadu_epi16(mask, high.cast()))
         }
+    }
+
+    #[allow(unsafe_code)]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    #[inline]
+    unsafe fn wide(place: *const Self, count: usize) -> __m512i {
+        // SAFETY: as the caller promises; a masked load reads no further.
+        let values = unsafe { _mm256_maskz_loadu_epi16(lane_mask(count), place.cast()) };
+        _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(values))
     }
 
     #[allow(unsafe_code)]

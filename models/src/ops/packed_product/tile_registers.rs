@@ -43,18 +43,20 @@ static CONFIGURATION: Configuration = {
     }
 };
 
+/// Whether processor and system have them.
+pub(super) fn available() -> bool {
+    static AVAILABLE: OnceLock<bool> = OnceLock::new();
+    *AVAILABLE.get_or_init(|| super::available() && has_instructions() && permitted())
+}
+
 impl Kernel for TileRegisters {
     const TILE_ROWS: usize = TILE_ROWS;
-    const PAIR_STEP: usize = LANES;
+    const VALUES: usize = 2;
+    const UNIT_STEP: usize = LANES;
     const TASK_ROWS: usize = 16 * TILE_ROWS;
     const TASK_COLUMNS: usize = 128 * TILE_COLUMNS;
 
-    fn available() -> bool {
-        static AVAILABLE: OnceLock<bool> = OnceLock::new();
-        *AVAILABLE.get_or_init(|| super::vectors::Vectors::available() && has_instructions() && permitted())
-    }
-
-    fn left_order() -> Order {
+    fn left_order(_: bool) -> Order {
         Order::ByLane { tile: TILE_ROWS }
     }
 
@@ -76,8 +78,8 @@ impl Kernel for TileRegisters {
 
     #[allow(unsafe_code)]
     unsafe fn tile<D: ElementVectors>(
-        pairs: usize,
-        left: *const u32,
+        units: usize,
+        (left, _): (*const u32, Order),
         right: *const u32,
         dst: Tile<D>,
         start: Option<(*const f32, usize)>,
@@ -85,7 +87,7 @@ impl Kernel for TileRegisters {
         let whole = dst.rows == TILE_ROWS && dst.columns == TILE_COLUMNS;
         if whole && D::HOLDS_SUMS {
             // SAFETY: as the caller promises; what holds sums is f32.
-            unsafe { whole_tile(pairs, left, right, dst.values.cast(), dst.row_stride, start) };
+            unsafe { whole_tile(units, left, right, dst.values.cast(), dst.row_stride, start) };
             return;
         }
         let mut sums = MaybeUninit::<Sums>::uninit();
@@ -103,7 +105,7 @@ impl Kernel for TileRegisters {
                 }
                 other => other,
             };
-            whole_tile(pairs, left, right, place, TILE_COLUMNS, start);
+            whole_tile(units, left, right, place, TILE_COLUMNS, start);
             // Every sum of a tile has been stored.
             store_rows(sums.assume_init_ref(), dst);
         }
@@ -134,13 +136,13 @@ unsafe fn store_rows<D: ElementVectors>(sums: &Sums, dst: Tile<D>) {
     }
 }
 
-/// A tile of 32 x 32 sums from `left` [pairs / 16, 32, 16] and `right` [pairs, 32].
+/// A tile of 32 x 32 sums from `left` [units / 16, 32, 16] and `right` [units, 32].
 ///
 /// # Safety
-/// As [`Kernel::tile`]; `pairs` is a multiple of 16 and at least that.
+/// As [`Kernel::tile`]; `units` is a multiple of 16 and at least that.
 #[allow(unsafe_code)]
 unsafe fn whole_tile(
-    pairs: usize,
+    units: usize,
     left: *const u32,
     right: *const u32,
     dst: *mut f32,
@@ -188,7 +190,7 @@ unsafe fn whole_tile(
             left_stride = in(reg) 64usize,
             right = inout(reg) right => _,
             right_stride = in(reg) 128usize,
-            steps = inout(reg) pairs / LANES => _,
+            steps = inout(reg) units / LANES => _,
             dst = in(reg) dst,
             dst_low = in(reg) dst.wrapping_add(LANES * row_stride),
             dst_stride = in(reg) 4 * row_stride,
