@@ -45,18 +45,18 @@ pub(super) struct Block {
 #[derive(Clone, Copy)]
 pub(super) enum Order {
     /// [tiles, units, lanes of a tile]
-    ByUnit {
+    Units {
         /// 12 or a multiple of 16.
         tile: usize,
     },
     /// [tiles, steps of 16 units, lanes of a tile, 16 units], for a multiple of 16 units.
-    ByLane {
+    Lanes {
         /// A multiple of 16.
         tile: usize,
     },
     /// [tiles, lanes of a tile, units], for lanes that have their inner dimension side by side.
-    ByRow {
-        /// As for [`Self::ByUnit`].
+    Rows {
+        /// As for [`Self::Units`].
         tile: usize,
     },
 }
@@ -64,7 +64,7 @@ pub(super) enum Order {
 impl Order {
     fn tile(self) -> usize {
         match self {
-            Self::ByUnit { tile } | Self::ByLane { tile } | Self::ByRow { tile } => tile,
+            Self::Units { tile } | Self::Lanes { tile } | Self::Rows { tile } => tile,
         }
     }
 }
@@ -128,7 +128,7 @@ impl<'a, T: ElementVectors> Factor<'a, T> {
             unsafe {
                 let place = place.add((of_group * group - of_tile) * block.units);
                 match (order, self.inner_stride) {
-                    (Order::ByRow { .. }, _) => {
+                    (Order::Rows { .. }, _) => {
                         let place = place.add(of_tile * block.units + step * LANES);
                         for lane in 0..group {
                             let row = self.units_of_lane::<K>(&piece, lane);
@@ -136,14 +136,14 @@ impl<'a, T: ElementVectors> Factor<'a, T> {
                             _mm512_mask_storeu_epi32(place.cast(), lane_mask(units), row);
                         }
                     }
-                    (Order::ByLane { .. }, 1) => {
+                    (Order::Lanes { .. }, 1) => {
                         let place = place.add((step * tile + of_tile) * LANES);
                         for lane in 0..LANES {
                             let row = self.units_of_lane::<K>(&piece, lane);
                             _mm512_storeu_si512(place.add(lane * LANES).cast(), row);
                         }
                     }
-                    (Order::ByLane { .. }, _) => {
+                    (Order::Lanes { .. }, _) => {
                         let place = place.add((step * tile + of_tile) * LANES);
                         let mut rows = [_mm512_setzero_si512(); LANES];
                         for (unit, row) in rows.iter_mut().enumerate() {
@@ -153,7 +153,7 @@ impl<'a, T: ElementVectors> Factor<'a, T> {
                             _mm512_storeu_si512(place.add(lane * LANES).cast(), *row);
                         }
                     }
-                    (Order::ByUnit { .. }, 1) => {
+                    (Order::Units { .. }, 1) => {
                         let place = place.add(step * LANES * tile + of_tile);
                         let mut rows = [_mm512_setzero_si512(); LANES];
                         for (lane, row) in rows.iter_mut().enumerate() {
@@ -163,7 +163,7 @@ impl<'a, T: ElementVectors> Factor<'a, T> {
                             _mm512_mask_storeu_epi32(place.add(unit * tile).cast(), lane_mask(group), *row);
                         }
                     }
-                    (Order::ByUnit { .. }, _) => {
+                    (Order::Units { .. }, _) => {
                         let place = place.add(step * LANES * tile + of_tile);
                         for unit in 0..units {
                             let row = self.lanes_of_unit::<K>(&piece, unit);

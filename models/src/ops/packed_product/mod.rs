@@ -246,7 +246,7 @@ impl<K: Kernel> Right<K> {
                 inner,
                 units,
             };
-            let order = Order::ByUnit { tile: TILE_COLUMNS };
+            let order = Order::Units { tile: TILE_COLUMNS };
             // SAFETY: the instructions are there; every block has a place of its own for its tiles, and packing reads what
             // `assert_holds` has looked at.
             #[allow(unsafe_code)]

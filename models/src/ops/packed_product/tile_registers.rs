@@ -57,7 +57,7 @@ impl Kernel for TileRegisters {
     const TASK_COLUMNS: usize = 128 * TILE_COLUMNS;
 
     fn left_order(_: bool) -> Order {
-        Order::ByLane { tile: TILE_ROWS }
+        Order::Lanes { tile: TILE_ROWS }
     }
 
     fn begin() {

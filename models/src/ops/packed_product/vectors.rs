@@ -71,8 +71,8 @@ impl<U: Units> Kernel for Vectors<U> {
 
     fn left_order(has_rows: bool) -> Order {
         match has_rows {
-            true => Order::ByRow { tile: TILE_ROWS },
-            false => Order::ByUnit { tile: TILE_ROWS },
+            true => Order::Rows { tile: TILE_ROWS },
+            false => Order::Units { tile: TILE_ROWS },
         }
     }
 
@@ -87,7 +87,7 @@ impl<U: Units> Kernel for Vectors<U> {
         // SAFETY: as the caller promises.
         unsafe {
             match order {
-                Order::ByRow { .. } => tile_product::<U, D, true>(units, left, right, dst, start),
+                Order::Rows { .. } => tile_product::<U, D, true>(units, left, right, dst, start),
                 _ => tile_product::<U, D, false>(units, left, right, dst, start),
             }
         }
