@@ -243,7 +243,9 @@ class Moco(Trainer):
 
     def __init__(self, settings):
         projector = Projector(settings.embed_dim, settings.hidden, QUEUE_WIDTH)
-        super().__init__(settings, {"backbone": backbone(settings), "projector": projector})
+        network = backbone(settings)
+        network.mask_token = None  # nothing is masked
+        super().__init__(settings, {"backbone": network, "projector": projector})
         self.queries = self.crops(1, settings.global_size)
         self.keys = self.crops(1, settings.global_size)
         self.queue = nn.functional.normalize(torch.randn(QUEUE, QUEUE_WIDTH, device=self.device), dim=-1)

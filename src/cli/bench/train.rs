@@ -72,6 +72,15 @@ const PAPER_TERMS: [&str; 4] = [
     "backbone.patch_drop_rate=0",
 ];
 
+/// MoCo v2's projection and queue, whatever the images: two crops, so the geometries' local crops are not its own.
+const MOCO_TERMS: [&str; 5] = [
+    "crops.local.count=0",
+    "backbone.layer_scale=0",
+    "loss.info_nce.hidden=2048",
+    "loss.info_nce.batch_norm=false",
+    "loss.info_nce.queue=65536",
+];
+
 impl TrainBenchArgs {
     pub(super) fn run(&self) -> Result<()> {
         self.run.start_threads()?;
@@ -83,10 +92,10 @@ impl TrainBenchArgs {
                 Error::input("--geometry", reason)
             })?;
         let mut overrides = Overrides::default();
-        let terms = if self.recipe == recipes::DEFAULT {
-            &PAPER_TERMS[..]
-        } else {
-            &[]
+        let terms = match self.recipe.as_str() {
+            recipes::DEFAULT => &PAPER_TERMS[..],
+            "moco" => &MOCO_TERMS[..],
+            _ => &[],
         };
         for setting in settings
             .iter()
@@ -102,10 +111,6 @@ impl TrainBenchArgs {
             grey: true,
         };
         let mut base = recipes::recipe(&self.recipe, "noise", &facts)?;
-        if self.recipe == "moco" {
-            // Two crops and a queue: the geometry's local crops are not its own.
-            overrides.set("crops.local.count=0")?;
-        }
         base.batch_warmup_steps = 0;
         let config = overrides.apply(base, facts.images)?;
         let result = bench(&config, &self.run.device.candle()?, self.steps)?;
