@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::cpu::{Matrix, Start, Threads, gemm_into};
 use super::element::Element;
 #[cfg(target_arch = "x86_64")]
-use super::packed_product::{self, Factors};
+use super::packed_product;
 
 /// Whether products with factors in bf16 are faster than those in f32 on this processor.
 pub fn has_fast_bf16() -> bool {
@@ -166,12 +166,8 @@ impl Precision {
     ) {
         #[cfg(target_arch = "x86_64")]
         if packed_product::available() {
-            let factors = match self {
-                Self::F32 => Factors::F32,
-                Self::Bf16 => Factors::Bf16,
-            };
             // SAFETY: the instructions are there; the rest as the caller promises.
-            unsafe { packed_product::product_into(factors, size, dst, row_stride, start, lhs, rhs, threads) };
+            unsafe { packed_product::product_into(self, size, dst, row_stride, start, lhs, rhs, threads) };
             return;
         }
         let [m, n, k] = size;

@@ -17,6 +17,7 @@ mod vectors;
 use rayon::prelude::*;
 
 use super::cpu::{Matrix, Start, Threads};
+use super::precision::Precision;
 pub(super) use element_vectors::ElementVectors;
 use factor::{Block, Factor, LANES, Order};
 use tile_registers::TileRegisters;
@@ -38,15 +39,6 @@ pub(super) fn available() -> bool {
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512vl")
         && is_x86_feature_detected!("avx512bf16")
-}
-
-/// What factors are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Factors {
-    /// f32.
-    F32,
-    /// bf16, or rounded to it.
-    Bf16,
 }
 
 /// One way to multiply tiles.
@@ -100,7 +92,7 @@ struct Tile<D> {
 /// initialised if the sums start from them, which they can in f32 only.
 #[allow(unsafe_code, clippy::too_many_arguments)]
 pub(super) unsafe fn product_into<L: ElementVectors, R: ElementVectors, D: ElementVectors>(
-    factors: Factors,
+    precision: Precision,
     size: [usize; 3],
     dst: *mut D,
     row_stride: usize,
@@ -115,12 +107,12 @@ pub(super) unsafe fn product_into<L: ElementVectors, R: ElementVectors, D: Eleme
     };
     // SAFETY: as the caller promises.
     unsafe {
-        match factors {
-            Factors::F32 => product_by::<Vectors<F32Values>, _, _, _>(size, &dst, start, lhs, rhs, threads),
-            Factors::Bf16 if tile_registers::available() => {
+        match precision {
+            Precision::F32 => product_by::<Vectors<F32Values>, _, _, _>(size, &dst, start, lhs, rhs, threads),
+            Precision::Bf16 if tile_registers::available() => {
                 product_by::<TileRegisters, _, _, _>(size, &dst, start, lhs, rhs, threads);
             }
-            Factors::Bf16 => {
+            Precision::Bf16 => {
                 product_by::<Vectors<Bf16Pairs>, _, _, _>(size, &dst, start, lhs, rhs, threads);
             }
         }
@@ -197,7 +189,7 @@ fn task_rows<K: Kernel>(rows: usize, column_tasks: usize, block_units: usize, th
     rows.div_ceil(tasks).next_multiple_of(K::TILE_ROWS)
 }
 
-/// Pairs of `inner` values as a kernel has them packed.
+/// Units of `inner` values as a kernel has them packed.
 fn units_of<K: Kernel>(inner: usize) -> usize {
     inner.div_ceil(K::VALUES).next_multiple_of(K::UNIT_STEP)
 }
@@ -212,7 +204,7 @@ struct Right<K> {
     packed: Vec<Line>,
     /// Values along the inner dimension.
     inner: usize,
-    /// Pairs of a block, of which the last may have fewer.
+    /// Units of a block, of which the last may have fewer.
     block_units: usize,
     column_tiles: usize,
     kernel: std::marker::PhantomData<K>,
@@ -254,7 +246,7 @@ impl<K: Kernel> Right<K> {
                 factor.pack::<K>(&block, order, place.at(start));
             }
         });
-        // SAFETY: packing has written every pair of every tile.
+        // SAFETY: packing has written every unit of every tile.
         #[allow(unsafe_code)]
         unsafe {
             packed.set_len(lines);
