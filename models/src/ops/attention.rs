@@ -7,7 +7,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::composed::{self, has_cpu_kernels, is_composed, is_fused};
-use super::cpu::{Matrix, f32_slice, stored, with_f32};
+use super::cpu::{Matrix, Shared, f32_slice, stored, with_f32};
 use super::cuda;
 use super::element::Element;
 use super::precision::Precision;
@@ -104,7 +104,7 @@ impl Sizes {
         let row = PARTS * self.width();
         let len = self.batch * self.tokens * row;
         let mut out = Vec::with_capacity(len);
-        let start = Start(out.as_mut_ptr());
+        let start = Shared::new(out.as_mut_ptr());
         (0..self.batch * self.heads)
             .into_par_iter()
             .for_each_init(scratch, |scratch, task| {
@@ -126,16 +126,9 @@ impl Sizes {
     }
 }
 
-/// The beginning of a result that parallel tasks write their own parts of.
-struct Start<T>(*mut T);
-
-// SAFETY: it is only written through `Target::product`, whose tasks have disjoint parts.
-#[allow(unsafe_code)]
-unsafe impl<T> Sync for Start<T> {}
-
 /// A matrix [T, d] inside of the result, not written yet.
 struct Target<'a, T> {
-    start: &'a Start<T>,
+    start: &'a Shared<T>,
     offset: usize,
     row_stride: usize,
 }
@@ -153,7 +146,7 @@ impl<T: Element> Target<'_, T> {
         // product that does not accumulate writes without reading.
         #[allow(unsafe_code)]
         unsafe {
-            precision.product_here_into(size, self.start.0.add(self.offset), self.row_stride, lhs, rhs);
+            precision.product_here_into(size, self.start.at(self.offset), self.row_stride, lhs, rhs);
         }
     }
 }

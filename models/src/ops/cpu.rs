@@ -144,6 +144,27 @@ impl<'a, T> Matrix<'a, T> {
     }
 }
 
+/// The beginning of memory that parallel tasks write their own parts of.
+pub(super) struct Shared<T>(*mut T);
+
+impl<T> Shared<T> {
+    pub(super) fn new(start: *mut T) -> Self {
+        Self(start)
+    }
+
+    /// # Safety
+    /// There is room for more than `index` values. Who writes through the pointer has a part that no other task reaches.
+    #[allow(unsafe_code)]
+    pub(super) unsafe fn at(&self, index: usize) -> *mut T {
+        // SAFETY: as the caller promises.
+        unsafe { self.0.add(index) }
+    }
+}
+
+// SAFETY: it gives out pointers only, and who writes through one promises that no other task does there.
+#[allow(unsafe_code)]
+unsafe impl<T> Sync for Shared<T> {}
+
 /// What a sum starts from.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Start<'a> {

@@ -16,7 +16,7 @@ mod vectors;
 
 use rayon::prelude::*;
 
-use super::cpu::{Matrix, Start, Threads};
+use super::cpu::{Matrix, Shared, Start, Threads};
 use super::precision::Precision;
 pub(super) use element_vectors::ElementVectors;
 use factor::{Block, Factor, LANES, Order};
@@ -221,7 +221,7 @@ impl<K: Kernel> Right<K> {
         let column_tiles = columns.div_ceil(TILE_COLUMNS);
         let lines = units_of::<K>(inner) * column_tiles * TILE_COLUMNS / LANES;
         let mut packed: Vec<Line> = Vec::with_capacity(lines);
-        let place = Packed(packed.as_mut_ptr().cast());
+        let place: Shared<u32> = Shared::new(packed.as_mut_ptr().cast());
         let (blocks, pieces) = (
             inner.div_ceil(K::VALUES * block_units),
             column_tiles.div_ceil(PACKED_TILES),
@@ -267,23 +267,6 @@ impl<K: Kernel> Right<K> {
         &self.packed[start..start + units * lines]
     }
 }
-
-/// Where packed units go, whose tasks write their own parts of.
-struct Packed(*mut u32);
-
-impl Packed {
-    /// # Safety
-    /// There is room for more than `index` units.
-    #[allow(unsafe_code)]
-    unsafe fn at(&self, index: usize) -> *mut u32 {
-        // SAFETY: as the caller promises.
-        unsafe { self.0.add(index) }
-    }
-}
-
-// SAFETY: it is only written by `Right::pack`, whose tasks have disjoint parts.
-#[allow(unsafe_code)]
-unsafe impl Sync for Packed {}
 
 /// The result, whose tasks write their own parts of.
 struct Destination<D> {
