@@ -23,6 +23,7 @@ CASES = [
     ("batch 128", ["batch_size=128"]),
     ("batch 128 in two parts", ["batch_size=128", "accumulate=2"]),
     ("batch 128 in four parts", ["batch_size=128", "accumulate=4"]),
+    ("batch 128, gradient checkpointing", ["batch_size=128", "gradient_checkpointing=true"]),
     ("197 tokens a global crop (56 px)", ["image_size=56"]),
     ("width 384", ["backbone.embed_dim=384", "backbone.num_heads=6"]),
     ("12 blocks", ["backbone.depth=12"]),

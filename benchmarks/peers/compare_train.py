@@ -1,17 +1,23 @@
 #!/usr/bin/env python3
-"""Compares one training step of macula with PyTorch's, turn about on one machine.
+"""Compares one training step of macula with PyTorch's or lightly-train's, turn about on one machine.
 
     compare_train.py MACULA [--geometry a|b] [--recipe dinov2|dino|ibot|moco] [--repetitions 5] [--threads N] [--steps 10]
                      [--device cpu|cuda] [--compile] [--dtype f32|bf16] [--python PYTHON] [--json]
+                     [--peer torch|lightly] [--data FOLDER]
 
 MACULA is the built command. Each repetition runs `macula bench train --json` and `torch_step.py --json` once each, as
 processes of their own and with the same geometry and threads; the order changes with each repetition. The table gives
 each side's best and median, and the ratio macula / PyTorch within repetitions (median, smallest, largest): above 1 in
 images a second, macula is faster; below 1 in memory, it needs less. --compile concerns PyTorch alone.
 
+--peer lightly is lightly-train's pretraining at geometry b (lightly_step.py): its own losses, crops and loader, whose images macula
+then reads and crops beside the steps too where --data names them; without --data they are small made ones, and macula's are
+noise. With --data the time of decoding and augmentation counts on both sides, as in real runs.
+
 The recipe dinov2 is macula's `dinov2-small`, which has one head for CLS and patches; PyTorch gets the same. Both sides
 report how many weights they train, and different networks are an error. Exit code 0: compared. 1: a run failed, or the
-networks differ. 2: bad arguments. Needs: Python 3.9; PYTHON (default: this one) needs torch.
+networks differ. 2: bad arguments. Needs: Python 3.9; PYTHON (default: this one) needs torch, or
+lightly-train.
 """
 
 import argparse
@@ -47,10 +53,16 @@ def arguments():
     parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32", help="what products are computed in, on both sides")
     parser.add_argument("--compile", action="store_true", help="PyTorch's step through torch.compile")
     parser.add_argument("--python", default=sys.executable, help="a Python that has torch")
+    parser.add_argument("--peer", choices=["torch", "lightly"], default="torch")
+    parser.add_argument("--data", type=pathlib.Path, help="a folder of images, for --peer lightly")
     parser.add_argument("--json", action="store_true", help="one JSON object with every run")
     given = parser.parse_args()
     if not given.macula.is_file():
         parser.error(f"{given.macula}: expected macula's binary, found no such file")
+    if given.peer == "lightly" and (given.geometry, given.recipe, given.device) != ("b", "dinov2", "cpu"):
+        parser.error("--peer lightly is for --geometry b with the recipe dinov2 on the CPU")
+    if given.data and given.peer != "lightly":
+        parser.error("--data is for --peer lightly; torch_step.py has crops of noise")
     if min(given.repetitions, given.threads, given.steps) < 1:
         parser.error("repetitions, threads and steps must be at least 1")
     return given
@@ -62,11 +74,18 @@ def commands(given):
     shared += ["--device", given.device, "--json"]
     macula = [str(given.macula.resolve()), "bench", "train", "--recipe", MACULA_RECIPE[given.recipe], *shared]
     macula += ["--set", f"compute={given.dtype}"]
-    script = pathlib.Path(__file__).resolve().parent / "torch_step.py"
+    folder = pathlib.Path(__file__).resolve().parent
+    if given.peer == "lightly":
+        precision = {"f32": "32-true", "bf16": "bf16-mixed"}[given.dtype]
+        lightly = [given.python, str(folder / "lightly_step.py"), "--precision", precision, "--json"]
+        lightly += ["--threads", str(given.threads), "--steps", str(given.steps)]
+        data = ["--data", str(given.data.resolve())] if given.data else []
+        return {"macula": macula + data, "lightly-train": lightly + data}
+    script = folder / "torch_step.py"
     torch = [given.python, str(script), "--recipe", given.recipe, "--dtype", given.dtype, *shared]
     torch += ["--compile"] if given.compile else []
     torch += ["--shared-head"] if given.recipe == "dinov2" else []
-    return {"macula": macula, "torch": torch}
+    return {"macula": macula, "PyTorch": torch}
 
 
 def measured(name, command):
@@ -79,10 +98,10 @@ def measured(name, command):
         said = (done.stderr.strip() or done.stdout.strip() or "nothing was printed").splitlines()[-1]
         raise Failure(f"{name} ended with code {done.returncode}: {said}")
     try:
-        result = json.loads(done.stdout)
-    except ValueError as error:
+        result = json.loads(done.stdout.strip().splitlines()[-1] if name == "lightly-train" else done.stdout)
+    except (ValueError, IndexError) as error:
         raise Failure(f"{name}: expected JSON on stdout, found: {done.stdout.strip()[:200]!r}") from error
-    for key in [key for key, *_ in QUANTITIES] + ["parameters"]:
+    for key in [key for key, *_ in QUANTITIES]:
         value = result.get(key)
         if not isinstance(value, (int, float)) or value <= 0:
             raise Failure(f"{name}: `{key}`: expected a number above 0, found {value!r}")
@@ -91,21 +110,22 @@ def measured(name, command):
 
 def check_networks(runs):
     """The two must train the same network."""
-    macula, torch = runs["macula"][0]["parameters"], runs["torch"][0]["parameters"]
-    if abs(macula - torch) > PARAMETERS * torch:
+    macula, torch = runs["macula"][0].get("parameters"), runs["PyTorch"][0].get("parameters")
+    if not macula or not torch or abs(macula - torch) > PARAMETERS * torch:
         raise Failure(f"the networks differ: macula trains {macula} weights, torch_step.py {torch}")
 
 
 def table(runs):
     """Lines of Markdown: a quantity a row."""
+    peer = next(name for name in runs if name != "macula")
     lines = [
-        "| | macula, best | median | PyTorch, best | median | macula / PyTorch, median (range) |",
+        f"| | macula, best | median | {peer}, best | median | macula / {peer}, median (range) |",
         "|---|---|---|---|---|---|",
     ]
     for key, title, unit, best in QUANTITIES:
         values = {name: [run[key] / unit for run in results] for name, results in runs.items()}
-        ratios = [ours / theirs for ours, theirs in zip(values["macula"], values["torch"])]
-        cells = [number(of(values[name])) for name in ["macula", "torch"] for of in [best, statistics.median]]
+        ratios = [ours / theirs for ours, theirs in zip(values["macula"], values[peer])]
+        cells = [number(of(values[name])) for name in ["macula", peer] for of in [best, statistics.median]]
         spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
         lines.append(f"| {title} | {' | '.join(cells)} | {spread} |")
     return lines
@@ -125,7 +145,7 @@ def compare(given):
             runs[name].append(result)
             rate, seconds = result["images_per_second"], result["step_seconds"]
             print(f"{repetition + 1} {name}: {rate:.1f} images/s, {seconds:.3f} s a step", file=sys.stderr)
-        if repetition == 0:
+        if repetition == 0 and given.peer == "torch":
             check_networks(runs)
         turn.reverse()
     return runs

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""lightly-train's DINOv2 pretraining step at geometry b, on images of a folder it makes: images a second.
+"""lightly-train's DINOv2 pretraining step at geometry b, on images of a folder: images a second.
 
-    lightly_step.py [--batch 64] [--steps 8] [--precision 32-true] [--threads 2] [--work FOLDER]
+    lightly_step.py [--batch 64] [--steps 8] [--precision 32-true] [--threads 2] [--data FOLDER] [--work FOLDER] [--json]
 
 ViT-S/14 with random weights, 2 globals of 56 pixels and 6 locals of 28, K = 65,536, Sinkhorn-Knopp: its own losses, optimizer and
 augmentation, started as its users start it. The clock runs between the ends of steps; the first two are left out. Workers load
-images beside the step, as everywhere. Needs: lightly-train, numpy, pillow, and their own environment.
+images beside the step, as everywhere. Without --data the images are small ones that it makes, which cost next to nothing to
+read. A folder with fewer images than the steps need is gone through again. Needs: lightly-train, numpy, pillow, and their own environment.
 """
 
 import argparse
@@ -20,7 +21,9 @@ parser.add_argument("--batch", type=int, default=64)
 parser.add_argument("--steps", type=int, default=8)
 parser.add_argument("--precision", default="32-true")
 parser.add_argument("--threads", type=int, default=2)
+parser.add_argument("--data", type=pathlib.Path)
 parser.add_argument("--work", type=pathlib.Path)
+parser.add_argument("--json", action="store_true", help="as it is printed anyway")
 arguments = parser.parse_args()
 WARMUP = 2
 
@@ -56,9 +59,15 @@ def main():
     torch.optim.AdamW.step = clock
     with tempfile.TemporaryDirectory(dir=arguments.work) as temporary:
         work = pathlib.Path(temporary)
-        images(work / "images", arguments.batch * (arguments.steps + WARMUP + 1))
+        count = arguments.batch * (arguments.steps + WARMUP + 1)
+        data, epochs = arguments.data or work / "images", 1
+        if arguments.data:
+            found = sum(1 for path in data.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+            epochs = -(-count // max(1, found - found % arguments.batch))
+        else:
+            images(data, count)
         lightly_train.pretrain(
-            out=work / "out", data=work / "images", model="dinov2/vits14-noreg", method="dinov2", epochs=1, batch_size=arguments.batch,
+            out=work / "out", data=data, model="dinov2/vits14-noreg", method="dinov2", epochs=epochs, batch_size=arguments.batch,
             num_workers=1, accelerator="cpu", devices=1, precision=arguments.precision, model_args={"drop_path_rate": 0.0},
             method_args={"output_dim": 65536, "center_method": "sinkhorn_knopp", "student_freeze_backbone_steps": 0},
             transform_args={"image_size": (56, 56), "local_view": {"num_views": 6, "view_size": (28, 28)}})
@@ -66,7 +75,7 @@ def main():
     step = statistics.median(steps)
     print(json.dumps({
         "images_per_second": arguments.batch / step, "step_seconds": step, "steps": len(steps), "precision": arguments.precision,
-        "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ use macula_models::ops::cuda::geometry::Launch;
 use macula_models::ops::cuda::optimizer::{AdamwUpdate, Moved, adamw, sums_of_squares};
 use macula_models::ops::cuda::{Access, Buffer, Cell, emulated};
 use macula_models::ops::{
-    BranchParameters, BranchSamples, Middle, StackedBranch, attention, compare_operations, composed,
-    gather_rows, gelu, l2_normalize, layer_norm, linear, product_cross_entropy, residual_stack,
+    BranchParameters, BranchSamples, Middle, StackOptions, StackedBranch, attention, compare_operations,
+    composed, gather_rows, gelu, l2_normalize, layer_norm, linear, product_cross_entropy, residual_stack,
     soft_cross_entropy, swiglu, weight_norm,
 };
 
@@ -305,7 +305,7 @@ fn stacks_of_branches_in_f32_and_bf16() {
                     _ => random(seed, shape),
                 }));
             }
-            let run = |compute: DType| {
+            let run = |compute: DType, checkpoint: bool| {
                 let (some, none) = (&some, &none);
                 move |x: &[Tensor]| {
                     let all = [parameters(&x[1..8]), parameters(&x[8..15])];
@@ -319,13 +319,23 @@ fn stacks_of_branches_in_f32_and_bf16() {
                             samples,
                         })
                         .collect();
-                    residual_stack(&x[0], &branches, 1e-6, compute)
+                    let options = StackOptions {
+                        eps: 1e-6,
+                        compute,
+                        checkpoint,
+                    };
+                    residual_stack(&x[0], &branches, options)
                 }
             };
-            let (expected, expected_gradients) = outcome(&inputs, &run(DType::F32));
-            for (compute, tolerance) in [(DType::F32, 1e-5), (DType::BF16, 3e-2)] {
-                let what = format!("{name} [4, {tokens}, {width}] {compute:?}");
-                let (found, gradients) = emulated(launcher(), || outcome(&inputs, &run(compute)));
+            let (expected, expected_gradients) = outcome(&inputs, &run(DType::F32, false));
+            for (compute, checkpoint, tolerance) in [
+                (DType::F32, false, 1e-5),
+                (DType::F32, true, 1e-5),
+                (DType::BF16, false, 3e-2),
+                (DType::BF16, true, 3e-2),
+            ] {
+                let what = format!("{name} [4, {tokens}, {width}] {compute:?} checkpoint {checkpoint}");
+                let (found, gradients) = emulated(launcher(), || outcome(&inputs, &run(compute, checkpoint)));
                 assert_close(&what, &values(&found), &values(&expected), tolerance);
                 for (place, (found, expected)) in gradients.iter().zip(&expected_gradients).enumerate() {
                     assert_eq!(
@@ -363,7 +373,12 @@ fn branches_that_run_on_nothing_change_nothing() {
         middle: Middle::Gelu,
         samples: Some(&samples),
     };
-    let y = emulated(launcher(), || residual_stack(&x, &[branch], 1e-6, DType::F32)).unwrap();
+    let options = StackOptions {
+        eps: 1e-6,
+        compute: DType::F32,
+        checkpoint: false,
+    };
+    let y = emulated(launcher(), || residual_stack(&x, &[branch], options)).unwrap();
     assert_eq!(values(&y), values(&x));
     assert!(values(x.as_tensor()).len() == 24);
 }

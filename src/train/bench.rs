@@ -1,6 +1,7 @@
-//! How fast steps are on this machine, and where their time goes: whole steps on crops of noise, without files.
+//! How fast steps are on this machine, and where their time goes: whole steps on crops of noise, or of images as in training.
 
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device, Tensor};
 use macula_models::ops::linear;
@@ -11,8 +12,10 @@ use super::config::{Compute, TrainConfig};
 use super::cost::step_operations;
 use super::failed_in_candle;
 use super::product_rates::least_seconds;
+use super::run::start_loader;
 use super::trainer::{StepSeconds, Trainer};
-use crate::data::loader::Batch;
+use crate::data::Source;
+use crate::data::loader::{Batch, Loader};
 use crate::data::mask::masks_for_batch;
 use crate::{Error, Result, rng};
 
@@ -34,6 +37,9 @@ pub struct StepBench {
     pub step_seconds: f64,
     /// Images a second at the median.
     pub images_per_second: f64,
+    /// Share of the step: waiting for images; absent where the crops are noise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_wait: Option<f64>,
     /// Share of the step: teacher forward and targets.
     pub teacher: f64,
     /// Share of the step: student forward and losses.
@@ -54,21 +60,32 @@ pub struct StepBench {
     pub peak_rss_bytes: u64,
 }
 
-/// Times `steps` steps of `config` after two for warming up.
+/// Times `steps` steps of `config` after two for warming up: on the images of `source`, which its loader reads beside the steps,
+/// or on noise.
 ///
 /// # Errors
-/// A configuration that contradicts itself, failures of candle.
-pub fn bench(config: &TrainConfig, device: &Device, steps: usize) -> Result<StepBench> {
+/// A configuration that contradicts itself, images that cannot be read, failures of candle.
+pub fn bench(
+    config: &TrainConfig,
+    source: Option<Arc<dyn Source>>,
+    device: &Device,
+    steps: usize,
+) -> Result<StepBench> {
     let mut trainer = Trainer::fresh(config, device)?;
-    let parts = noise(config)?;
+    let mut feed = match source {
+        Some(source) => Feed::Images(start_loader(config, source, 0)?),
+        None => Feed::Noise(noise(config)?),
+    };
     let mut seconds = Vec::with_capacity(steps);
     let mut split = StepSeconds::default();
+    let mut waited = Duration::ZERO;
     for number in 0..steps + 2 {
         let start = Instant::now();
-        let report = trainer.advance(&parts)?;
+        let (report, wait) = feed.with_parts(config.accumulate, |parts| trainer.advance(parts))?;
         device.synchronize().map_err(failed_in_candle)?;
         if number >= 2 {
             seconds.push(start.elapsed().as_secs_f64());
+            waited += wait;
             split.teacher += report.seconds.teacher;
             split.student += report.seconds.student;
             split.backward += report.seconds.backward;
@@ -90,6 +107,7 @@ pub fn bench(config: &TrainConfig, device: &Device, steps: usize) -> Result<Step
         parameters: weights.map(|(_, var)| var.elem_count()).sum(),
         step_seconds: median,
         images_per_second: config.batch_size as f64 / median,
+        data_wait: matches!(feed, Feed::Images(_)).then(|| waited.as_secs_f64() / total),
         teacher: split.teacher / total,
         student: split.student / total,
         backward: split.backward / total,
@@ -100,6 +118,38 @@ pub fn bench(config: &TrainConfig, device: &Device, steps: usize) -> Result<Step
         share_of_floor: operations / gemm / median,
         peak_rss_bytes: peak_rss(),
     })
+}
+
+/// Where the parts of a step come from.
+enum Feed {
+    /// The same for every step.
+    Noise(Vec<Batch>),
+    Images(Loader),
+}
+
+impl Feed {
+    /// What `work` makes of the next `count` parts, and how long they had to be waited for.
+    fn with_parts<T>(
+        &mut self,
+        count: usize,
+        work: impl FnOnce(&[Batch]) -> Result<T>,
+    ) -> Result<(T, Duration)> {
+        match self {
+            Self::Noise(parts) => Ok((work(parts)?, Duration::ZERO)),
+            Self::Images(loader) => {
+                let mut waited = Duration::ZERO;
+                let mut parts = Vec::with_capacity(count);
+                for _ in 0..count {
+                    let (part, wait) = loader.next()?;
+                    waited += wait;
+                    parts.push(part);
+                }
+                let done = work(&parts)?;
+                parts.into_iter().for_each(|part| loader.recycle(part));
+                Ok((done, waited))
+            }
+        }
+    }
 }
 
 /// The parts of a step, of noise.

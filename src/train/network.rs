@@ -53,6 +53,8 @@ pub struct NetworkConfig {
     pub linears: Vec<LinearPart>,
     /// What its products are computed in.
     pub compute: Compute,
+    /// Whether the blocks compute again in the backward pass.
+    pub gradient_checkpointing: bool,
 }
 
 /// A linear layer beside the backbone.
@@ -130,6 +132,7 @@ impl NetworkConfig {
             hog_decoder: config.has_hog().then(|| decoder(loss.hog_hidden, hog_size(side))),
             linears: distill.map(LinearPart::of).unwrap_or_default(),
             compute: config.compute,
+            gradient_checkpointing: config.gradient_checkpointing,
             vit,
         })
     }
@@ -284,7 +287,9 @@ impl Network {
         };
         Ok(Self {
             config: config.clone(),
-            vit: VisionTransformer::new(&config.vit, vb.pp(BACKBONE))?.with_compute(compute),
+            vit: VisionTransformer::new(&config.vit, vb.pp(BACKBONE))?
+                .with_compute(compute)
+                .with_gradient_checkpointing(config.gradient_checkpointing),
             dino_head: head(&config.dino_head, DINO_HEAD)?,
             ibot_head: head(&config.ibot_head, IBOT_HEAD)?,
             projection: projection(&config.projection, PROJECTION)?,

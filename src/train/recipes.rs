@@ -179,6 +179,7 @@ fn small(facts: &DataFacts) -> TrainConfig {
         batch_warmup_steps: 0,
         batch_warmup_start: batch_size,
         compute: Compute::F32,
+        gradient_checkpointing: false,
         data: DataConfig {
             source: String::new(),
             loader: LoaderConfig::default(),

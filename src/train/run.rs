@@ -79,6 +79,26 @@ pub fn run(request: TrainRequest) -> Result<RunSummary> {
     Run::new(request)?.finish()
 }
 
+/// Batches of `source` as `config` makes them, from those of step `step` on.
+///
+/// # Errors
+/// Settings that do not fit.
+pub(super) fn start_loader(config: &TrainConfig, source: Arc<dyn Source>, step: u64) -> Result<Loader> {
+    let masks = match config.draws_masks() {
+        true => Some((config.masks.clone(), config.grid()?)),
+        false => None,
+    };
+    Loader::start(
+        source,
+        MultiCrop::new(config.crops.clone())?,
+        masks,
+        config.batch_plan()?,
+        &config.loader(),
+        config.seed,
+        step * config.accumulate as u64,
+    )
+}
+
 struct Run {
     request: TrainRequest,
     trainer: Trainer,
@@ -170,19 +190,7 @@ impl Run {
             files::write_bytes(&out.join(CONFIG), text.as_bytes())?;
         }
         files::write_json(&out.join(ENVIRONMENT), &environment(&request, source.as_ref()))?;
-        let masks = match config.draws_masks() {
-            true => Some((config.masks.clone(), config.grid()?)),
-            false => None,
-        };
-        let loader = Loader::start(
-            Arc::clone(&source),
-            MultiCrop::new(config.crops.clone())?,
-            masks,
-            config.batch_plan()?,
-            &config.loader(),
-            config.seed,
-            step * config.accumulate as u64,
-        )?;
+        let loader = start_loader(config, Arc::clone(&source), step)?;
         Ok(Self {
             log: MetricsLog::resume(&out.join(metrics_log::METRICS_FILE), step)?,
             events: EventWriter::create(out, (step > 0).then_some(step))?,
@@ -209,8 +217,8 @@ impl Run {
         }
         let config = &self.request.config;
         let reason = format!(
-            "the GPU's memory does not hold a part of {} images; try `--set accumulate={}`, a smaller batch_size or \
-             `--set compute=bf16`",
+            "the GPU's memory does not hold a part of {} images; try `--set compute=bf16`, `--set \
+             gradient_checkpointing=true`, `--set accumulate={}` or a smaller batch_size",
             config.batch_size / config.accumulate,
             2 * config.accumulate
         );

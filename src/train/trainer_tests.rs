@@ -208,6 +208,26 @@ fn the_seed_decides_and_threads_do_not() {
 }
 
 #[test]
+fn gradient_checkpointing_changes_no_byte() {
+    for settings in [
+        &["backbone.drop_path_rate=0.3"][..],
+        &["compute=bf16"],
+        &["loss.ibot_weight=1.0"],
+    ] {
+        let run = |checkpointing: bool| {
+            let mut config = config("dinov2-small", settings);
+            config.gradient_checkpointing = checkpointing;
+            let mut trainer = Trainer::fresh(&config, &Device::Cpu).unwrap();
+            for batches in batches(&config, 0, 2) {
+                trainer.advance(&batches).unwrap();
+            }
+            trainer
+        };
+        assert_same(&run(true), &run(false));
+    }
+}
+
+#[test]
 fn a_step_in_two_equal_parts_is_the_step_in_one() {
     let whole = config("dinov2-small", &[]);
     let parts = config("dinov2-small", &["batch_size=8", "accumulate=2"]);

@@ -7,8 +7,8 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 use super::composed::{composed, has_cpu_kernels};
 use super::cuda::with_cpu_kernels;
 use super::{
-    BranchParameters, BranchSamples, Middle, SpecialTokens, StackedBranch, assemble_tokens, attention,
-    gather_rows, gelu, l2_normalize, layer_norm, linear, product_cross_entropy, residual_stack,
+    BranchParameters, BranchSamples, Middle, SpecialTokens, StackOptions, StackedBranch, assemble_tokens,
+    attention, gather_rows, gelu, l2_normalize, layer_norm, linear, product_cross_entropy, residual_stack,
     soft_cross_entropy, swiglu, weight_norm,
 };
 
@@ -275,7 +275,12 @@ fn branch(x: &[Tensor], middle: Middle, compute: DType) -> Result<Tensor> {
         middle,
         samples: Some(&samples),
     };
-    residual_stack(&x[0], &[branch], 1e-6, compute)
+    let options = StackOptions {
+        eps: 1e-6,
+        compute,
+        checkpoint: false,
+    };
+    residual_stack(&x[0], &[branch], options)
 }
 
 #[cfg(test)]

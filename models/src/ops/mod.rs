@@ -57,6 +57,6 @@ pub use layer_norm::layer_norm;
 pub use linear::{linear, prototype_logits};
 pub use precision::has_fast_bf16;
 pub use residual_branch::{BranchParameters, Middle};
-pub use residual_stack::{StackedBranch, residual_stack};
+pub use residual_stack::{StackOptions, StackedBranch, residual_stack};
 pub use swiglu::swiglu;
 pub use weight_norm::weight_norm;

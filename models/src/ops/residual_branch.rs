@@ -163,16 +163,15 @@ impl Branch {
 
     /// The branch on `x` [rows, D], and what its gradient needs.
     pub(super) fn forward(&self, x: &[f32]) -> Result<(Vec<f32>, Kept)> {
-        self.with_parameters(|parameters| match self.precision {
-            Precision::F32 => {
-                let (out, kept) = self.forward_with(x, parameters);
-                (out, Kept::F32(kept))
-            }
-            Precision::Bf16 => {
-                let (out, kept) = self.forward_with(x, parameters);
-                (out, Kept::Bf16(kept))
-            }
+        self.with_parameters(|parameters| match self.between_with(x, parameters) {
+            Kept::F32(values) => (self.contract(x, &values.inner, parameters), Kept::F32(values)),
+            Kept::Bf16(values) => (self.contract(x, &values.inner, parameters), Kept::Bf16(values)),
         })
+    }
+
+    /// What the gradient needs of the branch on `x` [rows, D], to the bit what [`Self::forward`] gives.
+    pub(super) fn between(&self, x: &[f32]) -> Result<Kept> {
+        self.with_parameters(|parameters| self.between_with(x, parameters))
     }
 
     /// The gradient of `x` [rows, D] and those of the parameters in their order.
@@ -189,20 +188,29 @@ impl Branch {
         with_f32(NAME, list, kernel)
     }
 
-    fn forward_with<T: Element>(&self, x: &[f32], parameters: [&[f32]; 7]) -> (Vec<f32>, Values<T>) {
-        let [
-            norm_weight,
-            norm_bias,
-            expand_weight,
-            expand_bias,
-            contract_weight,
-            contract_bias,
-            gamma,
-        ] = parameters;
-        let width = gamma.len();
+    fn between_with(&self, x: &[f32], parameters: [&[f32]; 7]) -> Kept {
+        match self.precision {
+            Precision::F32 => Kept::F32(self.values(x, parameters)),
+            Precision::Bf16 => Kept::Bf16(self.values(x, parameters)),
+        }
+    }
+
+    fn values<T: Element>(&self, x: &[f32], parameters: [&[f32]; 7]) -> Values<T> {
+        let [norm_weight, norm_bias, expand_weight, expand_bias, ..] = parameters;
         let normed: Vec<T> = self.norm.forward(x, norm_weight, norm_bias);
         let expanded = linear::forward(self.precision, &normed, expand_weight, expand_bias);
         let inner = self.middle_forward(&expanded);
+        Values {
+            normed,
+            expanded,
+            inner,
+        }
+    }
+
+    /// The second projection of `inner` [rows, I], scaled, onto `x` where the branch adds its input.
+    fn contract<T: Element>(&self, x: &[f32], inner: &[T], parameters: [&[f32]; 7]) -> Vec<f32> {
+        let [.., contract_weight, contract_bias, gamma] = parameters;
+        let width = gamma.len();
         let chunk = width * ROWS_PER_TASK;
         let mut out = filled(
             x.len(),
@@ -227,15 +235,10 @@ impl Branch {
         self.precision.add_product(
             [x.len() / width, width, inputs],
             &mut out,
-            Matrix::new(&inner, inputs),
+            Matrix::new(inner, inputs),
             Matrix::new(&scaled_rows(contract_weight, gamma), inputs).transposed(),
         );
-        let kept = Values {
-            normed,
-            expanded,
-            inner,
-        };
-        (out, kept)
+        out
     }
 
     fn middle_forward<T: Element>(&self, expanded: &[T]) -> Vec<T> {

@@ -31,15 +31,27 @@ pub struct StackedBranch<'a> {
     pub samples: Option<&'a BranchSamples>,
 }
 
+/// How the branches of a stack compute.
+#[derive(Debug, Clone, Copy)]
+pub struct StackOptions {
+    /// The norms' epsilon.
+    pub eps: f64,
+    /// On the CPU the factors of products and what stands between them are rounded to this type and all else is f32; elsewhere
+    /// products, attention and activations are computed in it.
+    pub compute: DType,
+    /// Gradient checkpointing (Chen et al. 2016): what stands between the products of a branch is not kept for the backward
+    /// pass, which computes it again from the branch's input. The gradients are the same to the bit.
+    pub checkpoint: bool,
+}
+
 /// `x += gamma * contract(middle(expand(norm(x))))` for each of `branches` in turn: [B, T, D] to [B, T, D]; f32.
 ///
-/// `eps` is the norms'. On the CPU the factors of products and what stands between them are rounded to `compute` and all else is f32; elsewhere products,
-/// attention and activations are computed in `compute`. `x` and parameters are f32. Differentiable in `x` and all parameters.
+/// `x` and parameters are f32. Differentiable in `x` and all parameters.
 ///
 /// # Errors
 /// Shapes that do not fit, a sample outside of the batch or named twice, a type other than f32, a device without this
 /// operation.
-pub fn residual_stack(x: &Tensor, branches: &[StackedBranch], eps: f64, compute: DType) -> Result<Tensor> {
+pub fn residual_stack(x: &Tensor, branches: &[StackedBranch], options: StackOptions) -> Result<Tensor> {
     let (batch, tokens, width) = x.dims3()?;
     if branches.is_empty() {
         return Ok(x.clone());
@@ -53,11 +65,11 @@ pub fn residual_stack(x: &Tensor, branches: &[StackedBranch], eps: f64, compute:
                 .transpose()?;
         }
         return match is_fused(x.device()) {
-            true => cuda::residual_stack(x, branches, eps, compute),
-            false => composed::residual_stack(x, branches, eps, compute),
+            true => cuda::residual_stack(x, branches, options),
+            false => composed::residual_stack(x, branches, options),
         };
     }
-    let precision = Precision::of(NAME, compute)?;
+    let precision = Precision::of(NAME, options.compute)?;
     let parameters: Vec<&Tensor> = branches
         .iter()
         .flat_map(|branch| branch.parameters.list())
@@ -76,7 +88,7 @@ pub fn residual_stack(x: &Tensor, branches: &[StackedBranch], eps: f64, compute:
                     branch.parameters,
                     branch.middle,
                     [images, tokens, width],
-                    eps,
+                    options.eps,
                     all,
                     precision,
                 )
@@ -88,6 +100,7 @@ pub fn residual_stack(x: &Tensor, branches: &[StackedBranch], eps: f64, compute:
         layers: branches.iter().map(layer).collect::<Result<_>>()?,
         sample_size: tokens * width,
         kept: (x.track_op() || tied.track_op()).then(OnceLock::new),
+        checkpoint: options.checkpoint,
         gradients,
     };
     x.contiguous()?.apply_op2(&tied, op)
@@ -106,13 +119,15 @@ struct Stack {
     sample_size: usize,
     /// What each layer's backward pass needs, if there will be one.
     kept: Option<OnceLock<Vec<Option<KeptLayer>>>>,
+    checkpoint: bool,
     gradients: Gradients,
 }
 
 struct KeptLayer {
     /// What the branch ran on; `None` is the stack's own input.
     input: Option<Vec<f32>>,
-    of_branch: Kept,
+    /// `None` where the backward pass computes it again.
+    of_branch: Option<Kept>,
 }
 
 impl Stack {
@@ -139,6 +154,7 @@ impl Stack {
                 }
             };
             if self.kept.is_some() {
+                let of_branch = (!self.checkpoint).then_some(of_branch);
                 kept.push(Some(KeptLayer { input, of_branch }));
             }
         }
@@ -158,15 +174,22 @@ impl Stack {
                 continue;
             };
             let input = kept.input.as_deref().unwrap_or(x);
+            let again = match kept.of_branch {
+                Some(_) => None,
+                None => Some(branch.between(input)?),
+            };
+            let Some(of_branch) = kept.of_branch.as_ref().or(again.as_ref()) else {
+                bail!("{NAME}: nothing was kept of a branch")
+            };
             let gradients = match &layer.subset {
                 None => {
-                    let (dx, gradients) = branch.backward(input, &kept.of_branch, &grad)?;
+                    let (dx, gradients) = branch.backward(input, of_branch, &grad)?;
                     grad = Cow::Owned(dx);
                     gradients
                 }
                 Some(subset) => {
                     let dy = subset.gather_weighted(&grad, self.sample_size);
-                    let (dx, gradients) = branch.backward(input, &kept.of_branch, &dy)?;
+                    let (dx, gradients) = branch.backward(input, of_branch, &dy)?;
                     subset.scatter(&dx, grad.to_mut(), self.sample_size);
                     gradients
                 }

@@ -11,7 +11,7 @@ use super::layers::LayerNorm;
 use super::patch_embed::PatchEmbed;
 use super::position::interpolate_table;
 use super::{DropPathPlan, VitConfig};
-use crate::ops::StackedBranch;
+use crate::ops::{StackOptions, StackedBranch};
 use crate::{Error, Result, ops};
 
 /// DINOv2 `DinoVisionTransformer`, for inference and for training.
@@ -29,6 +29,7 @@ pub struct VisionTransformer {
     blocks: Vec<Block>,
     norm: LayerNorm,
     compute: DType,
+    checkpoint: bool,
 }
 
 /// What a forward pass gives (DINOv2 `forward_features`): the first three after the final norm.
@@ -84,6 +85,7 @@ impl VisionTransformer {
                 .collect::<Result<_>>()?,
             norm: LayerNorm::new(dim, config.layer_norm_eps, vb.pp("norm"))?,
             compute: DType::F32,
+            checkpoint: false,
         })
     }
 
@@ -91,6 +93,12 @@ impl VisionTransformer {
     /// branches stay f32. On the CPU only the factors of projections are rounded to it.
     pub fn with_compute(self, compute: DType) -> Self {
         Self { compute, ..self }
+    }
+
+    /// The same network that keeps of its blocks only what they ran on, and computes the rest again in the backward pass: less
+    /// memory, more time, the same gradients.
+    pub fn with_gradient_checkpointing(self, checkpoint: bool) -> Self {
+        Self { checkpoint, ..self }
     }
 
     /// Builds the network from named tensors, which must be exactly those of [`VitConfig::parameters`].
@@ -352,8 +360,11 @@ impl VisionTransformer {
         Ok(ops::residual_stack(
             x,
             branches,
-            self.config.layer_norm_eps,
-            self.compute,
+            StackOptions {
+                eps: self.config.layer_norm_eps,
+                compute: self.compute,
+                checkpoint: self.checkpoint,
+            },
         )?)
     }
 

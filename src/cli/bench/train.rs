@@ -1,9 +1,13 @@
 //! `macula bench train`.
 
+use std::sync::Arc;
+
 use clap::Args;
 
 use super::super::args::RunArgs;
 use super::super::output;
+use super::super::run_folder::look_at;
+use crate::data;
 use crate::train::bench::{StepBench, bench};
 use crate::train::recipes::{self, DataFacts, Overrides};
 use crate::{Error, Result};
@@ -18,6 +22,9 @@ pub struct TrainBenchArgs {
     /// 28 px, K 65536, batch 64
     #[arg(long, value_name = "a or b", default_value = "a")]
     geometry: String,
+    /// Images to train on, as in `macula train`: decoding and crops then run beside the steps; without it crops are noise
+    #[arg(long, value_name = "SOURCE")]
+    data: Option<String>,
     /// Change a field, as in `macula train`
     #[arg(long, value_name = "FIELD=VALUE")]
     set: Vec<String>,
@@ -105,15 +112,25 @@ impl TrainBenchArgs {
         {
             overrides.set(setting)?;
         }
-        let facts = DataFacts {
-            images: 60_000,
-            side: 28,
-            grey: true,
+        let source = self.data.as_deref().map(data::open_shuffled).transpose()?;
+        let facts = match &source {
+            Some(source) => look_at(source.as_ref())?,
+            None => DataFacts {
+                images: 60_000,
+                side: 28,
+                grey: true,
+            },
         };
-        let mut base = recipes::recipe(&self.recipe, "noise", &facts)?;
+        let data = self.data.as_deref().unwrap_or("noise");
+        let mut base = recipes::recipe(&self.recipe, data, &facts)?;
         base.batch_warmup_steps = 0;
         let config = overrides.apply(base, facts.images)?;
-        let result = bench(&config, &self.run.device.candle()?, self.steps)?;
+        let result = bench(
+            &config,
+            source.map(Arc::from),
+            &self.run.device.candle()?,
+            self.steps,
+        )?;
         if self.json {
             output::print_json(&result)
         } else {
@@ -131,6 +148,12 @@ fn text(bench: &StepBench) -> String {
                 "{:.3} s, {} images, {:.1} images/s, {} threads",
                 bench.step_seconds, bench.batch_size, bench.images_per_second, bench.threads
             ),
+        ),
+        (
+            "waiting for images",
+            bench
+                .data_wait
+                .map_or_else(|| "none: crops of noise".into(), percent),
         ),
         ("teacher forward, targets", percent(bench.teacher)),
         ("student forward, losses", percent(bench.student)),

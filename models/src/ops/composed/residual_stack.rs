@@ -2,22 +2,22 @@
 
 use candle_core::{DType, Result, Tensor};
 
-use super::super::{BranchSamples, Middle, StackedBranch};
+use super::super::{BranchSamples, Middle, StackOptions, StackedBranch};
 use super::{attention, gelu, layer_norm, linear, swiglu};
 
-/// [`super::super::residual_stack`]: sums and norms in the type of `x`, everything between them in `compute`.
+/// [`super::super::residual_stack`]: sums and norms in the type of `x`, everything between them in `compute`. Checkpointing is
+/// left aside.
 pub(in crate::ops) fn residual_stack(
     x: &Tensor,
     branches: &[StackedBranch],
-    eps: f64,
-    compute: DType,
+    options: StackOptions,
 ) -> Result<Tensor> {
     let mut x = x.clone();
     for branch in branches {
         x = match branch.samples {
-            None => (&x + added(&x, branch, eps, compute)?)?,
+            None => (&x + added(&x, branch, options)?)?,
             Some(samples) if samples.kept.is_empty() => x,
-            Some(samples) => on_samples(&x, branch, samples, eps, compute)?,
+            Some(samples) => on_samples(&x, branch, samples, options)?,
         };
     }
     Ok(x)
@@ -28,27 +28,26 @@ fn on_samples(
     x: &Tensor,
     branch: &StackedBranch,
     samples: &BranchSamples,
-    eps: f64,
-    compute: DType,
+    options: StackOptions,
 ) -> Result<Tensor> {
     let kept = Tensor::new(samples.kept.as_slice(), x.device())?;
     let chosen = x.index_select(&kept, 0)?;
     let factors = Tensor::new(samples.factors.as_slice(), x.device())?
         .to_dtype(x.dtype())?
         .reshape(((), 1, 1))?;
-    let added = added(&chosen, branch, eps, compute)?.broadcast_mul(&factors)?;
+    let added = added(&chosen, branch, options)?.broadcast_mul(&factors)?;
     x.index_add(&kept, &added, 0)
 }
 
 /// `gamma * contract(middle(expand(norm(x))))`, in the type of `x` again.
-fn added(x: &Tensor, branch: &StackedBranch, eps: f64, compute: DType) -> Result<Tensor> {
+fn added(x: &Tensor, branch: &StackedBranch, options: StackOptions) -> Result<Tensor> {
     let p = branch.parameters;
     let (batch, tokens, width) = x.dims3()?;
     let compute = match x.dtype() {
         DType::F64 => DType::F64,
-        _ => compute,
+        _ => options.compute,
     };
-    let normed = layer_norm(x, &p.norm_weight, &p.norm_bias, eps)?.to_dtype(compute)?;
+    let normed = layer_norm(x, &p.norm_weight, &p.norm_bias, options.eps)?.to_dtype(compute)?;
     let expanded = linear(&normed, &p.expand_weight, Some(&p.expand_bias))?;
     let inner = match branch.middle {
         Middle::Gelu => gelu(&expanded)?,

@@ -11,7 +11,7 @@ use super::layer_norm::{Into, Norm};
 use super::residual::{Residual, Samples};
 use crate::ops::many_parameters::tie;
 use crate::ops::node::node2;
-use crate::ops::{BranchParameters, Middle, StackedBranch};
+use crate::ops::{BranchParameters, Middle, StackOptions, StackedBranch};
 
 const NAME: &str = "residual-stack";
 
@@ -19,8 +19,7 @@ const NAME: &str = "residual-stack";
 pub(in crate::ops) fn residual_stack(
     x: &Tensor,
     branches: &[StackedBranch],
-    eps: f64,
-    compute: DType,
+    options: StackOptions,
 ) -> Result<Tensor> {
     let (batch, tokens, width) = x.dims3()?;
     let parameters: Vec<&Tensor> = branches
@@ -52,9 +51,11 @@ pub(in crate::ops) fn residual_stack(
             .as_ref()
             .map_or(batch, |samples| samples.kept.elem_count());
         let size = [images, tokens, width];
-        let branch = Branch::new(branch.parameters, branch.middle, samples, size, eps, compute)?;
-        let (out, kept) = branch.forward(&sum)?;
+        let branch = Branch::new(branch.parameters, branch.middle, samples, size, options)?;
+        let kept = branch.between(&sum)?;
+        let out = branch.add(&sum, &kept)?;
         let input = std::mem::replace(&mut sum, out);
+        let kept = (!options.checkpoint).then_some(kept);
         layers.push(keep.then_some(Layer { branch, input, kept }));
     }
     if branches
@@ -68,7 +69,7 @@ pub(in crate::ops) fn residual_stack(
         let mut of_parameters = Vec::with_capacity(layers.len());
         for layer in layers.iter().rev() {
             of_parameters.push(match layer {
-                Some(layer) => Some(layer.branch.backward(&layer.input, &layer.kept, &dx)?),
+                Some(layer) => Some(layer.gradients(&dx)?),
                 None => None,
             });
         }
@@ -90,7 +91,20 @@ pub(in crate::ops) fn residual_stack(
 struct Layer {
     branch: Branch,
     input: Tensor, // [B, T, D]
-    kept: Kept,
+    /// `None` where the backward pass computes it again.
+    kept: Option<Kept>,
+}
+
+impl Layer {
+    /// As [`Branch::backward`].
+    fn gradients(&self, grad: &Tensor) -> Result<[Tensor; 7]> {
+        match &self.kept {
+            Some(kept) => self.branch.backward(&self.input, kept, grad),
+            None => self
+                .branch
+                .backward(&self.input, &self.branch.between(&self.input)?, grad),
+        }
+    }
 }
 
 /// One branch with its weights at hand in the type of its products.
@@ -127,16 +141,15 @@ impl Branch {
         middle: Middle,
         samples: Option<Samples>,
         size: [usize; 3],
-        eps: f64,
-        compute: DType,
+        options: StackOptions,
     ) -> Result<Self> {
         let values = |tensor: &Tensor| tensor.detach().contiguous();
-        let weight = |tensor: &Tensor| values(tensor)?.to_dtype(compute);
+        let weight = |tensor: &Tensor| values(tensor)?.to_dtype(options.compute);
         Ok(Self {
             norm: Norm {
                 weight: values(&parameters.norm_weight)?,
                 bias: values(&parameters.norm_bias)?,
-                eps: eps as f32,
+                eps: options.eps as f32,
             },
             expand: weight(&parameters.expand_weight)?,
             expand_bias: values(&parameters.expand_bias)?,
@@ -155,8 +168,8 @@ impl Branch {
         })
     }
 
-    /// `x` [B, T, D] with the branch added.
-    fn forward(&self, x: &Tensor) -> Result<(Tensor, Kept)> {
+    /// What of the branch on `x` [B, T, D] its sum and its gradient need.
+    fn between(&self, x: &Tensor) -> Result<Kept> {
         let dtype = self.expand.dtype();
         let (normed, statistics) = self.norm.forward(x, self.kept(), self.tokens, dtype)?;
         let expanded = normed.matmul(&self.expand.t()?)?;
@@ -173,15 +186,18 @@ impl Branch {
             }
         };
         let contracted = inner.matmul(&self.contract.t()?)?;
-        let out = self.residual.forward(x, &contracted, self.samples.as_ref())?;
-        let kept = Kept {
+        Ok(Kept {
             normed,
             statistics,
             expanded,
             inner,
             contracted,
-        };
-        Ok((out, kept))
+        })
+    }
+
+    /// `x` [B, T, D] with the branch added.
+    fn add(&self, x: &Tensor, kept: &Kept) -> Result<Tensor> {
+        self.residual.forward(x, &kept.contracted, self.samples.as_ref())
     }
 
     /// Turns `grad` [B, T, D] of the sum into that of `x`; the gradients of the parameters in their order.

@@ -4,7 +4,11 @@ use super::*;
 use crate::ops::testing::{check, check_bf16, on_threads, random, values};
 use candle_core::{DType, Var};
 
-const EPS: f64 = 1e-3;
+const IN_F32: StackOptions = StackOptions {
+    eps: 1e-3,
+    compute: DType::F32,
+    checkpoint: false,
+};
 
 fn parameters(x: &[Tensor]) -> BranchParameters {
     BranchParameters {
@@ -50,7 +54,7 @@ fn stack(
         middle,
         samples,
     };
-    residual_stack(x, &[branch], EPS, DType::F32)
+    residual_stack(x, &[branch], IN_F32)
 }
 
 /// The composition of one branch.
@@ -60,7 +64,7 @@ fn oracle(x: &[Tensor], middle: Middle, samples: Option<&BranchSamples>) -> Resu
         middle,
         samples,
     };
-    composed::residual_stack(&x[0], &[branch], EPS, DType::F32)
+    composed::residual_stack(&x[0], &[branch], IN_F32)
 }
 
 #[test]
@@ -72,7 +76,7 @@ fn bf16_follows_f32() {
                 middle,
                 samples: None,
             };
-            residual_stack(&x[0], &[branch], EPS, compute)
+            residual_stack(&x[0], &[branch], StackOptions { compute, ..IN_F32 })
         });
     }
 }
@@ -131,7 +135,7 @@ fn layers_follow_each_other_and_one_on_no_sample_is_passed_by() {
             samples,
         };
         let branches = [branch(&a, first, samples[0]), branch(&b, second, samples[1])];
-        residual_stack(&x[0], &branches, EPS, DType::F32)
+        residual_stack(&x[0], &branches, IN_F32)
     };
     check(&all, &|x| run(x, [None; 2]), &|x| {
         let mut later = split(x);
@@ -162,6 +166,43 @@ fn layers_follow_each_other_and_one_on_no_sample_is_passed_by() {
     }
     let out = run(&x, [Some(&none); 2]).unwrap();
     assert_eq!(values(&out), values(&x[0]));
+}
+
+#[test]
+fn checkpointing_changes_no_bit() {
+    let samples = BranchSamples {
+        kept: vec![2, 0],
+        factors: vec![1.5, 0.5],
+    };
+    for middle in [Middle::Gelu, Middle::SwiGlu, Middle::Attention { heads: 2 }] {
+        let inputs = inputs(3, 5, 8, middle);
+        for compute in [DType::F32, DType::BF16] {
+            let run = |checkpoint: bool| {
+                let vars: Vec<Var> = inputs
+                    .iter()
+                    .map(|input| Var::from_tensor(input).unwrap())
+                    .collect();
+                let x: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
+                let all = parameters(&x);
+                let branches = [None, Some(&samples), None].map(|samples| StackedBranch {
+                    parameters: &all,
+                    middle,
+                    samples,
+                });
+                let options = StackOptions {
+                    compute,
+                    checkpoint,
+                    ..IN_F32
+                };
+                let out = residual_stack(&x[0], &branches, options).unwrap();
+                let store = out.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+                let gradients: Vec<Vec<f64>> =
+                    vars.iter().map(|var| values(store.get(var).unwrap())).collect();
+                (values(&out), gradients)
+            };
+            assert_eq!(run(true), run(false), "{middle:?} {compute:?}");
+        }
+    }
 }
 
 #[test]
