@@ -3,22 +3,52 @@
 #
 #   benchmarks/cuda/gpu.sh BINARY FOLDER [DATA]
 #
-# operations against the CPU in f32 and bf16, loss curves of 200 steps on CPU and GPU, images/s and memory of ViT-S/14 and
-# ViT-B/14, and a run of ten minutes on DATA (default: idx:/usr/share/datasets/fashion-mnist, train and test) with its k-NN.
-# Each part may be run alone: PARTS="ops curves speed run" (each takes less than ten minutes). Results lie in FOLDER.
+# BINARY may be packed with xz. DATA (default: idx:/usr/share/datasets/fashion-mnist) has train and test. Results lie in FOLDER and
+# every part ends with its table. PARTS chooses parts, each of which takes less than ten minutes:
+#
+#   ops       every operation against the CPU, f32 and bf16
+#   curves    losses of 200 steps: CPU in f32, GPU in f32 and in bf16
+#   small     ViT-S/14 at 224 px, 2 + 8 crops, K 65,536, bf16: macula and PyTorch (eager, compiled) in turn, batch 64 and the
+#             largest power of two that macula fits. Needs a python3 that has torch, or PYTHON
+#   base      the same with ViT-B/14
+#   memory    the largest batch of ViT-S, B and L, with and without gradient checkpointing
+#   train     pretraining on DATA for as many steps as fit into 8 minutes (TRAIN_SECONDS) at the rate of 300 steps before
+#   distil    its distillation to a quarter of the weights
+#   evaluate  k-NN and linear probe of both, of the untrained network and of raw pixels
 set -uo pipefail
+here="$(cd "$(dirname "$0")" && pwd)"
 binary="$(realpath "$1")"
 folder="$2"
 data="${3:-idx:/usr/share/datasets/fashion-mnist}"
-parts="${PARTS:-ops curves speed run}"
+parts="${PARTS:-ops curves small base memory train distil evaluate}"
+python="${PYTHON:-python3}"
 mkdir -p "$folder"
 cd "$folder"
+if [[ "$binary" == *.xz ]]; then
+    [ -x ./macula ] || { xz -dc "$binary" >macula && chmod +x macula; }
+    binary="$PWD/macula"
+fi
 failed=0
 say() { echo "== $*"; }
 run() { # name, command: its output in name.txt, a word when it fails
     local name="$1"
     shift
-    "$@" >"$name.txt" 2>&1 || { failed=1; say "$name failed"; tail -n 3 "$name.txt"; }
+    "$@" >"$name.txt" 2>&1 || { failed=1; say "$name failed"; tail -n 3 "$name.txt"; return 1; }
+}
+number() { grep -o "\"$1\": *[0-9.e+-]*" "$2" | head -n 1 | sed "s/.*: *//"; }
+fits() { # name, batch, arguments: whether two steps of this batch fit into the GPU
+    local name="$1" batch="$2"
+    shift 2
+    timeout 120 "$binary" bench train --device cuda --steps 1 --json "$@" --set compute=bf16 --set "batch_size=$batch" >"$name.txt" 2>&1
+}
+largest() { # name, arguments: the largest power of two that fits, in $batch; 0 where 16 does not
+    local name="$1"
+    shift
+    batch=0
+    for size in 16 32 64 128 256 512 1024 2048; do
+        fits "$name-$size" "$size" "$@" || break
+        batch="$size"
+    done
 }
 
 say machine
@@ -47,27 +77,68 @@ for part in $parts; do
             echo "$line"
         done
         ;;
-    speed)
-        paper=(--geometry b --set image_size=224 --set local_size=98 --set crops.local.count=8 --set compute=bf16)
-        for arch in vit-small/14 vit-base/14; do
-            for batch in 64 128 256 512 1024; do
-                name="speed-${arch%/*}-$batch"
-                run "$name" "$binary" bench train --device cuda "${paper[@]}" --set "arch=$arch" \
-                    --set "batch_size=$batch" --steps 10
-                say "$arch, batch $batch"
-                head -n 1 "$name.txt"
-                nvidia-smi --query-gpu=memory.used --format=csv,noheader
-                grep -q "memory does not hold\|OUT_OF_MEMORY\|out of memory" "$name.txt" && break
+    small | base)
+        geometry=c
+        [ "$part" = base ] && geometry=d
+        largest "fits-$part" --geometry "$geometry"
+        for size in 64 "$batch"; do
+            for mode in eager compiled; do
+                flags=(--geometry "$geometry" --device cuda --dtype bf16 --batch "$size" --repetitions 1 --steps 8 --python "$python")
+                [ "$mode" = compiled ] && flags+=(--compile)
+                run "$part-$size-$mode" "$python" "$here/../peers/compare_train.py" "$binary" "${flags[@]}"
+                say "$part, batch $size, PyTorch $mode"
+                cat "$part-$size-$mode.txt"
+            done
+            run "$part-$size-parts" "$binary" bench train --device cuda --geometry "$geometry" --set compute=bf16 --set "batch_size=$size" --steps 8
+            cat "$part-$size-parts.txt"
+            [ "$batch" -le 64 ] && break
+        done
+        ;;
+    memory)
+        say "largest batch (powers of two) at 224 px, 2 + 8 crops, bf16: network, checkpointing, batch, MB, images/s"
+        for arch in vit-small/14 vit-base/14 vit-large/14; do
+            for checkpointing in false true; do
+                name="memory-${arch%/*}-$checkpointing"
+                largest "$name" --geometry c --set "arch=$arch" --set "gradient_checkpointing=$checkpointing"
+                found="$name-$batch.txt"
+                bytes="$(number cuda_peak_bytes "$found" 2>/dev/null)"
+                echo "$arch  $checkpointing  $batch  $((${bytes:-0} / 1000000))  $(number images_per_second "$found" 2>/dev/null)"
             done
         done
         ;;
-    run)
-        run train timeout --signal=INT 600 "$binary" train --device cuda --data "$data#train" --knn-data "$data#train" \
-            --out fashion --force --set steps=20000 --set compute=bf16
-        say "ten minutes on $data"
+    train)
+        recipe=(train --device cuda --data "$data#train" --knn-data "$data#train" --force --set compute=bf16)
+        recipe+=(--set backbone.embed_dim=384 --set backbone.num_heads=6 --set backbone.depth=3)
+        recipe+=(--set "crops.global.scale=[0.5,1.0]" --set crops.flip=0)
+        run untrained "$binary" "${recipe[@]}" --out untrained --set steps=1
+        run rate "$binary" "${recipe[@]}" --out rate --set steps=300 --set monitor.knn.every=100000 &&
+            rate="$(tail -n 1 rate/metrics.jsonl | grep -o '"images_per_second":[0-9.]*' | sed 's/.*://')" &&
+            steps="$(awk "BEGIN { print int(${TRAIN_SECONDS:-480} * $rate / 64) }")" &&
+            run train "$binary" "${recipe[@]}" --out fashion --set "steps=$steps" --set monitor.knn.every=2000
+        say "pretraining on $data"
         tail -n 2 train.txt
         ;;
-    *) say "expected ops, curves, speed or run, found $part" ;;
+    distil)
+        run distil "$binary" distill --teacher fashion --recipe distill-features --device cuda --data "$data#train" --out student --force \
+            --set compute=bf16 --set steps=6000 --set backbone.embed_dim=192 --set backbone.depth=3 --set backbone.num_heads=3
+        say "a student of a quarter of the weights"
+        tail -n 1 distil.txt
+        ;;
+    evaluate)
+        say "10,000 test images: k-NN (k = 20), linear probe"
+        for model in fashion student untrained pixels; do
+            source=(--model "$model" --device cuda)
+            [ "$model" = pixels ] && source=(--model pixels)
+            for half in train test; do
+                run "extract-$model-$half" "$binary" extract "${source[@]}" --data "$data#$half" --out "features/$model/$half" --force
+            done
+            pair=(--train "features/$model/train" --test "features/$model/test" --json)
+            run "knn-$model" "$binary" eval knn "${pair[@]}" --k 20
+            run "probe-$model" "$binary" eval linear-probe "${pair[@]}"
+            echo "$model  $(number top1 "knn-$model.txt")  $(number top1 "probe-$model.txt")"
+        done
+        ;;
+    *) say "expected ops, curves, small, base, memory, train, distil or evaluate, found $part" ;;
     esac
 done
 exit $failed

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compares one training step of macula with PyTorch's or lightly-train's, turn about on one machine.
 
-    compare_train.py MACULA [--geometry a|b] [--recipe dinov2|dino|ibot|moco] [--repetitions 5] [--threads N] [--steps 10]
+    compare_train.py MACULA [--geometry a|b|c|d] [--batch N] [--recipe dinov2|dino|ibot|moco] [--repetitions 5] [--threads N] [--steps 10]
                      [--device cpu|cuda] [--compile] [--dtype f32|bf16] [--python PYTHON] [--json]
                      [--peer torch|lightly] [--data FOLDER]
 
@@ -34,6 +34,7 @@ QUANTITIES = [
     ("step_seconds", "s a step", 1, min),
     ("peak_rss_bytes", "peak memory, MiB", 2**20, min),
 ]
+ON_A_GPU = ("cuda_peak_bytes", "peak memory of tensors on the GPU, MiB", 2**20, min)
 PARAMETERS = 0.001  # relative; a mask token that never trains may be counted or not
 
 
@@ -44,7 +45,8 @@ class Failure(Exception):
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("macula", type=pathlib.Path)
-    parser.add_argument("--geometry", choices=["a", "b"], default="a")
+    parser.add_argument("--geometry", choices=["a", "b", "c", "d"], default="a")
+    parser.add_argument("--batch", type=int, help="images a step, in place of the geometry's")
     parser.add_argument("--recipe", choices=MACULA_RECIPE, default="dinov2")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -74,15 +76,18 @@ def commands(given):
     shared += ["--device", given.device, "--json"]
     macula = [str(given.macula.resolve()), "bench", "train", "--recipe", MACULA_RECIPE[given.recipe], *shared]
     macula += ["--set", f"compute={given.dtype}"]
+    macula += ["--set", f"batch_size={given.batch}"] if given.batch else []
     folder = pathlib.Path(__file__).resolve().parent
     if given.peer == "lightly":
         precision = {"f32": "32-true", "bf16": "bf16-mixed"}[given.dtype]
         lightly = [given.python, str(folder / "lightly_step.py"), "--precision", precision, "--json"]
+        lightly += ["--batch", str(given.batch)] if given.batch else []
         lightly += ["--threads", str(given.threads), "--steps", str(given.steps)]
         data = ["--data", str(given.data.resolve())] if given.data else []
         return {"macula": macula + data, "lightly-train": lightly + data}
     script = folder / "torch_step.py"
     torch = [given.python, str(script), "--recipe", given.recipe, "--dtype", given.dtype, *shared]
+    torch += ["--batch", str(given.batch)] if given.batch else []
     torch += ["--compile"] if given.compile else []
     torch += ["--shared-head"] if given.recipe == "dinov2" else []
     return {"macula": macula, "PyTorch": torch}
@@ -122,7 +127,8 @@ def table(runs):
         f"| | macula, best | median | {peer}, best | median | macula / {peer}, median (range) |",
         "|---|---|---|---|---|---|",
     ]
-    for key, title, unit, best in QUANTITIES:
+    on_a_gpu = all(run.get(ON_A_GPU[0]) for results in runs.values() for run in results)
+    for key, title, unit, best in [*QUANTITIES[:2], ON_A_GPU if on_a_gpu else QUANTITIES[2]]:
         values = {name: [run[key] / unit for run in results] for name, results in runs.items()}
         ratios = [ours / theirs for ours, theirs in zip(values["macula"], values[peer])]
         cells = [number(of(values[name])) for name in ["macula", peer] for of in [best, statistics.median]]

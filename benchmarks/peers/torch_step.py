@@ -35,6 +35,14 @@ GEOMETRIES = {
         "embed_dim": 384, "depth": 12, "heads": 6, "patch": 14, "global_size": 56, "local_size": 28, "locals": 6,
         "prototypes": 65536, "hidden": 2048, "bottleneck": 256, "batch": 64,
     },
+    "c": {
+        "embed_dim": 384, "depth": 12, "heads": 6, "patch": 14, "global_size": 224, "local_size": 98, "locals": 8,
+        "prototypes": 65536, "hidden": 2048, "bottleneck": 256, "batch": 64,
+    },
+    "d": {
+        "embed_dim": 768, "depth": 12, "heads": 12, "patch": 14, "global_size": 224, "local_size": 98, "locals": 8,
+        "prototypes": 65536, "hidden": 2048, "bottleneck": 256, "batch": 64,
+    },
 }  # fmt: skip
 RECIPES = ["dinov2", "dino", "ibot", "moco"]
 QUEUE, QUEUE_WIDTH = 65_536, 128

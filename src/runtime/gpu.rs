@@ -30,6 +30,35 @@ pub(super) fn open(number: usize) -> candle_core::Result<Device> {
     Device::new_cuda(number)
 }
 
+/// The most memory that tensors of `device` have held at once, in bytes; `None` where that is no GPU or nothing counts it.
+#[cfg(feature = "cuda")]
+pub(crate) fn peak_memory(device: &Device) -> Option<u64> {
+    use candle_core::cuda_backend::cudarc::driver::{result, sys};
+
+    let Device::Cuda(gpu) = device else {
+        return None;
+    };
+    let stream = gpu.cuda_stream();
+    if !stream.context().has_async_alloc() {
+        return None;
+    }
+    let mut most = 0_u64;
+    // SAFETY: the device is that of a context in use, its default pool lives as long, and this attribute is a number of 64 bits.
+    #[allow(unsafe_code)]
+    unsafe {
+        let pool = result::device::get_default_mem_pool(stream.context().cu_device()).ok()?;
+        let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
+        result::mem_pool::get_attribute(pool, attribute, (&raw mut most).cast()).ok()?;
+    }
+    Some(most)
+}
+
+/// As in a build with CUDA.
+#[cfg(not(feature = "cuda"))]
+pub(crate) fn peak_memory(_: &Device) -> Option<u64> {
+    None
+}
+
 /// Lets the pool that tensors come from keep what they give back. By itself it returns all of it to the driver whenever the host
 /// waits for the GPU, and the next step asks for it again.
 #[cfg(feature = "cuda")]

@@ -24,6 +24,7 @@ pub mod wheels;
 
 pub use doctor::DoctorReport;
 pub use environment::{Runtime, RuntimeOptions};
+pub(crate) use gpu::peak_memory;
 pub use library::{Library, Origin};
 pub use providers::{CUDA_TRAINER, Device, Precision};
 pub use provision::install;

@@ -17,10 +17,12 @@ use super::trainer::{StepSeconds, Trainer};
 use crate::data::Source;
 use crate::data::loader::{Batch, Loader};
 use crate::data::mask::masks_for_batch;
+use crate::runtime::peak_memory;
 use crate::{Error, Result, rng};
 
-/// Side of the matrices whose product measures the machine.
+/// Side of the matrices whose product measures a processor, and a GPU.
 const GEMM_SIDE: usize = 1024;
+const GPU_GEMM_SIDE: usize = 8192;
 
 /// What was measured.
 #[derive(Debug, Clone, Serialize)]
@@ -58,6 +60,9 @@ pub struct StepBench {
     pub share_of_floor: f64,
     /// Most memory the process has held, in bytes; 0 where the system does not say.
     pub peak_rss_bytes: u64,
+    /// Most memory that tensors have held on the GPU, in bytes; absent on the CPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cuda_peak_bytes: Option<u64>,
 }
 
 /// Times `steps` steps of `config` after two for warming up: on the images of `source`, which its loader reads beside the steps,
@@ -97,6 +102,7 @@ pub fn bench(
     let median = *seconds
         .get(seconds.len() / 2)
         .ok_or_else(|| Error::input("--steps", "expected at least 1, found 0"))?;
+    let cuda_peak_bytes = peak_memory(device);
     let operations = step_operations(config)?;
     let gemm = gemm_rate(device, config.compute).map_err(failed_in_candle)?;
     let weights = trainer.method().student.trained();
@@ -117,6 +123,7 @@ pub fn bench(
         gemm_gflop_per_second: gemm / 1e9,
         share_of_floor: operations / gemm / median,
         peak_rss_bytes: peak_rss(),
+        cuda_peak_bytes,
     })
 }
 
@@ -184,11 +191,12 @@ fn noise(config: &TrainConfig) -> Result<Vec<Batch>> {
 
 /// Operations a second of a large product, the best of a few.
 fn gemm_rate(device: &Device, compute: Compute) -> candle_core::Result<f64> {
-    let matrix = Tensor::ones((GEMM_SIDE, GEMM_SIDE), DType::F32, device)?;
+    let side = if device.is_cpu() { GEMM_SIDE } else { GPU_GEMM_SIDE };
+    let matrix = Tensor::ones((side, side), DType::F32, device)?;
     let best = least_seconds(device, || {
         linear(&matrix, &matrix, None, compute.dtype()).map(drop)
     })?;
-    Ok(2. * (GEMM_SIDE as f64).powi(3) / best)
+    Ok(2. * (side as f64).powi(3) / best)
 }
 
 /// `VmHWM` of this process.

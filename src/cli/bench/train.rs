@@ -19,8 +19,8 @@ pub struct TrainBenchArgs {
     #[arg(long, value_name = "NAME", default_value = recipes::DEFAULT)]
     recipe: String,
     /// a: ViT d 192, 6 layers, patch 4 at 28 px, 6 locals of 16 px, K 4096, batch 64. b: ViT-S/14 at 56 px, 6 locals of
-    /// 28 px, K 65536, batch 64
-    #[arg(long, value_name = "a or b", default_value = "a")]
+    /// 28 px, K 65536, batch 64. c: ViT-S/14 at 224 px, 8 locals of 98 px, K 65536, batch 64. d: ViT-B/14, the rest as c
+    #[arg(long, value_name = "a, b, c or d", default_value = "a")]
     geometry: String,
     /// Images to train on, as in `macula train`: decoding and crops then run beside the steps; without it crops are noise
     #[arg(long, value_name = "SOURCE")]
@@ -39,7 +39,7 @@ pub struct TrainBenchArgs {
 }
 
 /// The geometries by which trainers are compared.
-const GEOMETRIES: [(&str, &[&str]); 2] = [
+const GEOMETRIES: [(&str, &[&str]); 4] = [
     (
         "a",
         &[
@@ -63,6 +63,32 @@ const GEOMETRIES: [(&str, &[&str]); 2] = [
             "image_size=56",
             "local_size=28",
             "crops.local.count=6",
+            "loss.head={hidden=2048, bottleneck=256, prototypes=65536, train_gain=true}",
+            "masks.ratio=[0.3, 0.3]",
+            "backbone.layer_scale=1e-5",
+            "batch_size=64",
+        ],
+    ),
+    (
+        "c",
+        &[
+            "arch=vit-small/14",
+            "image_size=224",
+            "local_size=98",
+            "crops.local.count=8",
+            "loss.head={hidden=2048, bottleneck=256, prototypes=65536, train_gain=true}",
+            "masks.ratio=[0.3, 0.3]",
+            "backbone.layer_scale=1e-5",
+            "batch_size=64",
+        ],
+    ),
+    (
+        "d",
+        &[
+            "arch=vit-base/14",
+            "image_size=224",
+            "local_size=98",
+            "crops.local.count=8",
             "loss.head={hidden=2048, bottleneck=256, prototypes=65536, train_gain=true}",
             "masks.ratio=[0.3, 0.3]",
             "backbone.layer_scale=1e-5",
@@ -95,7 +121,7 @@ impl TrainBenchArgs {
             .iter()
             .find(|(name, _)| *name == self.geometry)
             .ok_or_else(|| {
-                let reason = format!("expected a or b, found `{}`", self.geometry);
+                let reason = format!("expected a, b, c or d, found `{}`", self.geometry);
                 Error::input("--geometry", reason)
             })?;
         let mut overrides = Overrides::default();
@@ -171,7 +197,10 @@ fn text(bench: &StepBench) -> String {
         ),
         (
             "memory",
-            format!(
+            match bench.cuda_peak_bytes {
+                Some(bytes) => format!("{:.0} MB of the GPU's at most, ", bytes as f64 / 1e6),
+                None => String::new(),
+            } + &format!(
                 "{:.0} MB at most, {} trained weights",
                 bench.peak_rss_bytes as f64 / 1e6,
                 bench.parameters
