@@ -1,0 +1,97 @@
+//! The network that is trained.
+
+use macula_models::vit::{DropPathSchedule, FeedForwardKind, PositionRule, VitConfig, swiglu_hidden};
+use serde::{Deserialize, Serialize};
+
+use crate::Result;
+
+/// The geometry of the trained network, without its image size. `arch = "vit-small/14"` in a recipe file stands for the
+/// fields of that architecture.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackboneConfig {
+    /// Width D of every token.
+    pub embed_dim: usize,
+    /// Number of blocks.
+    pub depth: usize,
+    /// Attention heads of a block.
+    pub num_heads: usize,
+    /// Side of a patch in pixels.
+    pub patch_size: usize,
+    /// Register tokens. Default 0.
+    #[serde(default)]
+    pub num_registers: usize,
+    /// `mlp` or `swiglu`. Default `mlp`.
+    #[serde(default = "mlp")]
+    pub feed_forward: FeedForwardKind,
+    /// Hidden width of the feed-forward network; 0 for 4 D (`mlp`) or the reference's rule (`swiglu`). Default 0.
+    #[serde(default)]
+    pub ffn_hidden: usize,
+    /// Initial LayerScale; 0 builds blocks without it. Default 1e-5.
+    #[serde(default = "layer_scale")]
+    pub layer_scale: f64,
+    /// Share of a batch that each residual branch of the student leaves out, 0 to below 1. Default 0.
+    #[serde(default)]
+    pub drop_path_rate: f64,
+    /// Whether that share is the same in every block (`true`, DINOv2) or grows from 0 over the depth. Default true.
+    #[serde(default = "yes")]
+    pub drop_path_uniform: bool,
+    /// Share of a global crop's patches that are no tokens of the student's pass, drawn anew for every crop, 0 to below 1. A
+    /// student that sees half of the patches costs half, and has to say what it does not see. It needs an iBOT weight of 0.
+    /// Default 0.
+    #[serde(default)]
+    pub patch_drop_rate: f64,
+}
+
+fn mlp() -> FeedForwardKind {
+    FeedForwardKind::Mlp
+}
+fn layer_scale() -> f64 {
+    1e-5
+}
+fn yes() -> bool {
+    true
+}
+
+impl BackboneConfig {
+    /// The network for images of `image_size` pixels, with a mask token where patches are `masked`.
+    ///
+    /// # Errors
+    /// Numbers that do not fit together, named as in the file.
+    pub fn vit(&self, image_size: usize, masked: bool) -> Result<VitConfig> {
+        let config = VitConfig {
+            embed_dim: self.embed_dim,
+            depth: self.depth,
+            num_heads: self.num_heads,
+            patch_size: self.patch_size,
+            image_size,
+            in_channels: 3,
+            num_registers: self.num_registers,
+            feed_forward: self.feed_forward,
+            ffn_hidden: match (self.ffn_hidden, self.feed_forward) {
+                (0, FeedForwardKind::Mlp) => 4 * self.embed_dim,
+                (0, FeedForwardKind::Swiglu) => swiglu_hidden(self.embed_dim),
+                (width, _) => width,
+            },
+            layer_scale: (self.layer_scale > 0.).then_some(self.layer_scale),
+            mask_token: masked,
+            layer_norm_eps: 1e-6,
+            position_rule: if self.num_registers > 0 {
+                PositionRule::Registers
+            } else {
+                PositionRule::Official
+            },
+        };
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// How the stochastic depth follows the blocks.
+    pub fn drop_path_schedule(&self) -> DropPathSchedule {
+        if self.drop_path_uniform {
+            DropPathSchedule::Uniform
+        } else {
+            DropPathSchedule::Linear
+        }
+    }
+}

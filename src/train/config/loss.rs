@@ -1,0 +1,107 @@
+//! The terms of the objective, their heads and the contrastive queue.
+
+use macula_models::heads::DinoHeadConfig;
+use serde::{Deserialize, Serialize};
+
+/// The terms of the objective: a term of weight 0 is off, and what only it needs is not built.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LossConfig {
+    /// Weight of the DINO term on class tokens.
+    pub dino_weight: f64,
+    /// Weight of the iBOT term on masked patches.
+    pub ibot_weight: f64,
+    /// Weight of KoLeo, which spreads the class tokens of each global crop; 0.1 in DINOv2.
+    pub koleo_weight: f64,
+    /// Weight of the contrastive term (MoCo). It needs exactly two global crops.
+    pub info_nce_weight: f64,
+    /// Weight of telling the pixels of each global crop from its class token, which keeps what small images need and crops do
+    /// not share. Default 0.
+    #[serde(default)]
+    pub pixel_weight: f64,
+    /// Hidden width of what tells them. Default 512.
+    #[serde(default = "told_hidden")]
+    pub pixel_hidden: usize,
+    /// Weight of telling histograms of oriented gradients of each global crop from its class token (Wei et al. 2021): where edges
+    /// are and how they run. Default 0.
+    #[serde(default)]
+    pub hog_weight: f64,
+    /// Hidden width of what tells them. Default 512.
+    #[serde(default = "told_hidden")]
+    pub hog_hidden: usize,
+    /// Temperature of the student's softmax. 0.1 in DINO and DINOv2.
+    pub student_temperature: f64,
+    /// The head of the DINO term.
+    pub head: HeadConfig,
+    /// A head of its own for the iBOT term; without one both share `head`.
+    #[serde(default)]
+    pub ibot_head: Option<HeadConfig>,
+    /// The contrastive term's projection, queue and temperature.
+    #[serde(default)]
+    pub info_nce: InfoNceConfig,
+}
+
+fn told_hidden() -> usize {
+    512
+}
+
+/// A projection head (DINOv2 `layers/dino_head.py`), without the width of its input.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HeadConfig {
+    /// Width of the two hidden layers; 2048 in DINOv2.
+    pub hidden: usize,
+    /// Width of the normalised bottleneck; 256 in DINOv2.
+    pub bottleneck: usize,
+    /// Prototypes K; 65536 to 131072 in DINOv2.
+    pub prototypes: usize,
+    /// Whether the prototypes' gains are trained, as in DINOv2; fixed gains are safer on small data.
+    pub train_gain: bool,
+}
+
+/// The contrastive term (He et al. 2020), where it is on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct InfoNceConfig {
+    /// Hidden width of the projection. Default 2048.
+    pub hidden: usize,
+    /// Width of keys and queries. Default 128.
+    pub output: usize,
+    /// Batch norm in the projection, as in MoCo v3. Default false, as in MoCo v2 on a network that has its own.
+    pub batch_norm: bool,
+    /// Negatives kept, first in, first out. Default 65536.
+    pub queue: usize,
+    /// Temperature of the first step. Default 0.07.
+    pub temperature: f64,
+    /// Temperature of the last step, reached along a cosine. Default 0.04.
+    pub final_temperature: f64,
+    /// Whether each crop is also the other's query, which costs a second pass of both networks. Default false, as in MoCo.
+    pub symmetric: bool,
+}
+
+impl Default for InfoNceConfig {
+    fn default() -> Self {
+        Self {
+            hidden: 2048,
+            output: 128,
+            batch_norm: false,
+            queue: 65_536,
+            temperature: 0.07,
+            final_temperature: 0.04,
+            symmetric: false,
+        }
+    }
+}
+
+impl HeadConfig {
+    /// The head for tokens of `width`.
+    pub fn head(&self, width: usize) -> DinoHeadConfig {
+        DinoHeadConfig {
+            input: width,
+            hidden: self.hidden,
+            bottleneck: self.bottleneck,
+            prototypes: self.prototypes,
+            train_gain: self.train_gain,
+        }
+    }
+}
