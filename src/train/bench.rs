@@ -1,10 +1,11 @@
 //! How fast steps are on this machine, and where their time goes: whole steps on crops of noise, without files.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
 use macula_models::ops::linear;
-use rand::Rng as _;
+use rand::Rng;
 use serde::Serialize;
 
 use super::config::{Compute, TrainConfig};
@@ -12,12 +13,16 @@ use super::cost::step_operations;
 use super::failed_in_candle;
 use super::product_rates::least_seconds;
 use super::trainer::{StepSeconds, Trainer};
-use crate::data::loader::Batch;
+use crate::data::RgbImage;
+use crate::data::augment::{MultiCrop, PlannedImage};
+use crate::data::loader::{Batch, CropsOn};
 use crate::data::mask::masks_for_batch;
 use crate::{Error, Result, rng};
 
 /// Side of the matrices whose product measures the machine.
 const GEMM_SIDE: usize = 1024;
+/// Width and height of the images of noise, where the step makes the crops: those of most of ImageNet's.
+const PHOTOGRAPH: (u32, u32) = (500, 375);
 
 /// What was measured.
 #[derive(Debug, Clone, Serialize)]
@@ -102,14 +107,13 @@ pub fn bench(config: &TrainConfig, device: &Device, steps: usize) -> Result<Step
     })
 }
 
-/// The parts of a step, of noise.
+/// The parts of a step, of noise: crops, or images and plans where the step makes them.
 fn noise(config: &TrainConfig) -> Result<Vec<Batch>> {
     let plan = config.batch_plan()?;
     let size = plan.size(u64::MAX);
     (0..config.accumulate as u64)
         .map(|part| {
             let mut rng = rng::stream(config.seed, "bench", part);
-            let mut draw = |count: usize| (0..count).map(|_| rng.random_range(-1f32..1.)).collect();
             let (global, local) = (&config.crops.global, &config.crops.local);
             let crops = global.count * size;
             let masks = match config.draws_masks() {
@@ -119,17 +123,35 @@ fn noise(config: &TrainConfig) -> Result<Vec<Batch>> {
                 }
                 false => None,
             };
-            Ok(Batch {
+            let mut batch = Batch {
                 step: part,
                 size,
                 rows: (0..size as u64).collect(),
                 views: vec![None; size],
-                global: draw(crops * global.values()),
-                local: draw(local.count * size * local.values()),
                 masks,
-            })
+                ..Batch::default()
+            };
+            if config.data.loader.crops_on == CropsOn::Gpu {
+                let crops = MultiCrop::new(config.crops.clone())?;
+                batch.planned = (0..size)
+                    .map(|_| Some(PlannedImage::draw(photograph(&mut rng), &crops, &mut rng)))
+                    .collect();
+            } else {
+                let mut draw = |count: usize| (0..count).map(|_| rng.random_range(-1f32..1.)).collect();
+                batch.global = draw(crops * global.values());
+                batch.local = draw(local.count * size * local.values());
+            }
+            Ok(batch)
         })
         .collect()
+}
+
+/// An image of noise.
+fn photograph(rng: &mut impl Rng) -> Arc<RgbImage> {
+    let (width, height) = PHOTOGRAPH;
+    let mut levels = vec![0; 3 * width as usize * height as usize];
+    rng.fill(levels.as_mut_slice());
+    Arc::new(RgbImage::new(width, height, levels).expect("as many levels as pixels need"))
 }
 
 /// Operations a second of a large product, the best of a few.

@@ -13,6 +13,7 @@ use serde_json::{Map, Value, json};
 use super::checkpoint::Checkpoints;
 use super::config::TrainConfig;
 use super::failed_in_candle;
+use super::feed::{Fed, Feed, Part};
 use super::observe::meters::{self, TargetReadings};
 use super::observe::{
     Collapse, EventWriter, MetricsLog, OnlineKnn, Readings, RunProgress, StepStatus, curves, keys,
@@ -21,7 +22,7 @@ use super::observe::{
 use super::start::{Start, restored, trainer};
 use super::trainer::{StepReport, Trainer};
 use crate::data::augment::MultiCrop;
-use crate::data::loader::{Batch, Loader};
+use crate::data::loader::Loader;
 use crate::data::{DecodeOptions, Preprocess, Source};
 use crate::distill::{FrozenTargets, FrozenTeacher};
 use crate::{Error, Result, files};
@@ -82,7 +83,7 @@ pub fn run(request: TrainRequest) -> Result<RunSummary> {
 struct Run {
     request: TrainRequest,
     trainer: Trainer,
-    loader: Loader,
+    feed: Feed,
     checkpoints: Checkpoints,
     knn: Option<OnlineKnn>,
     collapse: Collapse,
@@ -183,6 +184,7 @@ impl Run {
             config.seed,
             step * config.accumulate as u64,
         )?;
+        let feed = Feed::start(loader, config, &request.device)?;
         Ok(Self {
             log: MetricsLog::resume(&out.join(metrics_log::METRICS_FILE), step)?,
             events: EventWriter::create(out, (step > 0).then_some(step))?,
@@ -195,7 +197,7 @@ impl Run {
             total: Tally::start(),
             since_log: Tally::start(),
             checkpoints,
-            loader,
+            feed,
             trainer,
             knn,
             request,
@@ -226,11 +228,11 @@ impl Run {
                 Err(error @ Error::NotFinite { .. }) => return Err(self.not_finite(error, &batches)),
                 other => other.map_err(|error| self.out_of_memory(error))?,
             };
-            let images: usize = batches.iter().map(|batch| batch.size).sum();
+            let images: usize = batches.iter().map(|fed| fed.batch().size).sum();
             self.total.images += images as u64;
             self.since_log.images += images as u64;
-            for batch in batches {
-                self.loader.recycle(batch);
+            for fed in batches {
+                self.feed.recycle(fed)?;
             }
             let best = self.observe(&report)?;
             let done = self.trainer.step();
@@ -273,13 +275,13 @@ impl Run {
     }
 
     /// The parts of the next step.
-    fn fetch(&mut self) -> Result<Vec<Batch>> {
+    fn fetch(&mut self) -> Result<Vec<Fed>> {
         let mut parts = Vec::with_capacity(self.request.config.accumulate);
         for _ in 0..self.request.config.accumulate {
-            let (batch, wait) = self.loader.next()?;
+            let (fed, wait) = self.feed.fetch()?;
             self.total.wait += wait;
             self.since_log.wait += wait;
-            parts.push(batch);
+            parts.push(fed);
         }
         self.note_bad_images()?;
         Ok(parts)
@@ -287,10 +289,11 @@ impl Run {
 
     /// Keeps the list of unreadable images up to date.
     fn note_bad_images(&mut self) -> Result<()> {
-        if self.loader.bad_count() == self.bad_images {
+        let loader = self.feed.loader();
+        if loader.bad_count() == self.bad_images {
             return Ok(());
         }
-        let bad = self.loader.bad_rows();
+        let bad = loader.bad_rows();
         self.bad_images = bad.len();
         let mut text = String::from("row,path,error\n");
         for entry in &bad {
@@ -436,10 +439,10 @@ impl Run {
     }
 
     /// Writes down the images of a step whose loss is not finite.
-    fn not_finite(&self, error: Error, batches: &[Batch]) -> Error {
+    fn not_finite(&self, error: Error, batches: &[Fed]) -> Error {
         let step = self.trainer.step();
         let name = format!("not-finite-step-{step}.json");
-        let rows = batches.iter().flat_map(|batch| &batch.rows);
+        let rows = batches.iter().flat_map(|fed| &fed.batch().rows);
         let images: Vec<Value> = rows
             .map(|&row| json!({ "row": row, "path": self.request.source.record(row).path }))
             .collect();
