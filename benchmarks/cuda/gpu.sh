@@ -7,7 +7,8 @@
 # every part ends with its table. PARTS chooses parts, each of which takes less than ten minutes:
 #
 #   ops       every operation against the CPU, f32 and bf16
-#   curves    losses of 200 steps: CPU in f32, GPU in f32 and in bf16
+#   curves    losses of 200 steps: CPU in f32, GPU in f32, in bf16, and in f32 with crops made on the GPU
+#   feed      steps of ViT-S/14 on DATA's training images, which the CPU or the GPU crops: images/s and the wait for images
 #   small     ViT-S/14 at 224 px, 2 + 8 crops, K 65,536, bf16: macula and PyTorch (eager, compiled) in turn, batch 64 and the
 #             largest power of two that macula fits. Needs a python3 that has torch, or PYTHON
 #   base      the same with ViT-B/14
@@ -20,7 +21,7 @@ here="$(cd "$(dirname "$0")" && pwd)"
 binary="$(realpath "$1")"
 folder="$2"
 data="${3:-idx:/usr/share/datasets/fashion-mnist}"
-parts="${PARTS:-ops curves small base memory train distil evaluate}"
+parts="${PARTS:-ops curves feed small base memory train distil evaluate}"
 python="${PYTHON:-python3}"
 mkdir -p "$folder"
 cd "$folder"
@@ -67,14 +68,23 @@ for part in $parts; do
         run curve-cpu-f32 "$binary" "${common[@]}" --device cpu --out curve-cpu-f32
         run curve-cuda-f32 "$binary" "${common[@]}" --device cuda --out curve-cuda-f32
         run curve-cuda-bf16 "$binary" "${common[@]}" --device cuda --out curve-cuda-bf16 --set compute=bf16
-        say "losses of 200 steps: step, cpu f32, cuda f32, cuda bf16"
+        run curve-cuda-crops "$binary" "${common[@]}" --device cuda --out curve-cuda-crops --set data.loader.crops_on=gpu
+        say "losses of 200 steps: step, cpu f32, cuda f32, cuda bf16, cuda f32 with crops of its own (those of cuda f32 to the bit)"
         for step in 1 10 50 100 150 200; do
             line="$step"
-            for curve in cpu-f32 cuda-f32 cuda-bf16; do
+            for curve in cpu-f32 cuda-f32 cuda-bf16 cuda-crops; do
                 loss="$(sed -n "${step}p" "curve-$curve/metrics.jsonl" | grep -o '"loss":[^,}]*' | head -n 1)"
                 line="$line  ${loss#*:}"
             done
             echo "$line"
+        done
+        ;;
+    feed)
+        for crops_on in cpu gpu; do
+            run "feed-$crops_on" "$binary" bench train --device cuda --geometry c --data "$data#train" --steps 20 \
+                --set compute=bf16 --set batch_size=64 --set "data.loader.crops_on=$crops_on"
+            say "ViT-S/14 at 224 px, crops on $crops_on"
+            cat "feed-$crops_on.txt"
         done
         ;;
     small | base)
@@ -117,6 +127,8 @@ for part in $parts; do
             run train "$binary" "${recipe[@]}" --out fashion --set "steps=$steps" --set monitor.knn.every=2000
         say "pretraining on $data"
         tail -n 2 train.txt
+        say "share of the time without a batch: the first lines of the log and the last"
+        grep -o '"data_wait":[^,}]*' fashion/metrics.jsonl | sed -n '2p;$p'
         ;;
     distil)
         run distil "$binary" distill --teacher fashion --recipe distill-features --device cuda --data "$data#train" --out student --force \
@@ -138,7 +150,7 @@ for part in $parts; do
             echo "$model  $(number top1 "knn-$model.txt")  $(number top1 "probe-$model.txt")"
         done
         ;;
-    *) say "expected ops, curves, small, base, memory, train, distil or evaluate, found $part" ;;
+    *) say "expected ops, curves, feed, small, base, memory, train, distil or evaluate, found $part" ;;
     esac
 done
 exit $failed

@@ -111,6 +111,33 @@ impl Coefficients {
     }
 }
 
+/// Where [`append_weights`] has put the weights of one direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WeightRows {
+    /// The first word.
+    pub start: usize,
+    /// Words of a row.
+    pub words: usize,
+}
+
+/// Appends the weights of a resize of `input` samples to `output`, for a device that is to do it: a row of words for each output
+/// sample, with the first source sample, how many it is a sum of, and their weights in fixed point of [`FRACTION_BITS`]. Rows are
+/// filled up with zeros to one length. Both counts are at least 1.
+pub fn append_weights(input: u32, output: u32, filter: Interpolation, words: &mut Vec<u32>) -> WeightRows {
+    let start = words.len();
+    let coefficients = Coefficients::new(input, output, 0, output, filter);
+    let rows = coefficients.weights.chunks_exact(coefficients.width);
+    words.reserve(output as usize * (coefficients.width + 2));
+    for (taps, weights) in coefficients.taps.iter().zip(rows) {
+        words.extend([taps.first as u32, taps.count as u32]);
+        words.extend(weights.iter().map(|weight| weight.cast_unsigned()));
+    }
+    WeightRows {
+        start,
+        words: coefficients.width + 2,
+    }
+}
+
 /// Rounds a weight half away from zero to [`FRACTION_BITS`], as C's cast of `0.5 + w` and `-0.5 + w` does.
 fn to_fixed(weight: f64) -> i32 {
     let scaled = weight * f64::from(1 << FRACTION_BITS);
@@ -162,18 +189,19 @@ pub fn resize_window(
         (None, None) => Some(needed.to_image()),
         (Some(columns), None) => horizontal(&needed, left, &columns),
         (None, Some(rows)) => vertical(&needed, top, &rows),
-        (Some(columns), Some(rows)) if vertical_first(source, width, height) => {
+        (Some(columns), Some(rows)) if vertical_first((source.width(), source.height()), (width, height)) => {
             horizontal(&vertical(&needed, top, &rows)?.view(), left, &columns)
         }
         (Some(columns), Some(rows)) => vertical(&horizontal(&needed, left, &columns)?.view(), top, &rows),
     }
 }
 
-/// Whether Pillow 13 filters the columns first: where the height loses more than twice as many pixels as the width
-/// (`ImagingResampleInner`). The order shows in the result, because pixels are rounded between the passes.
-fn vertical_first(source: &ImageView, width: u32, height: u32) -> bool {
-    let lost_rows = i64::from(source.height()) - i64::from(height);
-    let lost_columns = i64::from(source.width()) - i64::from(width);
+/// Whether Pillow 13 filters the columns first, of a resize from one width and height to another: where the height loses more
+/// than twice as many pixels as the width (`ImagingResampleInner`). The order shows in the result, because pixels are rounded
+/// between the passes.
+pub fn vertical_first((source_width, source_height): (u32, u32), (width, height): (u32, u32)) -> bool {
+    let lost_rows = i64::from(source_height) - i64::from(height);
+    let lost_columns = i64::from(source_width) - i64::from(width);
     lost_rows > 0 && lost_rows > 2 * lost_columns
 }
 
@@ -407,6 +435,37 @@ mod tests {
         vertical_row(&image.data()[first * 150..], 150, weights, &mut chosen);
         vertical_row_any(&image.data()[first * 150..], 150, weights, &mut plain);
         assert_eq!(chosen, plain);
+    }
+
+    #[test]
+    fn weights_for_a_device_are_those_of_the_resize() {
+        let mut words = vec![7];
+        let WeightRows { start, words: row } = append_weights(30, 4, Interpolation::Bicubic, &mut words);
+        let own = Coefficients::new(30, 4, 0, 4, Interpolation::Bicubic);
+        assert_eq!((words.len(), words[0], start), (1 + 4 * row, 7, 1));
+        for (place, row) in words[1..].chunks_exact(row).enumerate() {
+            let (first, weights) = own.at(place);
+            assert_eq!((row[0] as usize, row[1] as usize), (first, weights.len()));
+            let found: Vec<i32> = row[2..].iter().map(|word| word.cast_signed()).collect();
+            assert_eq!(&found[..weights.len()], weights);
+            assert!(found[weights.len()..].iter().all(|&weight| weight == 0));
+        }
+        // A pass that `resize` leaves out changes nothing.
+        for filter in [Interpolation::Bilinear, Interpolation::Bicubic] {
+            let mut words = Vec::new();
+            let row = append_weights(5, 5, filter, &mut words).words;
+            for (place, row) in words.chunks_exact(row).enumerate() {
+                let first = row[0] as usize;
+                for (tap, &weight) in row[2..2 + row[1] as usize].iter().enumerate() {
+                    let expected = if first + tap == place {
+                        1 << FRACTION_BITS
+                    } else {
+                        0
+                    };
+                    assert_eq!(weight, expected);
+                }
+            }
+        }
     }
 
     #[test]

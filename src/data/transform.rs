@@ -177,6 +177,11 @@ impl Preprocess {
         Ok(())
     }
 
+    /// What each of the 256 levels of red, green and blue becomes, `[3, 256]`.
+    pub fn values(&self) -> Vec<f32> {
+        (0..3).flat_map(|channel| self.table(channel)).collect()
+    }
+
     /// What each of the 256 levels of a channel becomes.
     fn table(&self, channel: usize) -> [f32; 256] {
         std::array::from_fn(|level| (level as f32 / 255.0 - self.mean[channel]) / self.std[channel])

@@ -5,24 +5,28 @@ use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device, Tensor};
 use macula_models::ops::linear;
-use rand::Rng as _;
+use rand::Rng;
 use serde::Serialize;
 
 use super::config::{Compute, TrainConfig};
 use super::cost::step_operations;
 use super::failed_in_candle;
+use super::feed::Feed;
 use super::product_rates::least_seconds;
-use super::run::start_loader;
-use super::trainer::{StepSeconds, Trainer};
-use crate::data::Source;
-use crate::data::loader::{Batch, Loader};
+use super::run::start_feed;
+use super::trainer::{StepReport, StepSeconds, Trainer};
+use crate::data::augment::{MultiCrop, PlannedImage};
+use crate::data::loader::{Batch, CropsOn};
 use crate::data::mask::masks_for_batch;
+use crate::data::{RgbImage, Source};
 use crate::runtime::peak_memory;
 use crate::{Error, Result, rng};
 
 /// Side of the matrices whose product measures a processor, and a GPU.
 const GEMM_SIDE: usize = 1024;
 const GPU_GEMM_SIDE: usize = 8192;
+/// Width and height of the images of noise, where the step makes the crops: those of most of ImageNet's.
+const PHOTOGRAPH: (u32, u32) = (500, 375);
 
 /// What was measured.
 #[derive(Debug, Clone, Serialize)]
@@ -77,16 +81,16 @@ pub fn bench(
     steps: usize,
 ) -> Result<StepBench> {
     let mut trainer = Trainer::fresh(config, device)?;
-    let mut feed = match source {
-        Some(source) => Feed::Images(start_loader(config, source, 0)?),
-        None => Feed::Noise(noise(config)?),
+    let mut parts = match source {
+        Some(source) => Parts::Images(start_feed(config, source, 0, device)?),
+        None => Parts::Noise(noise(config)?),
     };
     let mut seconds = Vec::with_capacity(steps);
     let mut split = StepSeconds::default();
     let mut waited = Duration::ZERO;
     for number in 0..steps + 2 {
         let start = Instant::now();
-        let (report, wait) = feed.with_parts(config.accumulate, |parts| trainer.advance(parts))?;
+        let (report, wait) = parts.advance(&mut trainer, config.accumulate)?;
         device.synchronize().map_err(failed_in_candle)?;
         if number >= 2 {
             seconds.push(start.elapsed().as_secs_f64());
@@ -113,7 +117,7 @@ pub fn bench(
         parameters: weights.map(|(_, var)| var.elem_count()).sum(),
         step_seconds: median,
         images_per_second: config.batch_size as f64 / median,
-        data_wait: matches!(feed, Feed::Images(_)).then(|| waited.as_secs_f64() / total),
+        data_wait: matches!(parts, Parts::Images(_)).then(|| waited.as_secs_f64() / total),
         teacher: split.teacher / total,
         student: split.student / total,
         backward: split.backward / total,
@@ -128,45 +132,42 @@ pub fn bench(
 }
 
 /// Where the parts of a step come from.
-enum Feed {
+enum Parts {
     /// The same for every step.
     Noise(Vec<Batch>),
-    Images(Loader),
+    Images(Feed),
 }
 
-impl Feed {
-    /// What `work` makes of the next `count` parts, and how long they had to be waited for.
-    fn with_parts<T>(
-        &mut self,
-        count: usize,
-        work: impl FnOnce(&[Batch]) -> Result<T>,
-    ) -> Result<(T, Duration)> {
+impl Parts {
+    /// A step on the next `count` parts, and how long they had to be waited for.
+    fn advance(&mut self, trainer: &mut Trainer, count: usize) -> Result<(StepReport, Duration)> {
         match self {
-            Self::Noise(parts) => Ok((work(parts)?, Duration::ZERO)),
-            Self::Images(loader) => {
+            Self::Noise(parts) => Ok((trainer.advance(parts)?, Duration::ZERO)),
+            Self::Images(feed) => {
                 let mut waited = Duration::ZERO;
                 let mut parts = Vec::with_capacity(count);
                 for _ in 0..count {
-                    let (part, wait) = loader.next()?;
+                    let (part, wait) = feed.fetch()?;
                     waited += wait;
                     parts.push(part);
                 }
-                let done = work(&parts)?;
-                parts.into_iter().for_each(|part| loader.recycle(part));
-                Ok((done, waited))
+                let report = trainer.advance(&parts)?;
+                for part in parts {
+                    feed.recycle(part)?;
+                }
+                Ok((report, waited))
             }
         }
     }
 }
 
-/// The parts of a step, of noise.
+/// The parts of a step, of noise: crops, or images and plans where the step makes them.
 fn noise(config: &TrainConfig) -> Result<Vec<Batch>> {
     let plan = config.batch_plan()?;
     let size = plan.size(u64::MAX);
     (0..config.accumulate as u64)
         .map(|part| {
             let mut rng = rng::stream(config.seed, "bench", part);
-            let mut draw = |count: usize| (0..count).map(|_| rng.random_range(-1f32..1.)).collect();
             let (global, local) = (&config.crops.global, &config.crops.local);
             let crops = global.count * size;
             let masks = match config.draws_masks() {
@@ -176,17 +177,35 @@ fn noise(config: &TrainConfig) -> Result<Vec<Batch>> {
                 }
                 false => None,
             };
-            Ok(Batch {
+            let mut batch = Batch {
                 step: part,
                 size,
                 rows: (0..size as u64).collect(),
                 views: vec![None; size],
-                global: draw(crops * global.values()),
-                local: draw(local.count * size * local.values()),
                 masks,
-            })
+                ..Batch::default()
+            };
+            if config.data.loader.crops_on == CropsOn::Gpu {
+                let crops = MultiCrop::new(config.crops.clone())?;
+                batch.planned = (0..size)
+                    .map(|_| Some(PlannedImage::draw(photograph(&mut rng), &crops, &mut rng)))
+                    .collect();
+            } else {
+                let mut draw = |count: usize| (0..count).map(|_| rng.random_range(-1f32..1.)).collect();
+                batch.global = draw(crops * global.values());
+                batch.local = draw(local.count * size * local.values());
+            }
+            Ok(batch)
         })
         .collect()
+}
+
+/// An image of noise.
+fn photograph(rng: &mut impl Rng) -> Arc<RgbImage> {
+    let (width, height) = PHOTOGRAPH;
+    let mut levels = vec![0; 3 * width as usize * height as usize];
+    rng.fill(levels.as_mut_slice());
+    Arc::new(RgbImage::new(width, height, levels).expect("as many levels as pixels need"))
 }
 
 /// Operations a second of a large product, the best of a few.

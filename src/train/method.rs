@@ -14,6 +14,7 @@ use rand::seq::index;
 
 use super::config::{Centering, StepValues, TrainConfig};
 use super::failed_in_candle;
+use super::feed::{Part, Sent};
 use super::losses::targets::{SINKHORN_ITERATIONS, SoftmaxCentering, sinkhorn_knopp};
 use super::losses::{
     KeyQueue, Logits, dino_cls_loss, hog_targets, ibot_patch_loss, info_nce_loss, koleo_loss, reduced,
@@ -21,6 +22,7 @@ use super::losses::{
 };
 use super::network::{Gradients, Network, NetworkConfig};
 use super::ranks::{OneRank, Ranks};
+use crate::data::augment::MultiCrop;
 use crate::data::loader::Batch;
 use crate::data::mask::BatchMasks;
 use crate::distill::{FrozenTargets, Term};
@@ -36,6 +38,7 @@ const RELATION_STUDENT: &str = "relation_student";
 /// Student, teacher, and what their objective remembers from step to step.
 pub struct Method {
     config: TrainConfig,
+    multi_crop: MultiCrop,
     device: Device,
     ranks: Box<dyn Ranks + Send>,
     /// The network that learns.
@@ -146,6 +149,7 @@ impl Method {
             student: Network::from_tensors(&network, student, device, Gradients::Tracked)?,
             teacher: Network::from_tensors(&network, teacher, device, Gradients::None)?,
             config: config.clone(),
+            multi_crop: MultiCrop::new(config.crops.clone())?,
             device: device.clone(),
             ranks: Box::new(OneRank),
             frozen: None,
@@ -161,8 +165,13 @@ impl Method {
     ///
     /// # Errors
     /// Crops of another size than configured, failures of candle.
-    pub fn loss(&mut self, batch: &Batch, part: u64, values: &StepValues) -> Result<StepLoss> {
-        let crops = self.crops(batch).map_err(failed_in_candle)?;
+    pub fn loss(&mut self, fed: &impl Part, part: u64, values: &StepValues) -> Result<StepLoss> {
+        let batch = fed.batch();
+        let crops = match fed.sent() {
+            Some(sent) => self.crops(batch, sent),
+            None => self.crops(batch, &Sent::now(batch, &self.multi_crop, &self.device)?),
+        };
+        let crops = crops.map_err(failed_in_candle)?;
         let mut loss = StepLoss {
             total: Tensor::zeros((), candle_core::DType::F32, &self.device).map_err(failed_in_candle)?,
             parts: Vec::new(),
@@ -183,34 +192,17 @@ impl Method {
         Ok(loss)
     }
 
-    fn crops(&self, batch: &Batch) -> candle_core::Result<Crops> {
-        let tensor = |values: &[f32], count: usize, side: u32| {
-            let side = side as usize;
-            Tensor::from_slice(values, (count * batch.size, 3, side, side), &self.device)
-        };
-        let (global, local) = (&self.config.crops.global, &self.config.crops.local);
+    /// The crops of `batch`, of which `sent` lies on the device.
+    fn crops(&self, batch: &Batch, sent: &Sent) -> candle_core::Result<Crops> {
+        let (global, local) = sent.crops(&self.config.crops)?;
+        let crops = global.dim(0)?;
+        let masks = batch.masks.as_ref().zip(sent.masks());
+        let masks = masks.map(|(masks, bits)| Masks::new(masks, bits, crops));
         Ok(Crops {
-            global: tensor(&batch.global, global.count, global.size)?,
-            local: match local.count {
-                0 => None,
-                count => Some(tensor(&batch.local, count, local.size)?),
-            },
-            masks: batch
-                .masks
-                .as_ref()
-                .map(|masks| self.masks(masks, global.count * batch.size))
-                .transpose()?,
+            global,
+            local,
+            masks: masks.transpose()?,
             batch: batch.size,
-        })
-    }
-
-    fn masks(&self, masks: &BatchMasks, crops: usize) -> candle_core::Result<Masks> {
-        let patches = masks.masks.len() / crops.max(1);
-        let ones = |crop: &[u8]| crop.iter().filter(|&&bit| bit == 1).count();
-        Ok(Masks {
-            bits: Tensor::from_slice(&masks.masks, (crops, patches), &self.device)?,
-            indices: masks.indices.clone(),
-            per_crop: masks.masks.chunks_exact(patches).map(ones).collect(),
         })
     }
 
@@ -464,6 +456,19 @@ impl Method {
             queue.push(&keys).map_err(failed_in_candle)?;
         }
         Ok(())
+    }
+}
+
+impl Masks {
+    /// Those of `crops` global crops, whose `bits` lie on the device.
+    fn new(masks: &BatchMasks, bits: &Tensor, crops: usize) -> candle_core::Result<Self> {
+        let patches = masks.masks.len() / crops.max(1);
+        let ones = |crop: &[u8]| crop.iter().filter(|&&bit| bit == 1).count();
+        Ok(Self {
+            bits: bits.reshape((crops, patches))?,
+            indices: masks.indices.clone(),
+            per_crop: masks.masks.chunks_exact(patches).map(ones).collect(),
+        })
     }
 }
 

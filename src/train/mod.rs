@@ -10,6 +10,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod cost;
 pub mod ema;
+pub mod feed;
 mod in_place;
 pub mod losses;
 pub mod method;

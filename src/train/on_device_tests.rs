@@ -1,17 +1,14 @@
 //! Whole steps composed of candle arithmetic against whole steps of the kernels.
 
 use candle_core::{Device, Tensor, Var};
-use cuda_emulation::launcher;
 use macula_models::ops::composed;
 use macula_models::ops::cuda::emulated;
-
-#[path = "../../models/tests/cuda_emulation/mod.rs"]
-mod cuda_emulation;
 
 use super::*;
 use crate::train::config::{Compute, OptimizerKind, TrainConfig};
 use crate::train::losses::targets::{SoftmaxCentering, sinkhorn_knopp as kernels};
 use crate::train::ranks::OneRank;
+use crate::train::testing::cuda_emulation::launcher;
 use crate::train::testing::{assert_close, fixture, on_processes, values};
 use crate::train::trainer::Trainer;
 use crate::train::trainer::tests::{batches, config};

@@ -13,6 +13,7 @@ use serde_json::{Map, Value, json};
 use super::checkpoint::Checkpoints;
 use super::config::TrainConfig;
 use super::failed_in_candle;
+use super::feed::{Fed, Feed, Part};
 use super::observe::meters::{self, TargetReadings};
 use super::observe::{
     Collapse, EventWriter, MetricsLog, OnlineKnn, Readings, RunProgress, StepStatus, curves, keys,
@@ -21,7 +22,7 @@ use super::observe::{
 use super::start::{Start, restored, trainer};
 use super::trainer::{StepReport, Trainer};
 use crate::data::augment::MultiCrop;
-use crate::data::loader::{Batch, Loader};
+use crate::data::loader::Loader;
 use crate::data::{DecodeOptions, Preprocess, Source};
 use crate::distill::{FrozenTargets, FrozenTeacher};
 use crate::{Error, Result, files};
@@ -79,16 +80,21 @@ pub fn run(request: TrainRequest) -> Result<RunSummary> {
     Run::new(request)?.finish()
 }
 
-/// Batches of `source` as `config` makes them, from those of step `step` on.
+/// The batches of `source` as `config` makes them, from those of step `step` on, on their way to `device`.
 ///
 /// # Errors
-/// Settings that do not fit.
-pub(super) fn start_loader(config: &TrainConfig, source: Arc<dyn Source>, step: u64) -> Result<Loader> {
+/// Settings that do not fit, a GPU that does not answer.
+pub(super) fn start_feed(
+    config: &TrainConfig,
+    source: Arc<dyn Source>,
+    step: u64,
+    device: &Device,
+) -> Result<Feed> {
     let masks = match config.draws_masks() {
         true => Some((config.masks.clone(), config.grid()?)),
         false => None,
     };
-    Loader::start(
+    let loader = Loader::start(
         source,
         MultiCrop::new(config.crops.clone())?,
         masks,
@@ -96,13 +102,14 @@ pub(super) fn start_loader(config: &TrainConfig, source: Arc<dyn Source>, step: 
         &config.loader(),
         config.seed,
         step * config.accumulate as u64,
-    )
+    )?;
+    Feed::start(loader, config, device)
 }
 
 struct Run {
     request: TrainRequest,
     trainer: Trainer,
-    loader: Loader,
+    feed: Feed,
     checkpoints: Checkpoints,
     knn: Option<OnlineKnn>,
     collapse: Collapse,
@@ -190,7 +197,7 @@ impl Run {
             files::write_bytes(&out.join(CONFIG), text.as_bytes())?;
         }
         files::write_json(&out.join(ENVIRONMENT), &environment(&request, source.as_ref()))?;
-        let loader = start_loader(config, Arc::clone(&source), step)?;
+        let feed = start_feed(config, Arc::clone(&source), step, &request.device)?;
         Ok(Self {
             log: MetricsLog::resume(&out.join(metrics_log::METRICS_FILE), step)?,
             events: EventWriter::create(out, (step > 0).then_some(step))?,
@@ -203,7 +210,7 @@ impl Run {
             total: Tally::start(),
             since_log: Tally::start(),
             checkpoints,
-            loader,
+            feed,
             trainer,
             knn,
             request,
@@ -234,11 +241,11 @@ impl Run {
                 Err(error @ Error::NotFinite { .. }) => return Err(self.not_finite(error, &batches)),
                 other => other.map_err(|error| self.out_of_memory(error))?,
             };
-            let images: usize = batches.iter().map(|batch| batch.size).sum();
+            let images: usize = batches.iter().map(|fed| fed.batch().size).sum();
             self.total.images += images as u64;
             self.since_log.images += images as u64;
-            for batch in batches {
-                self.loader.recycle(batch);
+            for fed in batches {
+                self.feed.recycle(fed)?;
             }
             let best = self.observe(&report)?;
             let done = self.trainer.step();
@@ -281,13 +288,13 @@ impl Run {
     }
 
     /// The parts of the next step.
-    fn fetch(&mut self) -> Result<Vec<Batch>> {
+    fn fetch(&mut self) -> Result<Vec<Fed>> {
         let mut parts = Vec::with_capacity(self.request.config.accumulate);
         for _ in 0..self.request.config.accumulate {
-            let (batch, wait) = self.loader.next()?;
+            let (fed, wait) = self.feed.fetch()?;
             self.total.wait += wait;
             self.since_log.wait += wait;
-            parts.push(batch);
+            parts.push(fed);
         }
         self.note_bad_images()?;
         Ok(parts)
@@ -295,10 +302,11 @@ impl Run {
 
     /// Keeps the list of unreadable images up to date.
     fn note_bad_images(&mut self) -> Result<()> {
-        if self.loader.bad_count() == self.bad_images {
+        let loader = self.feed.loader();
+        if loader.bad_count() == self.bad_images {
             return Ok(());
         }
-        let bad = self.loader.bad_rows();
+        let bad = loader.bad_rows();
         self.bad_images = bad.len();
         let mut text = String::from("row,path,error\n");
         for entry in &bad {
@@ -444,10 +452,10 @@ impl Run {
     }
 
     /// Writes down the images of a step whose loss is not finite.
-    fn not_finite(&self, error: Error, batches: &[Batch]) -> Error {
+    fn not_finite(&self, error: Error, batches: &[Fed]) -> Error {
         let step = self.trainer.step();
         let name = format!("not-finite-step-{step}.json");
-        let rows = batches.iter().flat_map(|batch| &batch.rows);
+        let rows = batches.iter().flat_map(|fed| &fed.batch().rows);
         let images: Vec<Value> = rows
             .map(|&row| json!({ "row": row, "path": self.request.source.record(row).path }))
             .collect();

@@ -8,6 +8,9 @@ use candle_core::{DType, Device, Result, Tensor};
 
 use super::ranks::Ranks;
 
+#[path = "../../models/tests/cuda_emulation/mod.rs"]
+pub(crate) mod cuda_emulation;
+
 /// A file of `tests/fixtures`.
 pub(crate) fn fixture_path(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))

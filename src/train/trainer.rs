@@ -12,11 +12,11 @@ use macula_models::weights::Tensors;
 use super::config::{Compute, Schedules, StepValues, TrainConfig};
 use super::ema::NamedVars;
 use super::failed_in_candle;
+use super::feed::{self, Part};
 use super::method::{Method, StepLoss};
 use super::network::{NetworkConfig, is_backbone, part_of};
 use super::optimizer::{Average, Optimizer, OptimizerState, Parameter, Rates, clip_scale, gradient_norms};
 use super::param_groups::ParamGroupRules;
-use crate::data::loader::Batch;
 use crate::distill::FrozenTargets;
 use crate::{Error, Result};
 
@@ -106,6 +106,7 @@ impl Trainer {
         device: &Device,
     ) -> Result<Self> {
         config.validate()?;
+        feed::check(config, device)?;
         round_as(config.compute, device);
         let method = Method::with_teacher(config, student, teacher, device)?;
         let of_teacher =
@@ -156,17 +157,17 @@ impl Trainer {
         &self.config
     }
 
-    /// One step on the step's parts, each a batch of the loader.
+    /// One step on the step's parts, each a batch of the loader or of a feed.
     ///
     /// # Errors
     /// [`Error::NotFinite`] when a loss or a gradient is: the weights are then those of the step before. Failures of
     /// candle.
-    pub fn advance(&mut self, parts: &[Batch]) -> Result<StepReport> {
+    pub fn advance(&mut self, parts: &[impl Part]) -> Result<StepReport> {
         // On a thread of the pool: from outside of it every parallel loop would put this thread to sleep and wake it again.
         rayon::scope(|_| self.step_on(parts))
     }
 
-    fn step_on(&mut self, parts: &[Batch]) -> Result<StepReport> {
+    fn step_on(&mut self, parts: &[impl Part]) -> Result<StepReport> {
         let values = self.schedules.at(self.step);
         let mut report = StepReport {
             step: self.step,

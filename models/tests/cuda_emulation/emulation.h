@@ -38,6 +38,14 @@ inline float __uint_as_float(unsigned bits) {
     return value;
 }
 
+// Each operation rounded by itself: the compiler is told to fuse none.
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fdiv_rn(float a, float b) { return a / b; }
+inline double __dadd_rn(double a, double b) { return a + b; }
+inline double __dsub_rn(double a, double b) { return a - b; }
+inline double __dmul_rn(double a, double b) { return a * b; }
+
 struct bf16;
 
 namespace emulation {
@@ -52,7 +60,7 @@ void block_barrier();
 Cell exchanged(unsigned mask, Cell value, unsigned from);
 unsigned lane();
 
-// What a parameter is: addresses of f32 (F), f64 (D), bf16 (B), u32 (U), addresses (T); an int (i), a float (f).
+// What a parameter is: addresses of f32 (F), f64 (D), bf16 (B), u32 (U), u8 (C), addresses (T); an int (i), a float (f).
 template <class A>
 constexpr char kind_of() {
     if constexpr (std::is_pointer_v<A>) {
@@ -61,6 +69,7 @@ constexpr char kind_of() {
                : std::is_same_v<P, double>             ? 'D'
                : std::is_same_v<P, bf16>               ? 'B'
                : std::is_same_v<P, unsigned>           ? 'U'
+               : std::is_same_v<P, unsigned char>      ? 'C'
                : std::is_same_v<P, unsigned long long> ? 'T'
                                                        : '?';
     } else {

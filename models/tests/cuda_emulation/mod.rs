@@ -191,6 +191,7 @@ fn kind_of(cell: &Cell) -> char {
             DType::F64 => 'D',
             DType::BF16 => 'B',
             DType::U32 => 'U',
+            DType::U8 => 'C',
             _ => '?',
         },
         Cell::Table(_) => 'T',

@@ -6,7 +6,8 @@ use super::RgbImage;
 
 /// Pixels on each side of the centre.
 const RADIUS: usize = 4;
-const TAPS: usize = 2 * RADIUS + 1;
+/// Weights of a row of the kernel.
+pub const TAPS: usize = 2 * RADIUS + 1;
 /// Sums that stay in registers while the taps are gone through.
 const LANES: usize = 16;
 
@@ -36,8 +37,8 @@ pub fn gaussian_blur(image: &RgbImage, sigma: f64) -> RgbImage {
     RgbImage::new(image.width(), image.height(), out).expect("as many samples as before")
 }
 
-/// The nine weights, which sum to 1.
-fn kernel(sigma: f64) -> [f32; TAPS] {
+/// The nine weights of a row of the kernel, which sum to 1.
+pub fn kernel(sigma: f64) -> [f32; TAPS] {
     let exact: [f64; TAPS] = std::array::from_fn(|tap| {
         let distance = (tap as f64 - RADIUS as f64) / sigma;
         (-0.5 * distance * distance).exp()

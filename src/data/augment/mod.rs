@@ -1,6 +1,6 @@
-//! How training varies an image: the colour changes ([`photometric`]), the blur ([`blur`]), the random crop ([`crop`]), and
-//! the recipe that makes DINOv2's global and local crops of them ([`multi_crop`], settings in [`multi_crop_config`], those
-//! for small images in [`presets`]). Every operation works on 8-bit pixels and rounds as torchvision does on a Pillow image,
+//! How training varies an image: the colour changes ([`photometric`]), the blur ([`blur`]), the random crop ([`crop`]), what is
+//! drawn for a crop before it is made of these ([`plan`], [`planned`]), and the recipe of DINOv2's global and local crops ([`multi_crop`],
+//! settings in [`multi_crop_config`], those for small images in [`presets`]). Every operation works on 8-bit pixels and rounds as torchvision does on a Pillow image,
 //! so that a network trained here sees what the reference's sees. All randomness comes from the generator that the caller
 //! hands in.
 
@@ -9,10 +9,14 @@ pub mod crop;
 pub mod multi_crop;
 pub mod multi_crop_config;
 pub mod photometric;
+pub mod plan;
+pub mod planned;
 mod presets;
 
 pub use multi_crop::{Crops, MultiCrop};
 pub use multi_crop_config::MultiCropConfig;
+pub use plan::{Colour, CropPlan};
+pub use planned::PlannedImage;
 
 use rand::Rng;
 

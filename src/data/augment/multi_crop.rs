@@ -3,14 +3,13 @@
 //! Each is cropped and resized, mirrored, varied in colour, made grey, blurred, solarised and normalised, in this order.
 
 use rand::Rng;
-use rand::seq::SliceRandom as _;
 use rand_chacha::ChaCha8Rng;
 
-use super::crop::{random_window, resized_crop};
-use super::multi_crop_config::{JitterConfig, MultiCropConfig, ViewConfig};
-use super::{RgbImage, blur, photometric, uniform};
+use super::RgbImage;
+use super::multi_crop_config::MultiCropConfig;
+use super::plan::{CropPlan, View};
 use crate::data::transform::Preprocess;
-use crate::{Error, Result, rng};
+use crate::{Result, rng};
 
 /// The crops of one image, normalised, planar.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,13 +18,6 @@ pub struct Crops {
     pub global: Vec<f32>,
     /// `[local.count, 3, local.size, local.size]`.
     pub local: Vec<f32>,
-}
-
-/// What is done to one kind of crop beyond what is done to all.
-struct View<'a> {
-    config: &'a ViewConfig,
-    blur: f64,     // probability
-    solarize: f64, // probability
 }
 
 /// A checked [`MultiCropConfig`], ready to make crops.
@@ -87,6 +79,21 @@ impl MultiCrop {
         self.write(image, &self.local_view(), rng, out)
     }
 
+    /// Draws the global crop at `place` of a `width` x `height` image: what [`MultiCrop::global`] draws.
+    pub fn plan_global(&self, place: usize, (width, height): (u32, u32), rng: &mut impl Rng) -> CropPlan {
+        CropPlan::draw((width, height), &self.global_view(place), &self.config, rng)
+    }
+
+    /// Draws a local crop of a `width` x `height` image: what [`MultiCrop::local`] draws.
+    pub fn plan_local(&self, (width, height): (u32, u32), rng: &mut impl Rng) -> CropPlan {
+        CropPlan::draw((width, height), &self.local_view(), &self.config, rng)
+    }
+
+    /// What each of the 256 levels of red, green and blue becomes in a crop, `[3, 256]`.
+    pub fn values(&self) -> Vec<f32> {
+        self.normalise.values()
+    }
+
     fn global_view(&self, place: usize) -> View<'_> {
         let MultiCropConfig {
             global,
@@ -121,83 +128,15 @@ impl MultiCrop {
 
     /// A crop before normalisation.
     fn pixels(&self, image: &RgbImage, view: &View, rng: &mut impl Rng) -> Result<RgbImage> {
-        let config = &self.config;
-        let size = view.config.size;
-        let window = random_window(
-            image.width(),
-            image.height(),
-            view.config.scale,
-            config.aspect,
-            rng,
-        );
-        let mut crop = resized_crop(image, window, size, config.interpolation)
-            .ok_or_else(|| Error::failed("crop", format!("no {size}x{size} pixels from {window:?}")))?;
-        if happens(config.flip, rng) {
-            crop = photometric::flip_horizontal(crop);
-        }
-        if happens(config.jitter.probability, rng) {
-            crop = jitter(crop, &config.jitter, rng);
-        }
-        if happens(config.grey, rng) {
-            crop = photometric::grey(crop);
-        }
-        if happens(view.blur, rng) {
-            crop = blur::gaussian_blur(&crop, uniform(config.blur.sigma, rng));
-        }
-        if happens(view.solarize, rng) {
-            crop = photometric::solarize(crop, config.solarize.threshold);
-        }
-        Ok(crop)
+        let plan = CropPlan::draw((image.width(), image.height()), view, &self.config, rng);
+        plan.apply(image, view.config.size, self.config.interpolation)
     }
-}
-
-/// Whether something of this probability happens: always at 1, never at 0.
-fn happens(probability: f64, rng: &mut impl Rng) -> bool {
-    rng.random::<f64>() < probability
-}
-
-/// A change of colour by a factor or a shift.
-type Change = fn(RgbImage, f64) -> RgbImage;
-
-/// Brightness, contrast, saturation and hue by random amounts, in random order (torchvision `ColorJitter`). What has
-/// strength 0 is left out, as there.
-fn jitter(image: RgbImage, config: &JitterConfig, rng: &mut impl Rng) -> RgbImage {
-    let changes: [(f64, [f64; 2], Change); 4] = [
-        (
-            config.brightness,
-            around_one(config.brightness),
-            photometric::brightness,
-        ),
-        (
-            config.contrast,
-            around_one(config.contrast),
-            photometric::contrast,
-        ),
-        (
-            config.saturation,
-            around_one(config.saturation),
-            photometric::saturation,
-        ),
-        (config.hue, [-config.hue, config.hue], photometric::hue),
-    ];
-    let mut order = [0, 1, 2, 3];
-    order.shuffle(rng);
-    let mut image = image;
-    for (strength, range, change) in order.map(|place| changes[place]) {
-        if strength > 0.0 {
-            image = change(image, uniform(range, rng));
-        }
-    }
-    image
-}
-
-/// The range of a factor that is drawn around 1 and never negative.
-fn around_one(strength: f64) -> [f64; 2] {
-    [(1.0 - strength).max(0.0), 1.0 + strength]
 }
 
 #[cfg(test)]
 mod tests {
+    use sha2::{Digest, Sha256};
+
     use super::super::golden;
     use super::super::multi_crop_config::BlurConvention;
     use super::*;
@@ -234,6 +173,32 @@ mod tests {
         let first = draw(1, 0, 0);
         assert!(first == draw(1, 0, 0));
         assert!(first != draw(2, 0, 0) && first != draw(1, 1, 0) && first != draw(1, 0, 1));
+    }
+
+    /// The digest is of the crops as they were when drawing and applying were one: it holds the order of the draws.
+    #[test]
+    fn numbers_are_drawn_in_the_order_they_always_were() {
+        let mut config = MultiCropConfig::default();
+        (config.global.size, config.local.size) = (64, 32);
+        (config.mean, config.std) = ([0.0; 3], [1.0; 3]);
+        let crops = MultiCrop::new(config).unwrap();
+        let mut hash = Sha256::new();
+        for number in 0..20 {
+            let made = crops
+                .apply(&golden::image("input"), &mut stream(7, 1, number))
+                .unwrap();
+            let values = made.global.iter().chain(&made.local);
+            hash.update(
+                values
+                    .map(|value| (value * 255.0).round() as u8)
+                    .collect::<Vec<u8>>(),
+            );
+        }
+        let digest: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(
+            digest,
+            "66c6f2ddb98136635fdcadea03ddc6bde43ec8b8e62f23c7d0cb25ef78728732"
+        );
     }
 
     #[test]
@@ -342,30 +307,6 @@ mod tests {
         config.solarize.probability = 1.0;
         assert_eq!(share_changed(&config, |crops| crops.global_view(0)), 0.0);
         assert_eq!(share_changed(&config, MultiCrop::local_view), 0.0);
-    }
-
-    #[test]
-    fn jitter_stays_within_its_strength() {
-        let image = || RgbImage::new(2, 1, vec![100, 100, 100, 140, 140, 140]).unwrap();
-        let config = JitterConfig {
-            probability: 1.0,
-            brightness: 0.4,
-            contrast: 0.0,
-            saturation: 0.0,
-            hue: 0.0,
-        };
-        let mut generator = stream(4, 0, 0);
-        let levels: Vec<u8> = (0..2000)
-            .map(|_| jitter(image(), &config, &mut generator).data()[0])
-            .collect();
-        assert_eq!(levels.iter().min(), Some(&60));
-        assert_eq!(levels.iter().max(), Some(&139)); // 140 only at a factor of 1.4 itself
-        let still = JitterConfig {
-            brightness: 0.0,
-            ..config
-        };
-        assert_eq!(jitter(image(), &still, &mut generator), image());
-        assert_eq!(around_one(1.5), [0.0, 2.5]);
     }
 
     #[test]

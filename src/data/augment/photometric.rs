@@ -29,8 +29,7 @@ pub fn saturation(image: RgbImage, factor: f64) -> RgbImage {
 /// Turns the hue by `turns` of the colour circle, -0.5 to 0.5, through 8-bit HSV: the steps are of 1/255, and a grey
 /// pixel keeps its colour while others may lose a few levels on the way.
 pub fn hue(image: RgbImage, turns: f64) -> RgbImage {
-    // Cut off, not rounded, and then wrapped to 8 bits.
-    let shift = (turns * 255.0) as i32 as u8;
+    let shift = hue_shift(turns);
     let turned: [Sector; 256] = std::array::from_fn(|hue| Sector::of(shift.wrapping_add(hue as u8)));
     with_samples(image, |samples| {
         for pixel in samples.as_chunks_mut::<3>().0 {
@@ -38,6 +37,12 @@ pub fn hue(image: RgbImage, turns: f64) -> RgbImage {
             *pixel = hsv_to_rgb(&turned[usize::from(hue)], saturation, value);
         }
     })
+}
+
+/// What is added to an 8-bit hue, beyond 255 from 0 on.
+pub fn hue_shift(turns: f64) -> u8 {
+    // Cut off, not rounded, and then wrapped to 8 bits.
+    (turns * 255.0) as i32 as u8
 }
 
 /// Luma in all three channels.

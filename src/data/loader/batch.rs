@@ -1,6 +1,7 @@
 //! What a step takes.
 
-use crate::data::augment::MultiCropConfig;
+use super::CropsOn;
+use crate::data::augment::{MultiCropConfig, PlannedImage};
 use crate::data::mask::BatchMasks;
 
 /// The images of one step, as G global and L local crops each. Crops lie crop-major: that of sample b and place c has index
@@ -16,10 +17,13 @@ pub struct Batch {
     /// Pass over the source whose crops each sample has, which with its row names them: `[B]`. None for an image that took
     /// another's place: its crops are of that place alone.
     pub views: Vec<Option<u64>>,
-    /// Normalised, `[G * B, 3, S, S]`.
+    /// Normalised, `[G * B, 3, S, S]`. Empty where the step makes the crops.
     pub global: Vec<f32>,
-    /// Normalised, `[L * B, 3, s, s]`.
+    /// Normalised, `[L * B, 3, s, s]`. Likewise.
     pub local: Vec<f32>,
+    /// What the step makes crops of, by sample, all of them there once the batch is complete: `[B]`. Empty where the loader has
+    /// made the crops.
+    pub planned: Vec<Option<PlannedImage>>,
     /// Masks of the G * B global crops, where the loader was asked for them.
     pub masks: Option<BatchMasks>,
 }
@@ -31,12 +35,14 @@ pub(super) struct SampleShape {
     global_count: usize,  // G
     local_values: usize,  // 3 * s * s
     local_count: usize,   // L
+    on: CropsOn,
 }
 
 impl SampleShape {
     /// As `config` makes them.
-    pub(super) fn of(config: &MultiCropConfig) -> Self {
+    pub(super) fn of(config: &MultiCropConfig, on: CropsOn) -> Self {
         Self {
+            on,
             global_values: config.global.values(),
             global_count: config.global.count,
             local_values: config.local.values(),
@@ -44,14 +50,23 @@ impl SampleShape {
         }
     }
 
-    /// Values of a sample's global crops.
+    /// Values of a sample's global crops that the loader makes.
     pub(super) fn global(self) -> usize {
-        self.global_values * self.global_count
+        self.made(self.global_values * self.global_count)
     }
 
-    /// Values of a sample's local crops.
+    /// Values of a sample's local crops that the loader makes.
     pub(super) fn local(self) -> usize {
-        self.local_values * self.local_count
+        self.made(self.local_values * self.local_count)
+    }
+
+    /// Whether the loader only says which crops to make.
+    pub(super) fn is_planned(self) -> bool {
+        self.on == CropsOn::Gpu
+    }
+
+    fn made(self, values: usize) -> usize {
+        if self.is_planned() { 0 } else { values }
     }
 }
 
@@ -63,7 +78,18 @@ impl Batch {
         self.views.resize(size, None);
         self.global.resize(size * sample.global(), 0.0);
         self.local.resize(size * sample.local(), 0.0);
+        self.planned.clear();
+        if sample.is_planned() {
+            self.planned.resize(size, None);
+        }
         self.masks = None;
+    }
+
+    /// Enters a sample whose crops the step makes: its row and pass, and what they are made of.
+    pub(super) fn plan(&mut self, sample: usize, (row, view): (u64, Option<u64>), planned: PlannedImage) {
+        self.rows[sample] = row;
+        self.views[sample] = view;
+        self.planned[sample] = Some(planned);
     }
 
     /// Enters a sample: its row and pass, and its crops `[G, 3, S, S]` and `[L, 3, s, s]`.

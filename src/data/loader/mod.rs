@@ -1,7 +1,8 @@
-//! Batches for training, made ahead of the steps on threads of their own: in which order images come ([`order`]), how many
-//! a step takes ([`plan`]), how one is read or replaced ([`reader`], [`cache`]), and how the threads share the work
-//! ([`queue`]). A batch is a function of the seed and the number of its step alone: neither the number of threads nor
-//! where a run was resumed changes a byte of it. What is done to an image is in [`super::augment`] and [`super::mask`].
+//! Batches for training, of crops or of images and what is to be made of them, ahead of the steps on threads of their own: in
+//! which order images come ([`order`]), how many a step takes ([`plan`]), how one is read or replaced ([`reader`], [`cache`]), and
+//! how the threads share the work ([`queue`]). A batch is a function of the seed and the number of its step alone: neither the
+//! number of threads nor where a run was resumed changes a byte of it. What is done to an image is in [`super::augment`] and
+//! [`super::mask`].
 
 mod batch;
 mod cache;
@@ -25,7 +26,7 @@ pub use plan::BatchPlan;
 use queue::{Part, Queue, Task};
 use reader::Reader;
 
-use super::augment::MultiCrop;
+use super::augment::{MultiCrop, PlannedImage};
 use super::mask::{Grid, MaskConfig, masks_for_batch};
 use super::{DecodeOptions, RowError, Source};
 use crate::{Error, Result, rng};
@@ -43,6 +44,9 @@ pub struct LoaderConfig {
     pub workers: usize,
     /// Finished batches that may wait for the step, at most 64; one more is in work. Default 2.
     pub prefetch: usize,
+    /// Who makes the crops: `cpu`, the workers; `gpu`, the step, of the images that the workers decode, where they cannot keep
+    /// up with it. The crops are the same to the bit. `gpu` needs training on an NVIDIA GPU. Default `cpu`.
+    pub crops_on: CropsOn,
     /// Decoded images kept in memory, in MiB; 0 for none. A source that lies in memory is not kept again. Default 512.
     pub cache_mb: usize,
     /// What happens when an image cannot be read. Default `skip`.
@@ -61,6 +65,7 @@ impl Default for LoaderConfig {
         Self {
             workers: 0,
             prefetch: 2,
+            crops_on: CropsOn::Cpu,
             cache_mb: 512,
             on_error: OnError::Skip,
             view_epochs: 0,
@@ -103,6 +108,16 @@ impl LoaderConfig {
     }
 }
 
+/// Who makes crops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CropsOn {
+    /// The loader's threads.
+    Cpu,
+    /// The training step, on the GPU it runs on.
+    Gpu,
+}
+
 /// What happens when an image cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -135,9 +150,13 @@ struct Shared {
     masks: Option<(MaskConfig, Grid)>,
     seed: u64,
     queue: Queue,
+    sample: SampleShape,
 }
 
-/// A worker's room for the crops of one image.
+/// Another end of a [`Loader`], for a thread that takes its batches while its owner asks what became of rows.
+pub struct Batches(Arc<Shared>);
+
+/// A worker's room for the crops of one image, where it makes them.
 struct Scratch {
     global: Vec<f32>, // [G, 3, S, S]
     local: Vec<f32>,  // [L, 3, s, s]
@@ -166,13 +185,14 @@ impl Loader {
         }
         let order = Order::new(seed, source.len())?;
         let cache_bytes = config.cache_mb.saturating_mul(1 << 20);
-        let sample = SampleShape::of(crops.config());
+        let sample = SampleShape::of(crops.config(), config.crops_on);
         let shared = Shared {
             reader: Reader::new(source, config, seed, cache_bytes),
             queue: Queue::new(plan, sample, order, masks.is_some(), config.prefetch, first_step),
             crops,
             masks,
             seed,
+            sample,
         };
         // Made before its threads, so that those already running end if one cannot be started.
         let mut loader = Self {
@@ -204,6 +224,11 @@ impl Loader {
         Ok((batch, asked.elapsed()))
     }
 
+    /// Another end of this loader. Its batches and those of [`Loader::next`] are the same ones: each goes to who asks first.
+    pub fn batches(&self) -> Batches {
+        Batches(Arc::clone(&self.shared))
+    }
+
     /// Gives the buffers of a batch back, so that no later step allocates them.
     pub fn recycle(&mut self, batch: Batch) {
         self.shared.queue.recycle(batch);
@@ -221,6 +246,26 @@ impl Loader {
     }
 }
 
+impl Batches {
+    /// As [`Loader::next`], without the time.
+    ///
+    /// # Errors
+    /// As [`Loader::next`].
+    pub fn fetch(&self) -> Result<Batch> {
+        self.0.queue.fetch()
+    }
+
+    /// As [`Loader::recycle`].
+    pub fn recycle(&self, batch: Batch) {
+        self.0.queue.recycle(batch);
+    }
+
+    /// Ends the work: whoever waits for a batch is told that there is none.
+    pub fn stop(&self) {
+        self.0.queue.stop();
+    }
+}
+
 impl Drop for Loader {
     /// Waits for the images in work, no longer.
     fn drop(&mut self) {
@@ -235,10 +280,9 @@ impl Drop for Loader {
 impl Shared {
     /// The life of a worker.
     fn work(&self) {
-        let sample = SampleShape::of(self.crops.config());
         let mut scratch = Scratch {
-            global: vec![0.0; sample.global()],
-            local: vec![0.0; sample.local()],
+            global: vec![0.0; self.sample.global()],
+            local: vec![0.0; self.sample.local()],
         };
         while let Some(task) = self.queue.claim() {
             let done = catch_unwind(AssertUnwindSafe(|| self.perform(&task, &mut scratch)));
@@ -255,6 +299,11 @@ impl Shared {
         match (task.part, &self.masks) {
             (Part::Image { sample, image }, _) => {
                 let mut loaded = self.reader.read(image, self.queue.stopped())?;
+                if self.sample.is_planned() {
+                    let planned = PlannedImage::draw(loaded.image, &self.crops, &mut loaded.rng);
+                    batch().plan(sample, (loaded.row, loaded.view), planned);
+                    return Ok(());
+                }
                 let config = self.crops.config();
                 let views = scratch.global.chunks_exact_mut(config.global.values());
                 for (place, out) in views.enumerate() {
@@ -267,7 +316,7 @@ impl Shared {
                 batch().put(
                     sample,
                     (loaded.row, loaded.view),
-                    SampleShape::of(config),
+                    self.sample,
                     &scratch.global,
                     &scratch.local,
                 );

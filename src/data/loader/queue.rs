@@ -169,7 +169,9 @@ impl Queue {
     }
 
     /// Takes the buffers of a batch that is no longer needed.
-    pub(super) fn recycle(&self, batch: Batch) {
+    pub(super) fn recycle(&self, mut batch: Batch) {
+        // Images are not kept for the sake of their room.
+        batch.planned.clear();
         let mut state = self.state();
         if state.spare.len() <= self.ahead {
             state.spare.push(batch);

@@ -210,6 +210,64 @@ fn neither_threads_nor_resuming_changes_a_batch() {
     assert!(other[0].global != one[0].global && other[0].masks.is_none());
 }
 
+/// As `config`, for crops that the step makes.
+fn planning(workers: usize) -> LoaderConfig {
+    LoaderConfig {
+        crops_on: CropsOn::Gpu,
+        ..config(workers)
+    }
+}
+
+#[test]
+fn a_planned_batch_has_the_images_and_the_draws_of_its_rows() {
+    let plan = BatchPlan::warmup(2, 9, 5);
+    let made = take(&mut start(damaged(), plan, &config(2), 0), 9);
+    let planned = take(&mut start(damaged(), plan, &planning(1), 0), 9);
+    for (made, planned) in made.iter().zip(&planned) {
+        assert_eq!((&made.rows, &made.views), (&planned.rows, &planned.views));
+        assert_eq!((made.step, &made.masks), (planned.step, &planned.masks));
+        assert!(planned.global.is_empty() && planned.local.is_empty() && made.planned.is_empty());
+        assert_eq!(planned.planned.len(), made.size);
+        for (sample, entry) in planned.planned.iter().enumerate() {
+            let entry = entry.as_ref().unwrap();
+            let expected = damaged().load(made.rows[sample], &DecodeOptions::default());
+            assert_eq!(*entry.image, expected.unwrap());
+            // Masks, replacements and crops were drawn as for the loader's own.
+            for (place, crop) in entry.global.crops.iter().enumerate() {
+                let pixels = crop
+                    .plan
+                    .apply(&entry.image, 8, crops().config().interpolation)
+                    .unwrap();
+                let values = crops().values();
+                let first = values[usize::from(pixels.data()[0])];
+                assert_eq!(first, made.global[(place * made.size + sample) * GLOBAL]);
+            }
+            assert_eq!(entry.local.crops.len(), 6);
+        }
+    }
+    // Neither threads nor a cache nor resuming changes it.
+    let without_cache = LoaderConfig {
+        cache_mb: 0,
+        prefetch: 0,
+        ..planning(4)
+    };
+    assert!(take(&mut start(damaged(), plan, &planning(4), 0), 9) == planned);
+    assert!(take(&mut start(damaged(), plan, &without_cache, 0), 9) == planned);
+    assert!(take(&mut start(damaged(), plan, &planning(3), 4), 5) == planned[4..]);
+}
+
+#[test]
+fn images_of_planned_batches_are_let_go() {
+    let mut loader = start(Images::new(3), BatchPlan::constant(3), &planning(1), 0);
+    let (batch, _) = loader.next().unwrap();
+    let image = Arc::downgrade(&batch.planned[0].as_ref().unwrap().image);
+    let pass = take(&mut loader, 1);
+    assert_eq!(pass[0].planned.len(), 3);
+    loader.recycle(batch);
+    drop((pass, loader));
+    assert!(image.upgrade().is_none());
+}
+
 #[test]
 fn images_that_cannot_be_read_are_replaced_and_remembered_once() {
     let mut loader = start(damaged(), BatchPlan::constant(13), &config(3), 0);
@@ -388,8 +446,13 @@ fn decoded_images_are_read_once_unless_they_lie_in_memory() {
 
 #[test]
 fn settings_are_read_back_and_checked() {
-    let read: LoaderConfig = toml::from_str("on_error = \"fail\"\nbackground = [255, 255, 255]\n").unwrap();
+    let text = "on_error = \"fail\"\nbackground = [255, 255, 255]\ncrops_on = \"gpu\"\n";
+    let read: LoaderConfig = toml::from_str(text).unwrap();
     assert_eq!((read.on_error, read.background), (OnError::Fail, Some([255; 3])));
+    assert_eq!(
+        (read.crops_on, LoaderConfig::default().crops_on),
+        (CropsOn::Gpu, CropsOn::Cpu)
+    );
     assert_eq!(read.decode().background, Some([255; 3]));
     let default: LoaderConfig = toml::from_str("").unwrap();
     assert_eq!(default, LoaderConfig::default());

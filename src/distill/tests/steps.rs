@@ -4,11 +4,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use candle_core::{Device, Tensor};
+use macula_models::ops::cuda::emulated;
 
 use super::helpers::*;
 use crate::distill::teacher::Wanted;
 use crate::distill::{FrozenTargets, FrozenTeacher, TeacherFacts, TeacherFeatures};
 use crate::train::checkpoint::{self, Checkpoints};
+use crate::train::testing::cuda_emulation::launcher;
 use crate::train::testing::values;
 use crate::train::trainer::Trainer;
 use crate::{Result, files};
@@ -73,6 +75,32 @@ fn every_trained_tensor_gets_a_gradient_from_every_term() {
                 "{recipe} {settings:?}: {name}: largest gradient {largest}"
             );
         }
+    }
+}
+
+/// On the CUDA kernels, which run on the processor here, with crops of the loader and of the step.
+#[test]
+#[ignore = "needs a C++ compiler"]
+fn students_on_an_emulated_gpu_may_make_their_crops() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = teacher_run(folder.path(), "dinov2-small");
+    for (recipe, setting) in [
+        ("distill-dinov2", "distill.ibot_tokens=subset"),
+        ("distill-features", "distill.cache_epochs=1"),
+    ] {
+        let losses = |crops_on: &str| -> Vec<f64> {
+            let crops_on = format!("data.loader.crops_on={crops_on}");
+            let (config, teacher) = settled(recipe, &run, &[setting, &crops_on]).unwrap();
+            let steps = batches(&config, 0, 2);
+            let run = || {
+                let mut trainer = trainer(&config, teacher);
+                let losses = steps.iter().map(|parts| trainer.advance(parts).unwrap().loss);
+                losses.collect()
+            };
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+            pool.install(|| emulated(launcher(), run))
+        };
+        assert_eq!(losses("gpu"), losses("cpu"), "{recipe}");
     }
 }
 

@@ -25,6 +25,7 @@ impl Source {
         match self {
             Self::Activation => module!("activation"),
             Self::Attention => module!("attention"),
+            Self::Augment => module!("augment"),
             Self::Columns => module!("columns"),
             Self::CrossEntropy => module!("cross_entropy"),
             Self::GatherRows => module!("gather_rows"),
@@ -98,6 +99,7 @@ pub(super) fn address(kernel: &str, storage: &CudaStorage) -> Result<u64> {
         CudaStorageSlice::F64(values) => Ok(of(values)),
         CudaStorageSlice::BF16(values) => Ok(of(values)),
         CudaStorageSlice::U32(values) => Ok(of(values)),
-        _ => bail!("{kernel}: expected f32, f64, bf16 or u32"),
+        CudaStorageSlice::U8(values) => Ok(of(values)),
+        _ => bail!("{kernel}: expected f32, f64, bf16, u32 or u8"),
     }
 }

@@ -15,6 +15,14 @@ const MOST_CHUNKS: usize = 32_768;
 const PARTIALS_BLOCK: usize = 512;
 const ROW_BLOCK: usize = 256;
 const PIECE_BLOCK: usize = 256;
+/// Threads of a block that makes pixels of a crop, of one that changes all of its colours, and pixels that a thread of the first
+/// covers where it can.
+const CROP_BLOCK: usize = 256;
+const COLOURS_BLOCK: usize = 512;
+const CROP_PIXELS: usize = 4;
+/// Columns and rows of a crop that a block makes, and columns on each side that it also reads (`augment.cu`).
+const TILE: [usize; 2] = [32, 8];
+const TILE_MARGIN: usize = 4;
 /// Values that a thread of an optimizer's kernel covers (`PER_THREAD` in `optimizer.cu`).
 const PER_THREAD: usize = 16;
 /// Bytes of shared memory that every GPU gives a block.
@@ -111,6 +119,27 @@ pub(super) fn pieces(pieces: usize) -> Launch {
 
 /// Values of a piece.
 pub(super) const PIECE: usize = PIECE_BLOCK * PER_THREAD;
+
+/// A line of blocks for every crop, which share up to `most` pixels of it.
+pub(super) fn crop_pixels(crops: usize, most: usize) -> Launch {
+    let blocks = most.div_ceil(CROP_BLOCK * CROP_PIXELS).clamp(1, MOST_CHUNKS);
+    Launch::new([crops, blocks], CROP_BLOCK, 0)
+}
+
+/// A block for every crop.
+pub(super) fn crops(crops: usize) -> Launch {
+    Launch::new([crops, 1], COLOURS_BLOCK, COLOURS_BLOCK / WARP)
+}
+
+/// A block for every tile of every crop of `size` x `size` pixels.
+pub(super) fn crop_tiles(crops: usize, size: usize) -> Launch {
+    let [width, height] = TILE;
+    Launch::new(
+        [crops, size.div_ceil(width) * size.div_ceil(height)],
+        width * height,
+        3 * height * (width + 2 * TILE_MARGIN),
+    )
+}
 
 #[cfg(test)]
 mod tests {

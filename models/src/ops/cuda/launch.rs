@@ -14,6 +14,7 @@ use super::geometry::Launch;
 pub(super) enum Source {
     Activation,
     Attention,
+    Augment,
     Columns,
     CrossEntropy,
     GatherRows,
@@ -241,9 +242,10 @@ fn address(kernel: &str, storage: &Storage) -> Result<u64> {
         Storage::Cpu(CpuStorage::F64(values)) => Ok(values.as_ptr().expose_provenance() as u64),
         Storage::Cpu(CpuStorage::BF16(values)) => Ok(values.as_ptr().expose_provenance() as u64),
         Storage::Cpu(CpuStorage::U32(values)) => Ok(values.as_ptr().expose_provenance() as u64),
+        Storage::Cpu(CpuStorage::U8(values)) => Ok(values.as_ptr().expose_provenance() as u64),
         #[cfg(feature = "cuda")]
         Storage::Cuda(storage) => super::driver::address(kernel, storage),
-        _ => bail!("{kernel}: expected f32, f64, bf16 or u32"),
+        _ => bail!("{kernel}: expected f32, f64, bf16, u32 or u8"),
     }
 }
 
@@ -264,7 +266,8 @@ impl InplaceOp1 for Locate<'_> {
             CpuStorage::F64(values) => values.as_mut_ptr().expose_provenance() as u64,
             CpuStorage::BF16(values) => values.as_mut_ptr().expose_provenance() as u64,
             CpuStorage::U32(values) => values.as_mut_ptr().expose_provenance() as u64,
-            _ => bail!("{}: expected f32, f64, bf16 or u32", self.kernel),
+            CpuStorage::U8(values) => values.as_mut_ptr().expose_provenance() as u64,
+            _ => bail!("{}: expected f32, f64, bf16, u32 or u8", self.kernel),
         });
         Ok(())
     }

@@ -3,13 +3,14 @@
 //!
 //! `launch` is one call of a kernel, `geometry` how many threads it gets, `driver` the CUDA side of it. Only that last file
 //! needs a GPU: given a [`Launcher`], [`emulated`] runs everything else on CPU tensors, and the tests do so with the same kernels
-//! compiled for the processor. `optimizer` is public for the updates of training.
+//! compiled for the processor. `optimizer` is public for the updates of training, `augment` for its crops.
 //!
 //! Numbers: products in f32 or bf16, everything else in f32; no atomic additions, so results are the same every time. Nothing
 //! here waits for the GPU or brings values to the host.
 
 mod activation;
 mod attention;
+pub mod augment;
 mod columns;
 mod cross_entropy;
 #[cfg(feature = "cuda")]

@@ -1,0 +1,250 @@
+//! From the loader to the device that trains: what of a batch goes there ([`load`]), and when. On the CPU nothing does: batches pass
+//! through, and the step reads them where they lie. For an NVIDIA GPU a thread takes the batches of the step to come, writes each
+//! into page-locked memory and has it copied by a stream of its own while the current step computes (`pinned`).
+//!
+//! Each batch ahead has a [`Lane`]: memory on both sides that it goes through, and that the next one goes through when the step has
+//! given it back. There are two for each part of a step, so that the lanes bound both memory and how far the thread is ahead.
+
+mod load;
+#[cfg(feature = "cuda")]
+mod pinned;
+#[cfg(test)]
+mod tests;
+
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use candle_core::Device;
+use macula_models::ops::is_fused;
+
+use load::Load;
+pub use load::Sent;
+
+use super::config::TrainConfig;
+use crate::data::augment::MultiCrop;
+use crate::data::loader::{Batch, Batches, CropsOn, Loader};
+use crate::{Error, Result};
+
+/// Lanes for each part of a step: one it computes on, and one that is filled meanwhile.
+const LANES_A_PART: usize = 2;
+
+/// A part of a step: a batch, on its device already or not.
+pub trait Part: Sync {
+    /// The batch.
+    fn batch(&self) -> &Batch;
+
+    /// What of it lies on the device; without it the step sends it there itself.
+    fn sent(&self) -> Option<&Sent>;
+}
+
+impl Part for Batch {
+    fn batch(&self) -> &Batch {
+        self
+    }
+
+    fn sent(&self) -> Option<&Sent> {
+        None
+    }
+}
+
+/// A way to the device. It carries one batch at a time.
+trait Lane: Send + Sync {
+    /// Sends `load` on its way, in memory whose last batch has been released.
+    fn send(&mut self, load: &Load) -> candle_core::Result<Sent>;
+
+    /// Waits until what was sent has arrived.
+    fn arrived(&self) -> candle_core::Result<()>;
+
+    /// Says that everything that reads what was sent has been asked for.
+    fn release(&mut self) -> candle_core::Result<()>;
+}
+
+/// A batch of the feed.
+pub struct Fed {
+    batch: Batch,
+    ahead: Option<(Sent, Box<dyn Lane>)>,
+}
+
+impl Part for Fed {
+    fn batch(&self) -> &Batch {
+        &self.batch
+    }
+
+    fn sent(&self) -> Option<&Sent> {
+        self.ahead.as_ref().map(|(sent, _)| sent)
+    }
+}
+
+/// The batches of a run on their way to its device, in order.
+pub struct Feed {
+    ahead: Option<Ahead>,
+    // Its threads end last: the thread of `ahead` waits for them.
+    loader: Loader,
+}
+
+/// The thread that sends batches, and the ends of what it takes and gives.
+struct Ahead {
+    /// None once the feed has ended.
+    free: Option<Sender<Box<dyn Lane>>>,
+    ready: Receiver<Result<Fed>>,
+    batches: Batches,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Whether crops can be made where `config` wants them, for training on `device`.
+///
+/// # Errors
+/// Crops wanted on a GPU where there is none that they could be made on.
+pub fn check(config: &TrainConfig, device: &Device) -> Result<()> {
+    if config.data.loader.crops_on == CropsOn::Gpu && !is_fused(device) {
+        let reason = format!(
+            "expected cpu where training is not on an NVIDIA GPU, found gpu and device {:?}",
+            device.location()
+        );
+        return Err(Error::input("data.loader.crops_on", reason));
+    }
+    Ok(())
+}
+
+impl Feed {
+    /// Begins to bring the batches of `loader`, which has those of `config`, to `device`.
+    ///
+    /// # Errors
+    /// A GPU that does not answer, or no thread to be had.
+    pub fn start(loader: Loader, config: &TrainConfig, device: &Device) -> Result<Self> {
+        let lanes = lanes(device, LANES_A_PART * config.accumulate)?;
+        let crops = MultiCrop::new(config.crops.clone())?;
+        Self::with_lanes(loader, crops, lanes)
+    }
+
+    /// As [`Feed::start`], by way of `lanes`; without any, batches pass through.
+    fn with_lanes(loader: Loader, crops: MultiCrop, lanes: Vec<Box<dyn Lane>>) -> Result<Self> {
+        let ahead = match lanes.is_empty() {
+            true => None,
+            false => Some(Ahead::start(&loader, crops, lanes)?),
+        };
+        Ok(Self { ahead, loader })
+    }
+
+    /// The next batch, and how long the caller waited for it: for the loader, and for what of the way to the device no step has
+    /// hidden.
+    ///
+    /// # Errors
+    /// What went wrong with the batch's images or on their way; after that the feed has ended.
+    pub fn fetch(&mut self) -> Result<(Fed, Duration)> {
+        let Some(ahead) = &self.ahead else {
+            let (batch, waited) = self.loader.next()?;
+            return Ok((Fed { batch, ahead: None }, waited));
+        };
+        let asked = Instant::now();
+        let ended = |_| Error::failed("feed", "stopped; see the error before");
+        let fed = ahead.ready.recv().map_err(ended)??;
+        if let Some((_, lane)) = &fed.ahead {
+            lane.arrived().map_err(super::failed_in_candle)?;
+        }
+        Ok((fed, asked.elapsed()))
+    }
+
+    /// Takes a batch back once its step is done: its memory carries a later one. No tensor of it may be read afterwards.
+    ///
+    /// # Errors
+    /// A GPU that does not answer.
+    pub fn recycle(&mut self, fed: Fed) -> Result<()> {
+        let Fed { batch, ahead } = fed;
+        let Some((sent, mut lane)) = ahead else {
+            self.loader.recycle(batch);
+            return Ok(());
+        };
+        drop(sent);
+        lane.release().map_err(super::failed_in_candle)?;
+        if let Some(free) = self.ahead.as_ref().and_then(|ahead| ahead.free.as_ref()) {
+            // Nobody takes it where the thread has ended with an error, which the next batch tells.
+            let _ = free.send(lane);
+        }
+        Ok(())
+    }
+
+    /// The loader, for what became of its rows.
+    pub fn loader(&self) -> &Loader {
+        &self.loader
+    }
+}
+
+impl Ahead {
+    fn start(loader: &Loader, crops: MultiCrop, lanes: Vec<Box<dyn Lane>>) -> Result<Self> {
+        let (free, lanes_to_fill) = channel();
+        let (filled, ready) = channel();
+        for lane in lanes {
+            // The other end is here.
+            let _ = free.send(lane);
+        }
+        let batches = loader.batches();
+        let thread = thread::Builder::new()
+            .name("feed".to_owned())
+            .spawn(move || send_all(&batches, &crops, &lanes_to_fill, &filled))
+            .map_err(|error| Error::failed("feed", format!("no thread to be had: {error}")))?;
+        Ok(Self {
+            free: Some(free),
+            ready,
+            batches: loader.batches(),
+            thread: Some(thread),
+        })
+    }
+}
+
+/// The life of the feed's thread: it ends with the first failure, or when nobody gives lanes or takes batches any more.
+fn send_all(
+    batches: &Batches,
+    crops: &MultiCrop,
+    free: &Receiver<Box<dyn Lane>>,
+    filled: &Sender<Result<Fed>>,
+) {
+    while let Ok(mut lane) = free.recv() {
+        let fed = batches.fetch().and_then(|mut batch| {
+            let load = Load::of(&batch, crops)?;
+            let sent = lane.send(&load).map_err(super::failed_in_candle)?;
+            drop(load);
+            // What has been sent is not needed here: the loader writes the next crops over it.
+            batches.recycle(Batch {
+                global: std::mem::take(&mut batch.global),
+                local: std::mem::take(&mut batch.local),
+                planned: std::mem::take(&mut batch.planned),
+                ..Batch::default()
+            });
+            let ahead = Some((sent, lane));
+            Ok(Fed { batch, ahead })
+        });
+        let failed = fed.is_err();
+        if filled.send(fed).is_err() || failed {
+            return;
+        }
+    }
+}
+
+impl Drop for Ahead {
+    /// Waits for the batch in work, no longer.
+    fn drop(&mut self) {
+        self.free = None;
+        self.batches.stop();
+        if let Some(thread) = self.thread.take() {
+            // A panic has shown as a feed that stopped.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// As many lanes to `device`; none where it reads the host's memory.
+#[cfg(feature = "cuda")]
+fn lanes(device: &Device, count: usize) -> Result<Vec<Box<dyn Lane>>> {
+    match device {
+        Device::Cuda(gpu) => pinned::lanes(gpu, count).map_err(super::failed_in_candle),
+        _ => Ok(Vec::new()),
+    }
+}
+
+/// None: a build without CUDA trains where the host's memory is read.
+#[cfg(not(feature = "cuda"))]
+fn lanes(_: &Device, _: usize) -> Result<Vec<Box<dyn Lane>>> {
+    Ok(Vec::new())
+}
