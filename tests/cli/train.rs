@@ -296,6 +296,10 @@ fn wrong_arguments_are_one_line() {
             &["learning_rate"],
         ),
         (
+            "train --data sample:train --out run --device cpu --set data.loader.crops_on=gpu",
+            &["data.loader.crops_on", "--device cuda", "found gpu on Cpu"],
+        ),
+        (
             "train --data sample:train --out run --set backbone.num_heads=5",
             &["backbone.num_heads", "192", "5"],
         ),

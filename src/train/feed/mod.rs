@@ -99,7 +99,7 @@ struct Ahead {
 pub fn check(config: &TrainConfig, device: &Device) -> Result<()> {
     if config.data.loader.crops_on == CropsOn::Gpu && !is_fused(device) {
         let reason = format!(
-            "expected cpu where training is not on an NVIDIA GPU, found gpu and device {:?}",
+            "expected cpu, or training on an NVIDIA GPU (--device cuda); found gpu on {:?}",
             device.location()
         );
         return Err(Error::input("data.loader.crops_on", reason));

@@ -9,7 +9,7 @@
 use std::sync::Arc;
 
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaEvent, CudaSlice, CudaStream, DevicePtr, DeviceRepr, HostSlice, PinnedHostSlice, result, sys,
+    CudaEvent, CudaSlice, CudaStream, DevicePtr, DeviceRepr, PinnedHostSlice, result, sys,
 };
 use candle_core::cuda_backend::{CudaStorageSlice, WrapErr};
 use candle_core::{CudaDevice, Device, Result, Storage, Tensor, bail};
@@ -65,28 +65,28 @@ impl Lane for PinnedLane {
             ranges.push(end..end + piece.bytes());
             end = (end + piece.bytes()).next_multiple_of(ALIGNMENT);
         }
+        // The last copy is over before its page-locked memory is written or given back. The event that cudarc keeps with such memory
+        // does not tell: it is not recorded where event tracking is off, as `runtime/gpu.rs` has it.
+        self.copied.synchronize().w()?;
         self.make_room(&load.pieces, end)?;
         let Some(host) = &mut self.host else {
             bail!("feed: expected page-locked memory, found none")
         };
-        // Waits for the last copy out of it.
         let memory = host.as_mut_slice().w()?;
         for (piece, range) in load.pieces.iter().zip(&ranges) {
             piece.write(&mut memory[range.clone()]);
         }
         self.copying.wait(&self.released).w()?;
         self.copying.context().bind_to_thread().w()?;
-        // SAFETY: each piece goes to a tensor of the lane that is at least as long and of its type (`make_room`), which lives until
-        // the lane has seen its last copy end (`Drop`). No kernel reads it meanwhile: those of the batch before are over when
-        // `released`, for which the copying stream has just been told to wait, and those of this batch come after `copied`. The
-        // page-locked memory stays: what is dropped at the end of the block records the copy in its event, for which every later
-        // access to it and its release wait.
-        #[allow(unsafe_code)]
-        unsafe {
-            let (memory, _recorded) = host.stream_synced_slice(&self.copying);
-            for (place, range) in self.places.iter().zip(ranges) {
-                let target = address(place)?;
-                result::memcpy_htod_async(target, &memory[range], self.copying.cu_stream()).w()?;
+        for (place, range) in self.places.iter().zip(ranges) {
+            let (target, source) = (address(place)?, &memory[range]);
+            // SAFETY: the piece goes to a tensor of the lane that is at least as long and of its type (`make_room`). No kernel reads
+            // that meanwhile: those of the batch before are over when `released`, for which the copying stream has just been told
+            // to wait, and those of this batch come after `copied`. Neither the tensor nor the page-locked memory is written
+            // or given back before the host has waited for `copied`: above, and in `Drop`.
+            #[allow(unsafe_code)]
+            unsafe {
+                result::memcpy_htod_async(target, source, self.copying.cu_stream()).w()?;
             }
         }
         self.copied.record(&self.copying).w()?;
@@ -114,7 +114,7 @@ impl PinnedLane {
     /// which is over after a few batches, do the streams wait for one another here.
     fn make_room(&mut self, pieces: &[Piece], bytes: usize) -> Result<()> {
         if self.host.as_ref().is_none_or(|host| host.len() < bytes) {
-            // The old memory goes first; it waits for the last copy out of it.
+            // The old memory goes first.
             self.host = None;
             let context = self.copying.context();
             // SAFETY: bytes, of which any are valid; they are written before they are read.
@@ -146,10 +146,10 @@ impl PinnedLane {
 }
 
 impl Drop for PinnedLane {
-    /// Waits for the last copy, before the memory on both sides goes.
+    /// Waits for all copies, also those that a failure has kept from being recorded, before the memory on both sides goes.
     fn drop(&mut self) {
         // An error of the GPU is told to whoever asks it for something; there is nobody to tell here.
-        let _ = self.copied.synchronize();
+        let _ = self.copying.synchronize();
     }
 }
 
