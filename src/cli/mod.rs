@@ -123,7 +123,8 @@ fn run(cli: Cli) -> Result<()> {
 fn start_log() {
     use tracing_subscriber::EnvFilter;
     // tiny-skia warns of every curve that is still a point or a level line.
-    let filter = EnvFilter::try_from_env("MACULA_LOG").unwrap_or_else(|_| EnvFilter::new("warn,macula=info,tiny_skia=error"));
+    let filter = EnvFilter::try_from_env("MACULA_LOG")
+        .unwrap_or_else(|_| EnvFilter::new("warn,macula=info,tiny_skia=error"));
     // A second subscriber in one process can only be a test's.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)

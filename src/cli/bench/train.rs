@@ -38,7 +38,7 @@ pub struct TrainBenchArgs {
     run: RunArgs,
 }
 
-/// The geometries by which trainers are compared.
+/// The geometries by which trainers are compared, beside what [`COMMON`] says of all.
 const GEOMETRIES: [(&str, &[&str]); 4] = [
     (
         "a",
@@ -51,9 +51,6 @@ const GEOMETRIES: [(&str, &[&str]); 4] = [
             "local_size=16",
             "crops.local.count=6",
             "loss.head={hidden=2048, bottleneck=256, prototypes=4096, train_gain=true}",
-            "masks.ratio=[0.3, 0.3]",
-            "backbone.layer_scale=1e-5",
-            "batch_size=64",
         ],
     ),
     (
@@ -63,10 +60,7 @@ const GEOMETRIES: [(&str, &[&str]); 4] = [
             "image_size=56",
             "local_size=28",
             "crops.local.count=6",
-            "loss.head={hidden=2048, bottleneck=256, prototypes=65536, train_gain=true}",
-            "masks.ratio=[0.3, 0.3]",
-            "backbone.layer_scale=1e-5",
-            "batch_size=64",
+            PUBLISHED_HEAD,
         ],
     ),
     (
@@ -76,10 +70,7 @@ const GEOMETRIES: [(&str, &[&str]); 4] = [
             "image_size=224",
             "local_size=98",
             "crops.local.count=8",
-            "loss.head={hidden=2048, bottleneck=256, prototypes=65536, train_gain=true}",
-            "masks.ratio=[0.3, 0.3]",
-            "backbone.layer_scale=1e-5",
-            "batch_size=64",
+            PUBLISHED_HEAD,
         ],
     ),
     (
@@ -89,12 +80,17 @@ const GEOMETRIES: [(&str, &[&str]); 4] = [
             "image_size=224",
             "local_size=98",
             "crops.local.count=8",
-            "loss.head={hidden=2048, bottleneck=256, prototypes=65536, train_gain=true}",
-            "masks.ratio=[0.3, 0.3]",
-            "backbone.layer_scale=1e-5",
-            "batch_size=64",
+            PUBLISHED_HEAD,
         ],
     ),
+];
+
+const PUBLISHED_HEAD: &str = "loss.head={hidden=2048, bottleneck=256, prototypes=65536, train_gain=true}";
+
+const COMMON: [&str; 3] = [
+    "masks.ratio=[0.3, 0.3]",
+    "backbone.layer_scale=1e-5",
+    "batch_size=64",
 ];
 
 /// DINOv2's own terms, which trainers are compared by: `dinov2-small` has others for small grey images.
@@ -132,6 +128,7 @@ impl TrainBenchArgs {
         };
         for setting in settings
             .iter()
+            .chain(&COMMON)
             .chain(terms)
             .copied()
             .chain(self.set.iter().map(String::as_str))
