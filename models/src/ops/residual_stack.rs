@@ -174,12 +174,13 @@ impl Stack {
                 continue;
             };
             let input = kept.input.as_deref().unwrap_or(x);
-            let again = match kept.of_branch {
-                Some(_) => None,
-                None => Some(branch.between(input)?),
-            };
-            let Some(of_branch) = kept.of_branch.as_ref().or(again.as_ref()) else {
-                bail!("{NAME}: nothing was kept of a branch")
+            let again;
+            let of_branch = match &kept.of_branch {
+                Some(of_branch) => of_branch,
+                None => {
+                    again = branch.between(input)?;
+                    &again
+                }
             };
             let gradients = match &layer.subset {
                 None => {
