@@ -80,7 +80,7 @@ def commands(given):
     folder = pathlib.Path(__file__).resolve().parent
     if given.peer == "lightly":
         precision = {"f32": "32-true", "bf16": "bf16-mixed"}[given.dtype]
-        lightly = [given.python, str(folder / "lightly_step.py"), "--precision", precision, "--json"]
+        lightly = [given.python, str(folder / "lightly_step.py"), "--precision", precision]
         lightly += ["--batch", str(given.batch)] if given.batch else []
         lightly += ["--threads", str(given.threads), "--steps", str(given.steps)]
         data = ["--data", str(given.data.resolve())] if given.data else []
@@ -103,8 +103,8 @@ def measured(name, command):
         said = (done.stderr.strip() or done.stdout.strip() or "nothing was printed").splitlines()[-1]
         raise Failure(f"{name} ended with code {done.returncode}: {said}")
     try:
-        result = json.loads(done.stdout.strip().splitlines()[-1] if name == "lightly-train" else done.stdout)
-    except (ValueError, IndexError) as error:
+        result = json.loads(done.stdout)
+    except ValueError as error:
         raise Failure(f"{name}: expected JSON on stdout, found: {done.stdout.strip()[:200]!r}") from error
     for key in [key for key, *_ in QUANTITIES]:
         value = result.get(key)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """lightly-train's DINOv2 pretraining step at geometry b, on images of a folder: images a second.
 
-    lightly_step.py [--batch 64] [--steps 8] [--precision 32-true] [--threads 2] [--data FOLDER] [--work FOLDER] [--json]
+    lightly_step.py [--batch 64] [--steps 8] [--precision 32-true] [--threads 2] [--data FOLDER] [--work FOLDER]
 
 ViT-S/14 with random weights, 2 globals of 56 pixels and 6 locals of 28, K = 65,536, Sinkhorn-Knopp: its own losses, optimizer and
 augmentation, started as its users start it. The clock runs between the ends of steps; the first two are left out. Workers load
@@ -10,9 +10,11 @@ read. A folder with fewer images than the steps need is gone through again. Need
 """
 
 import argparse
+import contextlib
 import json
 import pathlib
 import statistics
+import sys
 import tempfile
 import time
 
@@ -23,7 +25,6 @@ parser.add_argument("--precision", default="32-true")
 parser.add_argument("--threads", type=int, default=2)
 parser.add_argument("--data", type=pathlib.Path)
 parser.add_argument("--work", type=pathlib.Path)
-parser.add_argument("--json", action="store_true", help="as it is printed anyway")
 arguments = parser.parse_args()
 WARMUP = 2
 
@@ -66,11 +67,12 @@ def main():
             epochs = -(-count // max(1, found - found % arguments.batch))
         else:
             images(data, count)
-        lightly_train.pretrain(
-            out=work / "out", data=data, model="dinov2/vits14-noreg", method="dinov2", epochs=epochs, batch_size=arguments.batch,
-            num_workers=1, accelerator="cpu", devices=1, precision=arguments.precision, model_args={"drop_path_rate": 0.0},
-            method_args={"output_dim": 65536, "center_method": "sinkhorn_knopp", "student_freeze_backbone_steps": 0},
-            transform_args={"image_size": (56, 56), "local_view": {"num_views": 6, "view_size": (28, 28)}})
+        with contextlib.redirect_stdout(sys.stderr):  # its own words, so that stdout is the JSON alone
+            lightly_train.pretrain(
+                out=work / "out", data=data, model="dinov2/vits14-noreg", method="dinov2", epochs=epochs, batch_size=arguments.batch,
+                num_workers=1, accelerator="cpu", devices=1, precision=arguments.precision, model_args={"drop_path_rate": 0.0},
+                method_args={"output_dim": 65536, "center_method": "sinkhorn_knopp", "student_freeze_backbone_steps": 0},
+                transform_args={"image_size": (56, 56), "local_view": {"num_views": 6, "view_size": (28, 28)}})
     steps = [b - a for a, b in zip(ends[WARMUP:], ends[WARMUP + 1:])][:arguments.steps]
     step = statistics.median(steps)
     print(json.dumps({

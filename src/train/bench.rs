@@ -144,13 +144,7 @@ impl Parts {
         match self {
             Self::Noise(parts) => Ok((trainer.advance(parts)?, Duration::ZERO)),
             Self::Images(feed) => {
-                let mut waited = Duration::ZERO;
-                let mut parts = Vec::with_capacity(count);
-                for _ in 0..count {
-                    let (part, wait) = feed.fetch()?;
-                    waited += wait;
-                    parts.push(part);
-                }
+                let (parts, waited) = feed.fetch_parts(count)?;
                 let report = trainer.advance(&parts)?;
                 for part in parts {
                     feed.recycle(part)?;

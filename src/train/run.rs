@@ -289,13 +289,9 @@ impl Run {
 
     /// The parts of the next step.
     fn fetch(&mut self) -> Result<Vec<Fed>> {
-        let mut parts = Vec::with_capacity(self.request.config.accumulate);
-        for _ in 0..self.request.config.accumulate {
-            let (fed, wait) = self.feed.fetch()?;
-            self.total.wait += wait;
-            self.since_log.wait += wait;
-            parts.push(fed);
-        }
+        let (parts, waited) = self.feed.fetch_parts(self.request.config.accumulate)?;
+        self.total.wait += waited;
+        self.since_log.wait += waited;
         self.note_bad_images()?;
         Ok(parts)
     }

@@ -146,6 +146,21 @@ impl Feed {
         Ok((fed, asked.elapsed()))
     }
 
+    /// The next `count` batches, which are the parts of a step, and how long the caller waited for all of them.
+    ///
+    /// # Errors
+    /// As [`Feed::fetch`].
+    pub fn fetch_parts(&mut self, count: usize) -> Result<(Vec<Fed>, Duration)> {
+        let mut waited = Duration::ZERO;
+        let mut parts = Vec::with_capacity(count);
+        for _ in 0..count {
+            let (part, wait) = self.fetch()?;
+            waited += wait;
+            parts.push(part);
+        }
+        Ok((parts, waited))
+    }
+
     /// Takes a batch back once its step is done: its memory carries a later one. No tensor of it may be read afterwards.
     ///
     /// # Errors
