@@ -152,7 +152,7 @@ def memory(arguments, work):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("macula", type=pathlib.Path)
+    parser.add_argument("macula", type=lambda text: pathlib.Path(text).resolve())
     parser.add_argument("model")
     parser.add_argument("source")
     parser.add_argument("--kills", type=int, default=10)

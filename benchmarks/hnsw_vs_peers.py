@@ -101,7 +101,7 @@ def at_recall(rows, wanted):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("macula", type=pathlib.Path)
+    parser.add_argument("macula", type=lambda text: pathlib.Path(text).resolve())
     parser.add_argument("train", nargs="?", default="idx:/usr/share/datasets/fashion-mnist#train")
     parser.add_argument("test", nargs="?", default="idx:/usr/share/datasets/fashion-mnist#test")
     parser.add_argument("--queries", type=int, default=2000)

@@ -22,7 +22,7 @@ RATE_STEPS = 60
 K = 20
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("macula", type=pathlib.Path)
+parser.add_argument("macula", type=lambda text: pathlib.Path(text).resolve())
 parser.add_argument("--train")
 parser.add_argument("--test")
 parser.add_argument("--folds", type=pathlib.Path)

@@ -49,7 +49,7 @@ def features(path, name):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("macula", type=pathlib.Path)
+    parser.add_argument("macula", type=lambda text: pathlib.Path(text).resolve())
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repetitions", type=int, default=3)

@@ -44,7 +44,7 @@ class Failure(Exception):
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("macula", type=pathlib.Path)
+    parser.add_argument("macula", type=lambda text: pathlib.Path(text).resolve())
     parser.add_argument("--geometry", choices=["a", "b", "c", "d"], default="a")
     parser.add_argument("--batch", type=int, help="images a step, in place of the geometry's")
     parser.add_argument("--recipe", choices=MACULA_RECIPE, default="dinov2")

@@ -11,9 +11,10 @@ use macula_models::ops::cuda::geometry::Launch;
 use macula_models::ops::cuda::optimizer::{AdamwUpdate, Moved, adamw, sums_of_squares};
 use macula_models::ops::cuda::{Access, Buffer, Cell, emulated};
 use macula_models::ops::{
-    BranchParameters, BranchSamples, Middle, StackOptions, StackedBranch, attention, compare_operations,
-    composed, gather_rows, gelu, l2_normalize, layer_norm, linear, product_cross_entropy, residual_stack,
-    soft_cross_entropy, swiglu, weight_norm,
+    BranchParameters, BranchSamples, Middle, Packing, SpecialTokens, StackOptions, StackedBranch,
+    assemble_tokens, attention, compare_operations, composed, gather_rows, gelu, l2_normalize, layer_norm,
+    linear, packed_residual_stack, product_cross_entropy, residual_stack, soft_cross_entropy, swiglu,
+    weight_norm,
 };
 
 /// Rows and widths: single ones, fewer than a warp's lanes or a block's rows, more than one block has.
@@ -240,6 +241,36 @@ fn cross_entropies_and_chosen_rows() {
     assert_eq!(none.dims(), [0, 4]);
 }
 
+#[test]
+#[ignore = "needs a C++ compiler"]
+fn token_assembly() {
+    for (batch, count, registers, width) in [(1, 1, 0, 1), (2, 5, 4, 7), (5, 9, 1, 130), (6, 70, 0, 33)] {
+        let masks: Vec<u8> = (0..batch * count).map(|place| u8::from(place % 3 == 0)).collect();
+        let masks = Tensor::from_vec(masks, (batch, count), &Device::Cpu).unwrap();
+        for masks in [None, Some(&masks)] {
+            let mut inputs = vec![
+                random(1, &[batch, count, width]),
+                random(2, &[1, 1 + count, width]),
+                random(3, &[1, 1, width]),
+            ];
+            inputs.extend((registers > 0).then(|| random(4, &[1, registers, width])));
+            inputs.extend(masks.map(|_| random(5, &[1, width])));
+            let what = format!(
+                "[{batch}, 1 + {registers} + {count}, {width}], masks {}",
+                masks.is_some()
+            );
+            check(&what, &inputs, SINGLE, &|x| {
+                let special = SpecialTokens {
+                    cls: &x[2],
+                    registers: (registers > 0).then(|| &x[3]),
+                    mask: masks.map(|_| &x[x.len() - 1]),
+                };
+                assemble_tokens(&x[0], &x[1], special, masks)
+            });
+        }
+    }
+}
+
 /// The products' gradient takes the place of the logits, which a second backward pass must compute anew.
 #[test]
 #[ignore = "needs a C++ compiler"]
@@ -269,7 +300,95 @@ fn parameters(x: &[Tensor]) -> BranchParameters {
     }
 }
 
-/// A network of three branches, one on all samples, one on some and one on none, against the CPU's kernels.
+/// What stands between the projections of a branch of `width`: its name, itself, and the widths of both projections.
+fn middles(width: usize, heads: usize) -> [(&'static str, Middle, usize, usize); 3] {
+    [
+        ("attention", Middle::Attention { heads }, 3 * width, width),
+        ("GELU", Middle::Gelu, 4 * width, 4 * width),
+        ("SwiGLU", Middle::SwiGlu, 2 * width + 2, width + 1),
+    ]
+}
+
+/// `x` and the parameters of two branches.
+fn stack_inputs(x: Tensor, width: usize, expanded: usize, inner: usize) -> Vec<Tensor> {
+    let shapes: [&[usize]; 7] = [
+        &[width],
+        &[width],
+        &[expanded, width],
+        &[expanded],
+        &[width, inner],
+        &[width],
+        &[width],
+    ];
+    let mut inputs = vec![x];
+    for branch in 0..2 {
+        let seeds = 10 * (branch + 1)..;
+        // Weights as small as those of a network, or attention is all on one token.
+        let scale = 0.5 / (width as f64).sqrt();
+        inputs.extend(shapes.iter().zip(seeds).map(|(shape, seed)| match shape.len() {
+            2 => (random(seed, shape) * scale).unwrap(),
+            _ => random(seed, shape),
+        }));
+    }
+    inputs
+}
+
+/// A stack of branches on `samples`, in turn with the parameters of two, against the CPU's kernels: values and gradients.
+fn check_stack(
+    what: &str,
+    inputs: &[Tensor],
+    middle: Middle,
+    samples: &[Option<&BranchSamples>],
+    stack: impl Fn(&Tensor, &[StackedBranch], StackOptions) -> Result<Tensor>,
+) {
+    let run = |compute: DType, checkpoint: bool| {
+        let stack = &stack;
+        move |x: &[Tensor]| {
+            let all = [parameters(&x[1..8]), parameters(&x[8..15])];
+            let branches: Vec<StackedBranch> = samples
+                .iter()
+                .zip(all.iter().cycle())
+                .map(|(samples, parameters)| StackedBranch {
+                    parameters,
+                    middle,
+                    samples: *samples,
+                })
+                .collect();
+            let options = StackOptions {
+                eps: 1e-6,
+                compute,
+                checkpoint,
+            };
+            stack(&x[0], &branches, options)
+        }
+    };
+    let (expected, expected_gradients) = outcome(inputs, &run(DType::F32, false));
+    for (compute, checkpoint, tolerance) in [
+        (DType::F32, false, 1e-5),
+        (DType::F32, true, 1e-5),
+        (DType::BF16, false, 3e-2),
+        (DType::BF16, true, 3e-2),
+    ] {
+        let what = format!("{what} {compute:?} checkpoint {checkpoint}");
+        let (found, gradients) = emulated(launcher(), || outcome(inputs, &run(compute, checkpoint)));
+        assert_close(&what, &values(&found), &values(&expected), tolerance);
+        for (place, (found, expected)) in gradients.iter().zip(&expected_gradients).enumerate() {
+            assert_eq!(
+                (found.dims(), found.dtype()),
+                (expected.dims(), DType::F32),
+                "{what} {place}"
+            );
+            assert_close(
+                &format!("{what}, gradient {place}"),
+                &values(found),
+                &values(expected),
+                tolerance,
+            );
+        }
+    }
+}
+
+/// A network of three branches, one on all samples, one on some and one on none.
 #[test]
 #[ignore = "needs a C++ compiler"]
 fn stacks_of_branches_in_f32_and_bf16() {
@@ -282,106 +401,50 @@ fn stacks_of_branches_in_f32_and_bf16() {
         factors: vec![],
     };
     for (tokens, width, heads) in [(1, 6, 2), (5, 12, 3), (17, 33, 3), (33, 130, 2)] {
-        for (name, middle, expanded, inner) in [
-            ("attention", Middle::Attention { heads }, 3 * width, width),
-            ("GELU", Middle::Gelu, 4 * width, 4 * width),
-            ("SwiGLU", Middle::SwiGlu, 2 * width + 2, width + 1),
-        ] {
-            let shapes: [&[usize]; 7] = [
-                &[width],
-                &[width],
-                &[expanded, width],
-                &[expanded],
-                &[width, inner],
-                &[width],
-                &[width],
-            ];
-            let mut inputs = vec![random(1, &[4, tokens, width])];
-            for branch in 0..2 {
-                let seeds = 10 * (branch + 1)..;
-                // Weights as small as those of a network, or attention is all on one token.
-                let scale = 0.5 / (width as f64).sqrt();
-                inputs.extend(shapes.iter().zip(seeds).map(|(shape, seed)| match shape.len() {
-                    2 => (random(seed, shape) * scale).unwrap(),
-                    _ => random(seed, shape),
-                }));
-            }
-            let run = |compute: DType, checkpoint: bool| {
-                let (some, none) = (&some, &none);
-                move |x: &[Tensor]| {
-                    let all = [parameters(&x[1..8]), parameters(&x[8..15])];
-                    let samples = [None, Some(some), Some(none)];
-                    let branches: Vec<StackedBranch> = samples
-                        .into_iter()
-                        .zip([&all[0], &all[1], &all[0]])
-                        .map(|(samples, parameters)| StackedBranch {
-                            parameters,
-                            middle,
-                            samples,
-                        })
-                        .collect();
-                    let options = StackOptions {
-                        eps: 1e-6,
-                        compute,
-                        checkpoint,
-                    };
-                    residual_stack(&x[0], &branches, options)
-                }
-            };
-            let (expected, expected_gradients) = outcome(&inputs, &run(DType::F32, false));
-            for (compute, checkpoint, tolerance) in [
-                (DType::F32, false, 1e-5),
-                (DType::F32, true, 1e-5),
-                (DType::BF16, false, 3e-2),
-                (DType::BF16, true, 3e-2),
-            ] {
-                let what = format!("{name} [4, {tokens}, {width}] {compute:?} checkpoint {checkpoint}");
-                let (found, gradients) = emulated(launcher(), || outcome(&inputs, &run(compute, checkpoint)));
-                assert_close(&what, &values(&found), &values(&expected), tolerance);
-                for (place, (found, expected)) in gradients.iter().zip(&expected_gradients).enumerate() {
-                    assert_eq!(
-                        (found.dims(), found.dtype()),
-                        (expected.dims(), DType::F32),
-                        "{what} {place}"
-                    );
-                    assert_close(
-                        &format!("{what}, gradient {place}"),
-                        &values(found),
-                        &values(expected),
-                        tolerance,
-                    );
-                }
-            }
+        for (name, middle, expanded, inner) in middles(width, heads) {
+            check_stack(
+                &format!("{name} [4, {tokens}, {width}]"),
+                &stack_inputs(random(1, &[4, tokens, width]), width, expanded, inner),
+                middle,
+                &[None, Some(&some), Some(&none)],
+                residual_stack,
+            );
         }
     }
 }
 
+/// Images of two sizes in one tensor, against one size after the other: branches on all images, on some of both sizes, on some of
+/// one size only, and on none.
 #[test]
 #[ignore = "needs a C++ compiler"]
-fn branches_that_run_on_nothing_change_nothing() {
-    let x = Var::from_tensor(&random(1, &[2, 3, 4])).unwrap();
-    let shapes: [&[usize]; 7] = [&[4], &[4], &[8, 4], &[8], &[4, 8], &[4], &[4]];
-    let tensors: Vec<Tensor> = (2..)
-        .zip(shapes)
-        .map(|(seed, shape)| random(seed, shape))
-        .collect();
-    let samples = BranchSamples {
-        kept: vec![],
-        factors: vec![],
+fn packed_stacks_of_branches_in_f32_and_bf16() {
+    let samples = |kept: &[u32]| BranchSamples {
+        kept: kept.to_vec(),
+        factors: kept.iter().map(|&sample| 1. + sample as f32 / 4.).collect(),
     };
-    let branch = StackedBranch {
-        parameters: &parameters(&tensors),
-        middle: Middle::Gelu,
-        samples: Some(&samples),
-    };
-    let options = StackOptions {
-        eps: 1e-6,
-        compute: DType::F32,
-        checkpoint: false,
-    };
-    let y = emulated(launcher(), || residual_stack(&x, &[branch], options)).unwrap();
-    assert_eq!(values(&y), values(&x));
-    assert!(values(x.as_tensor()).len() == 24);
+    let (both, of_first, of_second) = (samples(&[1, 4, 2, 3]), samples(&[0]), samples(&[4, 2]));
+    for (first, second, width, heads) in [
+        ((2, 5), (3, 2), 12, 3),
+        ((2, 1), (3, 37), 6, 1),
+        ((2, 66), (3, 17), 34, 2),
+    ] {
+        let packing = Packing::two(first, second);
+        for (name, middle, expanded, inner) in middles(width, heads) {
+            check_stack(
+                &format!("{name} {first:?} {second:?} of {width}"),
+                &stack_inputs(random(1, &[packing.rows(), width]), width, expanded, inner),
+                middle,
+                &[
+                    None,
+                    Some(&both),
+                    Some(&of_first),
+                    Some(&of_second),
+                    Some(&samples(&[])),
+                ],
+                |x, branches, options| packed_residual_stack(x, packing, branches, options),
+            );
+        }
+    }
 }
 
 /// Every operation of `macula bench ops --device cuda`.

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 use macula_models::heads::DinoHead;
-use macula_models::vit::{DropPathMode, DropPathPlan, VisionTransformer};
+use macula_models::vit::{DropPathMode, DropPathPlan, ImageRows, VisionTransformer};
 use macula_models::weights::Tensors;
 use rand::seq::index;
 
@@ -102,6 +102,22 @@ struct Masks {
 struct Seen {
     cls: Tensor,             // [B, D]
     patches: Option<Tensor>, // [M, D], those that were asked for
+}
+
+/// What the student saw of a part's crops, after the final norm.
+struct SeenCrops {
+    global: Seen,
+    local: Option<Tensor>, // class tokens [L B, D], where they were asked for
+}
+
+/// What a pass over a part's crops is asked for.
+struct Asked<'a> {
+    /// Where not 0, patches of global crops [2 B, N] are hidden.
+    hidden: Option<&'a Tensor>,
+    /// Places in [2 B, N] of the patches that are looked at.
+    places: &'a [u32],
+    /// Whether local crops are looked at.
+    locals: bool,
 }
 
 /// A teacher's distributions over prototypes.
@@ -206,12 +222,52 @@ impl Method {
         })
     }
 
-    /// The student's pass over `pixels`, hidden where `masks` say so: class tokens and what was hidden.
-    fn student_pass(&self, pixels: &Tensor, masks: Option<&Masks>, pass: &Pass) -> Result<Seen> {
-        self.student_sees(pixels, masks.map(|masks| &masks.bits), pass, places(masks))
+    /// What the student sees of all crops, with stochastic depth drawn for each side of them.
+    fn student_sees_crops(&self, crops: &Crops, asked: &Asked, part: u64) -> Result<SeenCrops> {
+        let pass = |name, crops| Pass { name, crops, part };
+        let (globals, locals) = (pass("globals", Side::Global), pass("locals", Side::Local));
+        let Some(local) = crops.local.as_ref().filter(|_| asked.locals) else {
+            return Ok(SeenCrops {
+                global: self.student_sees(&crops.global, asked.hidden, &globals, asked.places)?,
+                local: None,
+            });
+        };
+        if self.config.backbone.patch_drop_rate > 0. {
+            return Ok(SeenCrops {
+                global: self.student_sees(&crops.global, asked.hidden, &globals, asked.places)?,
+                local: Some(self.student_sees(local, None, &locals, &[])?.cls),
+            });
+        }
+        let vit = &self.student.vit;
+        let plans = [
+            self.drop_path(&globals, &crops.global)?,
+            self.drop_path(&locals, local)?,
+        ];
+        let rows = [
+            rows_of(vit, &crops.global, asked.places)?,
+            rows_of(vit, local, &[])?,
+        ];
+        let [global, local] = vit.forward_rows_of_two([
+            ImageRows {
+                pixels: &crops.global,
+                masks: asked.hidden,
+                drop_path: plans[0].as_ref(),
+                rows: &rows[0],
+            },
+            ImageRows {
+                pixels: local,
+                masks: None,
+                drop_path: plans[1].as_ref(),
+                rows: &rows[1],
+            },
+        ])?;
+        Ok(SeenCrops {
+            global: Seen::of(&global, asked.places.len())?,
+            local: Some(local),
+        })
     }
 
-    /// What the student sees with stochastic depth drawn for this pass: class tokens, and the patches at `places`.
+    /// What the student sees of one size of crops: class tokens, and the patches at `places`.
     fn student_sees(
         &self,
         pixels: &Tensor,
@@ -219,25 +275,9 @@ impl Method {
         pass: &Pass,
         places: &[u32],
     ) -> Result<Seen> {
-        let backbone = &self.config.backbone;
-        let batch = pixels.dim(0).map_err(failed_in_candle)?;
-        let plan = match backbone.drop_path_rate {
-            0. => None,
-            rate => {
-                let stream = format!("drop path of {}", pass.name);
-                let mut rng = rng::stream(self.config.seed, &stream, pass.part);
-                Some(DropPathPlan::draw(
-                    rate,
-                    backbone.drop_path_schedule(),
-                    DropPathMode::BatchSubset,
-                    backbone.depth,
-                    batch,
-                    &mut rng,
-                )?)
-            }
-        };
-        if pass.crops == Side::Global && backbone.patch_drop_rate > 0. {
-            let visible = self.visible_patches(batch, pass)?;
+        let plan = self.drop_path(pass, pixels)?;
+        if pass.crops == Side::Global && self.config.backbone.patch_drop_rate > 0. {
+            let visible = self.visible_patches(pixels.dim(0).map_err(failed_in_candle)?, pass)?;
             let cls = self
                 .student
                 .vit
@@ -245,6 +285,24 @@ impl Method {
             return Ok(Seen { cls, patches: None });
         }
         Seen::by(&self.student.vit, pixels, hidden, plan.as_ref(), places)
+    }
+
+    /// Stochastic depth of a pass over `pixels`, where there is any.
+    fn drop_path(&self, pass: &Pass, pixels: &Tensor) -> Result<Option<DropPathPlan>> {
+        let backbone = &self.config.backbone;
+        if backbone.drop_path_rate == 0. {
+            return Ok(None);
+        }
+        let stream = format!("drop path of {}", pass.name);
+        let plan = DropPathPlan::draw(
+            backbone.drop_path_rate,
+            backbone.drop_path_schedule(),
+            DropPathMode::BatchSubset,
+            backbone.depth,
+            pixels.dim(0).map_err(failed_in_candle)?,
+            &mut rng::stream(self.config.seed, &stream, pass.part),
+        );
+        Ok(Some(plan?))
     }
 
     /// The patches of `crops` global crops that a pass sees, as places in [crops, N], rising, as many of each crop.
@@ -293,21 +351,18 @@ impl Method {
 
         loss.teacher_seconds += start.elapsed().as_secs_f64();
 
-        let global = self.student_pass(
-            &crops.global,
-            masks,
-            &Pass {
-                name: "globals",
-                crops: Side::Global,
-                part,
-            },
-        )?;
         let targets = PrototypeTargets {
             cls: cls_targets,
             patch: patch_targets.zip(masks.map(|masks| masks.per_crop.clone())),
         };
-        self.told_terms(crops, &global.cls, loss)?;
-        self.prototype_terms(crops, &global, targets, part, loss)
+        let asked = Asked {
+            hidden: masks.map(|masks| &masks.bits),
+            places: places(masks),
+            locals: targets.cls.is_some(),
+        };
+        let seen = self.student_sees_crops(crops, &asked, part)?;
+        self.told_terms(crops, &seen.global.cls, loss)?;
+        self.prototype_terms(crops, &seen, targets, loss)
     }
 
     /// What the class tokens of the global crops say of them.
@@ -330,29 +385,13 @@ impl Method {
     fn prototype_terms(
         &self,
         crops: &Crops,
-        global: &Seen,
+        SeenCrops { global, local }: &SeenCrops,
         targets: PrototypeTargets,
-        part: u64,
         loss: &mut StepLoss,
     ) -> Result<()> {
         let config = &self.config;
         let temperature = config.loss.student_temperature;
         if let (Some(head), Some(targets)) = (&self.student.dino_head, &targets.cls) {
-            let local = match &crops.local {
-                None => None,
-                Some(pixels) => Some(
-                    self.student_pass(
-                        pixels,
-                        None,
-                        &Pass {
-                            name: "locals",
-                            crops: Side::Local,
-                            part,
-                        },
-                    )?
-                    .cls,
-                ),
-            };
             let points = ClassPoints::of(head, &global.cls, local.as_ref())?;
             let prototypes = head.prototypes()?;
             let logits = |points| Logits::Product {
@@ -434,15 +473,12 @@ impl Method {
             let keys = head.forward(&Seen::by(vit, &views[key], None, None, &[])?.cls)?;
             loss.teacher_seconds += start.elapsed().as_secs_f64();
             let name = ["first crop", "second crop"][query];
-            let seen = self.student_pass(
-                &views[query],
-                None,
-                &Pass {
-                    name,
-                    crops: Side::Global,
-                    part,
-                },
-            )?;
+            let pass = Pass {
+                name,
+                crops: Side::Global,
+                part,
+            };
+            let seen = self.student_sees(&views[query], None, &pass, &[])?;
             let head = self.student.projection.as_ref().ok_or_else(missing)?;
             let queries = head.forward(&seen.cls)?;
             let queue = self.memory.queue.as_ref().ok_or_else(missing)?;
@@ -619,27 +655,37 @@ impl Seen {
         plan: Option<&DropPathPlan>,
         places: &[u32],
     ) -> Result<Self> {
-        let (batch, _, height, width) = pixels.dims4().map_err(failed_in_candle)?;
-        let (rows, columns) = vit.config().grid(height, width)?;
-        let (patches, before) = (rows * columns, 1 + vit.config().num_registers);
-        let tokens = before + patches;
-        let class = (0..batch).map(|image| image * tokens);
-        let of_patch = places.iter().map(|&place| {
-            let place = place as usize;
-            place / patches * tokens + before + place % patches
-        });
-        let rows: Vec<u32> = class.chain(of_patch).map(|row| row as u32).collect();
-        let normed = vit.forward_rows(pixels, hidden, plan, &rows)?;
+        let rows = rows_of(vit, pixels, places)?;
+        Self::of(&vit.forward_rows(pixels, hidden, plan, &rows)?, places.len())
+    }
+
+    /// `normed` [B + M, D] taken apart, M = `patches`.
+    fn of(normed: &Tensor, patches: usize) -> Result<Self> {
         let split = || {
-            let cls = normed.narrow(0, 0, batch)?;
-            let patches = match places.len() {
+            let images = normed.dim(0)? - patches;
+            let cls = normed.narrow(0, 0, images)?;
+            let patches = match patches {
                 0 => None,
-                count => Some(normed.narrow(0, batch, count)?),
+                count => Some(normed.narrow(0, images, count)?),
             };
             Ok(Self { cls, patches })
         };
         split().map_err(failed_in_candle)
     }
+}
+
+/// The rows of class tokens, and of the patches at `places` in [B, N], among all tokens of `pixels`.
+fn rows_of(vit: &VisionTransformer, pixels: &Tensor, places: &[u32]) -> Result<Vec<u32>> {
+    let (batch, _, height, width) = pixels.dims4().map_err(failed_in_candle)?;
+    let (rows, columns) = vit.config().grid(height, width)?;
+    let (patches, before) = (rows * columns, 1 + vit.config().num_registers);
+    let tokens = before + patches;
+    let class = (0..batch).map(|image| image * tokens);
+    let of_patch = places.iter().map(|&place| {
+        let place = place as usize;
+        place / patches * tokens + before + place % patches
+    });
+    Ok(class.chain(of_patch).map(|row| row as u32).collect())
 }
 
 /// Class tokens in the bottleneck of a head, from one pass of it.

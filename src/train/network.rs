@@ -55,6 +55,8 @@ pub struct NetworkConfig {
     pub compute: Compute,
     /// Whether the blocks compute again in the backward pass.
     pub gradient_checkpointing: bool,
+    /// Whether images of two sizes go through the blocks together, where that pays.
+    pub sequence_packing: bool,
 }
 
 /// A linear layer beside the backbone.
@@ -133,6 +135,7 @@ impl NetworkConfig {
             linears: distill.map(LinearPart::of).unwrap_or_default(),
             compute: config.compute,
             gradient_checkpointing: config.gradient_checkpointing,
+            sequence_packing: config.sequence_packing,
             vit,
         })
     }
@@ -289,7 +292,8 @@ impl Network {
             config: config.clone(),
             vit: VisionTransformer::new(&config.vit, vb.pp(BACKBONE))?
                 .with_compute(compute)
-                .with_gradient_checkpointing(config.gradient_checkpointing),
+                .with_gradient_checkpointing(config.gradient_checkpointing)
+                .with_sequence_packing(config.sequence_packing),
             dino_head: head(&config.dino_head, DINO_HEAD)?,
             ibot_head: head(&config.ibot_head, IBOT_HEAD)?,
             projection: projection(&config.projection, PROJECTION)?,

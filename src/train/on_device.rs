@@ -1,8 +1,10 @@
-//! The updates and the targets of training in candle arithmetic: what a device runs that has no kernels of ours for them (on CUDA
-//! AdamW, the teacher's average and sums of squares have). On the CPU it serves the tests, which hold the kernels and these
-//! against each other.
+//! The updates and the targets of training in candle arithmetic: what a device runs that has no kernels of ours for them. On CUDA
+//! AdamW, the teacher's average, sums of squares and what is large of the targets have. On the CPU it serves the tests, which hold
+//! the kernels and these against each other.
 
 use candle_core::{D, DType, Result, Tensor, Var};
+use macula_models::ops::cuda::targets;
+use macula_models::ops::is_fused;
 
 use super::losses::targets::LEAST_SUM;
 use super::optimizer::{Moments, adamw_update};
@@ -46,6 +48,9 @@ pub(super) fn centred_softmax(logits: &Tensor, centre: &Tensor, inverse: f32) ->
     if logits.dim(0)? == 0 {
         return Ok((logits.clone(), centre.zeros_like()?));
     }
+    if is_fused(logits.device()) {
+        return targets::centred_softmax(logits, centre, inverse);
+    }
     let scaled = (logits.broadcast_sub(centre)? * f64::from(inverse))?;
     let exps = scaled.broadcast_sub(&scaled.max_keepdim(D::Minus1)?)?.exp()?;
     let targets = exps.broadcast_div(&exps.sum_keepdim(D::Minus1)?)?;
@@ -61,8 +66,10 @@ pub(super) fn sinkhorn_knopp(
 ) -> Result<Tensor> {
     let (rows, prototypes) = logits.dims2()?;
     let device = logits.device();
+    let fused = rows > 0 && is_fused(device);
     // A process without rows takes part with one that weighs nothing.
-    let (exp, row_max) = match rows {
+    let (mut exp, row_max) = match rows {
+        _ if fused => targets::exponentials(logits, inverse)?,
         0 => {
             let lowest = Tensor::full(f32::MIN, (1, 1), device)?;
             (Tensor::zeros((1, prototypes), DType::F32, device)?, lowest)
@@ -75,23 +82,31 @@ pub(super) fn sinkhorn_knopp(
     };
     let largest = ranks.max(&row_max.max_keepdim(0)?)?; // [1, 1]
     let mut of_row = row_max.broadcast_sub(&largest)?.exp()?; // [M, 1]
-    let mut targets = exp.broadcast_mul(&of_row)?;
+    if iterations == 0 {
+        return exp.broadcast_mul(&of_row)?.narrow(0, 0, rows);
+    }
     for iteration in 1..=iterations {
-        let sums = ranks.sum(&of_row.t()?.matmul(&exp)?)?; // [1, K]
+        let sums = match fused {
+            true => targets::weighted_sums(&exp, &of_row)?,
+            false => of_row.t()?.matmul(&exp)?,
+        };
+        let sums = ranks.sum(&sums)?; // [1, K]
         let of_prototype = sums
             .maximum(&Tensor::full(LEAST_SUM, sums.shape(), device)?)?
             .recip()?;
-        if iteration == iterations {
-            targets = exp.broadcast_mul(&of_prototype)?;
-            targets = targets.broadcast_div(&targets.sum_keepdim(D::Minus1)?)?;
-        } else {
-            of_row = exp.matmul(&of_prototype.t()?)?.recip()?;
-            if rows == 0 {
-                of_row = of_row.zeros_like()?;
+        let last = iteration == iterations;
+        match (fused, last) {
+            (true, false) => of_row = targets::row_scales(&exp, &of_prototype)?,
+            (true, true) => targets::scale(&exp, &of_prototype)?,
+            (false, false) if rows == 0 => of_row = of_row.zeros_like()?,
+            (false, false) => of_row = exp.matmul(&of_prototype.t()?)?.recip()?,
+            (false, true) => {
+                exp = exp.broadcast_mul(&of_prototype)?;
+                exp = exp.broadcast_div(&exp.sum_keepdim(D::Minus1)?)?;
             }
         }
     }
-    targets.narrow(0, 0, rows)
+    exp.narrow(0, 0, rows)
 }
 
 #[cfg(test)]

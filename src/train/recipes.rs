@@ -180,6 +180,7 @@ fn small(facts: &DataFacts) -> TrainConfig {
         batch_warmup_start: batch_size,
         compute: Compute::F32,
         gradient_checkpointing: false,
+        sequence_packing: true,
         data: DataConfig {
             source: String::new(),
             loader: LoaderConfig::default(),

@@ -2,8 +2,9 @@
 
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
 
-use super::composed::{self, has_cpu_kernels};
+use super::composed::{self, is_composed, is_fused};
 use super::cpu::{added, f32_slice, stored, with_f32};
+use super::cuda;
 use super::vectors::{filled, filled_with};
 
 const NAME: &str = "assemble-tokens";
@@ -53,7 +54,7 @@ pub fn assemble_tokens(
         }
         Some(masks) => Some(masks),
     };
-    if !has_cpu_kernels(patches.device()) {
+    if is_composed(patches.device()) {
         return composed::assemble_tokens(patches, positions, special, masks);
     }
     let mut rows = vec![special.cls.reshape(((), width))?];
@@ -64,6 +65,10 @@ pub fn assemble_tokens(
     if let (Some(mask), true) = (special.mask, masks.is_some()) {
         rows.push(mask.reshape((1, width))?);
     }
+    let special = Tensor::cat(&rows, 0)?;
+    if is_fused(patches.device()) {
+        return cuda::assemble_tokens(patches, positions, &special, masks);
+    }
     let op = Assemble {
         masks: masks
             .map(|masks| masks.flatten_all()?.to_vec1::<u8>())
@@ -72,7 +77,6 @@ pub fn assemble_tokens(
         count,
         width,
     };
-    let special = Tensor::cat(&rows, 0)?;
     patches
         .contiguous()?
         .apply_op3(&positions.contiguous()?, &special, op)

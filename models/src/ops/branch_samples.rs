@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use candle_core::{Result, bail};
 use rayon::prelude::*;
 
+use super::packing::Packing;
 use super::vectors::{filled, wide};
 
 const NAME: &str = "branch-samples";
@@ -19,8 +20,25 @@ pub struct BranchSamples {
 }
 
 impl BranchSamples {
-    /// The same for chosen tokens, each a sample of its own: row `r` is of sample `r / tokens`.
-    pub fn of_rows(&self, rows: &[u32], tokens: usize) -> Self {
+    /// Every one of `images`, with weight 1.
+    pub fn all(images: usize) -> Self {
+        Self {
+            kept: (0..images as u32).collect(),
+            factors: vec![1.; images],
+        }
+    }
+
+    /// The samples of `first`, which is of `images` images, and after them those of `second`, whose images follow those.
+    pub fn joined(first: &Self, images: usize, second: &Self) -> Self {
+        let moved = second.kept.iter().map(|sample| sample + images as u32);
+        Self {
+            kept: first.kept.iter().copied().chain(moved).collect(),
+            factors: [&first.factors[..], &second.factors].concat(),
+        }
+    }
+
+    /// The same for chosen tokens, each a sample of its own, from `rows` of images packed so.
+    pub fn of_rows(&self, rows: &[u32], packing: Packing) -> Self {
         let factors: HashMap<u32, f32> = self
             .kept
             .iter()
@@ -28,7 +46,7 @@ impl BranchSamples {
             .zip(self.factors.iter().copied())
             .collect();
         let kept = (0..).zip(rows).filter_map(|(place, row)| {
-            let factor = factors.get(&(row / tokens as u32))?;
+            let factor = factors.get(&(packing.image_of(*row as usize) as u32))?;
             Some((place, *factor))
         });
         let (kept, factors) = kept.unzip();

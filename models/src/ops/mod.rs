@@ -34,6 +34,7 @@ mod many_parameters;
 mod node;
 #[cfg(target_arch = "x86_64")]
 mod packed_product;
+mod packing;
 mod precision;
 mod residual_branch;
 mod residual_stack;
@@ -55,8 +56,9 @@ pub use gelu::gelu;
 pub use l2_normalize::l2_normalize;
 pub use layer_norm::layer_norm;
 pub use linear::{linear, prototype_logits};
+pub use packing::{Packing, pack};
 pub use precision::has_fast_bf16;
 pub use residual_branch::{BranchParameters, Middle};
-pub use residual_stack::{StackOptions, StackedBranch, residual_stack};
+pub use residual_stack::{StackOptions, StackedBranch, packed_residual_stack, residual_stack};
 pub use swiglu::swiglu;
 pub use weight_norm::weight_norm;

@@ -5,6 +5,7 @@
 //! wait for more in a busy loop and take the processor from everything else.
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::OnceLock;
 
 use candle_core::{CpuStorage, CustomOp2, DType, Device, Layout, Result, Shape, Tensor, bail};
@@ -14,6 +15,7 @@ use super::composed::{self, has_cpu_kernels, is_fused};
 use super::cpu::{f32_slice, stored, with_f32};
 use super::cuda;
 use super::many_parameters::{Gradients, tie};
+use super::packing::Packing;
 use super::precision::Precision;
 use super::residual_branch::{Branch, BranchParameters, Kept, Middle, check};
 
@@ -57,15 +59,9 @@ pub fn residual_stack(x: &Tensor, branches: &[StackedBranch], options: StackOpti
         return Ok(x.clone());
     }
     if !has_cpu_kernels(x.device()) {
-        for branch in branches {
-            check(branch.parameters, branch.middle, width)?;
-            branch
-                .samples
-                .map(|samples| Subset::new(samples, batch))
-                .transpose()?;
-        }
+        check_all(branches, batch, width)?;
         return match is_fused(x.device()) {
-            true => cuda::residual_stack(x, branches, options),
+            true => cuda::residual_stack(x, Packing::one(batch, tokens), branches, options),
             false => composed::residual_stack(x, branches, options),
         };
     }
@@ -104,6 +100,64 @@ pub fn residual_stack(x: &Tensor, branches: &[StackedBranch], options: StackOpti
         gradients,
     };
     x.contiguous()?.apply_op2(&tied, op)
+}
+
+/// [`residual_stack`] of images of two sizes, whose tokens are the rows of `x` as `packing` has them: [rows, D] to [rows, D]. Samples
+/// count over all images, those of the first size first.
+///
+/// On a GPU everything but attention runs on all rows at once, so that weights are read and their gradients made once. Elsewhere
+/// one size comes after the other.
+///
+/// # Errors
+/// As [`residual_stack`]; samples of the second size before ones of the first.
+pub fn packed_residual_stack(
+    x: &Tensor,
+    packing: Packing,
+    branches: &[StackedBranch],
+    options: StackOptions,
+) -> Result<Tensor> {
+    let (rows, width) = x.dims2()?;
+    if rows != packing.rows() {
+        bail!("{NAME}: expected {} rows, found {rows}", packing.rows())
+    }
+    check_all(branches, packing.images(), width)?;
+    if branches.is_empty() {
+        return Ok(x.clone());
+    }
+    if is_fused(x.device()) {
+        return cuda::residual_stack(x, packing, branches, options);
+    }
+    let apart: Vec<Option<[BranchSamples; 2]>> = branches
+        .iter()
+        .map(|branch| branch.samples.map(|samples| packing.apart(samples)).transpose())
+        .collect::<Result<_>>()?;
+    let of_size = |size: usize, images: usize, tokens: usize, rows: Range<usize>| {
+        let x = x
+            .narrow(0, rows.start, rows.len())?
+            .reshape((images, tokens, width))?;
+        let branches: Vec<StackedBranch> = branches
+            .iter()
+            .zip(&apart)
+            .map(|(branch, apart)| StackedBranch {
+                samples: apart.as_ref().map(|apart| &apart[size]),
+                ..*branch
+            })
+            .collect();
+        residual_stack(&x, &branches, options)?.reshape(((), width))
+    };
+    let sizes = packing
+        .sizes()
+        .map(|(size, images, tokens, rows)| of_size(size, images, tokens, rows));
+    Tensor::cat(&sizes.collect::<Result<Vec<_>>>()?, 0)
+}
+
+fn check_all(branches: &[StackedBranch], images: usize, width: usize) -> Result<()> {
+    for branch in branches {
+        check(branch.parameters, branch.middle, width)?;
+        let samples = branch.samples.map(|samples| Subset::new(samples, images));
+        samples.transpose()?;
+    }
+    Ok(())
 }
 
 /// A branch and the samples it runs on.

@@ -73,6 +73,44 @@ impl DropPathPlan {
         Ok(Self { batch, branches })
     }
 
+    /// One plan for the images of two passes that are packed: those of the first, then those of the second, each with its own plan
+    /// or, with none, all of them.
+    ///
+    /// # Errors
+    /// Plans for other numbers of images or of blocks.
+    pub fn joined(plans: [Option<&Self>; 2], images: [usize; 2], depth: usize) -> Result<Option<Self>> {
+        if plans == [None, None] {
+            return Ok(None);
+        }
+        for (plan, images) in plans.into_iter().zip(images) {
+            match plan.map(|plan| (plan.batch, plan.branches.len())) {
+                Some(found) if found != (images, depth) => {
+                    let expected = format!("expected a plan for (batch, depth) = {:?}", (images, depth));
+                    return Err(Error::config("drop_path", format!("{expected}, found {found:?}")));
+                }
+                _ => {}
+            }
+        }
+        let [first, second] = images;
+        let branch = |block: usize, branch: usize| {
+            let [one, other] = plans.map(|plan| plan.and_then(|plan| plan.block(block)[branch]));
+            match (one, other) {
+                (None, None) => None,
+                _ => Some(BranchSamples::joined(
+                    one.unwrap_or(&BranchSamples::all(first)),
+                    first,
+                    other.unwrap_or(&BranchSamples::all(second)),
+                )),
+            }
+        };
+        Ok(Some(Self {
+            batch: first + second,
+            branches: (0..depth)
+                .map(|block| [0, 1].map(|of_two| branch(block, of_two)))
+                .collect(),
+        }))
+    }
+
     /// Number of images the plan is for.
     pub fn batch(&self) -> usize {
         self.batch

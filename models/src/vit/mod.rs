@@ -18,5 +18,5 @@ pub use drop_path::{DropPathMode, DropPathPlan, DropPathSchedule};
 pub use init::initialise;
 pub(crate) use init::{draw, truncated_normal, uniform};
 pub use intermediate::{IntermediateLayer, Layers};
-pub use network::{VisionTransformer, VitOutput};
+pub use network::{ImageRows, VisionTransformer, VitOutput};
 pub use position::{interpolate_table, resize_matrix};

@@ -11,7 +11,7 @@ use super::layers::LayerNorm;
 use super::patch_embed::PatchEmbed;
 use super::position::interpolate_table;
 use super::{DropPathPlan, VitConfig};
-use crate::ops::{StackOptions, StackedBranch};
+use crate::ops::{Packing, StackOptions, StackedBranch, is_fused};
 use crate::{Error, Result, ops};
 
 /// DINOv2 `DinoVisionTransformer`, for inference and for training.
@@ -30,6 +30,47 @@ pub struct VisionTransformer {
     norm: LayerNorm,
     compute: DType,
     checkpoint: bool,
+    packing: bool,
+}
+
+/// Tokens that enter the blocks.
+struct Tokens {
+    /// [B, T, D], or [rows, D] of images of two sizes.
+    x: Tensor,
+    packing: Packing,
+    is_packed: bool,
+}
+
+impl Tokens {
+    fn apart(x: Tensor) -> Result<Self> {
+        Ok(Self {
+            packing: Packing::one(x.dim(0)?, x.dim(1)?),
+            x,
+            is_packed: false,
+        })
+    }
+
+    fn packed(first: &Tensor, second: &Tensor) -> Result<Self> {
+        let (x, packing) = ops::pack(first, second)?;
+        Ok(Self {
+            x,
+            packing,
+            is_packed: true,
+        })
+    }
+}
+
+/// Images of one size and what a pass over them is asked for.
+#[derive(Debug, Clone, Copy)]
+pub struct ImageRows<'a> {
+    /// [B, C, H, W], normalised.
+    pub pixels: &'a Tensor,
+    /// Where not 0, [B, N] u8, a patch is hidden.
+    pub masks: Option<&'a Tensor>,
+    /// The branches that are left out.
+    pub drop_path: Option<&'a DropPathPlan>,
+    /// The tokens that are asked for, as in [`VisionTransformer::forward_rows`].
+    pub rows: &'a [u32],
 }
 
 /// What a forward pass gives (DINOv2 `forward_features`): the first three after the final norm.
@@ -86,6 +127,7 @@ impl VisionTransformer {
             norm: LayerNorm::new(dim, config.layer_norm_eps, vb.pp("norm"))?,
             compute: DType::F32,
             checkpoint: false,
+            packing: true,
         })
     }
 
@@ -99,6 +141,12 @@ impl VisionTransformer {
     /// memory, more time, the same gradients.
     pub fn with_gradient_checkpointing(self, checkpoint: bool) -> Self {
         Self { checkpoint, ..self }
+    }
+
+    /// The same network that takes images of two sizes through its blocks together on an NVIDIA GPU (as it does to begin with), or
+    /// one size after the other, as elsewhere.
+    pub fn with_sequence_packing(self, packing: bool) -> Self {
+        Self { packing, ..self }
     }
 
     /// Builds the network from named tensors, which must be exactly those of [`VitConfig::parameters`].
@@ -186,7 +234,38 @@ impl VisionTransformer {
         if rows.is_empty() {
             return Err(Error::config("rows", "expected at least one, found none"));
         }
-        self.chosen_rows(&self.embed(pixels, masks)?, drop_path, rows)
+        self.chosen_rows(&Tokens::apart(self.embed(pixels, masks)?)?, drop_path, rows)
+    }
+
+    /// [`Self::forward_rows`] of images of two sizes. With sequence packing they go through the blocks in one sequence, as the crops
+    /// of DINOv2 do (section 5, "Efficient training"); the results and the gradients are those of two passes.
+    ///
+    /// # Errors
+    /// As [`Self::forward_rows`].
+    pub fn forward_rows_of_two(&self, [first, second]: [ImageRows; 2]) -> Result<[Tensor; 2]> {
+        let apart = |set: ImageRows| self.forward_rows(set.pixels, set.masks, set.drop_path, set.rows);
+        if !self.packing || !is_fused(first.pixels.device()) {
+            return Ok([apart(first)?, apart(second)?]);
+        }
+        if first.rows.is_empty() || second.rows.is_empty() {
+            return Err(Error::config(
+                "rows",
+                "expected at least one of either size, found none",
+            ));
+        }
+        let embed = |set: ImageRows| self.embed(set.pixels, set.masks);
+        let tokens = Tokens::packed(&embed(first)?, &embed(second)?)?;
+        let images = [first.pixels.dim(0)?, second.pixels.dim(0)?];
+        let plan = DropPathPlan::joined([first.drop_path, second.drop_path], images, self.config.depth)?;
+        let before = tokens.packing.first_rows() as u32;
+        let of_second = second.rows.iter().map(|row| before + row);
+        let rows: Vec<u32> = first.rows.iter().copied().chain(of_second).collect();
+        let chosen = self.chosen_rows(&tokens, plan.as_ref(), &rows)?;
+        let count = first.rows.len();
+        Ok([
+            chosen.narrow(0, 0, count)?,
+            chosen.narrow(0, count, second.rows.len())?,
+        ])
     }
 
     /// The class tokens after the final norm, [B, D], of images that are seen in part: patches that are not named in `visible`
@@ -228,19 +307,23 @@ impl VisionTransformer {
         let kept = before + count;
         let seen = ops::gather_rows(&x, &rows)?.reshape((batch, kept, width))?; // [B, 1 + R + V, D]
         let class: Vec<u32> = (0..batch).map(|image| (image * kept) as u32).collect();
-        self.chosen_rows(&seen, drop_path, &class)
+        self.chosen_rows(&Tokens::apart(seen)?, drop_path, &class)
     }
 
-    /// `rows` of `x` [B, T, D] behind all blocks and the final norm, [rows, D].
-    fn chosen_rows(&self, x: &Tensor, drop_path: Option<&DropPathPlan>, rows: &[u32]) -> Result<Tensor> {
-        let mut branches = self.branches(0..self.blocks.len(), self.checked(drop_path, x)?);
+    /// `rows` of all tokens behind all blocks and the final norm, [rows, D].
+    fn chosen_rows(&self, tokens: &Tokens, drop_path: Option<&DropPathPlan>, rows: &[u32]) -> Result<Tensor> {
+        let plan = self.checked(drop_path, tokens.packing.images())?;
+        let mut branches = self.branches(0..self.blocks.len(), plan);
         let last = branches.pop();
-        let x = self.run(x, &branches)?;
-        let (tokens, width) = (x.dim(1)?, x.dim(2)?);
+        let width = self.config.embed_dim;
+        let x = match tokens.is_packed {
+            true => ops::packed_residual_stack(&tokens.x, tokens.packing, &branches, self.stack_options())?,
+            false => self.run(&tokens.x, &branches)?,
+        };
         let mut chosen = ops::gather_rows(&x, rows)?; // [rows, D]
         if let Some(last) = last {
             // To a feed-forward network every token is an image by itself.
-            let samples = last.samples.map(|samples| samples.of_rows(rows, tokens));
+            let samples = last.samples.map(|samples| samples.of_rows(rows, tokens.packing));
             let last = StackedBranch {
                 samples: samples.as_ref(),
                 ..last
@@ -259,13 +342,13 @@ impl VisionTransformer {
         drop_path: Option<&DropPathPlan>,
     ) -> Result<Tensor> {
         let x = self.embed(pixels, masks)?;
-        let branches = self.branches(0..self.blocks.len(), self.checked(drop_path, &x)?);
+        let branches = self.branches(0..self.blocks.len(), self.checked(drop_path, x.dim(0)?)?);
         self.run(&x, &branches)
     }
 
-    /// Fails when `plan` is for other tokens than `x` [B, T, D] or another network.
-    fn checked<'a>(&self, plan: Option<&'a DropPathPlan>, x: &Tensor) -> Result<Option<&'a DropPathPlan>> {
-        let expected = (x.dim(0)?, self.config.depth);
+    /// Fails when `plan` is for another number of images or another network.
+    fn checked<'a>(&self, plan: Option<&'a DropPathPlan>, images: usize) -> Result<Option<&'a DropPathPlan>> {
+        let expected = (images, self.config.depth);
         match plan.map(|plan| (plan.batch(), plan.depth())) {
             Some(found) if found != expected => {
                 let text = format!("expected a plan for (batch, depth) = {expected:?}, found {found:?}");
@@ -357,15 +440,15 @@ impl VisionTransformer {
     }
 
     fn run(&self, x: &Tensor, branches: &[StackedBranch]) -> Result<Tensor> {
-        Ok(ops::residual_stack(
-            x,
-            branches,
-            StackOptions {
-                eps: self.config.layer_norm_eps,
-                compute: self.compute,
-                checkpoint: self.checkpoint,
-            },
-        )?)
+        Ok(ops::residual_stack(x, branches, self.stack_options())?)
+    }
+
+    fn stack_options(&self) -> StackOptions {
+        StackOptions {
+            eps: self.config.layer_norm_eps,
+            compute: self.compute,
+            checkpoint: self.checkpoint,
+        }
     }
 
     /// What each token attends to in block `block` (from 0), [B, heads, T, T] with T = 1 + R + N in the order of the tokens;

@@ -34,7 +34,7 @@ pub struct BackboneConfig {
     #[serde(default)]
     pub drop_path_rate: f64,
     /// Whether that share is the same in every block (`true`, DINOv2) or grows from 0 over the depth. Default true.
-    #[serde(default = "yes")]
+    #[serde(default = "super::yes")]
     pub drop_path_uniform: bool,
     /// Share of a global crop's patches that are no tokens of the student's pass, drawn anew for every crop, 0 to below 1. A
     /// student that sees half of the patches costs half, and has to say what it does not see. It needs an iBOT weight of 0.
@@ -49,10 +49,6 @@ fn mlp() -> FeedForwardKind {
 fn layer_scale() -> f64 {
     1e-5
 }
-fn yes() -> bool {
-    true
-}
-
 impl BackboneConfig {
     /// The network for images of `image_size` pixels, with a mask token where patches are `masked`.
     ///

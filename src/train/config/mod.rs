@@ -25,6 +25,10 @@ use crate::data::mask::{Grid, MaskConfig};
 use crate::distill::{DistillConfig, IbotTokens};
 use crate::train::observe::OnlineKnnConfig;
 
+fn yes() -> bool {
+    true
+}
+
 /// Everything that decides what a run does. Given the same data, seed and threads it gives the same bytes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -52,6 +56,10 @@ pub struct TrainConfig {
     /// more time, the same bytes. Default false.
     #[serde(default)]
     pub gradient_checkpointing: bool,
+    /// On an NVIDIA GPU, take global and local crops through the student in one sequence (DINOv2, section 5): the same results but
+    /// for the order of sums. Elsewhere it changes nothing. Default true.
+    #[serde(default = "yes")]
+    pub sequence_packing: bool,
     /// Where the images come from.
     pub data: DataConfig,
     /// The network that is trained.

@@ -8,7 +8,7 @@ use candle_core::Tensor;
 use candle_nn::loss::cross_entropy;
 use macula_models::ops;
 
-use super::{Crops, Method, Pass, PrototypeTargets, RelationQueues, Seen, Side, StepLoss, places};
+use super::{Asked, Crops, Method, PrototypeTargets, RelationQueues, Seen, SeenCrops, StepLoss, places};
 use crate::data::loader::Batch;
 use crate::distill::{DistillConfig, FrozenTargets, IbotTokens, TeacherFeatures, Term};
 use crate::train::config::StepValues;
@@ -68,12 +68,15 @@ impl Method {
         let targets = self.prototype_targets(frozen, &seen, &compared, values)?;
         loss.teacher_seconds += start.elapsed().as_secs_f64();
 
-        let global = self.student_under(distill, &crops.global, &compared, part)?;
-        let of_heads = Seen {
-            cls: global.cls.clone(),
-            patches: global.compared.clone(),
+        let (global, local) = self.student_under(distill, crops, &compared, (part, targets.cls.is_some()))?;
+        let of_heads = SeenCrops {
+            global: Seen {
+                cls: global.cls.clone(),
+                patches: global.compared.clone(),
+            },
+            local,
         };
-        self.prototype_terms(crops, &of_heads, targets, part, loss)?;
+        self.prototype_terms(crops, &of_heads, targets, loss)?;
         self.feature_terms(distill, &seen, &global, loss)?;
         if distill.has(Term::Relation) {
             self.relation_term(distill, &seen, (crops, &global.cls, part), loss)?;
@@ -107,37 +110,42 @@ impl Method {
         })
     }
 
-    /// What the terms need of the student's pass over `pixels`.
+    /// What the terms need of the student's pass: of global crops, and the class tokens of local ones where these are asked for.
     fn student_under(
         &self,
         distill: &DistillConfig,
-        pixels: &Tensor,
+        crops: &Crops,
         compared: &Compared,
-        part: u64,
-    ) -> Result<Student> {
-        let pass = Pass {
-            name: "globals",
-            crops: Side::Global,
-            part,
-        };
+        (part, locals): (u64, bool),
+    ) -> Result<(Student, Option<Tensor>)> {
         let features = distill.has(Term::Patch) || distill.has(Term::PatchMean);
-        if !features {
-            let Seen { cls, patches } = self.student_sees(pixels, None, &pass, &compared.places)?;
-            return Ok(Student {
-                cls,
-                compared: patches,
-                patch: None,
-            });
-        }
-        let count = pixels.dim(0).map_err(failed_in_candle)?;
+        let count = crops.global.dim(0).map_err(failed_in_candle)?;
         let patches = self.config.grid()?.patches();
-        let all: Vec<u32> = (0..(count * patches) as u32).collect();
-        let Seen { cls, patches: every } = self.student_sees(pixels, None, &pass, &all)?;
-        let every = every.ok_or_else(|| Error::failed("student", "expected patches, found none"))?;
+        let all: Vec<u32> = match features {
+            true => (0..(count * patches) as u32).collect(),
+            false => Vec::new(),
+        };
+        let asked = Asked {
+            hidden: None,
+            places: if features { &all } else { &compared.places },
+            locals,
+        };
+        let SeenCrops { global, local } = self.student_sees_crops(crops, &asked, part)?;
+        if !features {
+            let student = Student {
+                cls: global.cls,
+                compared: global.patches,
+                patch: None,
+            };
+            return Ok((student, local));
+        }
+        let every = global
+            .patches
+            .ok_or_else(|| Error::failed("student", "expected patches, found none"))?;
         let read = || {
             let width = every.dim(1)?;
             Ok(Student {
-                cls,
+                cls: global.cls,
                 compared: match compared.places.len() {
                     0 => None,
                     chosen => {
@@ -148,7 +156,7 @@ impl Method {
                 patch: Some(every.reshape((count, patches, width))?),
             })
         };
-        read().map_err(failed_in_candle)
+        Ok((read().map_err(failed_in_candle)?, local))
     }
 
     /// The frozen heads' distributions for class tokens and the compared patches.

@@ -4,7 +4,6 @@
 
 use candle_core::{Result, Tensor};
 
-use super::columns::Partials;
 use super::geometry::{self, Chunked};
 use super::launch::{Argument, Source, launch, typed, uninitialised};
 use crate::ops::attention::Sizes;
@@ -23,11 +22,13 @@ pub(in crate::ops) fn attention(qkv: &Tensor, scale: f64) -> Result<Tensor> {
         attention.sizes.tokens,
         attention.sizes.width(),
     );
-    let heads = attention.heads(&qkv.detach().contiguous()?, None)?;
-    let out = attention.forward(&heads)?.reshape((batch, tokens, width))?;
-    node1(NAME, qkv, out, move |[qkv], _, grad| {
-        let (dqkv, _) = attention.backward(&heads, grad, false)?;
-        Ok([Some(dqkv.reshape(qkv.shape())?)])
+    let packed = qkv.detach().contiguous()?;
+    let out = uninitialised((batch, tokens, width), qkv.dtype(), qkv.device())?;
+    let kept = attention.forward(&packed, None, &out)?;
+    node1(NAME, qkv, out, move |[qkv], out, grad| {
+        let dqkv = uninitialised(qkv.shape(), qkv.dtype(), qkv.device())?;
+        attention.backward(&packed, None, out, &kept, grad, &dqkv)?;
+        Ok([Some(dqkv)])
     })
 }
 
@@ -48,25 +49,26 @@ impl Attention {
         })
     }
 
-    /// Scaled queries, keys and values [3, B H, T, d] from their packed projection, with its bias [3 H d] added.
-    pub(super) fn heads(&self, qkv: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-        self.split(qkv, bias, 3, self.scale)
+    /// Writes the result into `out` [B T, H d], from the packed projection `qkv` [B T, 3 H d] and its bias [3 H d]; what the
+    /// backward pass needs beside these.
+    pub(super) fn forward(&self, qkv: &Tensor, bias: Option<&Tensor>, out: &Tensor) -> Result<Kept> {
+        let heads = self.split(qkv, bias, 3, self.scale)?; // [3, B H, T, d]
+        let result = self.probabilities(&heads)?.matmul(&heads.get(2)?)?; // [B H, T, d]
+        self.merge([&result], 1., out)?;
+        Ok(Kept { heads })
     }
 
-    /// The result [B T, H d] from [`Self::heads`].
-    pub(super) fn forward(&self, heads: &Tensor) -> Result<Tensor> {
-        let out = self.probabilities(heads)?.matmul(&heads.get(2)?)?; // [B H, T, d]
-        let chunked = Chunked::new(self.rows(), self.sizes.width());
-        self.merge([&out], 1., &chunked, &None)
-    }
-
-    /// The gradient of the packed projection [B T, 3 H d] from that of the result, and its column sums where asked.
+    /// Writes the gradient of the packed projection into `dqkv` [B T, 3 H d], from that of the result.
     pub(super) fn backward(
         &self,
-        heads: &Tensor,
+        _qkv: &Tensor,
+        _bias: Option<&Tensor>,
+        _out: &Tensor,
+        kept: &Kept,
         grad: &Tensor,
-        with_sums: bool,
-    ) -> Result<(Tensor, Option<Tensor>)> {
+        dqkv: &Tensor,
+    ) -> Result<()> {
+        let heads = &kept.heads;
         let [query, key, value] = [heads.get(0)?, heads.get(1)?, heads.get(2)?];
         let grad = self.split(grad, None, 1, 1.)?.get(0)?; // [B H, T, d]
         let probabilities = self.probabilities(heads)?; // [B H, T, T]
@@ -75,14 +77,7 @@ impl Attention {
         softmax_backward(&probabilities, &dscores)?;
         let dquery = dscores.matmul(&key)?;
         let dkey = dscores.t()?.matmul(&query)?;
-        let width = 3 * self.sizes.width();
-        let chunked = Chunked::with_sums(self.rows(), width);
-        let partials = with_sums
-            .then(|| Partials::new(chunked.chunks, width, &grad))
-            .transpose()?;
-        let dqkv = self.merge([&dquery, &dkey, &dvalue], self.scale, &chunked, &partials)?;
-        let sums = partials.map(|partials| partials.sums()).transpose()?;
-        Ok((dqkv, sums))
+        self.merge([&dquery, &dkey, &dvalue], self.scale, dqkv)
     }
 
     /// `softmax(q k^T)`, [B H, T, T].
@@ -140,17 +135,15 @@ impl Attention {
         Ok(heads)
     }
 
-    /// `parts` [B H, T, d] each to [B T, parts H d].
+    /// `parts` [B H, T, d] each to `packed` [B T, parts H d].
     fn merge<const PARTS: usize>(
         &self,
         parts: [&Tensor; PARTS],
         first_scale: f32,
-        chunked: &Chunked,
-        partials: &Option<Partials>,
-    ) -> Result<Tensor> {
+        packed: &Tensor,
+    ) -> Result<()> {
         let (sizes, like) = (self.sizes, parts[0]);
-        let shape = (self.rows(), PARTS * sizes.width());
-        let packed = uninitialised(shape, like.dtype(), like.device())?;
+        let chunked = Chunked::new(self.rows(), PARTS * sizes.width());
         launch(
             like.device(),
             Source::Attention,
@@ -160,8 +153,8 @@ impl Attention {
                 Argument::Read(like),
                 Argument::Optional(parts.get(1).copied()),
                 Argument::Optional(parts.get(2).copied()),
-                Argument::Write(&packed),
-                Partials::optional(partials),
+                Argument::Write(packed),
+                Argument::OptionalWrite(None),
                 Argument::Float(first_scale),
                 Argument::Count(sizes.batch),
                 Argument::Count(sizes.tokens),
@@ -170,9 +163,13 @@ impl Attention {
                 Argument::Count(sizes.head_dim),
                 Argument::Count(chunked.chunk_rows),
             ],
-        )?;
-        Ok(packed)
+        )
     }
+}
+
+/// What of a forward pass the backward pass needs.
+pub(super) struct Kept {
+    heads: Tensor, // [3, B H, T, d]
 }
 
 /// The gradient of the scores in the place of that of their softmax.

@@ -101,11 +101,36 @@ __device__ inline int row_of_warp() {
     return static_cast<int>(blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP);
 }
 
-// Where row `row` of chosen samples lies among the rows of all: samples have `tokens` rows each, `kept` names the chosen ones
-// and is null where all are.
-__device__ inline offset_t source_row(const unsigned *kept, int row, int tokens) {
+// Images of two sizes in the rows of one tensor: `first` images of `tokens` rows each, then ones of `tokens_of_second`.
+struct Packing {
+    int first, tokens, tokens_of_second;
+};
+
+struct Place {
+    int image, token;
+};
+
+__device__ inline Place place_of(int row, Packing packing) {
+    const int beyond = row - packing.first * packing.tokens;
+    if (beyond < 0) {
+        return {row / packing.tokens, row % packing.tokens};
+    }
+    return {packing.first + beyond / packing.tokens_of_second, beyond % packing.tokens_of_second};
+}
+
+__device__ inline int row_of(Place place, Packing packing) {
+    const int beyond = place.image - packing.first;
+    if (beyond < 0) {
+        return place.image * packing.tokens + place.token;
+    }
+    return packing.first * packing.tokens + beyond * packing.tokens_of_second + place.token;
+}
+
+// Where row `row` of chosen images lies among the rows of all: `kept` names the chosen ones and is null where all are.
+__device__ inline offset_t source_row(const unsigned *kept, int row, Packing chosen, Packing all) {
     if (kept == nullptr) {
         return row;
     }
-    return static_cast<offset_t>(kept[row / tokens]) * tokens + row % tokens;
+    const Place place = place_of(row, chosen);
+    return row_of({static_cast<int>(kept[place.image]), place.token}, all);
 }

@@ -24,6 +24,7 @@ impl Source {
     fn module(self) -> (&'static str, &'static str) {
         match self {
             Self::Activation => module!("activation"),
+            Self::Assemble => module!("assemble"),
             Self::Attention => module!("attention"),
             Self::Augment => module!("augment"),
             Self::Columns => module!("columns"),
@@ -33,6 +34,7 @@ impl Source {
             Self::Normalise => module!("normalise"),
             Self::Optimizer => module!("optimizer"),
             Self::Residual => module!("residual"),
+            Self::Targets => module!("targets"),
         }
     }
 }

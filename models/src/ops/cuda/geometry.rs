@@ -98,6 +98,12 @@ pub(super) fn norm_backward(rows: usize, width: usize) -> Option<Launch> {
     fits.then(|| Launch::new([rows.min(MOST_NORM_BLOCKS), 1], block, floats))
 }
 
+/// A thread for every column of every token; `None` where these are more than a grid has rows.
+pub(super) fn tokens(tokens: usize, width: usize) -> Option<Launch> {
+    let fits = tokens <= MOST_CHUNKS;
+    fits.then(|| Launch::new([width.div_ceil(COLUMNS), tokens], COLUMNS, 0))
+}
+
 /// A block for every row.
 pub(super) fn block_rows(rows: usize) -> Launch {
     Launch::new([rows, 1], ROW_BLOCK, 2 * (ROW_BLOCK / WARP))

@@ -13,6 +13,7 @@ use super::geometry::Launch;
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Source {
     Activation,
+    Assemble,
     Attention,
     Augment,
     Columns,
@@ -22,6 +23,7 @@ pub(super) enum Source {
     Normalise,
     Optimizer,
     Residual,
+    Targets,
 }
 
 /// What a kernel may do to a buffer.

@@ -5,12 +5,12 @@
 template <class T>
 __device__ inline void forward(const float *__restrict__ x, const unsigned *__restrict__ kept,
                                const float *__restrict__ weight, const float *__restrict__ bias, T *__restrict__ out,
-                               float *__restrict__ statistics, int rows, int width, int tokens, float eps) {
+                               float *__restrict__ statistics, int rows, int width, Packing chosen, Packing all, float eps) {
     const int row = row_of_warp(), lane = threadIdx.x % WARP;
     if (row >= rows) {
         return;
     }
-    const float *values = x + source_row(kept, row, tokens) * width;
+    const float *values = x + source_row(kept, row, chosen, all) * width;
     float sum = 0.f;
     for (int column = lane; column < width; column += WARP) {
         sum += values[column];
@@ -39,7 +39,7 @@ template <class T>
 __device__ inline void backward(const float *__restrict__ x, const unsigned *__restrict__ kept,
                                 const float *__restrict__ weight, const float *__restrict__ statistics,
                                 const T *__restrict__ grad, float *__restrict__ dx, float *__restrict__ partials, int rows,
-                                int width, int tokens, int add) {
+                                int width, Packing chosen, Packing all, int add) {
     SHARED_FLOATS(shared);
     float *sums = shared, *scratch = shared + 2 * width;
     for (int column = threadIdx.x; column < width; column += blockDim.x) {
@@ -47,7 +47,7 @@ __device__ inline void backward(const float *__restrict__ x, const unsigned *__r
         sums[width + column] = 0.f;
     }
     for (int row = blockIdx.x; row < rows; row += gridDim.x) {
-        const offset_t source = source_row(kept, row, tokens) * width, start = static_cast<offset_t>(row) * width;
+        const offset_t source = source_row(kept, row, chosen, all) * width, start = static_cast<offset_t>(row) * width;
         const float mean = statistics[2 * static_cast<offset_t>(row)];
         const float scale = statistics[2 * static_cast<offset_t>(row) + 1];
         float along_one = 0.f, along_hat = 0.f;
@@ -74,22 +74,19 @@ __device__ inline void backward(const float *__restrict__ x, const unsigned *__r
     }
 }
 
-KERNEL(layer_norm_forward_f32, const float *x, const unsigned *kept, const float *weight, const float *bias, float *out,
-       float *statistics, int rows, int width, int tokens, float eps) {
-    forward(x, kept, weight, bias, out, statistics, rows, width, tokens, eps);
-}
+#define LAYER_NORM(T, suffix)                                                                                                \
+    KERNEL(layer_norm_forward_##suffix, const float *x, const unsigned *kept, const float *weight, const float *bias,        \
+           T *out, float *statistics, int rows, int width, int first_chosen, int first, int tokens, int tokens_of_second,    \
+           float eps) {                                                                                                      \
+        forward(x, kept, weight, bias, out, statistics, rows, width, {first_chosen, tokens, tokens_of_second},               \
+                {first, tokens, tokens_of_second}, eps);                                                                     \
+    }                                                                                                                        \
+    KERNEL(layer_norm_backward_##suffix, const float *x, const unsigned *kept, const float *weight, const float *statistics, \
+           const T *grad, float *dx, float *partials, int rows, int width, int first_chosen, int first, int tokens,          \
+           int tokens_of_second, int add) {                                                                                  \
+        backward(x, kept, weight, statistics, grad, dx, partials, rows, width, {first_chosen, tokens, tokens_of_second},     \
+                 {first, tokens, tokens_of_second}, add);                                                                    \
+    }
 
-KERNEL(layer_norm_forward_bf16, const float *x, const unsigned *kept, const float *weight, const float *bias, bf16 *out,
-       float *statistics, int rows, int width, int tokens, float eps) {
-    forward(x, kept, weight, bias, out, statistics, rows, width, tokens, eps);
-}
-
-KERNEL(layer_norm_backward_f32, const float *x, const unsigned *kept, const float *weight, const float *statistics,
-       const float *grad, float *dx, float *partials, int rows, int width, int tokens, int add) {
-    backward(x, kept, weight, statistics, grad, dx, partials, rows, width, tokens, add);
-}
-
-KERNEL(layer_norm_backward_bf16, const float *x, const unsigned *kept, const float *weight, const float *statistics,
-       const bf16 *grad, float *dx, float *partials, int rows, int width, int tokens, int add) {
-    backward(x, kept, weight, statistics, grad, dx, partials, rows, width, tokens, add);
-}
+LAYER_NORM(float, f32)
+LAYER_NORM(bf16, bf16)

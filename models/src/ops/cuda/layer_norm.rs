@@ -5,6 +5,7 @@ use candle_core::{DType, Result, Tensor, bail};
 use super::columns::Partials;
 use super::geometry;
 use super::launch::{Argument, Source, launch, typed, uninitialised};
+use super::residual::Samples;
 use crate::ops::cpu::rows_and_width;
 use crate::ops::node::node3;
 
@@ -32,7 +33,7 @@ pub(in crate::ops) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps
         eps: eps as f32,
     };
     let values = x.detach().contiguous()?.reshape(((), width))?;
-    let (normed, statistics) = norm.forward(&values, None, 1, DType::F32)?;
+    let (normed, statistics) = norm.forward(&values, None, DType::F32)?;
     let normed = normed.reshape(x.shape())?;
     node3(
         NAME,
@@ -41,7 +42,7 @@ pub(in crate::ops) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps
         move |[x, weight, bias], _, grad| {
             let rows = grad.reshape(((), width))?;
             let dx = uninitialised(rows.shape(), DType::F32, x.device())?;
-            let (dweight, dbias) = norm.backward(&values, None, 1, &statistics, &rows, Into::Empty(&dx))?;
+            let (dweight, dbias) = norm.backward(&values, None, &statistics, &rows, Into::Empty(&dx))?;
             let wanted = [
                 weight.track_op().then_some(dweight),
                 bias.track_op().then_some(dbias),
@@ -68,20 +69,19 @@ pub(super) enum Into<'a> {
 }
 
 impl Norm {
-    /// The rows of `x`, or those of the `kept` samples of `tokens` rows each, normalised: [rows, D] in `dtype`; and what the
-    /// backward pass needs of them.
+    /// The rows of `x`, or those of chosen samples, normalised: [rows, D] in `dtype`; and what the backward pass needs of them.
     pub(super) fn forward(
         &self,
         x: &Tensor,
-        kept: Option<&Tensor>,
-        tokens: usize,
+        samples: Option<&Samples>,
         dtype: DType,
     ) -> Result<(Tensor, Tensor)> {
         let width = self.weight.elem_count();
-        let rows = match kept {
-            Some(kept) => kept.elem_count() * tokens,
+        let rows = match samples {
+            Some(samples) => samples.chosen.rows(),
             None => x.elem_count() / width,
         };
+        let [first_chosen, first, tokens, tokens_of_second] = Samples::places(samples, rows);
         let device = x.device();
         let out = uninitialised((rows, width), dtype, device)?;
         let statistics = uninitialised((rows, 2), DType::F32, device)?;
@@ -92,14 +92,17 @@ impl Norm {
             &geometry::warp_rows(rows),
             &[
                 Argument::Read(x),
-                Argument::Optional(kept),
+                Argument::Optional(samples.map(|samples| &samples.kept)),
                 Argument::Read(&self.weight),
                 Argument::Read(&self.bias),
                 Argument::Write(&out),
                 Argument::Write(&statistics),
                 Argument::Count(rows),
                 Argument::Count(width),
-                Argument::Count(tokens),
+                first_chosen,
+                first,
+                tokens,
+                tokens_of_second,
                 Argument::Float(self.eps),
             ],
         )?;
@@ -110,8 +113,7 @@ impl Norm {
     pub(super) fn backward(
         &self,
         x: &Tensor,
-        kept: Option<&Tensor>,
-        tokens: usize,
+        samples: Option<&Samples>,
         statistics: &Tensor,
         grad: &Tensor,
         dx: Into,
@@ -121,6 +123,7 @@ impl Norm {
             bail!("{NAME}: expected a width whose sums fit into 48 KiB, found {width}")
         };
         let partials = Partials::new(geometry.grid[0] as usize, 2 * width, grad)?;
+        let [first_chosen, first, tokens, tokens_of_second] = Samples::places(samples, rows);
         let (dx, add) = match dx {
             Into::Empty(dx) => (Argument::Write(dx), false),
             Into::Sum(dx) => (Argument::Change(dx), true),
@@ -132,7 +135,7 @@ impl Norm {
             &geometry,
             &[
                 Argument::Read(x),
-                Argument::Optional(kept),
+                Argument::Optional(samples.map(|samples| &samples.kept)),
                 Argument::Read(&self.weight),
                 Argument::Read(statistics),
                 Argument::Read(grad),
@@ -140,7 +143,10 @@ impl Norm {
                 partials.argument(),
                 Argument::Count(rows),
                 Argument::Count(width),
-                Argument::Count(tokens),
+                first_chosen,
+                first,
+                tokens,
+                tokens_of_second,
                 Argument::Flag(add),
             ],
         )?;

@@ -3,12 +3,14 @@
 //!
 //! `launch` is one call of a kernel, `geometry` how many threads it gets, `driver` the CUDA side of it. Only that last file
 //! needs a GPU: given a [`Launcher`], [`emulated`] runs everything else on CPU tensors, and the tests do so with the same kernels
-//! compiled for the processor. `optimizer` is public for the updates of training, `augment` for its crops.
+//! compiled for the processor. `optimizer`, `augment` and `targets` are
+//! public for training: its updates, its crops and what its teacher's logits become.
 //!
 //! Numbers: products in f32 or bf16, everything else in f32; no atomic additions, so results are the same every time. Nothing
 //! here waits for the GPU or brings values to the host.
 
 mod activation;
+mod assemble;
 mod attention;
 pub mod augment;
 mod columns;
@@ -24,8 +26,10 @@ mod normalise;
 pub mod optimizer;
 mod residual;
 mod residual_stack;
+pub mod targets;
 
 pub(super) use activation::{gelu, swiglu};
+pub(super) use assemble::assemble_tokens;
 pub(super) use attention::attention;
 pub(super) use cross_entropy::{product_cross_entropy, soft_cross_entropy};
 pub(super) use gather_rows::gather_rows;

@@ -14,8 +14,8 @@ __device__ inline float factor_of(const unsigned *factors, int place) {
 template <class T>
 __device__ inline void add(const float *__restrict__ x, const T *__restrict__ branch, const float *__restrict__ bias,
                            const float *__restrict__ gamma, const unsigned *__restrict__ places,
-                           const unsigned *__restrict__ factors, float *__restrict__ out, int rows, int width, int tokens,
-                           int chunk_rows) {
+                           const unsigned *__restrict__ factors, float *__restrict__ out, int rows, int width, Packing chosen,
+                           Packing all, int chunk_rows) {
     const int column = blockIdx.x * blockDim.x + threadIdx.x;
     if (column >= width) {
         return;
@@ -25,12 +25,12 @@ __device__ inline void add(const float *__restrict__ x, const T *__restrict__ br
     for (int row = first; row < end; row += AHEAD) {
         float sums[AHEAD];
         EACH_AHEAD {
-            const int sample = (row + next) / tokens, token = (row + next) % tokens;
-            const unsigned place = places == nullptr ? static_cast<unsigned>(sample) : places[sample];
+            const Place in_all = place_of(row + next, all);
+            const unsigned place = places == nullptr ? static_cast<unsigned>(in_all.image) : places[in_all.image];
             sums[next] = x[static_cast<offset_t>(row + next) * width + column];
             if (place != NOWHERE) {
-                const offset_t at = (static_cast<offset_t>(place) * tokens + token) * width + column;
-                sums[next] += factor_of(factors, place) * scale * (load(branch, at) + offset);
+                const offset_t from = row_of({static_cast<int>(place), in_all.token}, chosen);
+                sums[next] += factor_of(factors, place) * scale * (load(branch, from * width + column) + offset);
             }
         }
         EACH_AHEAD {
@@ -44,7 +44,7 @@ template <class T>
 __device__ inline void gradient(const float *__restrict__ grad, const T *__restrict__ branch, const float *__restrict__ bias,
                                 const float *__restrict__ gamma, const unsigned *__restrict__ kept,
                                 const unsigned *__restrict__ factors, T *__restrict__ dbranch, float *__restrict__ partials,
-                                int rows, int width, int tokens, int chunk_rows) {
+                                int rows, int width, Packing chosen, Packing all, int chunk_rows) {
     const int column = blockIdx.x * blockDim.x + threadIdx.x;
     if (column >= width) {
         return;
@@ -55,8 +55,8 @@ __device__ inline void gradient(const float *__restrict__ grad, const T *__restr
     for (int row = first; row < end; row += AHEAD) {
         float grads[AHEAD], branches[AHEAD];
         EACH_AHEAD {
-            const float factor = factor_of(factors, (row + next) / tokens);
-            grads[next] = factor * grad[source_row(kept, row + next, tokens) * width + column];
+            const float factor = factor_of(factors, place_of(row + next, chosen).image);
+            grads[next] = factor * grad[source_row(kept, row + next, chosen, all) * width + column];
             branches[next] = load(branch, static_cast<offset_t>(row + next) * width + column) + offset;
         }
         EACH_AHEAD {
@@ -73,13 +73,16 @@ __device__ inline void gradient(const float *__restrict__ grad, const T *__restr
 
 #define RESIDUAL(T, suffix)                                                                                                  \
     KERNEL(residual_forward_##suffix, const float *x, const T *branch, const float *bias, const float *gamma,                \
-           const unsigned *places, const unsigned *factors, float *out, int rows, int width, int tokens, int chunk_rows) {   \
-        add(x, branch, bias, gamma, places, factors, out, rows, width, tokens, chunk_rows);                                  \
+           const unsigned *places, const unsigned *factors, float *out, int rows, int width, int first_chosen, int first,    \
+           int tokens, int tokens_of_second, int chunk_rows) {                                                               \
+        add(x, branch, bias, gamma, places, factors, out, rows, width, {first_chosen, tokens, tokens_of_second},             \
+            {first, tokens, tokens_of_second}, chunk_rows);                                                                  \
     }                                                                                                                        \
     KERNEL(residual_backward_##suffix, const float *grad, const T *branch, const float *bias, const float *gamma,            \
-           const unsigned *kept, const unsigned *factors, T *dbranch, float *partials, int rows, int width, int tokens,      \
-           int chunk_rows) {                                                                                                 \
-        gradient(grad, branch, bias, gamma, kept, factors, dbranch, partials, rows, width, tokens, chunk_rows);              \
+           const unsigned *kept, const unsigned *factors, T *dbranch, float *partials, int rows, int width,                  \
+           int first_chosen, int first, int tokens, int tokens_of_second, int chunk_rows) {                                  \
+        gradient(grad, branch, bias, gamma, kept, factors, dbranch, partials, rows, width,                                   \
+                 {first_chosen, tokens, tokens_of_second}, {first, tokens, tokens_of_second}, chunk_rows);                   \
     }
 
 RESIDUAL(float, f32)

@@ -5,7 +5,10 @@ use candle_core::{DType, Device, Result, Tensor};
 use super::columns::Partials;
 use super::geometry::Chunked;
 use super::launch::{Argument, Source, launch, typed, uninitialised};
-use crate::ops::BranchSamples;
+use crate::ops::cpu::rows_and_width;
+use crate::ops::{BranchSamples, Packing};
+
+const NAME: &str = "residual";
 
 /// A sample that a branch does not run on (`NOWHERE` in `residual.cu`).
 const NOWHERE: u32 = u32::MAX;
@@ -18,15 +21,19 @@ pub(super) struct Samples {
     places: Tensor,
     /// The bits of their factors, [k].
     factors: Tensor,
+    /// Where the rows of the chosen ones are in the branch, and those of all in the stream.
+    pub(super) chosen: Packing,
+    all: Packing,
 }
 
 impl Samples {
     /// For every set of samples of a batch, with one copy to the device; `None` where a branch runs on all.
     pub(super) fn of(
         sets: &[Option<&BranchSamples>],
-        batch: usize,
+        packing: Packing,
         device: &Device,
     ) -> Result<Vec<Option<Self>>> {
+        let batch = packing.images();
         let mut numbers: Vec<u32> = Vec::new();
         for samples in sets.iter().copied().flatten() {
             let mut places = vec![NOWHERE; batch];
@@ -55,9 +62,18 @@ impl Samples {
                 kept: next(count)?,
                 places: next(batch)?,
                 factors: next(count)?,
+                chosen: packing.of_samples(samples)?,
+                all: packing,
             }))
         };
         sets.iter().map(on_device).collect()
+    }
+
+    /// Where rows are, as kernels take it; without samples every one of `rows` rows is where it is.
+    pub(super) fn places(samples: Option<&Self>, rows: usize) -> [Argument<'static>; 4] {
+        let [first, tokens, tokens_of_second] = samples.map_or([rows, 1, 1], |samples| samples.all.numbers());
+        let [first_chosen, ..] = samples.map_or([rows, 1, 1], |samples| samples.chosen.numbers());
+        [first_chosen, first, tokens, tokens_of_second].map(Argument::Count)
     }
 }
 
@@ -68,11 +84,11 @@ pub(super) struct Residual {
 }
 
 impl Residual {
-    /// `x + factor gamma (branch + bias)`: `x` [B, T, D], `branch` [k T, D].
+    /// `x + factor gamma (branch + bias)`: `x` [.., D], `branch` [the chosen samples' rows, D].
     pub(super) fn forward(&self, x: &Tensor, branch: &Tensor, samples: Option<&Samples>) -> Result<Tensor> {
-        let (batch, tokens, width) = x.dims3()?;
-        let rows = batch * tokens;
+        let (rows, width) = rows_and_width(NAME, x.shape())?;
         let chunked = Chunked::new(rows, width);
+        let [first_chosen, first, tokens, tokens_of_second] = Samples::places(samples, rows);
         let out = uninitialised(x.shape(), DType::F32, x.device())?;
         launch(
             x.device(),
@@ -89,22 +105,26 @@ impl Residual {
                 Argument::Write(&out),
                 Argument::Count(rows),
                 Argument::Count(width),
-                Argument::Count(tokens),
+                first_chosen,
+                first,
+                tokens,
+                tokens_of_second,
                 Argument::Count(chunked.chunk_rows),
             ],
         )?;
         Ok(out)
     }
 
-    /// From `grad` [B, T, D] of the sum: the gradient of the branch [k T, D], and those of LayerScale and bias.
+    /// From `grad` [.., D] of the sum: the gradient of the branch [the chosen samples' rows, D], and those of LayerScale and bias.
     pub(super) fn backward(
         &self,
         grad: &Tensor,
         branch: &Tensor,
         samples: Option<&Samples>,
     ) -> Result<(Tensor, Tensor, Tensor)> {
-        let ((_, tokens, _), (rows, width)) = (grad.dims3()?, branch.dims2()?);
+        let (rows, width) = branch.dims2()?;
         let chunked = Chunked::with_sums(rows, width);
+        let [first_chosen, first, tokens, tokens_of_second] = Samples::places(samples, rows);
         let dbranch = uninitialised((rows, width), branch.dtype(), branch.device())?;
         let partials = Partials::new(chunked.chunks, 2 * width, branch)?;
         launch(
@@ -123,7 +143,10 @@ impl Residual {
                 partials.argument(),
                 Argument::Count(rows),
                 Argument::Count(width),
-                Argument::Count(tokens),
+                first_chosen,
+                first,
+                tokens,
+                tokens_of_second,
                 Argument::Count(chunked.chunk_rows),
             ],
         )?;

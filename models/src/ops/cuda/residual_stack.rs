@@ -2,26 +2,29 @@
 //! launch that adds it to the stream. As one operation because candle's backward pass adds every gradient between two operations
 //! to zeros.
 
+use std::ops::Range;
+
 use candle_core::{DType, Result, Tensor, bail};
 
 use super::activation::Activation;
-use super::attention::Attention;
+use super::attention::{self, Attention};
 use super::columns::column_sums;
+use super::launch::uninitialised;
 use super::layer_norm::{Into, Norm};
 use super::residual::{Residual, Samples};
 use crate::ops::many_parameters::tie;
 use crate::ops::node::node2;
-use crate::ops::{BranchParameters, Middle, StackOptions, StackedBranch};
+use crate::ops::{BranchParameters, Middle, Packing, StackOptions, StackedBranch};
 
 const NAME: &str = "residual-stack";
 
-/// [`crate::ops::residual_stack`] of branches that have been checked.
+/// [`crate::ops::residual_stack`] of branches that have been checked, on `x` [.., D] with images as `packing` has them.
 pub(in crate::ops) fn residual_stack(
     x: &Tensor,
+    packing: Packing,
     branches: &[StackedBranch],
     options: StackOptions,
 ) -> Result<Tensor> {
-    let (batch, tokens, width) = x.dims3()?;
     let parameters: Vec<&Tensor> = branches
         .iter()
         .flat_map(|branch| branch.parameters.list())
@@ -36,7 +39,7 @@ pub(in crate::ops) fn residual_stack(
     let (tied, gradients) = tie(&parameters)?;
     let keep = x.track_op() || tied.track_op();
     let sets: Vec<_> = branches.iter().map(|branch| branch.samples).collect();
-    let samples = Samples::of(&sets, batch, x.device())?;
+    let samples = Samples::of(&sets, packing, x.device())?;
     let mut sum = x.detach().contiguous()?;
     let mut layers = Vec::with_capacity(branches.len());
     for (branch, samples) in branches.iter().zip(samples) {
@@ -47,11 +50,7 @@ pub(in crate::ops) fn residual_stack(
             layers.push(None);
             continue;
         }
-        let images = samples
-            .as_ref()
-            .map_or(batch, |samples| samples.kept.elem_count());
-        let size = [images, tokens, width];
-        let branch = Branch::new(branch.parameters, branch.middle, samples, size, options)?;
+        let branch = Branch::new(branch.parameters, branch.middle, samples, packing, options)?;
         let kept = branch.between(&sum)?;
         let out = branch.add(&sum, &kept)?;
         let input = std::mem::replace(&mut sum, out);
@@ -90,7 +89,7 @@ pub(in crate::ops) fn residual_stack(
 /// A branch that ran, and what its backward pass needs.
 struct Layer {
     branch: Branch,
-    input: Tensor, // [B, T, D]
+    input: Tensor, // [.., D]
     /// `None` where the backward pass computes it again.
     kept: Option<Kept>,
 }
@@ -116,11 +115,11 @@ struct Branch {
     contract: Tensor, // [D, I]
     residual: Residual,
     samples: Option<Samples>,
-    tokens: usize,
 }
 
 enum FusedMiddle {
-    Attention(Attention),
+    /// For every size of images: their rows, and their attention.
+    Attention(Vec<(Range<usize>, Attention)>),
     Activation(Activation),
 }
 
@@ -128,9 +127,11 @@ enum FusedMiddle {
 struct Kept {
     normed: Tensor,     // [rows, D]
     statistics: Tensor, // [rows, 2]
-    /// The first projection without its bias [rows, E], or for attention the heads, [3, B H, T, d].
+    /// The first projection without its bias, [rows, E].
     expanded: Tensor,
     inner: Tensor, // [rows, I]
+    /// Of attention, for every size of images.
+    attention: Vec<attention::Kept>,
     /// The second projection without its bias, [rows, D].
     contracted: Tensor,
 }
@@ -140,7 +141,7 @@ impl Branch {
         parameters: &BranchParameters,
         middle: Middle,
         samples: Option<Samples>,
-        size: [usize; 3],
+        packing: Packing,
         options: StackOptions,
     ) -> Result<Self> {
         let values = |tensor: &Tensor| tensor.detach().contiguous();
@@ -154,7 +155,14 @@ impl Branch {
             expand: weight(&parameters.expand_weight)?,
             expand_bias: values(&parameters.expand_bias)?,
             middle: match middle {
-                Middle::Attention { heads } => FusedMiddle::Attention(Attention::new(size, heads)?),
+                Middle::Attention { heads } => {
+                    let width = parameters.gamma.elem_count();
+                    let of_branch = samples.as_ref().map_or(packing, |samples| samples.chosen);
+                    let attention = |(_, images, tokens, rows)| {
+                        Ok((rows, Attention::new([images, tokens, width], heads)?))
+                    };
+                    FusedMiddle::Attention(of_branch.sizes().map(attention).collect::<Result<_>>()?)
+                }
                 Middle::Gelu => FusedMiddle::Activation(Activation::Gelu),
                 Middle::SwiGlu => FusedMiddle::Activation(Activation::SwiGlu),
             },
@@ -164,26 +172,26 @@ impl Branch {
                 gamma: values(&parameters.gamma)?,
             },
             samples,
-            tokens: size[1],
         })
     }
 
-    /// What of the branch on `x` [B, T, D] its sum and its gradient need.
+    /// What of the branch on `x` [.., D] its sum and its gradient need.
     fn between(&self, x: &Tensor) -> Result<Kept> {
         let dtype = self.expand.dtype();
-        let (normed, statistics) = self.norm.forward(x, self.kept(), self.tokens, dtype)?;
+        let (normed, statistics) = self.norm.forward(x, self.samples.as_ref(), dtype)?;
         let expanded = normed.matmul(&self.expand.t()?)?;
         let bias = Some(&self.expand_bias);
-        let (expanded, inner) = match &self.middle {
-            FusedMiddle::Attention(attention) => {
-                let heads = attention.heads(&expanded, bias)?;
-                let inner = attention.forward(&heads)?;
-                (heads, inner)
+        let mut kept_of_attention = Vec::new();
+        let inner = match &self.middle {
+            FusedMiddle::Attention(sizes) => {
+                let inner = uninitialised(normed.shape(), dtype, normed.device())?; // [rows, D]
+                for (rows, attention) in sizes {
+                    let kept = attention.forward(&of(&expanded, rows)?, bias, &of(&inner, rows)?)?;
+                    kept_of_attention.push(kept);
+                }
+                inner
             }
-            FusedMiddle::Activation(activation) => {
-                let inner = activation.forward(&expanded, bias)?;
-                (expanded, inner)
-            }
+            FusedMiddle::Activation(activation) => activation.forward(&expanded, bias)?,
         };
         let contracted = inner.matmul(&self.contract.t()?)?;
         Ok(Kept {
@@ -191,27 +199,36 @@ impl Branch {
             statistics,
             expanded,
             inner,
+            attention: kept_of_attention,
             contracted,
         })
     }
 
-    /// `x` [B, T, D] with the branch added.
+    /// `x` [.., D] with the branch added.
     fn add(&self, x: &Tensor, kept: &Kept) -> Result<Tensor> {
         self.residual.forward(x, &kept.contracted, self.samples.as_ref())
     }
 
-    /// Turns `grad` [B, T, D] of the sum into that of `x`; the gradients of the parameters in their order.
+    /// Turns `grad` [.., D] of the sum into that of `x`; the gradients of the parameters in their order.
     fn backward(&self, x: &Tensor, kept: &Kept, grad: &Tensor) -> Result<[Tensor; 7]> {
         let samples = self.samples.as_ref();
         let (dcontracted, dgamma, dcontract_bias) =
             self.residual.backward(grad, &kept.contracted, samples)?;
         let dcontract = dcontracted.t()?.matmul(&kept.inner)?;
         let dinner = dcontracted.matmul(&self.contract)?;
+        let bias = Some(&self.expand_bias);
         let (dexpanded, sums) = match &self.middle {
-            FusedMiddle::Attention(attention) => attention.backward(&kept.expanded, &dinner, true)?,
-            FusedMiddle::Activation(activation) => {
-                activation.backward(&kept.expanded, Some(&self.expand_bias), &dinner)?
+            FusedMiddle::Attention(sizes) => {
+                let expanded = &kept.expanded;
+                let dexpanded = uninitialised(expanded.shape(), expanded.dtype(), expanded.device())?;
+                for ((rows, attention), of_size) in sizes.iter().zip(&kept.attention) {
+                    let (qkv, dqkv) = (of(expanded, rows)?, of(&dexpanded, rows)?);
+                    let (inner, dinner) = (of(&kept.inner, rows)?, of(&dinner, rows)?);
+                    attention.backward(&qkv, bias, &inner, of_size, &dinner, &dqkv)?;
+                }
+                (dexpanded, None)
             }
+            FusedMiddle::Activation(activation) => activation.backward(&kept.expanded, bias, &dinner)?,
         };
         let dexpand_bias = match sums {
             Some(sums) => sums,
@@ -219,14 +236,9 @@ impl Branch {
         };
         let dexpand = dexpanded.t()?.matmul(&kept.normed)?;
         let dnormed = dexpanded.matmul(&self.expand)?;
-        let (dnorm_weight, dnorm_bias) = self.norm.backward(
-            x,
-            self.kept(),
-            self.tokens,
-            &kept.statistics,
-            &dnormed,
-            Into::Sum(grad),
-        )?;
+        let (dnorm_weight, dnorm_bias) =
+            self.norm
+                .backward(x, samples, &kept.statistics, &dnormed, Into::Sum(grad))?;
         Ok([
             dnorm_weight,
             dnorm_bias,
@@ -237,8 +249,9 @@ impl Branch {
             dgamma,
         ])
     }
+}
 
-    fn kept(&self) -> Option<&Tensor> {
-        self.samples.as_ref().map(|samples| &samples.kept)
-    }
+/// Some rows of a tensor of rows.
+fn of(tensor: &Tensor, rows: &Range<usize>) -> Result<Tensor> {
+    tensor.narrow(0, rows.start, rows.len())
 }
