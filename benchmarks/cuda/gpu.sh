@@ -99,8 +99,13 @@ for part in $parts; do
                 say "$part, batch $size, PyTorch $mode"
                 cat "$part-$size-$mode.txt"
             done
-            run "$part-$size-parts" "$binary" bench train --device cuda --geometry "$geometry" --set compute=bf16 --set "batch_size=$size" --steps 8
-            cat "$part-$size-parts.txt"
+            for packing in true false; do
+                name="$part-$size-packing-$packing"
+                run "$name" "$binary" bench train --device cuda --geometry "$geometry" --set compute=bf16 --set "batch_size=$size" --steps 8 \
+                    --set "sequence_packing=$packing"
+                say "$part, batch $size, sequence packing $packing"
+                cat "$name.txt"
+            done
             [ "$batch" -le 64 ] && break
         done
         ;;

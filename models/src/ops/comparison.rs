@@ -7,9 +7,9 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 use super::composed::{composed, has_cpu_kernels};
 use super::cuda::with_cpu_kernels;
 use super::{
-    BranchParameters, BranchSamples, Middle, SpecialTokens, StackOptions, StackedBranch, assemble_tokens,
-    attention, gather_rows, gelu, l2_normalize, layer_norm, linear, product_cross_entropy, residual_stack,
-    soft_cross_entropy, swiglu, weight_norm,
+    BranchParameters, BranchSamples, Middle, Packing, SpecialTokens, StackOptions, StackedBranch,
+    assemble_tokens, attention, gather_rows, gelu, l2_normalize, layer_norm, linear, packed_residual_stack,
+    product_cross_entropy, residual_stack, soft_cross_entropy, swiglu, weight_norm,
 };
 
 /// One operation on two devices.
@@ -29,19 +29,22 @@ pub struct OpComparison {
 
 type Function = Box<dyn Fn(&[Tensor], DType) -> Result<Tensor>>;
 
-struct Case {
+/// An operation to compare, with the inputs it is given.
+pub struct OpCase {
     name: String,
     shapes: Vec<Vec<usize>>,
     function: Function,
 }
 
-/// Compares all operations, with matrix products in `compute` on the device and in f32 on the CPU. Where `device` is the CPU (and
-/// no GPU is emulated), its side is composed of candle arithmetic, as on a device without kernels.
+/// Compares all operations and `more`, with matrix products in `compute` on the device and in f32 on the CPU. Where `device` is the
+/// CPU (and no GPU is emulated), its side is composed of candle arithmetic, as on a device without kernels.
 ///
 /// # Errors
 /// An operation that fails on either side.
-pub fn compare_operations(device: &Device, compute: DType) -> Result<Vec<OpComparison>> {
-    cases().iter().map(|case| case.compare(device, compute)).collect()
+pub fn compare_operations(device: &Device, compute: DType, more: &[OpCase]) -> Result<Vec<OpComparison>> {
+    let cases = cases();
+    let cases = cases.iter().chain(more);
+    cases.map(|case| case.compare(device, compute)).collect()
 }
 
 /// What one side gave.
@@ -51,8 +54,9 @@ struct Outcome {
     ms: f64,
 }
 
-impl Case {
-    fn new(
+impl OpCase {
+    /// `function` of inputs of these shapes, filled with numbers between -1 and 1, and of the type of its products.
+    pub fn new(
         name: impl Into<String>,
         shapes: &[&[usize]],
         function: impl Fn(&[Tensor], DType) -> Result<Tensor> + 'static,
@@ -150,55 +154,61 @@ fn places(count: usize, below: usize) -> Vec<u32> {
 }
 
 /// The operations at the sizes of a small training step.
-fn cases() -> Vec<Case> {
-    let (batch, tokens, width, heads, classes) = (8, 50, 192, 3, 1024);
+fn cases() -> Vec<OpCase> {
+    let (batch, tokens, long, width, heads, classes) = (8, 50, 257, 192, 3, 1024);
     let rows = batch * tokens;
     let mut cases = vec![
-        Case::new(
+        OpCase::new(
             format!("linear [{rows}, {width}] x [{}, {width}]", 4 * width),
             &[&[rows, width], &[4 * width, width], &[4 * width]],
             |x, compute| linear(&x[0], &x[1], Some(&x[2]), compute),
         ),
-        Case::new(
+        OpCase::new(
             format!("layer_norm [{rows}, {width}]"),
             &[&[rows, width], &[width], &[width]],
             |x, _| layer_norm(&x[0], &x[1], &x[2], 1e-6),
         ),
-        Case::new(
+        OpCase::new(
             format!("gelu [{rows}, {}]", 4 * width),
             &[&[rows, 4 * width]],
             |x, compute| gelu(&x[0].to_dtype(compute)?),
         ),
-        Case::new(
+        OpCase::new(
             format!("swiglu [{rows}, {}]", 4 * width),
             &[&[rows, 4 * width]],
             |x, compute| swiglu(&x[0].to_dtype(compute)?),
         ),
-        Case::new(
+        OpCase::new(
             format!("attention [{batch}, {tokens}, 3, {heads}, {}]", width / heads),
             &[&[batch, tokens, 3, heads, width / heads]],
             |x, compute| attention(&x[0].to_dtype(compute)?, 0.125),
         ),
-        Case::new(
+        // More than one tile of fused attention, as global crops have.
+        OpCase::new(
+            format!("attention [2, {long}, 3, {heads}, {}]", width / heads),
+            &[&[2, long, 3, heads, width / heads]],
+            |x, compute| attention(&x[0].to_dtype(compute)?, 0.125),
+        ),
+        OpCase::new(
             format!("l2_normalize [{rows}, {width}]"),
             &[&[rows, width]],
             |x, _| l2_normalize(&x[0], 1e-12),
         ),
-        Case::new(
+        OpCase::new(
             format!("weight_norm [{classes}, {width}]"),
             &[&[classes, width], &[classes, 1]],
             |x, _| weight_norm(&x[0], &x[1]),
         ),
-        Case::new(format!("gather_rows [{rows}, {width}]"), &[&[rows, width]], {
+        OpCase::new(format!("gather_rows [{rows}, {width}]"), &[&[rows, width]], {
             let chosen = places(rows / 2, rows);
             move |x, _| gather_rows(&x[0], &chosen)
         }),
-        Case::new(
+        OpCase::new(
             format!("soft_cross_entropy [{rows}, {classes}]"),
             &[&[rows, classes], &[rows, classes]],
             |x, _| soft_cross_entropy(&x[0], &x[1].abs()?, None, 0.1),
         ),
-        Case::new(
+        OpCase::new(
             format!("product_cross_entropy [{rows}, {width}] x [{classes}, {width}]"),
             &[&[rows, width], &[classes, width], &[batch, classes]],
             {
@@ -208,7 +218,7 @@ fn cases() -> Vec<Case> {
                 }
             },
         ),
-        Case::new(
+        OpCase::new(
             format!("assemble_tokens [{batch}, {tokens}, {width}]"),
             &[
                 &[batch, tokens, width],
@@ -235,7 +245,7 @@ fn cases() -> Vec<Case> {
         ("SwiGLU", Middle::SwiGlu, 4 * width),
     ] {
         let inner = middle.inner(expanded);
-        cases.push(Case::new(
+        cases.push(OpCase::new(
             format!("residual_stack, {name} [{batch}, {tokens}, {width}]"),
             &[
                 &[batch, tokens, width],
@@ -247,16 +257,40 @@ fn cases() -> Vec<Case> {
                 &[width],
                 &[width],
             ],
-            move |x, compute| branch(x, middle, compute),
+            move |x, compute| branch(x, middle, compute, residual_stack),
+        ));
+        let packing = Packing::two((3, long), (5, tokens));
+        cases.push(OpCase::new(
+            format!("packed_residual_stack, {name} [3 x {long} + 5 x {tokens}, {width}]"),
+            &[
+                &[packing.rows(), width],
+                &[width],
+                &[width],
+                &[expanded, width],
+                &[expanded],
+                &[width, inner],
+                &[width],
+                &[width],
+            ],
+            move |x, compute| {
+                branch(x, middle, compute, |x, branches, options| {
+                    packed_residual_stack(x, packing, branches, options)
+                })
+            },
         ));
     }
     cases
 }
 
 /// A residual branch on five of eight samples.
-fn branch(x: &[Tensor], middle: Middle, compute: DType) -> Result<Tensor> {
+fn branch(
+    x: &[Tensor],
+    middle: Middle,
+    compute: DType,
+    stack: impl Fn(&Tensor, &[StackedBranch], StackOptions) -> Result<Tensor>,
+) -> Result<Tensor> {
     let samples = BranchSamples {
-        kept: vec![6, 0, 3, 7, 2],
+        kept: vec![2, 0, 3, 7, 6],
         factors: vec![1.6; 5],
     };
     // Weights as small as those of a network, or attention is all on one token.
@@ -280,7 +314,7 @@ fn branch(x: &[Tensor], middle: Middle, compute: DType) -> Result<Tensor> {
         compute,
         checkpoint: false,
     };
-    residual_stack(&x[0], &[branch], options)
+    stack(&x[0], &[branch], options)
 }
 
 #[cfg(test)]
@@ -290,8 +324,8 @@ mod tests {
     #[test]
     fn the_composition_is_within_rounding_of_the_kernels_and_bf16_within_its_own() {
         for (compute, most) in [(DType::F32, 2e-5), (DType::BF16, 0.1)] {
-            let found = compare_operations(&Device::Cpu, compute).unwrap();
-            assert_eq!(found.len(), 14);
+            let found = compare_operations(&Device::Cpu, compute, &[]).unwrap();
+            assert_eq!(found.len(), 18);
             for op in found {
                 assert!(
                     op.output_error < most && op.gradient_error < most,

@@ -47,7 +47,7 @@ mod weight_norm;
 pub use assemble::{SpecialTokens, assemble_tokens};
 pub use attention::{attention, attention_probabilities};
 pub use branch_samples::BranchSamples;
-pub use comparison::{OpComparison, compare_operations};
+pub use comparison::{OpCase, OpComparison, compare_operations};
 pub use composed::{composed, has_cpu_kernels, is_composed, is_fused};
 pub use cpu::with_f32;
 pub use cross_entropy::{product_cross_entropy, soft_cross_entropy};

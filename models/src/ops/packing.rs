@@ -75,7 +75,7 @@ impl Packing {
     pub(super) fn of_samples(&self, samples: &BranchSamples) -> Result<Self> {
         let is_first = |&sample: &u32| (sample as usize) < self.images[0];
         let first = samples.kept.iter().take_while(|sample| is_first(sample)).count();
-        if samples.kept[first..].iter().any(|sample| is_first(sample)) {
+        if samples.kept[first..].iter().any(is_first) {
             bail!("{NAME}: expected the samples of the first size before those of the second")
         }
         Ok(Self {

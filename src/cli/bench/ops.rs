@@ -8,6 +8,7 @@ use polars::prelude::{DataFrame, PolarsError, PolarsResult, df};
 
 use super::super::args::RunArgs;
 use super::super::output;
+use crate::train::losses::targets::target_cases;
 use crate::{Error, Result};
 
 /// Arguments of `macula bench ops`.
@@ -35,7 +36,8 @@ impl OpsBenchArgs {
             _ => MOST[1],
         };
         let device = self.run.device.candle()?;
-        let found = compare_operations(&device, compute).map_err(macula_models::Error::from)?;
+        let found =
+            compare_operations(&device, compute, &target_cases()).map_err(macula_models::Error::from)?;
         let failed = |error: PolarsError| Error::failed("bench ops", error.to_string());
         let settings = serde_json::json!({ "device": self.run.device.to_string(), "compute": self.compute });
         let table = ops_table(&found).map_err(failed)?;

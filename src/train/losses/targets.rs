@@ -3,11 +3,11 @@
 //! `loss/ibot_patch_loss.py`). Targets carry no gradient. Class tokens and patches each have a centre of their own.
 
 use candle_core::{DType, Device, Result, Tensor, bail};
-use macula_models::ops::{has_cpu_kernels, with_f32};
+use macula_models::ops::{OpCase, has_cpu_kernels, with_f32};
 
 use super::{expect_matrix, expect_temperature, matrix, rows};
 use crate::train::on_device;
-use crate::train::ranks::Ranks;
+use crate::train::ranks::{OneRank, Ranks};
 
 /// Iterations of Sinkhorn-Knopp in the reference.
 pub const SINKHORN_ITERATIONS: usize = 3;
@@ -161,6 +161,29 @@ pub fn sinkhorn_knopp(
     Tensor::from_vec(exp, (rows, prototypes), device)
 }
 
+/// The targets as cases of `macula bench ops`.
+pub fn target_cases() -> [OpCase; 2] {
+    let (rows, prototypes, temperature) = (400, 1024, 0.07);
+    let shapes: &[&[usize]] = &[&[rows, prototypes]];
+    [
+        OpCase::new(
+            format!("sinkhorn_knopp [{rows}, {prototypes}]"),
+            shapes,
+            move |x, _| sinkhorn_knopp(&x[0], temperature, SINKHORN_ITERATIONS, &OneRank),
+        ),
+        OpCase::new(
+            format!("softmax_centering [{rows}, {prototypes}]"),
+            shapes,
+            move |x, _| {
+                let zeros = Tensor::zeros((1, prototypes), DType::F32, x[0].device())?;
+                let mut centering = SoftmaxCentering::new(&zeros, 0.9)?;
+                centering.targets(&x[0], temperature, &OneRank)?;
+                centering.targets(&x[0], temperature, &OneRank)
+            },
+        ),
+    ]
+}
+
 /// Written so that NaN stays.
 fn reciprocal(sum: f32) -> f32 {
     1. / if sum < LEAST_SUM { LEAST_SUM } else { sum }
@@ -170,7 +193,6 @@ fn reciprocal(sum: f32) -> f32 {
 mod tests {
     use super::*;
     use crate::train::losses::{dino_global_sum, dino_local_sum};
-    use crate::train::ranks::OneRank;
     use crate::train::testing::{assert_close, assert_scalar, fixture, on_processes, values};
 
     fn sinkhorn(logits: &Tensor, temperature: f64) -> Tensor {
