@@ -95,13 +95,21 @@ pub fn bench(
         if number >= 2 {
             seconds.push(start.elapsed().as_secs_f64());
             waited += wait;
-            split.teacher += report.seconds.teacher;
-            split.student += report.seconds.student;
-            split.backward += report.seconds.backward;
-            split.update += report.seconds.update;
+            split.add(&report.seconds);
         }
     }
     let total: f64 = seconds.iter().sum();
+    let mut of_parts = total;
+    if !device.is_cpu() {
+        // Parts are told apart in steps of their own, which wait between them.
+        trainer.time_parts();
+        split = StepSeconds::default();
+        let start = Instant::now();
+        for _ in 0..steps {
+            split.add(&parts.advance(&mut trainer, config.accumulate)?.0.seconds);
+        }
+        of_parts = start.elapsed().as_secs_f64();
+    }
     seconds.sort_by(f64::total_cmp);
     let median = *seconds
         .get(seconds.len() / 2)
@@ -118,10 +126,10 @@ pub fn bench(
         step_seconds: median,
         images_per_second: config.batch_size as f64 / median,
         data_wait: matches!(parts, Parts::Images(_)).then(|| waited.as_secs_f64() / total),
-        teacher: split.teacher / total,
-        student: split.student / total,
-        backward: split.backward / total,
-        update: split.update / total,
+        teacher: split.teacher / of_parts,
+        student: split.student / of_parts,
+        backward: split.backward / of_parts,
+        update: split.update / of_parts,
         step_gflop: operations / 1e9,
         gflop_per_second: operations / median / 1e9,
         gemm_gflop_per_second: gemm / 1e9,

@@ -30,9 +30,10 @@ pub fn update_teacher(teacher: &NamedVars, student: &NamedVars, momentum: f64) -
                 weights: student,
                 moved: None,
                 follower: Some((teacher, [keep, take])),
+                group: 0,
             })
             .collect();
-        return adamw(&updates).map_err(failed_in_candle);
+        return adamw(&updates, None).map_err(failed_in_candle);
     }
     for (teacher, student) in teacher.values().zip(student.values()) {
         let student = student.as_detached_tensor();

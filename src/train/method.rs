@@ -12,6 +12,7 @@ use macula_models::vit::{DropPathMode, DropPathPlan, ImageRows, VisionTransforme
 use macula_models::weights::Tensors;
 use rand::seq::index;
 
+use super::clock::Clock;
 use super::config::{Centering, StepValues, TrainConfig};
 use super::failed_in_candle;
 use super::feed::{Part, Sent};
@@ -40,6 +41,7 @@ pub struct Method {
     config: TrainConfig,
     multi_crop: MultiCrop,
     device: Device,
+    clock: Clock,
     ranks: Box<dyn Ranks + Send>,
     /// The network that learns.
     pub student: Network,
@@ -167,9 +169,20 @@ impl Method {
             config: config.clone(),
             multi_crop: MultiCrop::new(config.crops.clone())?,
             device: device.clone(),
+            clock: Clock::default(),
             ranks: Box::new(OneRank),
             frozen: None,
         })
+    }
+
+    /// Times the teacher's passes with this clock.
+    pub(super) fn set_clock(&mut self, clock: Clock) {
+        self.clock = clock;
+    }
+
+    /// Where the networks are.
+    pub fn device(&self) -> &Device {
+        &self.device
     }
 
     /// Gives a distillation its frozen teacher.
@@ -349,7 +362,7 @@ impl Method {
             _ => None,
         };
 
-        loss.teacher_seconds += start.elapsed().as_secs_f64();
+        loss.teacher_seconds += self.clock.since(start)?;
 
         let targets = PrototypeTargets {
             cls: cls_targets,
@@ -471,7 +484,7 @@ impl Method {
             let vit = &self.teacher.vit;
             let head = self.teacher.projection.as_ref().ok_or_else(missing)?;
             let keys = head.forward(&Seen::by(vit, &views[key], None, None, &[])?.cls)?;
-            loss.teacher_seconds += start.elapsed().as_secs_f64();
+            loss.teacher_seconds += self.clock.since(start)?;
             let name = ["first crop", "second crop"][query];
             let pass = Pass {
                 name,

@@ -7,6 +7,7 @@
 
 pub mod bench;
 pub mod checkpoint;
+mod clock;
 pub mod config;
 pub mod cost;
 pub mod ema;

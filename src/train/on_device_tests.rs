@@ -5,6 +5,7 @@ use macula_models::ops::composed;
 use macula_models::ops::cuda::emulated;
 
 use super::*;
+use crate::Error;
 use crate::train::config::{Compute, OptimizerKind, TrainConfig};
 use crate::train::losses::targets::{SoftmaxCentering, sinkhorn_knopp as kernels};
 use crate::train::ranks::OneRank;
@@ -102,6 +103,41 @@ fn steps_on_an_emulated_gpu_agree_with_the_kernels() {
             }
         }
     }
+}
+
+/// The norms and terms of a step on a GPU are read when the weights would have moved.
+#[test]
+#[ignore = "needs a C++ compiler"]
+fn a_step_on_an_emulated_gpu_that_is_not_finite_moves_nothing() {
+    let config = config("dinov2-small", &["optimizer.learning_rate=1e30"]);
+    let steps = batches(&config, 0, 8);
+    let run = || {
+        let mut trainer = Trainer::fresh(&config, &Device::Cpu).unwrap();
+        for (number, parts) in steps.iter().enumerate() {
+            let before = weights(&trainer);
+            match trainer.advance(parts) {
+                Ok(_) => assert_ne!(weights(&trainer), before, "step {number}"),
+                Err(error) => {
+                    assert!(matches!(error, Error::NotFinite { .. }), "{error}");
+                    assert!(number > 0 && weights(&trainer) == before);
+                    return;
+                }
+            }
+        }
+        panic!("expected a loss that is not finite");
+    };
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    pool.install(|| emulated(launcher(), run));
+}
+
+/// The bits of all weights of student and teacher.
+fn weights(trainer: &Trainer) -> Vec<u32> {
+    let networks = [&trainer.method().student, &trainer.method().teacher];
+    let tensors = networks
+        .into_iter()
+        .flat_map(|network| network.tensors().into_values());
+    let bits = |tensor: Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    tensors.flat_map(bits).map(f32::to_bits).collect()
 }
 
 #[test]

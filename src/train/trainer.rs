@@ -5,17 +5,21 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use candle_core::backprop::GradStore;
-use candle_core::{Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
+use macula_models::ops::cuda::optimizer::Clip;
 use macula_models::ops::{has_cpu_kernels, has_fast_bf16};
 use macula_models::weights::Tensors;
 
+use super::clock::Clock;
 use super::config::{Compute, Schedules, StepValues, TrainConfig};
 use super::ema::NamedVars;
 use super::failed_in_candle;
 use super::feed::{self, Part};
 use super::method::{Method, StepLoss};
-use super::network::{NetworkConfig, is_backbone, part_of};
-use super::optimizer::{Average, Optimizer, OptimizerState, Parameter, Rates, clip_scale, gradient_norms};
+use super::network::{Network, NetworkConfig, is_backbone, part_of};
+use super::optimizer::{
+    Average, Optimizer, OptimizerState, Parameter, clip_scale, gradient_norms, norms_of, squares_on_gpu,
+};
 use super::param_groups::ParamGroupRules;
 use crate::distill::FrozenTargets;
 use crate::{Error, Result};
@@ -28,6 +32,7 @@ pub struct Trainer {
     optimizer: Optimizer,
     /// The teacher's side of the trained weights.
     followers: NamedVars,
+    clock: Clock,
     step: u64,
 }
 
@@ -50,7 +55,7 @@ pub struct StepReport {
     pub seconds: StepSeconds,
 }
 
-/// Where the time of a step went, in seconds.
+/// Where the time of a step went, in seconds; on a GPU that of asking for it, but for [`Trainer::time_parts`].
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct StepSeconds {
     /// The teacher's passes and its targets.
@@ -61,6 +66,16 @@ pub struct StepSeconds {
     pub backward: f64,
     /// Clipping, the weights' update and the teacher's.
     pub update: f64,
+}
+
+impl StepSeconds {
+    /// Adds those of another step.
+    pub fn add(&mut self, other: &Self) {
+        self.teacher += other.teacher;
+        self.student += other.student;
+        self.backward += other.backward;
+        self.update += other.update;
+    }
 }
 
 impl StepReport {
@@ -118,6 +133,7 @@ impl Trainer {
             config: config.clone(),
             method,
             followers,
+            clock: Clock::default(),
             step: 0,
         })
     }
@@ -135,6 +151,13 @@ impl Trainer {
     /// Gives a distillation its frozen teacher, which no checkpoint keeps.
     pub fn learn_from(&mut self, frozen: FrozenTargets) {
         self.method.learn_from(frozen);
+    }
+
+    /// From here on waits for the device at the end of every part of a step, so that [`StepSeconds`] are those of the parts and not of
+    /// asking for them.
+    pub fn time_parts(&mut self) {
+        self.clock = Clock::apart(self.method.device());
+        self.method.set_clock(self.clock.clone());
     }
 
     /// Steps done.
@@ -179,18 +202,23 @@ impl Trainer {
             seconds: StepSeconds::default(),
         };
         let share = 1. / parts.len().max(1) as f64;
+        let on_gpu = self.optimizer.clipping_on_gpu().is_some();
+        let mut unread = Vec::new();
         let mut gradients: Option<GradStore> = None;
         for (number, batch) in parts.iter().enumerate() {
             let part = self.step * self.config.accumulate as u64 + number as u64;
             let start = Instant::now();
             let loss = self.method.loss(batch, part, &values)?;
-            report.add(&loss, share)?;
+            match on_gpu {
+                true => unread.extend(loss.parts.iter().cloned()),
+                false => report.add(&loss, share)?,
+            }
             report.seconds.teacher += loss.teacher_seconds;
-            report.seconds.student += start.elapsed().as_secs_f64() - loss.teacher_seconds;
+            report.seconds.student += self.clock.since(start)? - loss.teacher_seconds;
             let start = Instant::now();
             let total = (&loss.total * share).map_err(failed_in_candle)?;
             let new = total.backward().map_err(failed_in_candle)?;
-            report.seconds.backward += start.elapsed().as_secs_f64();
+            report.seconds.backward += self.clock.since(start)?;
             gradients = Some(match gradients {
                 None => new,
                 Some(sum) => self.added(sum, new)?,
@@ -201,9 +229,13 @@ impl Trainer {
             return Err(Error::failed("step", "expected at least one batch, found none"));
         };
         let start = Instant::now();
-        report.grad_norms = self.norms(&gradients)?;
-        self.update(&mut gradients, &report)?;
-        report.seconds.update = start.elapsed().as_secs_f64();
+        if on_gpu {
+            self.update_on_gpu(&gradients, &unread, share, &mut report)?;
+        } else {
+            report.grad_norms = gradient_norms(&modules(&self.method.student), &gradients)?;
+            self.update(&mut gradients, &report)?;
+        }
+        report.seconds.update = self.clock.since(start)?;
         self.step += 1;
         Ok(report)
     }
@@ -221,36 +253,61 @@ impl Trainer {
         Ok(sum)
     }
 
-    /// The gradient norm of each sub-module.
-    fn norms(&self, gradients: &GradStore) -> Result<BTreeMap<String, f64>> {
-        let mut modules: BTreeMap<&str, Vec<&Var>> = BTreeMap::new();
-        for (name, var) in self.method.student.trained() {
-            modules.entry(part_of(name).0).or_default().push(var);
-        }
-        gradient_norms(&modules, gradients)
-    }
-
     /// Clips each sub-module by itself, moves the weights and lets the teacher follow.
     fn update(&mut self, gradients: &mut GradStore, report: &StepReport) -> Result<()> {
-        let most = match self.config.optimizer.clip_norm {
-            0. => f64::INFINITY,
-            norm => norm,
-        };
+        let most = self.config.optimizer.most_norm();
         let scale = |name: &str| {
             let norm = report.grad_norms.get(part_of(name).0);
             norm.map_or(1., |&norm| clip_scale(norm, most))
         };
-        let values = &report.values;
-        let rates = Rates {
-            learning_rate: values.learning_rate,
-            last_layer_learning_rate: values.last_layer_learning_rate,
-            weight_decay: values.weight_decay,
+        let teacher = Average {
+            teacher: &self.followers,
+            momentum: report.values.momentum,
+        };
+        self.optimizer
+            .step(gradients, &report.values.rates(), scale, teacher)
+    }
+
+    /// [`Self::update`] and the numbers of the report, with the step's one wait for the GPU behind everything it has to do: the GPU
+    /// itself clips, and moves nothing where a term or a norm is not finite.
+    fn update_on_gpu(
+        &mut self,
+        gradients: &GradStore,
+        unread: &[(&'static str, Tensor)],
+        share: f64,
+        report: &mut StepReport,
+    ) -> Result<()> {
+        let modules = modules(&self.method.student);
+        let squares = squares_on_gpu(&modules, gradients, self.method.device())?;
+        let told = || {
+            let terms: Vec<Tensor> = unread.iter().map(|(_, term)| term.detach()).collect();
+            let terms = Tensor::stack(&terms, 0)?.to_dtype(DType::F64)?;
+            Tensor::cat(&[&terms, &squares], 0)
+        };
+        let told = told().map_err(failed_in_candle)?;
+        let clip = Clip {
+            squares: &squares,
+            most: self.config.optimizer.most_norm(),
+            told: &told,
+        };
+        let group_of = |name: &str| {
+            let before = modules.keys().take_while(|&&module| module != part_of(name).0);
+            before.count() as u32
         };
         let teacher = Average {
             teacher: &self.followers,
-            momentum: values.momentum,
+            momentum: report.values.momentum,
         };
-        self.optimizer.step(gradients, &rates, scale, teacher)
+        if let Some(adamw) = self.optimizer.clipping_on_gpu() {
+            adamw.step_clipped(gradients, &report.values.rates(), &clip, group_of, teacher)?;
+        }
+        let told: Vec<f64> = told.to_vec1().map_err(failed_in_candle)?;
+        let (terms, squares) = told.split_at(unread.len());
+        for ((name, _), term) in unread.iter().zip(terms) {
+            report.add_term(name, *term, share)?;
+        }
+        report.grad_norms = norms_of(&modules, squares)?;
+        Ok(())
     }
 
     /// The state for a checkpoint. Tensors are views: they change with the next step.
@@ -284,18 +341,31 @@ impl StepReport {
     fn add(&mut self, loss: &StepLoss, share: f64) -> Result<()> {
         let value = |tensor: &Tensor| tensor.to_scalar::<f32>().map(f64::from).map_err(failed_in_candle);
         for (name, term) in &loss.parts {
-            let term = value(term)?;
-            if !term.is_finite() {
-                return Err(Error::NotFinite {
-                    what: format!("loss term {name}"),
-                    value: term,
-                });
-            }
-            *self.parts.entry(name).or_default() += term * share;
-            self.loss += term * share;
+            self.add_term(name, value(term)?, share)?;
         }
         Ok(())
     }
+
+    fn add_term(&mut self, name: &'static str, term: f64, share: f64) -> Result<()> {
+        if !term.is_finite() {
+            return Err(Error::NotFinite {
+                what: format!("loss term {name}"),
+                value: term,
+            });
+        }
+        *self.parts.entry(name).or_default() += term * share;
+        self.loss += term * share;
+        Ok(())
+    }
+}
+
+/// The trained weights of each sub-module.
+fn modules(student: &Network) -> BTreeMap<&str, Vec<&Var>> {
+    let mut modules: BTreeMap<&str, Vec<&Var>> = BTreeMap::new();
+    for (name, var) in student.trained() {
+        modules.entry(part_of(name).0).or_default().push(var);
+    }
+    modules
 }
 
 /// Lets a GPU round as coarsely as `compute` where products are of f32 matrices, such as those with prototypes: they then keep

@@ -59,3 +59,13 @@ pub struct OptimizerConfig {
     /// SGD's momentum.
     pub momentum: f64,
 }
+
+impl OptimizerConfig {
+    /// The largest gradient norm of a sub-module; infinite without clipping.
+    pub fn most_norm(&self) -> f64 {
+        match self.clip_norm {
+            0. => f64::INFINITY,
+            norm => norm,
+        }
+    }
+}

@@ -1,6 +1,7 @@
 //! Everything that changes from step to step.
 
 use super::{LearningRateScaling, TrainConfig};
+use crate::train::optimizer::Rates;
 use crate::train::schedule::CosineSchedule;
 
 /// The value of everything scheduled, as a function of the step.
@@ -29,6 +30,17 @@ pub struct StepValues {
     pub teacher_temperature: f64,
     /// Temperature of the contrastive term.
     pub info_nce_temperature: f64,
+}
+
+impl StepValues {
+    /// What an optimizer needs of them.
+    pub fn rates(&self) -> Rates {
+        Rates {
+            learning_rate: self.learning_rate,
+            last_layer_learning_rate: self.last_layer_learning_rate,
+            weight_decay: self.weight_decay,
+        }
+    }
 }
 
 impl Schedules {

@@ -66,7 +66,7 @@ impl Method {
         let seen = frozen.features(&crops.global, batch)?;
         let compared = self.compared_patches(crops, distill)?;
         let targets = self.prototype_targets(frozen, &seen, &compared, values)?;
-        loss.teacher_seconds += start.elapsed().as_secs_f64();
+        loss.teacher_seconds += self.clock.since(start)?;
 
         let (global, local) = self.student_under(distill, crops, &compared, (part, targets.cls.is_some()))?;
         let of_heads = SeenCrops {
@@ -240,11 +240,12 @@ impl Method {
             return Err(missing());
         };
         let unit = |features: &Tensor| ops::l2_normalize(features, 1e-12);
+        let clock = &self.clock;
         let mut term = || -> candle_core::Result<Tensor> {
             let of_teacher = unit(of_teacher)?;
             teacher.push(&of_teacher)?;
             student.push(&unit(&averaged)?)?;
-            loss.teacher_seconds += start.elapsed().as_secs_f64();
+            loss.teacher_seconds += clock.since(start).map_err(candle_core::Error::wrap)?;
             relational_loss(
                 &Relations {
                     queries: &unit(cls)?,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, Var};
-use macula_models::ops::cuda::optimizer::{AdamwUpdate, Moved, adamw};
+use macula_models::ops::cuda::optimizer::{AdamwUpdate, Clip, Moved, adamw};
 use macula_models::ops::is_fused;
 
 use super::adamw_update::Update;
@@ -104,6 +104,12 @@ impl AdamW {
         &self.parameters
     }
 
+    /// Whether all weights are moved in one launch.
+    pub(super) fn is_on_gpu(&self) -> bool {
+        let first = self.parameters.first();
+        first.is_some_and(|first| is_fused(first.var.device()))
+    }
+
     /// The state by parameter name.
     pub fn state(&self) -> &BTreeMap<String, Moments> {
         &self.moments
@@ -153,14 +159,10 @@ impl AdamW {
         if let Some(teacher) = &teacher {
             teacher.check(&self.parameters)?;
         }
-        if self
-            .parameters
-            .first()
-            .is_some_and(|first| is_fused(first.var.device()))
-        {
+        if self.is_on_gpu() {
             let updates = self.fused_updates(gradients, rates, scale, teacher)?;
-            let updates: Vec<AdamwUpdate> = updates.iter().map(FusedUpdate::tensors).collect();
-            return adamw(&updates).map_err(failed_in_candle);
+            let updates: Vec<AdamwUpdate> = updates.iter().map(|update| update.tensors(0)).collect();
+            return adamw(&updates, None).map_err(failed_in_candle);
         }
         for parameter in &self.parameters {
             let follows = teacher.as_ref().and_then(|teacher| teacher.of(&parameter.name));
@@ -183,6 +185,34 @@ impl AdamW {
             result.map_err(failed_in_candle)?;
         }
         Ok(())
+    }
+
+    /// [`Self::step_and_average`] on a GPU, which clips the gradients itself: those of a parameter with the group that `group_of` its
+    /// name is.
+    ///
+    /// # Errors
+    /// As [`Self::step_and_average`].
+    pub fn step_clipped(
+        &mut self,
+        gradients: &GradStore,
+        rates: &Rates,
+        clip: &Clip,
+        group_of: impl Fn(&str) -> u32,
+        teacher: Average,
+    ) -> Result<()> {
+        teacher.check(&self.parameters)?;
+        let groups: Vec<u32> = self
+            .parameters
+            .iter()
+            .map(|parameter| group_of(&parameter.name))
+            .collect();
+        let updates = self.fused_updates(gradients, rates, |_| 1., Some(teacher))?;
+        let updates: Vec<AdamwUpdate> = updates
+            .iter()
+            .zip(groups)
+            .map(|(update, group)| update.tensors(group))
+            .collect();
+        adamw(&updates, Some(clip)).map_err(failed_in_candle)
     }
 
     /// What [`Self::step_and_average`] does to each parameter, for one pass over all of them; counts the step.
@@ -226,7 +256,7 @@ struct FusedUpdate<'a> {
 }
 
 impl FusedUpdate<'_> {
-    fn tensors(&self) -> AdamwUpdate<'_> {
+    fn tensors(&self, group: u32) -> AdamwUpdate<'_> {
         AdamwUpdate {
             weights: &self.weights,
             moved: self.moved.as_ref().map(|(moments, gradient, update)| Moved {
@@ -238,6 +268,7 @@ impl FusedUpdate<'_> {
             follower: self
                 .follower
                 .map(|follower| (follower.weights.as_tensor(), follower.factors())),
+            group,
         }
     }
 }

@@ -93,6 +93,14 @@ impl Optimizer {
         }
     }
 
+    /// The AdamW of weights on a GPU, which can clip gradients by norms that the host has not seen.
+    pub fn clipping_on_gpu(&mut self) -> Option<&mut AdamW> {
+        match self {
+            Self::AdamW(adamw) if adamw.is_on_gpu() => Some(adamw),
+            _ => None,
+        }
+    }
+
     /// The state as a checkpoint keeps it. The tensors are the optimizer's own and change with the next step.
     pub fn state(&self) -> OptimizerState {
         let mut state = OptimizerState::default();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::backprop::GradStore;
-use candle_core::{Tensor, Var};
+use candle_core::{Device, Tensor, Var};
 use macula_models::ops::{cuda, is_composed, is_fused};
 
 use crate::train::{failed_in_candle, in_place, on_device};
@@ -61,13 +61,16 @@ pub fn gradient_norms(
     modules: &BTreeMap<&str, Vec<&Var>>,
     gradients: &GradStore,
 ) -> Result<BTreeMap<String, f64>> {
-    let of_module = |vars: &Vec<&Var>| -> Vec<&Tensor> {
-        let found = vars.iter().filter_map(|var| gradients.get(var));
-        found.collect()
-    };
-    let groups: Vec<Vec<&Tensor>> = modules.values().map(of_module).collect();
-    let squares = sums_of_squares(&groups).map_err(failed_in_candle)?;
-    let norm = |(module, squares): (&&str, f64)| match squares.sqrt() {
+    let squares = sums_of_squares(&groups_of(modules, gradients)).map_err(failed_in_candle)?;
+    norms_of(modules, &squares)
+}
+
+/// Norms from their squares, a module after the other.
+///
+/// # Errors
+/// A norm that is not finite.
+pub fn norms_of(modules: &BTreeMap<&str, Vec<&Var>>, squares: &[f64]) -> Result<BTreeMap<String, f64>> {
+    let norm = |(module, squares): (&&str, &f64)| match squares.sqrt() {
         norm if norm.is_finite() => Ok(((*module).to_owned(), norm)),
         norm => Err(Error::NotFinite {
             what: format!("gradient norm of {module}"),
@@ -77,18 +80,40 @@ pub fn gradient_norms(
     modules.keys().zip(squares).map(norm).collect()
 }
 
+/// The squares of the norms of [`gradient_norms`], f64 [modules], left on the GPU.
+///
+/// # Errors
+/// Gradients of another type than f32.
+pub fn squares_on_gpu(
+    modules: &BTreeMap<&str, Vec<&Var>>,
+    gradients: &GradStore,
+    device: &Device,
+) -> Result<Tensor> {
+    fused_squares(&groups_of(modules, gradients), device).map_err(failed_in_candle)
+}
+
+fn groups_of<'a>(modules: &BTreeMap<&str, Vec<&Var>>, gradients: &'a GradStore) -> Vec<Vec<&'a Tensor>> {
+    let of_module = |vars: &Vec<&Var>| {
+        let found = vars.iter().filter_map(|var| gradients.get(var));
+        found.collect()
+    };
+    modules.values().map(of_module).collect()
+}
+
+fn fused_squares(groups: &[Vec<&Tensor>], device: &Device) -> candle_core::Result<Tensor> {
+    let contiguous = |group: &Vec<&Tensor>| group.iter().map(|tensor| tensor.contiguous()).collect();
+    let groups: Vec<Vec<Tensor>> = groups
+        .iter()
+        .map(contiguous)
+        .collect::<candle_core::Result<_>>()?;
+    let groups: Vec<Vec<&Tensor>> = groups.iter().map(|group| group.iter().collect()).collect();
+    cuda::optimizer::sums_of_squares(&groups, device)
+}
+
 fn sums_of_squares(groups: &[Vec<&Tensor>]) -> candle_core::Result<Vec<f64>> {
     let device = groups.iter().flatten().next().map(|first| first.device());
     match device {
-        Some(device) if is_fused(device) => {
-            let contiguous = |group: &Vec<&Tensor>| group.iter().map(|tensor| tensor.contiguous()).collect();
-            let groups: Vec<Vec<Tensor>> = groups
-                .iter()
-                .map(contiguous)
-                .collect::<candle_core::Result<_>>()?;
-            let groups: Vec<Vec<&Tensor>> = groups.iter().map(|group| group.iter().collect()).collect();
-            cuda::optimizer::sums_of_squares(&groups)
-        }
+        Some(device) if is_fused(device) => fused_squares(groups, device)?.to_vec1(),
         Some(device) if is_composed(device) => {
             let of_group = |group: &Vec<&Tensor>| match group.is_empty() {
                 true => Ok(0.),

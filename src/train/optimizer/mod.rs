@@ -15,7 +15,7 @@ use candle_core::{DType, Tensor, Var};
 pub use adamw::{AdamW, AdamWOptions, Moments};
 pub use any::{Optimizer, OptimizerState};
 pub use average::Average;
-pub use clip::{clip_gradients, clip_scale, gradient_norm, gradient_norms};
+pub use clip::{clip_gradients, clip_scale, gradient_norm, gradient_norms, norms_of, squares_on_gpu};
 pub use sgd::Sgd;
 
 use super::failed_in_candle;

@@ -106,11 +106,11 @@ struct Packing {
     int first, tokens, tokens_of_second;
 };
 
-struct Place {
+struct Position {
     int image, token;
 };
 
-__device__ inline Place place_of(int row, Packing packing) {
+__device__ inline Position position_of(int row, Packing packing) {
     const int beyond = row - packing.first * packing.tokens;
     if (beyond < 0) {
         return {row / packing.tokens, row % packing.tokens};
@@ -118,7 +118,7 @@ __device__ inline Place place_of(int row, Packing packing) {
     return {packing.first + beyond / packing.tokens_of_second, beyond % packing.tokens_of_second};
 }
 
-__device__ inline int row_of(Place place, Packing packing) {
+__device__ inline int row_of(Position place, Packing packing) {
     const int beyond = place.image - packing.first;
     if (beyond < 0) {
         return place.image * packing.tokens + place.token;
@@ -131,6 +131,6 @@ __device__ inline offset_t source_row(const unsigned *kept, int row, Packing cho
     if (kept == nullptr) {
         return row;
     }
-    const Place place = place_of(row, chosen);
+    const Position place = position_of(row, chosen);
     return row_of({static_cast<int>(kept[place.image]), place.token}, all);
 }

@@ -14,15 +14,44 @@ __device__ inline float *address(const unsigned long long *table, int entry) {
     return reinterpret_cast<float *>(static_cast<size_t>(table[entry]));
 }
 
-// A tensor without a gradient stays as it is, and its teacher follows it. Without a teacher, nothing follows.
-KERNEL(adamw, const unsigned long long *table, const float *factors, const unsigned *sizes, const unsigned *pieces) {
+// PyTorch's guard against a division by 0 (`clip_grad_norm_`).
+static const double CLIP_EPS = 1e-6;
+// The scale of gradients that must not be applied.
+static const float NOT_AT_ALL = -1.f;
+
+// What brings a gradient's norm, of which this is the square, down to `most`; NOT_AT_ALL where any of `told` is not finite.
+__device__ inline float clip_scale(double square, double most, const double *told, int told_count) {
+    for (int number = 0; number < told_count; number++) {
+        if (!isfinite(told[number])) {
+            return NOT_AT_ALL;
+        }
+    }
+    return static_cast<float>(fmin(most / (sqrt(square) + CLIP_EPS), 1.));
+}
+
+// A tensor without a gradient stays as it is, and its teacher follows it. Without a teacher, nothing follows. With `squares`, the
+// gradients of a tensor of group g are clipped by their norm, and nothing moves where a number of `told` is not finite.
+KERNEL(adamw, const unsigned long long *table, const float *factors, const unsigned *sizes, const unsigned *pieces,
+       const unsigned *groups, const double *squares, const double *most, const double *told, int told_count) {
+    SHARED_FLOATS(shared);
     const unsigned tensor = pieces[2 * blockIdx.x], piece = pieces[2 * blockIdx.x + 1];
     const unsigned long long *addresses = table + static_cast<offset_t>(tensor) * ADDRESSES;
     float *weights = address(addresses, WEIGHTS), *first = address(addresses, FIRST), *second = address(addresses, SECOND);
     const float *gradient = address(addresses, GRADIENT);
     float *teacher = address(addresses, TEACHER);
     const float *f = factors + static_cast<offset_t>(tensor) * FACTORS;
-    const float scale = f[SCALE], towards = f[TOWARDS], keep = f[KEEP], add = f[ADD], shrink = f[SHRINK], size = f[SIZE],
+    float clip = 1.f;
+    if (squares != nullptr) {
+        if (threadIdx.x == 0) {
+            shared[0] = clip_scale(squares[groups[tensor]], most[0], told, told_count);
+        }
+        __syncthreads();
+        clip = shared[0];
+        if (clip == NOT_AT_ALL) {
+            return;
+        }
+    }
+    const float scale = f[SCALE] * clip, towards = f[TOWARDS], keep = f[KEEP], add = f[ADD], shrink = f[SHRINK], size = f[SIZE],
                 root = f[ROOT], eps = f[EPS], stays = f[STAYS], follows = f[FOLLOWS];
     const offset_t start = static_cast<offset_t>(piece) * blockDim.x * PER_THREAD + threadIdx.x, count = sizes[tensor];
     for (int step = 0; step < PER_THREAD; step++) {

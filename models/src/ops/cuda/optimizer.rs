@@ -15,6 +15,19 @@ pub struct AdamwUpdate<'a> {
     pub moved: Option<Moved<'a>>,
     /// The weight that follows it, of its shape: `keep` times itself and `take` times the weight.
     pub follower: Option<(&'a Tensor, [f32; 2])>,
+    /// The group that its gradient is clipped with, where gradients are.
+    pub group: u32,
+}
+
+/// Clipping that the host need not know of. Tensors are f64.
+#[derive(Debug, Clone, Copy)]
+pub struct Clip<'a> {
+    /// The sum of squares of each group of gradients ([`sums_of_squares`]), [G].
+    pub squares: &'a Tensor,
+    /// The largest norm of a group; infinite to leave gradients as they are.
+    pub most: f64,
+    /// Numbers of which each has to be finite, or nothing moves.
+    pub told: &'a Tensor,
 }
 
 /// AdamW's side of a weight.
@@ -34,8 +47,8 @@ pub struct Moved<'a> {
 /// Moves all weights and lets their followers follow, in one launch.
 ///
 /// # Errors
-/// Tensors that are not f32, contiguous, of one shape for one weight, on one device with kernels.
-pub fn adamw(updates: &[AdamwUpdate]) -> Result<()> {
+/// Tensors that are not f32, contiguous, of one shape for one weight, on one device with kernels; a group without its sum of squares.
+pub fn adamw(updates: &[AdamwUpdate], clip: Option<&Clip>) -> Result<()> {
     const NAME: &str = "adamw";
     let Some(device) = updates.first().map(|update| update.weights.device()) else {
         return Ok(());
@@ -66,6 +79,25 @@ pub fn adamw(updates: &[AdamwUpdate]) -> Result<()> {
         factors.extend(moved.map_or([0.; 8], |moved| moved.factors));
         factors.extend(update.follower.map_or([0.; 2], |(_, factors)| factors));
     }
+    if let Some(clip) = clip {
+        let groups = clip.squares.elem_count();
+        if let Some(update) = updates.iter().find(|update| update.group as usize >= groups) {
+            bail!("{NAME}: expected a group below {groups}, found {}", update.group)
+        }
+        for tensor in [clip.squares, clip.told] {
+            if tensor.dtype() != DType::F64 {
+                bail!("{NAME}: expected sums of f64, found {:?}", tensor.dtype())
+            }
+        }
+    }
+    let groups = clip.map(|_| {
+        Tensor::new(
+            updates.iter().map(|update| update.group).collect::<Vec<_>>(),
+            device,
+        )
+    });
+    let groups = groups.transpose()?;
+    let most = clip.map(|clip| Tensor::new(&[clip.most], device)).transpose()?;
     let pieces = Pieces::new(updates.iter().map(|update| update.weights), device)?;
     launch(
         device,
@@ -77,20 +109,25 @@ pub fn adamw(updates: &[AdamwUpdate]) -> Result<()> {
             Argument::Read(&Tensor::new(factors, device)?),
             Argument::Read(&pieces.sizes),
             Argument::Read(&pieces.numbers),
+            Argument::Optional(groups.as_ref()),
+            Argument::Optional(clip.map(|clip| clip.squares)),
+            Argument::Optional(most.as_ref()),
+            Argument::Optional(clip.map(|clip| clip.told)),
+            Argument::Count(clip.map_or(0, |clip| clip.told.elem_count())),
         ],
     )
 }
 
-/// The sum of squares of each group of tensors, in two launches and one copy to the host.
+/// The sum of squares of each group of tensors, f64, in two launches: [G].
 ///
 /// # Errors
 /// Tensors that are not f32, contiguous and on one device with kernels.
-pub fn sums_of_squares(groups: &[Vec<&Tensor>]) -> Result<Vec<f64>> {
+pub fn sums_of_squares(groups: &[Vec<&Tensor>], device: &Device) -> Result<Tensor> {
     const NAME: &str = "squares_of_pieces";
     let tensors: Vec<&Tensor> = groups.iter().flatten().copied().collect();
-    let Some(device) = tensors.first().map(|tensor| tensor.device()) else {
-        return Ok(vec![0.; groups.len()]);
-    };
+    if tensors.is_empty() {
+        return Tensor::zeros(groups.len(), DType::F64, device);
+    }
     if let Some(other) = tensors.iter().find(|tensor| tensor.dtype() != DType::F32) {
         bail!("{NAME}: expected f32, found {:?}", other.dtype())
     }
@@ -127,7 +164,7 @@ pub fn sums_of_squares(groups: &[Vec<&Tensor>]) -> Result<Vec<f64>> {
             Argument::Count(groups.len()),
         ],
     )?;
-    sums.to_vec1()
+    Ok(sums)
 }
 
 /// Tensors cut into pieces, one for each block.

@@ -25,7 +25,7 @@ __device__ inline void add(const float *__restrict__ x, const T *__restrict__ br
     for (int row = first; row < end; row += AHEAD) {
         float sums[AHEAD];
         EACH_AHEAD {
-            const Place in_all = place_of(row + next, all);
+            const Position in_all = position_of(row + next, all);
             const unsigned place = places == nullptr ? static_cast<unsigned>(in_all.image) : places[in_all.image];
             sums[next] = x[static_cast<offset_t>(row + next) * width + column];
             if (place != NOWHERE) {
@@ -55,7 +55,7 @@ __device__ inline void gradient(const float *__restrict__ grad, const T *__restr
     for (int row = first; row < end; row += AHEAD) {
         float grads[AHEAD], branches[AHEAD];
         EACH_AHEAD {
-            const float factor = factor_of(factors, place_of(row + next, chosen).image);
+            const float factor = factor_of(factors, position_of(row + next, chosen).image);
             grads[next] = factor * grad[source_row(kept, row + next, chosen, all) * width + column];
             branches[next] = load(branch, static_cast<offset_t>(row + next) * width + column) + offset;
         }
