@@ -17,6 +17,7 @@ pub(super) enum Source {
     Augment,
     Columns,
     CrossEntropy,
+    FusedAttention,
     GatherRows,
     LayerNorm,
     Normalise,

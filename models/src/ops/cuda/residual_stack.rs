@@ -5,8 +5,9 @@
 use candle_core::{DType, Result, Tensor, bail};
 
 use super::activation::Activation;
-use super::attention::Attention;
+use super::attention::{self, Attention};
 use super::columns::column_sums;
+use super::launch::uninitialised;
 use super::layer_norm::{Into, Norm};
 use super::residual::{Residual, Samples};
 use crate::ops::many_parameters::tie;
@@ -128,9 +129,11 @@ enum FusedMiddle {
 struct Kept {
     normed: Tensor,     // [rows, D]
     statistics: Tensor, // [rows, 2]
-    /// The first projection without its bias [rows, E], or for attention the heads, [3, B H, T, d].
+    /// The first projection without its bias, [rows, E].
     expanded: Tensor,
     inner: Tensor, // [rows, I]
+    /// Of the attention that made `inner`.
+    attended: attention::Kept,
     /// The second projection without its bias, [rows, D].
     contracted: Tensor,
 }
@@ -174,15 +177,15 @@ impl Branch {
         let (normed, statistics) = self.norm.forward(x, self.kept(), self.tokens, dtype)?;
         let expanded = normed.matmul(&self.expand.t()?)?;
         let bias = Some(&self.expand_bias);
-        let (expanded, inner) = match &self.middle {
+        let (inner, attended) = match &self.middle {
             FusedMiddle::Attention(attention) => {
-                let heads = attention.heads(&expanded, bias)?;
-                let inner = attention.forward(&heads)?;
-                (heads, inner)
+                let shape = (expanded.dim(0)?, self.contract.dim(1)?);
+                let inner = uninitialised(shape, dtype, expanded.device())?;
+                let attended = attention.forward(&expanded, bias, &inner)?;
+                (inner, attended)
             }
             FusedMiddle::Activation(activation) => {
-                let inner = activation.forward(&expanded, bias)?;
-                (expanded, inner)
+                (activation.forward(&expanded, bias)?, attention::Kept::Nothing)
             }
         };
         let contracted = inner.matmul(&self.contract.t()?)?;
@@ -191,6 +194,7 @@ impl Branch {
             statistics,
             expanded,
             inner,
+            attended,
             contracted,
         })
     }
@@ -207,11 +211,15 @@ impl Branch {
             self.residual.backward(grad, &kept.contracted, samples)?;
         let dcontract = dcontracted.t()?.matmul(&kept.inner)?;
         let dinner = dcontracted.matmul(&self.contract)?;
+        let bias = Some(&self.expand_bias);
         let (dexpanded, sums) = match &self.middle {
-            FusedMiddle::Attention(attention) => attention.backward(&kept.expanded, &dinner, true)?,
-            FusedMiddle::Activation(activation) => {
-                activation.backward(&kept.expanded, Some(&self.expand_bias), &dinner)?
+            FusedMiddle::Attention(attention) => {
+                let (qkv, out) = (&kept.expanded, &kept.inner);
+                let dqkv = uninitialised(qkv.shape(), qkv.dtype(), qkv.device())?;
+                attention.backward(qkv, bias, out, &kept.attended, &dinner, &dqkv)?;
+                (dqkv, None)
             }
+            FusedMiddle::Activation(activation) => activation.backward(&kept.expanded, bias, &dinner)?,
         };
         let dexpand_bias = match sums {
             Some(sums) => sums,
