@@ -21,3 +21,8 @@ KERNEL(broken_writes_before, float *out, int count) {
         out[static_cast<int>(threadIdx.x) - 1] = 1.f;
     }
 }
+
+KERNEL(broken_unaligned, float *out, int count) {
+    unsigned zeros[4] = {0, 0, 0, 0};
+    store_eight(reinterpret_cast<bf16 *>(out + count), zeros);
+}

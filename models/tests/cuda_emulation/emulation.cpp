@@ -102,6 +102,8 @@ unsigned lane() { return threadIdx.x % WARP_SIZE; }
 
 void block_barrier() { back(AT_BLOCK_BARRIER); }
 
+void refuse(const char *what) { failure = what; }
+
 Cell exchanged(unsigned mask, Cell value, unsigned from) {
     if (mask != 0xffffffffu) {
         failure = "a shuffle among some lanes only";
@@ -129,21 +131,37 @@ static bool passed(unsigned first, unsigned end, State barrier) {
     return true;
 }
 
-static bool run_block(const std::vector<unsigned> &order) {
+// Threads in the order in which they run, each as far as it gets.
+typedef std::vector<unsigned> Order;
+
+// Runs threads until all of them wait at the block's barrier or are done; whether any moved.
+static bool run_threads(const Order &threads) {
+    bool moved = false;
+    for (bool again = true; again;) {
+        again = false;
+        for (unsigned thread : threads) {
+            if (fibers[thread].state == RUNNING) {
+                switch_to(thread);
+                moved = true;
+            }
+        }
+        for (unsigned thread : threads) {
+            again |= thread % WARP_SIZE == 0 && passed(thread, thread + WARP_SIZE, AT_WARP_BARRIER);
+        }
+    }
+    return moved;
+}
+
+// Runs a block, one group of whole warps after the other from barrier to barrier.
+static bool run_block(const std::vector<Order> &groups) {
     const unsigned threads = blockDim.x;
     for (unsigned thread = 0; thread < threads; thread++) {
         fibers[thread].state = RUNNING;
     }
     for (;;) {
         bool moved = false, done = true;
-        for (unsigned thread : order) {
-            if (fibers[thread].state == RUNNING) {
-                switch_to(thread);
-                moved = true;
-            }
-        }
-        for (unsigned warp = 0; warp < threads; warp += WARP_SIZE) {
-            moved |= passed(warp, warp + WARP_SIZE, AT_WARP_BARRIER);
+        for (const Order &group : groups) {
+            moved |= run_threads(group);
         }
         moved |= passed(0, threads, AT_BLOCK_BARRIER);
         for (unsigned thread = 0; thread < threads; thread++) {
@@ -204,8 +222,9 @@ static void watch() {
     watching = true;
 }
 
-static std::vector<unsigned> order_of(unsigned number, unsigned threads) {
-    std::vector<unsigned> order(threads);
+// Warp after warp from the first or from the last thread, or all warps at once with their threads mixed.
+static std::vector<Order> groups_of(unsigned number, unsigned threads) {
+    Order order(threads);
     for (unsigned thread = 0; thread < threads; thread++) {
         order[thread] = number == 1 ? threads - 1 - thread : thread;
     }
@@ -214,7 +233,12 @@ static std::vector<unsigned> order_of(unsigned number, unsigned threads) {
         state = state * 1664525u + 1013904223u;
         std::swap(order[thread - 1], order[(state >> 8) % thread]);
     }
-    return order;
+    const unsigned together = number == 2 ? threads : WARP_SIZE;
+    std::vector<Order> groups;
+    for (auto first = order.begin(); first != order.end(); first += together) {
+        groups.emplace_back(first, first + together);
+    }
+    return groups;
 }
 
 }  // namespace emulation
@@ -257,7 +281,7 @@ const char *kernel_run(const char *name, unsigned grid_x, unsigned grid_y, unsig
     for (unsigned thread = 0; thread < block; thread++) {
         start(thread);
     }
-    const std::vector<unsigned> threads = order_of(order, block);
+    const std::vector<Order> groups = groups_of(order, block);
     Guarded memory = guarded(shared_bytes);
     shared_memory = reinterpret_cast<float *>(memory.data());
     for (unsigned y = 0; y < grid_y && failure.empty(); y++) {
@@ -265,7 +289,7 @@ const char *kernel_run(const char *name, unsigned grid_x, unsigned grid_y, unsig
             // Shared memory comes with whatever was there: no number.
             memset(memory.data(), 0xff, shared_bytes);
             blockIdx = {x, y, 0};
-            run_block(threads);
+            run_block(groups);
             if (!intact(memory)) {
                 failure = "wrote before its shared memory";
             }

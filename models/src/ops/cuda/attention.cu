@@ -26,12 +26,11 @@ __device__ inline void split(const T *__restrict__ packed, const float *__restri
     }
 }
 
-// Heads [B, H, T, d], one tensor a part, to packed tokens [B, T, parts, H, d], the first part scaled. The sums of the packed
-// columns over the chunk go to `partials` [chunks, parts H d], where there are any.
+// Heads [B, H, T, d], one tensor a part, to packed tokens [B, T, parts, H, d], the first part scaled.
 template <class T>
 __device__ inline void merge(const T *__restrict__ first_part, const T *__restrict__ second_part,
-                             const T *__restrict__ third_part, T *__restrict__ packed, float *__restrict__ partials,
-                             float first_scale, int batch, int tokens, int parts, int heads, int head_dim, int chunk_rows) {
+                             const T *__restrict__ third_part, T *__restrict__ packed, float first_scale, int batch,
+                             int tokens, int parts, int heads, int head_dim, int chunk_rows) {
     const int column = blockIdx.x * blockDim.x + threadIdx.x, width = parts * heads * head_dim;
     if (column >= width) {
         return;
@@ -40,7 +39,6 @@ __device__ inline void merge(const T *__restrict__ first_part, const T *__restri
     const T *source = part == 0 ? first_part : part == 1 ? second_part : third_part;
     const float scale = part == 0 ? first_scale : 1.f;
     const int rows = batch * tokens, first = blockIdx.y * chunk_rows, end = min(rows, first + chunk_rows);
-    float sum = 0.f;
     for (int row = first; row < end; row += AHEAD) {
         float loaded[AHEAD];
         EACH_AHEAD {
@@ -49,12 +47,8 @@ __device__ inline void merge(const T *__restrict__ first_part, const T *__restri
             loaded[next] = load(source, (matrix * tokens + token) * head_dim + place) * scale;
         }
         EACH_AHEAD {
-            sum += loaded[next];
             store(packed, static_cast<offset_t>(row + next) * width + column, loaded[next]);
         }
-    }
-    if (partials != nullptr) {
-        partials[static_cast<offset_t>(blockIdx.y) * width + column] = sum;
     }
 }
 
@@ -105,10 +99,9 @@ __device__ inline void softmax_gradient(const T *__restrict__ probabilities, T *
            int parts, int heads, int head_dim, int chunk_rows) {                                                             \
         split(packed, bias, heads_out, first_scale, batch, tokens, parts, heads, head_dim, chunk_rows);                      \
     }                                                                                                                        \
-    KERNEL(merge_heads_##suffix, const T *first_part, const T *second_part, const T *third_part, T *packed, float *partials, \
+    KERNEL(merge_heads_##suffix, const T *first_part, const T *second_part, const T *third_part, T *packed,                  \
            float first_scale, int batch, int tokens, int parts, int heads, int head_dim, int chunk_rows) {                   \
-        merge(first_part, second_part, third_part, packed, partials, first_scale, batch, tokens, parts, heads, head_dim,     \
-              chunk_rows);                                                                                                   \
+        merge(first_part, second_part, third_part, packed, first_scale, batch, tokens, parts, heads, head_dim, chunk_rows);  \
     }                                                                                                                        \
     KERNEL(softmax_forward_##suffix, T *scores, int rows, int width) { softmax(scores, rows, width); }                       \
     KERNEL(softmax_backward_##suffix, const T *probabilities, T *grads, int rows, int width) {                               \

@@ -1,9 +1,10 @@
-//! Softmax attention: heads taken apart by one launch, batched products of cuBLAS, a softmax in the place of the scores, heads put
-//! together by another launch. The backward pass computes the probabilities anew instead of keeping T x T of them for every
-//! head of every block.
+//! Softmax attention on packed projections. Where the kernels of `fused_attention` suit, no scores are kept; elsewhere heads are taken
+//! apart by one launch, multiplied by cuBLAS, with a softmax in the place of the scores, and put together by another launch. The
+//! backward pass computes the probabilities anew instead of keeping T x T of them for every head of every block.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 
+use super::fused_attention::{self, Projection};
 use super::geometry::{self, Chunked};
 use super::launch::{Argument, Source, launch, typed, uninitialised};
 use crate::ops::attention::Sizes;
@@ -17,18 +18,17 @@ pub(in crate::ops) fn attention(qkv: &Tensor, scale: f64) -> Result<Tensor> {
         sizes: Sizes::new(qkv.dims())?,
         scale: scale as f32,
     };
-    let (batch, tokens, width) = (
-        attention.sizes.batch,
-        attention.sizes.tokens,
-        attention.sizes.width(),
-    );
-    let packed = qkv.detach().contiguous()?;
-    let out = uninitialised((batch, tokens, width), qkv.dtype(), qkv.device())?;
+    let Sizes { batch, tokens, .. } = attention.sizes;
+    let (rows, width) = (attention.rows(), attention.sizes.width());
+    let packed = qkv.detach().contiguous()?.reshape((rows, 3 * width))?;
+    let out = uninitialised((rows, width), qkv.dtype(), qkv.device())?;
     let kept = attention.forward(&packed, None, &out)?;
+    let out = out.reshape((batch, tokens, width))?;
     node1(NAME, qkv, out, move |[qkv], out, grad| {
-        let dqkv = uninitialised(qkv.shape(), qkv.dtype(), qkv.device())?;
-        attention.backward(&packed, None, out, &kept, grad, &dqkv)?;
-        Ok([Some(dqkv)])
+        let [out, dout] = [out, grad].map(|tensor| tensor.detach().reshape((rows, width)));
+        let dqkv = uninitialised(packed.shape(), packed.dtype(), packed.device())?;
+        attention.backward(&packed, None, &out?, &kept, &dout?, &dqkv)?;
+        Ok([Some(dqkv.reshape(qkv.shape())?)])
     })
 }
 
@@ -37,6 +37,13 @@ pub(in crate::ops) fn attention(qkv: &Tensor, scale: f64) -> Result<Tensor> {
 pub(super) struct Attention {
     sizes: Sizes,
     scale: f32,
+}
+
+/// What the backward pass needs beside the projection and the result.
+pub(super) enum Kept {
+    /// The logarithms of the sums of every row's exponentials, [B, H, T].
+    LogSums(Tensor),
+    Nothing,
 }
 
 impl Attention {
@@ -49,35 +56,69 @@ impl Attention {
         })
     }
 
-    /// Writes the result into `out` [B T, H d], from the packed projection `qkv` [B T, 3 H d] and its bias [3 H d]; what the
-    /// backward pass needs beside these.
+    /// Writes the result to `out` [B T, H d] from the packed projection `qkv` [B T, 3 H d] without its bias [3 H d].
     pub(super) fn forward(&self, qkv: &Tensor, bias: Option<&Tensor>, out: &Tensor) -> Result<Kept> {
-        let heads = self.split(qkv, bias, 3, self.scale)?; // [3, B H, T, d]
+        self.expect(&[(qkv, 3), (out, 1)])?;
+        if fused_attention::suits(&self.sizes, qkv.dtype()) {
+            let log_sums = self.projection(qkv, bias).forward(out)?;
+            return Ok(Kept::LogSums(log_sums));
+        }
+        let heads = self.heads(qkv, bias)?;
         let result = self.probabilities(&heads)?.matmul(&heads.get(2)?)?; // [B H, T, d]
         self.merge([&result], 1., out)?;
-        Ok(Kept { heads })
+        Ok(Kept::Nothing)
     }
 
-    /// Writes the gradient of the packed projection into `dqkv` [B T, 3 H d], from that of the result.
+    /// Writes the gradient of the projection to `dqkv` [B T, 3 H d] from `dout` [B T, H d], that of the result `out`.
     pub(super) fn backward(
         &self,
-        _qkv: &Tensor,
-        _bias: Option<&Tensor>,
-        _out: &Tensor,
+        qkv: &Tensor,
+        bias: Option<&Tensor>,
+        out: &Tensor,
         kept: &Kept,
-        grad: &Tensor,
+        dout: &Tensor,
         dqkv: &Tensor,
     ) -> Result<()> {
-        let heads = &kept.heads;
+        self.expect(&[(qkv, 3), (out, 1), (dout, 1), (dqkv, 3)])?;
+        if let Kept::LogSums(log_sums) = kept {
+            return self.projection(qkv, bias).backward(out, log_sums, dout, dqkv);
+        }
+        let heads = self.heads(qkv, bias)?;
         let [query, key, value] = [heads.get(0)?, heads.get(1)?, heads.get(2)?];
-        let grad = self.split(grad, None, 1, 1.)?.get(0)?; // [B H, T, d]
-        let probabilities = self.probabilities(heads)?; // [B H, T, T]
+        let grad = self.split(dout, None, 1, 1.)?.get(0)?; // [B H, T, d]
+        let probabilities = self.probabilities(&heads)?; // [B H, T, T]
         let dvalue = probabilities.t()?.matmul(&grad)?;
         let dscores = grad.matmul(&value.t()?)?;
         softmax_backward(&probabilities, &dscores)?;
         let dquery = dscores.matmul(&key)?;
         let dkey = dscores.t()?.matmul(&query)?;
         self.merge([&dquery, &dkey, &dvalue], self.scale, dqkv)
+    }
+
+    /// Tensors must be [B T, parts H d], of one type.
+    fn expect(&self, tensors: &[(&Tensor, usize)]) -> Result<()> {
+        for (tensor, parts) in tensors {
+            let (expected, dtype) = ([self.rows(), parts * self.sizes.width()], tensors[0].0.dtype());
+            if tensor.dims() != expected || tensor.dtype() != dtype {
+                let (dims, found) = (tensor.dims(), tensor.dtype());
+                bail!("{NAME}: expected {expected:?} of {dtype:?}, found {dims:?} of {found:?}")
+            }
+        }
+        Ok(())
+    }
+
+    fn projection<'a>(&self, qkv: &'a Tensor, bias: Option<&'a Tensor>) -> Projection<'a> {
+        Projection {
+            qkv,
+            bias,
+            scale: self.scale,
+            sizes: self.sizes,
+        }
+    }
+
+    /// Scaled queries, keys and values [3, B H, T, d] from their packed projection, with its bias [3 H d] added.
+    fn heads(&self, qkv: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        self.split(qkv, bias, 3, self.scale)
     }
 
     /// `softmax(q k^T)`, [B H, T, T].
@@ -154,7 +195,6 @@ impl Attention {
                 Argument::Optional(parts.get(1).copied()),
                 Argument::Optional(parts.get(2).copied()),
                 Argument::Write(packed),
-                Argument::OptionalWrite(None),
                 Argument::Float(first_scale),
                 Argument::Count(sizes.batch),
                 Argument::Count(sizes.tokens),
@@ -165,11 +205,6 @@ impl Attention {
             ],
         )
     }
-}
-
-/// What of a forward pass the backward pass needs.
-pub(super) struct Kept {
-    heads: Tensor, // [3, B H, T, d]
 }
 
 /// The gradient of the scores in the place of that of their softmax.

@@ -4,7 +4,9 @@
 
 #ifndef KERNEL
 #define KERNEL(name, ...) extern "C" __global__ void name(__VA_ARGS__)
-#define SHARED_FLOATS(name) extern __shared__ float name[]
+// A kernel of `bounds`: most threads of a block, and blocks that a multiprocessor is to hold at once.
+#define BOUNDED_KERNEL(bounds, name, ...) extern "C" __global__ __launch_bounds__(bounds) void name(__VA_ARGS__)
+#define SHARED_FLOATS(name) extern __shared__ __align__(16) float name[]
 #endif
 
 typedef long long offset_t;

@@ -29,6 +29,7 @@ impl Source {
             Self::Augment => module!("augment"),
             Self::Columns => module!("columns"),
             Self::CrossEntropy => module!("cross_entropy"),
+            Self::FusedAttention => module!("fused_attention"),
             Self::GatherRows => module!("gather_rows"),
             Self::LayerNorm => module!("layer_norm"),
             Self::Normalise => module!("normalise"),

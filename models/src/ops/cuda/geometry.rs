@@ -25,6 +25,14 @@ const TILE: [usize; 2] = [32, 8];
 const TILE_MARGIN: usize = 4;
 /// Values that a thread of an optimizer's kernel covers (`PER_THREAD` in `optimizer.cu`).
 const PER_THREAD: usize = 16;
+/// Of attention (`fused_attention.cu`): rows of a warp, rows of a tile that the warps of a block share, and values that a row in
+/// shared memory is longer by.
+const OWN_ROWS: usize = 16;
+const TILE_ROWS: usize = 64;
+const ROW_PADDING: usize = 8;
+/// Most warps of a block of it, and of one that has all rows of a head.
+const MOST_ROW_WARPS: usize = 6;
+const MOST_HEAD_WARPS: usize = 4;
 /// Bytes of shared memory that every GPU gives a block.
 const SHARED: usize = 48 << 10;
 
@@ -147,6 +155,30 @@ pub(super) fn crop_tiles(crops: usize, size: usize) -> Launch {
     )
 }
 
+/// Floats that so many rows of bf16 values take up in shared memory.
+fn padded_rows(rows: usize, width: usize) -> usize {
+    rows * (width + ROW_PADDING) / 2
+}
+
+/// A warp for every [`OWN_ROWS`] of the `tokens` rows of each matrix, in blocks of about the same number of them.
+pub(super) fn attention_rows(matrices: usize, tokens: usize, head_dim: usize) -> Launch {
+    let warps = tokens.div_ceil(OWN_ROWS);
+    let warps = warps.div_ceil(warps.div_ceil(MOST_ROW_WARPS));
+    let own = warps * OWN_ROWS;
+    // Two numbers a row of the tile, or one a row of its own.
+    let floats = padded_rows(2 * TILE_ROWS + own, head_dim) + own.max(2 * TILE_ROWS);
+    Launch::new([matrices * tokens.div_ceil(own), 1], warps * WARP, floats)
+}
+
+/// A block for every matrix; `None` where one cannot hold all of its rows.
+pub(super) fn attention_of_few(matrices: usize, tokens: usize, head_dim: usize) -> Option<Launch> {
+    let warps = tokens.div_ceil(OWN_ROWS);
+    let rows = warps * OWN_ROWS;
+    let floats = padded_rows(5 * rows, head_dim) + 2 * rows;
+    let fits = warps <= MOST_HEAD_WARPS && floats * size_of::<f32>() <= SHARED;
+    fits.then(|| Launch::new([matrices, 1], warps * WARP, floats))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -171,5 +203,20 @@ mod tests {
     fn a_norm_too_wide_for_shared_memory_is_seen() {
         assert!(norm_backward(5, 6000).is_some_and(|launch| launch.shared as usize <= SHARED));
         assert_eq!(norm_backward(5, 7000), None);
+    }
+    #[test]
+    fn attention_covers_every_row_and_stays_within_shared_memory() {
+        for tokens in [1, 16, 17, 50, 64, 65, 96, 97, 197, 257, 785, 4097] {
+            let launch = attention_rows(6, tokens, 64);
+            let own = launch.block as usize / WARP * OWN_ROWS;
+            assert!(launch.grid[0] as usize / 6 * own >= tokens && launch.shared as usize <= SHARED);
+            assert!(launch.block as usize <= MOST_ROW_WARPS * WARP);
+            let of_few = attention_of_few(6, tokens, 64);
+            assert_eq!(of_few.is_some(), tokens <= 64);
+            assert!(of_few.is_none_or(|launch| launch.shared as usize <= SHARED));
+        }
+        assert_eq!(attention_rows(1, 257, 64).grid, [3, 1]);
+        assert_eq!(attention_rows(1, 257, 64).block, 192);
+        assert_eq!(attention_rows(1, 197, 64).block, 160);
     }
 }

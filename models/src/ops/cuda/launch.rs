@@ -18,6 +18,7 @@ pub(super) enum Source {
     Augment,
     Columns,
     CrossEntropy,
+    FusedAttention,
     GatherRows,
     LayerNorm,
     Normalise,

@@ -17,6 +17,7 @@ mod columns;
 mod cross_entropy;
 #[cfg(feature = "cuda")]
 mod driver;
+mod fused_attention;
 mod gather_rows;
 pub mod geometry;
 mod launch;

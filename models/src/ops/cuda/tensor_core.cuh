@@ -1,0 +1,68 @@
+// Products of 16 x 16 by 16 x 8 values on tensor cores (sm_80 and newer), each made by the 32 lanes of a warp together, and how
+// their factors get into registers. Factors are bf16, two a register, the first in its lower half; sums are f32. With
+// `group = lane / 4` and `pair = 2 * (lane % 4)` a lane holds (row, column) of
+//   a left factor [16, 16]:  (group, pair), (group + 8, pair), (group, pair + 8), (group + 8, pair + 8), and the value right of each;
+//   a right factor [16, 8]:  (pair, group), (pair + 8, group), and the value below each;
+//   a sum [16, 8]:           (group, pair), (group, pair + 1), (group + 8, pair), (group + 8, pair + 1).
+// So two sums beside each other, rounded, are a left factor.
+#pragma once
+#include "common.cuh"
+
+// Elsewhere the emulation has these.
+#ifdef __CUDACC__
+// sum += left right
+__device__ inline void add_product(float (&sum)[4], const unsigned (&left)[4], unsigned right_upper, unsigned right_lower) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right_upper), "r"(right_lower));
+}
+
+// Four matrices [8, 8] from shared memory. `row` is 16 bytes, row `lane % 8` of matrix `lane / 8`; of each matrix a lane gets
+// (group, pair) and its right neighbour.
+__device__ inline void load_matrices(unsigned (&matrices)[4], const bf16 *row) {
+    const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(row));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])
+                 : "r"(address)
+                 : "memory");
+}
+
+// The same, of which a lane gets (pair, group) and its neighbour below.
+__device__ inline void load_transposed(unsigned (&matrices)[4], const bf16 *row) {
+    const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(row));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])
+                 : "r"(address)
+                 : "memory");
+}
+
+// Eight values at once. Their address is a multiple of 16 bytes.
+__device__ inline void load_eight(unsigned (&pairs)[4], const bf16 *values) {
+    const uint4 loaded = *reinterpret_cast<const uint4 *>(values);
+    pairs[0] = loaded.x, pairs[1] = loaded.y, pairs[2] = loaded.z, pairs[3] = loaded.w;
+}
+
+__device__ inline void store_eight(bf16 *values, const unsigned (&pairs)[4]) {
+    *reinterpret_cast<uint4 *>(values) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+}
+
+// Two values rounded to nearest, ties to even.
+__device__ inline unsigned rounded_pair(float first, float second) {
+    unsigned pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+    return pair;
+}
+
+__device__ inline void store_pair(bf16 *values, unsigned pair) { *reinterpret_cast<unsigned *>(values) = pair; }
+
+// 2^x, to about two units in the last place.
+__device__ inline float power_of_two(float x) {
+    float power;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+    return power;
+}
+#endif
+
+__device__ inline float first_of(unsigned pair) { return __uint_as_float(pair << 16); }
+
+__device__ inline float second_of(unsigned pair) { return __uint_as_float(pair & 0xffff0000u); }
