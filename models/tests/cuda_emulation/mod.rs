@@ -1,7 +1,7 @@
 //! The CUDA kernels on the processor: their sources compiled by a C++ compiler with what CUDA gives them emulated, and every small
 //! launch run three times with its threads in different orders. A launch fails when the orders give different bits, when an argument is
-//! not of the parameter's type, when eight values are moved at once to or from an odd address, when something is written that should only be read or lies before a buffer; what is read or
-//! written behind a buffer ends the process with a word.
+//! not of the parameter's type, when values moved at once are not aligned, when something is written that should only be read or
+//! lies before a buffer; what is read or written behind a buffer ends the process with a word.
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char};
