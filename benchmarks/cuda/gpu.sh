@@ -4,7 +4,8 @@
 #   benchmarks/cuda/gpu.sh BINARY FOLDER [DATA]
 #
 # BINARY may be packed with xz. DATA (default: idx:/usr/share/datasets/fashion-mnist) has train and test. Results lie in FOLDER and
-# every part ends with its table. PARTS chooses parts, each of which takes less than ten minutes:
+# every part ends with its table; the last lines are one table of all parts whose results are in FOLDER, from earlier calls as well. PARTS
+# chooses parts, each of which takes less than ten minutes:
 #
 #   ops       every operation against the CPU, f32 and bf16
 #   curves    losses of 200 steps: CPU in f32, GPU in f32, in bf16, and in f32 with crops made on the GPU
@@ -37,6 +38,19 @@ run() { # name, command: its output in name.txt, a word when it fails
     "$@" >"$name.txt" 2>&1 || { failed=1; say "$name failed"; tail -n 3 "$name.txt"; return 1; }
 }
 number() { grep -o "\"$1\": *[0-9.e+-]*" "$2" | head -n 1 | sed "s/.*: *//"; }
+step() { # name: what `bench train --json` found, in a line
+    local file="$1.txt" word
+    [ -s "$file" ] || return
+    local bytes wait
+    bytes="$(number cuda_peak_bytes "$file")" wait="$(number data_wait "$file")"
+    printf '%-36s %8.1f images/s, %3.0f %% of the large product, %6d MB' "$1" "$(number images_per_second "$file")" \
+        "$(awk "BEGIN { print 100 * $(number share_of_floor "$file") }")" "$((${bytes:-0} / 1000000))"
+    for word in teacher student backward update; do
+        printf ', %s %2.0f %%' "$word" "$(awk "BEGIN { print 100 * $(number "$word" "$file") }")"
+    done
+    [ -z "$wait" ] || printf ', waiting %4.1f %%' "$(awk "BEGIN { print 100 * $wait }")"
+    echo
+}
 fits() { # name, batch, arguments: whether two steps of this batch fit into the GPU
     local name="$1" batch="$2"
     shift 2
@@ -77,14 +91,15 @@ for part in $parts; do
                 line="$line  ${loss#*:}"
             done
             echo "$line"
-        done
+        done >curves.txt
+        cat curves.txt
         ;;
     feed)
         for crops_on in cpu gpu; do
-            run "feed-$crops_on" "$binary" bench train --device cuda --geometry c --data "$data#train" --steps 20 \
+            run "feed-$crops_on" "$binary" bench train --device cuda --geometry c --data "$data#train" --steps 20 --json \
                 --set compute=bf16 --set batch_size=64 --set "data.loader.crops_on=$crops_on"
             say "ViT-S/14 at 224 px, crops on $crops_on"
-            cat "feed-$crops_on.txt"
+            step "feed-$crops_on"
         done
         ;;
     small | base)
@@ -101,10 +116,10 @@ for part in $parts; do
             done
             for packing in true false; do
                 name="$part-$size-packing-$packing"
-                run "$name" "$binary" bench train --device cuda --geometry "$geometry" --set compute=bf16 --set "batch_size=$size" --steps 8 \
+                run "$name" "$binary" bench train --device cuda --geometry "$geometry" --set compute=bf16 --set "batch_size=$size" --steps 8 --json \
                     --set "sequence_packing=$packing"
                 say "$part, batch $size, sequence packing $packing"
-                cat "$name.txt"
+                step "$name"
             done
             [ "$batch" -le 64 ] && break
         done
@@ -119,7 +134,8 @@ for part in $parts; do
                 bytes="$(number cuda_peak_bytes "$found" 2>/dev/null)"
                 echo "$arch  $checkpointing  $batch  $((${bytes:-0} / 1000000))  $(number images_per_second "$found" 2>/dev/null)"
             done
-        done
+        done >memory.txt
+        cat memory.txt
         ;;
     train)
         recipe=(train --device cuda --data "$data#train" --knn-data "$data#train" --force --set compute=bf16)
@@ -153,9 +169,26 @@ for part in $parts; do
             run "knn-$model" "$binary" eval knn "${pair[@]}" --k 20
             run "probe-$model" "$binary" eval linear-probe "${pair[@]}"
             echo "$model  $(number top1 "knn-$model.txt")  $(number top1 "probe-$model.txt")"
-        done
+        done >evaluate.txt
+        cat evaluate.txt
         ;;
     *) say "expected ops, curves, feed, small, base, memory, train, distil or evaluate, found $part" ;;
     esac
 done
+
+say "all results in $PWD"
+for compute in f32 bf16; do
+    [ -s "ops-$compute.txt" ] || continue
+    worst="$(grep -o -E '[0-9.]+e-?[0-9]+' "ops-$compute.txt" | sort -g | tail -n 1)"
+    echo "operations in $compute, largest difference from the CPU: ${worst:-none told}"
+done
+[ ! -s curves.txt ] || { echo "losses: step, cpu f32, cuda f32, cuda bf16, cuda f32 with crops of its own"; cat curves.txt; }
+for file in feed-cpu feed-gpu small-*-packing-* base-*-packing-*; do
+    step "${file%.txt}"
+done
+for file in small-*-eager.txt small-*-compiled.txt base-*-eager.txt base-*-compiled.txt; do
+    [ ! -s "$file" ] || { echo "${file%.txt}, beside PyTorch:"; grep '|' "$file"; }
+done
+[ ! -s memory.txt ] || { echo "largest batch: network, checkpointing, batch, MB, images/s"; cat memory.txt; }
+[ ! -s evaluate.txt ] || { echo "10,000 test images: k-NN (k = 20), linear probe"; cat evaluate.txt; }
 exit $failed
