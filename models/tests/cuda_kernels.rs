@@ -393,15 +393,7 @@ fn middles(width: usize, heads: usize) -> [(&'static str, Middle, usize, usize);
 
 /// `x` and the parameters of two branches.
 fn stack_inputs(x: Tensor, width: usize, expanded: usize, inner: usize) -> Vec<Tensor> {
-    let shapes: [&[usize]; 7] = [
-        &[width],
-        &[width],
-        &[expanded, width],
-        &[expanded],
-        &[width, inner],
-        &[width],
-        &[width],
-    ];
+    let shapes = BranchParameters::shapes(width, expanded, inner);
     let mut inputs = vec![x];
     for branch in 0..2 {
         let seeds = 10 * (branch + 1)..;

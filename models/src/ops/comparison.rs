@@ -245,42 +245,39 @@ fn cases() -> Vec<OpCase> {
         ("GELU", Middle::Gelu, 4 * width),
         ("SwiGLU", Middle::SwiGlu, 4 * width),
     ] {
-        let inner = middle.inner(expanded);
-        cases.push(OpCase::new(
+        cases.push(branch_case(
             format!("residual_stack, {name} [{batch}, {tokens}, {width}]"),
-            &[
-                &[batch, tokens, width],
-                &[width],
-                &[width],
-                &[expanded, width],
-                &[expanded],
-                &[width, inner],
-                &[width],
-                &[width],
-            ],
-            move |x, compute| branch(x, middle, compute, residual_stack),
+            &[batch, tokens, width],
+            (expanded, middle),
+            residual_stack,
         ));
         let packing = Packing::two((2, more), (6, tokens));
-        cases.push(OpCase::new(
+        cases.push(branch_case(
             format!("packed_residual_stack, {name} [2 x {more} + 6 x {tokens}, {width}]"),
-            &[
-                &[packing.rows(), width],
-                &[width],
-                &[width],
-                &[expanded, width],
-                &[expanded],
-                &[width, inner],
-                &[width],
-                &[width],
-            ],
-            move |x, compute| {
-                branch(x, middle, compute, |x, branches, options| {
-                    packed_residual_stack(x, packing, branches, options)
-                })
-            },
+            &[packing.rows(), width],
+            (expanded, middle),
+            move |x, branches, options| packed_residual_stack(x, packing, branches, options),
         ));
     }
     cases
+}
+
+/// A branch on an input of shape `x` [.., D], as `stack` runs it.
+fn branch_case(
+    name: String,
+    x: &[usize],
+    (expanded, middle): (usize, Middle),
+    stack: impl Fn(&Tensor, &[StackedBranch], StackOptions) -> Result<Tensor> + 'static,
+) -> OpCase {
+    let width = x[x.len() - 1];
+    let parameters = BranchParameters::shapes(width, expanded, middle.inner(expanded));
+    let shapes: Vec<&[usize]> = [x]
+        .into_iter()
+        .chain(parameters.iter().map(Vec::as_slice))
+        .collect();
+    OpCase::new(name, &shapes, move |x, compute| {
+        branch(x, middle, compute, &stack)
+    })
 }
 
 /// A residual branch on five of eight samples.

@@ -36,6 +36,19 @@ pub struct BranchParameters {
 }
 
 impl BranchParameters {
+    /// The shapes of the parameters in the order of the fields, of a branch with D = `width`, E = `expanded` and I = `inner`.
+    pub fn shapes(width: usize, expanded: usize, inner: usize) -> [Vec<usize>; 7] {
+        [
+            vec![width],
+            vec![width],
+            vec![expanded, width],
+            vec![expanded],
+            vec![width, inner],
+            vec![width],
+            vec![width],
+        ]
+    }
+
     pub(super) fn list(&self) -> [&Tensor; 7] {
         [
             &self.norm_weight,
@@ -80,15 +93,7 @@ pub(super) fn check(parameters: &BranchParameters, middle: Middle, width: usize)
         [expanded, found] if found == width => (expanded, middle.inner(expanded)),
         ref found => bail!("{NAME}: expected a first projection [E, {width}], found {found:?}"),
     };
-    let shapes: [&[usize]; 7] = [
-        &[width],
-        &[width],
-        &[expanded, width],
-        &[expanded],
-        &[width, inner],
-        &[width],
-        &[width],
-    ];
+    let shapes = BranchParameters::shapes(width, expanded, inner);
     for (parameter, shape) in parameters.list().iter().zip(shapes) {
         if parameter.dims() != shape {
             bail!(

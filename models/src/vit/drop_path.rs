@@ -74,22 +74,10 @@ impl DropPathPlan {
     }
 
     /// One plan for the images of two passes that are packed: those of the first, then those of the second, each with its own plan
-    /// or, with none, all of them.
-    ///
-    /// # Errors
-    /// Plans for other numbers of images or of blocks.
-    pub fn joined(plans: [Option<&Self>; 2], images: [usize; 2], depth: usize) -> Result<Option<Self>> {
+    /// or, with none, all of them. Plans are for these numbers of images and blocks.
+    pub(super) fn joined(plans: [Option<&Self>; 2], images: [usize; 2], depth: usize) -> Option<Self> {
         if plans == [None, None] {
-            return Ok(None);
-        }
-        for (plan, images) in plans.into_iter().zip(images) {
-            match plan.map(|plan| (plan.batch, plan.branches.len())) {
-                Some(found) if found != (images, depth) => {
-                    let expected = format!("expected a plan for (batch, depth) = {:?}", (images, depth));
-                    return Err(Error::config("drop_path", format!("{expected}, found {found:?}")));
-                }
-                _ => {}
-            }
+            return None;
         }
         let [first, second] = images;
         let branch = |block: usize, branch: usize| {
@@ -103,12 +91,12 @@ impl DropPathPlan {
                 )),
             }
         };
-        Ok(Some(Self {
+        Some(Self {
             batch: first + second,
             branches: (0..depth)
                 .map(|block| [0, 1].map(|of_two| branch(block, of_two)))
                 .collect(),
-        }))
+        })
     }
 
     /// Number of images the plan is for.

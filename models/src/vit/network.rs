@@ -38,7 +38,6 @@ struct Tokens {
     /// [B, T, D], or [rows, D] of images of two sizes.
     x: Tensor,
     packing: Packing,
-    is_packed: bool,
 }
 
 impl Tokens {
@@ -46,17 +45,12 @@ impl Tokens {
         Ok(Self {
             packing: Packing::one(x.dim(0)?, x.dim(1)?),
             x,
-            is_packed: false,
         })
     }
 
     fn packed(first: &Tensor, second: &Tensor) -> Result<Self> {
         let (x, packing) = ops::pack(first, second)?;
-        Ok(Self {
-            x,
-            packing,
-            is_packed: true,
-        })
+        Ok(Self { x, packing })
     }
 }
 
@@ -256,7 +250,11 @@ impl VisionTransformer {
         let embed = |set: ImageRows| self.embed(set.pixels, set.masks);
         let tokens = Tokens::packed(&embed(first)?, &embed(second)?)?;
         let images = [first.pixels.dim(0)?, second.pixels.dim(0)?];
-        let plan = DropPathPlan::joined([first.drop_path, second.drop_path], images, self.config.depth)?;
+        let plans = [
+            self.checked(first.drop_path, images[0])?,
+            self.checked(second.drop_path, images[1])?,
+        ];
+        let plan = DropPathPlan::joined(plans, images, self.config.depth);
         let before = tokens.packing.first_rows() as u32;
         let of_second = second.rows.iter().map(|row| before + row);
         let rows: Vec<u32> = first.rows.iter().copied().chain(of_second).collect();
@@ -316,9 +314,9 @@ impl VisionTransformer {
         let mut branches = self.branches(0..self.blocks.len(), plan);
         let last = branches.pop();
         let width = self.config.embed_dim;
-        let x = match tokens.is_packed {
-            true => ops::packed_residual_stack(&tokens.x, tokens.packing, &branches, self.stack_options())?,
-            false => self.run(&tokens.x, &branches)?,
+        let x = match tokens.x.rank() {
+            2 => ops::packed_residual_stack(&tokens.x, tokens.packing, &branches, self.stack_options())?,
+            _ => self.run(&tokens.x, &branches)?,
         };
         let mut chosen = ops::gather_rows(&x, rows)?; // [rows, D]
         if let Some(last) = last {

@@ -204,6 +204,7 @@ mod tests {
         assert!(norm_backward(5, 6000).is_some_and(|launch| launch.shared as usize <= SHARED));
         assert_eq!(norm_backward(5, 7000), None);
     }
+
     #[test]
     fn attention_covers_every_row_and_stays_within_shared_memory() {
         for tokens in [1, 16, 17, 50, 64, 65, 96, 97, 197, 257, 785, 4097] {
