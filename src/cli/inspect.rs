@@ -51,23 +51,53 @@ impl InspectArgs {
         self.checkpoint(path)
     }
 
+    /// What the weight file holds, and the network in it or why there is none that macula computes.
     fn checkpoint(&self, path: &Path) -> Result<Value> {
-        let checkpoint = weights::load(path, &self.geometry.load_options())?;
-        let heads: Vec<String> = checkpoint
-            .heads
-            .iter()
-            .map(|(name, tensor)| format!("{name} {:?}", tensor.dims()))
-            .collect();
-        Ok(json!({
-            "kind": "checkpoint",
-            "family": format!("{:?}", checkpoint.family),
-            "sha256": checkpoint.source_sha256,
-            "parameters": checkpoint.config.parameter_count(),
-            "tensors": checkpoint.backbone.len(),
-            "config": checkpoint.config,
-            "heads": heads,
-        }))
+        let raw = weights::read_tensors(path)?;
+        let known = weights::recognise(&raw);
+        let mut found = match weights::load(path, &self.geometry.load_options()) {
+            Ok(checkpoint) => checkpoint_facts(&checkpoint),
+            Err(error) => json!({ "kind": "weights", "why": error.to_string() }),
+        };
+        if let Value::Object(found) = &mut found {
+            found.insert("architecture".into(), json!(known.architecture));
+            found.insert("prefix".into(), json!(known.prefix));
+            found.insert("other_networks".into(), json!(known.others));
+            found.insert("stored".into(), stored(&raw));
+        }
+        Ok(found)
     }
+}
+
+fn checkpoint_facts(checkpoint: &weights::Checkpoint) -> Value {
+    let heads: Vec<String> = checkpoint
+        .heads
+        .iter()
+        .map(|(name, tensor)| format!("{name} {:?}", tensor.dims()))
+        .collect();
+    json!({
+        "kind": "checkpoint",
+        "family": format!("{:?}", checkpoint.family),
+        "sha256": checkpoint.source_sha256,
+        "parameters": checkpoint.config.parameter_count(),
+        "tensors": checkpoint.backbone.len(),
+        "config": checkpoint.config,
+        "heads": heads,
+    })
+}
+
+/// Every tensor of the file by name: `f32 [1, 1, 384]`, or why it cannot be read.
+fn stored(raw: &weights::RawTensors) -> Value {
+    let tensors = raw
+        .tensors
+        .iter()
+        .map(|(name, tensor)| (name, format!("{} {:?}", tensor.element, tensor.shape)));
+    let unreadable = raw
+        .unreadable
+        .iter()
+        .map(|(name, reason)| (name, format!("not read: {reason}")));
+    let all = tensors.chain(unreadable);
+    Value::Object(all.map(|(name, what)| (name.clone(), what.into())).collect())
 }
 
 fn onnx_file(path: &Path) -> Result<Value> {

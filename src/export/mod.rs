@@ -457,6 +457,7 @@ pub fn untrained(config: VitConfig, seed: u64) -> Result<Checkpoint> {
         backbone,
         heads: Default::default(),
         family: macula_models::weights::Family::Official,
+        notices: Vec::new(),
         source_sha256: format!("untrained, seed {seed}"),
         preprocess: None,
     })

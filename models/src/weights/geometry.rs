@@ -4,9 +4,6 @@ use super::Family;
 use super::family::{Found, Part};
 use crate::vit::{FeedForwardKind, PositionRule, VitConfig};
 
-/// Width of a head in every released network, where a file does not tell the number of heads.
-pub(super) const HEAD_DIM: usize = 64;
-
 /// Largest value of any field that a file may claim; keeps arithmetic on shapes far from overflow.
 const LARGEST: usize = 1 << 20;
 /// Most blocks.
@@ -50,7 +47,8 @@ pub(super) fn position_rule(family: Family, num_registers: usize) -> PositionRul
         Family::DinoV1 => PositionRule::Official,
         _ if num_registers > 0 => PositionRule::Registers,
         Family::Official => PositionRule::Official,
-        Family::HuggingFace => PositionRule::HuggingFace,
+        // MAE's fine-tuning resizes by size, bicubic, without antialiasing (util/pos_embed.py).
+        Family::HuggingFace | Family::Mae => PositionRule::HuggingFace,
     }
 }
 

@@ -1,21 +1,30 @@
 //! Weight files: readers for every family of checkpoint macula knows, and the writer of official names.
 //!
 //! [`read_tensors`] opens a file or folder and lists what it holds without reading the numbers (`safetensors_file`,
-//! `torch_zip`, `torch_legacy` with the strict `pickle` machine under them). [`load`] tells the family from keys
-//! and shapes, checks every tensor against the geometry, and returns the backbone under official names; each family is
-//! one file holding one table (`official`, `dino`, `hugging_face`, `timm`). [`save`] writes.
+//! `torch_zip`, `torch_legacy` with the `pickle` machine under them, which calls nothing). [`load`] finds the networks in it
+//! (`roots`), tells the family from keys and shapes, checks every tensor against the geometry, and returns the backbone under
+//! official names; each family is one file holding one table (`official`, `dino`, `mae`, `hugging_face`, `timm`). What is
+//! passed over stands in `extras`, networks that are only recognised in `architecture`, numbers of heads in `heads`.
+//! [`save`] writes.
 
+mod architecture;
 mod dino;
 mod element;
+mod extras;
 mod family;
 mod geometry;
+mod heads;
 mod hf_config;
 mod hugging_face;
 mod load;
+mod mae;
+mod network;
 mod official;
 mod options;
 mod pickle;
+mod plan;
 mod raw;
+mod roots;
 mod safetensors_file;
 mod save;
 mod source;
@@ -23,7 +32,6 @@ mod timm;
 mod torch_legacy;
 mod torch_objects;
 mod torch_zip;
-mod wrappers;
 
 use std::collections::BTreeMap;
 
@@ -33,6 +41,7 @@ use crate::vit::VitConfig;
 
 pub use element::ElementType;
 pub use load::load;
+pub use network::{Recognised, recognise};
 pub use options::LoadOptions;
 pub use raw::{Format, RawTensor, RawTensors, read_tensors};
 pub use save::{PREPROCESS_KEY, config_metadata, save};
@@ -45,12 +54,27 @@ pub type Tensors = BTreeMap<String, Tensor>;
 pub enum Family {
     /// facebookresearch/dinov2 backbone, or one written by macula.
     Official,
-    /// facebookresearch/dino (v1) backbone: neither LayerScale nor mask token.
+    /// facebookresearch/dino (v1) backbone, and any other with neither LayerScale nor mask token.
     DinoV1,
     /// transformers `Dinov2Model` or `Dinov2WithRegistersModel`, with or without its classifier.
     HuggingFace,
     /// timm `vit_*_dinov2`.
     Timm,
+    /// facebookresearch/mae, encoder and decoder.
+    Mae,
+}
+
+impl Family {
+    /// What messages call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Official => "DINOv2 backbone",
+            Self::DinoV1 => "plain vision transformer (DINO v1, supervised)",
+            Self::HuggingFace => "DINOv2 backbone of transformers",
+            Self::Timm => "DINOv2 backbone of timm",
+            Self::Mae => "masked autoencoder (MAE)",
+        }
+    }
 }
 
 /// A backbone as read from a file: its geometry and its parameters under official names, plus what else the file held.
@@ -64,6 +88,9 @@ pub struct Checkpoint {
     pub heads: Tensors,
     /// Where the names came from.
     pub family: Family,
+    /// What a user should know of how the file was read, a line each: which copy was taken, what was passed over, what
+    /// was assumed. [`load`] has already said them as events of `tracing`.
+    pub notices: Vec<String>,
     /// SHA-256 of the weight file, in hexadecimal.
     pub source_sha256: String,
     /// How images are prepared for the network, where the file says ([`PREPROCESS_KEY`]): JSON that this package hands on.

@@ -1,13 +1,14 @@
-//! A pickle read as data: a small stack machine for the opcodes that `torch.save` writes, and nothing else.
+//! A pickle read as data: a small stack machine for the opcodes of protocols 0 to 5.
 //!
-//! No global is ever called. The globals that describe tensors and plain data are on the list in
-//! [`super::torch_objects`]; any other is an error that names it. Every container lies in an arena, so neither deep
-//! nesting nor cycles can recurse, and every count is bounded.
+//! No global is ever called. The globals that describe tensors are on the list in [`super::torch_objects`]; what any
+//! other would make is an object of which only the attributes are kept, so that neither a path nor a module of someone's
+//! own stops the reading of the weights beside it. Every container lies in an arena, so neither deep nesting nor cycles can
+//! recurse, and every count is bounded.
 
 use std::collections::BTreeMap;
 
 use super::raw::RawTensor;
-use super::torch_objects::{Global, StorageRef};
+use super::torch_objects::{Global, StorageRef, StorageType};
 
 /// Longest pickle that is read, in bytes. That of ViT-g is under 100 kB; optimizer states and logs take a few MB.
 pub(super) const LARGEST_PICKLE: u64 = 64 << 20;
@@ -30,10 +31,16 @@ pub(super) enum Value<'a> {
     Sequence(usize),
     /// Keys and values alternate.
     Dict(usize),
+    /// What a global that is not on the list would make: alternately a key and a value. The key of a state
+    /// (`__setstate__`'s, or `__dict__`) is `None`.
+    Object(usize),
     Global(Global),
-    Storage(usize),
+    /// A storage, as elements of this type.
+    Storage(usize, StorageType),
     Tensor(usize),
-    /// Data that no tensor depends on: floats, bytes, namespaces, numpy scalars.
+    /// A tensor that cannot be rebuilt, and why.
+    Unreadable(&'static str),
+    /// Data that no tensor depends on: floats, bytes, numpy scalars.
     Opaque,
 }
 
@@ -66,9 +73,10 @@ impl Value<'_> {
             Self::Text(_) => "text",
             Self::Sequence(_) => "a sequence",
             Self::Dict(_) => "a dictionary",
+            Self::Object(_) => "an object",
             Self::Global(_) => "a global",
-            Self::Storage(_) => "a storage",
-            Self::Tensor(_) => "a tensor",
+            Self::Storage(..) => "a storage",
+            Self::Tensor(_) | Self::Unreadable(_) => "a tensor",
             Self::Opaque => "other data",
         }
     }
@@ -128,16 +136,20 @@ impl<'a> Machine<'a> {
                 let top = self.top()?;
                 self.stack.push(top);
             }
-            _ if self.scalar(opcode)? || self.container(opcode)? || self.object(opcode)? => {}
-            _ => return Err(format!("opcode {opcode:#04x} is not one that torch.save writes")),
+            _ if self.scalar(opcode)?
+                || self.line_scalar(opcode)?
+                || self.container(opcode)?
+                || self.memoised(opcode)?
+                || self.object(opcode)? => {}
+            _ => return Err(format!("opcode {opcode:#04x} is none of protocols 0 to 5")),
         }
         Ok(None)
     }
 
     fn protocol(&mut self) -> Parsed<()> {
         match self.array::<1>()? {
-            [2..=5] => Ok(()),
-            [other] => Err(format!("expected protocol 2 to 5, found {other}")),
+            [0..=5] => Ok(()),
+            [other] => Err(format!("expected protocol 0 to 5, found {other}")),
         }
     }
 
@@ -177,7 +189,7 @@ impl<'a> Machine<'a> {
                 let len = self.len64()?;
                 self.text(len)?
             }
-            // SHORT_BINBYTES, BINBYTES, BINBYTES8
+            // SHORT_BINBYTES, BINBYTES
             b'C' => {
                 let len = self.len8()?;
                 self.opaque(len)?
@@ -186,10 +198,47 @@ impl<'a> Machine<'a> {
                 let len = self.len32()?;
                 self.opaque(len)?
             }
-            0x8e => {
+            // BINBYTES8, BYTEARRAY8
+            0x8e | 0x96 => {
                 let len = self.len64()?;
                 self.opaque(len)?
             }
+            // NEXT_BUFFER: bytes kept outside the pickle
+            0x97 => Value::Opaque,
+            _ => return Ok(false),
+        };
+        self.stack.push(value);
+        Ok(true)
+    }
+
+    /// Numbers and text as lines, which protocol 0 writes. Whether the opcode was one of them.
+    fn line_scalar(&mut self, opcode: u8) -> Parsed<bool> {
+        let value = match opcode {
+            // INT, which also stands for truth values, and LONG
+            b'I' => match self.line()? {
+                "00" => Value::Bool(false),
+                "01" => Value::Bool(true),
+                number => number.parse().map_or(Value::Opaque, Value::Int),
+            },
+            b'L' => {
+                let line = self.line()?;
+                let number = line.strip_suffix('L').unwrap_or(line);
+                number.parse().map_or(Value::Opaque, Value::Int)
+            }
+            // FLOAT
+            b'F' => {
+                self.line()?;
+                Value::Opaque
+            }
+            // STRING, in quotes; UNICODE
+            b'S' => {
+                let line = self.line()?;
+                let inner = |quote| line.strip_prefix(quote).and_then(|rest| rest.strip_suffix(quote));
+                inner('\'')
+                    .or_else(|| inner('"'))
+                    .map_or(Value::Opaque, Value::Text)
+            }
+            b'V' => Value::Text(self.line()?),
             _ => return Ok(false),
         };
         self.stack.push(value);
@@ -207,8 +256,8 @@ impl<'a> Machine<'a> {
                 let items = self.pop_many(usize::from(opcode - 0x84))?;
                 self.push_sequence(items)?;
             }
-            // TUPLE, LIST, DICT
-            b't' | b'l' => {
+            // TUPLE, LIST, FROZENSET, DICT
+            b't' | b'l' | 0x91 => {
                 let items = self.pop_mark()?;
                 self.push_sequence(items)?;
             }
@@ -238,10 +287,10 @@ impl<'a> Machine<'a> {
         Ok(true)
     }
 
-    /// The memo, globals, and what is built from them. Whether the opcode was one of these.
-    fn object(&mut self, opcode: u8) -> Parsed<bool> {
+    /// The memo. Whether the opcode was one of its own.
+    fn memoised(&mut self, opcode: u8) -> Parsed<bool> {
         match opcode {
-            // BINPUT, LONG_BINPUT, MEMOIZE
+            // BINPUT, LONG_BINPUT, PUT, MEMOIZE
             b'q' => {
                 let place = self.array::<1>()?[0].into();
                 self.remember(place)?;
@@ -250,11 +299,15 @@ impl<'a> Machine<'a> {
                 let place = u32::from_le_bytes(self.array()?);
                 self.remember(place)?;
             }
+            b'p' => {
+                let place = self.place()?;
+                self.remember(place)?;
+            }
             0x94 => {
                 let place = u32::try_from(self.memo.len()).map_err(|e| e.to_string())?;
                 self.remember(place)?;
             }
-            // BINGET, LONG_BINGET
+            // BINGET, LONG_BINGET, GET
             b'h' => {
                 let place = self.array::<1>()?[0].into();
                 self.recall(place)?;
@@ -263,32 +316,66 @@ impl<'a> Machine<'a> {
                 let place = u32::from_le_bytes(self.array()?);
                 self.recall(place)?;
             }
-            // GLOBAL, STACK_GLOBAL
+            b'g' => {
+                let place = self.place()?;
+                self.recall(place)?;
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// Globals and what is built from them. Whether the opcode was one of these.
+    fn object(&mut self, opcode: u8) -> Parsed<bool> {
+        match opcode {
+            // GLOBAL, STACK_GLOBAL; EXT1, EXT2, EXT4: a global by its number in a registry that no file holds
             b'c' => {
                 let (module, name) = (self.line()?, self.line()?);
-                self.stack.push(Value::Global(Global::find(module, name)?));
+                self.stack.push(Value::Global(Global::find(module, name)));
             }
             0x93 => {
                 let [module, name] = self.pop_array()?;
                 let (Value::Text(module), Value::Text(name)) = (module, name) else {
                     return Err("expected the name of a global".into());
                 };
-                self.stack.push(Value::Global(Global::find(module, name)?));
+                self.stack.push(Value::Global(Global::find(module, name)));
             }
-            // REDUCE, NEWOBJ
+            0x82..=0x84 => {
+                self.take(1 << (opcode - 0x82))?;
+                self.stack.push(Value::Global(Global::Other));
+            }
+            // REDUCE, NEWOBJ; NEWOBJ_EX, whose keywords are dropped
             b'R' | 0x81 => {
-                let [global, arguments] = self.pop_array()?;
-                let (Value::Global(global), Value::Sequence(arguments)) = (global, arguments) else {
-                    return Err("expected a global and its arguments".into());
-                };
-                self.spend(self.arena[arguments].len())?;
-                let arguments = self.arena[arguments].clone();
-                let value = self.describe(global, &arguments)?;
+                let [callable, arguments] = self.pop_array()?;
+                self.called(callable, arguments)?;
+            }
+            0x92 => {
+                let [callable, arguments, _] = self.pop_array()?;
+                self.called(callable, arguments)?;
+            }
+            // INST, OBJ: the arguments stand above the mark
+            b'i' => {
+                let (module, name) = (self.line()?, self.line()?);
+                let arguments = self.pop_mark()?;
+                let value = self.describe(Global::find(module, name), &arguments)?;
                 self.stack.push(value);
             }
-            // BUILD: attributes of an object (a dictionary's version numbers, a namespace's fields) are not kept.
-            b'b' => drop(self.pop()?),
-            // BINPERSID
+            b'o' => {
+                let items = self.pop_mark()?;
+                let [Value::Global(global), arguments @ ..] = items.as_slice() else {
+                    return Err("expected a global and its arguments".into());
+                };
+                let value = self.describe(*global, arguments)?;
+                self.stack.push(value);
+            }
+            // BUILD
+            b'b' => {
+                let state = self.pop()?;
+                if let Value::Object(object) = self.top()? {
+                    self.arena[object].extend([Value::None, state]);
+                }
+            }
+            // BINPERSID; PERSID, whose line holds Python's `str` of the tuple, which names no storage
             b'Q' => {
                 let Value::Sequence(id) = self.pop()? else {
                     return Err("expected a tuple as persistent id".into());
@@ -298,9 +385,33 @@ impl<'a> Machine<'a> {
                 let value = self.storage(&id)?;
                 self.stack.push(value);
             }
+            b'P' => {
+                self.line()?;
+                self.stack.push(Value::Opaque);
+            }
+            // READONLY_BUFFER
+            0x98 => drop(self.top()?),
             _ => return Ok(false),
         }
         Ok(true)
+    }
+
+    /// Pushes what the call of `callable` stands for. Nothing is called.
+    fn called(&mut self, callable: Value<'a>, arguments: Value<'a>) -> Parsed<()> {
+        let global = match callable {
+            Value::Global(global) => global,
+            // What another call would have made: a bound method, a partial function.
+            Value::Object(_) | Value::Opaque => Global::Other,
+            _ => return Err("expected a global and its arguments".into()),
+        };
+        let Value::Sequence(arguments) = arguments else {
+            return Err("expected a global and its arguments".into());
+        };
+        self.spend(self.arena[arguments].len())?;
+        let arguments = self.arena[arguments].clone();
+        let value = self.describe(global, &arguments)?;
+        self.stack.push(value);
+        Ok(())
     }
 
     /// Counts items that are about to be copied: one long container could be named again and again.
@@ -353,7 +464,14 @@ impl<'a> Machine<'a> {
         let end = rest.iter().position(|byte| *byte == b'\n');
         let line = self.take(end.ok_or("expected the end of a line")?)?;
         self.at += 1;
-        std::str::from_utf8(line).map_err(|_| "expected the name of a global in UTF-8".into())
+        std::str::from_utf8(line).map_err(|_| "expected a line in UTF-8".into())
+    }
+
+    /// A place of the memo, in decimal digits.
+    fn place(&mut self) -> Parsed<u32> {
+        let line = self.line()?;
+        line.parse()
+            .map_err(|_| "expected the number of a place of the memo".into())
     }
 
     fn top(&self) -> Parsed<Value<'a>> {
@@ -413,6 +531,11 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
+    /// An object whose state holds `items`, keys and values in turn.
+    pub fn new_object(&mut self, items: Vec<Value<'a>>) -> Parsed<Value<'a>> {
+        self.store(items).map(Value::Object)
+    }
+
     fn push_dict(&mut self, items: Vec<Value<'a>>) -> Parsed<()> {
         let dict = self.dict(items)?;
         self.stack.push(dict);
@@ -430,7 +553,13 @@ impl<'a> Machine<'a> {
     fn extend_sequence(&mut self, items: Vec<Value<'a>>) -> Parsed<()> {
         match self.top()? {
             Value::Sequence(index) => self.arena[index].extend(items),
-            Value::Opaque => {}
+            Value::Object(index) => {
+                for item in items {
+                    let place = Value::Int((self.arena[index].len() / 2) as i64);
+                    self.arena[index].extend([place, item]);
+                }
+            }
+            Value::Opaque | Value::Unreadable(_) => {}
             other => return Err(format!("expected a list to append to, found {}", other.kind())),
         }
         Ok(())
@@ -441,8 +570,8 @@ impl<'a> Machine<'a> {
             return Err("a key without a value".into());
         }
         match self.top()? {
-            Value::Dict(index) => self.arena[index].extend(items),
-            Value::Opaque => {}
+            Value::Dict(index) | Value::Object(index) => self.arena[index].extend(items),
+            Value::Opaque | Value::Unreadable(_) => {}
             other => return Err(format!("expected a dictionary to add to, found {}", other.kind())),
         }
         Ok(())
@@ -486,15 +615,40 @@ mod tests {
         assert_eq!(run(bytes).as_deref(), Ok(expected));
     }
 
+    /// What a global would do is of no concern: it is not called, and what it would make is an object without content.
     #[test]
-    fn a_foreign_global_is_named() {
+    fn a_foreign_call_is_an_object() {
         for bytes in [
             &b"\x80\x02cposix\nsystem\nX\x02\x00\x00\x00ls\x85R."[..],
             b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x02ls\x85R.",
+            b"\x80\x02(X\x02\x00\x00\x00lsiposix\nsystem\n.",
+            b"\x80\x02(cposix\nsystem\nX\x02\x00\x00\x00lso.",
+            b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x02ls\x85}\x92.",
+            b"\x80\x02\x82\x07X\x02\x00\x00\x00ls\x85R.",
         ] {
-            let error = run(bytes).expect_err("refused");
-            assert!(error.contains("`posix.system`"), "{error}");
+            let value = run(bytes).expect("read");
+            assert!(value.starts_with("Object("), "{value}");
         }
+    }
+
+    #[test]
+    fn lines_of_protocol_0_are_read() {
+        // pickle.dumps([7, True, 2**40, 1.5, "x", None], 0)
+        let bytes = b"(lp0\nI7\naI01\naL1099511627776L\naF1.5\naVx\np1\nag1\naNa.";
+        let expected =
+            "Sequence(0) [[Int(7), Bool(true), Int(1099511627776), Opaque, Text(\"x\"), Text(\"x\"), None]]";
+        assert_eq!(run(bytes).as_deref(), Ok(expected));
+    }
+
+    /// `BUILD`, items and members of an object are kept under it; of other data they are dropped.
+    #[test]
+    fn objects_keep_their_state() {
+        let bytes = b"\x80\x02cm\nC\n)\x81}X\x01\x00\x00\x00aK\x01sb(X\x01\x00\x00\x00bK\x02uK\x03a.";
+        let read = run(bytes).expect("read");
+        assert_eq!(
+            read,
+            "Object(1) [[], [None, Dict(2), Text(\"b\"), Int(2), Int(2), Int(3)], [Text(\"a\"), Int(1)]]"
+        );
     }
 
     #[test]
@@ -523,7 +677,10 @@ mod tests {
             b"\x80\x02}K\x01u.",
             b"\x80\x02}(K\x01u.",
             b"\x80\x02K\x01K\x02a.",
-            b"\x80\x02i.",
+            b"\x80\x02im\nC\n.",
+            b"\x80\x02(o.",
+            b"\x80\x02gx\n.",
+            b"\x80\x02\x84\x00.",
             b"\x80\x02NQ.",
             b"\x80\x02N)R.",
             b"\x80\x02ccollections\nOrderedDict",

@@ -49,6 +49,8 @@ pub struct RawTensors {
     pub format: Format,
     /// The tensors by name.
     pub tensors: BTreeMap<String, RawTensor>,
+    /// Tensors that are there and cannot be rebuilt, and why. Only one that the network needs is an error.
+    pub unreadable: BTreeMap<String, String>,
     /// `__metadata__` of a safetensors file; empty for a `.pth`.
     pub metadata: BTreeMap<String, String>,
     pub(super) storages: Vec<Storage>,
@@ -196,13 +198,12 @@ fn view(tensor: &RawTensor, storage: &[u8]) -> Option<Vec<f32>> {
 /// The weight file of a folder: a macula run first, then the names Hugging Face and timm use.
 const FOLDER_FILES: [&str; 3] = ["teacher.safetensors", "model.safetensors", "pytorch_model.bin"];
 /// The list of shards of a Hugging Face folder.
-const FOLDER_INDEX: &str = "model.safetensors.index.json";
+const FOLDER_INDEXES: [&str; 2] = ["model.safetensors.index.json", "pytorch_model.bin.index.json"];
 
 /// Opens a weight file, or the one in a folder, and lists its tensors. No number is read and nothing in it is executed.
 ///
 /// # Errors
-/// A file that cannot be read, is neither safetensors nor `torch.save`, is damaged, or whose pickle names anything
-/// but tensors and plain data; a folder without a weight file; shards that contradict their index.
+/// A file that cannot be read, is neither safetensors nor `torch.save`, or is damaged; a folder without a weight file; shards that contradict their index.
 pub fn read_tensors(path: &Path) -> Result<RawTensors> {
     if !path.is_dir() {
         return open_file(path);
@@ -217,14 +218,22 @@ pub fn read_tensors(path: &Path) -> Result<RawTensors> {
             });
         }
     }
-    if path.join(FOLDER_INDEX).is_file() {
-        return open_shards(path);
+    for name in FOLDER_INDEXES {
+        if path.join(name).is_file() {
+            return open_shards(path, name);
+        }
     }
-    let names = FOLDER_FILES.join(", ");
-    Err(Error::corrupt(
-        path,
-        format!("expected {names} or {FOLDER_INDEX} in this folder, found none of them"),
-    ))
+    Err(Error::corrupt(path, no_weights(path)))
+}
+
+fn no_weights(folder: &Path) -> String {
+    if folder.join(".metadata").is_file() {
+        return "a distributed checkpoint of PyTorch: make one file of it first \
+                (python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE)"
+            .into();
+    }
+    let (names, indexes) = (FOLDER_FILES.join(", "), FOLDER_INDEXES.join(" or "));
+    format!("expected {names}, {indexes} in this folder, found none of them")
 }
 
 fn open_file(path: &Path) -> Result<RawTensors> {
@@ -232,7 +241,7 @@ fn open_file(path: &Path) -> Result<RawTensors> {
     let len = file.metadata().map_err(|e| Error::io(path, e))?.len();
     let mut head = Vec::new();
     (&mut file)
-        .take(16)
+        .take(torch_legacy::HEAD as u64)
         .read_to_end(&mut head)
         .and_then(|_| file.seek(SeekFrom::Start(0)))
         .map_err(|e| Error::io(path, e))?;
@@ -251,13 +260,17 @@ fn unknown_kind(head: &[u8]) -> String {
     let found = match head {
         [] => "an empty file".into(),
         head if head.starts_with(b"version https:/") => "a Git LFS pointer: fetch the file itself".into(),
+        head if head.starts_with(b"\x89HDF") => "an HDF5 file (Keras?)".into(),
+        head if head.starts_with(b"GGUF") => "a GGUF file".into(),
+        head if head.starts_with(b"\x1f\x8b") => "gzip: unpack it first".into(),
+        [0x80, 0..=5, ..] => "a plain Python pickle: load it there and write it with torch.save".into(),
         head => format!("bytes {:02x?}", &head[..head.len().min(8)]),
     };
     format!("expected a safetensors or torch.save file, found {found}")
 }
 
-fn open_shards(folder: &Path) -> Result<RawTensors> {
-    let index = folder.join(FOLDER_INDEX);
+fn open_shards(folder: &Path, index_name: &str) -> Result<RawTensors> {
+    let index = folder.join(index_name);
     let text = std::fs::read(&index).map_err(|e| Error::io(&index, e))?;
     let value: Value =
         serde_json::from_slice(&text).map_err(|e| Error::corrupt(&index, format!("JSON: {e}")))?;
@@ -277,8 +290,15 @@ fn open_shards(folder: &Path) -> Result<RawTensors> {
     for (shard, mut names) in shards {
         let mut raw = open_file(&folder.join(shard))?;
         names.sort_unstable();
-        if !raw.tensors.keys().map(String::as_str).eq(names.iter().copied()) {
-            let reason = format!("expected the {} tensors that {FOLDER_INDEX} lists", names.len());
+        let mut held: Vec<&str> = raw
+            .tensors
+            .keys()
+            .chain(raw.unreadable.keys())
+            .map(String::as_str)
+            .collect();
+        held.sort_unstable();
+        if held != names {
+            let reason = format!("expected the {} tensors that {index_name} lists", names.len());
             return Err(Error::corrupt(folder.join(shard), reason));
         }
         match &mut all {
@@ -299,6 +319,7 @@ impl RawTensors {
         self.files.extend(other.files);
         self.sources.extend(other.sources);
         self.metadata.extend(other.metadata);
+        self.unreadable.extend(other.unreadable);
         self.storages.extend(other.storages.into_iter().map(|s| Storage {
             source: s.source + sources,
             ..s

@@ -40,6 +40,7 @@ pub(super) fn open(path: &Path, mut file: File, len: u64) -> Result<RawTensors> 
         files: vec![path.into()],
         format: Format::Safetensors,
         tensors: Default::default(),
+        unreadable: Default::default(),
         metadata: metadata
             .metadata()
             .clone()
@@ -56,12 +57,11 @@ pub(super) fn open(path: &Path, mut file: File, len: u64) -> Result<RawTensors> 
         let Some(info) = metadata.info(&name) else {
             continue;
         };
-        let element = element(info.dtype).ok_or_else(|| {
-            Error::corrupt(
-                path,
-                format!("{name}: element type {:?} is not supported", info.dtype),
-            )
-        })?;
+        let Some(element) = element(info.dtype) else {
+            let reason = format!("its elements are of type {:?}, which is not read", info.dtype);
+            raw.unreadable.insert(name, reason);
+            continue;
+        };
         raw.storages.push(Storage {
             source: 0,
             place: Place::Offset(8 + header_len + info.data_offsets.0 as u64),

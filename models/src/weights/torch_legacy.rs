@@ -9,16 +9,21 @@ use std::path::Path;
 use super::pickle::{LARGEST_PICKLE, Machine, Parsed, Value};
 use super::raw::{Format, RawTensors};
 use super::source::{Container, Place, Source, Storage};
-use super::torch_objects::StorageRef;
+use super::torch_objects::{Named, StorageRef};
 use crate::{Error, Result};
 
-/// The pickled magic number 0x1950a86a20f9469cfc6c.
-const MAGIC: &[u8] = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
+/// The magic number 0x1950a86a20f9469cfc6c as protocols 2 to 5 pickle it, after the number of the protocol and a frame,
+/// and as protocols 0 and 1 do.
+const MAGIC: &[u8] = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
+const MAGIC_LINE: &[u8] = b"L119547037146038801333356L\n.";
+/// First bytes of a file by which its kind is told.
+pub(super) const HEAD: usize = 32;
 const PROTOCOL: i64 = 1001;
 
 /// Whether a file that begins so is of this kind.
 pub(super) fn is_legacy(head: &[u8]) -> bool {
-    head.starts_with(MAGIC)
+    head.starts_with(MAGIC_LINE)
+        || head.starts_with(b"\x80") && head.windows(MAGIC.len()).any(|part| part == MAGIC)
 }
 
 /// Opens the file of `len` bytes and lists the tensors of its pickle.
@@ -28,12 +33,13 @@ pub(super) fn open(path: &Path, mut file: File, len: u64) -> Result<RawTensors> 
         .take(LARGEST_PICKLE)
         .read_to_end(&mut head)
         .map_err(|e| Error::io(path, e))?;
-    let (tensors, storages) = read(&head, &mut file, len).map_err(|reason| Error::corrupt(path, reason))?;
+    let (named, storages) = read(&head, &mut file, len).map_err(|reason| Error::corrupt(path, reason))?;
     Ok(RawTensors {
         path: path.into(),
         files: vec![path.into()],
         format: Format::TorchLegacy,
-        tensors,
+        tensors: named.tensors,
+        unreadable: named.unreadable,
         metadata: BTreeMap::new(),
         storages,
         sources: vec![Source {
@@ -43,7 +49,7 @@ pub(super) fn open(path: &Path, mut file: File, len: u64) -> Result<RawTensors> 
     })
 }
 
-type Listed = (BTreeMap<String, super::raw::RawTensor>, Vec<Storage>);
+type Listed = (Named, Vec<Storage>);
 
 fn read(head: &[u8], file: &mut File, len: u64) -> Parsed<Listed> {
     let mut machine = Machine::new(head);
@@ -58,7 +64,7 @@ fn read(head: &[u8], file: &mut File, len: u64) -> Parsed<Listed> {
     let Value::Sequence(keys) = machine.run()? else {
         return Err("expected the list of storages after the object".into());
     };
-    let tensors = machine.named_tensors(object)?;
+    let named = machine.named_tensors(object)?;
     let mut at = machine.position() as u64;
     let mut storages: Vec<Option<Storage>> = vec![None; machine.storages.len()];
     for key in &machine.arena[keys] {
@@ -73,7 +79,7 @@ fn read(head: &[u8], file: &mut File, len: u64) -> Parsed<Listed> {
     }
     let storages: Option<Vec<Storage>> = storages.into_iter().collect();
     let storages = storages.ok_or("the list of storages is not complete")?;
-    Ok((tensors, storages))
+    Ok((named, storages))
 }
 
 fn check_byte_order(machine: &Machine<'_>, system: Value<'_>) -> Parsed<()> {

@@ -1,134 +1,253 @@
-//! What a pickle of `torch.save` may speak of: the allowed globals, storages, tensors, and the walk that names tensors.
+//! What a pickle of `torch.save` may speak of: the globals that make tensors, storages, and the walk that names tensors.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::element::ElementType;
 use super::pickle::{Machine, Parsed, Value};
 use super::raw::RawTensor;
 
-/// What an allowed global stands for.
+/// What a global stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Global {
     /// A dictionary, filled later or from a list of pairs.
     Dict,
-    /// `_rebuild_tensor`, `_rebuild_tensor_v2`: storage, offset, sizes, strides, then flags.
+    /// `_rebuild_tensor`, `_rebuild_tensor_v2`: storage, offset, sizes, strides, then flags; `_rebuild_tensor_v3`: the
+    /// element type after two flags.
     Tensor,
-    /// `_rebuild_parameter`: a tensor, then flags.
+    /// `_rebuild_parameter` and what else has a tensor as its first argument.
     Parameter,
+    /// `_rebuild_from_type_v2`: a function, a type, the function's arguments, attributes.
+    Subclass,
     /// `torch.Size`: a tuple.
     Size,
     /// A storage of this element type.
-    Storage(ElementType),
+    Storage(StorageType),
+    /// An element type.
+    ElementType(StorageType),
+    /// Makes a tensor that cannot be rebuilt from a storage, for this reason.
+    Unreadable(&'static str),
     /// Data that no tensor depends on; its content is dropped.
-    Opaque,
+    Data,
+    /// Anything else: what it makes is an object.
+    Other,
 }
 
-/// Modules, the names in them, and what they stand for. Anything else is refused.
+/// The elements of a storage: a type that is read, or the name and bytes of one that is not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum StorageType {
+    Known(ElementType),
+    Other(&'static str, usize),
+}
+
+impl StorageType {
+    /// Bytes of one element.
+    fn size(self) -> usize {
+        match self {
+            Self::Known(element) => element.size(),
+            Self::Other(_, size) => size,
+        }
+    }
+}
+
+impl std::fmt::Display for StorageType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Known(element) => element.fmt(f),
+            Self::Other(name, _) => f.write_str(name),
+        }
+    }
+}
+
+/// Modules, the names in them, and what they stand for. Storages and element types have tables of their own.
 const GLOBALS: &[(&[&str], &[&str], Global)] = &[
     (&["collections"], &["OrderedDict", "defaultdict"], Global::Dict),
     (
         &["torch._utils"],
-        &["_rebuild_tensor", "_rebuild_tensor_v2"],
+        &["_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3"],
         Global::Tensor,
     ),
-    (&["torch._utils"], &["_rebuild_parameter"], Global::Parameter),
+    (
+        &["torch._utils", "torch.nn.parameter"],
+        &[
+            "_rebuild_parameter",
+            "_rebuild_parameter_with_state",
+            "Parameter",
+            "Buffer",
+        ],
+        Global::Parameter,
+    ),
+    (
+        &["torch._tensor", "torch.tensor", "torch._utils"],
+        &["_rebuild_from_type", "_rebuild_from_type_v2"],
+        Global::Subclass,
+    ),
     (&["torch"], &["Size"], Global::Size),
     (
-        &["torch", "torch.cuda"],
-        &["DoubleStorage"],
-        Global::Storage(ElementType::F64),
+        &["torch._utils"],
+        &["_rebuild_qtensor"],
+        Global::Unreadable("it is quantised: save the network before quantisation"),
     ),
     (
-        &["torch", "torch.cuda"],
-        &["FloatStorage"],
-        Global::Storage(ElementType::F32),
+        &["torch._utils"],
+        &["_rebuild_sparse_tensor", "_rebuild_sparse_csr_tensor"],
+        Global::Unreadable("it is sparse: save it with to_dense()"),
     ),
     (
-        &["torch", "torch.cuda"],
-        &["HalfStorage"],
-        Global::Storage(ElementType::F16),
+        &["torch._utils"],
+        &["_rebuild_nested_tensor"],
+        Global::Unreadable("it is a nested tensor"),
     ),
     (
-        &["torch", "torch.cuda"],
-        &["BFloat16Storage"],
-        Global::Storage(ElementType::Bf16),
+        &["torch._utils"],
+        &["_rebuild_meta_tensor_no_storage"],
+        Global::Unreadable("it was on the meta device, which keeps no numbers"),
     ),
     (
-        &["torch", "torch.cuda"],
-        &["LongStorage"],
-        Global::Storage(ElementType::I64),
-    ),
-    (
-        &["torch", "torch.cuda"],
-        &["IntStorage"],
-        Global::Storage(ElementType::I32),
-    ),
-    (
-        &["torch", "torch.cuda"],
-        &["ShortStorage"],
-        Global::Storage(ElementType::I16),
-    ),
-    (
-        &["torch", "torch.cuda"],
-        &["CharStorage"],
-        Global::Storage(ElementType::I8),
-    ),
-    (
-        &["torch", "torch.cuda"],
-        &["ByteStorage"],
-        Global::Storage(ElementType::U8),
-    ),
-    (
-        &["torch", "torch.cuda"],
-        &["BoolStorage"],
-        Global::Storage(ElementType::Bool),
-    ),
-    (&["torch.storage"], &["_load_from_bytes"], Global::Opaque),
-    (
-        &["torch"],
+        &["torch._utils"],
         &[
-            "device", "float16", "bfloat16", "float32", "float64", "int8", "int16", "int32", "int64",
-            "uint8", "bool",
+            "_rebuild_device_tensor_from_numpy",
+            "_rebuild_device_tensor_from_cpu_tensor",
+            "_rebuild_xla_tensor",
         ],
-        Global::Opaque,
+        Global::Unreadable("it was on a device of its own: save it from the CPU"),
     ),
-    (&["argparse"], &["Namespace"], Global::Opaque),
+    (
+        &["torch._utils"],
+        &["_rebuild_wrapper_subclass"],
+        Global::Unreadable("it is distributed or packed: save a full state dict of plain tensors"),
+    ),
+    (
+        &["torch._subclasses.fake_tensor"],
+        &["FakeTensor"],
+        Global::Unreadable("it is a fake tensor, which has no numbers"),
+    ),
+    (
+        &[
+            "torch.distributed.tensor",
+            "torch.distributed._tensor",
+            "torch.distributed._tensor.api",
+            "torch.distributed.tensor._api",
+            "torch.distributed._shard.sharded_tensor.api",
+        ],
+        &["DTensor", "ShardedTensor"],
+        Global::Unreadable("it is a part of a distributed tensor: save a full state dict"),
+    ),
+    (&["torch.storage"], &["_load_from_bytes"], Global::Data),
+    (&["torch"], &["device"], Global::Data),
     (
         &["numpy.core.multiarray", "numpy._core.multiarray"],
         &["scalar", "_reconstruct"],
-        Global::Opaque,
+        Global::Data,
     ),
-    (&["numpy"], &["dtype", "ndarray"], Global::Opaque),
-    (&["_codecs"], &["encode"], Global::Opaque),
+    (&["numpy"], &["dtype", "ndarray"], Global::Data),
+    (&["_codecs"], &["encode"], Global::Data),
     (
         &["builtins", "__builtin__"],
         &[
             "set",
             "frozenset",
-            "dict",
-            "list",
-            "tuple",
             "int",
             "float",
             "bool",
             "str",
             "bytes",
+            "bytearray",
             "complex",
+            "slice",
+            "range",
         ],
-        Global::Opaque,
+        Global::Data,
     ),
 ];
 
+/// Names of storages below `torch` and `torch.cuda`, of element types below `torch`, and what their elements are.
+const ELEMENTS: &[(&str, &[&str], StorageType)] = &[
+    (
+        "DoubleStorage",
+        &["float64", "double"],
+        StorageType::Known(ElementType::F64),
+    ),
+    (
+        "FloatStorage",
+        &["float32", "float"],
+        StorageType::Known(ElementType::F32),
+    ),
+    (
+        "HalfStorage",
+        &["float16", "half"],
+        StorageType::Known(ElementType::F16),
+    ),
+    (
+        "BFloat16Storage",
+        &["bfloat16"],
+        StorageType::Known(ElementType::Bf16),
+    ),
+    (
+        "LongStorage",
+        &["int64", "long"],
+        StorageType::Known(ElementType::I64),
+    ),
+    (
+        "IntStorage",
+        &["int32", "int"],
+        StorageType::Known(ElementType::I32),
+    ),
+    (
+        "ShortStorage",
+        &["int16", "short"],
+        StorageType::Known(ElementType::I16),
+    ),
+    ("CharStorage", &["int8"], StorageType::Known(ElementType::I8)),
+    ("ByteStorage", &["uint8"], StorageType::Known(ElementType::U8)),
+    ("BoolStorage", &["bool"], StorageType::Known(ElementType::Bool)),
+    ("", &["uint16"], StorageType::Known(ElementType::U16)),
+    ("", &["uint32"], StorageType::Known(ElementType::U32)),
+    ("", &["uint64"], StorageType::Known(ElementType::U64)),
+    (
+        "ComplexFloatStorage",
+        &["complex64", "cfloat"],
+        StorageType::Other("complex64", 8),
+    ),
+    (
+        "ComplexDoubleStorage",
+        &["complex128", "cdouble"],
+        StorageType::Other("complex128", 16),
+    ),
+    ("QUInt8Storage", &["quint8"], StorageType::Other("quint8", 1)),
+    ("QInt8Storage", &["qint8"], StorageType::Other("qint8", 1)),
+    ("QInt32Storage", &["qint32"], StorageType::Other("qint32", 4)),
+    (
+        "QUInt4x2Storage",
+        &["quint4x2"],
+        StorageType::Other("quint4x2", 1),
+    ),
+    (
+        "QUInt2x4Storage",
+        &["quint2x4"],
+        StorageType::Other("quint2x4", 1),
+    ),
+    ("UntypedStorage", &[], StorageType::Other("bytes", 1)),
+];
+
 impl Global {
-    /// Looks a global up in the list.
-    pub fn find(module: &str, name: &str) -> Parsed<Self> {
-        let row = GLOBALS
+    /// What the tables say of it.
+    pub fn find(module: &str, name: &str) -> Self {
+        if let Some((_, _, global)) = GLOBALS
             .iter()
-            .find(|(modules, names, _)| modules.contains(&module) && names.contains(&name));
-        row.map(|(_, _, global)| *global).ok_or_else(|| {
-            let (module, name) = (short(module), short(name));
-            format!("expected only tensors and plain data, found the foreign global `{module}.{name}`")
-        })
+            .find(|(modules, names, _)| modules.contains(&module) && names.contains(&name))
+        {
+            return *global;
+        }
+        let storage = matches!(module, "torch" | "torch.cuda" | "torch.storage") && name.ends_with("Storage");
+        for (storages, types, element) in ELEMENTS {
+            if storage && *storages == name {
+                return Self::Storage(*element);
+            }
+            if module == "torch" && types.contains(&name) {
+                return Self::ElementType(*element);
+            }
+        }
+        Self::Other
     }
 }
 
@@ -141,7 +260,7 @@ fn short(text: &str) -> String {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct StorageRef {
     pub key: String,
-    pub element: ElementType,
+    pub element: StorageType,
     pub elements: usize,
 }
 
@@ -167,23 +286,39 @@ fn count(value: &Value<'_>, what: &str) -> Parsed<usize> {
     count.ok_or_else(|| format!("expected a count as {what}, found {}", value.kind()))
 }
 
+/// Why a tensor whose storage the pickle does not name cannot be rebuilt.
+const NO_STORAGE: &str = "its storage is not in the file: save it with torch.save and protocol 2 or later";
+/// Why a tensor of a type without a conversion to floats cannot be rebuilt.
+const OTHER_ELEMENTS: &str =
+    "its elements are of a type that is not read (complex, quantised or 8-bit floats)";
+
 impl<'a> Machine<'a> {
     /// What a global with these arguments describes. Nothing is called.
     pub fn describe(&mut self, global: Global, arguments: &[Value<'a>]) -> Parsed<Value<'a>> {
         match global {
             Global::Dict => self.dict_of_pairs(arguments),
             Global::Tensor => self.tensor(arguments),
-            Global::Parameter => match arguments.first() {
-                Some(tensor @ Value::Tensor(_)) => Ok(*tensor),
-                _ => Err("expected a tensor in a parameter".into()),
-            },
-            Global::Size => match arguments {
-                [sizes @ Value::Sequence(_)] => Ok(*sizes),
-                _ => Err("expected a tuple in torch.Size".into()),
-            },
-            Global::Opaque => Ok(Value::Opaque),
+            Global::Parameter => Ok(match arguments.first() {
+                Some(tensor @ (Value::Tensor(_) | Value::Unreadable(_))) => *tensor,
+                _ => Value::Opaque,
+            }),
+            Global::Subclass => self.subclass(arguments),
+            Global::Size => Ok(match arguments {
+                [sizes @ Value::Sequence(_)] => *sizes,
+                _ => Value::Opaque,
+            }),
+            Global::Unreadable(reason) => Ok(Value::Unreadable(reason)),
+            Global::Data | Global::ElementType(_) => Ok(Value::Opaque),
+            Global::Other => self.object_of(arguments),
             Global::Storage(_) => Err("expected a storage as persistent id, found a call".into()),
         }
+    }
+
+    /// An object made with these arguments; dictionaries among them may be its content (`Counter({..})`).
+    fn object_of(&mut self, arguments: &[Value<'a>]) -> Parsed<Value<'a>> {
+        let dicts = arguments.iter().filter(|value| matches!(value, Value::Dict(_)));
+        let items = dicts.flat_map(|dict| [Value::None, *dict]).collect();
+        self.new_object(items)
     }
 
     /// `OrderedDict()` or `OrderedDict([(key, value), ..])`; the factory of a `defaultdict` is dropped.
@@ -205,27 +340,58 @@ impl<'a> Machine<'a> {
         self.dict(items)
     }
 
+    /// A tensor of a type derived from `torch.Tensor`, or one with attributes: the numbers are the inner function's.
+    fn subclass(&mut self, arguments: &[Value<'a>]) -> Parsed<Value<'a>> {
+        let [function, kind, Value::Sequence(inner), ..] = arguments else {
+            return Ok(Value::Opaque);
+        };
+        match (function, kind) {
+            (Value::Global(Global::Unreadable(reason)), _)
+            | (_, Value::Global(Global::Unreadable(reason))) => Ok(Value::Unreadable(reason)),
+            (Value::Global(function @ (Global::Tensor | Global::Parameter)), _) => {
+                self.spend(self.arena[*inner].len())?;
+                let inner = self.arena[*inner].clone();
+                self.describe(*function, &inner)
+            }
+            _ => Ok(Value::Opaque),
+        }
+    }
+
     fn tensor(&mut self, arguments: &[Value<'a>]) -> Parsed<Value<'a>> {
-        let [Value::Storage(storage), offset, sizes, strides, flags @ ..] = arguments else {
+        let [storage, offset, sizes, strides, flags @ ..] = arguments else {
             return Err("expected storage, offset, sizes and strides of a tensor".into());
         };
-        // The flags are requires_grad, backward hooks and a dictionary of lazy negation or conjugation.
-        if let Some(Value::Dict(lazy)) = flags.get(2)
-            && !self.arena[*lazy].is_empty()
-        {
-            return Err("a tensor that is lazily negated or conjugated is not supported".into());
-        }
+        let (storage, element) = match storage {
+            Value::Storage(storage, element) => (*storage, *element),
+            Value::Opaque => return Ok(Value::Unreadable(NO_STORAGE)),
+            _ => return Err("expected storage, offset, sizes and strides of a tensor".into()),
+        };
+        let element = match (flags.get(2), element) {
+            (Some(Value::Global(Global::ElementType(element))), _) => *element,
+            // An element type that the tables do not have.
+            (Some(Value::Global(_)), _) => return Ok(Value::Unreadable(OTHER_ELEMENTS)),
+            // The flags are requires_grad, backward hooks and a dictionary of lazy negation or conjugation.
+            (Some(Value::Dict(lazy)), _) if !self.arena[*lazy].is_empty() => {
+                return Ok(Value::Unreadable(
+                    "it is lazily negated or conjugated: save it with resolve_neg()",
+                ));
+            }
+            (_, element) => element,
+        };
+        let StorageType::Known(element) = element else {
+            return Ok(Value::Unreadable(OTHER_ELEMENTS));
+        };
         let tensor = RawTensor {
-            element: self.storages[*storage].element,
+            element,
             shape: self.counts(sizes, "a size")?,
-            storage: *storage,
+            storage,
             offset: count(offset, "the offset")?,
             strides: self.counts(strides, "a stride")?,
         };
         if self.tensors.len() >= MOST_TENSORS {
             return Err(format!("more than {MOST_TENSORS} tensors"));
         }
-        tensor.check(self.storages[*storage].elements)?;
+        tensor.check(self.storages[storage].bytes()? / element.size())?;
         self.tensors.push(tensor);
         Ok(Value::Tensor(self.tensors.len() - 1))
     }
@@ -241,26 +407,42 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// The storage of a persistent id: `("storage", type, key, location, elements)`, with `None` after it in old files.
+    /// What a persistent id stands for. A storage is `("storage", type, key, location, elements)`, with `None` after it in
+    /// old files, or the view of another storage. Old files also name the classes of modules, with their source.
     pub fn storage(&mut self, id: &[Value<'a>]) -> Parsed<Value<'a>> {
-        let [
-            Value::Text("storage"),
-            Value::Global(Global::Storage(element)),
-            Value::Text(key),
-            _,
-            elements,
-        ] = id.strip_suffix(&[Value::None]).unwrap_or(id)
-        else {
-            return Err("expected a storage of a known type as persistent id".into());
+        let Some(Value::Text("storage")) = id.first() else {
+            return Ok(match id {
+                [Value::Text("module"), Value::Global(class), ..] => Value::Global(*class),
+                _ => Value::Opaque,
+            });
+        };
+        let (element, key, elements, view) = match id {
+            [
+                _,
+                Value::Global(Global::Storage(element)),
+                Value::Text(key),
+                _,
+                elements,
+            ] => (*element, *key, elements, None),
+            [
+                _,
+                Value::Global(Global::Storage(element)),
+                Value::Text(key),
+                _,
+                elements,
+                view,
+            ] => (*element, *key, elements, Some(view)),
+            [_, Value::Global(Global::Other), Value::Text(_), ..] => return Ok(Value::Opaque),
+            _ => return Err("expected a storage of a known type as persistent id".into()),
         };
         let found = StorageRef {
-            key: (*key).into(),
-            element: *element,
+            key: key.into(),
+            element,
             elements: count(elements, "the elements of a storage")?,
         };
-        found.bytes()?;
+        let bytes = found.bytes()?;
         let index = match self.storage_index.get(key) {
-            Some(index) if self.storages[*index] == found => *index,
+            Some(index) if self.storages[*index].bytes()? == bytes => *index,
             Some(_) => {
                 return Err(format!(
                     "storage `{}` is described twice, differently",
@@ -273,77 +455,194 @@ impl<'a> Machine<'a> {
                 self.storages.len() - 1
             }
         };
-        Ok(Value::Storage(index))
+        match view {
+            None | Some(Value::None) => Ok(Value::Storage(index, element)),
+            Some(_) => Ok(Value::Opaque),
+        }
     }
 
-    /// Every tensor below `root` under the keys that lead to it, joined by dots. Sequences count from 0.
-    pub fn named_tensors(&self, root: Value<'a>) -> Parsed<BTreeMap<String, RawTensor>> {
+    /// Every tensor below `root` under the keys that lead to it, joined by dots. Sequences count from 0; attributes of
+    /// objects go by their names, and of a module only parameters, buffers and modules count, as in its state dict.
+    pub fn named_tensors(&self, root: Value<'a>) -> Parsed<Named> {
         let mut walk = Walk {
             machine: self,
+            holds: self.containers_with_tensors(),
+            above: BTreeSet::new(),
             visits: 0,
-            found: BTreeMap::new(),
+            found: Named::default(),
         };
         walk.visit(root, "", 0)?;
         Ok(walk.found)
     }
+
+    /// Which containers have a tensor in them, at any depth. Configurations, however deep or shared, are then not walked.
+    fn containers_with_tensors(&self) -> Vec<bool> {
+        let mut holds = vec![false; self.arena.len()];
+        let mut parents: Vec<(usize, usize)> = Vec::new();
+        let mut new = Vec::new();
+        for (parent, items) in self.arena.iter().enumerate() {
+            for item in items {
+                match item {
+                    Value::Tensor(_) | Value::Unreadable(_) if !holds[parent] => {
+                        holds[parent] = true;
+                        new.push(parent);
+                    }
+                    Value::Sequence(child) | Value::Dict(child) | Value::Object(child) => {
+                        parents.push((*child, parent));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        parents.sort_unstable();
+        while let Some(child) = new.pop() {
+            let start = parents.partition_point(|(c, _)| *c < child);
+            for (_, parent) in parents[start..].iter().take_while(|(c, _)| *c == child) {
+                if !holds[*parent] {
+                    holds[*parent] = true;
+                    new.push(*parent);
+                }
+            }
+        }
+        holds
+    }
+}
+
+/// The tensors of a pickle by name.
+#[derive(Debug, Default)]
+pub(super) struct Named {
+    pub tensors: BTreeMap<String, RawTensor>,
+    /// Those that cannot be rebuilt, and why.
+    pub unreadable: BTreeMap<String, String>,
 }
 
 /// Most tensors. An optimizer state of ViT-g has a few thousand.
 const MOST_TENSORS: usize = 1 << 20;
 /// Most axes of a tensor.
 const MOST_AXES: usize = 16;
-/// Deepest nesting of dictionaries and lists.
+/// Deepest nesting of dictionaries and lists with tensors in them.
 const DEEPEST: usize = 32;
 /// Most values below the top. Shared containers are visited once for every way to them.
 const MOST_VISITS: usize = 2 << 20;
 /// Longest name of a tensor.
 const LONGEST_NAME: usize = 1024;
 
+/// The attributes in which a `torch.nn.Module` keeps what its state dict lists; none of the names in it.
+const MODULE_STATE: [&str; 3] = ["_parameters", "_buffers", "_modules"];
+
 struct Walk<'m, 'a> {
     machine: &'m Machine<'a>,
+    /// Which containers have tensors in them.
+    holds: Vec<bool>,
+    /// The containers on the way to the present one: an object may point back at what holds it.
+    above: BTreeSet<usize>,
     visits: usize,
-    found: BTreeMap<String, RawTensor>,
+    found: Named,
 }
 
 impl<'a> Walk<'_, 'a> {
     fn visit(&mut self, value: Value<'a>, name: &str, depth: usize) -> Parsed<()> {
-        self.visits += match value {
-            Value::Dict(items) | Value::Sequence(items) => 1 + self.machine.arena[items].len(),
-            _ => 1,
+        let items = match value {
+            Value::Dict(items) | Value::Sequence(items) | Value::Object(items) => Some(items),
+            _ => None,
         };
+        if let Some(items) = items
+            && (!self.holds[items] || !self.above.insert(items))
+        {
+            return Ok(());
+        }
+        self.visits += 1 + items.map_or(0, |items| self.machine.arena[items].len());
         if depth > DEEPEST || self.visits > MOST_VISITS || name.len() > LONGEST_NAME {
             return Err(format!(
                 "expected at most {DEEPEST} levels, {MOST_VISITS} values and names of {LONGEST_NAME} bytes"
             ));
         }
         match value {
-            Value::Tensor(index) => {
-                let tensor = self.machine.tensors[index].clone();
-                if self.found.insert(name.into(), tensor).is_some() {
-                    return Err(format!("two tensors are called `{}`", short(name)));
-                }
-            }
-            Value::Dict(items) => {
-                for pair in self.machine.arena[items].chunks_exact(2) {
-                    match pair[0] {
-                        Value::Text(key) => self.visit_below(pair[1], name, key, depth)?,
-                        Value::Int(key) => self.visit_below(pair[1], name, &key.to_string(), depth)?,
-                        _ => {}
-                    }
-                }
-            }
+            Value::Tensor(index) => self.name(name, Ok(self.machine.tensors[index].clone())),
+            Value::Unreadable(reason) => self.name(name, Err(reason)),
+            Value::Dict(items) => self.visit_pairs(items, name, depth)?,
             Value::Sequence(items) => {
                 for (index, item) in self.machine.arena[items].iter().enumerate() {
                     self.visit_below(*item, name, &index.to_string(), depth)?;
                 }
             }
+            Value::Object(items) => self.visit_object(items, name, depth)?,
             _ => {}
+        }
+        if let Some(items) = items {
+            self.above.remove(&items);
+        }
+        Ok(())
+    }
+
+    fn name(&mut self, name: &str, tensor: std::result::Result<RawTensor, &'static str>) {
+        let found = &mut self.found;
+        let reason = match tensor {
+            _ if found.tensors.remove(name).is_some() || found.unreadable.contains_key(name) => {
+                "two tensors have this name"
+            }
+            Ok(tensor) => {
+                found.tensors.insert(name.into(), tensor);
+                return;
+            }
+            Err(reason) => reason,
+        };
+        found.unreadable.insert(name.into(), reason.into());
+    }
+
+    fn visit_pairs(&mut self, items: usize, name: &str, depth: usize) -> Parsed<()> {
+        for pair in self.machine.arena[items].chunks_exact(2) {
+            match pair[0] {
+                Value::Text(key) => self.visit_below(pair[1], name, key, depth)?,
+                Value::Int(key) => self.visit_below(pair[1], name, &key.to_string(), depth)?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The items of an object, and its states: a dictionary of attributes, or such a pair with slots.
+    fn visit_object(&mut self, items: usize, name: &str, depth: usize) -> Parsed<()> {
+        let machine = self.machine;
+        for pair in machine.arena[items].chunks_exact(2) {
+            match pair {
+                [Value::None, Value::Dict(state)] => self.visit_state(*state, name, depth)?,
+                [Value::None, Value::Sequence(states)] => {
+                    if let [attributes, slots] = machine.arena[*states].as_slice() {
+                        for state in [attributes, slots] {
+                            if let Value::Dict(state) = state {
+                                self.visit_state(*state, name, depth)?;
+                            }
+                        }
+                    }
+                }
+                [Value::Text(key), value] => self.visit_below(*value, name, key, depth)?,
+                [Value::Int(key), value] => self.visit_below(*value, name, &key.to_string(), depth)?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn visit_state(&mut self, state: usize, name: &str, depth: usize) -> Parsed<()> {
+        let machine = self.machine;
+        let pairs = || machine.arena[state].chunks_exact(2);
+        let is_state = |key: &Value<'_>| matches!(key, Value::Text(key) if MODULE_STATE.contains(key));
+        if pairs().filter(|pair| is_state(&pair[0])).count() < MODULE_STATE.len() {
+            return self.visit(Value::Dict(state), name, depth + 1);
+        }
+        for pair in pairs().filter(|pair| is_state(&pair[0])) {
+            self.visit(pair[1], name, depth)?;
         }
         Ok(())
     }
 
     fn visit_below(&mut self, value: Value<'a>, name: &str, key: &str, depth: usize) -> Parsed<()> {
-        if !matches!(value, Value::Tensor(_) | Value::Dict(_) | Value::Sequence(_)) {
+        let deeper = matches!(
+            value,
+            Value::Tensor(_) | Value::Unreadable(_) | Value::Dict(_) | Value::Sequence(_) | Value::Object(_)
+        );
+        if !deeper {
             return Ok(());
         }
         if name.is_empty() {

@@ -29,7 +29,7 @@ fn read(file: File, len: u64, path: &Path) -> Parsed<RawTensors> {
     let pickle = read_small(&mut archive, &name)?.ok_or_else(|| format!("no zip entry `{name}`"))?;
     let mut machine = Machine::new(&pickle);
     let value = machine.run()?;
-    let tensors = machine.named_tensors(value)?;
+    let named = machine.named_tensors(value)?;
     let entries = entries(&archive)?;
     let storages = machine
         .storages
@@ -40,7 +40,8 @@ fn read(file: File, len: u64, path: &Path) -> Parsed<RawTensors> {
         path: path.into(),
         files: vec![path.into()],
         format: Format::TorchZip,
-        tensors,
+        tensors: named.tensors,
+        unreadable: named.unreadable,
         metadata: BTreeMap::new(),
         storages,
         sources: vec![Source {

@@ -1,0 +1,224 @@
+//! Networks that are recognised by their tensors and cannot be computed exactly: the refusal says which one it is and what
+//! is missing for it.
+
+/// A network that `VitConfig` cannot express.
+pub(super) struct Architecture {
+    /// What it is called.
+    pub name: &'static str,
+    /// What would have to be there.
+    pub lacks: &'static str,
+    /// Whether the names are those of one.
+    is: fn(&Names<'_>) -> bool,
+}
+
+/// Names of a file or of one network in it.
+struct Names<'n>(Vec<&'n str>);
+
+impl Names<'_> {
+    /// Whether a name has this part, beginning where one of its own parts begins.
+    fn part(&self, part: &str) -> bool {
+        self.0.iter().any(|name| {
+            name.match_indices(part)
+                .any(|(at, _)| at == 0 || name.as_bytes()[at - 1] == b'.')
+        })
+    }
+
+    /// Whether any name ends so.
+    fn end(&self, end: &str) -> bool {
+        self.0.iter().any(|name| name.ends_with(end))
+    }
+}
+
+/// The more particular ones first.
+const ARCHITECTURES: &[Architecture] = &[
+    Architecture {
+        name: "FSDP shards",
+        lacks: "parameters are flattened into one: save a full state dict",
+        is: |names| names.end("flat_param"),
+    },
+    Architecture {
+        name: "DINOv3 ViT",
+        lacks: "rotary positions are not supported yet",
+        is: |names| {
+            names.part("rope_embed.periods")
+                || names.part("storage_tokens")
+                || (names.part("reg_token") && names.end(".gamma_1"))
+                || (names.part("embeddings.cls_token")
+                    && names.part("layer.0.")
+                    && !names.part("encoder.layer.0.")
+                    && !names.part("embeddings.position_embeddings"))
+        },
+    },
+    Architecture {
+        name: "Swin Transformer",
+        lacks: "attention in windows is not supported",
+        is: |names| names.part("layers.0.blocks.0."),
+    },
+    Architecture {
+        name: "SAM ViT",
+        lacks: "relative positions are not supported",
+        is: |names| names.end("attn.rel_pos_h"),
+    },
+    Architecture {
+        name: "CLIP ViT",
+        lacks: "a norm before the blocks (ln_pre) is not supported yet",
+        is: |names| {
+            names.end("class_embedding")
+                || names.part("norm_pre.weight")
+                || names.part("pre_layrnorm.weight")
+                || names.part("ln_pre.weight")
+        },
+    },
+    Architecture {
+        name: "SigLIP ViT",
+        lacks: "attention pooling in place of a class token is not supported yet",
+        is: |names| names.part("attn_pool.") || names.part("head.probe"),
+    },
+    Architecture {
+        name: "TIPS ViT",
+        lacks: "bilinear positions and feed-forward names `c_fc` and `c_proj` are not supported yet",
+        is: |names| names.part("mlp.c_fc.") && names.end("cls_token"),
+    },
+    Architecture {
+        name: "BEiT or data2vec",
+        lacks: "relative position bias and separate biases of query and value are not supported",
+        is: |names| {
+            names.part("relative_position_bias_table")
+                || names.part("rel_pos_bias.")
+                || names.part("attn.q_bias")
+        },
+    },
+    Architecture {
+        name: "EVA ViT",
+        lacks: "rotary positions and norms within attention are not supported",
+        is: |names| names.part("blocks.0.attn.q_proj.") || names.part("blocks.0.gamma_1"),
+    },
+    Architecture {
+        name: "distilled DeiT",
+        lacks: "a second class token is not supported",
+        is: |names| names.part("dist_token") || names.part("embeddings.distillation_token"),
+    },
+    Architecture {
+        name: "CaiT or XCiT",
+        lacks: "class-attention blocks are not supported",
+        is: |names| names.part("blocks_token_only.") || names.part("cls_attn_blocks."),
+    },
+    Architecture {
+        name: "ViT with normalised queries and keys",
+        lacks: "`attn.q_norm` is not supported",
+        is: |names| names.part("attn.q_norm."),
+    },
+    Architecture {
+        name: "ViT of averaged patches",
+        lacks: "`fc_norm` in place of the last norm is not supported",
+        is: |names| names.part("fc_norm.weight") && names.part("blocks.0.") && !names.part("norm.weight"),
+    },
+    Architecture {
+        name: "ConvNeXt",
+        lacks: "convolutional networks are not supported",
+        is: |names| names.part("downsample_layers.0.") || names.part("stages.0.blocks.0.conv_dw."),
+    },
+    Architecture {
+        name: "ResNet",
+        lacks: "convolutional networks are not supported",
+        is: |names| names.part("layer1.0.conv1.weight"),
+    },
+    Architecture {
+        name: "ViT without a class token (I-JEPA, V-JEPA, SimMIM)",
+        lacks: "a class token is needed",
+        is: |names| {
+            names.part("patch_embed.proj.weight")
+                && names.part("blocks.0.norm1.")
+                && !names.end("cls_token")
+                && !names.part("mask_token")
+        },
+    },
+];
+
+/// What these names belong to, if it is one of the networks that cannot be computed.
+pub(super) fn recognise<'n>(names: impl Iterator<Item = &'n str>) -> Option<&'static Architecture> {
+    let names = Names(names.collect());
+    ARCHITECTURES
+        .iter()
+        .find(|architecture| (architecture.is)(&names))
+}
+
+impl Architecture {
+    /// The refusal.
+    pub fn refusal(&self) -> String {
+        format!("{}: {}", self.name, self.lacks)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks_are_told_by_their_names() {
+        for (names, expected) in [
+            (
+                &["cls_token", "storage_tokens", "rope_embed.periods"][..],
+                Some("DINOv3 ViT"),
+            ),
+            (
+                &[
+                    "cls_token",
+                    "reg_token",
+                    "blocks.0.gamma_1",
+                    "blocks.0.norm1.weight",
+                ],
+                Some("DINOv3 ViT"),
+            ),
+            (
+                &["embeddings.cls_token", "model.layer.0.norm1.weight"],
+                Some("DINOv3 ViT"),
+            ),
+            (
+                &["visual.class_embedding", "visual.ln_pre.weight"],
+                Some("CLIP ViT"),
+            ),
+            (&["cls_token", "norm_pre.weight"], Some("CLIP ViT")),
+            (&["attn_pool.latent"], Some("SigLIP ViT")),
+            (
+                &[
+                    "vision_encoder.cls_token",
+                    "vision_encoder.blocks.0.mlp.c_fc.bias",
+                ],
+                Some("TIPS ViT"),
+            ),
+            (
+                &["cls_token", "blocks.0.attn.relative_position_bias_table"],
+                Some("BEiT or data2vec"),
+            ),
+            (
+                &["layers.0.blocks.0.attn.relative_position_bias_table"],
+                Some("Swin Transformer"),
+            ),
+            (&["cls_token", "dist_token"], Some("distilled DeiT")),
+            (
+                &["cls_token", "blocks.0.attn.q_norm.weight"],
+                Some("ViT with normalised queries and keys"),
+            ),
+            (
+                &["fc_norm.weight", "blocks.0.norm1.weight"],
+                Some("ViT of averaged patches"),
+            ),
+            (&["fc_norm.weight", "blocks.0.norm1.weight", "norm.weight"], None),
+            (&["a.layer1.0.conv1.weight"], Some("ResNet")),
+            (&["_fsdp_wrapped_module._flat_param"], Some("FSDP shards")),
+            (
+                &["cls_token", "register_tokens", "blocks.0.ls1.gamma", "mask_token"],
+                None,
+            ),
+            (
+                &["cls_token", "reg_token", "blocks.0.ls1.gamma", "pos_embed"],
+                None,
+            ),
+            (&["conv1.weight", "fc.bias"], None),
+        ] {
+            let found = recognise(names.iter().copied()).map(|architecture| architecture.name);
+            assert_eq!(found, expected, "{names:?}");
+        }
+    }
+}

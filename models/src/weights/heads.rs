@@ -1,0 +1,159 @@
+//! How many attention heads a network has: what its file, the options and published networks of its width say.
+
+use super::LoadOptions;
+use crate::vit::VitConfig;
+
+/// Width of a head where nothing else is known.
+const HEAD_DIM: usize = 64;
+
+/// Widths of published vision transformers and the heads they have: ViT-Ti to ViT-L, timm's widths between them, SO400m,
+/// ViT-H, ViT-g of 1408, DINOv2's g, ViT-G, EVA's E.
+const PUBLISHED: &[(usize, usize)] = &[
+    (192, 3),
+    (256, 4),
+    (320, 5),
+    (384, 6),
+    (512, 8),
+    (640, 10),
+    (768, 12),
+    (832, 13),
+    (896, 14),
+    (1024, 16),
+    (1152, 16),
+    (1280, 16),
+    (1408, 16),
+    (1536, 24),
+    (1664, 16),
+    (1792, 16),
+];
+/// MoCo v3 alone gives its ViT-S twelve heads. Its networks lie below one of these modules.
+const MOCO_V3: [&str; 2] = ["base_encoder.", "momentum_encoder."];
+const MOCO_V3_SMALL: (usize, usize) = (384, 12);
+
+/// The number of heads, on which everyone who names one has to agree, and a notice where it is only assumed.
+pub(super) fn heads(
+    config: &VitConfig,
+    prefix: &str,
+    known: Option<(usize, &'static str)>,
+    options: &LoadOptions,
+) -> Result<(usize, Option<String>), String> {
+    let arch = match &options.arch {
+        Some(arch) => Some((arch_heads(arch, config)?, "the architecture")),
+        None => None,
+    };
+    let given = options
+        .num_heads
+        .map(|heads| (heads, "the given number of heads"));
+    let mut said = [known, arch, given].into_iter().flatten();
+    let Some((heads, by)) = said.next() else {
+        return assumed(config.embed_dim, prefix);
+    };
+    match said.find(|(other, _)| *other != heads) {
+        Some((other, by_other)) => Err(format!("num_heads: {by} says {heads}, {by_other} says {other}")),
+        None => Ok((heads, None)),
+    }
+}
+
+/// The heads of a width, where nobody says.
+fn assumed(width: usize, prefix: &str) -> Result<(usize, Option<String>), String> {
+    if width == MOCO_V3_SMALL.0 && MOCO_V3.iter().any(|module| prefix.ends_with(module)) {
+        let heads = MOCO_V3_SMALL.1;
+        let notice = format!("taken for a ViT-S of MoCo v3, with {heads} heads (--heads to change)");
+        return Ok((heads, Some(notice)));
+    }
+    if let Some((_, heads)) = PUBLISHED.iter().find(|(published, _)| *published == width) {
+        return Ok((*heads, None));
+    }
+    if !width.is_multiple_of(HEAD_DIM) {
+        return Err(format!(
+            "the file does not tell the number of heads and the width {width} is no multiple of {HEAD_DIM}: \
+             give the number of heads or the architecture"
+        ));
+    }
+    let heads = width / HEAD_DIM;
+    let notice = format!(
+        "the number of heads is not in the file and no published network is {width} wide: heads of {HEAD_DIM} are \
+         assumed, {heads} of them (--heads to change)"
+    );
+    Ok((heads, Some(notice)))
+}
+
+/// The heads of a named architecture, once its tensors are the ones found.
+fn arch_heads(arch: &str, config: &VitConfig) -> Result<usize, String> {
+    let patch_size = match arch.split_once('/') {
+        Some((_, patch)) => patch.split('-').next().and_then(|p| p.parse().ok()).unwrap_or(0),
+        None => 14,
+    };
+    let image_size = config.native_grid().saturating_mul(patch_size);
+    let named = VitConfig::named(arch, image_size).map_err(|e| e.to_string())?;
+    let differing: Vec<String> = [
+        ("width", named.embed_dim.to_string(), config.embed_dim.to_string()),
+        ("depth", named.depth.to_string(), config.depth.to_string()),
+        (
+            "patch size",
+            named.patch_size.to_string(),
+            config.patch_size.to_string(),
+        ),
+        (
+            "registers",
+            named.num_registers.to_string(),
+            config.num_registers.to_string(),
+        ),
+        (
+            "feed-forward",
+            format!("{:?}", named.feed_forward),
+            format!("{:?}", config.feed_forward),
+        ),
+        (
+            "hidden width",
+            named.ffn_hidden.to_string(),
+            config.ffn_hidden.to_string(),
+        ),
+    ]
+    .into_iter()
+    .filter(|(_, named, found)| named != found)
+    .map(|(field, named, found)| format!("{field} {named}, found {found}"))
+    .collect();
+    if differing.is_empty() {
+        Ok(named.num_heads)
+    } else {
+        Err(format!("{arch}: expected {}", differing.join("; ")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Widths and heads as the models are published (timm's vision_transformer.py and eva.py, DINOv2's).
+    #[test]
+    fn published_widths_have_their_heads_and_others_are_told() {
+        for (width, heads) in [
+            (384, 6),
+            (1024, 16),
+            (1152, 16),
+            (1280, 16),
+            (1408, 16),
+            (1536, 24),
+            (1664, 16),
+        ] {
+            assert_eq!(assumed(width, "backbone."), Ok((heads, None)));
+        }
+        let (heads, notice) = assumed(448, "").expect("a multiple of 64");
+        assert_eq!(heads, 7);
+        assert!(notice.expect("assumed").contains("448 wide"));
+        assert!(
+            assumed(100, "")
+                .expect_err("no multiple")
+                .contains("the width 100")
+        );
+    }
+
+    #[test]
+    fn moco_v3_has_twelve_heads_in_its_small_network() {
+        let (heads, notice) = assumed(384, "state_dict.module.base_encoder.").expect("known");
+        assert_eq!(heads, 12);
+        assert!(notice.expect("said").contains("MoCo v3"));
+        assert_eq!(assumed(768, "module.base_encoder."), Ok((12, None)));
+    }
+}

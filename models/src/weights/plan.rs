@@ -1,0 +1,114 @@
+//! The account of a network's tensors: each has its place, is known to be no part of it, or is a fault.
+
+use super::extras;
+use super::family::Part;
+use super::geometry;
+use super::network::Network;
+use super::raw::RawTensor;
+use crate::vit::VitConfig;
+
+/// Which of their tensors becomes which of ours.
+pub(super) struct Plan {
+    /// Their name, our name, and what one is of the other.
+    pub jobs: Vec<(String, String, Part)>,
+    /// Whether the position table has no row for the class token.
+    pub lacks_cls_row: bool,
+    /// Tensors of the network's root that the table of extras knows.
+    pub left_out: Vec<String>,
+}
+
+/// Most faults that one error lists.
+const MOST_LISTED: usize = 8;
+
+impl Plan {
+    /// Accounts for every tensor of the network and of its root in the file.
+    ///
+    /// # Errors
+    /// Every tensor that is missing, spare, misshapen or cannot be rebuilt, in one line.
+    pub fn new(network: &Network<'_>, config: &VitConfig) -> Result<Self, String> {
+        let found = &network.found;
+        let mut plan = Self {
+            jobs: Vec::new(),
+            lacks_cls_row: false,
+            left_out: Vec::new(),
+        };
+        let mut faults = Vec::new();
+        let mut unused = found.tensors.clone();
+        for (ours, shape) in config.parameters() {
+            let sources = found.table.sources(&ours);
+            if sources.is_empty() {
+                faults.push(format!(
+                    "missing `{ours}` {shape:?}, which this family has no name for"
+                ));
+            }
+            for (theirs, part) in sources {
+                let mut expected = shape.clone();
+                match part {
+                    Part::Whole => {}
+                    Part::Share(_, count) => expected[0] /= count,
+                    Part::PositionTable => {
+                        let rows = found
+                            .tensors
+                            .get(theirs.as_str())
+                            .and_then(|t| t.shape.get(1).copied());
+                        plan.lacks_cls_row = rows.is_some_and(|rows| !geometry::cls_row(found, rows));
+                        expected[1] -= usize::from(plan.lacks_cls_row);
+                    }
+                }
+                match (
+                    unused.remove(theirs.as_str()),
+                    network.unreadable.get(theirs.as_str()),
+                ) {
+                    (Some(tensor), _) => faults.extend(misfit(&theirs, tensor, &expected)),
+                    (None, Some(reason)) => faults.push(format!("`{theirs}` cannot be rebuilt: {reason}")),
+                    (None, None) => faults.push(format!("missing `{theirs}` {expected:?}")),
+                }
+                plan.jobs.push((theirs, ours.clone(), part));
+            }
+        }
+        let spare = unused
+            .iter()
+            .map(|(name, tensor)| (name, format!(" {:?}", tensor.shape)))
+            .chain(network.unreadable.keys().map(|name| (name, String::new())));
+        for (name, shape) in spare {
+            if extras::known(name).is_some() {
+                plan.left_out.push(name.clone());
+            } else if !plan.jobs.iter().any(|(theirs, ..)| theirs == name) {
+                faults.push(format!("spare `{name}`{shape}"));
+            }
+        }
+        if faults.is_empty() {
+            Ok(plan)
+        } else {
+            Err(listed(faults))
+        }
+    }
+}
+
+/// The faults in one line.
+fn listed(mut faults: Vec<String>) -> String {
+    let count = faults.len();
+    let more = match count.saturating_sub(MOST_LISTED) {
+        0 => String::new(),
+        more => format!("; and {more} more"),
+    };
+    faults.truncate(MOST_LISTED);
+    let tensors = if count == 1 { "tensor does" } else { "tensors do" };
+    format!(
+        "{count} {tensors} not fit the network: {}{more}",
+        faults.join("; ")
+    )
+}
+
+fn misfit(name: &str, tensor: &RawTensor, expected: &[usize]) -> Option<String> {
+    if tensor.shape != expected {
+        Some(format!(
+            "`{name}` expected {expected:?}, found {:?}",
+            tensor.shape
+        ))
+    } else if !tensor.element.is_float() {
+        Some(format!("`{name}` expected floats, found {}", tensor.element))
+    } else {
+        None
+    }
+}
