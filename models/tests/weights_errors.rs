@@ -112,10 +112,10 @@ fn unknown_networks_are_named_by_their_tensors() {
 #[test]
 fn two_tensors_of_one_name_are_refused() {
     let mut tensors = plain();
-    tensors.insert("backbone.norm.bias".into(), zeros(&[48]));
+    tensors.insert("_orig_mod.norm.bias".into(), zeros(&[48]));
     assert_says(
         &refused(&tensors, &three_heads()),
-        &["two tensors", "`backbone.norm.bias`"],
+        &["two tensors", "`norm.bias`", "`_orig_mod.norm.bias`"],
     );
 }
 
@@ -287,6 +287,8 @@ fn files_of_another_kind_are_refused() {
         (b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS"),
         (b"\x89PNG\r\n\x1a\n0000", "bytes"),
         (b"PK\x03\x04rest", "damaged zip"),
+        (b"\x80\x04\x95rest", "a plain Python pickle"),
+        (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
         (
             b"\xff\0\0\0\0\0\0\0{}",
             "a safetensors header of 255 bytes in a file of 10",
@@ -331,22 +333,37 @@ fn damaged_numbers_in_a_zip_are_noticed() {
     assert_says(&refused_bytes(&bytes), &["damaged zip entry"]);
 }
 
+/// A pickle that asks for anything gets nothing: the calls are data beside the weights, and no file appears.
 #[test]
-fn foreign_globals_are_refused_by_name() {
-    for (module, name) in [
-        ("posix", "system"),
-        ("builtins", "eval"),
-        ("torch", "load"),
-        ("numpy", "load"),
+fn foreign_globals_are_not_called() {
+    let folder = tempfile::tempdir().unwrap();
+    let touched = folder.path().join("touched");
+    let command = format!("touch {}", touched.display());
+    let code = format!("open('{}', 'w')", touched.display());
+    let backbone = plain();
+    let path = folder.path().join("w.pth");
+    for (module, name, argument) in [
+        ("posix", "system", command.as_str()),
+        ("builtins", "eval", code.as_str()),
+        ("builtins", "exec", code.as_str()),
+        ("torch", "load", "w.pth"),
     ] {
-        let object = Object::Dict(vec![("x".into(), Object::Global(module, name))]);
-        let named = format!("`{module}.{name}`");
-        assert_says(&refused_bytes(&torch_zip(&object)), &["foreign global", &named]);
-        assert_says(
-            &refused_bytes(&torch_legacy(&object)),
-            &["foreign global", &named],
-        );
+        let mut items = vec![
+            ("first".to_owned(), Object::Call(module, name, argument)),
+            ("bare".to_owned(), Object::Global(module, name)),
+        ];
+        items.extend(Object::tensors("", &backbone));
+        let object = Object::Dict(items);
+        for bytes in [torch_zip(&object), torch_legacy(&object)] {
+            fs::write(&path, bytes).unwrap();
+            let loaded = load(&path, &three_heads()).unwrap();
+            assert_same(&loaded.backbone, &backbone);
+        }
+        assert!(!touched.exists(), "{module}.{name} was called");
     }
+    // Where the call would make the weights themselves, there are none.
+    let object = Object::Dict(vec![("x".into(), Object::Call("torch", "load", "other.pth"))]);
+    assert_says(&refused_bytes(&torch_zip(&object)), &["found 0 tensors"]);
 }
 
 /// The archive of one tensor, its entries changed.

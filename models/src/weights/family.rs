@@ -128,7 +128,9 @@ pub(super) fn detect(tensors: &BTreeMap<String, &RawTensor>) -> Detected {
         .is_some_and(|token| token.shape.len() == 3);
     let table = if has(&["reg_token"]) {
         &timm::TABLE
-    } else if begins("decoder_blocks.") || begins("decoder_embed.") || of_decoder {
+    } else if (begins("decoder_blocks.") || begins("decoder_embed.") || of_decoder)
+        && !has_in_block(".ls1.gamma")
+    {
         &mae::TABLE
     } else if has(&["mask_token", "register_tokens"]) || has_in_block(".mlp.w12.") {
         &official::TABLE

@@ -86,6 +86,8 @@ pub enum Object<'a> {
     Namespace,
     /// A bare global, module and name.
     Global(&'a str, &'a str),
+    /// A global called with one text.
+    Call(&'a str, &'a str, &'a str),
 }
 
 impl<'a> Object<'a> {
@@ -143,7 +145,8 @@ impl Pickler {
         self.bytes.push(b't');
     }
 
-    fn put(&mut self, object: &Object<'_>) {
+    /// Adds an object to the pickle at hand.
+    pub fn put(&mut self, object: &Object<'_>) {
         match object {
             Object::Dict(items) => {
                 self.bytes.extend(b"ccollections\nOrderedDict\n)R(");
@@ -171,6 +174,11 @@ impl Pickler {
             }
             Object::Global(module, name) => {
                 self.bytes.extend(format!("c{module}\n{name}\n").into_bytes());
+            }
+            Object::Call(module, name, argument) => {
+                self.put(&Object::Global(module, name));
+                self.text(argument);
+                self.bytes.extend(b"\x85R");
             }
         }
     }
