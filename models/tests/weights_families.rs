@@ -401,6 +401,32 @@ fn hugging_face_classifiers_keep_their_classifier() {
     }
 }
 
+/// Depth Anything and the like: the backbone's settings are a part of `config.json`, other modules stand beside it.
+#[test]
+fn a_model_on_a_backbone_gives_its_backbone() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = fs::read(fixture("hf_plain/config.json")).unwrap();
+    let backbone: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    let config = serde_json::json!({"model_type": "depth_anything", "backbone_config": backbone});
+    fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    let mut all: Tensors = raw_tensors("hf_plain")
+        .into_iter()
+        .map(|(name, tensor)| (format!("backbone.{name}"), tensor))
+        .collect();
+    all.extend(tensors(&[
+        ("neck.fusion.0.weight", &[3]),
+        ("head.conv1.weight", &[4]),
+    ]));
+    save(&folder.path().join("model.safetensors"), &all, &no_metadata()).unwrap();
+    let checkpoint = load(folder.path(), &LoadOptions::default()).unwrap();
+    assert_same(&checkpoint.backbone, &load_fixture("hf_plain").backbone);
+    assert_eq!(checkpoint.config.num_heads, 3);
+    assert_says(
+        &checkpoint.notices.join(";"),
+        &["`head.conv1.weight`", "`neck.fusion.0.weight`"],
+    );
+}
+
 #[test]
 fn sharded_folders_are_read_as_one() {
     let folder = tempfile::tempdir().unwrap();

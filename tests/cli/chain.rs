@@ -241,6 +241,41 @@ fn inspect_says_what_a_file_holds() {
 }
 
 #[test]
+fn inspect_lists_the_tensors_of_any_weight_file() {
+    let w = Workspace::new();
+    let known = golden("checkpoints/lightly_last.ckpt").display().to_string();
+    let run = w.succeeds(&format!("inspect {known} --json"));
+    let (found, notices) = (run.json(), &run.stderr);
+    let teacher = "state_dict.teacher_embedding_model.wrapped_model._model.";
+    assert_eq!(found["kind"], "checkpoint");
+    assert_eq!(found["prefix"], teacher);
+    assert_eq!(found["stored"][format!("{teacher}cls_token")], "f32 [1, 1, 64]");
+    for part in [
+        &format!("below `{teacher}` is used")[..],
+        "heads of 64 are assumed, 1 of them",
+    ] {
+        assert!(notices.contains(part), "{notices}");
+    }
+    // A network that is only recognised, and one with a tensor that cannot be rebuilt: listed, with the reason.
+    let heads = golden("dino_head.safetensors").display().to_string();
+    let found = w.succeeds(&format!("inspect {heads} --json")).json();
+    assert_eq!(found["kind"], "weights");
+    assert!(
+        found["architecture"].is_null() && found["stored"].as_object().is_some_and(|all| !all.is_empty())
+    );
+    let broken = golden("checkpoints/broken_sparse.pth").display().to_string();
+    let text = w.succeeds(&format!("inspect {broken} --heads 1")).stdout;
+    for part in [
+        "architecture: plain vision transformer",
+        "`norm.weight` cannot be rebuilt: it is sparse",
+        "stored.norm.weight: not read: it is sparse",
+        "stored.cls_token: f32 [1, 1, 8]",
+    ] {
+        assert!(text.contains(part), "expected `{part}` in: {text}");
+    }
+}
+
+#[test]
 fn results_are_kept_as_files() {
     let w = Workspace::new();
     w.two_classes("train", 60, 4);

@@ -114,6 +114,11 @@ const ARCHITECTURES: &[Architecture] = &[
         is: |names| names.part("fc_norm.weight") && names.part("blocks.0.") && !names.part("norm.weight"),
     },
     Architecture {
+        name: "ViT of transformers",
+        lacks: "its names are in no table yet (timm's and the original's files of such networks are read)",
+        is: |names| names.part("layernorm_before."),
+    },
+    Architecture {
         name: "ConvNeXt",
         lacks: "convolutional networks are not supported",
         is: |names| names.part("downsample_layers.0.") || names.part("stages.0.blocks.0.conv_dw."),
@@ -205,6 +210,13 @@ mod tests {
                 Some("ViT of averaged patches"),
             ),
             (&["fc_norm.weight", "blocks.0.norm1.weight", "norm.weight"], None),
+            (
+                &[
+                    "vit.embeddings.cls_token",
+                    "vit.encoder.layer.0.layernorm_before.bias",
+                ],
+                Some("ViT of transformers"),
+            ),
             (&["a.layer1.0.conv1.weight"], Some("ResNet")),
             (&["_fsdp_wrapped_module._flat_param"], Some("FSDP shards")),
             (

@@ -60,10 +60,19 @@ pub(super) fn read(weights: &Path) -> Result<Option<HfConfig>> {
         return Ok(None);
     }
     let text = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
-    let config: HfConfig =
-        serde_json::from_slice(&text).map_err(|e| Error::corrupt(&path, format!("config.json: {e}")))?;
+    let bad = |e: serde_json::Error| Error::corrupt(&path, format!("config.json: {e}"));
+    let whole: Value = serde_json::from_slice(&text).map_err(bad)?;
+    let config = HfConfig::deserialize(backbone(&whole)).map_err(bad)?;
     config.check_kind().map_err(|e| Error::corrupt(&path, e))?;
     Ok(Some(config))
+}
+
+/// The part of a configuration that describes the backbone: a model built on one (Depth Anything, UperNet) keeps it
+/// beside its own fields.
+fn backbone(whole: &Value) -> &Value {
+    let own = |part: &&Value| matches!(part["model_type"].as_str(), Some("dinov2" | WITH_REGISTERS));
+    let part = whole.get("backbone_config").filter(own);
+    part.unwrap_or(whole)
 }
 
 impl HfConfig {

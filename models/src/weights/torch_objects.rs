@@ -478,7 +478,8 @@ impl<'a> Machine<'a> {
     /// Which containers have a tensor in them, at any depth. Configurations, however deep or shared, are then not walked.
     fn containers_with_tensors(&self) -> Vec<bool> {
         let mut holds = vec![false; self.arena.len()];
-        let mut parents: Vec<(usize, usize)> = Vec::new();
+        // Fewer containers than 2^32: `Machine` counts them.
+        let mut parents: Vec<(u32, u32)> = Vec::new();
         let mut new = Vec::new();
         for (parent, items) in self.arena.iter().enumerate() {
             for item in items {
@@ -488,7 +489,7 @@ impl<'a> Machine<'a> {
                         new.push(parent);
                     }
                     Value::Sequence(child) | Value::Dict(child) | Value::Object(child) => {
-                        parents.push((*child, parent));
+                        parents.push((*child as u32, parent as u32));
                     }
                     _ => {}
                 }
@@ -496,11 +497,12 @@ impl<'a> Machine<'a> {
         }
         parents.sort_unstable();
         while let Some(child) = new.pop() {
-            let start = parents.partition_point(|(c, _)| *c < child);
-            for (_, parent) in parents[start..].iter().take_while(|(c, _)| *c == child) {
-                if !holds[*parent] {
-                    holds[*parent] = true;
-                    new.push(*parent);
+            let start = parents.partition_point(|(c, _)| (*c as usize) < child);
+            for (_, parent) in parents[start..].iter().take_while(|(c, _)| *c as usize == child) {
+                let parent = *parent as usize;
+                if !holds[parent] {
+                    holds[parent] = true;
+                    new.push(parent);
                 }
             }
         }
