@@ -267,7 +267,7 @@ fn a_damaged_teacher_is_not_replaced_by_its_student() {
     assert_says(
         &refusal(&path, &three_heads()),
         &[
-            "taken for a DINOv2 backbone of width 48, 3 blocks, patches of 14 below `teacher.`",
+            "taken for a DINOv2 backbone of width 48, depth 3, patches of 14 below `teacher.`",
             "missing `norm.bias` [48]",
         ],
     );
@@ -384,6 +384,43 @@ fn a_teacher_of_another_kind_is_passed_over() {
         &checkpoint,
         "also there: `teacher.` (DINOv3 ViT: rotary positions",
     );
+}
+
+/// A position table without a row for the class token (timm's `no_embed_class`): the row is zeros.
+#[test]
+fn a_plain_network_may_give_its_class_token_no_position() {
+    let mut backbone = load_fixture("official_plain.pth").backbone;
+    backbone.retain(|name, _| name != "mask_token" && !name.contains(".ls"));
+    let table = backbone["pos_embed"].clone();
+    let patches = table.narrow(1, 1, 25).unwrap().contiguous().unwrap();
+    let mut stored = backbone.clone();
+    stored.insert("pos_embed".into(), patches.clone());
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("w.safetensors");
+    save(&path, &stored, &no_metadata()).unwrap();
+    let checkpoint = load(&path, &three_heads()).unwrap();
+    assert_eq!(checkpoint.family, Family::DinoV1);
+    let loaded = &checkpoint.backbone["pos_embed"];
+    assert_eq!(numbers(&loaded.narrow(1, 0, 1).unwrap()), vec![0.0; 48]);
+    assert_eq!(numbers(&loaded.narrow(1, 1, 25).unwrap()), numbers(&patches));
+}
+
+#[test]
+fn one_register_of_timm_is_said_to_be_tips() {
+    let mut backbone = load_fixture("timm_reg4.safetensors").backbone;
+    let registers = backbone["register_tokens"]
+        .narrow(1, 0, 1)
+        .unwrap()
+        .contiguous()
+        .unwrap();
+    backbone.remove("register_tokens");
+    backbone.insert("reg_token".into(), registers);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("w.safetensors");
+    save(&path, &backbone, &no_metadata()).unwrap();
+    notice(&load(&path, &three_heads()).unwrap(), "--mean 0,0,0 --std 1,1,1");
+    let four = load_fixture("timm_reg4.safetensors").notices;
+    assert!(four.is_empty(), "{four:?}");
 }
 
 #[test]

@@ -55,7 +55,7 @@ const ARCHITECTURES: &[Architecture] = &[
         is: |names| names.part("layers.0.blocks.0."),
     },
     Architecture {
-        name: "SAM ViT",
+        name: "SAM or MViT",
         lacks: "relative positions are not supported",
         is: |names| names.end("attn.rel_pos_h"),
     },
@@ -81,27 +81,25 @@ const ARCHITECTURES: &[Architecture] = &[
     },
     Architecture {
         name: "BEiT or data2vec",
-        lacks: "relative position bias and separate biases of query and value are not supported",
-        is: |names| {
-            names.part("relative_position_bias_table")
-                || names.part("rel_pos_bias.")
-                || names.part("attn.q_bias")
-        },
-    },
-    Architecture {
-        name: "EVA ViT",
-        lacks: "rotary positions and norms within attention are not supported",
-        is: |names| names.part("blocks.0.attn.q_proj.") || names.part("blocks.0.gamma_1"),
-    },
-    Architecture {
-        name: "distilled DeiT",
-        lacks: "a second class token is not supported",
-        is: |names| names.part("dist_token") || names.part("embeddings.distillation_token"),
+        lacks: "relative position bias is not supported",
+        is: |names| names.part("relative_position_bias_table") || names.part("rel_pos_bias."),
     },
     Architecture {
         name: "CaiT or XCiT",
         lacks: "class-attention blocks are not supported",
         is: |names| names.part("blocks_token_only.") || names.part("cls_attn_blocks."),
+    },
+    Architecture {
+        name: "EVA ViT",
+        lacks: "rotary positions and norms within attention are not supported",
+        is: |names| {
+            names.part("blocks.0.attn.q_proj.") || names.part("blocks.0.gamma_1") || names.part("attn.q_bias")
+        },
+    },
+    Architecture {
+        name: "distilled DeiT",
+        lacks: "a second class token is not supported",
+        is: |names| names.part("dist_token") || names.part("embeddings.distillation_token"),
     },
     Architecture {
         name: "ViT with normalised queries and keys",
@@ -112,6 +110,11 @@ const ARCHITECTURES: &[Architecture] = &[
         name: "ViT of averaged patches",
         lacks: "`fc_norm` in place of the last norm is not supported",
         is: |names| names.part("fc_norm.weight") && names.part("blocks.0.") && !names.part("norm.weight"),
+    },
+    Architecture {
+        name: "ViT of torchvision",
+        lacks: "its names are in no table yet (timm's and the original's files of such networks are read)",
+        is: |names| names.part("encoder.layers.encoder_layer_0."),
     },
     Architecture {
         name: "ViT of transformers",
@@ -217,6 +220,15 @@ mod tests {
                 ],
                 Some("ViT of transformers"),
             ),
+            (
+                &["class_token", "encoder.layers.encoder_layer_0.ln_1.weight"],
+                Some("ViT of torchvision"),
+            ),
+            (
+                &["cls_token", "blocks.0.gamma_1", "blocks_token_only.0.gamma_1"],
+                Some("CaiT or XCiT"),
+            ),
+            (&["cls_token", "blocks.0.attn.q_bias"], Some("EVA ViT")),
             (&["a.layer1.0.conv1.weight"], Some("ResNet")),
             (&["_fsdp_wrapped_module._flat_param"], Some("FSDP shards")),
             (

@@ -2,7 +2,10 @@
 //! no registers. Its projection head is called `head.`; macula calls it `dino_head.`, as its successor does.
 
 use super::Family;
-use super::family::{Part::Whole, Table};
+use super::family::{
+    Part::{PositionTable, Whole},
+    Table,
+};
 
 pub(super) const TABLE: Table = Table {
     family: Family::DinoV1,
@@ -14,7 +17,8 @@ pub(super) const TABLE: Table = Table {
     ],
     rows: &[
         ("cls_token", "cls_token", Whole),
-        ("pos_embed", "pos_embed", Whole),
+        // timm's FlexiViT and others give the class token no position.
+        ("pos_embed", "pos_embed", PositionTable),
         ("patch_embed.proj.*", "patch_embed.proj.*", Whole),
         ("blocks.{i}.norm1.*", "blocks.{i}.norm1.*", Whole),
         ("blocks.{i}.attn.qkv.*", "blocks.{i}.attn.qkv.*", Whole),

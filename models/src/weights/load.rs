@@ -14,6 +14,10 @@ use super::{Checkpoint, Family, LoadOptions, Tensors, geometry, heads, hf_config
 use crate::vit::VitConfig;
 use crate::{Error, Result};
 
+/// What timm's files with a single register are, and what goes unsaid in them.
+const ONE_REGISTER: &str =
+    "one register, as in TIPSv2, whose pixels are not normalised: --mean 0,0,0 --std 1,1,1 if it is one";
+
 /// Loads a backbone from a file or folder of any known family and gives it its official names, in f32, on the CPU.
 ///
 /// Reads safetensors and `torch.save` files (nothing in them is executed), Hugging Face folders (whole or sharded),
@@ -38,6 +42,9 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Checkpoint> {
     let plan = Plan::new(&network, &config).map_err(|e| refuse(network.blame(&e, Some(&config))))?;
     let mut notices = network.notices(&plan.left_out, by_macula);
     notices.extend(assumed);
+    if network.table.family == Family::Timm && config.num_registers == 1 {
+        notices.push(ONE_REGISTER.into());
+    }
     let position_rows_missing = plan.lacks_cls_row;
     let jobs = jobs(plan, &network);
     let family = network.table.family;

@@ -188,7 +188,7 @@ impl<'a> Network<'a> {
     pub fn blame(&self, error: &str, config: Option<&VitConfig>) -> String {
         let geometry = config.map_or_else(String::new, |config| {
             format!(
-                " of width {}, {} blocks, patches of {}",
+                " of width {}, depth {}, patches of {}",
                 config.embed_dim, config.depth, config.patch_size
             )
         });
