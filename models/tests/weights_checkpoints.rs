@@ -255,6 +255,24 @@ fn averages_are_taken_before_what_they_average() {
     );
 }
 
+#[test]
+fn a_long_list_of_copies_ends_with_a_count() {
+    let backbone = load_fixture("official_plain.pth").backbone;
+    let others = tensors(&[
+        ("b.cls_token", &[1, 1, 8]),
+        ("c.cls_token", &[1, 1, 8]),
+        ("d.cls_token", &[1, 1, 8]),
+        ("e.cls_token", &[1, 1, 8]),
+        ("f.cls_token", &[1, 1, 8]),
+        ("g.cls_token", &[1, 1, 8]),
+    ]);
+    let mut all = Object::tensors("teacher.", &backbone);
+    all.extend(Object::tensors("", &others));
+    let (_folder, path) = zip_of(Object::Dict(all));
+    let checkpoint = load(&path, &three_heads()).unwrap();
+    notice(&checkpoint, "also there: `b.`, `c.`, `d.`, `e.`, 2 more");
+}
+
 /// A preferred copy that is damaged is an error: the student is no substitute for its teacher.
 #[test]
 fn a_damaged_teacher_is_not_replaced_by_its_student() {

@@ -9,6 +9,9 @@ use super::roots::{self, Root, Roots};
 use super::{architecture, official};
 use crate::vit::VitConfig;
 
+/// Most other networks that a notice lists.
+const MOST_LISTED: usize = 4;
+
 /// A network, told and split into what it is made of.
 pub(super) struct Network<'a> {
     pub table: &'static Table,
@@ -210,7 +213,10 @@ impl<'a> Network<'a> {
     pub fn notices(&self, left_out: &[String], by_macula: bool) -> Vec<String> {
         let mut notices = Vec::new();
         if !self.others.is_empty() {
-            let others: Vec<String> = self.others.iter().map(other_network).collect();
+            let mut others: Vec<String> = self.others.iter().take(MOST_LISTED).map(other_network).collect();
+            if self.others.len() > MOST_LISTED {
+                others.push(format!("{} more", self.others.len() - MOST_LISTED));
+            }
             let only = if self.tie { " (the first of equals)" } else { "" };
             notices.push(format!(
                 "the network below {} is used{only}; also there: {}",
@@ -233,9 +239,7 @@ impl<'a> Network<'a> {
 
 /// The wrappers around a root, the nearest first: `a.b.` is in `a.` and in the file itself.
 fn wrappers(prefix: &str) -> impl Iterator<Item = &str> {
-    let inner = prefix.strip_suffix('.').unwrap_or(prefix);
-    let dots = inner.rmatch_indices('.').map(|(at, _)| &inner[..=at]);
-    dots.chain((!inner.is_empty()).then_some(""))
+    roots::enclosing(prefix).skip_while(move |wrapper| wrapper.len() == prefix.len())
 }
 
 /// The other networks, and of those that come before the one that is taken, what they are.

@@ -1,5 +1,7 @@
 //! The account of a network's tensors: each has its place, is known to be no part of it, or is a fault.
 
+use std::collections::BTreeSet;
+
 use super::extras;
 use super::family::Part;
 use super::geometry;
@@ -66,6 +68,7 @@ impl Plan {
                 plan.jobs.push((theirs, ours.clone(), part));
             }
         }
+        let needed: BTreeSet<&str> = plan.jobs.iter().map(|(theirs, ..)| theirs.as_str()).collect();
         let spare = unused
             .iter()
             .map(|(name, tensor)| (name, format!(" {:?}", tensor.shape)))
@@ -73,7 +76,7 @@ impl Plan {
         for (name, shape) in spare {
             if extras::known(name).is_some() {
                 plan.left_out.push(name.clone());
-            } else if !plan.jobs.iter().any(|(theirs, ..)| theirs == name) {
+            } else if !needed.contains(name.as_str()) {
                 faults.push(format!("spare `{name}`{shape}"));
             }
         }

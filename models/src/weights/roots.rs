@@ -76,15 +76,18 @@ pub(super) fn find(raw: &RawTensors) -> Roots<'_> {
             doubled: None,
         })
         .collect();
+    let places: BTreeMap<&str, usize> = prefixes
+        .iter()
+        .zip(0..)
+        .map(|(prefix, at)| (*prefix, at))
+        .collect();
     let mut beside = BTreeMap::new();
     for (name, full) in &names {
         // A network within another one, such as an average kept beside the weights, has its tensors to itself.
-        let owner = networks
-            .iter_mut()
-            .filter(|root| name.starts_with(&root.prefix))
-            .max_by_key(|root| root.prefix.len());
+        let owner = enclosing(name).find_map(|prefix| places.get(prefix));
         match owner {
-            Some(root) => {
+            Some(place) => {
+                let root = &mut networks[*place];
                 let inner = flat_block(&name[root.prefix.len()..]);
                 if let Some(other) = root.inside.insert(inner.clone(), full) {
                     root.doubled = Some((inner, other, full));
@@ -103,6 +106,12 @@ pub(super) fn find(raw: &RawTensors) -> Roots<'_> {
         )
     });
     Roots { networks, beside }
+}
+
+/// Every prefix of a name that ends with a dot, the longest first, and the empty one.
+pub(super) fn enclosing(name: &str) -> impl Iterator<Item = &str> {
+    let dots = name.rmatch_indices('.').map(|(at, _)| &name[..=at]);
+    dots.chain(std::iter::once(""))
 }
 
 /// The root of a network whose top level has this name.
@@ -150,6 +159,12 @@ fn flat_block(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_lies_in_every_prefix() {
+        assert_eq!(enclosing("a.b.c").collect::<Vec<_>>(), ["a.b.", "a.", ""]);
+        assert_eq!(enclosing("a").collect::<Vec<_>>(), [""]);
+    }
 
     #[test]
     fn roots_are_what_stands_before_the_top_level() {
