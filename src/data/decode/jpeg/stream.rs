@@ -246,13 +246,13 @@ impl<'a> Stream<'a> {
     }
 
     fn read_frame(&mut self, marker: u8) -> Result<(), Fault> {
+        if self.frame.is_some() {
+            return damaged("two frames");
+        }
         let length = usize::from(self.pair()?);
         let bits = self.byte()?;
         let (height, width) = (self.pair()?, self.pair()?);
         let count = self.byte()?;
-        if self.frame.is_some() {
-            return damaged("two frames");
-        }
         if height == 0 || width == 0 || count == 0 {
             return damaged(format!(
                 "a size of {width}x{height} pixels and {count} components"
