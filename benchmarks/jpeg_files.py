@@ -1,15 +1,21 @@
+#!/usr/bin/env python3
 """Writes JPEGs of every kind that Pillow reads, and damaged ones: for `check_jpegs.py` and for the project's fixtures.
+
+    jpeg_files.py OUT [--count 400] [--seed 0]     writes files like photographs instead: 160 to 1,024 pixels a side,
+                                                   qualities 75 to 95, a tenth grey, a tenth progressive
 
 Baseline files come from an encoder of this file (any sampling factors, one scan or one per component, restart intervals, any
 marker), the others from Pillow and, where there is one, from libjpeg's `cjpeg` (arithmetic coding, scan scripts).
 """
 
+import argparse
 import io
+import pathlib
 import struct
 import subprocess
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 ZIGZAG = sorted(range(64), key=lambda at: (at // 8 + at % 8, at // 8 if (at // 8 + at % 8) % 2 else at % 8))
 COSINES = np.array([[np.cos((2 * x + 1) * u * np.pi / 16) * (np.sqrt(0.125) if u == 0 else 0.5) for x in range(8)] for u in range(8)])
@@ -167,6 +173,54 @@ def encode_scan(blocks, scan, sampling, units, size, most, restart):
     return out + bits.flush()
 
 
+def encode_lossless(planes, sampling, predictor=1, low=0, separate=False, rows_to_restart=0, before=b"", ids=(1, 2, 3, 4)):
+    """A lossless JPEG: each sample as its difference to what `predictor` (1 to 7) expects, without the `low` lowest bits."""
+    height, width = planes[0].shape
+    most = max(h for h, _ in sampling), max(v for _, v in sampling)
+    units = -(-width // most[0]), -(-height // most[1])
+    lengths = [0, 0, 0, 0, 17] + [0] * 11
+    symbols = codes((lengths, list(range(17))))
+    out = b"\xff\xd8" + before + segment(0xC3, struct.pack(">BHHB", 8, height, width, len(planes)) + b"".join(bytes([ids[at], h * 16 + v, 0]) for at, (h, v) in enumerate(sampling)))
+    out += segment(0xC4, b"\0" + bytes(lengths) + bytes(range(17)))
+    places = list(range(len(planes)))
+    for scan in [[place] for place in places] if separate else [places]:
+        single = len(scan) == 1
+        sizes = {at: (1, 1) if single else sampling[at] for at in scan}
+        columns = -(-width * sampling[scan[0]][0] // most[0]) if single else units[0]
+        rows = -(-height * sampling[scan[0]][1] // most[1]) if single else units[1]
+        interval = rows_to_restart * columns
+        if interval:
+            out += segment(0xDD, struct.pack(">H", interval))
+        out += segment(0xDA, bytes([len(scan)]) + b"".join(bytes([ids[at], 0]) for at in scan) + bytes([predictor, 0, low]))
+        differences = {}
+        for at in scan:
+            across, down = sampling[at]
+            x = np.minimum(np.arange(columns * sizes[at][0]) * most[0] // across, width - 1)
+            y = np.minimum(np.arange(rows * sizes[at][1]) * most[1] // down, height - 1)
+            values = planes[at][np.ix_(y, x)].astype(int) >> low
+            a, b, c = np.roll(values, 1, 1), np.roll(values, 1, 0), np.roll(np.roll(values, 1, 0), 1, 1)
+            expected = [a, b, c, a + b - c, a + ((b - c) >> 1), b + ((a - c) >> 1), (a + b) >> 1][predictor - 1].copy()
+            expected[:, 0] = b[:, 0]
+            first = [row for row in range(len(values)) if row == 0 or rows_to_restart and row % (rows_to_restart * sizes[at][1]) == 0]
+            expected[first] = a[first]
+            expected[first, 0] = 1 << (7 - low)
+            differences[at] = values - expected
+        bits = Bits()
+        for row in range(rows):
+            if interval and row and row % rows_to_restart == 0:
+                out += bits.flush() + bytes([0xFF, 0xD0 + (row // rows_to_restart - 1) % 8])
+            for column in range(columns):
+                for at in scan:
+                    for dy in range(sizes[at][1]):
+                        for dx in range(sizes[at][0]):
+                            value = int(differences[at][row * sizes[at][1] + dy, column * sizes[at][0] + dx])
+                            bits.put(*symbols[abs(value).bit_length()])
+                            if value:
+                                put_value(bits, value)
+        out += bits.flush()
+    return out + b"\xff\xd9"
+
+
 JFIF = segment(0xE0, b"JFIF\0\x01\x01\0\0\1\0\1\0\0")
 
 
@@ -211,6 +265,18 @@ def own_files(seed=0):
         yield f"four_{name}", encode(planes, full, before=before)
         yield f"four_{name}_half", encode(planes, half, before=before)
         yield f"four_{name}_scans", encode(planes, half, before=before, separate=True)
+    for predictor in range(1, 8):
+        options = {"predictor": predictor, "low": [0, 0, 2][predictor % 3], "separate": predictor % 2 == 0, "rows_to_restart": [0, 3][predictor // 2 % 2]}
+        yield f"lossless_rgb_{predictor}", encode_lossless(three, full[:3], ids=(82, 71, 66), **options)
+        yield f"lossless_grey_{predictor}", encode_lossless(planes[:1], [[(1, 1)], [(2, 2)]][predictor % 2], **options)
+    yield "lossless_no_marker", encode_lossless(three, full[:3])
+    yield "lossless_jfif", encode_lossless(three, full[:3], before=JFIF)
+    yield "lossless_adobe1", encode_lossless(three, full[:3], before=adobe(1))
+    yield "lossless_adobe0", encode_lossless(three, SAMPLINGS[3], before=adobe(0), predictor=4)
+    yield "lossless_half", encode_lossless(three, SAMPLINGS[3], ids=(82, 71, 66), predictor=6)
+    yield "lossless_half_scans", encode_lossless(three, SAMPLINGS[1], ids=(82, 71, 66), predictor=7, separate=True)
+    yield "lossless_four", encode_lossless(planes, full)
+    yield "lossless_ycck", encode_lossless(planes, full, before=adobe(2))
     yield "fill_bytes", encode(three, SAMPLINGS[3], fill=b"\xff\xff\xff")
     yield "junk_before_markers", encode(three, SAMPLINGS[3], fill=b"junk\0\xff\0more")
     yield "order_of_scans", encode(three, SAMPLINGS[3], separate=True, order=(2, 0, 1))
@@ -318,3 +384,24 @@ def damaged(files, seed=2, count=400):
                 at = int(rng.integers(scan if how < 7 else 0, len(data)))
                 data[at] = int(rng.integers(256)) if how != 6 else 0xFF
         yield f"damaged_{number:04d}_{how}_{name}", bytes(data)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=pathlib.Path)
+    parser.add_argument("--count", type=int, default=400)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    rng = np.random.default_rng(arguments.seed)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for number in range(arguments.count):
+        width, height = (int(side) for side in rng.integers(160, 1025, 2))
+        image = Image.fromarray(photo(width, height, 3, arguments.seed * 100_000 + number)).filter(ImageFilter.GaussianBlur(0.8))
+        if number % 10 == 9:
+            image = image.convert("L")
+        image.save(arguments.out / f"{number:05d}.jpg", quality=int(rng.integers(75, 96)), progressive=number % 10 == 4)
+    print(f"{arguments.count} JPEGs in {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()

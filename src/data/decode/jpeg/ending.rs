@@ -3,7 +3,7 @@
 //! step, without making pixels.
 
 use super::frame::{Frame, Layout};
-use super::huffman::{Table, table};
+use super::huffman::{Table, Use, sequential_table};
 use super::stream::{Fault, Stream};
 
 /// Bytes that Pillow reads at a time.
@@ -172,8 +172,8 @@ pub(super) fn check(
 ) -> Result<(), Fault> {
     let mut tables = Vec::with_capacity(numbers.len());
     for &(dc, ac) in numbers {
-        let of = |number, is_dc| table(&start.tables, number, is_dc, true);
-        tables.push([of(dc, true)?, of(ac, false)?]);
+        let of = |number, purpose| sequential_table(&start.tables, number, purpose);
+        tables.push([of(dc, Use::Means)?, of(ac, Use::Band)?]);
     }
     let mut stream = start.clone();
     let whole = start.bytes;

@@ -120,6 +120,15 @@ impl<'a> BitReader<'a> {
         signed(value, count)
     }
 
+    /// A difference between samples, of up to 16 bits.
+    pub(super) fn difference(&mut self, table: &Table) -> u16 {
+        self.fill();
+        match self.symbol(table) {
+            16 => 0x8000,
+            size => self.take_signed(size.into()) as u16,
+        }
+    }
+
     #[inline(always)]
     pub(super) fn symbol(&mut self, table: &Table) -> u8 {
         let [symbol, length] = table.lookup[(self.bits >> (64 - LOOKUP)) as usize].to_le_bytes();
@@ -165,6 +174,17 @@ fn signed(value: i32, count: u32) -> i32 {
     }
 }
 
+/// What the symbols of a table stand for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Use {
+    /// Lengths of differences between means, up to 15 bits.
+    Means,
+    /// Lengths of differences between samples, up to 16 bits.
+    Differences,
+    /// Runs and lengths of coefficients.
+    Band,
+}
+
 /// A Huffman table, made for looking up.
 pub(super) struct Table {
     /// By the next [`LOOKUP`] bits: the symbol, and its length; a length of 0 for longer codes.
@@ -180,8 +200,7 @@ pub(super) struct Table {
 }
 
 impl Table {
-    /// Builds a table for means (`is_dc`), whose symbols are at most 15, or for the other coefficients.
-    pub(super) fn new(spec: &HuffmanSpec, is_dc: bool) -> Result<Box<Self>, Fault> {
+    pub(super) fn new(spec: &HuffmanSpec, purpose: Use) -> Result<Box<Self>, Fault> {
         let mut table = Box::new(Self {
             lookup: [0; 1 << LOOKUP],
             fast: [0; 1 << FAST],
@@ -198,7 +217,7 @@ impl Table {
             if count > 0 {
                 table.offset[length as usize] = place as i32 - code;
                 for symbol in &spec.symbols[place..place + count] {
-                    table.enter(*symbol, code, length, is_dc);
+                    table.enter(*symbol, code, length, purpose);
                     code += 1;
                 }
                 place += count;
@@ -210,29 +229,35 @@ impl Table {
             }
             code <<= 1;
         }
-        if is_dc && spec.symbols[..place].iter().any(|&symbol| symbol > 15) {
-            return damaged("a Huffman table of means with values above 15 bits");
+        let most = match purpose {
+            Use::Means => 15,
+            Use::Differences => 16,
+            Use::Band => 255,
+        };
+        if spec.symbols[..place].iter().any(|&symbol| symbol > most) {
+            return damaged(format!("a Huffman table of values above {most} bits"));
         }
         Ok(table)
     }
 
-    fn enter(&mut self, symbol: u8, code: i32, length: u32, is_dc: bool) {
+    fn enter(&mut self, symbol: u8, code: i32, length: u32, purpose: Use) {
+        let is_band = purpose == Use::Band;
         if length <= LOOKUP && code < 1 << length {
             let free = LOOKUP - length;
             let first = (code as usize) << free;
             self.lookup[first..first + (1 << free)].fill(u16::from_le_bytes([symbol, length as u8]));
         }
-        let (run, size) = match is_dc {
-            true => (0, u32::from(symbol)),
-            false => (u32::from(symbol >> 4), u32::from(symbol & 15)),
+        let (run, size) = match is_band {
+            true => (u32::from(symbol >> 4), u32::from(symbol & 15)),
+            false => (0, u32::from(symbol)),
         };
         let bits = length + size;
         if bits > FAST || code >= 1 << length {
             return;
         }
-        let run = match (is_dc, run, size) {
-            (false, 15, 0) => 16,
-            (false, _, 0) => 64,
+        let run = match (is_band, run, size) {
+            (true, 15, 0) => 16,
+            (true, _, 0) => 64,
             _ => run,
         };
         let free = FAST - bits;
@@ -271,14 +296,25 @@ impl Table {
     }
 }
 
-/// The table of that number, or the one of the standard where a file has defined none.
-pub(super) fn table(tables: &Tables, number: u8, is_dc: bool, standard: bool) -> Result<Box<Table>, Fault> {
-    let defined = if is_dc { &tables.dc } else { &tables.ac };
-    let kind = if is_dc { "means" } else { "coefficients" };
+/// The table of that number.
+pub(super) fn table(tables: &Tables, number: u8, purpose: Use) -> Result<Box<Table>, Fault> {
+    let (defined, kind) = match purpose {
+        Use::Band => (&tables.ac, "coefficients"),
+        Use::Means | Use::Differences => (&tables.dc, "means"),
+    };
     match defined.get(usize::from(number)) {
-        Some(Some(spec)) => Table::new(spec, is_dc),
-        Some(None) if standard && number < 2 => Table::new(&super::standard::table(number, is_dc), is_dc),
+        Some(Some(spec)) => Table::new(spec, purpose),
         _ => damaged(format!("Huffman table {number} of {kind} is missing")),
+    }
+}
+
+/// The same for sequential scans, for which the tables of the standard stand in where a file has defined none.
+pub(super) fn sequential_table(tables: &Tables, number: u8, purpose: Use) -> Result<Box<Table>, Fault> {
+    let is_dc = purpose == Use::Means;
+    let defined = if is_dc { &tables.dc } else { &tables.ac };
+    match defined.get(usize::from(number)) {
+        Some(None) if number < 2 => Table::new(&super::standard::table(number, is_dc), purpose),
+        _ => table(tables, number, purpose),
     }
 }
 
@@ -296,19 +332,19 @@ pub(super) struct Sequential<'a> {
 impl<'a> Sequential<'a> {
     /// `numbers` are the tables' numbers for each component of the scan.
     pub(super) fn new(stream: &Stream<'a>, numbers: &[(u8, u8)]) -> Result<Self, Fault> {
-        let mut known: Vec<(u8, bool)> = Vec::new();
+        let mut known: Vec<(u8, Use)> = Vec::new();
         let mut tables = Vec::new();
         let mut slots = [(0, 0); 4];
         for (slot, &(dc, ac)) in slots.iter_mut().zip(numbers) {
-            let mut place = |number, is_dc| {
-                if let Some(place) = known.iter().position(|entry| *entry == (number, is_dc)) {
+            let mut place = |number, purpose| {
+                if let Some(place) = known.iter().position(|entry| *entry == (number, purpose)) {
                     return Ok(place);
                 }
-                known.push((number, is_dc));
-                tables.push(table(&stream.tables, number, is_dc, true)?);
+                known.push((number, purpose));
+                tables.push(sequential_table(&stream.tables, number, purpose)?);
                 Ok(tables.len() - 1)
             };
-            *slot = (place(dc, true)?, place(ac, false)?);
+            *slot = (place(dc, Use::Means)?, place(ac, Use::Band)?);
         }
         Ok(Self {
             reader: BitReader::new(stream),

@@ -9,6 +9,7 @@ mod ending;
 mod frame;
 mod huffman;
 mod idct;
+mod lossless;
 mod output;
 mod pillow;
 mod progressive;
@@ -23,6 +24,7 @@ mod upsample;
 use ::image::metadata::Orientation;
 
 use self::arithmetic::Arithmetic;
+use self::colour::Colour;
 use self::frame::{Frame, Layout};
 use self::huffman::Sequential;
 use self::output::Picture;
@@ -85,7 +87,11 @@ fn decode_pixels(
     frame.colour = stream.colour(&frame)?;
     frame.lay_out(fraction)?;
     if frame.is_lossless {
-        return damaged("lossless coding, which is not read");
+        if frame.is_arithmetic || !matches!(frame.colour, Colour::Grey | Colour::Rgb | Colour::Cmyk) {
+            return damaged("lossless coding in YCbCr, or by arithmetic codes");
+        }
+        let pixels = lossless::decode(&mut stream, &mut frame, scan)?;
+        return Ok((frame.size, pixels));
     }
     let is_single = scan.components.len() == frame.components.len() && !frame.is_progressive;
     let pixels = match is_single {

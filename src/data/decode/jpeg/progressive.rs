@@ -1,6 +1,6 @@
 //! Huffman-coded scans of progressive images: the means or a band of the other coefficients, their high bits first.
 
-use super::huffman::{BitReader, Table, table};
+use super::huffman::{BitReader, Table, Use, table};
 use super::idct::Block;
 use super::scan::Coder;
 use super::stream::{Fault, ScanHeader, Stream, ZIGZAG, damaged};
@@ -54,9 +54,9 @@ impl<'a> Progressive<'a> {
             _ => Kind::BandRefined,
         };
         let of = |&(dc, ac): &(u8, u8)| match kind {
-            Kind::Means => Some(table(&stream.tables, dc, true, false)),
+            Kind::Means => Some(table(&stream.tables, dc, Use::Means)),
             Kind::MeansRefined => None,
-            _ => Some(table(&stream.tables, ac, false, false)),
+            _ => Some(table(&stream.tables, ac, Use::Band)),
         };
         Ok(Self {
             reader: BitReader::new(stream),
