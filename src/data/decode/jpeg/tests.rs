@@ -173,3 +173,37 @@ proptest! {
         }
     }
 }
+
+/// Seconds that this thread has run.
+fn thread_seconds() -> f64 {
+    let text = fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    text.split(' ').next().unwrap().parse::<f64>().unwrap() / 1e9
+}
+
+/// Prints how many pixels a second are decoded, beside the codec of `image`, which is there for writing.
+#[test]
+#[ignore = "needs a folder of JPEGs in MACULA_JPEGS"]
+fn rate_beside_the_codec_of_image() {
+    let folder = std::env::var_os("MACULA_JPEGS").unwrap();
+    let files: Vec<Vec<u8>> = fs::read_dir(folder)
+        .unwrap()
+        .map(|file| fs::read(file.unwrap().path()).unwrap())
+        .collect();
+    let ours = |bytes: &[u8]| decode(bytes, &DecodeOptions::default()).unwrap().data().len();
+    let theirs = |bytes: &[u8]| {
+        let image = ::image::load_from_memory_with_format(bytes, ::image::ImageFormat::Jpeg).unwrap();
+        image.into_rgb8().as_raw().len()
+    };
+    for round in 0..3 {
+        let rate = |decode: &dyn Fn(&[u8]) -> usize| {
+            let start = thread_seconds();
+            let samples: usize = files.iter().map(|bytes| decode(bytes)).sum();
+            samples as f64 / 3e6 / (thread_seconds() - start)
+        };
+        println!(
+            "round {round}: {:.1} and {:.1} million pixels a second",
+            rate(&ours),
+            rate(&theirs)
+        );
+    }
+}
