@@ -100,12 +100,9 @@ fn full_portable(block: &Block, factors: &Block, out: &mut [u8], stride: usize) 
     if is_zero_below_first_row(block, &[1, 2, 3, 4, 5, 6, 7]) {
         between = [std::array::from_fn(|column| scaled(column) << PASS1_BITS); 8];
     } else {
-        for column in 0..8 {
-            let column_out = pass(std::array::from_fn(|row| scaled(row * 8 + column)), SHIFT_1);
-            for (row, value) in column_out.into_iter().enumerate() {
-                between[row][column] = value;
-            }
-        }
+        let columns: [[i16; 8]; 8] =
+            std::array::from_fn(|column| pass(std::array::from_fn(|row| scaled(row * 8 + column)), SHIFT_1));
+        between = std::array::from_fn(|row| columns.map(|column| column[row]));
     }
     for (row, values) in between.into_iter().enumerate() {
         let samples = pass(values, SHIFT_2).map(sample);
