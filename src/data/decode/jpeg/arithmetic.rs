@@ -1,4 +1,5 @@
-//! Arithmetic-coded scans, sequential and progressive (ITU-T T.81, annexes D, F and G).
+//! Arithmetic-coded scans, sequential and progressive (ITU-T T.81, annexes D, F and G). Pillow reads such files up to 64 KiB only,
+//! since it hands over the rest too late; here they may be longer.
 
 use super::idct::Block;
 use super::scan::Coder;
