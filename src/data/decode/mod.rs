@@ -33,7 +33,8 @@ pub struct DecodeOptions {
     /// that colour gives. `None`, the default, drops alpha as `convert("RGB")` does.
     pub background: Option<[u8; 3]>,
     /// Decodes a large JPEG at a half, a quarter or an eighth of its size, the smallest whose shorter side still has this
-    /// many pixels: faster, and not the reference's pixels. `None`, the default, decodes every image in full.
+    /// many pixels: faster, and the pixels of Pillow's `draft("RGB", (side, side))`. `None`, the default, decodes every image
+    /// in full.
     pub jpeg_shorter_side: Option<u32>,
 }
 
@@ -101,7 +102,7 @@ pub fn decode(bytes: &[u8], options: &DecodeOptions) -> Result<RgbImage, DecodeE
     let decoded = catch_unwind(AssertUnwindSafe(|| match format {
         ImageFormat::Gif => gif::decode(bytes, options),
         ImageFormat::Tiff => tiff::decode(bytes, options),
-        ImageFormat::Jpeg => decode_jpeg(bytes, name, options),
+        ImageFormat::Jpeg => jpeg::decode(bytes, options),
         ImageFormat::WebP => {
             check_webp_length(bytes).and_then(|()| decode_simple(bytes, format, name, options))
         }
@@ -192,16 +193,6 @@ fn decode_simple(
         image = spread_as_pillow(image, bits);
     }
     Ok(orient(image, orientation))
-}
-
-fn decode_jpeg(bytes: &[u8], name: &'static str, options: &DecodeOptions) -> Result<RgbImage, DecodeError> {
-    jpeg::check_complete(bytes)?;
-    if let Some(side) = options.jpeg_shorter_side
-        && let Some(small) = jpeg::decode_small(bytes, side, options)?
-    {
-        return Ok(small);
-    }
-    decode_simple(bytes, ImageFormat::Jpeg, name, options)
 }
 
 /// Refuses a WebP that is shorter than it says: an animation's first frame may be whole, but the file is not.
