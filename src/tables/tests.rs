@@ -1,0 +1,1 @@
+//! Tables of every writer: placeholder.
