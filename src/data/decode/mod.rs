@@ -56,7 +56,7 @@ pub enum DecodeError {
     #[error("the file is empty")]
     Empty,
     /// The first bytes belong to none of the formats.
-    #[error("not a JPEG, PNG, WebP, GIF, BMP or TIFF image")]
+    #[error("not a JPEG, PNG, WebP, GIF, BMP, TIFF or PNM image")]
     UnknownFormat,
     /// The header asks for more pixels than allowed; none were allocated.
     #[error("{format} image of {width}x{height} pixels, above the limit of {limit}")]

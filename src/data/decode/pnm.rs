@@ -234,3 +234,56 @@ fn floats(data: &[u8], layout: &Layout, is_little_endian: bool) -> Result<Vec<u8
     let rows = values.chunks_exact(layout.width).rev();
     Ok(rows.flatten().map(|&bytes| read(bytes) as u8).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use safetensors::SafeTensors;
+
+    use super::*;
+
+    fn message(bytes: &[u8]) -> String {
+        let error = crate::data::decode(bytes, &DecodeOptions::default()).unwrap_err();
+        error.to_string()
+    }
+
+    #[test]
+    fn every_kind_has_the_pixels_of_pillow() {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+        let bytes = std::fs::read(fixtures.join("pnm.expected.safetensors")).unwrap();
+        let expected = SafeTensors::deserialize(&bytes).unwrap();
+        assert_eq!(
+            expected.len(),
+            std::fs::read_dir(fixtures.join("pnm")).unwrap().count()
+        );
+        for (name, pillow) in expected.tensors() {
+            let file = std::fs::read(fixtures.join("pnm").join(&name)).unwrap();
+            let image = crate::data::decode(&file, &DecodeOptions::default()).unwrap();
+            let size = [image.height() as usize, image.width() as usize, 3];
+            assert_eq!(
+                (size.as_slice(), image.data()),
+                (pillow.shape(), pillow.data()),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        assert!(message(b"P5\n3 3\n255\n12345678").contains("cut short: expected 9 samples, found 8"));
+        assert!(message(b"P6\n1 1\n65535\n12345").contains("cut short"));
+        assert!(message(b"P4\n9 2\n123").contains("cut short"));
+        assert!(message(b"P1\n2 2\n1 0 1").contains("cut short"));
+        assert!(message(b"P2\n2 2\n9\n1 2 3").contains("cut short"));
+        assert!(message(b"P1\n2 2\n1 0 2 1").contains("expected 0 or 1"));
+        assert!(message(b"P2\n1 1\n9\n10").contains("up to 9, found 10"));
+        assert!(message(b"P5\n1 1\n0\n1").contains("maximum from 1 to 65535, found 0"));
+        assert!(message(b"P5\n1 x\n").contains("expected a number in its header"));
+        assert!(message(b"P5\n1").contains("cut short"));
+        assert!(message(b"P5\n0 4\n255\n").contains("0x4"));
+        assert!(message(b"Pf\n1 1\n0\n1234").contains("scale"));
+        assert!(message(b"P6\n99999 99999\n255\n").contains("99999x99999"));
+        assert!(!is_meant(b"P7\nWIDTH 1") && !is_meant(b"P5#\n1 1") && !is_meant(b"Pipe"));
+    }
+}

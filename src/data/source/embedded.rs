@@ -44,7 +44,6 @@ struct Group {
     in_file: usize,
     /// The source's number of its first row.
     first: usize,
-    rows: usize,
 }
 
 struct Row {
@@ -240,12 +239,7 @@ fn row_groups(table: &ParquetTable, file: usize, mut first: usize) -> Vec<Group>
     let mut groups = Vec::new();
     for (in_file, rows) in table.group_sizes().into_iter().enumerate() {
         if rows > 0 {
-            groups.push(Group {
-                file,
-                in_file,
-                first,
-                rows,
-            });
+            groups.push(Group { file, in_file, first });
         }
         first += rows;
     }
