@@ -30,12 +30,15 @@ pub(crate) enum Table {
 }
 
 impl Table {
-    /// Opens a CSV or Parquet file. Which it is, its first bytes say.
+    /// Opens a CSV or Parquet file. Which it is, its first bytes say; one that is called Parquet must be it.
     ///
     /// # Errors
     /// A file that cannot be read, or is no table.
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        Ok(match is_parquet(path)? {
+        let is_called_parquet = path
+            .extension()
+            .is_some_and(|extension| extension.eq_ignore_ascii_case("parquet"));
+        Ok(match is_called_parquet || is_parquet(path)? {
             true => Self::Parquet(ParquetTable::open(path)?),
             false => Self::Csv(CsvTable::open(path)?),
         })

@@ -429,7 +429,9 @@ mod tests {
         let message = |spec: &str| crate::data::open(spec).err().unwrap().to_string();
         let error = message(&spec("m-*.parquet"));
         assert!(
-            error.contains("m-1.parquet") && error.contains("`image` as in the file before, found `png`"),
+            error.contains("m-1.parquet")
+                && error.contains("column `image`")
+                && error.contains("found `png`"),
             "{error}"
         );
         std::fs::write(spec("bad.parquet"), b"no table").unwrap();

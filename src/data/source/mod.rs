@@ -298,4 +298,6 @@ fn sha256(parts: &[&[u8]]) -> String {
 }
 
 #[cfg(test)]
+mod edge_tests;
+#[cfg(test)]
 mod tests;
