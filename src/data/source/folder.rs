@@ -168,8 +168,9 @@ fn no_image(root: &Path, others: &[PathBuf], passed: &PassedOver) -> String {
         let patterns: BTreeSet<String> = files.iter().map(|file| pattern(root, file)).collect();
         let patterns: Vec<String> = patterns.into_iter().take(4).collect();
         return format!(
-            "no image below this folder, but {} {kind} files: write {}",
+            "no image below this folder, but {} {kind} {}: write {}",
             files.len(),
+            if files.len() == 1 { "file" } else { "files" },
             patterns.join(" or ")
         );
     }
