@@ -26,7 +26,7 @@ const PARQUET_MAGIC: &[u8] = b"PAR1";
 /// A table of either kind.
 pub(crate) enum Table {
     Csv(CsvTable),
-    Parquet(ParquetTable),
+    Parquet(Box<ParquetTable>),
 }
 
 impl Table {
@@ -39,7 +39,7 @@ impl Table {
             .extension()
             .is_some_and(|extension| extension.eq_ignore_ascii_case("parquet"));
         Ok(match is_called_parquet || is_parquet(path)? {
-            true => Self::Parquet(ParquetTable::open(path)?),
+            true => Self::Parquet(Box::new(ParquetTable::open(path)?)),
             false => Self::Csv(CsvTable::open(path)?),
         })
     }

@@ -100,7 +100,7 @@ impl Embedded {
                 return Err(Error::input(lossless(file), "expected Parquet, found text"));
             };
             groups.extend(row_groups(&table, number, before));
-            tables.push(table);
+            tables.push(*table);
             chosen.get_or_insert((column, label));
             let length = std::fs::metadata(file).map_err(|e| Error::io(file, e))?.len();
             listing.push_str(&format!("{} {length} {}\n", lossless(file), rows.len() - before));
