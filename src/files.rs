@@ -43,6 +43,19 @@ fn readable_by_others(_file: &fs::File) -> std::io::Result<()> {
     Ok(())
 }
 
+/// A path as text that names it and no other: a byte that is not UTF-8 is written `\xHH`, and so is a backslash that
+/// stands before an `x`.
+pub(crate) fn lossless(path: &Path) -> String {
+    let mut text = String::new();
+    for chunk in path.as_os_str().as_encoded_bytes().utf8_chunks() {
+        text.push_str(&chunk.valid().replace("\\x", "\\x5cx"));
+        for byte in chunk.invalid() {
+            text.push_str(&format!("\\x{byte:02x}"));
+        }
+    }
+    text
+}
+
 /// Writes folder `out` through `write`, which fills an empty folder beside it: renamed to `out` when `write` has succeeded,
 /// in place of one that stands there. The folders above `out` are made if need be.
 ///

@@ -17,6 +17,7 @@ pub mod index;
 pub mod report;
 pub mod rng;
 pub mod runtime;
+pub mod tables;
 pub mod train;
 pub mod viz;
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use macula_models::weights::LoadOptions;
 
-use crate::data::{DecodeOptions, Interpolation};
+use crate::data::{Columns, DecodeOptions, Interpolation};
 use crate::extract::model::{ModelOptions, OutputChoice, PreprocessOverrides};
 use crate::extract::{BatchSize, ErrorPolicy, ExtractOptions, Layout, Shard, Values};
 use crate::runtime::{Device, Precision, RuntimeOptions};
@@ -50,6 +50,54 @@ pub fn start_threads(threads: usize) -> Result<()> {
         .num_threads(threads)
         .build_global()
         .map_err(|e| Error::failed("--threads", e.to_string()))
+}
+
+/// Which columns of a table are meant, where `--data` and its like name one; kept with the source, as `list.csv#label=NAME`.
+#[derive(Debug, Args, Default, Clone)]
+pub struct ColumnArgs {
+    /// Column of the images' paths in a CSV or Parquet file [default: path, image, or another usual name]
+    #[arg(long, value_name = "NAME")]
+    path_column: Option<String>,
+    /// Column of the labels in a CSV or Parquet file, none for no labels [default: label, or another usual name]
+    #[arg(long, value_name = "NAME")]
+    label_column: Option<String>,
+    /// Column of the images themselves in Parquet files [default: image, or another usual name]
+    #[arg(long, value_name = "NAME")]
+    image_column: Option<String>,
+}
+
+impl ColumnArgs {
+    fn columns(&self) -> Columns {
+        Columns {
+            path: self.path_column.clone(),
+            label: self.label_column.clone(),
+            image: self.image_column.clone(),
+        }
+    }
+
+    /// The source `spec` with the columns that the flags name.
+    pub fn of(&self, spec: &str) -> Result<String> {
+        self.columns().over(spec)
+    }
+
+    /// Refuses the flags where no source is given that they could speak of.
+    pub fn need(&self, source: &str) -> Result<()> {
+        match self.columns().is_empty() {
+            true => Ok(()),
+            false => {
+                let reason = format!("expected {source}, whose columns they name, found none");
+                Err(Error::input(
+                    "--path-column, --label-column and --image-column",
+                    reason,
+                ))
+            }
+        }
+    }
+
+    /// Two sources, of which those that are tables get the columns that the flags name.
+    pub fn of_both(&self, one: &str, other: &str) -> Result<[String; 2]> {
+        self.columns().over_tables([one, other])
+    }
 }
 
 /// What a checkpoint's file does not say.

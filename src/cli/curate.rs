@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 
-use super::args::start_threads;
+use super::args::{ColumnArgs, start_threads};
 use super::output;
 use crate::Result;
 use crate::curate::{
@@ -51,6 +51,8 @@ struct StepArgs<S: Args> {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     #[command(flatten)]
+    columns: ColumnArgs,
+    #[command(flatten)]
     common: CommonArgs,
 }
 
@@ -96,7 +98,12 @@ impl CurateArgs {
 impl<S: Args + Step> StepArgs<S> {
     fn run(&self) -> Result<()> {
         start_threads(self.common.threads)?;
-        let outcome = run_step(&self.step, &self.input, self.seed, &self.out, self.force)?;
+        let mut input = self.input.clone();
+        input.data = match input.data {
+            Some(data) => Some(self.columns.of(&data)?),
+            None => self.columns.need("--data").map(|()| None)?,
+        };
+        let outcome = run_step(&self.step, &input, self.seed, &self.out, self.force)?;
         tell(&outcome.notes, &self.out);
         if self.common.json {
             return output::print_json(&outcome.json);

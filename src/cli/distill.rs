@@ -71,7 +71,7 @@ impl DistillArgs {
     }
 
     fn new_run(&self) -> Result<Parts> {
-        let data = self.folder.data();
+        let data = &self.folder.data()?;
         let source = data::open_shuffled(data)?;
         let (mut overrides, named) = self.folder.overrides(self.recipe.as_deref())?;
         if let Some(arch) = &self.arch {
@@ -83,7 +83,7 @@ impl DistillArgs {
         let facts = look_at(source.as_ref())?;
         let recipe = named.unwrap_or_else(|| recipes::default_for(&teacher.facts().offer).to_owned());
         let config = recipes::recipe(&recipe, data, &facts, &settings, teacher.facts())?;
-        let config = overrides.apply(self.folder.over(config), facts.images)?;
+        let config = overrides.apply(self.folder.over(config)?, facts.images)?;
         let config = distill::settle(config, teacher.facts(), source.as_ref())?;
         Ok((config, source, Start::Fresh, teacher))
     }

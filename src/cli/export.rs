@@ -7,7 +7,7 @@ use macula_models::onnx::{ImageShape, OutputKind};
 use macula_models::vit::VitConfig;
 use macula_models::weights::{self, Checkpoint};
 
-use super::args::{CheckpointArgs, PreprocessArgs, RunArgs};
+use super::args::{CheckpointArgs, ColumnArgs, PreprocessArgs, RunArgs};
 use super::output;
 use crate::export::{
     Comparison, DriftReport, Dtype, ExportRequest, ExportSummary, LayerLoss, SmallRequest, export, untrained,
@@ -64,6 +64,8 @@ pub struct ExportArgs {
     /// Print the comparison as JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    columns: ColumnArgs,
     #[command(flatten)]
     geometry: CheckpointArgs,
     #[command(flatten)]
@@ -144,7 +146,13 @@ impl ExportArgs {
             }
         }
         Ok(Some(SmallRequest {
-            data: self.calibration.clone().unwrap_or_else(|| self.own_images()),
+            data: match &self.calibration {
+                Some(calibration) => self.columns.of(calibration)?,
+                None => {
+                    self.columns.need("--calibration")?;
+                    self.own_images()
+                }
+            },
             calibration_images: self.calibration_images,
             compared_images: self.compared_images,
             float_layers: self.float_layers,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 
-use super::args::ReadArgs;
+use super::args::{ColumnArgs, ReadArgs};
 use super::output;
 use crate::extract::model::{self, DerivedModel, OpenModel, OutputChoice};
 use crate::extract::{ExtractOptions, ExtractReport, Layout, Shard, Values, extract};
@@ -55,6 +55,8 @@ pub struct ExtractArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    columns: ColumnArgs,
+    #[command(flatten)]
     read: ReadArgs,
 }
 
@@ -62,7 +64,7 @@ impl ExtractArgs {
     /// Extracts, and prints what was done.
     pub fn run(&self) -> Result<()> {
         self.read.run.start_threads()?;
-        let source = data::open(&self.data)?;
+        let source = data::open(&self.columns.of(&self.data)?)?;
         let options = self.read.model_options(OutputChoice::named(&self.output));
         let OpenModel {
             mut model,

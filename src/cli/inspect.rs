@@ -40,7 +40,7 @@ impl InspectArgs {
         if !path.exists() {
             return Err(Error::input(path.display().to_string(), "no such file or folder"));
         }
-        if path.extension().is_some_and(|extension| extension == "onnx") {
+        if crate::extract::model::is_onnx_name(path) {
             return onnx_file(path);
         }
         let is_features = path.join(crate::extract::folder::META_FILE).is_file()

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use clap::Args;
 use serde_json::json;
 
-use super::args::RunArgs;
+use super::args::{ColumnArgs, RunArgs};
 use super::output;
 use crate::data::{DecodeOptions, Source};
 use crate::distill::FrozenTeacher;
@@ -58,19 +58,37 @@ pub struct RunFolderArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    columns: ColumnArgs,
+    #[command(flatten)]
     pub run: RunArgs,
 }
 
 impl RunFolderArgs {
-    /// The source, as `--data` names it.
-    pub fn data(&self) -> &str {
-        self.data.as_deref().unwrap_or_default()
+    /// The source, as `--data` and the flags of columns name it.
+    pub fn data(&self) -> Result<String> {
+        Ok(self.sources()?.0)
+    }
+
+    /// The source, and that of the online k-NN.
+    fn sources(&self) -> Result<(String, Option<String>)> {
+        let data = self.data.as_deref().unwrap_or_default();
+        match &self.knn_data {
+            Some(labelled) => {
+                let [data, labelled] = self.columns.of_both(data, labelled)?;
+                Ok((data, Some(labelled)))
+            }
+            None => Ok((self.columns.of(data)?, None)),
+        }
     }
 
     /// The settings of the run that is resumed; `--data` and `--seed` may only repeat them.
     pub fn saved_config(&self) -> Result<TrainConfig> {
         let config = run::saved_config(&self.out)?;
-        match (&self.data, self.seed) {
+        let data = match &self.data {
+            Some(data) => Some(self.columns.of(data)?),
+            None => self.columns.need("--data").map(|()| None)?,
+        };
+        match (&data, self.seed) {
             (Some(data), _) if *data != config.data.source => Err(Error::input(
                 "--data",
                 format!(
@@ -99,14 +117,14 @@ impl RunFolderArgs {
     }
 
     /// `config` with the flags that are fields of it.
-    pub fn over(&self, mut config: TrainConfig) -> TrainConfig {
+    pub fn over(&self, mut config: TrainConfig) -> Result<TrainConfig> {
         if let Some(seed) = self.seed {
             config.seed = seed;
         }
-        if let Some(labelled) = &self.knn_data {
-            config.monitor.knn = Some(OnlineKnnConfig::new(labelled.clone(), self.knn_every));
+        if let Some(labelled) = self.sources()?.1 {
+            config.monitor.knn = Some(OnlineKnnConfig::new(labelled, self.knn_every));
         }
-        config
+        Ok(config)
     }
 
     /// Runs `config` and prints how it ended; with `--dry-run` prints the settings alone.

@@ -47,7 +47,7 @@ impl TrainArgs {
     }
 
     fn new_config(&self) -> Result<(TrainConfig, Start, Box<dyn Source>)> {
-        let data = self.folder.data();
+        let data = &self.folder.data()?;
         let source = data::open_shuffled(data)?;
         let (overrides, named) = self.folder.overrides(self.recipe.as_deref())?;
         let recipe = named.as_deref().unwrap_or(recipes::DEFAULT);
@@ -62,7 +62,7 @@ impl TrainArgs {
                 let mut config = run::saved_config(path)?;
                 // What a student of a frozen teacher learnt goes on by itself.
                 config.distill = None;
-                config.data.source = data.to_owned();
+                config.data.source.clone_from(data);
                 (config, Start::Run(path.clone()))
             }
             Some(path) => {
@@ -72,7 +72,7 @@ impl TrainArgs {
                 (config, Start::Backbone(Box::new(checkpoint)))
             }
         };
-        let config = self.folder.over(config);
+        let config = self.folder.over(config)?;
         Ok((overrides.apply(config, facts.images)?, start, source))
     }
 }

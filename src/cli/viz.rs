@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::args::{CheckpointArgs, PreprocessArgs, RunArgs, colour, start_threads};
+use super::args::{CheckpointArgs, ColumnArgs, PreprocessArgs, RunArgs, colour, start_threads};
 use super::output;
 use crate::data::DecodeOptions;
 use crate::extract::model::{ModelOptions, OutputChoice};
@@ -62,6 +62,8 @@ struct PictureArgs {
     /// Side of a tile, 16 to 1024 pixels
     #[arg(long, value_name = "PIXELS", default_value_t = 132)]
     tile: u32,
+    #[command(flatten)]
+    columns: ColumnArgs,
 }
 
 /// How the model is opened, and what it sees of an image.
@@ -235,7 +237,7 @@ impl PcaArgs {
     fn run(&self) -> Result<()> {
         self.picture.check()?;
         self.open.run.start_threads()?;
-        let source = data::open(&self.data)?;
+        let source = data::open(&self.picture.columns.of(&self.data)?)?;
         let share = viz::pca(
             &self.model,
             source.as_ref(),
@@ -263,7 +265,7 @@ impl AttentionArgs {
     fn run(&self) -> Result<()> {
         self.picture.check()?;
         self.open.run.start_threads()?;
-        let source = data::open(&self.data)?;
+        let source = data::open(&self.picture.columns.of(&self.data)?)?;
         let heads = viz::attention(
             &self.model,
             source.as_ref(),
@@ -289,14 +291,22 @@ impl NeighboursArgs {
     fn run(&self) -> Result<()> {
         self.picture.check()?;
         start_threads(self.threads)?;
-        let queries = self.query.clone().zip(self.query_data.clone());
+        let columns = &self.picture.columns;
+        let (data, query_data) = match &self.query_data {
+            Some(query_data) => {
+                let [data, query_data] = columns.of_both(&self.data, query_data)?;
+                (data, Some(query_data))
+            }
+            None => (columns.of(&self.data)?, None),
+        };
+        let queries = self.query.clone().zip(query_data);
         let right = viz::neighbours(
             &self.picture.choice(),
             &self.picture.decode(),
             &NeighboursOptions {
                 database: Pictured {
                     features: self.features.clone(),
-                    data: self.data.clone(),
+                    data,
                 },
                 queries: queries.map(|(features, data)| Pictured { features, data }),
                 column: self.column.clone(),

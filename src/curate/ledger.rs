@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use macula_eval::Error as EvalError;
-use polars::prelude::{Column, DataFrame, DataType, ParquetWriter};
+use polars::prelude::{Column, DataFrame, ParquetWriter};
 
 use super::origin::Origin;
-use crate::data::read_table;
+use crate::tables::Table;
 use crate::{Error, Result, files};
 
 /// Name of the list that every step writes.
@@ -192,6 +192,12 @@ pub(crate) struct Verdict {
     pub(crate) reason: String,
 }
 
+/// A row's number; spreadsheets write some with a fraction of nothing.
+fn row_number(text: Option<&str>) -> Option<u64> {
+    let text = text?;
+    text.strip_suffix(".0").unwrap_or(text).parse().ok()
+}
+
 /// The list of an earlier step.
 #[derive(Debug)]
 pub(crate) struct Earlier {
@@ -204,41 +210,22 @@ impl Earlier {
     /// # Errors
     /// A file that cannot be read, no column `row`, values of another kind, a row that is listed twice.
     pub(crate) fn read(path: &Path) -> Result<Self> {
-        let frame = read_table(path)?;
+        let table = Table::open(path)?;
         let name = || path.display().to_string();
         let unfit = |column: &str, expected: &str| {
             Error::input(name(), format!("column `{column}`: expected {expected}"))
         };
-        let rows = frame.column("row").map_err(|_| {
-            let found: Vec<&str> = frame
-                .get_column_names()
-                .iter()
-                .map(|name| name.as_str())
-                .collect();
-            Error::input(
-                name(),
-                format!("expected a column `row`, found {}", found.join(", ")),
-            )
+        let rows = table.text("row")?.ok_or_else(|| {
+            let found = table.names().join(", ");
+            Error::input(name(), format!("expected a column `row`, found {found}"))
         })?;
-        let rows = rows
-            .strict_cast(&DataType::UInt64)
-            .map_err(|_| unfit("row", "whole numbers"))?;
         let texts = |column: &str| -> Result<Option<Vec<String>>> {
-            let Ok(found) = frame.column(column) else {
-                return Ok(None);
-            };
-            let text = found.cast(&DataType::String).map_err(|_| unfit(column, "text"))?;
-            let text = text.str().map_err(|_| unfit(column, "text"))?;
-            Ok(Some(
-                text.iter()
-                    .map(|value| value.unwrap_or_default().to_owned())
-                    .collect(),
-            ))
+            let found = table.text(column)?;
+            Ok(found.map(|texts| texts.into_iter().map(Option::unwrap_or_default).collect()))
         };
         let (paths, kept, reasons) = (texts("path")?, texts("kept")?, texts("reason")?);
-        let rows = rows.u64().map_err(|_| unfit("row", "whole numbers"))?;
         let mut verdicts = Vec::with_capacity(rows.len());
-        for (place, row) in rows.iter().enumerate() {
+        for (place, row) in rows.into_iter().enumerate() {
             let text =
                 |column: &Option<Vec<String>>| column.as_ref().map_or(String::new(), |c| c[place].clone());
             let kept = match kept.as_ref().map(|kept| kept[place].as_str()) {
@@ -252,10 +239,11 @@ impl Earlier {
                 }
             };
             verdicts.push(Verdict {
-                row: row.ok_or_else(|| {
+                row: row_number(row.as_deref()).ok_or_else(|| {
+                    let found = row.as_deref().unwrap_or("none");
                     unfit(
                         "row",
-                        &format!("a number in every row, found none in row {place}"),
+                        &format!("whole numbers from 0, one in every row, found {found} in row {place}"),
                     )
                 })?,
                 path: text(&paths),

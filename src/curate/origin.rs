@@ -3,9 +3,9 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::data::{self, Source};
+use crate::data::{self, Columns, Source};
 use crate::extract::FeatureFolder;
 use crate::extract::folder::Features;
 use crate::{Error, Result};
@@ -55,7 +55,7 @@ impl Origin {
     /// The source that `spec` names.
     pub(crate) fn of(spec: &str, source: Box<dyn Source>) -> Self {
         Self {
-            source: Some((absolute_spec(spec), source)),
+            source: Some((absolute_spec(spec, source.as_ref()), source)),
             paths_are_files: false,
             missing: None,
         }
@@ -93,8 +93,25 @@ fn absolute(path: &Path) -> String {
 /// What a user would type for the source that `meta.json` describes.
 fn spec_of(described: &Value) -> Option<String> {
     let text = |key: &str| described[key].as_str();
+    let name = |value: &Value| value.as_str().map(str::to_owned);
     match text("kind")? {
-        "folder" | "list" | "layout" => Some(text("path")?.to_owned()),
+        "folder" | "layout" | "tar" => Some(text("path")?.to_owned()),
+        "list" => {
+            let columns = Columns {
+                path: name(&described["columns"]["path"]),
+                label: name(&described["columns"]["label"]),
+                image: None,
+            };
+            Some(columns.behind(text("path")?))
+        }
+        "parquet" => {
+            let columns = Columns {
+                path: None,
+                label: name(&described["label_column"]),
+                image: name(&described["column"]),
+            };
+            Some(columns.behind(text("path")?))
+        }
         "idx" => Some(format!("idx:{}#{}", text("path")?, text("split")?)),
         "sample" => Some(format!("sample:{}", text("split")?)),
         _ => None,
@@ -102,17 +119,26 @@ fn spec_of(described: &Value) -> Option<String> {
 }
 
 /// The same source with an absolute path, so that a list can name it from anywhere.
-fn absolute_spec(spec: &str) -> String {
-    match spec.strip_prefix("idx:").and_then(|place| place.rsplit_once('#')) {
-        Some((folder, split)) => format!("idx:{}#{split}", absolute(&PathBuf::from(folder))),
-        None => spec.to_owned(),
+fn absolute_spec(spec: &str, source: &dyn Source) -> String {
+    if let Some((folder, split)) = spec.strip_prefix("idx:").and_then(|place| place.rsplit_once('#')) {
+        return format!("idx:{}#{split}", absolute(&PathBuf::from(folder)));
+    }
+    let described = source.describe();
+    match described["kind"].as_str() {
+        Some("tar" | "parquet") => {
+            let place = described["path"].as_str().unwrap_or_default();
+            let whole = json!(absolute(Path::new(place)));
+            let mut described = described.clone();
+            described["path"] = whole;
+            spec_of(&described).unwrap_or_else(|| spec.to_owned())
+        }
+        _ => spec.to_owned(),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn a_described_source_is_what_was_typed() {
@@ -128,7 +154,18 @@ mod tests {
             Some("sample:test")
         );
         assert_eq!(spec(json!({"kind": "paths", "path": "-"})), None);
-        assert_eq!(absolute_spec("idx:/data/fm#test"), "idx:/data/fm#test");
-        assert!(absolute_spec("idx:fm#test").starts_with("idx:/"));
+        let list = json!({"kind": "list", "path": "l.csv", "columns": {"path": "file", "label": null}});
+        assert_eq!(spec(list).as_deref(), Some("l.csv#path=file"));
+        assert_eq!(
+            spec(json!({"kind": "list", "path": "l.csv"})).as_deref(),
+            Some("l.csv")
+        );
+        let images = json!({"kind": "parquet", "path": "a/*.parquet", "column": "img", "label_column": "y"});
+        assert_eq!(spec(images).as_deref(), Some("a/*.parquet#label=y&image=img"));
+        let sample = data::open("sample:test").unwrap();
+        let absolute = |spec| absolute_spec(spec, sample.as_ref());
+        assert_eq!(absolute("idx:/data/fm#test"), "idx:/data/fm#test");
+        assert!(absolute("idx:fm#test").starts_with("idx:/"));
+        assert_eq!(absolute("sample:test"), "sample:test");
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use macula_eval::Error as EvalError;
 use macula_eval::table::EvalResult;
-use polars::prelude::{ParquetReader, ParquetWriter, SerReader as _, df};
+use polars::prelude::{ParquetWriter, df};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -15,6 +15,7 @@ use super::{
     CURATE_FILE, DedupOptions, InputOptions, LIST_FILE, OverlapOptions, QualityOptions, RetrieveOptions,
     SampleOptions, Step, run_step,
 };
+use crate::tables::read_own;
 use crate::{Error, Result, files};
 
 /// A pipeline as its file has it. Paths are relative to the current folder, as on the command line.
@@ -176,8 +177,7 @@ impl Pipeline {
 
 /// A list's paths are absolute, so that it can be copied as it is.
 fn copy_list(from: &Path, to: &Path) -> Result<()> {
-    let file = std::fs::File::open(from).map_err(|e| Error::io(from, e))?;
-    let mut frame = ParquetReader::new(file).finish().map_err(EvalError::from)?;
+    let mut frame = read_own(from, None)?;
     files::write_whole(to, |file| {
         ParquetWriter::new(file)
             .finish(&mut frame)

@@ -131,7 +131,7 @@ pub fn open(config: &DistillConfig, device: &Device, onnx: &OnnxSettings) -> Res
         let reason = "no such file; expected a run folder, a checkpoint or an ONNX file";
         return Err(Error::input(format!("--teacher {}", config.teacher), reason));
     }
-    if path.extension().is_some_and(|extension| extension == "onnx") {
+    if crate::extract::model::is_onnx_name(path) {
         return Ok(Box::new(OnnxTeacher::open(path, config, onnx)?));
     }
     let is_run = path.join(run::CONFIG).is_file() && path.join("checkpoints").is_dir();

@@ -4,10 +4,11 @@ use std::path::Path;
 
 use macula_eval::stats::{BootstrapConfig, McNemar, PairedDifference, mcnemar, paired_difference};
 use macula_eval::table::EvalResult;
-use polars::prelude::{DataFrame, ParquetReader, PolarsError, SerReader as _, df};
+use polars::prelude::{DataFrame, PolarsError, df};
 use serde_json::json;
 
 use super::PREDICTIONS_FILE;
+use crate::tables::{guarded, read_own};
 use crate::{Error, Result};
 
 /// Predictions of one classifier, read back.
@@ -124,10 +125,7 @@ fn read(folder: &Path, k: Option<u64>) -> Result<Kept> {
             format!("no {PREDICTIONS_FILE}; `eval knn`, `linear-probe` and `logreg` write it with --out"),
         ));
     }
-    let file = std::fs::File::open(&path).map_err(|e| Error::io(&path, e))?;
-    let table = ParquetReader::new(file)
-        .finish()
-        .map_err(|e| damaged(&name, &e))?;
+    let table = read_own(&path, None)?;
     let (table, k) = one_classifier(&name, table, k)?;
     let columns = || -> std::result::Result<Kept, PolarsError> {
         let rows = table
@@ -146,7 +144,7 @@ fn read(folder: &Path, k: Option<u64>) -> Result<Kept> {
             k,
         })
     };
-    let kept = columns().map_err(|e| damaged(&name, &e))?;
+    let kept = guarded(&path, columns)?;
     if kept.rows.is_empty() {
         return Err(Error::input(name, "expected predictions, found no row"));
     }

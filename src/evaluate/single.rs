@@ -77,12 +77,16 @@ pub fn read_column(folder: &FeatureFolder, column: &str) -> Result<Features> {
 /// As [`read_column`]; names the first row without a label.
 pub fn read_labelled(folder: &FeatureFolder, column: &str) -> Result<Labelled> {
     let features = read_column(folder, column)?;
+    let reason = folder.meta().source["no_labels"].as_str();
     let mut labels = Vec::with_capacity(features.labels.len());
     for (label, path) in features.labels.into_iter().zip(&features.paths) {
         labels.push(label.ok_or_else(|| {
             Error::input(
                 folder.path().display().to_string(),
-                format!("expected a label for every row, found none for {path}"),
+                format!(
+                    "expected a label for every row, found none for {path}{}",
+                    reason.map_or(String::new(), |reason| format!("; {reason}"))
+                ),
             )
         })?);
     }

@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 
 use macula_eval::Matrix;
 use macula_eval::index::{ExactIndex, HnswIndex, Index};
-use polars::prelude::{ParquetReader, PolarsError, SerReader as _};
+use polars::prelude::PolarsResult;
 
 use super::{Kind, LINKS_FILE, Manifest, ROWS_FILE, VECTORS_FILE};
+use crate::tables::{guarded, read_own};
 use crate::{Error, Result};
 
 /// An index and the rows it speaks of.
@@ -71,41 +72,27 @@ impl OpenIndex {
 
     fn read_rows(&mut self) -> Result<()> {
         let path = self.path.join(ROWS_FILE);
-        let damaged = |e: PolarsError| {
-            let text = e.to_string();
-            Error::input(
-                path.display().to_string(),
-                format!("damaged: {}", text.lines().next().unwrap_or_default()),
-            )
-        };
-        let file = std::fs::File::open(&path).map_err(|e| Error::io(&path, e))?;
-        let table = ParquetReader::new(file).finish().map_err(damaged)?;
+        let table = read_own(&path, Some(&["row", "path", "label"]))?;
         if table.height() != self.manifest.count {
             return Err(Error::input(
                 path.display().to_string(),
                 format!("expected {} rows, found {}", self.manifest.count, table.height()),
             ));
         }
-        let texts = |name: &str| -> std::result::Result<Vec<Option<String>>, PolarsError> {
-            Ok(table
-                .column(name)?
-                .str()?
-                .iter()
-                .map(|text| text.map(str::to_owned))
-                .collect())
+        let texts = |name: &str| -> PolarsResult<Vec<Option<String>>> {
+            let column = table.column(name)?.str()?;
+            Ok(column.iter().map(|text| text.map(str::to_owned)).collect())
         };
-        let rows = table
-            .column("row")
-            .and_then(|column| column.u64())
-            .map_err(damaged)?;
-        self.rows = rows.iter().map(Option::unwrap_or_default).collect();
-        self.paths = texts("path")
-            .map_err(damaged)?
-            .into_iter()
-            .map(Option::unwrap_or_default)
-            .collect();
-        self.labels = texts("label").map_err(damaged)?;
-        Ok(())
+        guarded(&path, || {
+            let rows = table.column("row")?.u64()?;
+            self.rows = rows.iter().map(Option::unwrap_or_default).collect();
+            self.paths = texts("path")?
+                .into_iter()
+                .map(Option::unwrap_or_default)
+                .collect();
+            self.labels = texts("label")?;
+            Ok(())
+        })
     }
 }
 

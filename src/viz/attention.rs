@@ -36,7 +36,7 @@ pub fn attention(
     out: &Path,
 ) -> Result<usize> {
     let path = Path::new(spec);
-    let gives_outputs_only = path.extension().is_some_and(|extension| extension == "onnx");
+    let gives_outputs_only = crate::extract::model::is_onnx_name(path);
     if gives_outputs_only || (spec.starts_with("pixels") && !path.exists()) {
         return Err(Error::input(
             spec,

@@ -14,6 +14,7 @@ mod index;
 mod report;
 mod retrieval;
 mod robustness;
+mod sources;
 mod train;
 mod video;
 mod viz;

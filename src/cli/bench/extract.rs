@@ -6,7 +6,7 @@ use clap::Args;
 use macula_eval::table::EvalResult;
 use polars::prelude::{DataFrame, PolarsError, PolarsResult, df};
 
-use super::super::args::ReadArgs;
+use super::super::args::{ColumnArgs, ReadArgs};
 use super::super::output;
 use crate::extract::model::{self, OpenModel, OutputChoice};
 use crate::extract::{ExtractOptions, ExtractReport, Shard, extract};
@@ -34,6 +34,8 @@ pub struct ExtractBenchArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    columns: ColumnArgs,
+    #[command(flatten)]
     read: ReadArgs,
 }
 
@@ -43,7 +45,7 @@ impl ExtractBenchArgs {
         if self.images == 0 {
             return Err(Error::input("--images", "expected at least 1, found 0"));
         }
-        let source = data::open(&self.data)?;
+        let source = data::open(&self.columns.of(&self.data)?)?;
         let options = self.read.model_options(OutputChoice::named(&self.output));
         let OpenModel {
             mut model,

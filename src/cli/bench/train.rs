@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::super::args::RunArgs;
+use super::super::args::{ColumnArgs, RunArgs};
 use super::super::output;
 use super::super::run_folder::look_at;
 use crate::data;
@@ -34,6 +34,8 @@ pub struct TrainBenchArgs {
     /// Print as JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    columns: ColumnArgs,
     #[command(flatten)]
     run: RunArgs,
 }
@@ -135,7 +137,14 @@ impl TrainBenchArgs {
         {
             overrides.set(setting)?;
         }
-        let source = self.data.as_deref().map(data::open_shuffled).transpose()?;
+        let spec = match &self.data {
+            Some(data) => self.columns.of(data)?,
+            None => "noise".to_owned(),
+        };
+        let source = match &self.data {
+            Some(_) => Some(data::open_shuffled(&spec)?),
+            None => None,
+        };
         let facts = match &source {
             Some(source) => look_at(source.as_ref())?,
             None => DataFacts {
@@ -144,8 +153,7 @@ impl TrainBenchArgs {
                 grey: true,
             },
         };
-        let data = self.data.as_deref().unwrap_or("noise");
-        let mut base = recipes::recipe(&self.recipe, data, &facts)?;
+        let mut base = recipes::recipe(&self.recipe, &spec, &facts)?;
         base.batch_warmup_steps = 0;
         let config = overrides.apply(base, facts.images)?;
         let result = bench(

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use macula_eval::table::EvalResult;
 
-use super::super::args::ReadArgs;
+use super::super::args::{ColumnArgs, ReadArgs};
 use super::output;
 use crate::evaluate::dense::{DenseRequest, PerImage};
 use crate::extract::model::{OutputChoice, PatchLayers};
@@ -66,6 +66,8 @@ pub(super) struct DenseArgs {
     #[arg(long, default_value_t = 1000)]
     pub bootstrap_resamples: usize,
     #[command(flatten)]
+    columns: ColumnArgs,
+    #[command(flatten)]
     read: ReadArgs,
 }
 
@@ -83,10 +85,11 @@ impl DenseArgs {
             ));
         }
         let extract = self.read.extract_options(None, false, false);
+        let [train_data, test_data] = self.columns.of_both(&self.train_data, &self.test_data)?;
         Ok(DenseRequest {
             model: self.model.clone(),
-            train_data: self.train_data.clone(),
-            test_data: self.test_data.clone(),
+            train_data,
+            test_data,
             options: self.read.model_options(OutputChoice::Default),
             layers: self.layers.clone(),
             cell: self.cell,

@@ -22,7 +22,7 @@ use macula_eval::protocols::predictions::Predictions;
 use macula_eval::table::EvalResult;
 
 use self::kept::Kept;
-use super::args::ReadArgs;
+use super::args::{ColumnArgs, ReadArgs};
 use super::output;
 use crate::evaluate::{Folders, LabelledPair, ModelRequest, OpenFolders, near_duplicates, probe_features};
 use crate::extract::model::OutputChoice;
@@ -100,6 +100,8 @@ struct CommonArgs {
     #[arg(long)]
     per_class: bool,
     #[command(flatten)]
+    columns: ColumnArgs,
+    #[command(flatten)]
     read: ReadArgs,
 }
 
@@ -116,19 +118,25 @@ impl CommonArgs {
             &self.train_data,
             &self.test_data,
         ) {
-            (Some(train), Some(test), ..) => Folders {
-                train: train.clone(),
-                test: test.clone(),
-            },
-            (_, _, Some(model), Some(train_data), Some(test_data)) => ModelRequest {
-                model: model.clone(),
-                train_data: train_data.clone(),
-                test_data: test_data.clone(),
-                keep: self.keep(model),
-                options: self.read.model_options(outputs),
-                extract: self.read.extract_options(None, self.force, false),
+            (Some(train), Some(test), ..) => {
+                self.columns.need("--train-data and --test-data")?;
+                Folders {
+                    train: train.clone(),
+                    test: test.clone(),
+                }
             }
-            .run()?,
+            (_, _, Some(model), Some(train_data), Some(test_data)) => {
+                let [train_data, test_data] = self.columns.of_both(train_data, test_data)?;
+                ModelRequest {
+                    model: model.clone(),
+                    train_data,
+                    test_data,
+                    keep: self.keep(model),
+                    options: self.read.model_options(outputs),
+                    extract: self.read.extract_options(None, self.force, false),
+                }
+                .run()?
+            }
             _ => {
                 return Err(Error::input(
                     "eval",

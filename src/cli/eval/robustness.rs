@@ -8,7 +8,7 @@ use macula_eval::protocols::knn::KnnConfig;
 use macula_eval::protocols::logistic::LogregConfig;
 use macula_eval::protocols::robustness::ClassifierConfig;
 
-use super::super::args::ReadArgs;
+use super::super::args::{ColumnArgs, ReadArgs};
 use super::output;
 use crate::data::corrupt::{Corruption, Severity};
 use crate::evaluate::robustness::{RobustnessRequest, robustness};
@@ -79,6 +79,8 @@ pub(super) struct RobustnessArgs {
     #[arg(long, default_value_t = 1000)]
     bootstrap_resamples: usize,
     #[command(flatten)]
+    columns: ColumnArgs,
+    #[command(flatten)]
     read: ReadArgs,
 }
 
@@ -86,10 +88,11 @@ impl RobustnessArgs {
     /// Evaluates and prints the table.
     pub fn run(&self) -> Result<()> {
         let classifier = self.classifier()?;
+        let [train_data, test_data] = self.columns.of_both(&self.train_data, &self.test_data)?;
         let request = RobustnessRequest {
             model: self.model.clone(),
-            train_data: self.train_data.clone(),
-            test_data: self.test_data.clone(),
+            train_data,
+            test_data,
             options: self
                 .read
                 .model_options(OutputChoice::named(self.column.as_slice())),

@@ -1,12 +1,13 @@
 //! From the bytes of a file to RGB pixels, as Pillow's `Image.open(f).convert("RGB")` gives them: alpha dropped unless a
 //! background is asked for ([`alpha`]), palettes expanded, CMYK by Pillow's formula, no colour management. What Pillow does
 //! with 16 bits is kept too: grey saturates at 255, colour keeps its high byte. The format is decided by content, never by
-//! name, and the size is checked before pixels are allocated. This file holds what all formats share; [`gif`], [`tiff`] and
-//! [`jpeg`] what is their own.
+//! name, and the size is checked before pixels are allocated. This file holds what all formats share; [`gif`], [`tiff`],
+//! [`pnm`] and [`jpeg`] what is their own.
 
 mod alpha;
 mod gif;
 mod jpeg;
+mod pnm;
 mod tiff;
 
 use std::io::Cursor;
@@ -56,7 +57,7 @@ pub enum DecodeError {
     #[error("the file is empty")]
     Empty,
     /// The first bytes belong to none of the formats.
-    #[error("not a JPEG, PNG, WebP, GIF, BMP or TIFF image")]
+    #[error("not a JPEG, PNG, WebP, GIF, BMP, TIFF or PNM image")]
     UnknownFormat,
     /// The header asks for more pixels than allowed; none were allocated.
     #[error("{format} image of {width}x{height} pixels, above the limit of {limit}")]
@@ -102,6 +103,7 @@ pub fn decode(bytes: &[u8], options: &DecodeOptions) -> Result<RgbImage, DecodeE
     let decoded = catch_unwind(AssertUnwindSafe(|| match format {
         ImageFormat::Gif => gif::decode(bytes, options),
         ImageFormat::Tiff => tiff::decode(bytes, options),
+        ImageFormat::Pnm => pnm::decode(bytes, options),
         ImageFormat::Jpeg => jpeg::decode(bytes, options),
         ImageFormat::WebP => {
             check_webp_length(bytes).and_then(|()| decode_simple(bytes, format, name, options))
@@ -111,10 +113,25 @@ pub fn decode(bytes: &[u8], options: &DecodeOptions) -> Result<RgbImage, DecodeE
     decoded.unwrap_or_else(|_| Err(DecodeError::corrupt(name, "the decoder gave up on damaged data")))
 }
 
+/// Whether the first bytes of a file of any name announce an image.
+pub(crate) fn announces_image(start: &[u8]) -> bool {
+    // Two letters make no BMP: the size of its header must be one that there is.
+    let is_bmp = || {
+        matches!(
+            start.get(14..18),
+            Some([12 | 40 | 52 | 56 | 64 | 108 | 124, 0, 0, 0])
+        )
+    };
+    format_of(start).is_some_and(|(format, _)| format != ImageFormat::Bmp || is_bmp())
+}
+
 /// The format that the first bytes announce, and its name.
 fn format_of(bytes: &[u8]) -> Option<(ImageFormat, &'static str)> {
     if bytes.starts_with(b"II+\0") || bytes.starts_with(b"MM\0+") {
         return Some((ImageFormat::Tiff, "TIFF")); // BigTIFF
+    }
+    if pnm::is_meant(bytes) {
+        return Some((ImageFormat::Pnm, "PNM"));
     }
     let format = ::image::guess_format(bytes).ok()?;
     let name = match format {

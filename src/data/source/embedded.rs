@@ -1,5 +1,5 @@
 //! Parquet files whose rows carry the image itself, as the datasets of Hugging Face do: a column of bytes, or of structs with
-//! `bytes`, beside labels. Only the labels are read when the source is opened. Images come out of a file a row group at a
+//! `bytes` (or the `path` of a file beside the table, where there are none), beside labels. Only the labels are read when the source is opened. Images come out of a file a row group at a
 //! time: the last groups stay in memory, which is all that reading in order needs; a group that is asked for again after
 //! it was let go is then kept in a temporary file, so that reading in any order decodes each group at most twice.
 
@@ -9,30 +9,16 @@ use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use polars::prelude::{
-    BinaryChunked, DataFrame, DataType, ParquetReader, PolarsError, PolarsResult, SerReader as _,
-};
 use serde_json::json;
 
-use super::list::{column, one_line};
-use super::{Record, RowError, Source, lossless, place, sha256, shards};
+use super::columns::{self, choose, choose_label};
+use super::notice::say_once;
+use super::{Columns, Record, RowError, Source, load_file, lossless, place, sha256, shards};
 use crate::data::decode::{DecodeOptions, decode};
 use crate::data::image::RgbImage;
+use crate::tables::{Encoded, Kind, ParquetTable, Table};
 use crate::{Error, Result};
 
-/// Names that a column of images may have, the first that is there being taken.
-const COLUMNS: [&str; 8] = [
-    "image",
-    "img",
-    "image_bytes",
-    "bytes",
-    "jpg",
-    "jpeg",
-    "png",
-    "webp",
-];
-/// The field with the bytes, where the column holds structs.
-const FIELD: &str = "bytes";
 /// Row groups in memory.
 const RECENT: usize = 2;
 
@@ -40,7 +26,9 @@ const RECENT: usize = 2;
 pub(super) struct Embedded {
     spec: String,
     files: Vec<PathBuf>,
+    tables: Vec<ParquetTable>,
     column: String,
+    label_column: Option<String>,
     groups: Vec<Group>,
     rows: Vec<Row>,
     labelled: bool,
@@ -52,10 +40,10 @@ pub(super) struct Embedded {
 #[derive(Debug, Clone, Copy)]
 struct Group {
     file: usize,
-    /// Its first row within the file and within the source.
-    first_in_file: usize,
+    /// Which of the file's groups it is.
+    in_file: usize,
+    /// The source's number of its first row.
     first: usize,
-    rows: usize,
 }
 
 struct Row {
@@ -63,8 +51,8 @@ struct Row {
     label: Option<String>,
 }
 
-/// Encoded images of a group; none where the table has none.
-type Images = Arc<Vec<Option<Vec<u8>>>>;
+/// Encoded images of a group.
+type Images = Arc<Vec<Encoded>>;
 
 /// Groups that need not be read from their files.
 #[derive(Default)]
@@ -72,118 +60,109 @@ struct Held {
     recent: VecDeque<(usize, Images)>,
     let_go: BTreeSet<usize>,
     kept: Option<File>,
-    /// Of each group in `kept`, where every image begins and how long it is.
-    places: BTreeMap<usize, Vec<Option<(u64, usize)>>>,
+    /// Of each group in `kept`, where every image is.
+    places: BTreeMap<usize, Vec<Place>>,
+}
+
+/// An image that was let go.
+enum Place {
+    /// Where it begins in the temporary file, and how long it is.
+    Kept(u64, usize),
+    /// What has no bytes, as it is.
+    Elsewhere(Encoded),
 }
 
 impl Embedded {
-    /// Whether `spec` names Parquet files with images in them.
-    pub(super) fn is_meant(spec: &str) -> bool {
-        let files = match spec.to_ascii_lowercase().ends_with(".parquet") {
-            true => shards::expand(spec).unwrap_or_default(),
-            false => Vec::new(),
-        };
-        let first = files.first().map(|file| image_column(file));
-        files.len() > 1 || matches!(first, Some(Ok(Some(_))))
-    }
-
-    /// Reads the labels of `spec`: a file, `data/{000..012}.parquet`, or a pattern with `*` in the file's name.
-    pub(super) fn open(spec: &str) -> Result<Self> {
-        let files = shards::expand(spec)?;
-        let (mut groups, mut rows, mut listing) = (Vec::new(), Vec::new(), String::new());
-        let mut chosen: Option<String> = None;
+    /// Reads the labels of `place`: a file, `data/{000..012}.parquet`, or a pattern with `*` in the file's name. `asked` are
+    /// the columns that the user names.
+    pub(super) fn open(place: &str, asked: &Columns) -> Result<Self> {
+        let files = shards::expand(place)?;
+        let (mut tables, mut groups, mut rows) = (Vec::new(), Vec::new(), Vec::new());
+        let mut listing = String::new();
+        let mut chosen: Option<(String, Option<String>)> = None;
         for (number, file) in files.iter().enumerate() {
-            let found = image_column(file)?;
-            let expected = chosen.clone().or(found.clone());
-            if found.is_none() || found != expected {
-                let reason = format!(
-                    "expected a column of bytes, or of structs with `{FIELD}`, called {}, found {}",
-                    expected.map_or(COLUMNS.join(", "), |name| format!(
-                        "`{name}` as in the file before"
-                    )),
-                    found.map_or("none".to_owned(), |name| format!("`{name}`")),
-                );
-                return Err(Error::input(lossless(file), reason));
-            }
-            chosen = expected;
+            let table = Table::open(file)?;
+            // What the first file's columns are called, those of the others are.
+            let wanted = match &chosen {
+                None => asked.clone(),
+                Some((image, label)) => Columns {
+                    path: asked.path.clone(),
+                    label: Some(label.clone().unwrap_or_else(|| columns::NO_LABELS.to_owned())),
+                    image: Some(image.clone()),
+                },
+            };
+            let column = image_column(&table, file, &wanted)?.ok_or_else(|| no_images(&table, file))?;
+            let label = choose_label(&table, file, wanted.label.as_deref())?;
+            let name = choose(&table, file, &columns::NAME, wanted.path.as_deref())?;
             let before = rows.len();
-            groups.extend(row_groups(file, number, before)?);
-            rows.extend(names_and_labels(file)?);
+            rows.extend(names_and_labels(&table, file, name.as_deref(), label.as_deref())?);
+            let Table::Parquet(table) = table else {
+                return Err(Error::input(lossless(file), "expected Parquet, found text"));
+            };
+            groups.extend(row_groups(&table, number, before));
+            tables.push(*table);
+            chosen.get_or_insert((column, label));
             let length = std::fs::metadata(file).map_err(|e| Error::io(file, e))?.len();
             listing.push_str(&format!("{} {length} {}\n", lossless(file), rows.len() - before));
         }
         if rows.is_empty() {
-            return Err(Error::input(spec, "no rows: expected at least one image"));
+            return Err(Error::input(place, "no rows: expected at least one image"));
         }
+        let (column, label_column) = chosen.unwrap_or_default();
         Ok(Self {
-            spec: spec.to_owned(),
-            column: chosen.unwrap_or_default(),
+            spec: place.to_owned(),
+            column,
+            label_column,
             labelled: rows.iter().all(|row: &Row| row.label.is_some()),
             sha256: sha256(&[listing.as_bytes()]),
             files,
+            tables,
             groups,
             rows,
             held: Mutex::default(),
         })
     }
 
-    /// The encoded image of a row.
-    fn bytes(&self, row: usize) -> Result<Option<Vec<u8>>> {
+    /// The group of a row, and its number.
+    fn group_of(&self, row: usize) -> (usize, Group) {
         let number = self.groups.partition_point(|group| group.first <= row) - 1;
-        let inside = row - self.groups[number].first;
+        (number, self.groups[number])
+    }
+
+    /// The encoded image of a row.
+    fn image(&self, row: usize) -> Result<Encoded> {
+        let (number, group) = self.group_of(row);
+        let inside = row - group.first;
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(found) = held.take(number, inside) {
             return found.map_err(|e| Error::failed("temporary file", e.to_string()));
         }
-        let images = Arc::new(self.read_aside(self.groups[number])?);
+        let images = Arc::new(self.tables[group.file].images(&self.column, group.in_file)?);
         let image = images[inside].clone();
         held.put(number, images)
             .map_err(|e| Error::failed("temporary file", e.to_string()))?;
         Ok(image)
     }
-
-    /// Reads a group on a thread of its own: a thread of rayon's that waits for Polars' pool would take up another row
-    /// meanwhile, and wait for ever for the lock that it holds itself.
-    fn read_aside(&self, group: Group) -> Result<Vec<Option<Vec<u8>>>> {
-        std::thread::scope(|scope| scope.spawn(|| self.read(group)).join()).unwrap_or_else(|_| {
-            Err(Error::failed(
-                lossless(&self.files[group.file]),
-                "its reader panicked",
-            ))
-        })
-    }
-
-    fn read(&self, group: Group) -> Result<Vec<Option<Vec<u8>>>> {
-        let file = &self.files[group.file];
-        let frame = table(
-            file,
-            Some(&[&self.column]),
-            Some((group.first_in_file, group.rows)),
-        )?;
-        let images = image_bytes(&frame, &self.column).map_err(|e| unreadable(file, &e))?;
-        if images.len() != group.rows {
-            let reason = format!("expected {} rows in a group, found {}", group.rows, images.len());
-            return Err(Error::input(lossless(file), reason));
-        }
-        Ok(images.iter().map(|bytes| bytes.map(<[u8]>::to_vec)).collect())
-    }
 }
 
 impl Held {
     /// The image at `inside` of a group that is at hand.
-    fn take(&mut self, group: usize, inside: usize) -> Option<std::io::Result<Option<Vec<u8>>>> {
+    fn take(&mut self, group: usize, inside: usize) -> Option<std::io::Result<Encoded>> {
         if let Some((_, images)) = self.recent.iter().find(|(number, _)| *number == group) {
             return Some(Ok(images[inside].clone()));
         }
-        let place = self.places.get(&group)?[inside];
+        let (offset, size) = match &self.places.get(&group)?[inside] {
+            Place::Elsewhere(image) => return Some(Ok(image.clone())),
+            Place::Kept(offset, size) => (*offset, *size),
+        };
         let file = self.kept.as_mut()?;
-        let mut read = |(offset, size): (u64, usize)| {
+        let mut read = || {
             let mut bytes = vec![0; size];
             file.seek(SeekFrom::Start(offset))?;
             file.read_exact(&mut bytes)?;
-            Ok(bytes)
+            Ok(Encoded::Bytes(bytes))
         };
-        Some(place.map(&mut read).transpose())
+        Some(read())
     }
 
     /// Holds a group that was read: in memory, and in the file if it was let go once.
@@ -200,7 +179,7 @@ impl Held {
         Ok(())
     }
 
-    fn keep(&mut self, group: usize, images: &[Option<Vec<u8>>]) -> std::io::Result<()> {
+    fn keep(&mut self, group: usize, images: &[Encoded]) -> std::io::Result<()> {
         let file = match &mut self.kept {
             Some(file) => file,
             none => none.insert(tempfile::tempfile()?),
@@ -208,8 +187,11 @@ impl Held {
         let mut at = file.seek(SeekFrom::End(0))?;
         let mut places = Vec::with_capacity(images.len());
         for image in images {
-            places.push(image.as_ref().map(|bytes| (at, bytes.len())));
-            let bytes = image.as_deref().unwrap_or_default();
+            let Encoded::Bytes(bytes) = image else {
+                places.push(Place::Elsewhere(image.clone()));
+                continue;
+            };
+            places.push(Place::Kept(at, bytes.len()));
             file.write_all(bytes)?;
             at += bytes.len() as u64;
         }
@@ -218,86 +200,65 @@ impl Held {
     }
 }
 
-fn unreadable(file: &Path, error: &PolarsError) -> Error {
-    Error::input(lossless(file), one_line(&error.to_string()))
-}
-
-/// Columns and rows of a Parquet file; all without `columns` or `slice`.
-fn table(file: &Path, columns: Option<&[&str]>, slice: Option<(usize, usize)>) -> Result<DataFrame> {
-    let opened = File::open(file).map_err(|e| Error::io(file, e))?;
-    let columns = columns.map(|names| names.iter().map(|&name| name.to_owned()).collect());
-    let reader = ParquetReader::new(opened).with_columns(columns).with_slice(slice);
-    reader.finish().map_err(|e| unreadable(file, &e))
-}
-
-/// The column of images, if there is one.
-fn image_column(file: &Path) -> Result<Option<String>> {
-    let frame = table(file, None, Some((0, 0)))?;
-    let holds_images = |name: &&&str| match frame.column(name).map(|column| column.dtype().clone()) {
-        Ok(DataType::Binary) => true,
-        Ok(DataType::Struct(fields)) => fields
-            .iter()
-            .any(|field| field.name() == FIELD && *field.dtype() == DataType::Binary),
-        _ => false,
-    };
-    Ok(COLUMNS.iter().find(holds_images).map(|&name| name.to_owned()))
-}
-
-/// The bytes in column `name`.
-fn image_bytes(frame: &DataFrame, name: &str) -> PolarsResult<BinaryChunked> {
-    let column = frame.column(name)?;
-    match column.dtype() {
-        DataType::Binary => column.binary().cloned(),
-        _ => column.struct_()?.field_by_name(FIELD)?.binary().cloned(),
+/// The column of images: the one that the user names, a usual one, or the only one of bytes in a table that has no paths.
+pub(super) fn image_column(table: &Table, file: &Path, asked: &Columns) -> Result<Option<String>> {
+    let found = choose(table, file, &columns::IMAGE, asked.image.as_deref())?;
+    if found.is_some() {
+        return Ok(found);
     }
+    let names = table.names();
+    let of = |kind: Kind| names.iter().filter(move |name| table.kind(name) == Some(kind));
+    let has_paths = || {
+        let paths = asked.path.as_deref();
+        paths.is_some() || matches!(choose(table, file, &columns::PATH, paths), Ok(Some(_)) | Err(_))
+    };
+    let images: Vec<&&str> = of(Kind::Image).collect();
+    let bytes: Vec<&&str> = of(Kind::Bytes).collect();
+    let only = match (images.as_slice(), bytes.as_slice()) {
+        ([only], _) => only,
+        ([], [only]) if !has_paths() => only,
+        _ => return Ok(None),
+    };
+    say_once(format!(
+        "{}: images are taken from column `{only}` (--image-column names another)",
+        lossless(file)
+    ));
+    Ok(Some((**only).to_owned()))
 }
 
-/// The row groups of a file, `first` being the source's number of its first row.
-fn row_groups(file: &Path, number: usize, first: usize) -> Result<Vec<Group>> {
-    let opened = File::open(file).map_err(|e| Error::io(file, e))?;
-    let mut reader = ParquetReader::new(opened);
-    let metadata = reader.get_metadata().map_err(|e| unreadable(file, &e))?;
-    let mut first_in_file = 0;
-    let sizes = metadata.row_groups.iter().map(|group| group.num_rows());
-    let groups = sizes.filter(|&rows| rows > 0).map(|rows| {
-        let group = Group {
-            file: number,
-            first_in_file,
-            first: first + first_in_file,
-            rows,
-        };
-        first_in_file += rows;
-        group
-    });
-    Ok(groups.collect())
+fn no_images(table: &Table, file: &Path) -> Error {
+    let reason = format!(
+        "expected a column of images, bytes or structs with `bytes` (--image-column names it), found {}",
+        columns::listed(&table.names())
+    );
+    Error::input(lossless(file), reason)
 }
 
-/// What is known of every row: its name, which is the text in `path` or `file_name` or else its number in the file, and its
-/// label.
-fn names_and_labels(file: &Path) -> Result<Vec<Row>> {
-    let all = table(file, None, Some((0, 0)))?;
-    let there = |wanted: &[&'static str]| {
-        let is_there = |name: &&&str| {
-            all.column(name)
-                .is_ok_and(|column| *column.dtype() != DataType::Binary)
-        };
-        wanted.iter().find(is_there).copied()
+/// The row groups of a file that have rows, `first` being the source's number of its first row.
+fn row_groups(table: &ParquetTable, file: usize, mut first: usize) -> Vec<Group> {
+    let mut groups = Vec::new();
+    for (in_file, rows) in table.group_sizes().into_iter().enumerate() {
+        if rows > 0 {
+            groups.push(Group { file, in_file, first });
+        }
+        first += rows;
+    }
+    groups
+}
+
+/// What is known of every row: its name, which is the text in column `name` or else its number in the file, and its label.
+fn names_and_labels(table: &Table, file: &Path, name: Option<&str>, label: Option<&str>) -> Result<Vec<Row>> {
+    let count: usize = match table {
+        Table::Parquet(table) => table.group_sizes().iter().sum(),
+        Table::Csv(_) => 0,
     };
-    let (name, label) = (there(&["path", "file_name"]), there(&["label", "cls"]));
-    let wanted: Vec<&str> = name.into_iter().chain(label).collect();
-    let opened = File::open(file).map_err(|e| Error::io(file, e))?;
-    let count = ParquetReader::new(opened)
-        .num_rows()
-        .map_err(|e| unreadable(file, &e))?;
-    let frame = match wanted.is_empty() {
-        true => DataFrame::empty(),
-        false => table(file, Some(&wanted), None)?,
-    };
-    let texts = |name: Option<&str>| -> Result<Vec<Option<String>>> {
-        let found = name.map(|name| column(&frame, file, name)).transpose()?.flatten();
-        Ok(found.unwrap_or_else(|| vec![None; count]))
-    };
-    let rows = texts(name)?.into_iter().zip(texts(label)?).enumerate();
+    let names = name.map(|name| table.text(name)).transpose()?.flatten();
+    let labels = label
+        .map(|label| columns::labels(table, file, label))
+        .transpose()?;
+    let names = names.unwrap_or_else(|| vec![None; count]);
+    let labels = labels.unwrap_or_else(|| vec![None; count]);
+    let rows = names.into_iter().zip(labels).enumerate();
     Ok(rows
         .map(|(row, (path, label))| Row {
             path: path.unwrap_or_else(|| format!("{}#{row}", lossless(file))),
@@ -321,9 +282,14 @@ impl Source for Embedded {
             path: self.rows[place(row)].path.clone(),
             reason,
         };
-        let bytes = self.bytes(place(row)).map_err(|cause| error(cause.to_string()))?;
-        let bytes = bytes.ok_or_else(|| error(format!("column `{}` holds no image here", self.column)))?;
-        decode(&bytes, options).map_err(|cause| error(cause.to_string()))
+        match self.image(place(row)).map_err(|cause| error(cause.to_string()))? {
+            Encoded::Bytes(bytes) => decode(&bytes, options).map_err(|cause| error(cause.to_string())),
+            Encoded::Path(path) => {
+                let file = &self.files[self.group_of(place(row)).1.file];
+                load_file(&file.with_file_name("").join(path), options)
+            }
+            Encoded::None => Err(error(format!("column `{}` holds no image here", self.column))),
+        }
     }
 
     fn describe(&self) -> serde_json::Value {
@@ -332,6 +298,7 @@ impl Source for Embedded {
             "path": self.spec,
             "files": self.files.len(),
             "column": self.column,
+            "label_column": self.label_column,
             "images": self.rows.len(),
             "labels": self.labelled,
             "sha256": self.sha256,
@@ -345,6 +312,9 @@ mod tests {
 
     use super::*;
     use crate::data::source::tests::png;
+
+    /// The field with the bytes, where the column holds structs.
+    const FIELD: &str = "bytes";
 
     fn images(values: impl Iterator<Item = u8>) -> Series {
         let images: Vec<Option<Vec<u8>>> = values.map(|value| (value != 255).then(|| png(value))).collect();
@@ -422,7 +392,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.parquet");
         write(&path, vec![images(0..60)], 7);
-        let source = Embedded::open(path.to_str().unwrap()).unwrap();
+        let source = Embedded::open(path.to_str().unwrap(), &Columns::default()).unwrap();
         (0..300u64).into_par_iter().for_each(|i| {
             let row = i * 37 % 60;
             assert_eq!(u64::from(first_value(&source, row)), row);
@@ -435,7 +405,7 @@ mod tests {
         let path = folder.path().join("a.parquet");
         let names = Series::new("path".into(), ["one", "two", "three"]);
         write(&path, vec![images([1, 255, 3].into_iter()), names], 10);
-        let source = Embedded::open(path.to_str().unwrap()).unwrap();
+        let source = Embedded::open(path.to_str().unwrap(), &Columns::default()).unwrap();
         let error = source.load(1, &DecodeOptions::default()).unwrap_err();
         assert_eq!(error.to_string(), "two: column `image` holds no image here");
         assert_eq!(first_value(&source, 2), 3);
@@ -459,7 +429,9 @@ mod tests {
         let message = |spec: &str| crate::data::open(spec).err().unwrap().to_string();
         let error = message(&spec("m-*.parquet"));
         assert!(
-            error.contains("m-1.parquet") && error.contains("`image` as in the file before, found `png`"),
+            error.contains("m-1.parquet")
+                && error.contains("column `image`")
+                && error.contains("found `png`"),
             "{error}"
         );
         std::fs::write(spec("bad.parquet"), b"no table").unwrap();

@@ -3,7 +3,7 @@
 //! (yann.lecun.com/exdb/mnist, "the IDX file format").
 
 use std::fs::{self, File};
-use std::io::{BufReader, Read};
+use std::io::{BufRead as _, BufReader, Read};
 use std::path::Path;
 
 use flate2::read::MultiGzDecoder;
@@ -14,6 +14,8 @@ use crate::data::decode::DecodeOptions;
 use crate::data::image::RgbImage;
 use crate::{Error, Result};
 
+/// How a gzipped file begins, whatever its name.
+const GZIP_MAGIC: &[u8] = &[0x1f, 0x8b];
 /// The kind of value that is an unsigned byte.
 const UNSIGNED_BYTE: u8 = 8;
 
@@ -119,22 +121,28 @@ impl Values {
     }
 }
 
-/// Reads `folder/name` or `folder/name.gz`.
+/// Reads `folder/name`, with a point before `idx` as some copies have it, or either with `.gz` behind.
 fn read_file(folder: &Path, name: &str) -> Result<Values> {
-    let plain = folder.join(name);
-    let zipped = folder.join(format!("{name}.gz"));
-    let (path, is_zipped) = match (plain.is_file(), zipped.is_file()) {
-        (true, _) => (plain, false),
-        (false, true) => (zipped, true),
-        (false, false) => {
-            let reason = format!("expected {name} or {name}.gz in this folder, found neither");
-            return Err(Error::input(lossless(folder), reason));
-        }
+    let pointed = name.replace("-idx", ".idx");
+    let names = [
+        name.to_owned(),
+        format!("{name}.gz"),
+        pointed.clone(),
+        format!("{pointed}.gz"),
+    ];
+    let Some(path) = names
+        .iter()
+        .map(|name| folder.join(name))
+        .find(|path| path.is_file())
+    else {
+        let reason = format!("expected {name} or {name}.gz in this folder, found neither");
+        return Err(Error::input(lossless(folder), reason));
     };
     fs::metadata(&path).map_err(|error| Error::io(&path, error))?;
-    let file = BufReader::new(File::open(&path).map_err(|error| Error::io(&path, error))?);
+    let mut file = BufReader::new(File::open(&path).map_err(|error| Error::io(&path, error))?);
     let what = lossless(&path);
-    if is_zipped {
+    let start = file.fill_buf().map_err(|error| Error::io(&path, error))?;
+    if start.starts_with(GZIP_MAGIC) {
         read(&what, MultiGzDecoder::new(file))
     } else {
         read(&what, file)

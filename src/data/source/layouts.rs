@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
+use super::kind::is_passed_over;
 use super::{Record, RowError, Source, load_file, lossless, place, sha256};
 use crate::data::decode::DecodeOptions;
 use crate::data::image::RgbImage;
@@ -92,7 +93,11 @@ fn ade20k(root: &Path, split: &str) -> Result<Vec<Pair>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(&images).map_err(|error| Error::io(&images, error))? {
         let path = entry.map_err(|error| Error::io(&images, error))?.path();
-        if path.extension().is_some_and(|extension| extension == "jpg") {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let is_photo = path
+            .extension()
+            .is_some_and(|extension| extension.eq_ignore_ascii_case("jpg"));
+        if is_photo && is_passed_over(&name).is_none() {
             names.push(path);
         }
     }

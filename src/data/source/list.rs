@@ -1,16 +1,17 @@
-//! A table of files: `list.csv` or `list.parquet` with a column `path` (or `image`), and perhaps `label`, `mask` and
-//! `depth`. Paths are relative to the table's folder. A list that curation wrote says more: rows with `kept` false are left
-//! out, and where `source` names a source without files (`idx:`, `sample:`), the image is its row `row`.
+//! A table of files: `list.csv` or `list.parquet` with a column `path` (or `image`, or another of [`columns`]), and perhaps
+//! `label`, `mask` and `depth`. Paths are relative to the table's folder. A list that curation wrote says more: rows with `kept` false are left
+//! out, and where `source` names a source without files (`idx:`, `sample:`, tars, tables of images), the image is its row
+//! `row`.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use polars::prelude::{CsvReadOptions, DataFrame, DataType, ParquetReader, SerReader};
 use serde_json::json;
 
-use super::{Record, RowError, Source, load_file, lossless, place, sha256};
+use super::columns::{self, choose, choose_label, listed};
+use super::{Columns, Record, RowError, Source, load_file, lossless, place, sha256};
 use crate::data::decode::DecodeOptions;
 use crate::data::image::RgbImage;
+use crate::tables::Table;
 use crate::{Error, Result};
 
 /// The images that a table names.
@@ -19,6 +20,7 @@ pub(super) struct List {
     folder: PathBuf,
     rows: Vec<Row>,
     sources: Vec<Box<dyn Source>>,
+    columns: Columns,
     sha256: String,
 }
 
@@ -31,25 +33,24 @@ struct Row {
 }
 
 impl List {
-    /// Reads the table; the files that it names are not looked at.
-    pub(super) fn open(table: &Path) -> Result<Self> {
+    /// Reads the table; the files that it names are not looked at. `asked` are the columns that the user names.
+    pub(super) fn open(table: &Path, asked: &Columns) -> Result<Self> {
         let bytes = std::fs::read(table).map_err(|error| Error::io(table, error))?;
-        let frame = read_frame(table)?;
-        let path = match column(&frame, table, "path")? {
-            None => column(&frame, table, "image")?,
-            found => found,
-        };
-        let path = path.ok_or_else(|| {
-            let found: Vec<String> = frame
-                .get_column_names()
-                .iter()
-                .map(|name| format!("`{name}`"))
-                .collect();
-            Error::input(
-                lossless(table),
-                format!("expected a column `path` or `image`, found {}", found.join(", ")),
-            )
+        if let Some(column) = &asked.image {
+            let reason = format!(
+                "expected a Parquet file with images in column `{column}` (--image-column), found a list of paths"
+            );
+            return Err(Error::input(lossless(table), reason));
+        }
+        let frame = Table::open(table)?;
+        let path_column = choose(&frame, table, &columns::PATH, asked.path.as_deref())?.ok_or_else(|| {
+            let reason = format!(
+                "expected a column `path` or `image` (--path-column names another), found {}",
+                listed(&frame.names())
+            );
+            Error::input(lossless(table), reason)
         })?;
+        let path = frame.text(&path_column)?.unwrap_or_default();
         if path.is_empty() {
             return Err(Error::input(
                 lossless(table),
@@ -58,9 +59,14 @@ impl List {
         }
         let count = path.len();
         let optional = |name| -> Result<Vec<Option<String>>> {
-            Ok(column(&frame, table, name)?.unwrap_or_else(|| vec![None; count]))
+            Ok(frame.text(name)?.unwrap_or_else(|| vec![None; count]))
         };
-        let (labels, masks, depths) = (optional("label")?, optional("mask")?, optional("depth")?);
+        let label_column = choose_label(&frame, table, asked.label.as_deref())?;
+        let labels = match &label_column {
+            Some(column) => columns::labels(&frame, table, column)?,
+            None => vec![None; count],
+        };
+        let (masks, depths) = (optional("mask")?, optional("depth")?);
         let kept = kept_rows(&frame, table, count)?;
         let (sources, elsewhere) = open_sources(&frame, table, &path, &kept)?;
         let mut rows = Vec::with_capacity(count);
@@ -70,7 +76,7 @@ impl List {
             if !kept[row] {
                 continue;
             }
-            let missing = || Error::input(lossless(table), format!("row {row} has no `path`"));
+            let missing = || Error::input(lossless(table), format!("row {row} has no `{path_column}`"));
             rows.push(Row {
                 path: path.ok_or_else(missing)?,
                 label,
@@ -90,14 +96,19 @@ impl List {
             folder: table.parent().map(Path::to_path_buf).unwrap_or_default(),
             rows,
             sources,
+            columns: Columns {
+                path: Some(path_column),
+                label: label_column,
+                image: None,
+            },
             sha256: sha256(&[&bytes]),
         })
     }
 }
 
 /// Which rows are kept: all without a column `kept`.
-fn kept_rows(frame: &DataFrame, table: &Path, count: usize) -> Result<Vec<bool>> {
-    let Some(kept) = column(frame, table, "kept")? else {
+fn kept_rows(frame: &Table, table: &Path, count: usize) -> Result<Vec<bool>> {
+    let Some(kept) = frame.text("kept")? else {
         return Ok(vec![true; count]);
     };
     let read = |(row, value): (usize, Option<String>)| match value.as_deref() {
@@ -119,15 +130,15 @@ type Elsewhere = Vec<Option<(usize, u64)>>;
 
 /// Opens the sources that column `source` names, each once.
 fn open_sources(
-    frame: &DataFrame,
+    frame: &Table,
     table: &Path,
     paths: &[Option<String>],
     kept: &[bool],
 ) -> Result<(Vec<Box<dyn Source>>, Elsewhere)> {
-    let Some(specs) = column(frame, table, "source")? else {
+    let Some(specs) = frame.text("source")? else {
         return Ok((Vec::new(), vec![None; paths.len()]));
     };
-    let rows = column(frame, table, "row")?.unwrap_or_else(|| vec![None; paths.len()]);
+    let rows = frame.text("row")?.unwrap_or_else(|| vec![None; paths.len()]);
     let mut names: Vec<String> = Vec::new();
     let mut sources: Vec<Box<dyn Source>> = Vec::new();
     let mut elsewhere = vec![None; paths.len()];
@@ -135,15 +146,16 @@ fn open_sources(
         let Some(spec) = spec else { continue };
         let number = match names.iter().position(|name| *name == spec) {
             Some(number) => number,
-            None if spec.starts_with("idx:") || spec.starts_with("sample:") => {
-                sources.push(super::open(&spec)?);
+            None => {
+                let opened = super::open_without_files(&spec)?.ok_or_else(|| {
+                    let reason = format!(
+                        "column `source`: expected idx:, sample:, tars or Parquet files with images in row {place}, found `{spec}`"
+                    );
+                    Error::input(lossless(table), reason)
+                })?;
+                sources.push(opened);
                 names.push(spec.clone());
                 names.len() - 1
-            }
-            None => {
-                let reason =
-                    format!("column `source`: expected idx: or sample: in row {place}, found `{spec}`");
-                return Err(Error::input(lossless(table), reason));
             }
         };
         let row = rows[place].as_deref().and_then(|row| row.parse::<u64>().ok());
@@ -162,57 +174,6 @@ fn open_sources(
         }
     }
     Ok((sources, elsewhere))
-}
-
-/// The table, with every CSV column read as text.
-///
-/// # Errors
-/// A file that cannot be read or is no such table.
-pub fn read_frame(table: &Path) -> Result<DataFrame> {
-    let unreadable =
-        |error: polars::prelude::PolarsError| Error::input(lossless(table), one_line(&error.to_string()));
-    let is_csv = table
-        .extension()
-        .is_some_and(|extension| extension.eq_ignore_ascii_case("csv"));
-    if is_csv {
-        let options = CsvReadOptions::default()
-            .with_has_header(true)
-            .with_infer_schema_length(Some(0));
-        let reader = options.try_into_reader_with_file_path(Some(table.to_path_buf()));
-        return reader.and_then(SerReader::finish).map_err(unreadable);
-    }
-    let file = File::open(table).map_err(|error| Error::io(table, error))?;
-    ParquetReader::new(file).finish().map_err(unreadable)
-}
-
-/// The values of a column as text, empty ones as `None`; `None` when there is no such column.
-pub(super) fn column(frame: &DataFrame, table: &Path, name: &str) -> Result<Option<Vec<Option<String>>>> {
-    let Ok(column) = frame.column(name) else {
-        return Ok(None);
-    };
-    let unfit = || {
-        let found = column.dtype();
-        Error::input(
-            lossless(table),
-            format!("column `{name}`: expected text, found {found}"),
-        )
-    };
-    let text = match column.dtype() {
-        kind if kind.is_primitive() || kind.is_bool() => {
-            column.cast(&DataType::String).map_err(|_| unfit())?
-        }
-        _ => column.clone(),
-    };
-    let text = text.str().map_err(|_| unfit())?;
-    let values = text
-        .iter()
-        .map(|value| value.filter(|value| !value.is_empty()).map(str::to_owned));
-    Ok(Some(values.collect()))
-}
-
-/// The first line of a library's message.
-pub(super) fn one_line(message: &str) -> String {
-    message.lines().next().unwrap_or_default().to_owned()
 }
 
 impl Source for List {
@@ -264,6 +225,7 @@ impl Source for List {
             "path": lossless(&self.table),
             "images": self.rows.len(),
             "labelled": self.rows.iter().filter(|row| row.label.is_some()).count(),
+            "columns": { "path": self.columns.path, "label": self.columns.label },
             "sha256": self.sha256,
         })
     }

@@ -1,32 +1,47 @@
 //! Where images come from: one trait, and [`open`], which reads what a user typed. A source knows its rows before any
 //! image is read; a row whose file is missing or damaged fails alone, when it is loaded.
 
+mod columns;
 mod embedded;
 mod folder;
 mod idx;
+mod kind;
 mod layouts;
 mod list;
+mod notice;
 mod paths;
 mod shards;
+mod spec;
 mod tars;
 mod video;
 
-pub use list::read_frame as read_table;
+pub use spec::Columns;
 
 use std::fs;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
 use super::decode::{DecodeOptions, decode};
 use super::image::RgbImage;
-use crate::files::hex;
+use crate::files::{hex, lossless};
+use crate::tables::{Table, is_parquet};
 use crate::{Error, Result};
 
 /// The forms that [`open`] reads, for error messages.
 const FORMS: &str = "a folder, list.csv, list.parquet, IMAGES.parquet, idx:FOLDER#train, idx:FOLDER#test, SHARDS.tar, video:FILE, sample:train, sample:test, ade20k:FOLDER#train, voc:FOLDER#train, nyu:FOLDER#train or - (paths on stdin)";
-/// Extensions of images, in lower case.
-const EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"];
+/// How compressed files begin, and what undoes it.
+const COMPRESSED: [(&[u8], &str, &str); 4] = [
+    (&[0x1f, 0x8b], "gzip", "gunzip"),
+    (&[0x28, 0xb5, 0x2f, 0xfd], "zstd", "unzstd"),
+    (b"\xfd7zXZ\0", "xz", "unxz"),
+    (b"BZh", "bzip2", "bunzip2"),
+];
+/// Where a tar has its magic, and what it is.
+const TAR_MAGIC: (usize, &[u8]) = (257, b"ustar");
+/// Bytes that tell what a file is.
+const HEADER_BYTES: u64 = 512;
 
 /// A numbered set of images. Rows run from 0 to `len() - 1` and never change while the source is open.
 pub trait Source: Send + Sync {
@@ -135,35 +150,107 @@ pub fn open(spec: &str) -> Result<Box<dyn Source>> {
     if video::Video::is_meant(spec) {
         return Ok(Box::new(video::Video::open(spec)?));
     }
-    let path = Path::new(spec);
+    let (place, columns) = spec::split(spec)?;
+    let path = Path::new(place);
     if path.is_dir() {
         return Ok(Box::new(folder::Folder::open(path)?));
     }
-    let lower = spec.to_ascii_lowercase();
-    if tars::Tars::is_meant(spec) {
-        return Ok(Box::new(tars::Tars::open(spec)?));
+    if tars::Tars::is_meant(place) {
+        return Ok(Box::new(tars::Tars::open(place)?));
     }
-    if [".tar.gz", ".tgz", ".tar.zst"]
-        .iter()
-        .any(|end| lower.ends_with(end))
-    {
-        let reason = "a compressed tar cannot be read in any order: decompress it first (its images are compressed already)";
-        return Err(Error::input(spec, reason));
+    if spec::is_table_name(place) {
+        return open_table(place, &columns);
     }
-    if embedded::Embedded::is_meant(spec) {
-        return Ok(Box::new(embedded::Embedded::open(spec)?));
-    }
-    if lower.ends_with(".csv") || lower.ends_with(".parquet") {
-        return Ok(Box::new(list::List::open(path)?));
+    if path.is_file() {
+        return open_by_content(place, &columns);
     }
     match fs::metadata(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(path, error)),
         Err(_) => Err(Error::input(spec, format!("no such folder; expected {FORMS}"))),
-        Ok(_) => Err(Error::input(
-            spec,
-            format!("a file that is no source; expected {FORMS}"),
-        )),
+        Ok(_) => Err(not_a_source(spec)),
     }
+}
+
+/// Opens a source whose rows are no files of their own; `None` where `spec` names another. A list can name these, and never
+/// itself.
+fn open_without_files(spec: &str) -> Result<Option<Box<dyn Source>>> {
+    if let Some(split) = spec.strip_prefix("sample:") {
+        return Ok(Some(Box::new(idx::Idx::sample(split)?)));
+    }
+    if let Some(place) = spec.strip_prefix("idx:") {
+        return Ok(Some(Box::new(idx::Idx::open(place)?)));
+    }
+    let (place, columns) = spec::split(spec)?;
+    if tars::Tars::is_meant(place) {
+        return Ok(Some(Box::new(tars::Tars::open(place)?)));
+    }
+    if spec::is_table_name(place) && columns.image.is_some() {
+        return Ok(Some(Box::new(embedded::Embedded::open(place, &columns)?)));
+    }
+    Ok(None)
+}
+
+/// Opens tables: with images in them, or of paths.
+fn open_table(place: &str, columns: &Columns) -> Result<Box<dyn Source>> {
+    let path = Path::new(place);
+    if !path.is_file() && place.contains(['*', '{']) {
+        return Ok(Box::new(embedded::Embedded::open(place, columns)?));
+    }
+    if is_parquet(path)? {
+        let table = Table::open(path)?;
+        if embedded::image_column(&table, path, columns)?.is_some() {
+            return Ok(Box::new(embedded::Embedded::open(place, columns)?));
+        }
+    }
+    Ok(Box::new(list::List::open(path, columns)?))
+}
+
+/// Opens a file whose name does not tell what it is.
+fn open_by_content(place: &str, columns: &Columns) -> Result<Box<dyn Source>> {
+    let path = Path::new(place);
+    let start = beginning(path)?;
+    if let Some(error) = compressed(path, &start) {
+        return Err(error);
+    }
+    if is_tar(&start) {
+        return Ok(Box::new(tars::Tars::open(place)?));
+    }
+    if is_parquet(path)? {
+        return open_table(place, columns);
+    }
+    if crate::data::decode::announces_image(&start) {
+        let reason =
+            "an image, not a source of images: write the folder that it lies in, or its path on stdin with -";
+        return Err(Error::input(place, reason));
+    }
+    Err(not_a_source(place))
+}
+
+fn not_a_source(spec: &str) -> Error {
+    Error::input(spec, format!("a file that is no source; expected {FORMS}"))
+}
+
+/// The first bytes of a file.
+fn beginning(path: &Path) -> Result<Vec<u8>> {
+    let file = fs::File::open(path).map_err(|error| Error::io(path, error))?;
+    let mut start = Vec::new();
+    let read = file.take(HEADER_BYTES).read_to_end(&mut start);
+    read.map_err(|error| Error::io(path, error))?;
+    Ok(start)
+}
+
+fn is_tar(start: &[u8]) -> bool {
+    let (at, magic) = TAR_MAGIC;
+    start.get(at..at + magic.len()) == Some(magic)
+}
+
+/// Why a file that begins so cannot be read as it is, if it is compressed.
+fn compressed(path: &Path, start: &[u8]) -> Option<Error> {
+    let (_, kind, undo) = COMPRESSED.iter().find(|(magic, ..)| start.starts_with(magic))?;
+    let reason = format!(
+        "compressed with {kind}, which cannot be read in any order: decompress it first with {undo} (images are compressed already)"
+    );
+    Some(Error::input(lossless(path), reason))
 }
 
 /// [`open`] for a reader that draws rows at random, as training does.
@@ -196,25 +283,6 @@ fn load_file(path: &Path, options: &DecodeOptions) -> std::result::Result<RgbIma
     decode(&bytes, options).map_err(|cause| error(cause.to_string()))
 }
 
-/// A path as text that names it and no other: a byte that is not UTF-8 is written `\xHH`, and so is a backslash that
-/// stands before an `x`.
-fn lossless(path: &Path) -> String {
-    let mut text = String::new();
-    for chunk in path.as_os_str().as_encoded_bytes().utf8_chunks() {
-        text.push_str(&chunk.valid().replace("\\x", "\\x5cx"));
-        for byte in chunk.invalid() {
-            text.push_str(&format!("\\x{byte:02x}"));
-        }
-    }
-    text
-}
-
-/// Whether a name ends like an image's, in either case.
-fn is_image_name(path: &Path) -> bool {
-    let extension = path.extension().map(|extension| extension.to_ascii_lowercase());
-    extension.is_some_and(|extension| EXTENSIONS.iter().any(|known| extension == *known))
-}
-
 /// `row` as an index.
 fn place(row: u64) -> usize {
     usize::try_from(row).expect("a row lies below the number of rows, which came from a usize")
@@ -229,5 +297,7 @@ fn sha256(parts: &[&[u8]]) -> String {
     hex(&hash.finalize())
 }
 
+#[cfg(test)]
+mod edge_tests;
 #[cfg(test)]
 mod tests;

@@ -11,6 +11,9 @@ use crate::data::decode::DecodeOptions;
 use crate::data::image::RgbImage;
 use crate::{Error, Result};
 
+/// How a text of UTF-8 may begin.
+const BYTE_ORDER_MARK: &[u8] = &[0xef, 0xbb, 0xbf];
+
 /// The images named by lines of text.
 pub(super) struct Paths {
     from: String,
@@ -25,6 +28,10 @@ impl Paths {
             let mut line = line.map_err(|error| Error::io(from, error))?;
             if line.last() == Some(&b'\r') {
                 line.pop();
+            }
+            // A byte-order mark, as editors put it before the first line.
+            if files.is_empty() && line.starts_with(BYTE_ORDER_MARK) {
+                line.drain(..BYTE_ORDER_MARK.len());
             }
             if !line.is_empty() {
                 files.push(PathBuf::from(os_string(line)));

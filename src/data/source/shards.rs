@@ -34,6 +34,10 @@ pub(super) fn expand(spec: &str) -> Result<Vec<PathBuf>> {
     let mut shards = Vec::new();
     for entry in fs::read_dir(folder).map_err(|error| Error::io(folder, error))? {
         let entry = entry.map_err(|error| Error::io(folder, error))?;
+        // As a shell does: what is hidden only where the pattern says so.
+        if !pattern.starts_with('.') && entry.file_name().as_encoded_bytes().starts_with(b".") {
+            continue;
+        }
         if matches(&pattern, &entry.file_name().to_string_lossy()) && entry.path().is_file() {
             shards.push(entry.path());
         }

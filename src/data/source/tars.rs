@@ -1,19 +1,36 @@
 //! WebDataset shards: tar files whose neighbouring entries with one key are a sample (`key.jpg`, `key.cls`, ..). The entries
 //! are listed once when the source is opened, without reading what is in them; images are then read in place, in any order.
+//!
+//! A key is all before the first point of the file's name, as WebDataset has it. The image of a sample is the first entry
+//! called `key.EXTENSION`; further images of that sample (`key.mask.png`) are no rows. Where a key has no such image, its
+//! images have points in their names (`IMG.2020.01.01.png`): each is a row, and what belongs to it has its whole name up to
+//! the last point (`IMG.2020.01.01.cls`) or the key alone (`IMG.cls`). A link is the image that it leads to within the tar.
+//! Whatever is no row is counted and named once.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use serde_json::json;
 
-use super::{EXTENSIONS, Record, RowError, Source, lossless, place, sha256, shards};
+use super::kind::{self, EXTENSIONS, Kind, is_passed_over};
+use super::notice::{PassedOver, say_once, warn_once};
+use super::{Record, RowError, Source, beginning, compressed, lossless, place, sha256, shards};
 use crate::data::decode::{DecodeOptions, decode};
 use crate::data::image::RgbImage;
 use crate::{Error, Result};
 
 /// A label larger than this is none.
 const LABEL_BYTES: u64 = 1 << 20;
+/// The unit of a tar.
+const BLOCK: u64 = 512;
+/// Links that lead to links; more are a loop.
+const MOST_LINKS: usize = 40;
+/// How names of tars end, compressed ones among them: those are refused unless they are none.
+const ENDINGS: [&str; 7] = [
+    ".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2", ".tbz2",
+];
 
 /// The images of tar shards, shard by shard, in the order of their entries.
 pub(super) struct Tars {
@@ -34,31 +51,70 @@ struct Row {
     label: Option<String>,
 }
 
+/// Where an image's bytes are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Content {
+    Here {
+        offset: u64,
+        size: u64,
+    },
+    /// With the entry of this name, as [`plain`] writes it.
+    Linked(String),
+}
+
+/// An image of a sample.
+struct Image {
+    name: String,
+    content: Content,
+}
+
 /// A sample while its entries are read.
 #[derive(Default)]
 struct Sample {
     key: String,
-    image: Option<(String, u64, u64)>,
-    label: Option<String>,
+    images: Vec<Image>,
+    /// Labels by the name of their file up to its last point.
+    labels: BTreeMap<String, String>,
+    others: Vec<String>,
+}
+
+/// What is read of one shard.
+struct Scan<'a> {
+    number: u32,
+    rows: &'a mut Vec<(Row, Content)>,
+    passed: &'a mut PassedOver,
+    /// Of every file, where its bytes are.
+    files: BTreeMap<String, (u64, u64)>,
+    links: BTreeMap<String, String>,
+    sample: Sample,
 }
 
 impl Tars {
-    /// Whether `spec` names tars.
-    pub(super) fn is_meant(spec: &str) -> bool {
-        spec.to_ascii_lowercase().ends_with(".tar")
+    /// Whether `place` names tars.
+    pub(super) fn is_meant(place: &str) -> bool {
+        let lower = place.to_ascii_lowercase();
+        ENDINGS.iter().any(|end| lower.ends_with(end))
     }
 
     /// Lists the images of `spec`: a tar, `shards/{000..012}.tar`, or a pattern with `*` in the file's name.
     pub(super) fn open(spec: &str) -> Result<Self> {
         let shards = shards::expand(spec)?;
-        let mut rows = Vec::new();
+        let (mut rows, mut passed) = (Vec::new(), PassedOver::default());
         for (number, shard) in (0..).zip(&shards) {
-            scan(shard, number, &mut rows)?;
+            if let Some(error) = compressed(shard, &beginning(shard)?) {
+                return Err(error);
+            }
+            scan(shard, number, &mut rows, &mut passed)?;
         }
         if rows.is_empty() {
             let known = EXTENSIONS.join(", ");
-            return Err(Error::input(spec, format!("no image in it (looked for {known})")));
+            let passed = passed.line().map_or(String::new(), |line| format!("; {line}"));
+            return Err(Error::input(
+                spec,
+                format!("no image in it (looked for {known}){passed}"),
+            ));
         }
+        passed.say(spec);
         let listing: String = rows
             .iter()
             .map(|row| format!("{} {} {}\n", row.shard, row.name, row.size))
@@ -86,60 +142,207 @@ impl Tars {
 }
 
 /// Adds the images of one shard to `rows`.
-fn scan(shard: &Path, number: u32, rows: &mut Vec<Row>) -> Result<()> {
+fn scan(shard: &Path, number: u32, rows: &mut Vec<Row>, passed: &mut PassedOver) -> Result<()> {
     let failed =
         |error: std::io::Error| Error::input(lossless(shard), format!("no tar that can be read: {error}"));
     let file = File::open(shard).map_err(|error| Error::io(shard, error))?;
     let length = file.metadata().map_err(|error| Error::io(shard, error))?.len();
     let mut archive = tar::Archive::new(file);
-    let mut sample = Sample::default();
-    let mut end = 0;
+    // A tar may stand behind another, with the mark of the end between them.
+    archive.set_ignore_zeros(true);
+    let mut found = Vec::new();
+    let mut scan = Scan {
+        number,
+        rows: &mut found,
+        passed,
+        files: BTreeMap::new(),
+        links: BTreeMap::new(),
+        sample: Sample::default(),
+    };
+    let mut beside = File::open(shard).map_err(|error| Error::io(shard, error))?;
+    let (mut end, mut is_second) = (0, false);
     for entry in archive.entries_with_seek().map_err(failed)? {
-        let mut entry = entry.map_err(failed)?;
-        let (offset, size) = (entry.raw_file_position(), entry.size());
-        end = offset + size.next_multiple_of(512);
-        if !entry.header().entry_type().is_file() {
-            continue;
+        let mut entry = match entry {
+            Ok(entry) => entry,
+            // What stands behind a whole tar need not be one.
+            Err(_) if end > 0 && is_mark(&mut beside, end) => break,
+            Err(error) => return Err(failed(error)),
+        };
+        let is_apart = end > 0 && entry.raw_header_position() >= end + BLOCK;
+        if !is_second && is_apart && is_mark(&mut beside, end) {
+            is_second = true;
+            say_once(format!(
+                "{}: a second archive stands behind the first in this tar, and is read too",
+                lossless(shard)
+            ));
         }
-        let name = lossless(&entry.path().map_err(failed)?);
-        let (key, extension) = key_of(&name);
-        if key != sample.key {
-            std::mem::take(&mut sample).finish(number, rows);
-            key.clone_into(&mut sample.key);
-        }
-        let is_image = EXTENSIONS.contains(&extension.as_str());
-        if is_image && sample.image.is_none() {
-            sample.image = Some((name, offset, size));
-        } else if matches!(extension.as_str(), "cls" | "json") && size <= LABEL_BYTES {
-            let mut text = String::new();
-            if entry.read_to_string(&mut text).is_ok() {
-                sample.label = label_of(&extension, &text).or(sample.label);
-            }
-        }
+        end = entry.raw_file_position() + entry.size().next_multiple_of(BLOCK);
+        scan.take(&mut entry).map_err(failed)?;
     }
-    sample.finish(number, rows);
+    scan.finish_sample();
+    scan.resolve();
+    rows.extend(found.into_iter().map(|(row, _)| row));
     // A tar ends with a block of zeros.
-    if end + 512 > length {
-        tracing::warn!(
+    if end + BLOCK > length {
+        warn_once(format!(
             "{} ends without the mark of a whole tar after {length} bytes: it may have been cut",
             lossless(shard)
-        );
+        ));
     }
     Ok(())
 }
 
-impl Sample {
-    fn finish(self, shard: u32, rows: &mut Vec<Row>) {
-        if let Some((name, offset, size)) = self.image {
-            rows.push(Row {
-                shard,
+/// Whether a block of zeros stands at `at`.
+fn is_mark(file: &mut File, at: u64) -> bool {
+    let mut read = || -> std::io::Result<bool> {
+        file.seek(SeekFrom::Start(at))?;
+        let mut block = [1; BLOCK as usize];
+        file.read_exact(&mut block)?;
+        Ok(block.iter().all(|&byte| byte == 0))
+    };
+    read().unwrap_or(false)
+}
+
+impl Scan<'_> {
+    /// Takes up one entry.
+    fn take(&mut self, entry: &mut tar::Entry<'_, File>) -> std::io::Result<()> {
+        use tar::EntryType as Type;
+        let entry_type = entry.header().entry_type();
+        let path = entry.path()?.into_owned();
+        let name = lossless(&path);
+        if let Some(reason) = path.components().find_map(|part| match part {
+            Component::Normal(part) => is_passed_over(&part.to_string_lossy()),
+            _ => None,
+        }) {
+            self.passed.count(reason, &name);
+            return Ok(());
+        }
+        let (offset, size) = (entry.raw_file_position(), entry.size());
+        let content = match entry_type {
+            Type::Regular | Type::Continuous => {
+                self.files.insert(plain(&path), (offset, size));
+                Content::Here { offset, size }
+            }
+            Type::Link | Type::Symlink => {
+                let Some(target) = entry.link_name()? else {
+                    self.passed.count("links that lead nowhere", &name);
+                    return Ok(());
+                };
+                // A hard link names an entry of the tar, a symbolic one a file beside itself.
+                let target = match entry_type {
+                    Type::Link => plain(&target),
+                    _ => plain(&path.with_file_name("").join(&target)),
+                };
+                self.links.insert(plain(&path), target.clone());
+                Content::Linked(target)
+            }
+            Type::Directory | Type::XGlobalHeader => return Ok(()),
+            _ => {
+                self.passed
+                    .count("neither files nor links (pipes, devices, sparse files)", &name);
+                return Ok(());
+            }
+        };
+        let (key, extension) = key_of(&name);
+        if key != self.sample.key {
+            self.finish_sample();
+            key.clone_into(&mut self.sample.key);
+        }
+        let is_image = match kind::by_name(&path) {
+            Kind::Image => true,
+            Kind::Other => false,
+            Kind::Unknown => matches!(content, Content::Here { .. }) && kind::begins_like_image(&mut *entry),
+        };
+        let last = extension.rsplit('.').next().unwrap_or_default();
+        if is_image {
+            self.sample.images.push(Image { name, content });
+        } else if matches!(last, "cls" | "json") && size <= LABEL_BYTES {
+            let mut text = String::new();
+            if entry.read_to_string(&mut text).is_ok()
+                && let Some(label) = label_of(last, &text)
+            {
+                self.sample.labels.insert(stem(&name).to_owned(), label);
+            }
+        } else {
+            self.sample.others.push(name);
+        }
+        Ok(())
+    }
+
+    /// The sample's images become rows.
+    fn finish_sample(&mut self) {
+        let Sample {
+            key,
+            images,
+            labels,
+            others,
+        } = std::mem::take(&mut self.sample);
+        if images.is_empty() {
+            others.iter().for_each(|name| self.passed.count_kind(name));
+            return;
+        }
+        // `key.EXTENSION`: nothing but the extension stands behind the key.
+        let own = images.iter().position(|image| stem(&image.name) == key);
+        for (place, image) in images.into_iter().enumerate() {
+            if own.is_some_and(|own| own != place) {
+                self.passed
+                    .count("further images of a sample that has one", &image.name);
+                continue;
+            }
+            let label = labels
+                .get(stem(&image.name))
+                .or_else(|| labels.get(&key))
+                .cloned();
+            let (offset, size) = match image.content {
+                Content::Here { offset, size } => (offset, size),
+                Content::Linked(_) => (0, 0),
+            };
+            let row = Row {
+                shard: self.number,
                 offset,
                 size,
-                name,
-                label: self.label,
-            });
+                name: image.name,
+                label,
+            };
+            self.rows.push((row, image.content));
         }
     }
+
+    /// Gives links the bytes that they lead to; those that lead out of the tar are counted.
+    fn resolve(&mut self) {
+        let (files, links, passed) = (&self.files, &self.links, &mut *self.passed);
+        self.rows.retain_mut(|(row, content)| {
+            let Content::Linked(target) = content else {
+                return true;
+            };
+            let mut at = &*target;
+            for _ in 0..MOST_LINKS {
+                if let Some(&(offset, size)) = files.get(at) {
+                    (row.offset, row.size) = (offset, size);
+                    return true;
+                }
+                let Some(next) = links.get(at) else { break };
+                at = next;
+            }
+            passed.count("links that lead to nothing in the tar", &row.name);
+            false
+        });
+    }
+}
+
+/// A name within the tar without `.` and `..`.
+fn plain(path: &Path) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    for part in path.components() {
+        match part {
+            Component::Normal(part) => parts.push(lossless(Path::new(part))),
+            Component::ParentDir => {
+                parts.pop();
+            }
+            _ => {}
+        }
+    }
+    parts.join("/")
 }
 
 /// The key of an entry, all before the first point of its file name, and the extension behind it in lower case.
@@ -152,6 +355,14 @@ fn key_of(name: &str) -> (&str, String) {
         }
         None => (name, String::new()),
     }
+}
+
+/// A name up to its last point.
+fn stem(name: &str) -> &str {
+    let start = name.rfind('/').map_or(0, |slash| slash + 1);
+    name[start..]
+        .rfind('.')
+        .map_or(name, |point| &name[..start + point])
 }
 
 /// The class in a `cls` file, or in the field `cls` or `label` of a `json` file.

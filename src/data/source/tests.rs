@@ -267,8 +267,8 @@ fn a_list_that_is_none_is_refused() {
     for (name, text, expected) in [
         (
             "no_path.csv",
-            "file,label\na.png,1\n",
-            "expected a column `path` or `image`, found `file`, `label`",
+            "photo,label\na.png,1\n",
+            "expected a column `path` or `image` (--path-column names another), found `photo`, `label`",
         ),
         ("no_rows.csv", "path\n", "no rows"),
         ("hole.csv", "path,label\na.png,1\n,2\n", "row 1 has no `path`"),
@@ -288,7 +288,10 @@ fn a_list_that_is_none_is_refused() {
 fn what_is_no_source_is_told_the_forms() {
     let folder = tempdir().unwrap();
     put(folder.path(), "1.png");
-    let file = folder.path().join("1.png");
+    let image = folder.path().join("1.png");
+    assert!(refusal(image.to_str().unwrap()).contains("an image, not a source"));
+    let file = folder.path().join("notes");
+    fs::write(&file, "text").unwrap();
     for spec in [file.to_str().unwrap(), "no/such/folder"] {
         let message = refusal(spec);
         assert!(
@@ -297,7 +300,7 @@ fn what_is_no_source_is_told_the_forms() {
         );
     }
     assert!(refusal("shards/{000..012}.tar").contains("000.tar: no such shard"));
-    assert!(refusal("shards/000.tar.gz").contains("decompress it first"));
+    assert!(refusal("shards/000.tar.gz").contains("000.tar.gz"));
     assert!(refusal("sample:all").contains("sample:train or sample:test"));
     assert!(refusal("idx:folder").contains("idx:FOLDER#train"));
     assert!(refusal("idx:folder#val").contains("idx:FOLDER#train"));

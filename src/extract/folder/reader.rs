@@ -8,6 +8,7 @@ use polars::prelude::*;
 
 use super::{META_FILE, Meta, SUCCESS_FILE, Values, part_name};
 use crate::data::Source;
+use crate::tables::{guarded, own_columns, read_own};
 use crate::{Error, Result};
 
 /// A complete feature folder: one run, or all shards of one.
@@ -238,25 +239,9 @@ struct Part {
     n_null: u64,
 }
 
-fn open_part(path: &Path) -> Result<ParquetReader<fs::File>> {
-    Ok(ParquetReader::new(
-        fs::File::open(path).map_err(|e| Error::io(path, e))?,
-    ))
-}
-
-fn damaged(path: &Path, error: &PolarsError) -> Error {
-    let text = error.to_string();
-    Error::input(
-        path.display().to_string(),
-        format!("damaged part: {}", text.lines().next().unwrap_or_default()),
-    )
-}
-
 fn read_part(path: &Path, column: &str, width: usize, dtype: Values) -> Result<Part> {
-    let columns = ["row", "path", "label", column].map(str::to_owned).to_vec();
-    let reader = open_part(path)?.with_columns(Some(columns)).set_rechunk(true);
+    let frame = read_own(path, Some(&["row", "path", "label", column]))?;
     let read = || -> PolarsResult<Part> {
-        let frame = reader.finish()?;
         let features = frame.column(column)?.as_materialized_series().clone();
         let expected = DataType::Array(Box::new(dtype.column_type()), width);
         if features.dtype() != &expected {
@@ -301,23 +286,21 @@ fn read_part(path: &Path, column: &str, width: usize, dtype: Values) -> Result<P
             n_null: present.iter().filter(|p| !**p).count() as u64,
         })
     };
-    read().map_err(|e| damaged(path, &e))
+    guarded(path, read)
 }
 
 /// Rows of a part that have features.
 pub(super) fn count_present(path: &Path) -> Result<u64> {
-    let mut reader = open_part(path)?;
-    let schema = reader.schema().map_err(|e| damaged(path, &e))?;
-    let Some((first, _)) = schema.iter().nth(3) else {
+    let columns = own_columns(path)?;
+    let Some(first) = columns.get(3) else {
         return Err(Error::input(
             path.display().to_string(),
             "damaged part: no feature column",
         ));
     };
-    let frame = open_part(path)?
-        .with_columns(Some(vec![first.to_string()]))
-        .finish()
-        .map_err(|e| damaged(path, &e))?;
-    let column = frame.column(first).map_err(|e| damaged(path, &e))?;
-    Ok((column.len() - column.null_count()) as u64)
+    let frame = read_own(path, Some(&[first]))?;
+    guarded(path, || {
+        let column = frame.column(first)?;
+        Ok((column.len() - column.null_count()) as u64)
+    })
 }

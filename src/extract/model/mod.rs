@@ -104,11 +104,17 @@ fn open_as_it_is(spec: &str, source: &dyn Source, options: &ModelOptions) -> Res
             "no such file; expected an ONNX file, a checkpoint or `pixels`",
         ));
     }
-    if path.extension().is_some_and(|extension| extension == "onnx") {
+    if is_onnx_name(path) {
         onnx::open(path, options)
     } else {
         checkpoint::open(path, options)
     }
+}
+
+/// Whether a file is an ONNX file by its name, in either case.
+pub(crate) fn is_onnx_name(path: &Path) -> bool {
+    path.extension()
+        .is_some_and(|extension| extension.eq_ignore_ascii_case("onnx"))
 }
 
 /// Which of a model's outputs to give.

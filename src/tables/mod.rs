@@ -1,0 +1,131 @@
+//! Tables that others wrote, read one column at a time: CSV as spreadsheets and scripts write it ([`csv`]), and Parquet of any
+//! writer ([`parquet`]). A column that nobody asks for is not read, so what it holds never matters. A value becomes text in
+//! one way ([`text`]), whatever type it was stored in. Tables of our own (parts of feature folders, predictions, an index's
+//! rows) are read whole into Polars by [`read_own`]. Whichever way Parquet is read, the reader's panics at damaged files end
+//! at [`guard`].
+
+mod csv;
+mod guard;
+mod parquet;
+mod text;
+
+use std::fs::File;
+use std::io::Read as _;
+use std::path::Path;
+
+use polars::prelude::{DataFrame, ParallelStrategy, ParquetReader, SerReader as _};
+
+use self::csv::CsvTable;
+pub use self::guard::guarded;
+pub(crate) use self::parquet::{Encoded, Kind, ParquetTable};
+use crate::{Error, Result};
+
+/// How every Parquet file begins.
+const PARQUET_MAGIC: &[u8] = b"PAR1";
+
+/// A table of either kind.
+pub(crate) enum Table {
+    Csv(CsvTable),
+    Parquet(Box<ParquetTable>),
+}
+
+impl Table {
+    /// Opens a CSV or Parquet file. Which it is, its first bytes say; one that is called Parquet must be it.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or is no table.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let is_called_parquet = path
+            .extension()
+            .is_some_and(|extension| extension.eq_ignore_ascii_case("parquet"));
+        Ok(match is_called_parquet || is_parquet(path)? {
+            true => Self::Parquet(Box::new(ParquetTable::open(path)?)),
+            false => Self::Csv(CsvTable::open(path)?),
+        })
+    }
+
+    /// The columns' names, in order.
+    pub(crate) fn names(&self) -> Vec<&str> {
+        match self {
+            Self::Csv(table) => table.names(),
+            Self::Parquet(table) => table.names(),
+        }
+    }
+
+    /// What column `name` holds; `None` when there is no such column.
+    pub(crate) fn kind(&self, name: &str) -> Option<Kind> {
+        match self {
+            Self::Csv(table) => table.names().contains(&name).then_some(Kind::Text),
+            Self::Parquet(table) => table.kind(name),
+        }
+    }
+
+    /// The values of column `name` as [`text`] says, empty ones as `None`; `None` when there is no such column.
+    ///
+    /// # Errors
+    /// Values that have no text, or are damaged.
+    pub(crate) fn text(&self, name: &str) -> Result<Option<Vec<Option<String>>>> {
+        if self.kind(name).is_none() {
+            return Ok(None);
+        }
+        match self {
+            Self::Csv(table) => table.text(name),
+            Self::Parquet(table) => table.text(name),
+        }
+        .map(Some)
+    }
+
+    /// The names of the classes that column `name` holds the numbers of, where the table says so.
+    pub(crate) fn class_names(&self, name: &str) -> Option<Vec<String>> {
+        match self {
+            Self::Csv(_) => None,
+            Self::Parquet(table) => table.class_names(name),
+        }
+    }
+}
+
+/// Whether a file begins as Parquet does.
+///
+/// # Errors
+/// A file that cannot be read.
+pub(crate) fn is_parquet(path: &Path) -> Result<bool> {
+    let mut start = Vec::new();
+    let file = File::open(path).map_err(|error| Error::io(path, error))?;
+    let length = PARQUET_MAGIC.len() as u64;
+    file.take(length)
+        .read_to_end(&mut start)
+        .map_err(|error| Error::io(path, error))?;
+    Ok(start == PARQUET_MAGIC)
+}
+
+/// A Parquet file of our own, or those of its columns that are asked for, in one chunk.
+///
+/// # Errors
+/// A file that cannot be read, lacks a column, or is damaged.
+pub fn read_own(path: &Path, columns: Option<&[&str]>) -> Result<DataFrame> {
+    let file = File::open(path).map_err(|error| Error::io(path, error))?;
+    let columns = columns.map(|names| names.iter().map(|&name| name.to_owned()).collect());
+    guarded(path, || {
+        // On this thread alone, where the guard is.
+        ParquetReader::new(file)
+            .with_columns(columns)
+            .read_parallel(ParallelStrategy::None)
+            .set_rechunk(true)
+            .finish()
+    })
+}
+
+/// The columns of a Parquet file of our own, in order.
+///
+/// # Errors
+/// A file that cannot be read or is damaged.
+pub fn own_columns(path: &Path) -> Result<Vec<String>> {
+    let file = File::open(path).map_err(|error| Error::io(path, error))?;
+    guarded(path, || {
+        let schema = ParquetReader::new(file).schema()?;
+        Ok(schema.iter_names().map(|name| name.to_string()).collect())
+    })
+}
+
+#[cfg(test)]
+mod tests;
