@@ -16,7 +16,7 @@ use serde_json::json;
 
 use super::list::{column, one_line};
 use super::{Record, RowError, Source, lossless, place, sha256, shards};
-use crate::data::decode::{DecodeOptions, decode};
+use crate::data::decode::{DecodeOptions, decode_named};
 use crate::data::image::RgbImage;
 use crate::{Error, Result};
 
@@ -323,7 +323,8 @@ impl Source for Embedded {
         };
         let bytes = self.bytes(place(row)).map_err(|cause| error(cause.to_string()))?;
         let bytes = bytes.ok_or_else(|| error(format!("column `{}` holds no image here", self.column)))?;
-        decode(&bytes, options).map_err(|cause| error(cause.to_string()))
+        decode_named(&bytes, options, || self.rows[place(row)].path.clone())
+            .map_err(|cause| error(cause.to_string()))
     }
 
     fn describe(&self) -> serde_json::Value {

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::decode::{DecodeOptions, decode};
+use super::decode::{DecodeOptions, decode_named};
 use super::image::RgbImage;
 use crate::files::hex;
 use crate::{Error, Result};
@@ -193,7 +193,7 @@ fn load_file(path: &Path, options: &DecodeOptions) -> std::result::Result<RgbIma
         return Err(error("not a file".to_owned()));
     }
     let bytes = fs::read(path).map_err(|cause| error(cause.to_string()))?;
-    decode(&bytes, options).map_err(|cause| error(cause.to_string()))
+    decode_named(&bytes, options, || lossless(path)).map_err(|cause| error(cause.to_string()))
 }
 
 /// A path as text that names it and no other: a byte that is not UTF-8 is written `\xHH`, and so is a backslash that

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::{EXTENSIONS, Record, RowError, Source, lossless, place, sha256, shards};
-use crate::data::decode::{DecodeOptions, decode};
+use crate::data::decode::{DecodeOptions, decode_named};
 use crate::data::image::RgbImage;
 use crate::{Error, Result};
 
@@ -195,7 +195,7 @@ impl Source for Tars {
             );
             return Err(error(reason));
         }
-        decode(&bytes, options).map_err(|cause| error(cause.to_string()))
+        decode_named(&bytes, options, || self.name(found)).map_err(|cause| error(cause.to_string()))
     }
 
     fn describe(&self) -> serde_json::Value {
