@@ -58,6 +58,16 @@ impl Default for DecodeOptions {
     }
 }
 
+impl DecodeOptions {
+    /// For who asks for an image's size alone: nothing saturates, so that nothing is said of it.
+    pub fn for_size() -> Self {
+        Self {
+            sample_range: SampleRange::Auto,
+            ..Self::default()
+        }
+    }
+}
+
 /// Why bytes are not an image.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
@@ -125,7 +135,11 @@ pub fn decode_named(
 }
 
 /// [`decode`]; `lost` becomes true when more than half of the samples are cut off.
-fn decode_counting(bytes: &[u8], options: &DecodeOptions, lost: &mut bool) -> Result<RgbImage, DecodeError> {
+pub(super) fn decode_counting(
+    bytes: &[u8],
+    options: &DecodeOptions,
+    lost: &mut bool,
+) -> Result<RgbImage, DecodeError> {
     if bytes.is_empty() {
         return Err(DecodeError::Empty);
     }

@@ -325,3 +325,213 @@ impl FeatureModel for OnnxFeatures {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data;
+    use crate::data::transform::Resize;
+    use crate::runtime::{Device, Precision};
+
+    fn fixture(name: &str) -> std::path::PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/fixtures/onnx")
+            .join(name)
+    }
+
+    /// Opens a fixture for images of 28 x 28 that are left as they are, from 0 to 1.
+    fn open_fixture(name: &str, outputs: &[&str]) -> Result<OpenModel> {
+        open(
+            &fixture(name),
+            &ModelOptions {
+                outputs: OutputChoice::named(outputs),
+                preprocess: PreprocessOverrides {
+                    resize: Some(Resize::Shorter(0)),
+                    crop: Some(28),
+                    mean: (!name.starts_with("levels")).then_some([0.0; 3]),
+                    std: (!name.starts_with("levels")).then_some([1.0; 3]),
+                    ..PreprocessOverrides::default()
+                },
+                device: Device::Cpu,
+                compute: Precision::F32,
+                threads: 1,
+                ort_lib: None,
+                checkpoint: Default::default(),
+            },
+        )
+    }
+
+    /// `n` images: every cell of 14 x 14 of every channel has a level of its own, `cells` `[n, 3, 2, 2]`.
+    fn images(n: usize) -> (Vec<f32>, Vec<f32>) {
+        let cells: Vec<f32> = (0..n * 12).map(|place| ((place * 5 + 1) % 32) as f32).collect();
+        let pixel = |place: usize| {
+            let (plane, y, x) = (place / 784, place / 28 % 28, place % 28);
+            cells[plane * 4 + (y / 14) * 2 + x / 14]
+        };
+        ((0..n * 3 * 784).map(pixel).collect(), cells)
+    }
+
+    fn run(model: &mut OpenModel, pixels: &[f32], n: usize) -> Vec<Vec<f32>> {
+        let mut outputs = vec![Vec::new(); model.model.outputs().len()];
+        model.model.run(pixels, n, &mut outputs).unwrap();
+        outputs
+    }
+
+    /// The mean of each channel, `[n, 3]`, times `factor`.
+    fn means(cells: &[f32], factor: f32) -> Vec<f32> {
+        cells
+            .chunks_exact(4)
+            .map(|cells| cells.iter().sum::<f32>() / 4.0 * factor)
+            .collect()
+    }
+
+    /// `[n, 3, 4]` to tokens `[n, 4, 3]`.
+    fn patches(cells: &[f32]) -> Vec<f32> {
+        let image = |image: &[f32]| -> Vec<f32> {
+            let token = |cell: usize| (0..3).map(move |channel| channel * 4 + cell);
+            (0..4).flat_map(token).map(|place| image[place]).collect()
+        };
+        cells.chunks_exact(12).flat_map(image).collect()
+    }
+
+    fn close(found: &[f32], expected: &[f32]) {
+        assert_eq!(found.len(), expected.len());
+        for (a, b) in found.iter().zip(expected) {
+            assert!((a - b).abs() < 1e-4, "{found:?} for {expected:?}");
+        }
+    }
+
+    #[test]
+    fn hidden_states_give_class_token_and_patches() {
+        let (pixels, cells) = images(3);
+        let mut model = open_fixture("hidden_state.onnx", &[]).unwrap();
+        assert_eq!(model.model.outputs()[0].name, "cls");
+        assert_eq!(model.model.outputs()[0].shape, [3]);
+        let taken = model.model.describe()["taken"]["cls"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        assert_eq!(taken, "the class token (first of 5) of last_hidden_state");
+        close(&run(&mut model, &pixels, 3)[0], &means(&cells, 1.0));
+        let asked = [
+            "pooler_output",
+            "patch",
+            "image_embeds",
+            "patch_mean",
+            "last_hidden_state",
+        ];
+        let mut model = open_fixture("hidden_state.onnx", &asked).unwrap();
+        let shapes: Vec<Vec<usize>> = model.model.outputs().iter().map(|o| o.shape.clone()).collect();
+        assert_eq!(shapes, [vec![3], vec![4, 3], vec![3], vec![3], vec![5, 3]]);
+        let outputs = run(&mut model, &pixels, 3);
+        close(&outputs[0], &means(&cells, 2.0));
+        close(&outputs[1], &patches(&cells));
+        close(&outputs[2], &means(&cells, 3.0));
+        close(&outputs[3], &means(&cells, 1.0));
+        assert_eq!(outputs[4].len(), 3 * 15);
+    }
+
+    #[test]
+    fn registers_are_no_patches_and_a_fixed_batch_is_filled_up() {
+        let (pixels, cells) = images(3);
+        let mut model = open_fixture("hidden_state_reg4.onnx", &["cls", "reg", "patch"]).unwrap();
+        let outputs = run(&mut model, &pixels, 3);
+        close(&outputs[0], &means(&cells, 1.0));
+        let registers = means(&cells, 1.0);
+        let registers = registers
+            .chunks_exact(3)
+            .flat_map(|mean| (1..=4).flat_map(move |k| mean.iter().map(move |value| -value * k as f32)));
+        close(&outputs[1], &registers.collect::<Vec<_>>());
+        close(&outputs[2], &patches(&cells));
+    }
+
+    #[test]
+    fn a_patch_is_never_taken_for_a_class_token() {
+        let (pixels, cells) = images(2);
+        let mut model = open_fixture("hidden_state_patches.onnx", &[]).unwrap();
+        assert_eq!(model.model.outputs()[0].name, "patch_mean");
+        close(&run(&mut model, &pixels, 2)[0], &means(&cells, 1.0));
+        let Err(error) = open_fixture("hidden_state_patches.onnx", &["cls"]) else {
+            panic!("a patch passed for a class token");
+        };
+        let error = error.to_string();
+        assert!(
+            error.contains("no output `cls`; it has last_hidden_state, patch, patch_mean"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn bytes_with_the_channels_last_are_the_images_own_levels() {
+        let mut model = open_fixture("levels_nhwc.onnx", &["embedding", "first_pixel"]).unwrap();
+        let source = data::open("sample:test").unwrap();
+        let image = source.load(3, &data::DecodeOptions::default()).unwrap();
+        let mut pixels = vec![0.0; 3 * 28 * 28];
+        model.preprocess.write_tensor(&image, &mut pixels).unwrap();
+        let outputs = run(&mut model, &pixels, 1);
+        let levels = image.data().iter().step_by(3);
+        let mean = levels.map(|&level| f64::from(level)).sum::<f64>() / 784.0;
+        assert!(mean > 10.0);
+        close(&outputs[0], &[mean as f32; 3]);
+        let corner: Vec<f32> = image.data()[..3].iter().map(|&level| f32::from(level)).collect();
+        assert_eq!(outputs[1], corner);
+
+        // Every level comes through as itself, and channels are not mixed.
+        let all: Vec<u8> = (0..28 * 28 * 3).map(|place| (place % 251) as u8).collect();
+        let image = data::RgbImage::new(28, 28, all.clone()).unwrap();
+        model.preprocess.write_tensor(&image, &mut pixels).unwrap();
+        let sums = |channel: usize| {
+            all.iter()
+                .skip(channel)
+                .step_by(3)
+                .map(|&v| f64::from(v))
+                .sum::<f64>()
+        };
+        let expected: Vec<f32> = (0..3).map(|channel| (sums(channel) / 784.0) as f32).collect();
+        let outputs = run(&mut model, &pixels, 1);
+        close(&outputs[0], &expected);
+        assert_eq!(outputs[1], [0.0, 1.0, 2.0]);
+
+        let options = levels("m.onnx", (Some([0.5; 3]), None)).unwrap_err().to_string();
+        assert!(
+            options.contains("uint8") && options.contains("no mean"),
+            "{options}"
+        );
+    }
+
+    #[test]
+    fn halves_with_the_channels_last_are_turned_too() {
+        let error = open_fixture("f16_nhwc.onnx", &[]).err().unwrap().to_string();
+        assert!(
+            error.contains("expects images of 8x8 (height x width)"),
+            "{error}"
+        );
+        let runtime = crate::runtime::environment::runtime_for_tests();
+        let options = SessionOptions {
+            device: Device::Cpu,
+            ..SessionOptions::default()
+        };
+        let mut session = OnnxModel::open(runtime, &fixture("f16_nhwc.onnx"), &options).unwrap();
+        assert_eq!(session.image_dims(), [Some(1), Some(3), Some(8), Some(8)]);
+        let pixels: Vec<f32> = (0..3 * 64).map(|place| (place / 64) as f32 + 0.5).collect();
+        let outputs = session.run(&pixels, [1, 3, 8, 8], &[]).unwrap();
+        assert_eq!(outputs[0].data, [0.5, 1.5, 2.5]);
+    }
+
+    #[test]
+    fn inputs_beside_the_images_get_their_constants_or_are_named() {
+        let (pixels, cells) = images(2);
+        let mut model = open_fixture("more_inputs.onnx", &[]).unwrap();
+        // Position table as it is (+ 0), every pixel seen (+ 1), no patch masked (+ 0).
+        let expected: Vec<f32> = means(&cells, 1.0).iter().map(|mean| mean + 1.0).collect();
+        close(&run(&mut model, &pixels, 2)[0], &expected);
+        let error = open_fixture("with_text.onnx", &["image_embeds"])
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(
+            error.contains("with_text.onnx: input `input_ids i64 [texts, length]`"),
+            "{error}"
+        );
+    }
+}
