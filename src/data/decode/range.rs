@@ -137,16 +137,20 @@ impl Narrow {
     /// One sample: `(value - low) / (high - low) * 255`, to the nearest with halves up; without a range the whole part of the
     /// value. Both are cut off below 0 and above 255, and NaN becomes 0.
     pub(super) fn narrow(&mut self, value: f64) -> u8 {
+        // NaN lies in no range.
         let (scaled, lost) = match self.ends {
             // A fraction between 0 and 1 becomes 0: floats from 0 to 1 would be a black image.
-            None => (value, value < 0.0 || value > 255.0 || value > 0.0 && value < 1.0),
+            None => (
+                value,
+                !(0.0..=255.0).contains(&value) || value > 0.0 && value < 1.0,
+            ),
             Some((low, high)) => (
                 ((value - low) / (high - low) * 255.0 + 0.5).floor(),
-                value < low || value > high,
+                !(low..=high).contains(&value),
             ),
         };
         self.seen += 1;
-        self.lost += u64::from(lost || value.is_nan());
+        self.lost += u64::from(lost);
         // `as` cuts off, and NaN becomes 0, as in Pillow's cast between its checks.
         scaled as u8
     }

@@ -209,7 +209,7 @@ fn read_samples(
             let mirrored = photometric == Some(WHITE_IS_ZERO);
             let (values, most) = values(&buffer, bits, mirrored, wide.range)
                 .ok_or_else(|| damaged(format!("{bits}-bit samples of an unsupported kind")))?;
-            let channels = values.len() / area;
+            let channels = (values.len() / area).max(1);
             let has_alpha = matches!(colours, Colours::Rgba | Colours::Premultiplied);
             wide.narrow(values, most, |place| {
                 let channel = if planar { place / area } else { place % channels };

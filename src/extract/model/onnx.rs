@@ -16,8 +16,9 @@ use crate::{Error, Result};
 const CLS: &str = "cls";
 /// Outputs whose first token is the class token where a file has no output `cls` (transformers' name).
 const TOKENS: &str = "last_hidden_state";
-/// What stands for an image where a file has no class token, the first that it has; the last is made of [`TOKENS`].
-const INSTEAD_OF_CLS: [&str; 3] = ["image_embeds", "pooler_output", "patch_mean"];
+/// What stands for an image where a file has no class token, the first that it has; else [`PATCH_MEAN`] of [`TOKENS`].
+const INSTEAD_OF_CLS: [&str; 2] = ["image_embeds", "pooler_output"];
+const PATCH_MEAN: &str = "patch_mean";
 
 /// Features from an ONNX file.
 pub struct OnnxFeatures {
@@ -157,11 +158,12 @@ impl OnnxFeatures {
         available.extend(derived.iter().cloned());
         let names = match choice {
             OutputChoice::Default if !available.iter().any(|name| name == CLS) => {
-                let instead = INSTEAD_OF_CLS
+                let own = INSTEAD_OF_CLS
                     .iter()
-                    .find(|name| available.iter().any(|have| have == *name));
-                match instead {
-                    Some(name) => vec![(*name).to_owned()],
+                    .find(|name| own.iter().any(|have| have == *name));
+                let mean = derived.iter().find(|name| *name == PATCH_MEAN);
+                match own.map(|name| (*name).to_owned()).or(mean.cloned()) {
+                    Some(name) => vec![name],
                     None => choice.choose(file, &available)?,
                 }
             }
@@ -198,7 +200,10 @@ impl OnnxFeatures {
             }
             shape => Err(Error::input(
                 file,
-                format!("output `{TOKENS}`: expected [batch, tokens, width], found {shape:?}"),
+                format!(
+                    "output `{TOKENS}`: expected [batch, tokens, width], found {:?}",
+                    shape.unwrap_or_default()
+                ),
             )),
         }
     }
