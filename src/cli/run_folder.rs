@@ -130,14 +130,14 @@ impl RunFolderArgs {
         start: Start,
         teacher: Option<Box<dyn FrozenTeacher>>,
     ) -> Result<()> {
-        if self.dry_run {
-            let text = toml::to_string(&config).map_err(|e| Error::failed("config", e.to_string()))?;
-            return output::print(text.trim_end());
-        }
         // The images looked at for the settings are the first to tell, long before a run has ended.
         let notice = take_notice().filter(|_| config.data.loader.sample_range.is_clip());
         if let Some(notice) = notice {
             tracing::warn!("{notice}");
+        }
+        if self.dry_run {
+            let text = toml::to_string(&config).map_err(|e| Error::failed("config", e.to_string()))?;
+            return output::print(text.trim_end());
         }
         let device = self.run.device.candle()?;
         if !self.resume {

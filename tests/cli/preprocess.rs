@@ -98,7 +98,9 @@ fn a_range_goes_from_training_into_the_model_and_from_there_into_extraction() {
         fs::create_dir_all(w.path("deep")).expect("created");
         deep.save(w.path(&format!("deep/{row:02}.png"))).expect("written");
     }
-    let settings = "--set steps=1 --set batch_size=4 --set arch=vit-tiny/14 --set backbone.depth=1";
+    let settings = "--set steps=2 --set batch_size=4 --set backbone.embed_dim=32 --set backbone.depth=2 \
+                    --set backbone.num_heads=2 --set backbone.patch_size=7 --set image_size=28 --set local_size=14 \
+                    --set loss.head.hidden=32 --set loss.head.bottleneck=16 --set loss.head.prototypes=64";
     let dry = w.succeeds(&format!(
         "train --data deep --out run {settings} --dry-run --sample-range 0,4000"
     ));
@@ -116,17 +118,18 @@ fn a_range_goes_from_training_into_the_model_and_from_there_into_extraction() {
     let warned = w.succeeds(&format!("train --data deep --out clipped {settings}"));
     assert!(notices(&warned)[0].contains("00.png"), "{}", warned.stderr);
 
-    w.succeeds("extract --model run --data deep --out own");
+    w.succeeds("extract --model run --data deep --out own --output patch_mean");
     assert_eq!(preprocess(&w, "own")["sample_range"], json!([0.0, 4000.0]));
     w.succeeds("export run --out m.onnx");
-    w.succeeds("extract --model m.onnx --data deep --out onnx");
+    w.succeeds("extract --model m.onnx --data deep --out onnx --output patch_mean");
     assert_eq!(preprocess(&w, "onnx")["sample_range"], json!([0.0, 4000.0]));
-    let clipped = w.succeeds("extract --model m.onnx --data deep --out other --sample-range clip");
+    let clipped =
+        w.succeeds("extract --model m.onnx --data deep --out other --output patch_mean --sample-range clip");
     assert_eq!(preprocess(&w, "other").get("sample_range"), None);
     assert!(notices(&clipped)[0].contains("12 images"), "{}", clipped.stderr);
     let read = |folder: &str| {
         let features = FeatureFolder::open(&w.path(folder)).expect("complete");
-        features.read("cls").expect("read").matrix.into_data()
+        features.read("patch_mean").expect("read").matrix.into_data()
     };
     let (own, onnx, other) = (read("own"), read("onnx"), read("other"));
     let worst = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
