@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use super::session::OnnxModel;
-use super::tensors::{Dim, OutputTensor, cosine};
+use super::tensors::{OutputTensor, cosine};
 use crate::{Error, Result};
 
 /// Images of a measurement, where the model leaves the batch open.
