@@ -136,7 +136,7 @@ mod tests {
             (1 + 16 * 32, (224, 448), Some(1)),
             (9, (28, 28), Some(5)),   // 3 x 3 do not divide 28
             (3, (224, 224), Some(2)), // one patch: the whole image
-            (60, (224, 224), None),
+            (100, (224, 224), None),
         ] {
             assert_eq!(
                 Tokens::new(count, size).before,
@@ -172,7 +172,7 @@ mod tests {
 
     #[test]
     fn what_is_no_grid_has_a_first_token_only() {
-        let tokens = Tokens::new(60, (224, 224));
+        let tokens = Tokens::new(100, (224, 224));
         assert_eq!(tokens.parts(), [("cls", Part::Class)]);
         assert!(tokens.describe(Part::Class).contains("no class token and a grid"));
         let names = |count| {
