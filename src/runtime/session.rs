@@ -26,7 +26,7 @@ pub struct SessionOptions {
 }
 
 /// An ONNX file that takes images, ready to run. It is given batches `[B, C, H, W]` of f32, whatever order of axes and type the
-/// graph wants them in; inputs beside the images get the constants of [`inputs`](super::inputs).
+/// graph wants them in; inputs beside the images get constants.
 ///
 /// The same file, library, provider, number of threads and batch give the same bytes.
 #[derive(Debug)]
