@@ -162,7 +162,16 @@ fn export_network(options: &DemoOptions, checkpoint: &Checkpoint, name: &str) ->
                 width: side,
             },
             outputs: Vec::new(),
-            preprocess: model::of_checkpoint(checkpoint, side as u32, side as u32)?,
+            preprocess: match &checkpoint.preprocess {
+                // Nobody says what an untrained network needs.
+                None => model::imagenet(side as u32, side as u32),
+                Some(_) => model::of_checkpoint(
+                    Path::new(name),
+                    checkpoint,
+                    model::Size::Given(side as u32, side as u32),
+                    &PreprocessOverrides::default(),
+                )?,
+            },
             dtype: Dtype::F32,
             small: None,
             tolerance: 1e-4,

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use clap::Args;
 use macula_models::weights::LoadOptions;
 
-use crate::data::{Columns, DecodeOptions, Interpolation};
+use crate::data::transform::Resize;
+use crate::data::{Columns, DecodeOptions, Interpolation, SampleRange};
 use crate::extract::model::{ModelOptions, OutputChoice, PreprocessOverrides};
 use crate::extract::{BatchSize, ErrorPolicy, ExtractOptions, Layout, Shard, Values};
 use crate::runtime::{Device, Precision, RuntimeOptions};
@@ -133,21 +134,36 @@ fn position_rule(text: &str) -> std::result::Result<macula_models::vit::Position
 /// How images become network input.
 #[derive(Debug, Args, Default)]
 pub struct PreprocessArgs {
-    /// Shorter side after resizing, in pixels; 0 for none
-    #[arg(long, value_name = "N")]
-    pub resize: Option<u32>,
+    /// Shorter side after resizing, in pixels; HxW for height and width whatever the proportions; 0 for none
+    #[arg(long, value_name = "N or HxW", value_parser = resize)]
+    pub resize: Option<Resize>,
     /// Side of the centre crop, in pixels; 0 for none
     #[arg(long, value_name = "N")]
     pub crop: Option<u32>,
     /// Filter of the resize
     #[arg(long, value_enum)]
     pub interpolation: Option<Interpolation>,
+    /// Samples of more than 8 bits that become black and white: auto for the range of their type (0 to 1 of floats), two
+    /// numbers, or clip, as Pillow does: grey of 16 bits and floats are cut off above 255
+    #[arg(long, value_name = "auto|LOW,HIGH", allow_hyphen_values = true)]
+    pub sample_range: Option<SampleRange>,
     /// Mean per channel, in [0, 1]
     #[arg(long, value_name = "R,G,B", value_parser = triple)]
     pub mean: Option<[f32; 3]>,
     /// Standard deviation per channel, in [0, 1]
     #[arg(long, value_name = "R,G,B", value_parser = triple)]
     pub std: Option<[f32; 3]>,
+}
+
+fn resize(text: &str) -> std::result::Result<Resize, String> {
+    let pixels = |text: &str| text.trim().parse::<u32>().ok();
+    let read = match text.split_once('x') {
+        None => pixels(text).map(Resize::Shorter),
+        Some((height, width)) => pixels(height)
+            .zip(pixels(width))
+            .map(|(h, w)| Resize::Exact(h, w)),
+    };
+    read.ok_or_else(|| format!("expected a number of pixels or HxW, found `{text}`"))
 }
 
 fn triple(text: &str) -> std::result::Result<[f32; 3], String> {
@@ -174,6 +190,7 @@ impl PreprocessArgs {
             interpolation: self.interpolation,
             mean: self.mean,
             std: self.std,
+            sample_range: self.sample_range,
         }
     }
 }
@@ -235,7 +252,7 @@ impl ReadArgs {
                 exif: self.exif,
                 max_pixels: self.max_pixels,
                 background: self.background,
-                jpeg_shorter_side: None,
+                ..DecodeOptions::default()
             },
             fast_decode: false,
         }
@@ -245,6 +262,15 @@ impl ReadArgs {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_resize_is_a_side_or_both() {
+        assert_eq!(resize("256"), Ok(Resize::Shorter(256)));
+        assert_eq!(resize("224x196"), Ok(Resize::Exact(224, 196)));
+        for wrong in ["", "x", "1x", "1x2x3", "-1", "2.5"] {
+            assert!(resize(wrong).unwrap_err().ends_with(&format!("found `{wrong}`")));
+        }
+    }
 
     #[test]
     fn three_values_are_read_or_quoted() {

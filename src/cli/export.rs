@@ -12,8 +12,11 @@ use super::output;
 use crate::export::{
     Comparison, DriftReport, Dtype, ExportRequest, ExportSummary, LayerLoss, SmallRequest, export, untrained,
 };
-use crate::extract::model::{default_side, of_checkpoint};
+use crate::extract::model::{Size, default_side, imagenet, of_checkpoint};
 use crate::{Error, Result};
+
+/// In place of a checkpoint: a network with initial weights.
+const UNTRAINED: &str = "untrained";
 
 /// Arguments of `macula export`.
 #[derive(Debug, Args)]
@@ -23,7 +26,8 @@ pub struct ExportArgs {
     /// ONNX file to write
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// Image size: N, HxW or dynamic; by default 224, or the checkpoint's own where that is smaller
+    /// Image size: N, HxW or dynamic; by default that of the preprocessing which the checkpoint or a file beside it states, else
+    /// 224, or the checkpoint's own where that is smaller
     #[arg(long, value_name = "SIZE")]
     image_size: Option<ImageShape>,
     /// Outputs: cls, patch, patch_mean, reg, layer:I.cls, layer:I.patch; last4 stands for the cls of the last four
@@ -79,21 +83,29 @@ impl ExportArgs {
     pub fn run(&self) -> Result<()> {
         self.run.start_threads()?;
         let checkpoint = self.checkpoint()?;
-        let side = default_side(&checkpoint.config) as usize;
-        let native = ImageShape::Fixed {
-            height: side,
-            width: side,
+        let side = default_side(&checkpoint.config);
+        let size = match self.image_size {
+            Some(ImageShape::Fixed { height, width }) => Size::Given(height as u32, width as u32),
+            Some(ImageShape::Dynamic) | None => Size::Stated(side, side),
         };
-        let image = self.image_size.unwrap_or(native);
-        let (height, width) = match image {
-            ImageShape::Fixed { height, width } => (height, width),
-            ImageShape::Dynamic => (side, side),
+        let flags = self.preprocess.overrides();
+        let preprocess = match self.checkpoint == UNTRAINED {
+            // Nobody says what an untrained network needs.
+            true => {
+                let (Size::Given(height, width) | Size::Stated(height, width)) = size;
+                let preprocess = flags.over(imagenet(height, width));
+                preprocess.validate()?;
+                preprocess
+            }
+            false => of_checkpoint(self.checkpoint.as_ref(), &checkpoint, size, &flags)?,
         };
-        let preprocess =
-            self.preprocess
-                .overrides()
-                .over(of_checkpoint(&checkpoint, height as u32, width as u32)?);
-        preprocess.validate()?;
+        let image = match self.image_size {
+            Some(image) => image,
+            None => {
+                let (height, width) = preprocess.output_size().unwrap_or((side as usize, side as usize));
+                ImageShape::Fixed { height, width }
+            }
+        };
         if self.tolerance.is_nan() || self.tolerance <= 0.0 {
             return Err(Error::input(
                 "--tolerance",
@@ -178,7 +190,7 @@ impl ExportArgs {
     }
 
     fn checkpoint(&self) -> Result<Checkpoint> {
-        if self.checkpoint != "untrained" {
+        if self.checkpoint != UNTRAINED {
             return Ok(weights::load(
                 self.checkpoint.as_ref(),
                 &self.geometry.load_options(),

@@ -25,6 +25,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::Result;
+use crate::data::decode::range::take_notice;
 
 /// One tool for the whole life of a frozen visual feature: pretrain, export, extract, evaluate.
 #[derive(Debug, Parser)]
@@ -73,7 +74,11 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return refuse(&error),
     };
-    match run(cli) {
+    let done = run(cli);
+    if let Some(notice) = take_notice() {
+        tracing::warn!("{notice}");
+    }
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let line = error.to_string();

@@ -9,7 +9,8 @@ use serde_json::json;
 
 use super::args::{ColumnArgs, RunArgs};
 use super::output;
-use crate::data::{DecodeOptions, Source};
+use crate::data::decode::range::take_notice;
+use crate::data::{DecodeOptions, SampleRange, Source};
 use crate::distill::FrozenTeacher;
 use crate::files::refuse_existing;
 use crate::train::config::TrainConfig;
@@ -48,6 +49,15 @@ pub struct RunFolderArgs {
     /// Seed of every random choice [default: the recipe's, 0]
     #[arg(long)]
     seed: Option<u64>,
+    /// Samples of more than 8 bits that become black and white: auto for the range of their type (0 to 1 of floats), two
+    /// numbers, or clip, as Pillow does [default: the recipe's data.loader.sample_range, clip]
+    #[arg(
+        long,
+        value_name = "auto|LOW,HIGH",
+        allow_hyphen_values = true,
+        conflicts_with = "resume"
+    )]
+    sample_range: Option<SampleRange>,
     /// Replace a run folder that exists
     #[arg(long)]
     force: bool,
@@ -121,6 +131,9 @@ impl RunFolderArgs {
         if let Some(seed) = self.seed {
             config.seed = seed;
         }
+        if let Some(range) = self.sample_range {
+            config.data.loader.sample_range = range;
+        }
         if let Some(labelled) = self.sources()?.1 {
             config.monitor.knn = Some(OnlineKnnConfig::new(labelled, self.knn_every));
         }
@@ -135,6 +148,11 @@ impl RunFolderArgs {
         start: Start,
         teacher: Option<Box<dyn FrozenTeacher>>,
     ) -> Result<()> {
+        // The images looked at for the settings are the first to tell, long before a run has ended.
+        let notice = take_notice().filter(|_| config.data.loader.sample_range.is_clip());
+        if let Some(notice) = notice {
+            tracing::warn!("{notice}");
+        }
         if self.dry_run {
             let text = toml::to_string(&config).map_err(|e| Error::failed("config", e.to_string()))?;
             return output::print(text.trim_end());

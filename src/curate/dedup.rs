@@ -15,7 +15,7 @@ use super::input::{Heap, InputOptions, open_other};
 use super::ledger::Ledger;
 use super::pixels::{self, PixelMatch};
 use super::{Judged, Step, setting_name};
-use crate::data::{DecodeOptions, Source};
+use crate::data::{DecodeOptions, SampleRange, Source};
 use crate::{Error, Result, rng};
 
 /// Rows on which the recall of an inexact search is measured.
@@ -68,6 +68,16 @@ pub struct DedupOptions {
     /// How neighbours are found: auto (exact up to 50,000 rows, else lists), exact, lists, hnsw
     #[arg(long, value_parser = search, default_value = "auto")]
     pub search: Search,
+    /// Samples of more than 8 bits that become black and white: auto for the range of their type (0 to 1 of floats), two
+    /// numbers, or clip, as Pillow does
+    #[arg(
+        long,
+        value_name = "auto|LOW,HIGH",
+        default_value = "clip",
+        allow_hyphen_values = true
+    )]
+    #[serde(skip_serializing_if = "SampleRange::is_clip")]
+    pub sample_range: SampleRange,
 }
 
 impl Default for DedupOptions {
@@ -81,6 +91,7 @@ impl Default for DedupOptions {
             pixels: PixelMatch::None,
             hash_bits: 24,
             search: Search::Auto,
+            sample_range: SampleRange::Clip,
         }
     }
 }
@@ -133,7 +144,18 @@ impl Step for DedupOptions {
         if self.pixels != PixelMatch::None {
             let source = heap.origin.source("--pixels")?;
             let rows: Vec<u64> = (0..n).map(|place| heap.row(place)).collect();
-            pixels::join(source, &rows, self.pixels, self.hash_bits, &mut by_pixels)?;
+            let decode = DecodeOptions {
+                sample_range: self.sample_range,
+                ..DecodeOptions::default()
+            };
+            pixels::join(
+                source,
+                &rows,
+                self.pixels,
+                self.hash_bits,
+                &decode,
+                &mut by_pixels,
+            )?;
         }
         let mut components = by_pixels.clone();
         let found = self.join(&heap, &mut components, seed)?;
@@ -358,6 +380,6 @@ fn file_size(source: &dyn Source, row: u64) -> Result<u64> {
 }
 
 fn pixel_count(source: &dyn Source, row: u64) -> Result<u64> {
-    let image = source.load(row, &DecodeOptions::default())?;
+    let image = source.load(row, &DecodeOptions::for_size())?;
     Ok(u64::from(image.width()) * u64::from(image.height()))
 }

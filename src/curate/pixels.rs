@@ -72,10 +72,11 @@ pub(super) fn join(
     rows: &[u64],
     kind: PixelMatch,
     bits: u32,
+    decode: &DecodeOptions,
     components: &mut Components,
 ) -> Result<()> {
     let see = |&row: &u64| -> Result<Seen> {
-        let image = source.load(row, &DecodeOptions::default())?;
+        let image = source.load(row, decode)?;
         let thumb = if kind == PixelMatch::Hash {
             thumb(&image)
         } else {

@@ -13,7 +13,7 @@ use super::ledger::{Earlier, Ledger};
 use super::origin::Origin;
 use super::pixels::luma;
 use super::{Judged, Step, setting_name};
-use crate::data::{DecodeOptions, Interpolation, RgbImage, resize};
+use crate::data::{DecodeOptions, Interpolation, RgbImage, SampleRange, resize};
 use crate::{Error, Result, data};
 
 /// Sharpness is measured on images of at most this side: pixels of a large image are always soft.
@@ -64,6 +64,16 @@ pub struct QualityOptions {
     /// Leave images with these flags out of the list; by default none
     #[arg(long, value_enum, value_delimiter = ',', value_name = "FLAGS")]
     pub drop: Vec<Flag>,
+    /// Samples of more than 8 bits that become black and white: auto for the range of their type (0 to 1 of floats), two
+    /// numbers, or clip, as Pillow does
+    #[arg(
+        long,
+        value_name = "auto|LOW,HIGH",
+        default_value = "clip",
+        allow_hyphen_values = true
+    )]
+    #[serde(skip_serializing_if = "SampleRange::is_clip")]
+    pub sample_range: SampleRange,
 }
 
 impl Default for QualityOptions {
@@ -76,6 +86,7 @@ impl Default for QualityOptions {
             flat: 0.02,
             blur: 0.0003,
             drop: Vec::new(),
+            sample_range: SampleRange::Clip,
         }
     }
 }
@@ -112,10 +123,14 @@ impl Step for QualityOptions {
         let (paths, labels): (Vec<_>, Vec<_>) = records.into_iter().map(|r| (r.path, r.label)).unzip();
         let earlier = input.list.as_deref().map(Earlier::read).transpose()?;
         let places = judged(&rows, &paths, input.list.as_deref(), earlier.as_ref())?;
+        let decode = DecodeOptions {
+            sample_range: self.sample_range,
+            ..DecodeOptions::default()
+        };
         let measured: Vec<std::result::Result<Measures, String>> = places
             .par_iter()
             .map(|&place| {
-                let image = source.load(rows[place], &DecodeOptions::default());
+                let image = source.load(rows[place], &decode);
                 image
                     .map(|image| measure(&image))
                     .map_err(|error| error.to_string())

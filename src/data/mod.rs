@@ -16,7 +16,7 @@ pub mod samples;
 pub mod source;
 pub mod transform;
 
-pub use decode::{DecodeError, DecodeOptions, decode};
+pub use decode::{DecodeError, DecodeOptions, SampleRange, decode};
 pub use image::{ImageView, RgbImage};
 pub use resize::{Interpolation, Window, resize};
 pub use source::{Columns, Record, RowError, Source, open, open_shuffled};

@@ -275,3 +275,78 @@ fn no_damage_is_a_crash() {
         }
     }
 }
+
+#[test]
+fn wide_samples_become_what_their_range_says() {
+    let bytes = fs::read(fixture("ranges.expected.safetensors")).unwrap();
+    let expected = SafeTensors::deserialize(&bytes).unwrap();
+    let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+    let metadata = header.metadata().as_ref().unwrap();
+    let lost: std::collections::BTreeMap<String, bool> = serde_json::from_str(&metadata["lost"]).unwrap();
+    assert!(expected.len() > 40, "{}", expected.len());
+    let mut wrong = Vec::new();
+    for (key, wanted) in expected.tensors() {
+        let at = key.rfind(".tif.").or(key.rfind(".png.")).unwrap() + 4;
+        let options = DecodeOptions {
+            sample_range: key[at + 1..].parse().unwrap(),
+            ..DecodeOptions::default()
+        };
+        let file = fs::read(fixture("ranges").join(&key[..at])).unwrap();
+        let mut most = false;
+        let image = decode::decode_counting(&file, &options, &mut most).unwrap();
+        if image.data() != wanted.data() {
+            wrong.push(format!(
+                "{key}: differs by {}",
+                largest_difference(image.data(), wanted.data())
+            ));
+        }
+        if let Some(lost) = lost.get(&key)
+            && most != *lost
+        {
+            wrong.push(format!("{key}: most of it is said to be lost: {most}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_range_leaves_images_of_8_bits_alone_and_takes_what_pillow_cannot() {
+    let options = DecodeOptions {
+        sample_range: "10,90".parse().unwrap(),
+        ..DecodeOptions::default()
+    };
+    for name in [
+        "formats/grey8.png",
+        "formats/rgb.tif",
+        "formats/420.jpg",
+        "formats/palette4.tif",
+        "formats/grey4.tif",
+        "formats/cmyk16.tif",
+        "images/rgba.png",
+    ] {
+        let file = fs::read(fixture(name)).unwrap();
+        let plain = decode(&file, &DecodeOptions::default());
+        assert_eq!(decode(&file, &options), plain, "{name}");
+    }
+    let error = decode_file("ranges/rgb_float32.tif").unwrap_err().to_string();
+    assert!(error.contains("32 bits need --sample-range"), "{error}");
+}
+
+#[test]
+fn alpha_has_the_whole_range_of_its_type_whatever_colours_have() {
+    let file = fs::read(fixture("ranges/greya16.png")).unwrap();
+    let of = |range: &str, background| {
+        let options = DecodeOptions {
+            sample_range: range.parse().unwrap(),
+            background,
+            ..DecodeOptions::default()
+        };
+        decode(&file, &options).unwrap().into_data()
+    };
+    // Colours that are all white show the alpha: white over black.
+    let alpha = of("-2,-1", Some([0; 3]));
+    assert_eq!(of("-2,-1", None), [255; 13 * 7 * 3]);
+    let auto = of("-9,-8", Some([0; 3]));
+    assert_eq!(alpha, auto);
+    assert!(alpha.iter().any(|&a| a < 100) && alpha.iter().any(|&a| a > 150));
+}

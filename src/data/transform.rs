@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::decode::DEFAULT_MAX_PIXELS;
+use super::decode::{DEFAULT_MAX_PIXELS, DecodeOptions, SampleRange};
 use super::image::{ImageView, RgbImage};
 use super::resize::{Interpolation, Window, resize_window};
 use crate::{Error, Result};
@@ -19,17 +19,63 @@ const MAX_SIDE: u32 = 1 << 16;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Preprocess {
-    /// Length in pixels that the shorter side is resized to, the longer in proportion; `None` leaves the size alone.
-    pub resize: Option<u32>,
+    /// What an image is resized to; `None` leaves the size alone.
+    pub resize: Option<Resize>,
     /// Height and width of the centre crop; what lies outside the image is black. JSON also takes one number for both.
     #[serde(default, deserialize_with = "crop_size")]
     pub crop: Option<(u32, u32)>,
+    /// Where a crop begins when what is left over is odd; JSON leaves the usual out.
+    #[serde(default, skip_serializing_if = "CropStart::is_usual")]
+    pub crop_start: CropStart,
     /// The filter of the resize.
     pub interpolation: Interpolation,
     /// Means that are subtracted, red, green and blue, of pixels from 0 to 1.
     pub mean: [f32; 3],
     /// Standard deviations that are divided by, red, green and blue, of pixels from 0 to 1.
     pub std: [f32; 3],
+    /// What samples of more than 8 bits become before all this; JSON leaves Pillow's way out.
+    #[serde(default, skip_serializing_if = "SampleRange::is_clip")]
+    pub sample_range: SampleRange,
+}
+
+/// What an image is resized to. As JSON one number is the shorter side, and `[height, width]` both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(
+    untagged,
+    expecting = "expected resize as one number, [height, width] or null"
+)]
+pub enum Resize {
+    /// The shorter side to so many pixels, the longer in proportion (torchvision's `Resize(n)`).
+    Shorter(u32),
+    /// Height and width, whatever the proportions were (torchvision's `Resize((h, w))`).
+    Exact(u32, u32),
+}
+
+impl Resize {
+    /// The least shorter side of an image of which nothing is enlarged.
+    pub fn longest_needed(self) -> u32 {
+        match self {
+            Self::Shorter(side) => side,
+            Self::Exact(height, width) => height.max(width),
+        }
+    }
+}
+
+/// Which sample a centre crop begins at when an odd number is left over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CropStart {
+    /// The even one of the two, as torchvision's `CenterCrop`, whose `round` takes halves to even. The usual.
+    #[default]
+    Even,
+    /// The first of the two, as the image processors of transformers.
+    Down,
+}
+
+impl CropStart {
+    fn is_usual(&self) -> bool {
+        *self == Self::Even
+    }
 }
 
 /// Reads a crop written as `[height, width]`, as one number for both, or as null.
@@ -64,11 +110,13 @@ impl Preprocess {
     /// 224 are DINOv2's classification evaluation (dinov2/data/transforms.py).
     pub fn imagenet(resize: u32, crop: u32) -> Self {
         Self {
-            resize: Some(resize),
+            resize: Some(Resize::Shorter(resize)),
             crop: Some((crop, crop)),
+            crop_start: CropStart::Even,
             interpolation: Interpolation::Bicubic,
             mean: IMAGENET_MEAN,
             std: IMAGENET_STD,
+            sample_range: SampleRange::Clip,
         }
     }
 
@@ -82,7 +130,8 @@ impl Preprocess {
         Ok(read)
     }
 
-    /// The JSON form: `resize`, `crop`, `interpolation`, `mean`, `std`.
+    /// The JSON form: `resize`, `crop`, `interpolation`, `mean`, `std`, and where they are not the usual `crop_start` and
+    /// `sample_range`.
     pub fn to_json(&self) -> Result<String> {
         serde_json::to_string(self).map_err(|error| Error::failed("preprocess", error.to_string()))
     }
@@ -96,8 +145,13 @@ impl Preprocess {
                 format!("expected 1 to {MAX_SIDE} pixels, found {value}"),
             )),
         };
-        if let Some(resize) = self.resize {
-            side("resize", resize)?;
+        match self.resize {
+            None => {}
+            Some(Resize::Shorter(length)) => side("resize", length)?,
+            Some(Resize::Exact(height, width)) => {
+                side("resize", height)?;
+                side("resize", width)?;
+            }
         }
         if let Some((height, width)) = self.crop {
             side("crop", height)?;
@@ -177,6 +231,14 @@ impl Preprocess {
         Ok(())
     }
 
+    /// `options` for images that are prepared so: samples of more than 8 bits become what is said here.
+    pub fn decode_options(&self, options: &DecodeOptions) -> DecodeOptions {
+        DecodeOptions {
+            sample_range: self.sample_range,
+            ..*options
+        }
+    }
+
     /// What each of the 256 levels of red, green and blue becomes, `[3, 256]`.
     pub fn values(&self) -> Vec<f32> {
         (0..3).flat_map(|channel| self.table(channel)).collect()
@@ -208,12 +270,13 @@ impl Preprocess {
 
     fn plan(&self, width: u32, height: u32) -> Plan {
         let resized = match self.resize {
-            Some(side) => resized(width, height, side),
+            Some(Resize::Shorter(side)) => resized(width, height, side),
+            Some(Resize::Exact(height, width)) => (width, height),
             None => (width, height),
         };
         let (crop_height, crop_width) = self.crop.unwrap_or((resized.1, resized.0));
-        let (left, columns, before) = centre(resized.0, crop_width);
-        let (top, rows, above) = centre(resized.1, crop_height);
+        let (left, columns, before) = centre(resized.0, crop_width, self.crop_start);
+        let (top, rows, above) = centre(resized.1, crop_height, self.crop_start);
         Plan {
             resized,
             window: Window {
@@ -243,15 +306,17 @@ fn resized(width: u32, height: u32, side: u32) -> (u32, u32) {
 }
 
 /// How a centre crop of `crop` lies on `length` samples: the first sample seen, how many are seen, and how many black ones
-/// come before them. An odd rest goes after when padding, and to the even side when cropping (torchvision `center_crop`,
-/// whose `round` takes halves to even).
-fn centre(length: u32, crop: u32) -> (u32, u32, u32) {
+/// come before them. An odd rest goes after when padding, and to the side that `start` says when cropping.
+fn centre(length: u32, crop: u32, start: CropStart) -> (u32, u32, u32) {
     if crop > length {
         return (0, length, (crop - length) / 2);
     }
     let rest = length - crop;
     let half = rest / 2;
-    let first = if rest % 2 == 1 { half + half % 2 } else { half };
+    let first = match start {
+        CropStart::Even if rest % 2 == 1 => half + half % 2,
+        _ => half,
+    };
     (first, crop, 0)
 }
 
@@ -269,10 +334,12 @@ mod tests {
 
     #[test]
     fn half_offsets_go_to_even() {
-        assert_eq!(centre(41, 24), (8, 24, 0)); // 8.5
-        assert_eq!(centre(43, 24), (10, 24, 0)); // 9.5
-        assert_eq!(centre(24, 24), (0, 24, 0));
-        assert_eq!(centre(5, 8), (0, 5, 1)); // 1 before, 2 after
+        let even = |length, crop| centre(length, crop, CropStart::Even);
+        assert_eq!(even(41, 24), (8, 24, 0)); // 8.5
+        assert_eq!(even(43, 24), (10, 24, 0)); // 9.5
+        assert_eq!(even(24, 24), (0, 24, 0));
+        assert_eq!(even(5, 8), (0, 5, 1)); // 1 before, 2 after
+        assert_eq!(centre(43, 24, CropStart::Down), (9, 24, 0));
     }
 
     #[test]
@@ -294,9 +361,9 @@ mod tests {
         let preprocess = Preprocess {
             resize: None,
             crop: None,
-            interpolation: Interpolation::Bicubic,
             mean: [0.5, 0.2, 0.0],
             std: [0.5, 1.0, 2.0],
+            ..Preprocess::imagenet(1, 1)
         };
         assert_eq!(preprocess.output_size(), None);
         assert_eq!(preprocess.output_size_for(1, 2), (1, 2));
@@ -321,6 +388,21 @@ mod tests {
         assert_eq!(Preprocess::from_json("test", &square).unwrap(), preprocess);
         let whole = json.replace("[224,224]", "null").replace("256", "null");
         assert_eq!(Preprocess::from_json("test", &whole).unwrap().output_size(), None);
+        let other = Preprocess {
+            resize: Some(Resize::Exact(30, 40)),
+            crop_start: CropStart::Down,
+            sample_range: SampleRange::Auto,
+            ..preprocess
+        };
+        let json_of_other = other.to_json().unwrap();
+        for part in [
+            r#""resize":[30,40]"#,
+            r#""crop_start":"down""#,
+            r#""sample_range":"auto""#,
+        ] {
+            assert!(json_of_other.contains(part), "{json_of_other}");
+        }
+        assert_eq!(Preprocess::from_json("test", &json_of_other).unwrap(), other);
         let unknown = json.replace("resize", "size");
         let error = Preprocess::from_json("m.onnx", &unknown).unwrap_err().to_string();
         assert!(error.starts_with("m.onnx: ") && error.contains("size"), "{error}");
@@ -330,6 +412,8 @@ mod tests {
     fn settings_out_of_range_are_named() {
         for (find, replace, field) in [
             ("256", "0", "resize"),
+            ("256", "[0,8]", "resize"),
+            ("256", "[8,65537]", "resize"),
             ("[224,224]", "[224,0]", "crop"),
             ("0.229", "0", "std"),
             ("0.485", "1e39", "mean"),

@@ -7,13 +7,13 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use macula_models::heads::{DinoHead, DinoHeadConfig, LinearClassifier, classifier_features};
 use macula_models::vit::{Layers, VisionTransformer, VitConfig};
-use macula_models::weights::{self, LoadOptions, Tensors};
+use macula_models::weights::{self, LoadOptions, PREPROCESS_KEY, Tensors};
 
 use super::config::{DistillConfig, TeacherOffer};
 use super::teacher::{FrozenTeacher, TeacherFacts, TeacherFeatures, TeacherSize, Wanted};
 use crate::data::mask::Grid;
 use crate::data::transform::{IMAGENET_MEAN, IMAGENET_STD};
-use crate::extract::model::of_checkpoint;
+use crate::extract::model::normalisation_of;
 use crate::train::checkpoint::{Checkpoints, Saved};
 use crate::train::config::HeadConfig;
 use crate::train::network::NetworkConfig;
@@ -106,14 +106,12 @@ impl CheckpointTeacher {
             ..LoadOptions::default()
         };
         let checkpoint = weights::load(path, &options)?;
-        let side = checkpoint.config.image_size as u32;
-        let stored = match &checkpoint.preprocess {
-            None => (IMAGENET_MEAN, IMAGENET_STD),
-            Some(_) => {
-                let preprocess = of_checkpoint(&checkpoint, side, side)?;
-                (preprocess.mean, preprocess.std)
-            }
-        };
+        let own = checkpoint.preprocess.as_deref();
+        let normalisation = normalisation_of(
+            path,
+            own.map(|json| (PREPROCESS_KEY, json)),
+            (config.teacher_mean, config.teacher_std),
+        )?;
         let parts = Parts {
             vit: checkpoint.config,
             backbone: checkpoint.backbone,
@@ -121,10 +119,7 @@ impl CheckpointTeacher {
             sha256: checkpoint.source_sha256,
         };
         let mut teacher = Self::new(&path.display().to_string(), parts, device)?;
-        teacher.facts.normalisation = (
-            config.teacher_mean.unwrap_or(stored.0),
-            config.teacher_std.unwrap_or(stored.1),
-        );
+        teacher.facts.normalisation = normalisation;
         Ok(teacher)
     }
 

@@ -6,10 +6,9 @@ use candle_core::{Device, Tensor};
 
 use super::config::{DistillConfig, OnnxOutput, TeacherOffer};
 use super::teacher::{FrozenTeacher, OnnxSettings, TeacherFacts, TeacherFeatures, TeacherSize, Wanted};
-use crate::data::Preprocess;
 use crate::data::mask::Grid;
-use crate::data::transform::{IMAGENET_MEAN, IMAGENET_STD};
-use crate::runtime::{Dim, OnnxModel, Precision, Runtime, RuntimeOptions, SessionOptions, TensorInfo};
+use crate::extract::model::{levels, normalisation_of};
+use crate::runtime::{OnnxModel, Precision, Runtime, RuntimeOptions, SessionOptions, TensorInfo};
 use crate::{Error, Result, files};
 
 const CLS: &str = "cls";
@@ -67,14 +66,14 @@ impl OnnxTeacher {
         if let Some(notice) = session.notice() {
             tracing::info!("{notice}");
         }
-        let dims: Vec<Option<usize>> = session.input().dims.iter().map(Dim::fixed).collect();
+        let dims = session.image_dims();
         let size = size(&file, &session, &dims)?;
         let outputs = choose(&file, session.outputs(), config.onnx_output)?;
         let mut teacher = Self {
             facts: TeacherFacts {
                 offer: TeacherOffer::default(),
                 sha256: files::sha256(path)?,
-                normalisation: normalisation(&file, &session, config)?,
+                normalisation: normalisation(path, &session, config)?,
                 size,
                 vit: None,
                 heads: None,
@@ -249,25 +248,14 @@ fn choose(file: &str, outputs: &[TensorInfo], other: OnnxOutput) -> Result<Vec<O
     }])
 }
 
-fn normalisation(file: &str, session: &OnnxModel, config: &DistillConfig) -> Result<([f32; 3], [f32; 3])> {
-    let stored = match session.metadata().get("macula.preprocess") {
-        Some(text) => {
-            let preprocess = Preprocess::from_json(&format!("{file}: metadata macula.preprocess"), text)?;
-            (preprocess.mean, preprocess.std)
-        }
-        None => {
-            if config.teacher_mean.is_none() && config.teacher_std.is_none() {
-                tracing::warn!(
-                    "{file} does not say how its pixels are normalised: using ImageNet's mean and deviation"
-                );
-            }
-            (IMAGENET_MEAN, IMAGENET_STD)
-        }
-    };
-    Ok((
-        config.teacher_mean.unwrap_or(stored.0),
-        config.teacher_std.unwrap_or(stored.1),
-    ))
+/// Mean and deviation of its pixels; a graph that takes levels from 0 to 255 leaves nothing to choose.
+fn normalisation(path: &Path, session: &OnnxModel, config: &DistillConfig) -> Result<([f32; 3], [f32; 3])> {
+    let own = session.metadata().get("macula.preprocess").map(String::as_str);
+    let given = (config.teacher_mean, config.teacher_std);
+    match session.takes_levels() {
+        true => levels(&path.display().to_string(), given),
+        false => normalisation_of(path, own.map(|json| ("metadata macula.preprocess", json)), given),
+    }
 }
 
 /// The side of a square of `tokens`.

@@ -238,6 +238,7 @@ fn cache_key(
         "values": layout.values,
         "crops": config.crops,
         "background": config.data.loader.background,
+        "sample_range": config.data.loader.sample_range,
         "seed": config.seed,
         "source": source.describe(),
     })

@@ -91,7 +91,7 @@ impl Images {
         let mut pixels = vec![0f32; rows.len() * plane];
         let mut labels = Vec::new();
         for (&row, out) in rows.iter().zip(pixels.chunks_exact_mut(plane)) {
-            let image = source.load(row, &DecodeOptions::default())?;
+            let image = source.load(row, &preprocess.decode_options(&DecodeOptions::default()))?;
             preprocess.write_tensor(&image, out)?;
             labels.extend(source.record(row).label);
         }

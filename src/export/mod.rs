@@ -17,6 +17,7 @@ use macula_models::weights::Checkpoint;
 use rand::Rng as _;
 use serde::Serialize;
 
+use crate::data::transform::Resize;
 use crate::data::{self, DecodeOptions, Preprocess};
 use crate::files::refuse_existing;
 use crate::runtime::tensors::cosine;
@@ -361,7 +362,7 @@ fn random_images(config: &VitConfig, height: usize, width: usize, seed: u64) -> 
 /// Two images of the bundled sample, prepared as the file says but at the size under test.
 fn real_images(config: &VitConfig, height: usize, width: usize, preprocess: &Preprocess) -> Result<Vec<f32>> {
     let preprocess = Preprocess {
-        resize: Some(height.max(width) as u32),
+        resize: Some(Resize::Shorter(height.max(width) as u32)),
         crop: Some((height as u32, width as u32)),
         ..preprocess.clone()
     };

@@ -93,18 +93,19 @@ pub struct ExtractOptions {
 impl ExtractOptions {
     /// How images are decoded for `preprocess`.
     fn decode_for(&self, preprocess: &Preprocess) -> Result<DecodeOptions> {
+        let decode = preprocess.decode_options(&self.decode);
         if !self.fast_decode {
-            return Ok(self.decode);
+            return Ok(decode);
         }
-        let side = preprocess.resize.ok_or_else(|| {
+        let resize = preprocess.resize.ok_or_else(|| {
             Error::input(
                 "--fast-decode",
                 "expected a model whose images are resized, found one that takes them as they are",
             )
         })?;
         Ok(DecodeOptions {
-            jpeg_shorter_side: Some(side),
-            ..self.decode
+            jpeg_shorter_side: Some(resize.longest_needed()),
+            ..decode
         })
     }
 }

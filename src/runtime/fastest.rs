@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use super::session::OnnxModel;
-use super::tensors::{Dim, OutputTensor, cosine};
+use super::tensors::{OutputTensor, cosine};
 use crate::{Error, Result};
 
 /// Images of a measurement, where the model leaves the batch open.
@@ -67,12 +67,17 @@ fn choose(measured: &[std::result::Result<Measured, String>]) -> Option<usize> {
 /// Runs the model on a few images, twice: the first time it makes its plans. Images a second of the second, and its outputs.
 fn run(model: &mut OnnxModel) -> Result<(f64, Vec<OutputTensor>)> {
     let mut shape = [IMAGES, 3, SIDE, SIDE];
-    for (size, dim) in shape.iter_mut().zip(&model.input().dims) {
-        if let Dim::Fixed(fixed) = dim {
-            *size = *fixed;
-        }
+    for (size, dim) in shape.iter_mut().zip(model.image_dims()) {
+        *size = dim.unwrap_or(*size);
     }
-    let pixels: Vec<f32> = (0..shape.iter().product()).map(pixel).collect();
+    // Levels where the graph takes levels.
+    let (scale, shift) = if model.takes_levels() {
+        (127.0, 128.0)
+    } else {
+        (1.0, 0.0)
+    };
+    let pixels = (0..shape.iter().product()).map(|index| pixel(index) * scale + shift);
+    let pixels: Vec<f32> = pixels.collect();
     model.run(&pixels, shape, &[])?;
     let start = Instant::now();
     let outputs = model.run(&pixels, shape, &[])?;

@@ -1,5 +1,5 @@
 //! ONNX Runtime: where its library is found or fetched ([`library`], [`locate`], [`provision`], [`wheels`], [`cache`]), the one
-//! environment of the process ([`environment`]), the execution providers ([`providers`], `fastest`), models ([`session`]), the
+//! environment of the process ([`environment`]), the execution providers ([`providers`], `fastest`), models ([`session`], `inputs`), the
 //! GPU that candle trains on ([`gpu`]) and the account of all that for a user ([`doctor`]).
 //!
 //! The library is loaded when it is first needed, never linked: building needs no network and no C++. Nothing here
@@ -11,6 +11,7 @@ pub mod doctor;
 pub mod environment;
 mod fastest;
 mod gpu;
+mod inputs;
 pub mod library;
 pub mod locate;
 pub mod manifest;

@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use half::f16;
 use ort::session::builder::GraphOptimizationLevel;
-use ort::session::{OutputSelector, RunOptions, Session, SessionInputValue};
-use ort::value::{Tensor, TensorRef};
+use ort::session::{OutputSelector, RunOptions, Session};
 
 use super::environment::Runtime;
 use super::fastest::fastest;
+use super::inputs::Inputs;
 use super::messages::short_reason;
 use super::providers::{Device, Precision, Provider, choose};
 use super::tensors::{Dim, OutputTensor, OutputView, TensorInfo, as_f32};
@@ -26,14 +25,15 @@ pub struct SessionOptions {
     pub compute: Precision,
 }
 
-/// An ONNX file with one 4-D float input, ready to run.
+/// An ONNX file that takes images, ready to run. It is given batches `[B, C, H, W]` of f32, whatever order of axes and type the
+/// graph wants them in; inputs beside the images get constants.
 ///
 /// The same file, library, provider, number of threads and batch give the same bytes.
 #[derive(Debug)]
 pub struct OnnxModel {
     session: Session,
     path: PathBuf,
-    input: TensorInfo,
+    inputs: Inputs,
     outputs: Vec<TensorInfo>,
     metadata: BTreeMap<String, String>,
     producer: String,
@@ -45,8 +45,8 @@ impl OnnxModel {
     /// Opens the file at `path`.
     ///
     /// # Errors
-    /// When the file is missing, no ONNX file, damaged or without its external data; when it does not have exactly one
-    /// input, 4-D and float; and when the device cannot be had.
+    /// When the file is missing, no ONNX file, damaged or without its external data; when it takes no images, or something
+    /// beside them that has no value; and when the device cannot be had.
     pub fn open(runtime: &Runtime, path: &Path, options: &SessionOptions) -> Result<Self> {
         check_file(path)?;
         let threads = match options.threads {
@@ -79,13 +79,14 @@ impl OnnxModel {
     }
 
     fn from_session(path: &Path, session: Session, provider: Provider) -> Result<Self> {
-        let input = the_image_input(path, session.inputs().iter().map(TensorInfo::new).collect())?;
+        let inputs = Inputs::new(session.inputs().iter().map(TensorInfo::new).collect())
+            .map_err(|reason| Error::input(path.display().to_string(), reason))?;
         let outputs = session.outputs().iter().map(TensorInfo::new).collect();
         let (metadata, producer) = metadata_of(path, &session)?;
         Ok(Self {
             session,
             path: path.to_path_buf(),
-            input,
+            inputs,
             outputs,
             metadata,
             producer,
@@ -99,9 +100,19 @@ impl OnnxModel {
         &self.path
     }
 
-    /// The input, `[B, C, H, W]`.
+    /// The input of images, as the file describes it.
     pub fn input(&self) -> &TensorInfo {
-        &self.input
+        self.inputs.image()
+    }
+
+    /// Batch, channels, height and width of the images, in this order, as far as the file fixes them.
+    pub fn image_dims(&self) -> [Option<usize>; 4] {
+        self.inputs.dims().map(Dim::fixed)
+    }
+
+    /// Whether the graph takes levels from 0 to 255 as bytes, and normalises them itself.
+    pub fn takes_levels(&self) -> bool {
+        self.inputs.takes_levels()
     }
 
     /// All outputs, in the file's order.
@@ -180,20 +191,14 @@ impl OnnxModel {
     ) -> Result<()> {
         self.check_batch(batch, shape)?;
         let names = self.output_names(outputs)?;
-        let half_input = self.input.element == "f16";
         let (path, session) = (&self.path, &mut self.session);
         let failed = |e: ort::Error| Error::failed(path.display().to_string(), short_reason(e.message()));
-        let input: SessionInputValue = if half_input {
-            let halves: Vec<f16> = batch.iter().map(|&x| f16::from_f32(x)).collect();
-            Tensor::from_array((shape, halves)).map_err(failed)?.into()
-        } else {
-            TensorRef::from_array_view((shape, batch)).map_err(failed)?.into()
-        };
+        let inputs = self.inputs.values(batch, shape).map_err(failed)?;
         let selected = names
             .iter()
             .fold(OutputSelector::no_default(), |all, name| all.with(name.as_str()));
         let options = RunOptions::new().map_err(failed)?.with_outputs(selected);
-        let results = session.run_with_options([input], &options).map_err(failed)?;
+        let results = session.run_with_options(inputs, &options).map_err(failed)?;
         for name in &names {
             let gone = || Error::failed(path.display().to_string(), format!("gave no output `{name}`"));
             let value = results.get(name).ok_or_else(gone)?;
@@ -224,8 +229,8 @@ impl OnnxModel {
         let fits = |(size, dim): (&usize, &Dim)| {
             *size > 0 && matches!(dim, Dim::Dynamic(_)) || *dim == Dim::Fixed(*size)
         };
-        if !shape.iter().zip(&self.input.dims).all(fits) {
-            return Err(self.bad(format!("expected a batch for {}, found {shape:?}", self.input)));
+        if !shape.iter().zip(self.inputs.dims()).all(fits) {
+            return Err(self.bad(format!("expected a batch for {}, found {shape:?}", self.inputs)));
         }
         let values = shape
             .iter()
@@ -294,25 +299,6 @@ fn build(
         .map_err(reason)?
         .commit_from_file(path)
         .map_err(reason)
-}
-
-/// The one input, if it is a batch of images.
-fn the_image_input(path: &Path, mut inputs: Vec<TensorInfo>) -> Result<TensorInfo> {
-    let described: Vec<String> = inputs.iter().map(TensorInfo::to_string).collect();
-    let is_image =
-        |input: &TensorInfo| input.dims.len() == 4 && ["f32", "f16"].contains(&input.element.as_str());
-    match inputs.pop() {
-        Some(input) if inputs.is_empty() && is_image(&input) => Ok(input),
-        _ => {
-            let found = if described.is_empty() {
-                "no input".to_owned()
-            } else {
-                described.join(" and ")
-            };
-            let reason = format!("expected one input, float [batch, channels, height, width], found {found}");
-            Err(Error::input(path.display().to_string(), reason))
-        }
-    }
 }
 
 fn metadata_of(path: &Path, session: &Session) -> Result<(BTreeMap<String, String>, String)> {
@@ -493,7 +479,8 @@ mod tests {
 
     #[test]
     fn inputs_that_are_no_images_are_refused() {
-        let expected = "expected one input, float [batch, channels, height, width], found ";
+        let expected = "expected one input of images, float or uint8 [batch, channels, height, width] or \
+                        [batch, height, width, channels], found ";
         assert_eq!(
             refusal(&fixture("vector_input.onnx")),
             format!("{expected}x f32 [batch, 8]")

@@ -525,17 +525,18 @@ fn frozen_targets(request: &mut TrainRequest, source: &dyn Source) -> Result<Opt
 pub fn preprocess(config: &TrainConfig) -> Preprocess {
     let side = config.crops.global.size;
     Preprocess {
-        resize: Some(side),
-        crop: Some((side, side)),
         interpolation: config.crops.interpolation,
         mean: config.crops.mean,
         std: config.crops.std,
+        sample_range: config.data.loader.sample_range,
+        ..Preprocess::imagenet(side, side)
     }
 }
 
 fn decode(config: &TrainConfig) -> DecodeOptions {
     DecodeOptions {
         background: config.data.loader.background,
+        sample_range: config.data.loader.sample_range,
         ..DecodeOptions::default()
     }
 }

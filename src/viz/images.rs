@@ -90,7 +90,7 @@ impl Seen {
             size,
         };
         for (&row, out) in rows.iter().zip(seen.pixels.chunks_exact_mut(3 * size.0 * size.1)) {
-            let image = source.load(row, decode)?;
+            let image = source.load(row, &preprocess.decode_options(decode))?;
             preprocess.write_tensor(&image, out)?;
             seen.pictures.push(preprocess.pixels(&image)?);
             let record = source.record(row);

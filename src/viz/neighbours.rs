@@ -7,7 +7,7 @@ use macula_eval::linalg::nearest_neighbours;
 use macula_eval::linalg::normalise::l2_normalise;
 
 use super::images::Choice;
-use crate::data::{DecodeOptions, RgbImage, Source};
+use crate::data::{DecodeOptions, RgbImage, SampleRange, Source};
 use crate::draw::{Mark, Sheet, Tile};
 use crate::evaluate::{default_column, read_column};
 use crate::extract::FeatureFolder;
@@ -52,6 +52,8 @@ struct Side {
     name: String,
     features: Features,
     source: Box<dyn Source>,
+    /// What samples of more than 8 bits were for the features.
+    sample_range: SampleRange,
 }
 
 /// Draws chosen rows and their nearest into `out`.
@@ -130,7 +132,10 @@ impl Side {
         let features = read_column(folder, column)?;
         let source = data::open(&pictured.data)?;
         features.check_source(source.as_ref(), &pictured.data, folder.path())?;
+        let sample_range = folder.meta().preprocess.get("sample_range").cloned();
+        let sample_range = sample_range.and_then(|range| serde_json::from_value(range).ok());
         Ok(Self {
+            sample_range: sample_range.unwrap_or_default(),
             name: folder.path().display().to_string(),
             features,
             source,
@@ -164,7 +169,11 @@ impl Side {
     }
 
     fn picture(&self, place: usize, decode: &DecodeOptions) -> Result<RgbImage> {
-        Ok(self.source.load(self.features.rows[place], decode)?)
+        let decode = DecodeOptions {
+            sample_range: self.sample_range,
+            ..*decode
+        };
+        Ok(self.source.load(self.features.rows[place], &decode)?)
     }
 
     fn name_of(&self, place: usize) -> &str {

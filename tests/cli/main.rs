@@ -11,6 +11,7 @@ mod distill;
 mod export;
 mod harness;
 mod index;
+mod preprocess;
 mod report;
 mod retrieval;
 mod robustness;

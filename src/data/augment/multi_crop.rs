@@ -43,6 +43,7 @@ impl MultiCrop {
             interpolation: config.interpolation,
             mean: config.mean,
             std: config.std,
+            ..Preprocess::imagenet(1, 1)
         };
         Ok(Self { config, normalise })
     }

@@ -1,13 +1,15 @@
 //! From the bytes of a file to RGB pixels, as Pillow's `Image.open(f).convert("RGB")` gives them: alpha dropped unless a
 //! background is asked for ([`alpha`]), palettes expanded, CMYK by Pillow's formula, no colour management. What Pillow does
-//! with 16 bits is kept too: grey saturates at 255, colour keeps its high byte. The format is decided by content, never by
-//! name, and the size is checked before pixels are allocated. This file holds what all formats share; [`gif`], [`tiff`],
-//! [`pnm`] and [`jpeg`] what is their own.
+//! with 16 bits is kept too, unless a range is asked for ([`range`]): grey saturates at 255, colour keeps its high byte. The
+//! format is decided by content, never by name, and the size is checked before pixels are allocated. This file holds what all
+//! formats share; [`gif`], [`tiff`], [`png`], [`pnm`] and [`jpeg`] what is their own.
 
 mod alpha;
 mod gif;
 mod jpeg;
+mod png;
 mod pnm;
+pub mod range;
 mod tiff;
 
 use std::io::Cursor;
@@ -15,6 +17,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use ::image::metadata::Orientation;
 use ::image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
+use serde::{Deserialize, Serialize};
+
+pub use range::SampleRange;
 
 use super::image::RgbImage;
 
@@ -22,7 +27,8 @@ use super::image::RgbImage;
 pub const DEFAULT_MAX_PIXELS: u64 = 178_956_970;
 
 /// What a reader of images may choose.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct DecodeOptions {
     /// Whether the EXIF orientation is applied. Off by default, as in the reference; a TIFF's own orientation always is,
     /// as in Pillow.
@@ -37,6 +43,9 @@ pub struct DecodeOptions {
     /// many pixels: faster, and the pixels of Pillow's `draft("RGB", (side, side))`. `None`, the default, decodes every image
     /// in full.
     pub jpeg_shorter_side: Option<u32>,
+    /// What samples of more than 8 bits become.
+    #[serde(default)]
+    pub sample_range: SampleRange,
 }
 
 impl Default for DecodeOptions {
@@ -46,6 +55,17 @@ impl Default for DecodeOptions {
             max_pixels: DEFAULT_MAX_PIXELS,
             background: None,
             jpeg_shorter_side: None,
+            sample_range: SampleRange::Clip,
+        }
+    }
+}
+
+impl DecodeOptions {
+    /// For who asks for an image's size alone: nothing saturates, so that nothing is said of it.
+    pub fn for_size() -> Self {
+        Self {
+            sample_range: SampleRange::Auto,
+            ..Self::default()
         }
     }
 }
@@ -95,6 +115,33 @@ impl DecodeError {
 /// # Errors
 /// A one-line reason when the bytes are empty, of no known format, too large by their header, damaged or cut short.
 pub fn decode(bytes: &[u8], options: &DecodeOptions) -> Result<RgbImage, DecodeError> {
+    decode_counting(bytes, options, &mut false)
+}
+
+/// [`decode`] for an image of a source: one that loses most of its samples to a cut-off is counted for the notice of
+/// [`range::take_notice`], under the name that `name` gives.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_named(
+    bytes: &[u8],
+    options: &DecodeOptions,
+    name: impl FnOnce() -> String,
+) -> Result<RgbImage, DecodeError> {
+    let mut lost = false;
+    let image = decode_counting(bytes, options, &mut lost)?;
+    if lost {
+        range::note(name());
+    }
+    Ok(image)
+}
+
+/// [`decode`]; `lost` becomes true when more than half of the samples are cut off.
+pub(super) fn decode_counting(
+    bytes: &[u8],
+    options: &DecodeOptions,
+    lost: &mut bool,
+) -> Result<RgbImage, DecodeError> {
     if bytes.is_empty() {
         return Err(DecodeError::Empty);
     }
@@ -102,8 +149,9 @@ pub fn decode(bytes: &[u8], options: &DecodeOptions) -> Result<RgbImage, DecodeE
     // The codecs are other people's code and hold assertions: one file must not end a run of a million.
     let decoded = catch_unwind(AssertUnwindSafe(|| match format {
         ImageFormat::Gif => gif::decode(bytes, options),
-        ImageFormat::Tiff => tiff::decode(bytes, options),
-        ImageFormat::Pnm => pnm::decode(bytes, options),
+        ImageFormat::Tiff => tiff::decode(bytes, options, lost),
+        ImageFormat::Png => png::decode(bytes, options, lost),
+        ImageFormat::Pnm => pnm::decode(bytes, options, lost),
         ImageFormat::Jpeg => jpeg::decode(bytes, options),
         ImageFormat::WebP => {
             check_webp_length(bytes).and_then(|()| decode_simple(bytes, format, name, options))
@@ -184,11 +232,6 @@ fn decode_simple(
     options: &DecodeOptions,
 ) -> Result<RgbImage, DecodeError> {
     let corrupt = |error: ::image::ImageError| DecodeError::corrupt(name, error);
-    if format == ImageFormat::Png
-        && let Some((width, height)) = png_size(bytes)
-    {
-        check_size(name, width, height, options)?;
-    }
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     let mut limits = Limits::no_limits();
     limits.max_alloc = Some(allowance(options));
@@ -201,8 +244,7 @@ fn decode_simple(
         false => Orientation::NoTransforms,
     };
     let decoded = DynamicImage::from_decoder(decoder).map_err(corrupt)?;
-    let saturate = format == ImageFormat::Png && png_is_grey16(bytes);
-    let mut image = to_rgb(decoded, saturate, options.background)
+    let mut image = to_rgb(decoded, options.background)
         .ok_or_else(|| DecodeError::corrupt(name, "unexpected sample layout"))?;
     if format == ImageFormat::Bmp
         && let Some(bits) = bmp_channel_bits(bytes)
@@ -257,31 +299,9 @@ fn spread_as_pillow(image: RgbImage, bits: [u32; 3]) -> RgbImage {
     RgbImage::new(width, height, data).expect("no sample came or went")
 }
 
-/// Width and height from the header chunk of a PNG.
-fn png_size(bytes: &[u8]) -> Option<(u32, u32)> {
-    let number = |at: usize| Some(u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
-    Some((number(16)?, number(20)?))
-}
-
-/// Whether a PNG holds 16-bit grey without an alpha channel. A transparent grey level changes nothing for Pillow, but
-/// makes the codec add an alpha channel, so the decoded type does not tell.
-fn png_is_grey16(bytes: &[u8]) -> bool {
-    bytes.get(24..26) == Some(&[16, 0])
-}
-
-/// Converts decoded samples; `saturate` is for 16-bit grey, which Pillow clips where it keeps other 16-bit samples' high
-/// byte.
-fn to_rgb(decoded: DynamicImage, saturate: bool, background: Option<[u8; 3]>) -> Option<RgbImage> {
+/// Converts decoded samples of 8 bits; `None` for others.
+fn to_rgb(decoded: DynamicImage, background: Option<[u8; 3]>) -> Option<RgbImage> {
     let (width, height) = (decoded.width(), decoded.height());
-    let narrow = move |sample: u16| {
-        if saturate {
-            sample.min(255) as u8
-        } else {
-            (sample >> 8) as u8
-        }
-    };
-    let high = |sample: u16| (sample >> 8) as u8;
-    let three = |pixel: &[u16]| [narrow(pixel[0]), narrow(pixel[1]), narrow(pixel[2])];
     let over = |colour: [u8; 3], alpha: u8| alpha::over(colour, alpha, background);
     let data: Vec<u8> = match &decoded {
         DynamicImage::ImageRgb8(_) => decoded.into_rgb8().into_raw(),
@@ -295,22 +315,6 @@ fn to_rgb(decoded: DynamicImage, saturate: bool, background: Option<[u8; 3]>) ->
             .as_raw()
             .chunks_exact(4)
             .flat_map(|p| over([p[0], p[1], p[2]], p[3]))
-            .collect(),
-        DynamicImage::ImageLuma16(image) => image
-            .as_raw()
-            .iter()
-            .flat_map(|&grey| [narrow(grey); 3])
-            .collect(),
-        DynamicImage::ImageLumaA16(image) => image
-            .as_raw()
-            .chunks_exact(2)
-            .flat_map(|p| over([narrow(p[0]); 3], high(p[1])))
-            .collect(),
-        DynamicImage::ImageRgb16(image) => image.as_raw().chunks_exact(3).flat_map(three).collect(),
-        DynamicImage::ImageRgba16(image) => image
-            .as_raw()
-            .chunks_exact(4)
-            .flat_map(|p| over(three(p), high(p[3])))
             .collect(),
         _ => return None,
     };

@@ -1,7 +1,9 @@
 //! PBM, PGM and PPM, plain and binary, and grey PFM, as Pillow reads them: samples of another maximum than 255 are spread over
 //! 0 to 255 with ties to even; grey of more than 8 bits is spread over 0 to 65535 first and then saturates at 255, as 16-bit
-//! grey does in every format; floats keep their whole part and saturate. The rows of a PFM stand from bottom to top.
+//! grey does in every format; floats keep their whole part and saturate. With a range ([`super::range`]) samples of more than 8
+//! bits are mapped by it as they are stored. The rows of a PFM stand from bottom to top.
 
+use super::range::Narrow;
 use super::{DecodeError, DecodeOptions, check_size};
 use crate::data::image::RgbImage;
 
@@ -34,12 +36,17 @@ impl Layout {
         self.width * self.height * self.channels
     }
 
-    /// A sample as Pillow has it after `convert("RGB")`.
-    fn narrowed(&self, sample: u32) -> u8 {
-        let is_wide_grey = self.channels == 1 && self.maximum > 255;
-        let most = if is_wide_grey { 65535.0 } else { 255.0 };
-        let spread = (f64::from(sample) / f64::from(self.maximum) * most).round_ties_even();
-        spread.min(255.0) as u8
+    /// A sample as Pillow has it after `convert("RGB")`, or by the range of wide samples.
+    fn narrowed(&self, sample: u32, wide: &mut Narrow) -> u8 {
+        let is_wide = self.maximum > 255;
+        if is_wide && wide.maps() {
+            return wide.narrow(f64::from(sample));
+        }
+        let share = f64::from(sample) / f64::from(self.maximum);
+        match is_wide && self.channels == 1 {
+            true => wide.narrow((share * 65535.0).round_ties_even()),
+            false => (share * 255.0).round_ties_even() as u8,
+        }
     }
 
     /// One byte a sample as red, green and blue.
@@ -62,7 +69,11 @@ fn cut(expected: usize, found: usize) -> DecodeError {
     wrong(format!("cut short: expected {expected} samples, found {found}"))
 }
 
-pub(super) fn decode(bytes: &[u8], options: &DecodeOptions) -> Result<RgbImage, DecodeError> {
+pub(super) fn decode(
+    bytes: &[u8],
+    options: &DecodeOptions,
+    lost: &mut bool,
+) -> Result<RgbImage, DecodeError> {
     let kind = bytes.get(1).copied().unwrap_or_default();
     let mut header = Tokens { bytes, at: 3 };
     let (width, height) = (header.number()?, header.number()?);
@@ -81,7 +92,10 @@ pub(super) fn decode(bytes: &[u8], options: &DecodeOptions) -> Result<RgbImage, 
             if scale == 0.0 || !scale.is_finite() {
                 return Err(wrong(format!("expected a scale other than 0, found {scale}")));
             }
-            return layout.image(floats(header.rest(), &layout, scale < 0.0)?);
+            let mut wide = Narrow::new(options.sample_range, 1.0);
+            let samples = floats(header.rest(), &layout, scale < 0.0, &mut wide)?;
+            *lost = wide.lost_most();
+            return layout.image(samples);
         }
         _ => {}
     }
@@ -90,10 +104,12 @@ pub(super) fn decode(bytes: &[u8], options: &DecodeOptions) -> Result<RgbImage, 
         let reason = format!("expected a maximum from 1 to 65535, found {}", layout.maximum);
         return Err(wrong(reason));
     }
+    let mut wide = Narrow::new(options.sample_range, f64::from(layout.maximum));
     let samples = match kind {
-        b'2' | b'3' => plain_samples(header, &layout)?,
-        _ => binary_samples(header.rest(), &layout)?,
+        b'2' | b'3' => plain_samples(header, &layout, &mut wide)?,
+        _ => binary_samples(header.rest(), &layout, &mut wide)?,
     };
+    *lost = wide.lost_most();
     layout.image(samples)
 }
 
@@ -182,7 +198,7 @@ fn packed_bits(data: &[u8], layout: &Layout) -> Result<Vec<u8>, DecodeError> {
         .collect())
 }
 
-fn plain_samples(mut data: Tokens<'_>, layout: &Layout) -> Result<Vec<u8>, DecodeError> {
+fn plain_samples(mut data: Tokens<'_>, layout: &Layout, wide: &mut Narrow) -> Result<Vec<u8>, DecodeError> {
     let mut samples = Vec::new();
     while samples.len() < layout.samples() {
         let token = data.next()?.ok_or_else(|| cut(layout.samples(), samples.len()))?;
@@ -195,12 +211,12 @@ fn plain_samples(mut data: Tokens<'_>, layout: &Layout) -> Result<Vec<u8>, Decod
                 layout.maximum
             )));
         }
-        samples.push(layout.narrowed(sample));
+        samples.push(layout.narrowed(sample, wide));
     }
     Ok(samples)
 }
 
-fn binary_samples(data: &[u8], layout: &Layout) -> Result<Vec<u8>, DecodeError> {
+fn binary_samples(data: &[u8], layout: &Layout, wide: &mut Narrow) -> Result<Vec<u8>, DecodeError> {
     let count = layout.samples();
     let width = if layout.maximum > 255 { 2 } else { 1 };
     let data = data
@@ -210,19 +226,24 @@ fn binary_samples(data: &[u8], layout: &Layout) -> Result<Vec<u8>, DecodeError> 
         (1, 255) => data.to_vec(),
         (1, _) => data
             .iter()
-            .map(|&sample| layout.narrowed(sample.into()))
+            .map(|&sample| layout.narrowed(sample.into(), wide))
             .collect(),
         _ => {
             let (pairs, _) = data.as_chunks::<2>();
             pairs
                 .iter()
-                .map(|&pair| layout.narrowed(u16::from_be_bytes(pair).into()))
+                .map(|&pair| layout.narrowed(u16::from_be_bytes(pair).into(), wide))
                 .collect()
         }
     })
 }
 
-fn floats(data: &[u8], layout: &Layout, is_little_endian: bool) -> Result<Vec<u8>, DecodeError> {
+fn floats(
+    data: &[u8],
+    layout: &Layout,
+    is_little_endian: bool,
+    wide: &mut Narrow,
+) -> Result<Vec<u8>, DecodeError> {
     let count = layout.samples();
     let data = data.get(..count * 4).ok_or_else(|| cut(count, data.len() / 4))?;
     let read = if is_little_endian {
@@ -232,7 +253,7 @@ fn floats(data: &[u8], layout: &Layout, is_little_endian: bool) -> Result<Vec<u8
     };
     let (values, _) = data.as_chunks::<4>();
     let rows = values.chunks_exact(layout.width).rev();
-    Ok(rows.flatten().map(|&bytes| read(bytes) as u8).collect())
+    Ok(rows.flatten().map(|&bytes| wide.narrow(f64::from(read(bytes)))).collect())
 }
 
 #[cfg(test)]

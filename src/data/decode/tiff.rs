@@ -8,6 +8,7 @@ use ::tiff::ColorType;
 use ::tiff::decoder::{Decoder, DecodingResult, Limits};
 use ::tiff::tags::Tag;
 
+use super::range::{Narrow, SampleRange};
 use super::{DecodeError, DecodeOptions, allowance, alpha, check_size, cmyk_to_rgb, orient};
 use crate::data::image::RgbImage;
 
@@ -39,19 +40,28 @@ enum Colours {
     YCbCr,
 }
 
-pub(super) fn decode(bytes: &[u8], options: &DecodeOptions) -> Result<RgbImage, DecodeError> {
+pub(super) fn decode(
+    bytes: &[u8],
+    options: &DecodeOptions,
+    lost: &mut bool,
+) -> Result<RgbImage, DecodeError> {
     match photometric_offset(bytes) {
         // The codec knows no palettes, but reads the same samples as grey. A copy of the file says that they are.
         Some(at) if bytes[at..at + 2] == u16_bytes(bytes, PALETTE) => {
             let mut grey = bytes.to_vec();
             grey[at..at + 2].copy_from_slice(&u16_bytes(bytes, BLACK_IS_ZERO));
-            decode_page(&grey, options, true)
+            decode_page(&grey, options, true, lost)
         }
-        _ => decode_page(bytes, options, false),
+        _ => decode_page(bytes, options, false, lost),
     }
 }
 
-fn decode_page(bytes: &[u8], options: &DecodeOptions, palette: bool) -> Result<RgbImage, DecodeError> {
+fn decode_page(
+    bytes: &[u8],
+    options: &DecodeOptions,
+    palette: bool,
+    lost: &mut bool,
+) -> Result<RgbImage, DecodeError> {
     let mut limits = Limits::default();
     let allowed = usize::try_from(allowance(options)).unwrap_or(usize::MAX);
     limits.decoding_buffer_size = allowed;
@@ -63,9 +73,13 @@ fn decode_page(bytes: &[u8], options: &DecodeOptions, palette: bool) -> Result<R
     check_size(NAME, width, height, options)?;
     let kind = reader.colortype().map_err(corrupt)?;
     let orientation: Option<u16> = reader.find_tag_unsigned(Tag::Orientation).map_err(corrupt)?;
-    let (colours, bits) = colours(&mut reader, kind, palette)?;
+    let (colours, bits) = colours(&mut reader, kind, palette, options.sample_range)?;
 
-    let (samples, channels) = read_samples(&mut reader, width, height, bits, &colours)?;
+    let wide = Wide {
+        range: options.sample_range,
+        lost,
+    };
+    let (samples, channels) = read_samples(&mut reader, width, height, bits, &colours, wide)?;
     let data = to_rgb(&samples, channels, &colours, options.background)?;
     let image = RgbImage::new(width, height, data).ok_or_else(|| damaged("fewer samples than pixels"))?;
     let orientation = orientation.and_then(|value| Orientation::from_exif(u8::try_from(value).ok()?));
@@ -73,7 +87,12 @@ fn decode_page(bytes: &[u8], options: &DecodeOptions, palette: bool) -> Result<R
 }
 
 /// What the samples mean, and how many bits each has.
-fn colours(reader: &mut Reader, kind: ColorType, palette: bool) -> Result<(Colours, u8), DecodeError> {
+fn colours(
+    reader: &mut Reader,
+    kind: ColorType,
+    palette: bool,
+    range: SampleRange,
+) -> Result<(Colours, u8), DecodeError> {
     let unsupported = || DecodeError::corrupt(NAME, format!("samples of kind {kind:?} are not supported"));
     let extra: Option<Vec<u16>> = reader.find_tag_unsigned_vec(Tag::ExtraSamples).map_err(corrupt)?;
     let extra = extra.and_then(|kinds| kinds.first().copied());
@@ -101,6 +120,17 @@ fn colours(reader: &mut Reader, kind: ColorType, palette: bool) -> Result<(Colou
     };
     match (&found.0, found.1) {
         (Colours::Grey, _) | (_, 8 | 16) | (Colours::Palette(_), _) => Ok(found),
+        // Pillow reads none of these, so nothing says what they become until the user does.
+        (Colours::Rgb | Colours::Rgba | Colours::Premultiplied, 32 | 64) if range.is_clip() => {
+            Err(DecodeError::corrupt(
+                NAME,
+                format!(
+                    "colour samples of {bits} bits need --sample-range auto or LOW,HIGH",
+                    bits = found.1
+                ),
+            ))
+        }
+        (Colours::Rgb | Colours::Rgba | Colours::Premultiplied, 32 | 64) => Ok(found),
         _ => Err(unsupported()),
     }
 }
@@ -120,6 +150,32 @@ fn palette_of(reader: &mut Reader, bits: u8) -> Result<Vec<[u8; 3]>, DecodeError
     Ok((0..size).map(colour).collect())
 }
 
+/// What becomes of samples wider than 8 bits, and whether most were lost.
+struct Wide<'a> {
+    range: SampleRange,
+    lost: &'a mut bool,
+}
+
+impl Wide<'_> {
+    /// Samples of a type that goes up to `most`; those that `is_alpha` finds by their place have the type's whole range.
+    fn narrow(
+        self,
+        values: impl Iterator<Item = f64>,
+        most: f64,
+        is_alpha: impl Fn(usize) -> bool,
+    ) -> Vec<u8> {
+        let mut colours = Narrow::new(self.range, most);
+        let mut alphas = Narrow::new(SampleRange::Auto, most);
+        let narrow = |(place, value)| match is_alpha(place) {
+            true => alphas.narrow(value),
+            false => colours.narrow(value),
+        };
+        let samples = values.enumerate().map(narrow).collect();
+        *self.lost = colours.lost_most();
+        samples
+    }
+}
+
 /// All samples as 8 bits, interleaved, and how many a pixel has.
 fn read_samples(
     reader: &mut Reader,
@@ -127,6 +183,7 @@ fn read_samples(
     height: u32,
     bits: u8,
     colours: &Colours,
+    wide: Wide,
 ) -> Result<(Vec<u8>, usize), DecodeError> {
     let area = width as usize * height as usize;
     let photometric: Option<u16> = reader
@@ -134,6 +191,7 @@ fn read_samples(
         .map_err(corrupt)?;
     let mut buffer = DecodingResult::U8(Vec::new());
     let layout = reader.read_image_to_buffer(&mut buffer).map_err(corrupt)?;
+    let planar = layout.planes > 1;
     let samples = match buffer {
         DecodingResult::U8(packed) if bits < 8 => {
             let scale = match colours {
@@ -143,27 +201,21 @@ fn read_samples(
             return Ok((unpack(&packed, width as usize, bits, scale), 1));
         }
         DecodingResult::U8(samples) => samples,
-        // 16-bit grey saturates and, unlike 8-bit grey, is not inverted where white is 0; the codec has inverted it.
-        DecodingResult::U16(samples) if matches!(colours, Colours::Grey) => {
-            let mirrored = photometric == Some(WHITE_IS_ZERO);
-            let undo = |sample: u16| if mirrored { u16::MAX - sample } else { sample };
-            samples
-                .iter()
-                .map(|&sample| undo(sample).min(255) as u8)
-                .collect()
+        DecodingResult::U16(samples) if keeps_high_byte(colours, wide.range) => {
+            samples.iter().map(|&sample| (sample >> 8) as u8).collect()
         }
-        DecodingResult::U16(samples) => samples.iter().map(|&sample| (sample >> 8) as u8).collect(),
-        DecodingResult::I16(samples) => samples.iter().map(|&sample| sample.clamp(0, 255) as u8).collect(),
-        // Pillow keeps 32 bits as signed ones.
-        DecodingResult::U32(samples) => samples
-            .iter()
-            .map(|&sample| (sample as i32).clamp(0, 255) as u8)
-            .collect(),
-        DecodingResult::I32(samples) => samples.iter().map(|&sample| sample.clamp(0, 255) as u8).collect(),
-        // `as` truncates and saturates, as Pillow's cast between its checks does.
-        DecodingResult::F32(samples) => samples.iter().map(|&sample| sample as u8).collect(),
-        DecodingResult::F64(samples) => samples.iter().map(|&sample| sample as u8).collect(),
-        _ => return Err(damaged(format!("{bits}-bit samples of an unsupported kind"))),
+        buffer => {
+            // 16-bit grey is, unlike 8-bit grey, not inverted where white is 0; the codec has inverted it.
+            let mirrored = photometric == Some(WHITE_IS_ZERO);
+            let (values, most) = values(&buffer, bits, mirrored, wide.range)
+                .ok_or_else(|| damaged(format!("{bits}-bit samples of an unsupported kind")))?;
+            let channels = (values.len() / area).max(1);
+            let has_alpha = matches!(colours, Colours::Rgba | Colours::Premultiplied);
+            wide.narrow(values, most, |place| {
+                let channel = if planar { place / area } else { place % channels };
+                has_alpha && channel == 3
+            })
+        }
     };
     let channels = samples.len() / area;
     if channels == 0 || samples.len() != channels * area {
@@ -173,13 +225,55 @@ fn read_samples(
         )));
     }
     Ok((
-        if layout.planes > 1 {
+        if planar {
             interleave(&samples, channels)
         } else {
             samples
         },
         channels,
     ))
+}
+
+/// Whether Pillow's way with 16 bits is to keep the high byte: of all colours where no range is asked for, and of those that
+/// no range applies to.
+fn keeps_high_byte(colours: &Colours, range: SampleRange) -> bool {
+    match colours {
+        Colours::Cmyk | Colours::YCbCr => true,
+        Colours::Grey => false,
+        _ => range.is_clip(),
+    }
+}
+
+/// The numbers that samples of more than 8 bits are, and the largest of their type; `None` for others.
+fn values(
+    buffer: &DecodingResult,
+    bits: u8,
+    mirrored: bool,
+    range: SampleRange,
+) -> Option<(Box<dyn ExactSizeIterator<Item = f64> + '_>, f64)> {
+    let largest = |bits: u8| 2_f64.powi(i32::from(bits)) - 1.0;
+    let (unsigned, signed) = (largest(bits), largest(bits - 1));
+    let stored = move |sample: u16| if mirrored { u16::MAX - sample } else { sample };
+    // Pillow keeps 32 bits as signed ones.
+    let word = move |sample: u32| match range.is_clip() {
+        true => f64::from(sample as i32),
+        false => f64::from(sample),
+    };
+    Some(match buffer {
+        DecodingResult::U16(samples) => (
+            Box::new(samples.iter().map(move |&v| f64::from(stored(v)))),
+            unsigned,
+        ),
+        DecodingResult::U32(samples) => (Box::new(samples.iter().map(move |&v| word(v))), unsigned),
+        DecodingResult::U64(samples) => (Box::new(samples.iter().map(|&v| v as f64)), unsigned),
+        DecodingResult::I16(samples) => (Box::new(samples.iter().map(|&v| f64::from(v))), signed),
+        DecodingResult::I32(samples) => (Box::new(samples.iter().map(|&v| f64::from(v))), signed),
+        DecodingResult::I64(samples) => (Box::new(samples.iter().map(|&v| v as f64)), signed),
+        DecodingResult::F16(samples) => (Box::new(samples.iter().map(|v| v.to_f64())), 1.0),
+        DecodingResult::F32(samples) => (Box::new(samples.iter().map(|&v| f64::from(v))), 1.0),
+        DecodingResult::F64(samples) => (Box::new(samples.iter().copied()), 1.0),
+        _ => return None,
+    })
 }
 
 /// Takes samples of 1, 2 or 4 bits out of rows that begin at whole bytes.

@@ -28,7 +28,7 @@ use reader::Reader;
 
 use super::augment::{MultiCrop, PlannedImage};
 use super::mask::{Grid, MaskConfig, masks_for_batch};
-use super::{DecodeOptions, RowError, Source};
+use super::{DecodeOptions, RowError, SampleRange, Source};
 use crate::{Error, Result, rng};
 
 /// The largest number of threads.
@@ -58,6 +58,10 @@ pub struct LoaderConfig {
     /// `convert("RGB")` does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub background: Option<[u8; 3]>,
+    /// What samples of more than 8 bits become: `"clip"`, as Pillow; `"auto"`, the type's range (floats: 0 to 1) to black to
+    /// white; `[low, high]`. Default `"clip"`.
+    #[serde(skip_serializing_if = "SampleRange::is_clip")]
+    pub sample_range: SampleRange,
 }
 
 impl Default for LoaderConfig {
@@ -70,6 +74,7 @@ impl Default for LoaderConfig {
             on_error: OnError::Skip,
             view_epochs: 0,
             background: None,
+            sample_range: SampleRange::Clip,
         }
     }
 }
@@ -95,6 +100,7 @@ impl LoaderConfig {
     fn decode(&self) -> DecodeOptions {
         DecodeOptions {
             background: self.background,
+            sample_range: self.sample_range,
             ..DecodeOptions::default()
         }
     }

@@ -14,7 +14,7 @@ use serde_json::json;
 use super::columns::{self, choose, choose_label};
 use super::notice::say_once;
 use super::{Columns, Record, RowError, Source, load_file, lossless, place, sha256, shards};
-use crate::data::decode::{DecodeOptions, decode};
+use crate::data::decode::{DecodeOptions, decode_named};
 use crate::data::image::RgbImage;
 use crate::tables::{Encoded, Kind, ParquetTable, Table};
 use crate::{Error, Result};
@@ -283,7 +283,8 @@ impl Source for Embedded {
             reason,
         };
         match self.image(place(row)).map_err(|cause| error(cause.to_string()))? {
-            Encoded::Bytes(bytes) => decode(&bytes, options).map_err(|cause| error(cause.to_string())),
+            Encoded::Bytes(bytes) => decode_named(&bytes, options, || self.rows[place(row)].path.clone())
+                .map_err(|cause| error(cause.to_string())),
             Encoded::Path(path) => {
                 let file = &self.files[self.group_of(place(row)).1.file];
                 load_file(&file.with_file_name("").join(path), options)

@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::decode::{DecodeOptions, decode};
+use super::decode::{DecodeOptions, decode_named};
 use super::image::RgbImage;
 use crate::files::{hex, lossless};
 use crate::tables::{Table, is_parquet};
@@ -280,7 +280,7 @@ fn load_file(path: &Path, options: &DecodeOptions) -> std::result::Result<RgbIma
         return Err(error("not a file".to_owned()));
     }
     let bytes = fs::read(path).map_err(|cause| error(cause.to_string()))?;
-    decode(&bytes, options).map_err(|cause| error(cause.to_string()))
+    decode_named(&bytes, options, || lossless(path)).map_err(|cause| error(cause.to_string()))
 }
 
 /// `row` as an index.

@@ -17,7 +17,7 @@ use serde_json::json;
 use super::kind::{self, EXTENSIONS, Kind, is_passed_over};
 use super::notice::{PassedOver, say_once, warn_once};
 use super::{Record, RowError, Source, beginning, compressed, lossless, place, sha256, shards};
-use crate::data::decode::{DecodeOptions, decode};
+use crate::data::decode::{DecodeOptions, decode_named};
 use crate::data::image::RgbImage;
 use crate::{Error, Result};
 
@@ -406,7 +406,7 @@ impl Source for Tars {
             );
             return Err(error(reason));
         }
-        decode(&bytes, options).map_err(|cause| error(cause.to_string()))
+        decode_named(&bytes, options, || self.name(found)).map_err(|cause| error(cause.to_string()))
     }
 
     fn describe(&self) -> serde_json::Value {

@@ -118,7 +118,7 @@ impl<T: Target> Reader<'_, T> {
         window: (usize, usize),
     ) -> Result<Prepared<T::Value>> {
         let record = self.source.record(row);
-        let decode: &DecodeOptions = &self.request.decode;
+        let decode: &DecodeOptions = &preprocess.decode_options(&self.request.decode);
         let image = self
             .source
             .load(row, decode)

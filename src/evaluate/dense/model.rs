@@ -3,8 +3,9 @@
 use serde_json::{Value, json};
 
 use super::{DenseRequest, request_error};
+use crate::data::transform::Resize;
 use crate::data::{Preprocess, Source};
-use crate::extract::model::{self, FeatureModel, ModelOptions, OpenModel, OutputChoice};
+use crate::extract::model::{self, FeatureModel, ModelOptions, OpenModel, OutputChoice, grid_of};
 use crate::{Error, Result};
 
 /// How a model's outputs become features of patches.
@@ -45,9 +46,9 @@ impl DenseModel {
             .ok_or_else(|| Error::input("--crop", "expected a size above 0, found none"))?;
         let (reading, grid, dim) = reading(&request.model, model.as_ref(), window, request.cell)?;
         let resize = match request.options.preprocess.resize {
-            Some(0) => None,
-            Some(side) => Some(side),
-            None => Some(window.0.min(window.1) as u32),
+            Some(Resize::Shorter(0)) => None,
+            Some(resize) => Some(resize),
+            None => Some(Resize::Shorter(window.0.min(window.1) as u32)),
         };
         Ok(Self {
             model,
@@ -185,13 +186,6 @@ fn reading(
         .map(|output| output.shape.last().copied().unwrap_or(1))
         .sum();
     Ok((Reading::Tokens, grid, dim))
-}
-
-/// Rows and columns of `tokens` square patches over `window`.
-fn grid_of(tokens: usize, (height, width): (usize, usize)) -> Option<(usize, usize)> {
-    let side = ((height * width) as f64 / tokens.max(1) as f64).sqrt().round() as usize;
-    let whole = side > 0 && height % side == 0 && width % side == 0;
-    (whole && (height / side) * (width / side) == tokens).then(|| (height / side, width / side))
 }
 
 /// Appends the means `[rows * columns, C]` over square cells of `image` `[C, H, W]`.

@@ -8,7 +8,7 @@ use macula_models::vit::{VisionTransformer, VitConfig};
 use macula_models::weights::{self, Checkpoint};
 use serde_json::json;
 
-use super::preprocess::{check_size, of_checkpoint};
+use super::preprocess::{Size, check_size, of_checkpoint};
 use super::{FeatureModel, ModelOptions, OpenModel, OutputChoice};
 use crate::data::Preprocess;
 use crate::extract::OutputSpec;
@@ -48,8 +48,8 @@ pub fn open_network(path: &Path, options: &ModelOptions) -> Result<OpenNetwork> 
 fn of_weights(path: &Path, checkpoint: &Checkpoint, options: &ModelOptions) -> Result<OpenNetwork> {
     let config = &checkpoint.config;
     let side = default_side(config);
-    let preprocess = options.preprocess.over(of_checkpoint(checkpoint, side, side)?);
-    preprocess.validate()?;
+    let size = Size::Stated(side, side);
+    let preprocess = of_checkpoint(path, checkpoint, size, &options.preprocess)?;
     check_size(&path.display().to_string(), &preprocess, (None, None))?;
     let (height, width) = preprocess.crop.unwrap_or((side, side));
     config.grid(height as usize, width as usize)?;

@@ -6,6 +6,8 @@ mod onnx;
 mod patches;
 mod pixels;
 mod preprocess;
+mod stated;
+mod tokens;
 
 use std::path::{Path, PathBuf};
 
@@ -16,10 +18,11 @@ use crate::{Error, Result};
 
 pub use checkpoint::{CheckpointModel, OpenNetwork, default_side, open_network};
 pub use derived::DerivedModel;
-pub use onnx::OnnxFeatures;
+pub use onnx::{OnnxFeatures, levels};
 pub use patches::PatchLayers;
 pub use pixels::PixelModel;
-pub use preprocess::{PreprocessOverrides, imagenet, of_checkpoint};
+pub use preprocess::{PreprocessOverrides, Size, imagenet, normalisation_of, of_checkpoint};
+pub use tokens::grid_of;
 
 /// Anything that gives features for a batch of images.
 pub trait FeatureModel {

@@ -80,7 +80,7 @@ pub(super) fn open(mode: PixelMode, source: &dyn Source, options: &ModelOptions)
 fn first_size(source: &dyn Source, preprocess: &Preprocess) -> Result<(u32, u32)> {
     let mut reason = "the source is empty".to_owned();
     for row in 0..source.len().min(100) {
-        match source.load(row, &DecodeOptions::default()) {
+        match source.load(row, &DecodeOptions::for_size()) {
             Ok(image) => {
                 let image = preprocess.pixels(&image)?;
                 return Ok((image.height(), image.width()));

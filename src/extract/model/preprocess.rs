@@ -1,15 +1,20 @@
-//! Which preprocessing an extraction uses: the user's flags first, then what the model's file says, then ImageNet's.
+//! Which preprocessing an extraction uses: the user's flags first, then what the model's file says, then what the files beside
+//! it say, then ImageNet's, with a notice.
+
+use std::path::Path;
 
 use macula_models::weights::{Checkpoint, PREPROCESS_KEY};
 
-use crate::data::{Interpolation, Preprocess};
+use super::stated;
+use crate::data::transform::Resize;
+use crate::data::{Interpolation, Preprocess, SampleRange};
 use crate::{Error, Result};
 
 /// Preprocessing as far as flags gave it.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct PreprocessOverrides {
-    /// Shorter side after resizing, in pixels; 0 for no resizing.
-    pub resize: Option<u32>,
+    /// What images are resized to, in pixels; a shorter side of 0 for no resizing.
+    pub resize: Option<Resize>,
     /// Side of the centre crop, in pixels; 0 for no crop.
     pub crop: Option<u32>,
     /// Filter of the resize.
@@ -18,21 +23,44 @@ pub struct PreprocessOverrides {
     pub mean: Option<[f32; 3]>,
     /// Standard deviation per channel, in [0, 1].
     pub std: Option<[f32; 3]>,
+    /// What samples of more than 8 bits become.
+    pub sample_range: Option<SampleRange>,
 }
 
 impl PreprocessOverrides {
-    /// `base` with the flags laid over it.
+    /// `base` with the flags laid over it. Where images are squeezed into the crop, another crop takes that size with it.
     pub fn over(&self, base: Preprocess) -> Preprocess {
-        let side = |given: Option<u32>| given.map(|side| Some(side).filter(|side| *side > 0));
+        let crop = match self.crop {
+            Some(0) => None,
+            Some(side) => Some((side, side)),
+            None => base.crop,
+        };
+        let squeezed = |resize: Resize| match (resize, base.crop, crop) {
+            (Resize::Exact(height, width), Some(before), Some((crop_height, crop_width)))
+                if before == (height, width) =>
+            {
+                Resize::Exact(crop_height, crop_width)
+            }
+            (resize, _, _) => resize,
+        };
         Preprocess {
-            resize: side(self.resize).unwrap_or(base.resize),
-            crop: side(self.crop)
-                .map(|crop| crop.map(|side| (side, side)))
-                .unwrap_or(base.crop),
+            resize: match self.resize {
+                Some(Resize::Shorter(0)) => None,
+                Some(resize) => Some(resize),
+                None => base.resize.map(squeezed),
+            },
+            crop,
+            crop_start: base.crop_start,
             interpolation: self.interpolation.unwrap_or(base.interpolation),
             mean: self.mean.unwrap_or(base.mean),
             std: self.std.unwrap_or(base.std),
+            sample_range: self.sample_range.unwrap_or(base.sample_range),
         }
+    }
+
+    /// Whether nothing but the filter is left to assume.
+    fn is_whole(&self) -> bool {
+        self.resize.is_some() && self.crop.is_some() && self.mean.is_some() && self.std.is_some()
     }
 }
 
@@ -46,29 +74,143 @@ pub fn imagenet(height: u32, width: u32) -> Preprocess {
     }
 }
 
-/// How images are prepared for a checkpoint at `height x width`: as its file says, at that size, or as for ImageNet.
+/// What says which size a network's images have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Size {
+    /// The files that state a preprocessing; this height and width where they state none.
+    Stated(u32, u32),
+    /// This height and width, whatever the files say.
+    Given(u32, u32),
+}
+
+/// How images are prepared for the network in `path`: by `flags`, by `own` (JSON in the file itself, and what it is called),
+/// by the files beside it, or as for ImageNet. stderr says which files, and what was assumed.
 ///
 /// # Errors
-/// A file whose preprocessing cannot be read.
-pub fn of_checkpoint(checkpoint: &Checkpoint, height: u32, width: u32) -> Result<Preprocess> {
-    let Some(json) = &checkpoint.preprocess else {
-        return Ok(imagenet(height, width));
+/// A statement that cannot be read, or that asks for what macula does not do.
+pub fn of_file(
+    path: &Path,
+    own: Option<(&str, &str)>,
+    size: Size,
+    flags: &PreprocessOverrides,
+) -> Result<Preprocess> {
+    let stated = match own {
+        Some((what, json)) => Some(Preprocess::from_json(what, json)?),
+        None => match stated::beside(path, flags)? {
+            Some(stated) => {
+                stated.preprocess.validate().map_err(|error| match error {
+                    Error::Input { what, reason } => {
+                        Error::input(format!("{}: {what}", stated.file.display()), reason)
+                    }
+                    other => other,
+                })?;
+                tracing::info!(
+                    "preprocessing from {}: {}",
+                    stated.file.display(),
+                    flags.over(stated.preprocess.clone()).to_json()?
+                );
+                Some(stated.preprocess)
+            }
+            None => None,
+        },
     };
-    let stored = Preprocess::from_json(PREPROCESS_KEY, json)?;
-    // Another size keeps the proportion of resize and crop.
-    let longest = |(height, width): (u32, u32)| height.max(width);
-    let resize = match (stored.resize, stored.crop) {
-        (Some(resize), Some(crop)) => {
-            let scale = f64::from(longest((height, width))) / f64::from(longest(crop));
-            Some((f64::from(resize) * scale).round() as u32)
+    let (Size::Stated(height, width) | Size::Given(height, width)) = size;
+    let base = match (stated, size) {
+        (None, _) => {
+            let assumed = imagenet(height, width);
+            if !flags.is_whole() {
+                tracing::warn!(
+                    "{} does not say how its images are prepared: ImageNet's preprocessing is assumed, {}",
+                    path.display(),
+                    flags.over(assumed.clone()).to_json()?
+                );
+            }
+            assumed
         }
+        (Some(stated), Size::Given(height, width)) => at_size(stated, height, width),
+        (Some(stated), Size::Stated(height, width)) => Preprocess {
+            crop: stated.crop.or(Some((height, width))),
+            ..stated
+        },
+    };
+    let preprocess = flags.over(base);
+    preprocess.validate()?;
+    Ok(preprocess)
+}
+
+/// `stated` for images of another size: the proportion of resize and crop is kept.
+fn at_size(stated: Preprocess, height: u32, width: u32) -> Preprocess {
+    let longest = |(height, width): (u32, u32)| f64::from(height.max(width));
+    let scaled = |side: u32, from: f64, to: f64| (f64::from(side) * to / from).round() as u32;
+    let resize = match (stated.resize, stated.crop) {
+        (Some(Resize::Shorter(side)), Some(crop)) => Some(Resize::Shorter(scaled(
+            side,
+            longest(crop),
+            longest((height, width)),
+        ))),
+        (Some(Resize::Exact(rows, columns)), Some(crop)) => Some(Resize::Exact(
+            scaled(rows, f64::from(crop.0), f64::from(height)),
+            scaled(columns, f64::from(crop.1), f64::from(width)),
+        )),
         (resize, _) => resize,
     };
-    Ok(Preprocess {
+    Preprocess {
         resize,
         crop: Some((height, width)),
-        ..stored
-    })
+        ..stated
+    }
+}
+
+/// [`of_file`] for a checkpoint, whose own statement is macula's.
+///
+/// # Errors
+/// As [`of_file`].
+pub fn of_checkpoint(
+    path: &Path,
+    checkpoint: &Checkpoint,
+    size: Size,
+    flags: &PreprocessOverrides,
+) -> Result<Preprocess> {
+    let own = checkpoint.preprocess.as_deref();
+    of_file(path, own.map(|json| (PREPROCESS_KEY, json)), size, flags)
+}
+
+/// Mean and deviation alone, for who makes the images otherwise; `given` are the flags'. `own` and notices as in
+/// [`of_file`].
+///
+/// # Errors
+/// As [`of_file`].
+pub fn normalisation_of(
+    path: &Path,
+    own: Option<(&str, &str)>,
+    given: (Option<[f32; 3]>, Option<[f32; 3]>),
+) -> Result<([f32; 3], [f32; 3])> {
+    let flags = PreprocessOverrides {
+        // Not used: parts that flags give are not read.
+        resize: Some(Resize::Shorter(1)),
+        crop: Some(1),
+        interpolation: Some(Interpolation::Bicubic),
+        mean: given.0,
+        std: given.1,
+        sample_range: None,
+    };
+    let stated = match own {
+        Some((what, json)) => Some(Preprocess::from_json(what, json)?),
+        None => stated::beside(path, &flags)?.map(|stated| {
+            tracing::info!("mean and deviation of pixels from {}", stated.file.display());
+            stated.preprocess
+        }),
+    };
+    let stated = stated.unwrap_or_else(|| {
+        if given.0.is_none() || given.1.is_none() {
+            tracing::warn!(
+                "{} does not say how its pixels are normalised: ImageNet's mean and deviation are assumed",
+                path.display()
+            );
+        }
+        Preprocess::imagenet(1, 1)
+    });
+    Ok((given.0.unwrap_or(stated.mean), given.1.unwrap_or(stated.std)))
 }
 
 /// Checks that the images will have the size that `file` takes: `expected` is its fixed height and width.
