@@ -253,7 +253,10 @@ fn floats(
     };
     let (values, _) = data.as_chunks::<4>();
     let rows = values.chunks_exact(layout.width).rev();
-    Ok(rows.flatten().map(|&bytes| wide.narrow(f64::from(read(bytes)))).collect())
+    Ok(rows
+        .flatten()
+        .map(|&bytes| wide.narrow(f64::from(read(bytes))))
+        .collect())
 }
 
 #[cfg(test)]
@@ -288,6 +291,38 @@ mod tests {
                 "{name}"
             );
         }
+    }
+
+    #[test]
+    fn wide_samples_follow_the_range_and_what_saturates_is_told() {
+        use crate::data::SampleRange;
+
+        let read = |file: &[u8], range: SampleRange| {
+            let options = DecodeOptions {
+                sample_range: range,
+                ..DecodeOptions::default()
+            };
+            let mut lost = false;
+            let image = decode(file, &options, &mut lost).unwrap();
+            (image.data().iter().step_by(3).copied().collect::<Vec<u8>>(), lost)
+        };
+        let grey = b"P2\n4 1\n1000\n0 100 500 1000";
+        assert_eq!(read(grey, SampleRange::Clip), (vec![0, 255, 255, 255], true));
+        assert_eq!(read(grey, SampleRange::Auto), (vec![0, 26, 128, 255], false));
+        let range = SampleRange::linear(100.0, 500.0).unwrap();
+        assert_eq!(read(grey, range), (vec![0, 0, 255, 255], false));
+        // Colour of any maximum is spread over 8 bits, so that nothing of it saturates.
+        let colour = b"P3\n1 1\n1000\n0 500 1000";
+        assert_eq!(read(colour, SampleRange::Clip), (vec![0], false));
+        // 8 bits are left alone.
+        assert_eq!(read(b"P2\n2 1\n255\n7 200", range), (vec![7, 200], false));
+        let floats = [
+            b"Pf\n2 1\n-1\n".to_vec(),
+            0.25f32.to_le_bytes().to_vec(),
+            1f32.to_le_bytes().to_vec(),
+        ]
+        .concat();
+        assert_eq!(read(&floats, SampleRange::Auto), (vec![64, 255], false));
     }
 
     #[test]
