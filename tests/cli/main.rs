@@ -10,6 +10,7 @@ mod dense;
 mod distill;
 mod export;
 mod harness;
+mod hostile_folder;
 mod index;
 mod report;
 mod retrieval;

@@ -1,0 +1,281 @@
+//! A downloaded folder full of traps. Under every name that macula, or a program that it starts, looks for there is a program,
+//! a module or a library that leaves a mark when it is run or loaded. Every verb works in that folder, with a path, a
+//! `PYTHONPATH` and an `LD_LIBRARY_PATH` that lead into it, and none leaves a mark.
+#![cfg(unix)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::process::Command;
+
+use crate::harness::{Workspace, names};
+
+/// Programs that are looked for on the path, by macula or by what it starts.
+const PROGRAMS: &[&str] = &[
+    "python3",
+    "python",
+    "py",
+    "pip",
+    "pip3",
+    "ffmpeg",
+    "ffprobe",
+    "nvcc",
+    "nvidia-smi",
+    "c++",
+    "cc",
+    "ldconfig",
+    "uname",
+];
+/// Modules that Python would import from its working directory.
+const MODULES: &[&str] = &[
+    "onnxruntime/__init__.py",
+    "pip/__init__.py",
+    "pip/__main__.py",
+    "pip.py",
+    "sitecustomize.py",
+    "usercustomize.py",
+    "site.py",
+    "os.py",
+    "importlib/__init__.py",
+];
+/// Libraries that are looked for by name.
+const LIBRARIES: &[&str] = &[
+    "onnxruntime/capi/libonnxruntime.so.1.99.0",
+    "libonnxruntime.so",
+    "libonnxruntime.so.1.99.0",
+    "libonnxruntime_providers_shared.so",
+    "libcuda.so.1",
+    "libcuda.so",
+    "libcudart.so",
+    "libnvidia-ml.so.1",
+];
+
+const SMALL: &str = "--set steps=2 --set batch_size=4 --set crops.local.count=2 --set backbone.embed_dim=16 --set backbone.depth=1 \
+     --set backbone.num_heads=2 --set backbone.patch_size=7 --set image_size=28 --set local_size=14 --set loss.head.hidden=16 \
+     --set loss.head.bottleneck=8 --set loss.head.prototypes=16";
+const STUDENT: &str = "--set steps=2 --set batch_size=4 --set backbone.embed_dim=16 --set backbone.depth=1 --set backbone.num_heads=2";
+const QUICK: &str = "--iterations 5 --learning-rates 0.01 --val-fraction 0.25 --bootstrap-resamples 10";
+
+/// Every verb, in an order in which each finds what it needs, and how it ends where ONNX Runtime is found.
+fn commands() -> Vec<(String, u8)> {
+    let dense = format!("--model pixels --train-data scenes.csv --test-data scenes.csv {QUICK}");
+    let split = "--train f --test f";
+    [
+        ("doctor".to_owned(), 0),
+        ("doctor --json".to_owned(), 0),
+        (format!("train --data sample:train --out run {SMALL}"), 0),
+        (format!("distill --teacher run --data sample:train --out student {STUDENT}"), 0),
+        ("export run --out m.onnx --force".to_owned(), 0),
+        (
+            "export run --out int8.onnx --dtype int8 --calibration sample:train --calibration-images 8 --compared-images 8 \
+             --max-drift 1"
+                .to_owned(),
+            0,
+        ),
+        ("inspect run".to_owned(), 0),
+        ("inspect m.onnx".to_owned(), 0),
+        ("extract --model m.onnx --data photos --out onnx".to_owned(), 0),
+        ("extract --model run --data photos --out candle".to_owned(), 0),
+        ("extract --model m.onnx --data photos --out auto --device auto".to_owned(), 0),
+        ("extract --model m.onnx --data photos --out gpu --device cuda".to_owned(), 1),
+        ("extract --model pixels --data photos --out f --resize 8 --crop 8".to_owned(), 0),
+        ("extract --model pixels --data video:clip.mp4 --out frames".to_owned(), 2),
+        ("eval knn --model m.onnx --train-data photos --test-data photos --k 1 --out kept".to_owned(), 0),
+        (format!("eval knn {split} --k 1 --out k"), 0),
+        (format!("eval linear-probe {split} --epochs 1"), 0),
+        (format!("eval logreg {split} --c 1"), 0),
+        ("eval retrieval --features f".to_owned(), 0),
+        ("eval cluster --features f".to_owned(), 0),
+        (format!("eval segment {dense}"), 0),
+        (format!("eval depth --max-depth 5 --bins 16 {dense}"), 0),
+        (
+            "eval robustness --train-data photos --test-data photos --bootstrap-resamples 10 --model m.onnx --k 1 \
+             --corruptions contrast --severities 1"
+                .to_owned(),
+            0,
+        ),
+        ("eval compare --a k --b k --k 1".to_owned(), 0),
+        ("curate dedup --features f --out dedup".to_owned(), 0),
+        ("curate overlap --features f --against f --out overlap".to_owned(), 0),
+        ("curate retrieve --features f --seeds f --k 1 --out retrieve".to_owned(), 0),
+        ("curate sample --features f --size 2 --method random --out sample".to_owned(), 0),
+        ("curate quality --data photos --out quality".to_owned(), 0),
+        ("curate run pipeline.toml".to_owned(), 0),
+        ("index build --features f --out i".to_owned(), 0),
+        ("index query --index i --features f --k 1 --out hits.parquet".to_owned(), 0),
+        ("index score --index i --features f".to_owned(), 0),
+        ("report a=k --out report".to_owned(), 0),
+        ("viz pca --model run --data photos --n 2 --foreground all --out pca.png".to_owned(), 0),
+        ("viz attention --model run --data photos --rows 0 --out attention.png".to_owned(), 0),
+        ("viz neighbours --features f --data photos --rows 0 --k 1 --out n.png".to_owned(), 0),
+        ("viz map --features f --out map.png".to_owned(), 0),
+        ("bench train --steps 1 --set batch_size=4".to_owned(), 0),
+        ("bench extract --model m.onnx --data photos --images 4".to_owned(), 0),
+        ("bench ops --device cuda".to_owned(), 2),
+        ("bench products --device cuda".to_owned(), 2),
+        ("demo --steps 1 --out demo".to_owned(), 0),
+        ("runtime install --wheel none.whl".to_owned(), 2),
+    ]
+    .into()
+}
+
+/// The folder with its traps; the marks are left elsewhere.
+struct Trap {
+    space: Workspace,
+    marks: tempfile::TempDir,
+}
+
+impl Trap {
+    fn new() -> Self {
+        let mut trap = Self {
+            space: Workspace::new(),
+            marks: tempfile::tempdir().unwrap(),
+        };
+        for name in PROGRAMS {
+            for folder in ["", "bin/"] {
+                let script = format!("#!/bin/sh\n: > '{}'\n", trap.mark(name).display());
+                let program = trap.space.write(&format!("{folder}{name}"), script);
+                fs::set_permissions(program, fs::Permissions::from_mode(0o755)).unwrap();
+            }
+        }
+        for name in MODULES {
+            trap.space
+                .write(name, format!("open({:?}, 'w')\n", trap.mark(name)));
+        }
+        let library = trap.library();
+        for name in LIBRARIES {
+            trap.space.write(name, &library);
+        }
+        trap.space.write(".python-version", "../../../bin\n");
+        trap.space.write(".env", "ORT_DYLIB_PATH=libonnxruntime.so\n");
+        trap.space
+            .write("macula.toml", "ort_lib = \"libonnxruntime.so\"\n");
+        trap.space.write("clip.mp4", "a video");
+        trap.space.write(
+            "pipeline.toml",
+            "features = \"f\"\nout = \"p\"\n[[step]]\nkind = \"dedup\"\n",
+        );
+        let mut scenes = "image,mask,depth\n".to_owned();
+        for i in 0..8 {
+            let class = ["cat", "dog"][i % 2];
+            trap.space
+                .png(&format!("photos/{class}/{i}.png"), 24, 24, 20 * i as u8);
+            let mask = image::GrayImage::from_fn(24, 24, |x, _| image::Luma([u8::from(x > 11)]));
+            let depth = image::ImageBuffer::from_fn(24, 24, |x, _| image::Luma([1000 + 20 * x as u16]));
+            mask.save(trap.space.path(&format!("mask{i}.png"))).unwrap();
+            depth.save(trap.space.path(&format!("depth{i}.png"))).unwrap();
+            scenes += &format!("photos/{class}/{i}.png,mask{i}.png,depth{i}.png\n");
+        }
+        trap.space.write("scenes.csv", scenes);
+        let path = std::env::var("PATH").unwrap();
+        trap.space.variable("PATH", format!(":.:bin:{path}:"));
+        trap.space.variable("PYTHONPATH", ".");
+        trap.space.variable("LD_LIBRARY_PATH", ":.");
+        // What is fetched is none of this test's business: pip says no at once.
+        trap.space.variable("PIP_NO_INDEX", "1");
+        trap.space.variable("PIP_FIND_LINKS", "");
+        trap
+    }
+
+    fn mark(&self, name: &str) -> PathBuf {
+        self.marks.path().join(name.replace('/', "."))
+    }
+
+    /// A library whose constructor leaves a mark; without a C compiler, a file that no loader takes, and a word about it.
+    fn library(&self) -> Vec<u8> {
+        let place = tempfile::tempdir().unwrap();
+        let (source, built) = (place.path().join("mark.c"), place.path().join("mark.so"));
+        let text = format!(
+            "#include <fcntl.h>\n__attribute__((constructor)) static void mark(void) {{ open({:?}, O_CREAT | O_WRONLY, 0644); }}\n",
+            self.mark("library")
+        );
+        fs::write(&source, text).unwrap();
+        let compiled = Command::new("cc")
+            .args(["-shared", "-fPIC", "-o"])
+            .args([&built, &source])
+            .status();
+        if compiled.is_ok_and(|status| status.success()) {
+            return fs::read(built).unwrap();
+        }
+        // Not through the macro, whose output a passing test hides.
+        writeln!(
+            std::io::stderr(),
+            "hostile_folder: no C compiler (cc), so the libraries are files that cannot be loaded: they show what is passed over, \
+             not what is loaded"
+        )
+        .unwrap();
+        b"no library".to_vec()
+    }
+
+    /// Which traps were sprung so far, each by the first command that did.
+    fn sprung(&self, command: &str, by: &mut BTreeMap<String, String>) {
+        for name in names(self.marks.path()) {
+            by.entry(name).or_insert_with(|| command.to_owned());
+        }
+    }
+}
+
+/// Runs every verb; with the exit codes where `whole` says that ONNX Runtime can be found.
+fn every_verb(trap: &Trap, whole: bool) {
+    let mut by = BTreeMap::new();
+    let mut ended = Vec::new();
+    for (command, code) in commands() {
+        let run = trap.space.macula(&command);
+        trap.sprung(&command, &mut by);
+        assert!(
+            !run.stderr.contains("panicked"),
+            "macula {command}\n{}",
+            run.stderr
+        );
+        if whole && run.code != i32::from(code) {
+            ended.push(format!(
+                "macula {command}: {} instead of {code}\n{}",
+                run.code, run.stderr
+            ));
+        }
+    }
+    assert!(by.is_empty(), "run or loaded from the working directory: {by:#?}");
+    assert!(ended.is_empty(), "{}", ended.join("\n"));
+}
+
+#[test]
+fn no_verb_runs_or_loads_what_lies_in_the_working_directory() {
+    every_verb(&Trap::new(), true);
+}
+
+#[test]
+fn nor_does_one_that_looks_for_onnx_runtime_everywhere() {
+    let mut trap = Trap::new();
+    let cache = tempfile::tempdir().unwrap();
+    trap.space.variable("MACULA_CACHE", cache.path());
+    every_verb(&trap, false);
+}
+
+#[test]
+fn the_list_of_verbs_is_whole() {
+    let space = Workspace::new();
+    let known: Vec<String> = commands().into_iter().map(|(command, _)| command).collect();
+    let mut left = vec![String::new()];
+    let mut seen = 0;
+    while let Some(verb) = left.pop() {
+        let help = space.succeeds(&format!("{verb} --help")).stdout;
+        let Some((_, listed)) = help.split_once("Commands:\n") else {
+            assert!(
+                known.iter().any(|command| command.starts_with(verb.trim())),
+                "no command for `macula {verb}`"
+            );
+            seen += 1;
+            continue;
+        };
+        let lines = listed.lines().take_while(|line| line.starts_with("  "));
+        let verbs = lines.filter_map(|line| line.split_whitespace().next());
+        left.extend(
+            verbs
+                .filter(|&name| name != "help")
+                .map(|name| format!("{verb} {name}")),
+        );
+    }
+    assert!(seen > 25, "{seen}");
+}
