@@ -155,7 +155,7 @@ impl Trap {
         trap.space.write("clip.mp4", "a video");
         trap.space.write(
             "pipeline.toml",
-            "features = \"f\"\nout = \"p\"\n[[step]]\nkind = \"dedup\"\n",
+            "features = \"f\"\nout = \"p\"\n[[step]]\nverb = \"dedup\"\n",
         );
         let mut scenes = "image,mask,depth\n".to_owned();
         for i in 0..8 {

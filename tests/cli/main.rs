@@ -12,6 +12,7 @@ mod export;
 mod harness;
 mod hostile_folder;
 mod index;
+mod modes;
 mod report;
 mod retrieval;
 mod robustness;
