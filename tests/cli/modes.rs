@@ -17,7 +17,7 @@ fn chain() -> Vec<String> {
     let train = format!("train --data ../photos --out run --knn-data ../photos --knn-every 1 {SMALL}");
     let rest = [
         "distill --teacher run --data ../photos --out student --set steps=2 --set batch_size=4 --set backbone.embed_dim=16 \
-         --set backbone.depth=1 --set backbone.num_heads=2 --set distill.cache=cache",
+         --set backbone.depth=1 --set backbone.num_heads=2 --set distill.cache=cache --set distill.cache_epochs=2",
         "export run --out m.onnx",
         "export run --out two.onnx --external-data-over 1000",
         "export run --out int8.onnx --dtype int8 --calibration ../photos --calibration-images 4 --compared-images 4 --max-drift 1",
@@ -38,7 +38,6 @@ fn chain() -> Vec<String> {
         "report knn=r/knn logreg=r/logreg --out report",
         "viz pca --model run --data ../photos --n 2 --foreground all --out pca.png",
         "viz map --features f --out map.png",
-        "demo --steps 1 --out demo",
     ];
     std::iter::once(train).chain(rest.map(str::to_owned)).collect()
 }
