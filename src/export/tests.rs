@@ -85,13 +85,13 @@ fn shift(tensor: &mut TensorProto, by: f32) {
     match tensor.data_type {
         FLOAT => {
             for value in tensor.raw_data.chunks_exact_mut(4) {
-                let old = f32::from_le_bytes(value.try_into().unwrap());
+                let old = f32::from_le_bytes([value[0], value[1], value[2], value[3]]);
                 value.copy_from_slice(&(old + by).to_le_bytes());
             }
         }
         FLOAT16 => {
             for value in tensor.raw_data.chunks_exact_mut(2) {
-                let old = half::f16::from_le_bytes(value.try_into().unwrap());
+                let old = half::f16::from_le_bytes([value[0], value[1]]);
                 value.copy_from_slice(&half::f16::from_f32(old.to_f32() + by).to_le_bytes());
             }
         }
