@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::harness::{Workspace, names};
@@ -38,7 +38,6 @@ const MODULES: &[&str] = &[
     "usercustomize.py",
     "site.py",
     "os.py",
-    "importlib/__init__.py",
 ];
 /// Libraries that are looked for by name.
 const LIBRARIES: &[&str] = &[
@@ -51,6 +50,9 @@ const LIBRARIES: &[&str] = &[
     "libcudart.so",
     "libnvidia-ml.so.1",
 ];
+
+/// What stands for a library where none can be built.
+const NO_LIBRARY: &[u8] = b"no library";
 
 const SMALL: &str = "--set steps=2 --set batch_size=4 --set crops.local.count=2 --set backbone.embed_dim=16 --set backbone.depth=1 \
      --set backbone.num_heads=2 --set backbone.patch_size=7 --set image_size=28 --set local_size=14 --set loss.head.hidden=16 \
@@ -130,12 +132,16 @@ struct Trap {
 
 impl Trap {
     fn new() -> Self {
-        let mut trap = Self {
+        let trap = Self {
             space: Workspace::new(),
             marks: tempfile::tempdir().unwrap(),
         };
         for name in PROGRAMS {
-            for folder in ["", "bin/"] {
+            // `pip` itself is a package there.
+            for folder in ["", "bin/"]
+                .iter()
+                .filter(|folder| *name != "pip" || !folder.is_empty())
+            {
                 let script = format!("#!/bin/sh\n: > '{}'\n", trap.mark(name).display());
                 let program = trap.space.write(&format!("{folder}{name}"), script);
                 fs::set_permissions(program, fs::Permissions::from_mode(0o755)).unwrap();
@@ -170,14 +176,22 @@ impl Trap {
             scenes += &format!("photos/{class}/{i}.png,mask{i}.png,depth{i}.png\n");
         }
         trap.space.write("scenes.csv", scenes);
-        let path = std::env::var("PATH").unwrap();
-        trap.space.variable("PATH", format!(":.:bin:{path}:"));
-        trap.space.variable("PYTHONPATH", ".");
-        trap.space.variable("LD_LIBRARY_PATH", ":.");
-        // What is fetched is none of this test's business: pip says no at once.
-        trap.space.variable("PIP_NO_INDEX", "1");
-        trap.space.variable("PIP_FIND_LINKS", "");
         trap
+    }
+
+    /// Has the environment lead into the folder as well.
+    fn lead_in(&mut self) {
+        let path = std::env::var("PATH").unwrap();
+        self.space.variable("PATH", format!(":.:bin:{path}:"));
+        self.space.variable("PYTHONPATH", ".");
+        self.space.variable("LD_LIBRARY_PATH", ":.");
+    }
+
+    /// Has macula look for ONNX Runtime everywhere, which nobody has installed; pip says no at once.
+    fn without_library(&mut self, cache: &Path) {
+        self.space.variable("MACULA_CACHE", cache);
+        self.space.variable("PIP_NO_INDEX", "1");
+        self.space.variable("PIP_FIND_LINKS", "");
     }
 
     fn mark(&self, name: &str) -> PathBuf {
@@ -207,7 +221,7 @@ impl Trap {
              not what is loaded"
         )
         .unwrap();
-        b"no library".to_vec()
+        NO_LIBRARY.to_vec()
     }
 
     /// Which traps were sprung so far, each by the first command that did.
@@ -243,15 +257,77 @@ fn every_verb(trap: &Trap, whole: bool) {
 
 #[test]
 fn no_verb_runs_or_loads_what_lies_in_the_working_directory() {
-    every_verb(&Trap::new(), true);
+    let mut trap = Trap::new();
+    trap.lead_in();
+    every_verb(&trap, true);
 }
 
 #[test]
 fn nor_does_one_that_looks_for_onnx_runtime_everywhere() {
     let mut trap = Trap::new();
     let cache = tempfile::tempdir().unwrap();
-    trap.space.variable("MACULA_CACHE", cache.path());
+    trap.without_library(cache.path());
     every_verb(&trap, false);
+}
+
+#[test]
+fn nor_one_that_looks_everywhere_with_an_environment_that_leads_there() {
+    let mut trap = Trap::new();
+    let cache = tempfile::tempdir().unwrap();
+    trap.without_library(cache.path());
+    trap.lead_in();
+    every_verb(&trap, false);
+}
+
+/// The variables that name a library or the folder of libraries by a path from the working directory.
+#[test]
+fn relative_paths_of_libraries_in_the_environment_are_refused() {
+    for (variable, value, words) in [
+        (
+            "ORT_DYLIB_PATH",
+            "./libonnxruntime.so",
+            "expected an absolute path",
+        ),
+        ("ORT_DYLIB_PATH", "onnxruntime/capi", "expected an absolute path"),
+        // For the loader, which does not find it: that of this folder is not meant.
+        (
+            "ORT_DYLIB_PATH",
+            "libonnxruntime.so",
+            "ORT_DYLIB_PATH libonnxruntime.so",
+        ),
+        (
+            "MACULA_CACHE",
+            "cache",
+            "expected an absolute path, found `cache`",
+        ),
+    ] {
+        let mut trap = Trap::new();
+        let cache = tempfile::tempdir().unwrap();
+        trap.without_library(cache.path());
+        trap.space.variable(variable, value);
+        let run = trap.space.macula("doctor");
+        let mut by = BTreeMap::new();
+        trap.sprung(value, &mut by);
+        assert!(by.is_empty(), "{variable}={value}: {by:?}");
+        assert!(run.stdout.contains(words), "{variable}={value}: {}", run.stdout);
+    }
+}
+
+/// What the user names on the command line is meant: it is loaded, and turns out not to be the library.
+#[test]
+fn a_library_named_on_the_command_line_is_loaded() {
+    let mut trap = Trap::new();
+    let cache = tempfile::tempdir().unwrap();
+    trap.without_library(cache.path());
+    let run = trap.space.macula("doctor --ort-lib libonnxruntime.so");
+    let expected = trap.space.path("libonnxruntime.so");
+    assert!(
+        run.stdout.contains(&expected.display().to_string()),
+        "{}",
+        run.stdout
+    );
+    let built = fs::read(&expected).unwrap() != NO_LIBRARY;
+    assert_eq!(trap.mark("library").exists(), built, "{}", run.stdout);
 }
 
 #[test]
@@ -270,7 +346,9 @@ fn the_list_of_verbs_is_whole() {
             seen += 1;
             continue;
         };
+        // Further in, a line goes on with the description above it.
         let lines = listed.lines().take_while(|line| line.starts_with("  "));
+        let lines = lines.filter(|line| !line.starts_with("   "));
         let verbs = lines.filter_map(|line| line.split_whitespace().next());
         left.extend(
             verbs
