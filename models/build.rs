@@ -58,10 +58,17 @@ fn translate(nvcc: &Path, source: &Path, out: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// The compiler of the CUDA toolkit: `NVCC`, on the path, or in `CUDA_HOME` or `CUDA_PATH`.
+/// The compiler of the CUDA toolkit: `NVCC`, on the path, or in `CUDA_HOME` or `CUDA_PATH`. Only absolute paths count: one that
+/// is relative, or an empty element of `PATH`, would mean the folder that cargo happens to build in.
 fn nvcc() -> Result<PathBuf, String> {
-    if let Some(nvcc) = env::var_os("NVCC") {
-        return Ok(nvcc.into());
+    if let Some(nvcc) = env::var_os("NVCC").map(PathBuf::from) {
+        return match nvcc.is_absolute() {
+            true => Ok(nvcc),
+            false => Err(format!(
+                "NVCC: expected an absolute path, found `{}`",
+                nvcc.display()
+            )),
+        };
     }
     let path = env::var_os("PATH").unwrap_or_default();
     let roots = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(env::var_os);
@@ -70,6 +77,7 @@ fn nvcc() -> Result<PathBuf, String> {
     env::split_paths(&path)
         .chain(bins)
         .chain([standard])
+        .filter(|folder| folder.is_absolute())
         .map(|folder| folder.join("nvcc"))
         .find(|nvcc| nvcc.is_file())
         .ok_or_else(|| {

@@ -1,4 +1,4 @@
-//! Writing files and folders whole: beside first, then renamed, so that a reader never sees half of one.
+//! Writing files and folders whole (`macula-files`, with this package's errors), checksums, and outputs that exist.
 
 use std::fs;
 use std::io::Write as _;
@@ -6,41 +6,16 @@ use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
 
+pub use macula_files::TEMPORARY_PREFIX;
+
 use crate::{Error, Result};
 
-/// How the names of files begin that are still being written.
-pub const TEMPORARY_PREFIX: &str = ".writing-";
-
-/// Writes `path` through `write`: a temporary file in the same folder, renamed when `write` has succeeded.
+/// Writes `path` through `write`: a temporary file in the same folder, synced and renamed when `write` has succeeded.
 ///
 /// # Errors
 /// Whatever `write` returns, or the system's word with the path; nothing is left behind then.
 pub fn write_whole(path: &Path, write: impl FnOnce(&mut fs::File) -> Result<()>) -> Result<()> {
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let mut temporary = tempfile::Builder::new()
-        .prefix(TEMPORARY_PREFIX)
-        .tempfile_in(folder)
-        .map_err(|e| Error::io(path, e))?;
-    write(temporary.as_file_mut())?;
-    temporary.as_file_mut().flush().map_err(|e| Error::io(path, e))?;
-    readable_by_others(temporary.as_file()).map_err(|e| Error::io(path, e))?;
-    temporary.persist(path).map_err(|e| Error::io(path, e.error))?;
-    Ok(())
-}
-
-/// Temporary files are created for their owner alone; results should be as open as any file the user makes.
-#[cfg(unix)]
-fn readable_by_others(file: &fs::File) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt as _;
-    file.set_permissions(fs::Permissions::from_mode(0o644))
-}
-
-#[cfg(not(unix))]
-fn readable_by_others(_file: &fs::File) -> std::io::Result<()> {
-    Ok(())
+    macula_files::write_whole(path, |e| Error::io(path, e), write)
 }
 
 /// A path as text that names it and no other: a byte that is not UTF-8 is written `\xHH`, and so is a backslash that
@@ -62,23 +37,7 @@ pub(crate) fn lossless(path: &Path) -> String {
 /// # Errors
 /// Whatever `write` returns, or the system's word with the path; nothing is left behind then.
 pub fn write_folder(out: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let parent = match out.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    fs::create_dir_all(parent).map_err(|e| Error::io(parent, e))?;
-    let temporary = tempfile::Builder::new()
-        .prefix(TEMPORARY_PREFIX)
-        .tempdir_in(parent)
-        .map_err(|e| Error::io(out, e))?;
-    // Inside the temporary folder, whose own permissions are its owner's alone.
-    let whole = temporary.path().join("whole");
-    fs::create_dir(&whole).map_err(|e| Error::io(&whole, e))?;
-    write(&whole)?;
-    if out.exists() {
-        fs::rename(out, temporary.path().join("replaced")).map_err(|e| Error::io(out, e))?;
-    }
-    fs::rename(&whole, out).map_err(|e| Error::io(out, e))
+    macula_files::write_folder(out, |path, e| Error::io(path, e), write)
 }
 
 /// Writes `bytes` to `path` whole.
@@ -157,39 +116,6 @@ pub fn refuse_existing(path: &Path, force: bool) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_failed_write_leaves_the_old_file_and_nothing_else() {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let path = folder.path().join("result.json");
-        write_bytes(&path, b"old").expect("written");
-        let failed = write_whole(&path, |file| {
-            file.write_all(b"half").expect("written");
-            Err(Error::failed("test", "stopped"))
-        });
-        assert!(failed.is_err());
-        assert_eq!(fs::read(&path).expect("still there"), b"old");
-        assert_eq!(fs::read_dir(folder.path()).expect("listed").count(), 1);
-    }
-
-    #[test]
-    fn a_failed_folder_leaves_the_old_one_and_nothing_else() {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let out = folder.path().join("made/out");
-        write_folder(&out, |inner| write_bytes(&inner.join("a"), b"old")).expect("written");
-        let failed = write_folder(&out, |inner| {
-            write_bytes(&inner.join("a"), b"new")?;
-            Err(Error::failed("test", "stopped"))
-        });
-        assert!(failed.is_err());
-        assert_eq!(fs::read(out.join("a")).expect("still there"), b"old");
-        assert_eq!(
-            fs::read_dir(folder.path().join("made")).expect("listed").count(),
-            1
-        );
-        write_folder(&out, |inner| write_bytes(&inner.join("b"), b"new")).expect("replaced");
-        assert!(!out.join("a").exists() && out.join("b").exists());
-    }
 
     #[test]
     fn sha256_is_the_published_value() {

@@ -14,6 +14,7 @@ pub mod export;
 pub mod extract;
 pub mod files;
 pub mod index;
+pub mod programs;
 pub mod report;
 pub mod rng;
 pub mod runtime;

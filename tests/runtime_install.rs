@@ -15,6 +15,11 @@ use macula::runtime::{Device, OnnxModel, Origin, Runtime, RuntimeOptions, Sessio
 /// Set in a child process of [`of_two_processes_one_installs`]: the folder to work in.
 const CHILD_OF: &str = "MACULA_TEST_INSTALL_IN";
 
+/// Says that a test did not run, not through the macro, whose output a passing test hides.
+fn skipped(why: &str) {
+    writeln!(std::io::stderr(), "runtime_install: skipped: {why}").unwrap();
+}
+
 /// A small wheel, and the line of a table that pins it.
 fn small_wheel(path: &Path) -> Wheel {
     let mut zip = zip::ZipWriter::new(File::create(path).unwrap());
@@ -85,8 +90,7 @@ fn of_two_processes_one_installs() {
 #[test]
 fn the_pinned_wheel_is_what_the_index_has() {
     if std::env::var_os("MACULA_TEST_NETWORK").is_none_or(|value| value != "1") {
-        eprintln!("skipped: set MACULA_TEST_NETWORK=1 to fetch the pinned wheel");
-        return;
+        return skipped("set MACULA_TEST_NETWORK=1 to fetch the pinned wheel");
     }
     let place = tempfile::tempdir().unwrap();
     let library = install_with(place.path(), pinned(Flavor::Cpu).unwrap(), &pip::download).unwrap();
@@ -114,8 +118,7 @@ fn the_pinned_wheel_is_what_the_index_has() {
 #[test]
 fn without_an_index_the_error_says_what_to_do() {
     if pip::find().is_none() {
-        eprintln!("skipped: there is no pip");
-        return;
+        return skipped("there is no pip");
     }
     let place = tempfile::tempdir().unwrap();
     let nowhere = Wheel {

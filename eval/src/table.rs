@@ -315,13 +315,8 @@ fn widths(header: &[Formatted], rows: &[Vec<Formatted>]) -> Vec<usize> {
 fn write_whole(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
     use std::io::Write;
     let path = dir.join(name);
-    let mut file = tempfile::Builder::new()
-        .prefix(&format!(".{name}."))
-        .tempfile_in(dir)
-        .map_err(|source| io(&path, source))?;
-    file.write_all(bytes).map_err(|source| io(&path, source))?;
-    file.persist(&path).map_err(|e| io(&path, e.error))?;
-    Ok(())
+    let failed = |source| io(&path, source);
+    macula_files::write_whole(&path, failed, |file| file.write_all(bytes).map_err(failed))
 }
 
 fn io(path: &Path, source: std::io::Error) -> Error {

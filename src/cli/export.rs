@@ -50,10 +50,10 @@ pub struct ExportArgs {
     /// Share of the linear layers that stay f32 in int8, those that lose most
     #[arg(long, default_value_t = 0.1)]
     float_layers: f64,
-    /// Largest drift of f16 and int8: 1 - mean cosine to the f32 features
-    #[arg(long, default_value_t = 0.01)]
-    max_drift: f64,
-    /// Largest deviation of f32 from the candle network, relative to the largest value of an output
+    /// Largest drift: 1 - mean cosine to the f32 features; 0.01 for int8, 0.00001 for f16 (and ten times that for any image)
+    #[arg(long)]
+    max_drift: Option<f64>,
+    /// Largest deviation from the candle network, in f32 and before f16 or int8 is made, relative to the largest value of an output
     #[arg(long, default_value_t = 1e-4)]
     tolerance: f64,
     /// Bytes of weights above which they go into a second file
@@ -138,10 +138,8 @@ impl ExportArgs {
         if self.dtype == Dtype::F32 {
             return Ok(None);
         }
-        for (flag, value) in [
-            ("--float-layers", self.float_layers),
-            ("--max-drift", self.max_drift),
-        ] {
+        let max_drift = self.max_drift.unwrap_or(self.dtype.default_max_drift());
+        for (flag, value) in [("--float-layers", self.float_layers), ("--max-drift", max_drift)] {
             if !(0. ..=1.).contains(&value) {
                 return Err(Error::input(
                     flag,
@@ -168,7 +166,7 @@ impl ExportArgs {
             calibration_images: self.calibration_images,
             compared_images: self.compared_images,
             float_layers: self.float_layers,
-            max_drift: self.max_drift,
+            max_drift,
         }))
     }
 
@@ -230,12 +228,17 @@ fn output_kinds(names: &[String], config: &VitConfig) -> Result<Vec<OutputKind>>
 
 fn text(summary: &ExportSummary) -> String {
     let mut lines = vec![format!(
-        "{}: {} parameters, {:.1} MB{}; ONNX Runtime against candle:",
+        "{}: {} parameters, {:.1} MB{}; {}ONNX Runtime against candle:",
         summary.path,
         summary.parameters,
         summary.bytes as f64 / 1e6,
         if summary.external_data {
             " with external data"
+        } else {
+            ""
+        },
+        if summary.drift.is_some() {
+            "the same graph in f32, "
         } else {
             ""
         }
@@ -274,8 +277,16 @@ fn text(summary: &ExportSummary) -> String {
 fn drift_text(dtype: Dtype, drift: &DriftReport) -> Vec<String> {
     let mut lines = vec![
         format!(
-            "  {dtype} against f32 on {} images: cosine {:.6} in the mean, {:.6} at least (output `{}`)",
-            drift.images, drift.mean_cosine, drift.min_cosine, drift.output
+            "  {dtype} against f32 on {} images{}: cosine {:.6} in the mean (output `{}`), {:.6} at least",
+            drift.images,
+            if drift.images_shared {
+                ", those that its ranges were taken from"
+            } else {
+                ""
+            },
+            drift.mean_cosine,
+            drift.output,
+            drift.min_cosine
         ),
         format!(
             "  {:.2} of the f32 file's size, {:.2} times its images a second on this processor",

@@ -31,10 +31,12 @@ pub struct DriftReport {
     pub images: usize,
     /// Cosine to the f32 features, the mean over the images, of the output that lost most.
     pub mean_cosine: f64,
-    /// The smallest cosine of that output.
+    /// The smallest cosine of any output and image.
     pub min_cosine: f64,
-    /// Which output that is.
+    /// The output that `mean_cosine` is of.
     pub output: String,
+    /// Whether they are the images that the ranges of int8 were taken from, for want of others.
+    pub images_shared: bool,
     /// Bytes of the f32 file.
     pub f32_bytes: u64,
     /// Its size over the f32 file's.
@@ -67,6 +69,8 @@ pub(super) struct Images {
     pub pixels: Vec<f32>, // [n, C, H, W]
     pub labels: Option<Vec<String>>,
     pub shape: [usize; 3],
+    /// Whether they are from the beginning of the draw because nothing lay behind what was to be skipped.
+    pub shared: bool,
 }
 
 impl Images {
@@ -82,11 +86,10 @@ impl Images {
             .ok_or_else(|| Error::input("--crop", "expected a size above 0, found none"))?;
         let mut rows: Vec<u64> = (0..source.len()).collect();
         rows.shuffle(&mut rng::stream(seed, "export-images", 0));
-        let rows = match rows.len() > skip {
-            true => &rows[skip..rows.len().min(skip + count)],
-            // Too few for images of its own.
-            false => &rows[..rows.len().min(count)],
-        };
+        // Too few for images of its own: the report says so.
+        let shared = skip > 0 && rows.len() <= skip;
+        let first = if shared { 0 } else { skip.min(rows.len()) };
+        let rows = &rows[first..rows.len().min(first + count)];
         let plane = 3 * height * width;
         let mut pixels = vec![0f32; rows.len() * plane];
         let mut labels = Vec::new();
@@ -99,6 +102,7 @@ impl Images {
             labels: (labels.len() == rows.len()).then_some(labels),
             pixels,
             shape: [3, height, width],
+            shared,
         })
     }
 
@@ -117,6 +121,7 @@ pub(super) fn measure(
     let found = features(small, outputs, images)?;
     let expected = features(whole, outputs, images)?;
     let n = images.len();
+    let mut min_cosine = f64::INFINITY;
     let worst = outputs
         .iter()
         .zip(found.iter().zip(&expected))
@@ -128,11 +133,11 @@ pub(super) fn measure(
                 .map(|(a, b)| cosine(a, b))
                 .collect();
             let mean = cosines.iter().sum::<f64>() / cosines.len().max(1) as f64;
-            let min = cosines.iter().copied().fold(f64::INFINITY, f64::min);
-            (mean, min, output.clone())
+            min_cosine = cosines.iter().copied().fold(min_cosine, nan_min);
+            (mean, output.clone())
         })
-        .min_by(|a, b| a.0.total_cmp(&b.0));
-    let (mean_cosine, min_cosine, output) =
+        .min_by(|a, b| nan_first(a.0, b.0));
+    let (mean_cosine, output) =
         worst.ok_or_else(|| Error::input("--outputs", "expected at least one, found none"))?;
     let labelled = match &images.labels {
         Some(labels) => labelled_drift(&found[0], &expected[0], labels)?,
@@ -143,6 +148,7 @@ pub(super) fn measure(
         mean_cosine,
         min_cosine,
         output,
+        images_shared: images.shared,
         f32_bytes,
         size_ratio: small_bytes as f64 / f32_bytes.max(1) as f64,
         speed_ratio: speed_ratio(small, whole, outputs, images)?,
@@ -231,19 +237,39 @@ fn labelled_drift(found: &[f32], expected: &[f32], labels: &[String]) -> Result<
     }))
 }
 
-/// Fails where the features have drifted further than `most` (1 - mean cosine).
-pub(super) fn refuse(path: &Path, report: &DriftReport, most: f64) -> Result<()> {
-    let drift = 1. - report.mean_cosine;
-    // NaN is a drift too.
-    if drift <= most {
-        return Ok(());
+/// The smaller value, NaN before all: features that are no numbers must not pass.
+fn nan_min(a: f64, b: f64) -> f64 {
+    if a.is_nan() || b.is_nan() {
+        f64::NAN
+    } else {
+        a.min(b)
     }
-    Err(Error::failed(
-        path.display().to_string(),
-        format!(
-            "not written: output `{}` has a mean cosine of {:.5} to f32, a drift of {drift:.5}, allowed {most}; \
-             --max-drift allows more",
-            report.output, report.mean_cosine
+}
+
+fn nan_first(a: f64, b: f64) -> std::cmp::Ordering {
+    b.is_nan().cmp(&a.is_nan()).then(a.total_cmp(&b))
+}
+
+/// Fails where the features have drifted further than `most` (1 - mean cosine), or those of any one image further than `of_one`.
+pub(super) fn refuse(path: &Path, report: &DriftReport, most: f64, of_one: Option<f64>) -> Result<()> {
+    let limits = [
+        (
+            format!("output `{}` has a mean cosine", report.output),
+            report.mean_cosine,
+            Some(most),
         ),
-    ))
+        ("an image has a cosine".to_owned(), report.min_cosine, of_one),
+    ];
+    for (what, found, limit) in limits {
+        let Some(limit) = limit else { continue };
+        let drift = 1. - found;
+        // NaN is a drift too.
+        if drift.is_nan() || drift > limit {
+            let reason = format!(
+                "not written: {what} of {found:.7} to f32, a drift of {drift:.2e}, allowed {limit:.0e}; --max-drift allows more"
+            );
+            return Err(Error::failed(path.display().to_string(), reason));
+        }
+    }
+    Ok(())
 }

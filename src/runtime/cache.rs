@@ -7,32 +7,38 @@ use super::wheels::Wheel;
 use crate::{Error, Result};
 
 /// The cache folder: `MACULA_CACHE`; else `macula` below `XDG_CACHE_HOME`; else the system's own place
-/// (`~/.cache/macula`, `~/Library/Caches/macula`, `%LOCALAPPDATA%\macula`). It need not exist yet.
+/// (`~/.cache/macula`, `~/Library/Caches/macula`, `%LOCALAPPDATA%\macula`). It need not exist yet. Libraries are loaded from it,
+/// so it is never relative to the working directory.
 ///
 /// # Errors
-/// An input error when none of the variables that would tell is set.
+/// An input error when none of the variables that would tell is set, or `MACULA_CACHE` is relative.
 pub fn cache_dir() -> Result<PathBuf> {
     cache_dir_from(std::env::consts::OS, |name| std::env::var_os(name))
 }
 
-/// [`cache_dir`] on a system `os` whose environment is `variable`. Empty variables count as unset, relative
-/// `XDG_CACHE_HOME` too, as its specification asks.
+/// [`cache_dir`] on a system `os` whose environment is `variable`. Empty variables count as unset, relative ones but
+/// `MACULA_CACHE` too, as the specification of `XDG_CACHE_HOME` asks.
 fn cache_dir_from(os: &str, variable: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf> {
     let path = |name: &str| {
         variable(name)
             .filter(|value| !value.is_empty())
             .map(PathBuf::from)
     };
+    let absolute = |name: &str| path(name).filter(|path| path.is_absolute());
     if let Some(own) = path("MACULA_CACHE") {
-        return Ok(own);
+        let relative = || format!("expected an absolute path, found `{}`", own.display());
+        return match own.is_absolute() {
+            true => Ok(own),
+            false => Err(Error::input("MACULA_CACHE", relative())),
+        };
     }
-    if let Some(xdg) = path("XDG_CACHE_HOME").filter(|xdg| xdg.is_absolute()) {
+    if let Some(xdg) = absolute("XDG_CACHE_HOME") {
         return Ok(xdg.join("macula"));
     }
     let base = match os {
-        "windows" => path("LOCALAPPDATA"),
-        "macos" => path("HOME").map(|home| home.join("Library").join("Caches")),
-        _ => path("HOME").map(|home| home.join(".cache")),
+        "windows" => absolute("LOCALAPPDATA"),
+        "macos" => absolute("HOME").map(|home| home.join("Library").join("Caches")),
+        _ => absolute("HOME").map(|home| home.join(".cache")),
     };
     base.map(|base| base.join("macula")).ok_or_else(|| {
         let variable = if os == "windows" { "LOCALAPPDATA" } else { "HOME" };
@@ -90,6 +96,18 @@ mod tests {
             of("linux", &[("MACULA_CACHE", ""), ("HOME", "/h")]).unwrap(),
             Path::new("/h/.cache/macula")
         );
+    }
+
+    #[test]
+    fn it_is_never_relative_to_the_working_directory() {
+        let error = of("linux", &[("MACULA_CACHE", "cache"), ("HOME", "/h")]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "MACULA_CACHE: expected an absolute path, found `cache`"
+        );
+        assert_eq!(error.exit_code(), 2);
+        assert!(of("linux", &[("HOME", ".")]).is_err());
+        assert!(of("macos", &[("HOME", "h")]).is_err());
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::cache::cache_dir;
 use super::cpu::cpu_features;
 use super::environment::{Runtime, RuntimeOptions};
 use super::library::{Library, Origin};
-use super::locate::{Candidate, Places};
+use super::locate::{Candidate, Places, loader_looks_here};
 use super::manifest::Depth;
 use super::provision::installed;
 use super::wheels::{Flavor, WHEELS, pinned};
@@ -91,6 +91,8 @@ impl DoctorReport {
                 pip.is_some(),
             ));
         }
+        missing.extend(unsafe_loader());
+        missing.extend(no_cache());
         let (installed, damaged) = in_cache();
         missing.extend(damaged);
         let execution_providers = runtime.map_or(Vec::new(), |runtime| providers::available(runtime));
@@ -118,7 +120,7 @@ impl DoctorReport {
                 .collect(),
             cache: cache_dir().ok(),
             installed,
-            pip: pip.map(|pip| format!("{} ({})", pip.version, pip.command.join(" "))),
+            pip: pip.map(|pip| format!("{} ({pip})", pip.version)),
             cuda_driver,
             cuda_trainer,
             gpu: gpu::describe(),
@@ -142,6 +144,21 @@ fn no_library(reason: &str, flavor: Flavor, has_pip: bool) -> Missing {
         what: format!("a library of ONNX Runtime ({reason})"),
         mend,
     }
+}
+
+/// A loader's path that leads into the working directory: there, a library of any program could be a stranger's.
+fn unsafe_loader() -> Option<Missing> {
+    loader_looks_here().map(|variable| Missing {
+        what: format!("a safe {variable} (an empty or relative element makes every program load libraries from its working directory)"),
+        mend: format!("leave absolute folders in {variable}, without a colon at either end"),
+    })
+}
+
+fn no_cache() -> Option<Missing> {
+    cache_dir().err().map(|error| Missing {
+        what: format!("a place for what is fetched ({error})"),
+        mend: "set MACULA_CACHE to the absolute path of a folder".to_owned(),
+    })
 }
 
 /// The whole installations in the cache, and the damaged ones with what mends them.

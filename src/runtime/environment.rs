@@ -164,11 +164,8 @@ fn try_library(library: Library, wanted: Option<Flavor>) -> Result<Option<Runtim
 
 /// Loads `library` and makes the environment. The inner error leaves the process free to load another library, the
 /// outer one does not.
-fn load(mut library: Library) -> Result<std::result::Result<Runtime, String>> {
-    // A bare name is the loader's to resolve; any other path is relative to the working folder, as a user means it.
-    if library.path.components().count() > 1 || library.path.exists() {
-        library.path = std::path::absolute(&library.path).map_err(|e| Error::io(&library.path, e))?;
-    }
+fn load(library: Library) -> Result<std::result::Result<Runtime, String>> {
+    // Absolute, or a bare name that the loader resolves (`Places` gives no others): never a file of the working directory.
     let builder = match ort::init_from(&library.path) {
         Ok(builder) => builder
             .with_name("macula")

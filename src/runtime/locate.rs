@@ -1,5 +1,8 @@
 //! Where an ONNX Runtime library may be: `--ort-lib`, `ORT_DYLIB_PATH`, macula's cache, an installed Python
 //! `onnxruntime`, the system, in that order. Nothing is loaded here.
+//!
+//! The working directory is not among the places: Python and the system are asked as from elsewhere, and what they name below
+//! it is rejected. Only `--ort-lib`, typed there, is read as a path from it.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -11,6 +14,7 @@ use super::library::{Library, Origin, Rejected, in_folder, too_old, version_of};
 use super::manifest::Depth;
 use super::provision::installed;
 use super::wheels::{Flavor, pinned};
+use crate::programs;
 
 /// A library to try, or the reason why a place has none that can be tried.
 pub type Candidate = std::result::Result<Library, Rejected>;
@@ -20,12 +24,12 @@ pub type Candidate = std::result::Result<Library, Rejected>;
 pub struct Places {
     /// `--ort-lib`: a file, or a folder with the library in it.
     pub flag: Option<PathBuf>,
-    /// `ORT_DYLIB_PATH`: likewise, or a bare name that the system's loader resolves.
+    /// `ORT_DYLIB_PATH`: likewise with an absolute path, or a bare name that the system's loader resolves.
     pub variable: Option<PathBuf>,
     /// macula's cache.
     pub cache: Option<PathBuf>,
-    /// Programs to ask for Python's library.
-    pub pythons: Vec<String>,
+    /// Programs to ask for Python's library, with absolute paths.
+    pub pythons: Vec<PathBuf>,
     /// The system's folders.
     pub system: Vec<PathBuf>,
 }
@@ -34,11 +38,15 @@ impl Places {
     /// The places of this process, with `flag` for `--ort-lib`.
     pub fn of_this_process(flag: Option<PathBuf>) -> Self {
         let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+        let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
         Self {
-            flag,
+            flag: flag.map(absolute),
             variable: set("ORT_DYLIB_PATH").map(PathBuf::from),
             cache: cache_dir().ok(),
-            pythons: ["python3", "python"].map(str::to_owned).to_vec(),
+            pythons: ["python3", "python"]
+                .into_iter()
+                .filter_map(programs::find)
+                .collect(),
             system: system_folders(set),
         }
     }
@@ -48,21 +56,24 @@ impl Places {
     pub fn candidates(&self, origin: Origin, wanted: Option<Flavor>) -> Vec<Candidate> {
         match origin {
             Origin::Flag => self.flag.iter().map(|path| named(path, origin)).collect(),
-            Origin::Variable => self.variable.iter().map(|path| named(path, origin)).collect(),
+            Origin::Variable => self.variable.iter().map(|path| by_variable(path)).collect(),
             Origin::Cache => self.in_cache(wanted),
             Origin::Python => {
-                let folder = self.pythons.iter().find_map(|python| python_folder(python));
-                folder
-                    .iter()
-                    .flat_map(|folder| in_folder(folder, origin))
-                    .map(check_version)
+                let told = self.pythons.iter().find_map(|python| ask_python(python));
+                told.iter()
+                    .flat_map(|told| {
+                        let libraries = in_folder(&told.folder, origin);
+                        libraries
+                            .into_iter()
+                            .map(move |library| check_place(library, &told.own))
+                    })
                     .collect()
             }
             Origin::System => self
                 .system
                 .iter()
                 .flat_map(|folder| in_folder(folder, origin))
-                .map(check_version)
+                .map(|library| check_place(library, &[]))
                 .collect(),
         }
     }
@@ -92,7 +103,56 @@ impl Places {
     }
 }
 
-/// A library that the user named: a file, a folder with one, or (without any separator) a name for the loader.
+/// What `ORT_DYLIB_PATH` names. It holds in every working directory, so a path relative to one is refused, and a bare name
+/// is the loader's alone.
+fn by_variable(path: &Path) -> Candidate {
+    let origin = Origin::Variable;
+    if path.is_absolute() {
+        return named(path, origin);
+    }
+    if path.file_name() != Some(path.as_os_str()) {
+        let reason = "expected an absolute path or a name for the system's loader, found a relative path";
+        return Err(Rejected::new(path, origin, reason));
+    }
+    if let Some(variable) = loader_looks_here() {
+        let reason = format!(
+            "the system's loader would look in the working directory, which {variable} names by an empty or relative element; \
+             expected an absolute path"
+        );
+        return Err(Rejected::new(path, origin, reason));
+    }
+    check_version(Library {
+        path: path.to_path_buf(),
+        origin,
+        version: None,
+    })
+}
+
+/// The variable, if any, by which the system's loader takes libraries from the working directory, whatever program runs.
+pub(super) fn loader_looks_here() -> Option<&'static str> {
+    let variable = match std::env::consts::OS {
+        "windows" => return None,
+        "macos" => "DYLD_LIBRARY_PATH",
+        _ => "LD_LIBRARY_PATH",
+    };
+    let listed = std::env::var_os(variable).filter(|value| !value.is_empty())?;
+    std::env::split_paths(&listed)
+        .any(|folder| !folder.is_absolute())
+        .then_some(variable)
+}
+
+/// A library that was found and not named: not one from the working directory, unless it lies in one of the folders `own`.
+fn check_place(library: Library, own: &[PathBuf]) -> Candidate {
+    if programs::in_working_folder(&library.path)
+        && !own.iter().any(|folder| library.path.starts_with(folder))
+    {
+        let reason = "it lies in the working directory, from which nothing is loaded; --ort-lib FILE names it if it is meant";
+        return Err(Rejected::new(&library.path, library.origin, reason));
+    }
+    check_version(library)
+}
+
+/// A library that the user named: a file, or a folder with one.
 fn named(path: &Path, origin: Origin) -> Candidate {
     let library = |path: &Path| Library {
         path: path.to_path_buf(),
@@ -106,8 +166,7 @@ fn named(path: &Path, origin: Origin) -> Candidate {
             .ok_or_else(|| Rejected::new(path, origin, reason))
             .and_then(check_version);
     }
-    let for_the_loader = origin == Origin::Variable && path.components().count() == 1 && !path.exists();
-    if !path.is_file() && !for_the_loader {
+    if !path.is_file() {
         return Err(Rejected::new(
             path,
             origin,
@@ -128,14 +187,36 @@ fn check_version(library: Library) -> Candidate {
     }
 }
 
-/// The folder of the native libraries of the `onnxruntime` that `python` would import. The package is not imported.
-fn python_folder(python: &str) -> Option<PathBuf> {
-    const ASK: &str = "import importlib.util, os\n\
+/// What a Python says of its `onnxruntime`.
+struct Told {
+    /// The folder of the native libraries.
+    folder: PathBuf,
+    /// The folders of that Python and of its user's packages.
+    own: Vec<PathBuf>,
+}
+
+/// Asks `python` where the `onnxruntime` that it would import lies. The package is not imported.
+///
+/// Isolated (`-I`), Python takes no module from the working directory, `PYTHONPATH` or the user's own packages. Most who
+/// install without a virtual environment have it among the last, so these are searched too, but nothing in them is run.
+fn ask_python(python: &Path) -> Option<Told> {
+    const ASK: &str = "import importlib.util, os, site, sys\n\
+                       own = [sys.prefix, sys.base_prefix]\n\
+                       if sys.prefix == sys.base_prefix and not os.environ.get('PYTHONNOUSERSITE'):\n    \
+                           sys.path.append(site.getusersitepackages())\n    \
+                           own.append(site.getuserbase())\n\
                        spec = importlib.util.find_spec('onnxruntime')\n\
-                       print(os.path.join(os.path.dirname(spec.origin), 'capi') if spec and spec.origin else '')";
-    let said = output_within(Command::new(python).args(["-c", ASK]), Duration::from_secs(10))?;
-    let folder = said.trim();
-    (!folder.is_empty()).then(|| PathBuf::from(folder))
+                       print(os.path.join(os.path.dirname(spec.origin), 'capi') if spec and spec.origin else '', *own, sep='\\n')";
+    let said = output_within(
+        programs::command(python).args(["-I", "-c", ASK]),
+        Duration::from_secs(10),
+    )?;
+    let mut lines = said.lines().map(|line| PathBuf::from(line.trim()));
+    let folder = lines.next().filter(|folder| folder.is_absolute())?;
+    let own = lines
+        .filter(|folder| folder.is_absolute() && folder.parent().is_some())
+        .collect();
+    Some(Told { folder, own })
 }
 
 /// What `command` prints, when it ends well within `limit`.
@@ -304,12 +385,74 @@ mod tests {
             reason(empty),
             "expected an ONNX Runtime library in this folder, found none"
         );
-        // A bare name in the variable is the loader's business.
-        let places = Places {
-            variable: Some("libonnxruntime.so".into()),
+    }
+
+    #[test]
+    fn the_variable_never_means_the_working_directory() {
+        let by_variable = |path: &str| {
+            let places = Places {
+                variable: Some(path.into()),
+                ..Places::default()
+            };
+            places.candidates(Origin::Variable, None).remove(0)
+        };
+        // Both files are there, in this package's folder; a bare name is the loader's business nonetheless.
+        assert_eq!(by_variable("Cargo.toml").unwrap().path, Path::new("Cargo.toml"));
+        for path in ["src/lib.rs", "./Cargo.toml", "../x.so", "src/", "."] {
+            let reason = by_variable(path).unwrap_err().reason;
+            assert!(reason.starts_with("expected an absolute path"), "{reason}");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_is_found_below_the_working_directory_is_rejected_by_name() {
+        use std::os::unix::fs::{PermissionsExt as _, symlink};
+        // Tests run in their package's folder.
+        let here = tempfile::tempdir_in(".").unwrap();
+        let here = here.path().canonicalize().unwrap();
+        let capi = here.join("lib/onnxruntime/capi");
+        let library = capi.join("libonnxruntime.so.1.30.0");
+        touch(&library, b"");
+        let elsewhere = tempfile::tempdir().unwrap();
+        let link = elsewhere.path().join("libonnxruntime.so.1.30.0");
+        symlink(&library, &link).unwrap();
+        let rejected = |places: &Places, origin| places.candidates(origin, None).remove(0).unwrap_err();
+        let system = Places {
+            system: vec![elsewhere.path().to_path_buf()],
             ..Places::default()
         };
-        assert!(places.candidates(Origin::Variable, None)[0].is_ok());
+        let error = rejected(&system, Origin::System).to_string();
+        assert!(
+            error.contains(&link.display().to_string()) && error.contains("--ort-lib FILE"),
+            "{error}"
+        );
+        let python = |own: &str| {
+            let python = elsewhere.path().join("python3");
+            std::fs::write(
+                &python,
+                format!("#!/bin/sh\necho {}\necho {own}\n", capi.display()),
+            )
+            .unwrap();
+            std::fs::set_permissions(&python, std::fs::Permissions::from_mode(0o755)).unwrap();
+            Places {
+                pythons: vec![python],
+                ..Places::default()
+            }
+        };
+        let error = rejected(&python("/usr"), Origin::Python).to_string();
+        assert!(error.contains("it lies in the working directory"), "{error}");
+        // An environment of the project's own, whose Python is on the path.
+        let own = here.display().to_string();
+        assert_eq!(found(&python(&own), Origin::Python).len(), 1);
+    }
+
+    #[test]
+    fn a_relative_flag_is_made_absolute() {
+        let places = Places::of_this_process(Some("some/lib.so".into()));
+        let expected = std::env::current_dir().unwrap().join("some/lib.so");
+        assert_eq!(places.flag, Some(expected));
+        assert!(places.pythons.iter().all(|python| python.is_absolute()));
     }
 
     #[cfg(unix)]
@@ -323,7 +466,7 @@ mod tests {
         std::fs::write(&python, format!("#!/bin/sh\necho {}\n", capi.display())).unwrap();
         std::fs::set_permissions(&python, std::fs::Permissions::from_mode(0o755)).unwrap();
         let places = Places {
-            pythons: vec!["/nonexistent/python".into(), python.display().to_string()],
+            pythons: vec!["/nonexistent/python".into(), python],
             ..Places::default()
         };
         let expected = ("libonnxruntime.so.1.30.0".to_owned(), Some("1.30.0".to_owned()));

@@ -1,18 +1,23 @@
 //! Fetching a wheel with pip, which knows the user's package index, proxy and certificates; and what to tell a user
 //! whose machine cannot.
+//!
+//! pip is started in a neutral folder and Python isolated, so that neither takes a module from the working directory. The
+//! user's configuration of pip counts (`PIP_*`, `pip.conf`): where a package comes from does not matter to one whose
+//! checksum is known.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::messages::one_line;
 use super::wheels::Wheel;
-use crate::{Error, Result};
+use crate::{Error, Result, programs};
 
 /// How pip may be started, in the order tried.
 const COMMANDS: &[&[&str]] = &[
-    &["python3", "-m", "pip"],
-    &["python", "-m", "pip"],
-    &["py", "-m", "pip"],
+    &["python3", "-I", "-m", "pip"],
+    &["python", "-I", "-m", "pip"],
+    &["py", "-I", "-m", "pip"],
     &["pip3"],
     &["pip"],
 ];
@@ -20,8 +25,10 @@ const COMMANDS: &[&[&str]] = &[
 /// A pip that answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pip {
-    /// The program and the arguments that start it.
-    pub command: Vec<String>,
+    /// The program, with its absolute path.
+    pub program: PathBuf,
+    /// The arguments that make it pip.
+    pub arguments: Vec<String>,
     /// The first words of what it says about itself: `pip 23.2.1`.
     pub version: String,
 }
@@ -29,25 +36,34 @@ pub struct Pip {
 /// The first pip that answers, if any.
 pub fn find() -> Option<Pip> {
     COMMANDS.iter().find_map(|words| {
-        let output = command(words)
-            .arg("--version")
-            .stderr(Stdio::null())
-            .output()
-            .ok()?;
+        let (name, arguments) = words.split_first()?;
+        let mut pip = Pip {
+            program: programs::find(name)?,
+            arguments: arguments.iter().map(|&word| word.to_owned()).collect(),
+            version: String::new(),
+        };
+        let output = pip.start().arg("--version").stderr(Stdio::null()).output().ok()?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let version: Vec<&str> = text.split_whitespace().take(2).collect();
-        let answers = output.status.success() && version.first() == Some(&"pip");
-        answers.then(|| Pip {
-            command: words.iter().map(|&word| word.to_owned()).collect(),
-            version: version.join(" "),
-        })
+        pip.version = version.join(" ");
+        (output.status.success() && version.first() == Some(&"pip")).then_some(pip)
     })
 }
 
-fn command<S: AsRef<std::ffi::OsStr>>(words: &[S]) -> Command {
-    let mut command = Command::new(&words[0]);
-    command.args(&words[1..]).stdin(Stdio::null());
-    command
+impl Pip {
+    fn start(&self) -> Command {
+        let mut command = programs::command(&self.program);
+        // It would have pip start another Python.
+        command.args(&self.arguments).env_remove("PIP_PYTHON");
+        command
+    }
+}
+
+impl fmt::Display for Pip {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.program.display())?;
+        self.arguments.iter().try_for_each(|word| write!(f, " {word}"))
+    }
 }
 
 /// The arguments after `pip` that fetch exactly `wheel`, whatever Python and machine pip itself runs on.
@@ -98,8 +114,11 @@ pub fn download_with(wheel: &Wheel, folder: &Path, options: &[&str]) -> Result<P
             "pip was not found (tried python3, python, py, pip3, pip)".to_owned(),
         ));
     };
+    // pip starts in another folder than this one.
+    let folder = &std::path::absolute(folder).map_err(|e| Error::io(folder, e))?;
     // Two retries instead of pip's five: without a network the answer comes in seconds.
-    let output = command(&pip.command)
+    let output = pip
+        .start()
         .args(download_arguments(wheel))
         .args(options)
         .args([
@@ -112,7 +131,7 @@ pub fn download_with(wheel: &Wheel, folder: &Path, options: &[&str]) -> Result<P
         ])
         .arg(folder)
         .output()
-        .map_err(|e| failed(format!("{} did not start ({e})", pip.command.join(" "))))?;
+        .map_err(|e| failed(format!("{pip} did not start ({e})")))?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         return Err(failed(format!(

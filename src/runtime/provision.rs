@@ -2,9 +2,11 @@
 //! folder into place.
 //!
 //! Everything happens in a temporary folder inside the cache, so that a reader sees a whole installation or none, and
-//! under a lock, so that of two processes one installs and the other finds it done.
+//! under a lock, so that of two processes one installs and the other finds it done. The wheel is copied while its checksum is
+//! taken, and the copy, which has no name, is what is unpacked: a file that others can write may change at any time.
 
 use std::fs::{File, TryLockError};
+use std::io::{Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
@@ -72,10 +74,10 @@ pub fn install_with(cache: &Path, wheel: &Wheel, fetch: Fetch) -> Result<Library
         .tempdir_in(&libraries)
         .map_err(|e| Error::io(&libraries, e))?;
     let file = fetch(wheel, partial.path())?;
-    check_wheel(&file, wheel)?;
+    let copy = checked_copy(&file, wheel, partial.path())?;
     let unpacked = partial.path().join("unpacked");
     std::fs::create_dir(&unpacked).map_err(|e| Error::io(&unpacked, e))?;
-    unpack(&file, wheel, &unpacked)?;
+    unpack(copy, &file, wheel, &unpacked)?;
     put_in_place(&partial, &unpacked, &target)?;
     installed(cache, wheel, Depth::Library)?.ok_or_else(|| {
         Error::failed(
@@ -149,6 +151,19 @@ fn check_wheel(file: &Path, wheel: &Wheel) -> Result<()> {
     }
 }
 
+/// A nameless copy in `folder` of what `file` held when its checksum was taken.
+fn checked_copy(file: &Path, wheel: &Wheel, folder: &Path) -> Result<File> {
+    let io = |e| Error::io(file, e);
+    let mut copy = tempfile::tempfile_in(folder).map_err(|e| Error::io(folder, e))?;
+    let original = File::open(file).map_err(io)?;
+    let (found, _) = files::sha256_of(original, |bytes| copy.write_all(bytes)).map_err(io)?;
+    if found != wheel.sha256 {
+        return Err(other_wheel(file, wheel, &found));
+    }
+    copy.rewind().map_err(|e| Error::io(folder, e))?;
+    Ok(copy)
+}
+
 /// The error about a `file` whose checksum is `found` and not that of `wheel`.
 fn other_wheel(file: &Path, wheel: &Wheel, found: &str) -> Error {
     let which = match with_checksum(found) {
@@ -178,10 +193,10 @@ fn wanted(name: &str) -> Option<&str> {
     (is_library && !file.starts_with("onnxruntime_pybind11_state")).then_some(file)
 }
 
-/// Unpacks the wanted files of the wheel in `file` into the flat folder `target` and writes the manifest.
-fn unpack(file: &Path, wheel: &Wheel, target: &Path) -> Result<()> {
+/// Unpacks the wanted files of the wheel in `reader`, which came from `file`, into the flat folder `target` and writes the
+/// manifest.
+fn unpack(reader: File, file: &Path, wheel: &Wheel, target: &Path) -> Result<()> {
     let bad = |reason: String| Error::input(file.display().to_string(), reason);
-    let reader = File::open(file).map_err(|e| Error::io(file, e))?;
     let mut archive = zip::ZipArchive::new(reader).map_err(|e| bad(format!("not a wheel: {e}")))?;
     let mut files = Vec::new();
     for index in 0..archive.len() {
@@ -195,7 +210,7 @@ fn unpack(file: &Path, wheel: &Wheel, target: &Path) -> Result<()> {
         let Some(short) = wanted(&name) else { continue };
         let path = target.join(short);
         let mut out = File::create_new(&path).map_err(|e| Error::io(&path, e))?;
-        let written = files::sha256_of(&mut member, |bytes| std::io::Write::write_all(&mut out, bytes));
+        let written = files::sha256_of(&mut member, |bytes| out.write_all(bytes));
         let (sha256, bytes) = written.map_err(|e| bad(format!("{name} could not be unpacked: {e}")))?;
         files.push(UnpackedFile {
             name: short.to_owned(),
@@ -219,7 +234,6 @@ fn put_in_place(partial: &TempDir, unpacked: &Path, target: &Path) -> Result<()>
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write as _;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::super::manifest::MANIFEST;
@@ -316,6 +330,28 @@ mod tests {
         );
         assert_eq!(error.exit_code(), 2);
         assert_eq!(names(&cache.join("onnxruntime")), [".lock"]);
+    }
+
+    #[test]
+    fn what_is_unpacked_is_what_the_checksum_was_taken_of() {
+        let place = tempfile::tempdir().unwrap();
+        let file = place.path().join("fake.whl");
+        let wheel = fake_wheel(&file, MEMBERS);
+        let copy = checked_copy(&file, &wheel, place.path()).unwrap();
+        // Whoever can write the file puts another library into it, in place and by another name.
+        let other = place.path().join("other.whl");
+        fake_wheel(
+            &other,
+            &[("onnxruntime/capi/libonnxruntime.so.1.32.0", "another library")],
+        );
+        std::fs::write(&file, std::fs::read(&other).unwrap()).unwrap();
+        std::fs::rename(&other, &file).unwrap();
+        let target = place.path().join("unpacked");
+        std::fs::create_dir(&target).unwrap();
+        unpack(copy, &file, &wheel, &target).unwrap();
+        let library = std::fs::read_to_string(target.join("libonnxruntime.so.1.32.0")).unwrap();
+        assert_eq!(library, "the library");
+        assert!(checked_copy(&file, &wheel, place.path()).is_err());
     }
 
     #[test]

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::optimizer::OptimizerState;
 use super::trainer::TrainerState;
-use crate::files::{self, TEMPORARY_PREFIX};
+use crate::files;
 use crate::{Error, Result};
 
 /// The version of the layout; later ones are refused.
@@ -80,29 +80,20 @@ impl Checkpoints {
     ) -> Result<PathBuf> {
         fs::create_dir_all(&self.folder).map_err(|e| Error::io(&self.folder, e))?;
         let target = self.at(state.step);
-        let workshop = tempfile::Builder::new()
-            .prefix(TEMPORARY_PREFIX)
-            .tempdir_in(&self.folder)
-            .map_err(|e| Error::io(&self.folder, e))?;
-        let file = workshop.path().join(TENSORS);
-        weights::save(&file, &tensors(state), &weights::config_metadata(vit)?)?;
-        let record = Record {
-            version: VERSION,
-            step: state.step,
-            seed,
-            knn_top1: best_knn,
-            sha256: files::sha256(&file)?,
-            optimizer_steps: state.optimizer.steps.clone(),
-        };
-        files::write_json(&workshop.path().join(RECORD), &record)?;
-        open_to_readers(workshop.path())?;
-        // The same step again, after a resume: its bytes are the same, but a rename over a full folder is refused.
-        if target.exists() {
-            fs::remove_dir_all(&target).map_err(|e| Error::io(&target, e))?;
-        }
-        fs::rename(workshop.path(), &target).map_err(|e| Error::io(&target, e))?;
-        // Renamed away: nothing is left for it to remove.
-        drop(workshop.keep());
+        // The same step again, after a resume, replaces what has its name; its bytes are the same.
+        files::write_folder(&target, |workshop| {
+            let file = workshop.join(TENSORS);
+            weights::save(&file, &tensors(state), &weights::config_metadata(vit)?)?;
+            let record = Record {
+                version: VERSION,
+                step: state.step,
+                seed,
+                knn_top1: best_knn,
+                sha256: files::sha256(&file)?,
+                optimizer_steps: state.optimizer.steps.clone(),
+            };
+            files::write_json(&workshop.join(RECORD), &record)
+        })?;
         self.link(LAST, state.step)?;
         if best {
             self.link(BEST, state.step)?;
@@ -173,7 +164,7 @@ impl Checkpoints {
     /// Points `name` at a step's folder, without a moment in which it points nowhere.
     #[cfg(unix)]
     fn link(&self, name: &str, step: u64) -> Result<()> {
-        let beside = self.folder.join(format!("{TEMPORARY_PREFIX}{name}"));
+        let beside = self.folder.join(format!("{}{name}", files::TEMPORARY_PREFIX));
         let path = self.folder.join(name);
         let linked = match fs::remove_file(&beside) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
@@ -181,6 +172,7 @@ impl Checkpoints {
         };
         linked
             .and_then(|()| fs::rename(&beside, &path))
+            .and_then(|()| macula_files::sync_folder(&self.folder))
             .map_err(|e| Error::io(&path, e))
     }
 
@@ -189,18 +181,6 @@ impl Checkpoints {
     fn link(&self, name: &str, step: u64) -> Result<()> {
         files::write_bytes(&self.folder.join(name), format!("step-{step}").as_bytes())
     }
-}
-
-/// Temporary folders are private to their owner; a checkpoint is to be readable like any other folder.
-#[cfg(unix)]
-fn open_to_readers(folder: &Path) -> Result<()> {
-    use std::os::unix::fs::PermissionsExt as _;
-    fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).map_err(|e| Error::io(folder, e))
-}
-
-#[cfg(not(unix))]
-fn open_to_readers(_folder: &Path) -> Result<()> {
-    Ok(())
 }
 
 /// All tensors of a state under the names of the file.

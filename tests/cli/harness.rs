@@ -7,6 +7,7 @@ use std::process::{Command, Output};
 pub struct Workspace {
     folder: tempfile::TempDir,
     search: Option<PathBuf>,
+    variables: Vec<(String, std::ffi::OsString)>,
 }
 
 /// What a run of the binary gave.
@@ -21,6 +22,7 @@ impl Workspace {
         Self {
             folder: tempfile::tempdir().expect("a temporary folder"),
             search: None,
+            variables: Vec::new(),
         }
     }
 
@@ -40,6 +42,11 @@ impl Workspace {
         self.search = Some(self.path(folder));
     }
 
+    /// From now on the binary sees this variable.
+    pub fn variable(&mut self, name: &str, value: impl Into<std::ffi::OsString>) {
+        self.variables.push((name.to_owned(), value.into()));
+    }
+
     /// Runs `macula` with the words of `arguments`.
     pub fn macula(&self, arguments: &str) -> Run {
         let mut command = Command::new(env!("CARGO_BIN_EXE_macula"));
@@ -50,6 +57,9 @@ impl Workspace {
             .stdin(std::process::Stdio::null());
         if let Some(folder) = &self.search {
             command.env("PATH", folder);
+        }
+        for (name, value) in &self.variables {
+            command.env(name, value);
         }
         Run::from(command.output().expect("the binary runs"))
     }

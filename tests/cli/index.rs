@@ -18,7 +18,7 @@ fn scattered(w: &Workspace, name: &str, n: usize, dim: usize, seed: u32) {
     w.features(name, &rows);
 }
 
-fn hits(w: &Workspace, name: &str) -> Vec<(u64, u64, String)> {
+pub fn hits(w: &Workspace, name: &str) -> Vec<(u64, u64, String)> {
     let table = ParquetReader::new(fs::File::open(w.path(name)).expect("written"))
         .finish()
         .expect("Parquet");

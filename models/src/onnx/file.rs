@@ -1,16 +1,21 @@
 //! Writing a model to disk: one weight in memory at a time, inside the file or beside it, nothing visible before it
 //! is whole.
 //!
+//! Weights beside it have a name with their checksum: a model that is replaced names its own weights until the moment in which
+//! the new one, with others, takes its name.
+//!
 //! Protobuf wants the length of a message before its content, and prost would hold every weight to compute it.
 //! Lengths follow from the shapes, so the graph's header is written first and the constants are streamed after it
 //! (the order of the fields of a message is free).
 
+use std::fs;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use macula_files::{Beside, beside, folder_of, sync_folder};
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
-use tempfile::NamedTempFile;
+use sha2::{Digest as _, Sha256};
 
 use super::graph::{Data, Initializer};
 use super::options::EMBEDDED_LIMIT;
@@ -28,6 +33,9 @@ const ALIGNMENT: u64 = 4096;
 /// Constants of fewer bytes stay in the model: shape inference reads them, and a page each would be a waste.
 const SMALLEST_EXTERNAL: u64 = 1024;
 
+/// Hexadecimal digits of the checksum in the name of a data file.
+const CHECKSUM_DIGITS: usize = 16;
+
 /// What was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Written {
@@ -39,7 +47,8 @@ pub struct Written {
 
 /// Writes `model` with `graph` and its constants to `path`, replacing what is there. `model.graph` must be empty.
 ///
-/// Constants that total more than `external_over` bytes go to `NAME.onnx.data` in the same folder.
+/// Constants that total more than `external_over` bytes go to `NAME.onnx.CHECKSUM.data` in the same folder; such files of an
+/// earlier model of this name are removed.
 ///
 /// # Errors
 /// A path without a UTF-8 file name, a refusal of the file system, or a weight that cannot be read.
@@ -52,36 +61,84 @@ pub fn write(
 ) -> Result<Written> {
     let constant_bytes = constants.iter().map(Initializer::byte_len).sum();
     let limit = external_over.min(EMBEDDED_LIMIT);
+    let name = file_name(path)?;
     let (headers, data) = if constant_bytes > limit {
-        let data_path = data_path(path)?;
-        let (headers, file) = write_external(constants, &data_path)?;
-        (headers, Some((data_path, file)))
+        let external = write_external(constants, name, path)?;
+        (external.headers, Some((external.name, external.file)))
     } else {
         (constants.iter().map(header).collect(), None)
     };
-    let mut file = temporary_beside(path)?;
-    write_model(file.as_file_mut(), path, model, graph, constants, &headers)?;
+    let io = |e| Error::io(path, e);
+    let mut model_file = Beside::of(path).map_err(io)?;
+    write_model(model_file.file(), path, model, graph, constants, &headers)?;
     // The data first: a model must never name a file that is not there.
     let data = match data {
-        Some((data_path, file)) => {
-            persist(file, &data_path)?;
-            Some(data_path)
+        Some((name, file)) => {
+            let data = path.with_file_name(name);
+            file.rename_to(&data).map_err(|e| Error::io(&data, e))?;
+            Some(data)
         }
         None => None,
     };
-    persist(file, path)?;
+    model_file.rename_to(path).map_err(io)?;
+    remove_other_data(path, data.as_deref())?;
     Ok(Written { data, constant_bytes })
 }
 
-/// `NAME.onnx.data` for `NAME.onnx`.
-fn data_path(path: &Path) -> Result<PathBuf> {
-    let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(|| {
+/// Moves the model `draft`, written by [`write`] to another folder of the same file system, and its data to `path`, which has
+/// the same file name, in place of a model there. At any moment `path` is the old model or the new one, each with its weights.
+///
+/// # Errors
+/// A refusal of the file system.
+pub fn move_into_place(draft: &Path, path: &Path) -> Result<()> {
+    let mut moved = None;
+    for data in data_files(draft)? {
+        let target = path.with_file_name(data.file_name().unwrap_or_default());
+        fs::rename(&data, &target).map_err(|e| Error::io(&target, e))?;
+        moved = Some(target);
+    }
+    let in_folder = |e| Error::io(path, e);
+    sync_folder(folder_of(path)).map_err(in_folder)?;
+    fs::rename(draft, path).map_err(in_folder)?;
+    sync_folder(folder_of(path)).map_err(in_folder)?;
+    remove_other_data(path, moved.as_deref())
+}
+
+/// Removes the data of earlier models that were called `path`.
+fn remove_other_data(path: &Path, own: Option<&Path>) -> Result<()> {
+    let is_own = |data: &PathBuf| own.is_some_and(|own| own.file_name() == data.file_name());
+    for data in data_files(path)?.into_iter().filter(|data| !is_own(data)) {
+        fs::remove_file(&data).map_err(|e| Error::io(&data, e))?;
+    }
+    Ok(())
+}
+
+/// The data files in the folder of `path` that have the name of a model called so.
+///
+/// # Errors
+/// A path without a UTF-8 file name, or a folder that cannot be listed.
+pub fn data_files(path: &Path) -> Result<Vec<PathBuf>> {
+    let model = file_name(path)?;
+    let is_data = |name: &str| {
+        let rest = name.strip_prefix(model).and_then(|rest| rest.strip_prefix('.'));
+        let checksum = rest.and_then(|rest| rest.strip_suffix(".data"));
+        checksum.is_some_and(|sum| {
+            sum.len() == CHECKSUM_DIGITS
+                && sum
+                    .bytes()
+                    .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+        })
+    };
+    beside(path, is_data).map_err(|e| Error::io(path, e))
+}
+
+fn file_name(path: &Path) -> Result<&str> {
+    path.file_name().and_then(|name| name.to_str()).ok_or_else(|| {
         Error::config(
             "out",
             format!("expected a UTF-8 file name, found `{}`", path.display()),
         )
-    })?;
-    Ok(path.with_file_name(format!("{name}.data")))
+    })
 }
 
 /// The message of a constant without its values.
@@ -98,39 +155,55 @@ fn is_external(header: &TensorProto) -> bool {
     header.data_location == DataLocation::External as i32
 }
 
-/// Writes the large constants to a temporary file beside `path`, and returns the headers that point into it.
-fn write_external(constants: &[Initializer<'_>], path: &Path) -> Result<(Vec<TensorProto>, NamedTempFile)> {
-    let location = path
-        .file_name()
-        .map(|name| name.to_string_lossy().into_owned())
-        .unwrap_or_default();
-    let mut file = temporary_beside(path)?;
+/// The large constants in a file that has no name yet.
+struct External {
+    /// All constants; those of the large ones point into the file.
+    headers: Vec<TensorProto>,
+    /// The name that it has to get.
+    name: String,
+    file: Beside,
+}
+
+/// Writes the large constants to a file beside `path`, which is called `model`.
+fn write_external(constants: &[Initializer<'_>], model: &str, path: &Path) -> Result<External> {
+    let io = |e| Error::io(path, e);
+    let mut file = Beside::of(path).map_err(io)?;
     let mut headers = Vec::with_capacity(constants.len());
-    let mut writer = BufWriter::new(file.as_file_mut());
+    let mut checksum = Sha256::new();
+    let mut writer = BufWriter::new(file.file());
+    let mut put = |bytes: &[u8]| {
+        checksum.update(bytes);
+        writer.write_all(bytes)
+    };
     let mut end = 0_u64;
     for constant in constants {
         let mut header = header(constant);
         let length = constant.byte_len();
         if !matches!(constant.data, Data::Integers(_)) && length >= SMALLEST_EXTERNAL {
             let offset = end.next_multiple_of(ALIGNMENT);
-            let padding = vec![0; (offset - end) as usize];
-            writer.write_all(&padding).map_err(|e| Error::io(path, e))?;
-            writer
-                .write_all(&constant.bytes()?)
-                .map_err(|e| Error::io(path, e))?;
+            put(&vec![0; (offset - end) as usize]).map_err(io)?;
+            put(&constant.bytes()?).map_err(io)?;
             end = offset + length;
             header.data_location = DataLocation::External as i32;
             header.external_data = vec![
-                entry("location", &location),
                 entry("offset", &offset.to_string()),
                 entry("length", &length.to_string()),
             ];
         }
         headers.push(header);
     }
-    writer.flush().map_err(|e| Error::io(path, e))?;
+    writer.flush().map_err(io)?;
     drop(writer);
-    Ok((headers, file))
+    let hex: String = checksum
+        .finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let name = format!("{model}.{}.data", &hex[..CHECKSUM_DIGITS]);
+    for header in headers.iter_mut().filter(|header| is_external(header)) {
+        header.external_data.insert(0, entry("location", &name));
+    }
+    Ok(External { headers, name, file })
 }
 
 fn write_model(
@@ -194,24 +267,4 @@ pub fn entry(key: &str, value: &str) -> StringStringEntryProto {
         key: key.into(),
         value: value.into(),
     }
-}
-
-fn temporary_beside(path: &Path) -> Result<NamedTempFile> {
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".macula-onnx-");
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        // As any other new file: readable as far as the umask lets it.
-        builder.permissions(std::fs::Permissions::from_mode(0o666));
-    }
-    builder.tempfile_in(folder).map_err(|e| Error::io(path, e))
-}
-
-fn persist(file: NamedTempFile, path: &Path) -> Result<()> {
-    file.persist(path).map(drop).map_err(|e| Error::io(path, e.error))
 }

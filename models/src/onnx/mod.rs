@@ -21,6 +21,7 @@ mod tests;
 
 pub use describe::{OnnxDescription, describe};
 pub use export::{ExportReport, INPUT, IR_VERSION, LAYER_INPUT, OPSET, export};
+pub use file::{data_files, move_into_place};
 pub use numbers::{InputRange, Numbers};
 pub use options::{EMBEDDED_LIMIT, ExportOptions, ImageShape, OutputKind};
 pub use reference::reference_outputs;

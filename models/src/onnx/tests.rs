@@ -9,9 +9,10 @@ use prost::Message;
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
+use sha2::{Digest as _, Sha256};
 
 use super::proto::{DataLocation, DimensionValue, ModelProto, TensorProto, TypeValue, ValueInfoProto};
-use super::{ExportOptions, ImageShape, OutputKind, export};
+use super::{ExportOptions, ImageShape, OutputKind, describe, export, move_into_place};
 use crate::vit::{FeedForwardKind, PositionRule, VisionTransformer, VitConfig, initialise, swiglu_hidden};
 use crate::weights::Tensors;
 
@@ -256,8 +257,13 @@ fn external_data_lies_at_aligned_offsets_beside_the_model() {
     };
     let report = export(&config, &backbone, &options, &path).expect("an export");
     let data_path = report.external_data.expect("a data file");
-    assert_eq!(data_path, folder.path().join("m.onnx.data"));
     let data = std::fs::read(&data_path).expect("the data file");
+    let checksum: String = Sha256::digest(&data)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let data_name = format!("m.onnx.{}.data", &checksum[..16]);
+    assert_eq!(data_path, folder.path().join(&data_name));
     let model = read(&path);
     assert_topological(&model);
     let mut end = 0;
@@ -277,7 +283,7 @@ fn external_data_lies_at_aligned_offsets_beside_the_model() {
             let found = tensor.external_data.iter().find(|e| e.key == key);
             found.map(|e| e.value.as_str()).expect("an entry")
         };
-        assert_eq!(entry("location"), "m.onnx.data");
+        assert_eq!(entry("location"), data_name);
         let offset: usize = entry("offset").parse().expect("a number");
         let length: usize = entry("length").parse().expect("a number");
         assert!(offset.is_multiple_of(4096) && offset >= end, "{}", tensor.name);
@@ -287,12 +293,70 @@ fn external_data_lies_at_aligned_offsets_beside_the_model() {
     assert_eq!(end, data.len());
     assert!(end > 100_000, "only {end} bytes are outside");
 
-    let mut names: Vec<_> = std::fs::read_dir(folder.path())
-        .expect("the folder")
-        .map(|e| e.expect("an entry").file_name())
+    assert_eq!(names(folder.path()), [data_name.as_str(), "m.onnx"]);
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).expect("the folder");
+    let mut names: Vec<String> = entries
+        .map(|e| e.expect("an entry").file_name().into_string().expect("UTF-8"))
         .collect();
     names.sort();
-    assert_eq!(names, ["m.onnx", "m.onnx.data"]);
+    names
+}
+
+#[test]
+fn a_model_and_its_data_are_replaced_as_one() {
+    let (config, backbone) = golden("plain");
+    let mut changed = backbone.clone();
+    let bias = changed.get_mut("norm.bias").expect("a bias");
+    *bias = (bias.ones_like().expect("ones") * 3.).expect("threes");
+    let folder = tempfile::tempdir().expect("a folder");
+    let options = ExportOptions {
+        external_data_over: 1000,
+        ..fixed(70, 70)
+    };
+    let path = folder.path().join("m.onnx");
+    let workshop = folder.path().join("workshop");
+    std::fs::create_dir(&workshop).expect("made");
+    let draft = workshop.join("m.onnx");
+    // Much else of that name is not ours to remove.
+    let bystanders = [
+        "m.onnx.data",
+        "m.onnx.0123456789abcdeg.data",
+        "n.onnx.0123456789abcdef.data",
+    ];
+    for name in bystanders {
+        std::fs::write(folder.path().join(name), "kept").expect("written");
+    }
+    let data_of = |model: &Path| describe(model).expect("described").external_files;
+
+    export(&config, &backbone, &options, &path).expect("an export");
+    let (old_model, old_data) = (std::fs::read(&path).expect("read"), data_of(&path));
+    let old_weights = std::fs::read(folder.path().join(&old_data[0])).expect("read");
+    export(&config, &changed, &options, &draft).expect("an export");
+    let new_data = data_of(&draft);
+    assert_ne!(old_data, new_data);
+
+    // As a kill between the two renames leaves it: the old model still has its own weights.
+    std::fs::copy(workshop.join(&new_data[0]), folder.path().join(&new_data[0])).expect("copied");
+    assert!(std::fs::read(&path).expect("read") == old_model);
+    assert!(std::fs::read(folder.path().join(&old_data[0])).expect("there") == old_weights);
+
+    move_into_place(&draft, &path).expect("moved");
+    assert_eq!(data_of(&path), new_data);
+    let left = names(folder.path());
+    assert!(
+        left.contains(&new_data[0]) && !left.contains(&old_data[0]),
+        "{left:?}"
+    );
+    assert!(
+        bystanders.iter().all(|&name| left.iter().any(|l| l == name)),
+        "{left:?}"
+    );
+    // One with its weights inside has no data file.
+    export(&config, &backbone, &fixed(70, 70), &path).expect("an export");
+    assert!(!names(folder.path()).contains(&new_data[0]));
 }
 
 #[test]

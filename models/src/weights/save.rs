@@ -7,7 +7,6 @@ use std::path::Path;
 
 use candle_core::{DType, Tensor};
 use serde_json::{Map, Value, json};
-use tempfile::NamedTempFile;
 
 use super::Tensors;
 use crate::vit::VitConfig;
@@ -39,38 +38,18 @@ pub fn config_metadata(config: &VitConfig) -> Result<BTreeMap<String, String>> {
 pub fn save(path: &Path, tensors: &Tensors, metadata: &BTreeMap<String, String>) -> Result<()> {
     let ordered = by_alignment(tensors);
     let header = header(path, &ordered, metadata)?;
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
     let io = |e| Error::io(path, e);
-    let file = part_file(folder).map_err(io)?;
-    let mut writer = BufWriter::with_capacity(1 << 20, file.as_file());
-    writer
-        .write_all(&(header.len() as u64).to_le_bytes())
-        .and_then(|()| writer.write_all(&header))
-        .map_err(io)?;
-    for (_, tensor) in &ordered {
-        writer.write_all(&bytes(tensor)?).map_err(io)?;
-    }
-    writer.flush().map_err(io)?;
-    drop(writer);
-    file.as_file().sync_all().map_err(io)?;
-    file.persist(path).map_err(|e| io(e.error))?;
-    Ok(())
-}
-
-/// A file beside the target. Temporary files are private to their owner; this one is to be readable like any other,
-/// as far as the user's mask allows.
-fn part_file(folder: &Path) -> std::io::Result<NamedTempFile> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".macula-").suffix(".part");
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        builder.permissions(std::fs::Permissions::from_mode(0o666));
-    }
-    builder.tempfile_in(folder)
+    macula_files::write_whole(path, io, |file| {
+        let mut writer = BufWriter::with_capacity(1 << 20, file);
+        writer
+            .write_all(&(header.len() as u64).to_le_bytes())
+            .and_then(|()| writer.write_all(&header))
+            .map_err(io)?;
+        for (_, tensor) in &ordered {
+            writer.write_all(&bytes(tensor)?).map_err(io)?;
+        }
+        writer.flush().map_err(io)
+    })
 }
 
 /// Wider elements first, then by name: every tensor is then aligned to its element.

@@ -1,12 +1,16 @@
 //! The frames of a video, as `ffmpeg` decodes them: `video:clip.mp4`, or `video:clip.mp4#fps=2` for two a second. `ffmpeg` runs
 //! beside and hands over one frame after the other; those around the last one asked for are kept, so rows asked for
 //! nearly in order are each decoded once. A row far behind starts it again from the first frame.
+//!
+//! A file is opened as a video and as nothing else: playlists and scripts, by which a "video" has `ffmpeg` open other files and
+//! addresses or run code, are not among its formats here.
 
 use std::collections::VecDeque;
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{BufReader, Read, Seek};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdout, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,12 +19,15 @@ use serde_json::json;
 use super::{Record, RowError, Source, lossless};
 use crate::data::decode::DecodeOptions;
 use crate::data::image::RgbImage;
-use crate::{Error, Result};
+use crate::{Error, Result, programs};
 
 const PREFIX: &str = "video:";
 /// Bytes of frames that are kept; at least [`LEAST_KEPT`] frames.
 const KEPT_BYTES: usize = 256 << 20;
 const LEAST_KEPT: usize = 16;
+/// What `ffmpeg` may take the file for, by the names of its demuxers: containers and streams that hold their own frames.
+const FORMATS: &str = "mov,matroska,avi,mpegts,mpeg,mpegvideo,m4v,flv,asf,ogg,mxf,gxf,nut,ivf,rm,wtv,dv,h264,hevc,vvc,av1,obu,vc1,\
+                       dirac,h263,mjpeg,yuv4mpegpipe,gif,apng,webp_anim,webp_pipe";
 /// Largest header of a frame: `P6`, width, height, 255.
 const HEADER_BYTES: usize = 64;
 
@@ -51,7 +58,7 @@ impl Video {
 
     /// Opens `video:FILE` or `video:FILE#fps=N` with the `ffmpeg` on the path, and counts the frames.
     pub(super) fn open(spec: &str) -> Result<Self> {
-        let ffmpeg = on_path("ffmpeg").ok_or_else(|| {
+        let ffmpeg = programs::find("ffmpeg").ok_or_else(|| {
             Error::input(
                 spec,
                 "videos are read by ffmpeg, which was not found on the path: install it, or cut the video into images elsewhere",
@@ -172,8 +179,14 @@ impl Stream {
         if tiny {
             filters.push("scale=2:2".to_owned());
         }
-        let mut command = Command::new(ffmpeg);
-        command.args(["-nostdin", "-v", "error", "-i"]).arg(video);
+        let absolute = std::path::absolute(video).map_err(|error| format!("{}: {error}", video.display()))?;
+        let mut input = OsString::from("file:");
+        input.push(absolute);
+        let mut command = programs::command(ffmpeg);
+        command
+            .args(["-nostdin", "-v", "error", "-protocol_whitelist", "file"])
+            .args(["-format_whitelist", FORMATS, "-i"])
+            .arg(input);
         if !filters.is_empty() {
             command.args(["-vf", &filters.join(",")]);
         }
@@ -181,7 +194,6 @@ impl Stream {
         let errors = tempfile::tempfile().map_err(failed)?;
         command
             .args(["-f", "image2pipe", "-c:v", "ppm", "-"])
-            .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(errors.try_clone().map_err(failed)?);
         let mut child = command.spawn().map_err(failed)?;
@@ -261,6 +273,9 @@ impl Stream {
             .rewind()
             .and_then(|()| self.errors.read_to_end(&mut said));
         let said = String::from_utf8_lossy(&said);
+        if said.contains("not on whitelist") {
+            return format!("{what}: a playlist, a script or another format that is not read as a video");
+        }
         match said.lines().map(str::trim).rfind(|line| !line.is_empty()) {
             Some(line) if whole.is_ok() => format!("{what}: ffmpeg says {line}"),
             _ => what.to_owned(),
@@ -282,15 +297,6 @@ fn rate(spec: &str, text: &str) -> Result<f64> {
         .ok()
         .filter(|rate: &f64| rate.is_finite() && *rate > 0.0);
     rate.ok_or_else(|| Error::input(spec, format!("expected frames a second above 0, found `{text}`")))
-}
-
-/// The program `name` in the folders of `PATH`.
-fn on_path(name: &str) -> Option<PathBuf> {
-    let name = format!("{name}{}", std::env::consts::EXE_SUFFIX);
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path)
-        .map(|folder| folder.join(&name))
-        .find(|file| file.is_file())
 }
 
 #[cfg(test)]
@@ -341,6 +347,31 @@ mod tests {
         let starts = starts(place.path());
         assert_eq!(starts.len(), 2, "{starts:?}");
         assert!(starts[0].contains("-vf fps=2.5,scale=2:2"), "{starts:?}");
+        let input = format!("-i file:{} ", place.path().join("clip.mp4").display());
+        for start in &starts {
+            let guarded = "-protocol_whitelist file -format_whitelist mov,matroska,";
+            assert!(start.contains(&input) && start.contains(guarded), "{start}");
+            let formats = start
+                .split("-format_whitelist ")
+                .nth(1)
+                .unwrap()
+                .split(' ')
+                .next()
+                .unwrap();
+            for playlist in [
+                "hls",
+                "dash",
+                "concat",
+                "avisynth",
+                "vapoursynth",
+                "image2",
+                "sdp",
+                "imf",
+                "rtsp",
+            ] {
+                assert!(!formats.split(',').any(|format| format == playlist), "{formats}");
+            }
+        }
         assert!(starts[1].contains("-vf fps=2.5 -f image2pipe"), "{starts:?}");
         assert_eq!(video.describe()["images"], 40);
     }
@@ -363,6 +394,10 @@ mod tests {
         let cut = fake(place.path(), 2, "printf 'P6\\n4 3\\n255\\nabc'");
         assert!(refused(cut, &spec).contains("cut short"));
         assert!(refused(place.path().join("absent"), &spec).contains("did not start"));
+        let words =
+            "[concat @ 0x1] Format not on whitelist 'mov,avi'\\nError opening input: Invalid argument";
+        let playlist = fake(place.path(), 0, &format!("printf \"{words}\" >&2; exit 1"));
+        assert!(refused(playlist, &spec).contains("a playlist"));
     }
 
     #[test]
