@@ -556,7 +556,7 @@ mod tests {
     #[test]
     fn what_f16_cannot_hold_is_unusable_in_f16_alone() {
         let values = || [vec![65_504.0, -65_504.0, 0.0, -65_505.0], vec![0.0; 8]];
-        assert_eq!(take_unusable(&mut values(), &[0, 0], &outputs(), Values::F32), []);
+        assert!(take_unusable(&mut values(), &[0, 0], &outputs(), Values::F32).is_empty());
         let mut halves = values();
         let found = take_unusable(&mut halves, &[0, 0], &outputs(), Values::F16);
         assert_eq!(
