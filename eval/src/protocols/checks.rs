@@ -19,7 +19,6 @@ pub(crate) fn pair(
 ) -> Result<()> {
     side("train", train, train_labels, n_classes)?;
     rows_with_values("test features", test)?;
-    labels_of_test(test.rows(), test_labels, train_labels, allow_unknown)?;
     if train.dim() != test.dim() {
         return Err(Error::data(
             "test features",
@@ -30,7 +29,8 @@ pub(crate) fn pair(
             ),
         ));
     }
-    two_classes(train_labels)
+    two_classes(train_labels)?;
+    labels_of_test(test.rows(), test_labels, train_labels, allow_unknown)
 }
 
 /// One label for each of `rows` test rows; unless `allow_unknown`, one that a training row has.

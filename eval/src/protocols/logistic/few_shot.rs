@@ -190,6 +190,7 @@ mod tests {
                 max_iterations: 200,
                 seed: 3,
                 bootstrap_resamples: 200,
+                allow_unknown_labels: false,
             };
             few_shot(
                 MatrixView::new(&train, 900, 2).unwrap(),
