@@ -156,6 +156,19 @@ impl Inputs {
         self.samples == Samples::U8
     }
 
+    /// Refuses values that an input of halves would turn into infinity.
+    pub(super) fn check_range(&self, batch: &[f32]) -> Result<(), String> {
+        let beyond = |value: &&f32| value.is_finite() && f16::from_f32(**value).is_infinite();
+        match (self.samples, batch.iter().find(beyond)) {
+            (Samples::F16, Some(value)) => Err(format!(
+                "input `{}`: expected values up to {} for f16, found {value}",
+                self.image.name,
+                f16::MAX
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// The values of one run for `batch`, `[B, C, H, W]` row-major.
     pub(super) fn values<'v>(
         &'v self,

@@ -193,6 +193,9 @@ impl OnnxModel {
         let names = self.output_names(outputs)?;
         let (path, session) = (&self.path, &mut self.session);
         let failed = |e: ort::Error| Error::failed(path.display().to_string(), short_reason(e.message()));
+        self.inputs
+            .check_range(batch)
+            .map_err(|reason| Error::failed(path.display().to_string(), reason))?;
         let inputs = self.inputs.values(batch, shape).map_err(failed)?;
         let selected = names
             .iter()
