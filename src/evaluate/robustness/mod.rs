@@ -163,7 +163,7 @@ fn classes(
     let labelled = |what: &str, source: &dyn Source, rows: &mut dyn Iterator<Item = u64>| {
         let records = rows.map(|row| source.record(row));
         let (labels, paths): (Vec<_>, Vec<_>) = records.map(|record| (record.label, record.path)).unzip();
-        Ok::<_, Error>((all_labelled(what, labels, &paths)?, paths))
+        Ok::<_, Error>((all_labelled(what, labels, &paths, None)?, paths))
     };
     let (train_name, test_name) = (
         format!("--train-data {}", request.train_data),
