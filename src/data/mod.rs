@@ -19,7 +19,7 @@ pub mod transform;
 pub use decode::{DecodeError, DecodeOptions, decode};
 pub use image::{ImageView, RgbImage};
 pub use resize::{Interpolation, Window, resize};
-pub use source::{Record, RowError, Source, open, open_shuffled, read_table};
+pub use source::{Record, RowError, Source, SourceIdentity, open, open_shuffled, read_table};
 pub use transform::Preprocess;
 
 #[cfg(test)]

@@ -9,8 +9,9 @@ use super::teacher::{FrozenTeacher, OnnxSettings, TeacherFacts, TeacherFeatures,
 use crate::data::Preprocess;
 use crate::data::mask::Grid;
 use crate::data::transform::{IMAGENET_MEAN, IMAGENET_STD};
+use crate::identity::onnx_sha256;
 use crate::runtime::{Dim, OnnxModel, Precision, Runtime, RuntimeOptions, SessionOptions, TensorInfo};
-use crate::{Error, Result, files};
+use crate::{Error, Result};
 
 const CLS: &str = "cls";
 const PATCH: &str = "patch";
@@ -50,6 +51,8 @@ impl OnnxTeacher {
     /// are none of features, patch tokens and scores.
     pub fn open(path: &Path, config: &DistillConfig, settings: &OnnxSettings) -> Result<Self> {
         let file = path.display().to_string();
+        // First: a missing file of external data is named here, whatever the runtime would say.
+        let sha256 = onnx_sha256(path)?;
         let runtime = Runtime::open(&RuntimeOptions {
             ort_lib: settings.ort_lib.clone(),
             flavor: settings.device.flavor(),
@@ -73,7 +76,7 @@ impl OnnxTeacher {
         let mut teacher = Self {
             facts: TeacherFacts {
                 offer: TeacherOffer::default(),
-                sha256: files::sha256(path)?,
+                sha256,
                 normalisation: normalisation(&file, &session, config)?,
                 size,
                 vit: None,

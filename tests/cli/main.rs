@@ -10,6 +10,7 @@ mod dense;
 mod distill;
 mod export;
 mod harness;
+mod identity;
 mod index;
 mod report;
 mod retrieval;

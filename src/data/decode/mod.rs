@@ -14,14 +14,16 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use ::image::metadata::Orientation;
 use ::image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
+use serde::Serialize;
 
 use super::image::RgbImage;
 
 /// The most pixels an image may have unless asked otherwise: where Pillow raises `DecompressionBombError`.
 pub const DEFAULT_MAX_PIXELS: u64 = 178_956_970;
 
-/// What a reader of images may choose.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a reader of images may choose. Every field changes pixels or which images are read, and is part of the fingerprint of
+/// what was computed (`crate::identity`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct DecodeOptions {
     /// Whether the EXIF orientation is applied. Off by default, as in the reference; a TIFF's own orientation always is,
     /// as in Pillow.

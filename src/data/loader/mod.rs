@@ -92,7 +92,7 @@ impl LoaderConfig {
     }
 
     /// How images are decoded.
-    fn decode(&self) -> DecodeOptions {
+    pub fn decode(&self) -> DecodeOptions {
         DecodeOptions {
             background: self.background,
             ..DecodeOptions::default()

@@ -15,7 +15,7 @@ use polars::prelude::{
 use serde_json::json;
 
 use super::list::{column, one_line};
-use super::{Record, RowError, Source, lossless, place, sha256, shards};
+use super::{Bytes, Record, RowError, Source, Stamp, lossless, place, sha256, shards};
 use crate::data::decode::{DecodeOptions, decode};
 use crate::data::image::RgbImage;
 use crate::{Error, Result};
@@ -324,6 +324,18 @@ impl Source for Embedded {
         let bytes = self.bytes(place(row)).map_err(|cause| error(cause.to_string()))?;
         let bytes = bytes.ok_or_else(|| error(format!("column `{}` holds no image here", self.column)))?;
         decode(&bytes, options).map_err(|cause| error(cause.to_string()))
+    }
+
+    fn stamp(&self, row: u64) -> Stamp<'_> {
+        let row = place(row);
+        let group = self.groups.partition_point(|group| group.first <= row) - 1;
+        let file = &self.files[self.groups[group].file];
+        // A row without a name is called after its file, as that was spelled.
+        let name = &self.rows[row].path;
+        Stamp {
+            name: name.strip_prefix(&lossless(file)).unwrap_or(name).to_owned(),
+            bytes: Bytes::Within(file),
+        }
     }
 
     fn describe(&self) -> serde_json::Value {

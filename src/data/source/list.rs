@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use polars::prelude::{CsvReadOptions, DataFrame, DataType, ParquetReader, SerReader};
 use serde_json::json;
 
-use super::{Record, RowError, Source, load_file, lossless, place, sha256};
+use super::{Record, RowError, Source, Stamp, load_file, lossless, place, sha256};
 use crate::data::decode::DecodeOptions;
 use crate::data::image::RgbImage;
 use crate::{Error, Result};
@@ -243,6 +243,13 @@ impl Source for List {
         match found.elsewhere {
             Some((source, row)) => self.sources[source].file(row),
             None => Some(self.folder.join(&found.path)),
+        }
+    }
+
+    fn stamp(&self, row: u64) -> Stamp<'_> {
+        match self.rows[place(row)].elsewhere {
+            Some((source, row)) => self.sources[source].stamp(row),
+            None => Stamp::of(self.record(row), self.file(row)),
         }
     }
 

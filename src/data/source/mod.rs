@@ -3,6 +3,7 @@
 
 mod embedded;
 mod folder;
+mod identity;
 mod idx;
 mod layouts;
 mod list;
@@ -11,6 +12,7 @@ mod shards;
 mod tars;
 mod video;
 
+pub use identity::{Bytes, SourceIdentity, Stamp};
 pub use list::read_frame as read_table;
 
 use std::fs;
@@ -51,6 +53,12 @@ pub trait Source: Send + Sync {
     fn file(&self, row: u64) -> Option<PathBuf> {
         let _ = row;
         None
+    }
+
+    /// What tells the image of a row from any other, for [`SourceIdentity`]. A source whose rows are named by how it was
+    /// spelled, or have no file each, says so itself. Panics when `row` is not below [`Source::len`].
+    fn stamp(&self, row: u64) -> Stamp<'_> {
+        Stamp::of(self.record(row), self.file(row))
     }
 
     /// What was read, for `meta.json`: the kind of source, where it is, how many images, and a hash where that is cheap.

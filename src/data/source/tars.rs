@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::{EXTENSIONS, Record, RowError, Source, lossless, place, sha256, shards};
+use super::{Bytes, EXTENSIONS, Record, RowError, Source, Stamp, lossless, place, sha256, shards};
 use crate::data::decode::{DecodeOptions, decode};
 use crate::data::image::RgbImage;
 use crate::{Error, Result};
@@ -196,6 +196,15 @@ impl Source for Tars {
             return Err(error(reason));
         }
         decode(&bytes, options).map_err(|cause| error(cause.to_string()))
+    }
+
+    fn stamp(&self, row: u64) -> Stamp<'_> {
+        let found = &self.rows[place(row)];
+        let shard = self.shards[found.shard as usize].clone();
+        Stamp {
+            name: found.name.clone(),
+            bytes: Bytes::Part(shard, found.offset, found.size),
+        }
     }
 
     fn describe(&self) -> serde_json::Value {

@@ -89,7 +89,7 @@ pub fn segment(
     };
     let (images, per_image) = score(request, &mut opened, &masks, &segmenter)?;
     let mut result = SegmentResult::new(&segmenter, &names, &images, config).to_eval_result()?;
-    opened.describe_into(&mut result, request);
+    opened.describe_into(&mut result, request)?;
     result.settings["ignore"] = json!(masks.ignore);
     result.settings["reduce_zero_label"] = json!(masks.reduce_zero);
     Ok((result, per_image))

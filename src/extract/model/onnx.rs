@@ -8,6 +8,7 @@ use super::preprocess::{check_size, imagenet};
 use super::{FeatureModel, ModelOptions, OpenModel};
 use crate::data::Preprocess;
 use crate::extract::OutputSpec;
+use crate::identity::onnx_sha256;
 use crate::runtime::{Dim, OnnxModel, Runtime, RuntimeOptions, SessionOptions, TensorInfo};
 use crate::{Error, Result};
 
@@ -25,6 +26,8 @@ pub struct OnnxFeatures {
 
 pub(super) fn open(path: &Path, options: &ModelOptions) -> Result<OpenModel> {
     let file = path.display().to_string();
+    // First: a missing file of external data is named here, whatever the runtime would say.
+    let sha256 = onnx_sha256(path)?;
     let runtime = Runtime::open(&RuntimeOptions {
         ort_lib: options.ort_lib.clone(),
         flavor: options.device.flavor(),
@@ -58,7 +61,7 @@ pub(super) fn open(path: &Path, options: &ModelOptions) -> Result<OpenModel> {
         description: json!({
             "kind": "onnx",
             "file": path.file_name().map(|name| name.to_string_lossy()),
-            "sha256": crate::files::sha256(path)?,
+            "sha256": sha256,
             "metadata": session.metadata(),
             "runtime": runtime.library().version,
             "providers": session.providers(),
