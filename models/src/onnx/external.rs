@@ -3,7 +3,7 @@
 //! weights costs memory.
 
 use std::fs::File;
-use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::io::{BufReader, Read, Seek};
 use std::path::Path;
 
 use crate::{Error, Result};
@@ -173,7 +173,7 @@ mod tests {
     /// A message field of number `tag` around `inner`.
     fn field(tag: u64, inner: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::new();
-        prost::encoding::encode_varint(tag << 3 | 2, &mut bytes);
+        prost::encoding::encode_varint((tag << 3) | 2, &mut bytes);
         prost::encoding::encode_varint(inner.len() as u64, &mut bytes);
         bytes.extend(inner);
         bytes
