@@ -62,6 +62,13 @@ impl FolderLock {
         name.as_encoded_bytes().starts_with(LOCK_FILE.as_bytes())
     }
 
+    /// Whether there is nothing in `folder` but perhaps a lock.
+    pub fn is_alone_in(folder: &Path) -> bool {
+        let is_own =
+            |entry: std::io::Result<fs::DirEntry>| entry.is_ok_and(|entry| Self::is_lock(&entry.file_name()));
+        fs::read_dir(folder).is_ok_and(|mut entries| entries.all(is_own))
+    }
+
     fn take(locked: &Path, path: PathBuf, inside: &Path) -> Result<Self> {
         let made = (!inside.exists()).then(|| inside.to_owned());
         fs::create_dir_all(inside).map_err(|e| Error::io(inside, e))?;

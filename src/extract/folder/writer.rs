@@ -60,7 +60,7 @@ impl FolderWriter {
             created,
             lock: FolderLock::of(path)?,
         };
-        if !is_empty_folder(path) {
+        if !FolderLock::is_alone_in(path) {
             if resume {
                 writer.resume()?;
                 return Ok(writer);
@@ -213,14 +213,6 @@ fn remove_unfinished(path: &Path) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Whether there is nothing in a folder but perhaps the lock of this run.
-fn is_empty_folder(path: &Path) -> bool {
-    let own = |entry: std::io::Result<fs::DirEntry>| {
-        entry.is_ok_and(|entry| FolderLock::is_lock(&entry.file_name()))
-    };
-    fs::read_dir(path).is_ok_and(|mut entries| entries.all(own))
 }
 
 fn table_error(path: &Path, error: &PolarsError) -> Error {
