@@ -18,8 +18,8 @@ const ATTEMPTS: usize = 100;
 pub struct FolderLock {
     file: Option<File>,
     path: PathBuf,
-    /// A folder made for the lock, which goes with it where nothing else came into it.
-    made: Option<PathBuf>,
+    /// Folders made for the lock, the innermost first, which go with it where nothing else came into them.
+    made: Vec<PathBuf>,
 }
 
 impl FolderLock {
@@ -70,7 +70,12 @@ impl FolderLock {
     }
 
     fn take(locked: &Path, path: PathBuf, inside: &Path) -> Result<Self> {
-        let made = (!inside.exists()).then(|| inside.to_owned());
+        let missing = |folder: &&Path| !folder.as_os_str().is_empty() && !folder.exists();
+        let made: Vec<PathBuf> = inside
+            .ancestors()
+            .take_while(missing)
+            .map(Path::to_path_buf)
+            .collect();
         fs::create_dir_all(inside).map_err(|e| Error::io(inside, e))?;
         for _ in 0..ATTEMPTS {
             let mut options = OpenOptions::new();
@@ -99,7 +104,7 @@ impl FolderLock {
         ))
     }
 
-    fn held(mut file: File, path: PathBuf, made: Option<PathBuf>) -> Self {
+    fn held(mut file: File, path: PathBuf, made: Vec<PathBuf>) -> Self {
         // For the message of the run that is refused; the lock does not depend on it.
         let told = file
             .set_len(0)
@@ -122,9 +127,11 @@ impl Drop for FolderLock {
             drop(fs::remove_file(&self.path));
             drop(file);
         }
-        if let Some(made) = self.made.take() {
-            // Fails, as it should, where the run left something in it.
-            drop(fs::remove_dir(made));
+        // Fails, as it should, where the run left something in it.
+        for folder in &self.made {
+            if fs::remove_dir(folder).is_err() {
+                break;
+            }
         }
     }
 }
@@ -185,11 +192,7 @@ mod tests {
             drop(first);
             drop(lock(&folder).unwrap());
         }
-        assert_eq!(
-            names(&place.path().join("new")).len(),
-            0,
-            "nothing is left behind"
-        );
+        assert!(names(place.path()).is_empty(), "nothing is left behind");
     }
 
     #[test]

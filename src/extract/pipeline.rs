@@ -268,7 +268,7 @@ fn describe(
     })
 }
 
-/// The preprocessing, and what was asked for in decoding: folders made with another are not compared.
+/// The preprocessing, and what was asked for in decoding, for people; what is compared is the fingerprint.
 fn describe_preprocess(preprocess: &Preprocess, options: &ExtractOptions) -> Result<serde_json::Value> {
     let mut value =
         serde_json::to_value(preprocess).map_err(|e| Error::failed("preprocess", e.to_string()))?;
