@@ -1,7 +1,6 @@
 //! The whole chain on the bundled sample: a network is trained without labels, exported to ONNX, its features extracted and
 //! evaluated by two protocols, in one table beside the same network untrained and raw pixels.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,6 +16,7 @@ use crate::evaluate::Folders;
 use crate::export::{Dtype, ExportRequest, export, untrained};
 use crate::extract::model::{self, ModelOptions, OutputChoice, PreprocessOverrides};
 use crate::extract::{BatchSize, ErrorPolicy, ExtractOptions, Layout, Values, extract};
+use crate::lock::FolderLock;
 use crate::runtime::{Device, Precision, RuntimeOptions};
 use crate::train::recipes::{self, DataFacts, Overrides};
 use crate::train::run::{self as training, TrainRequest};
@@ -57,7 +57,7 @@ struct Entry {
 /// # Errors
 /// An output folder that is not a demo's, or whatever a step says.
 pub fn run(options: &DemoOptions) -> Result<EvalResult> {
-    start_folder(&options.out)?;
+    let _lock = start_folder(&options.out)?;
     let step = |text: &str| tracing::info!("{text}");
 
     step("1/5 train: a ViT on 6,000 images without their labels");
@@ -96,22 +96,20 @@ pub fn run(options: &DemoOptions) -> Result<EvalResult> {
 }
 
 /// Makes `out` a fresh demo folder; an older demo is replaced, anything else is left alone.
-fn start_folder(out: &Path) -> Result<()> {
-    if out.exists() {
-        let empty = fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_none());
-        if !empty && !out.join(MARKER).is_file() {
-            return Err(Error::input(
-                out.display().to_string(),
-                "exists and was not made by the demo; choose another folder with --out",
-            ));
-        }
-        fs::remove_dir_all(out).map_err(|e| Error::io(out, e))?;
+fn start_folder(out: &Path) -> Result<FolderLock> {
+    let lock = FolderLock::of(out)?;
+    if !out.join(MARKER).is_file() && !FolderLock::is_alone_in(out) {
+        return Err(Error::input(
+            out.display().to_string(),
+            "exists and was not made by the demo; choose another folder with --out",
+        ));
     }
-    fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
+    crate::files::empty_folder(out, FolderLock::is_lock)?;
     crate::files::write_json(
         &out.join(MARKER),
         &json!({ "tool_version": env!("CARGO_PKG_VERSION") }),
-    )
+    )?;
+    Ok(lock)
 }
 
 /// Training steps that two cores take in about two minutes.

@@ -40,6 +40,28 @@ pub fn write_folder(out: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Resu
     macula_files::write_folder(out, |path, e| Error::io(path, e), write)
 }
 
+/// Removes what is in `folder` but for what `keep` says of its name.
+///
+/// # Errors
+/// The system's word with the path.
+pub fn empty_folder(folder: &Path, keep: impl Fn(&std::ffi::OsStr) -> bool) -> Result<()> {
+    for entry in fs::read_dir(folder).map_err(|e| Error::io(folder, e))? {
+        let entry = entry.map_err(|e| Error::io(folder, e))?;
+        if keep(&entry.file_name()) {
+            continue;
+        }
+        let path = entry.path();
+        let is_folder = entry.file_type().map_err(|e| Error::io(&path, e))?.is_dir();
+        let removed = if is_folder {
+            fs::remove_dir_all(&path)
+        } else {
+            fs::remove_file(&path)
+        };
+        removed.map_err(|e| Error::io(&path, e))?;
+    }
+    Ok(())
+}
+
 /// Writes `bytes` to `path` whole.
 ///
 /// # Errors

@@ -49,21 +49,14 @@ impl DistillArgs {
     }
 
     fn saved(&self) -> Result<Parts> {
-        let config = self.folder.saved_config()?;
-        let Some(distill) = &config.distill else {
+        let mut config = self.folder.saved_config()?;
+        let Some(distill) = &mut config.distill else {
             let reason = "expected a distillation, found a run of `macula train`; resume it with that";
             return Err(Error::input("--out", reason));
         };
-        if let Some(teacher) = self
-            .teacher
-            .as_ref()
-            .filter(|teacher| **teacher != distill.teacher)
-        {
-            let reason = format!(
-                "expected the run's own teacher {}, found {teacher}",
-                distill.teacher
-            );
-            return Err(Error::input("--teacher", reason));
+        // The run knows its teacher by its hash, wherever that lies by now.
+        if let Some(teacher) = &self.teacher {
+            distill.teacher.clone_from(teacher);
         }
         let teacher = self.open(distill)?;
         let source = data::open_shuffled(&config.data.source)?;

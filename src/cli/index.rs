@@ -200,12 +200,8 @@ impl QueriesArgs {
         let folder = FeatureFolder::open(&self.features)?;
         let column = self.column.as_deref().unwrap_or(&manifest.column);
         let queries = read_column(&folder, column)?;
-        if folder.meta().model != manifest.model {
-            tracing::warn!(
-                "{} and {} were made by different models",
-                self.features.display(),
-                self.index.display()
-            );
+        for notice in manifest.unfair(&self.index, &folder) {
+            tracing::warn!("{notice}");
         }
         let index = OpenIndex::open(&self.index, queries.matrix.view().dim())?;
         Ok((index, queries))
@@ -246,9 +242,7 @@ impl QueryArgs {
 impl ScoreArgs {
     fn run(&self) -> Result<()> {
         start_threads(self.common.threads)?;
-        if let Some(out) = &self.out {
-            files::refuse_existing(&out.join("result.json"), self.force)?;
-        }
+        let _lock = output::take_result_folder(self.out.as_deref(), self.force)?;
         let (index, queries) = self.queries.open()?;
         let mut efs = self.ef.clone();
         efs.extend(index.manifest.ef_search);

@@ -7,6 +7,7 @@ use macula_eval::stats::BootstrapConfig;
 
 use super::args::start_threads;
 use super::output;
+use crate::lock::FolderLock;
 use crate::report::{PAGE_FILE, REPORT_FILE, Report, ReportOptions};
 use crate::{Result, files, rng};
 
@@ -65,6 +66,7 @@ impl ReportArgs {
     /// Puts the results together, keeps and prints them.
     pub fn run(&self) -> Result<()> {
         start_threads(self.threads)?;
+        let _lock = self.out.as_deref().map(FolderLock::of).transpose()?;
         if let Some(out) = &self.out {
             for file in [REPORT_FILE, PAGE_FILE] {
                 files::refuse_existing(&out.join(file), self.force)?;

@@ -13,7 +13,9 @@ use crate::data::decode::range::take_notice;
 use crate::data::{DecodeOptions, SampleRange, Source};
 use crate::distill::FrozenTeacher;
 use crate::files::refuse_existing;
+use crate::lock::FolderLock;
 use crate::train::config::TrainConfig;
+use crate::train::identity::RunIdentity;
 use crate::train::observe::OnlineKnnConfig;
 use crate::train::recipes::{DataFacts, Overrides};
 use crate::train::run::{self, RunSummary, TrainRequest};
@@ -91,27 +93,31 @@ impl RunFolderArgs {
         }
     }
 
-    /// The settings of the run that is resumed; `--data` and `--seed` may only repeat them.
+    /// The settings of the run that is resumed; `--seed` may only repeat them, and `--data` may say where the same images
+    /// are by now.
     pub fn saved_config(&self) -> Result<TrainConfig> {
-        let config = run::saved_config(&self.out)?;
+        FolderLock::check(&self.out)?;
+        let mut config = run::saved_config(&self.out)?;
+        if let Some(seed) = self.seed.filter(|seed| *seed != config.seed) {
+            let reason = format!("expected the run's own seed {}, found {seed}", config.seed);
+            return Err(Error::input("--seed", reason));
+        }
         let data = match &self.data {
             Some(data) => Some(self.columns.of(data)?),
             None => self.columns.need("--data").map(|()| None)?,
         };
-        match (&data, self.seed) {
-            (Some(data), _) if *data != config.data.source => Err(Error::input(
-                "--data",
-                format!(
+        if let Some(data) = data.filter(|data| *data != config.data.source) {
+            // A run that does not know its images cannot tell whether these are the same.
+            if RunIdentity::read(&self.out)?.is_none() {
+                let reason = format!(
                     "expected the run's own source {}, found {data}",
                     config.data.source
-                ),
-            )),
-            (_, Some(seed)) if seed != config.seed => Err(Error::input(
-                "--seed",
-                format!("expected the run's own seed {}, found {seed}", config.seed),
-            )),
-            _ => Ok(config),
+                );
+                return Err(Error::input("--data", reason));
+            }
+            config.data.source = data;
         }
+        Ok(config)
     }
 
     /// What `--recipe` and `--set` change, and the name of the recipe they build on, where one is named.
@@ -188,6 +194,7 @@ impl RunFolderArgs {
 
     /// Whether a new run may have `--out`; an older one goes only once the new one has read all it needs.
     fn check_out(&self) -> Result<()> {
+        FolderLock::check(&self.out)?;
         refuse_existing(&self.out, self.force)?;
         if !self.out.exists() {
             return Ok(());

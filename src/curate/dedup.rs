@@ -313,13 +313,12 @@ impl DedupOptions {
         let Some(against) = &self.against else {
             return Ok(known);
         };
-        let dim = heap.unit.view().dim();
         let curated = open_other(
             "--against",
             against,
             self.against_list.clone(),
             input.column.as_deref(),
-            dim,
+            heap,
         )?;
         let searcher = Searcher::new(curated.unit.view(), self.search, seed)?;
         searcher.search(heap.unit.view(), 1, self.threshold as f32, |row, hits| {

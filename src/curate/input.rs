@@ -44,6 +44,8 @@ pub(crate) struct Heap {
     pub(crate) judged: Vec<usize>,
     /// Where the images lie.
     pub(crate) origin: Origin,
+    /// Where the features lie.
+    pub(crate) folder: FeatureFolder,
     earlier: Option<Earlier>,
 }
 
@@ -101,6 +103,7 @@ impl Heap {
             unit,
             judged,
             origin,
+            folder,
             earlier,
         })
     }
@@ -180,16 +183,17 @@ fn same_file(listed: &str, path: &str) -> bool {
     listed.is_empty() || name(listed) == name(path)
 }
 
-/// Reads the normalised rows of another folder (a seed, an evaluation set, a curated heap), with its source.
+/// Reads the normalised rows of another folder (a seed, an evaluation set, a curated heap), with its source, to be compared
+/// with those of `own`; says where that is unfair.
 ///
 /// # Errors
-/// As [`Heap::open`]; features of another width than `dim`.
+/// As [`Heap::open`]; features of another width than those of `own`.
 pub(crate) fn open_other(
     role: &str,
     folder: &Path,
     list: Option<PathBuf>,
     column: Option<&str>,
-    dim: usize,
+    own: &Heap,
 ) -> Result<Heap> {
     let heap = Heap::open(&InputOptions {
         features: Some(folder.to_owned()),
@@ -197,12 +201,13 @@ pub(crate) fn open_other(
         list,
         data: None,
     })?;
-    let found = heap.unit.view().dim();
+    let (found, dim) = (heap.unit.view().dim(), own.unit.view().dim());
     if found != dim {
         return Err(Error::input(
             format!("{role} {}", folder.display()),
             format!("expected features of width {dim} as the heap's, found {found}"),
         ));
     }
+    heap.folder.notice_unfair(&own.folder);
     Ok(heap)
 }

@@ -28,7 +28,7 @@ impl Origin {
         let described = &folder.meta().source;
         let check = |spec: &str| -> Result<Box<dyn Source>> {
             let source = data::open(spec)?;
-            features.check_source(source.as_ref(), spec, folder.path())?;
+            folder.check_source(features, source.as_ref(), spec)?;
             Ok(source)
         };
         if let Some(spec) = data {

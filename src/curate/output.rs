@@ -12,6 +12,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{InputOptions, Judged, LIST_FILE, Step};
 use crate::extract::folder::{META_FILE, SUCCESS_FILE};
+use crate::lock::FolderLock;
 use crate::{Error, Result, files};
 
 /// Name of the file that says how a folder was made.
@@ -60,7 +61,7 @@ fn short(value: &Value) -> String {
 /// Runs `step` on `input` and writes folder `out`.
 ///
 /// # Errors
-/// An output that exists (without `force`, or that no step wrote); what the step says.
+/// An output that another run is writing, or that exists (without `force`, or that no step wrote); what the step says.
 pub fn run_step(
     step: &dyn Step,
     input: &InputOptions,
@@ -68,6 +69,7 @@ pub fn run_step(
     out: &Path,
     force: bool,
 ) -> Result<Outcome> {
+    let _lock = FolderLock::beside(out)?;
     refuse_existing(out, force)?;
     let inputs = describe_inputs(step, input)?;
     let start = Instant::now();

@@ -78,10 +78,10 @@ impl Step for OverlapOptions {
         }
         let mut heap = Heap::open(input)?;
         let seed = rng::derived_seed(seed, "curate-overlap");
-        let (n, dim) = (heap.len(), heap.unit.view().dim());
+        let n = heap.len();
         let mut others: Vec<(String, Heap)> = Vec::with_capacity(self.against.len());
         for path in &self.against {
-            let other = open_other("--against", path, None, input.column.as_deref(), dim)?;
+            let other = open_other("--against", path, None, input.column.as_deref(), &heap)?;
             others.push((path.display().to_string(), other));
         }
         let pairs = self.matches(&heap, &others, seed)?;

@@ -15,6 +15,7 @@ use super::{
     CURATE_FILE, DedupOptions, InputOptions, LIST_FILE, OverlapOptions, QualityOptions, RetrieveOptions,
     SampleOptions, Step, run_step,
 };
+use crate::lock::FolderLock;
 use crate::tables::read_own;
 use crate::{Error, Result, files};
 
@@ -95,10 +96,11 @@ impl Pipeline {
     /// same settings, seed and inputs is passed over. `progress` hears of each step before and after.
     ///
     /// # Errors
-    /// An output that exists without `force` or `resume`; what a step says, with its number.
+    /// An output that another run is writing, or that exists without `force` or `resume`; what a step says, with its number.
     pub fn run(&self, force: bool, resume: bool, mut progress: impl FnMut(&str)) -> Result<PipelineOutcome> {
+        FolderLock::check(&self.out)?;
         refuse_existing(&self.out, force || resume)?;
-        std::fs::create_dir_all(&self.out).map_err(|e| Error::io(&self.out, e))?;
+        let _lock = FolderLock::of(&self.out)?;
         // Marks the folder as curate's own while steps are missing.
         files::write_json(
             &self.out.join(CURATE_FILE),

@@ -113,13 +113,7 @@ impl RetrieveOptions {
         let (mut n_seeds, mut asked, mut once) = (0, 0u64, 0);
         let searcher = Searcher::new(heap.unit.view(), self.search, seed)?;
         for path in &self.seeds {
-            let seeds = open_other(
-                "--seeds",
-                path,
-                None,
-                input.column.as_deref(),
-                heap.unit.view().dim(),
-            )?;
+            let seeds = open_other("--seeds", path, None, input.column.as_deref(), &heap)?;
             let found = retrieve_by_sample(&searcher, n, seeds.unit.view(), self.k, self.target)?;
             n_seeds += seeds.len();
             for (best, found) in best.iter_mut().zip(found) {
@@ -157,13 +151,7 @@ impl RetrieveOptions {
         let mut numbers: Vec<u32> = Vec::new();
         let (mut n_seeds, mut n_hit) = (0, 0);
         for (number, path) in self.seeds.iter().enumerate() {
-            let seeds = open_other(
-                "--seeds",
-                path,
-                None,
-                input.column.as_deref(),
-                heap.unit.view().dim(),
-            )?;
+            let seeds = open_other("--seeds", path, None, input.column.as_deref(), &heap)?;
             let config = ClusterRetrieval {
                 clusters,
                 more_than: self.more_than,

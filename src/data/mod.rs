@@ -19,7 +19,7 @@ pub mod transform;
 pub use decode::{DecodeError, DecodeOptions, SampleRange, decode};
 pub use image::{ImageView, RgbImage};
 pub use resize::{Interpolation, Window, resize};
-pub use source::{Columns, Record, RowError, Source, open, open_shuffled};
+pub use source::{Columns, Record, RowError, Source, SourceIdentity, open, open_shuffled};
 pub use transform::Preprocess;
 
 #[cfg(test)]

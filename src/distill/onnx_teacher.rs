@@ -8,8 +8,9 @@ use super::config::{DistillConfig, OnnxOutput, TeacherOffer};
 use super::teacher::{FrozenTeacher, OnnxSettings, TeacherFacts, TeacherFeatures, TeacherSize, Wanted};
 use crate::data::mask::Grid;
 use crate::extract::model::{levels, normalisation_of};
+use crate::identity::onnx_sha256;
 use crate::runtime::{OnnxModel, Precision, Runtime, RuntimeOptions, SessionOptions, TensorInfo};
-use crate::{Error, Result, files};
+use crate::{Error, Result};
 
 const CLS: &str = "cls";
 const PATCH: &str = "patch";
@@ -49,6 +50,8 @@ impl OnnxTeacher {
     /// are none of features, patch tokens and scores.
     pub fn open(path: &Path, config: &DistillConfig, settings: &OnnxSettings) -> Result<Self> {
         let file = path.display().to_string();
+        // First: a missing file of external data is named here, whatever the runtime would say.
+        let sha256 = onnx_sha256(path)?;
         let runtime = Runtime::open(&RuntimeOptions {
             ort_lib: settings.ort_lib.clone(),
             flavor: settings.device.flavor(),
@@ -72,7 +75,7 @@ impl OnnxTeacher {
         let mut teacher = Self {
             facts: TeacherFacts {
                 offer: TeacherOffer::default(),
-                sha256: files::sha256(path)?,
+                sha256,
                 normalisation: normalisation(path, &session, config)?,
                 size,
                 vit: None,

@@ -11,9 +11,10 @@ use super::cache::TeacherCache;
 use super::config::{DistillConfig, Term};
 use super::labels::Labels;
 use super::teacher::{FrozenTeacher, TeacherFeatures, Wanted};
-use crate::data::Source;
 use crate::data::loader::Batch;
 use crate::data::mask::Grid;
+use crate::data::{Source, SourceIdentity};
+use crate::identity::decoding_of;
 use crate::train::config::TrainConfig;
 use crate::{Error, Result};
 
@@ -77,7 +78,7 @@ impl FrozenTargets {
             None => None,
             Some(folder) => {
                 let views = source.len().saturating_mul(distill.cache_epochs);
-                let key = cache_key(config, teacher.as_ref(), &fit, &layout, source);
+                let key = cache_key(config, teacher.as_ref(), &fit, &layout, source)?;
                 let (folder, values) = (Path::new(folder), layout.record());
                 Some(TeacherCache::open(folder, &key, values, views, distill.cache_gb)?)
             }
@@ -227,21 +228,20 @@ fn cache_key(
     fit: &PixelFit,
     layout: &Layout,
     source: &dyn Source,
-) -> serde_json::Value {
+) -> Result<serde_json::Value> {
     let facts = teacher.facts();
-    json!({
-        "version": 1,
+    Ok(json!({
+        "version": 2,
         "teacher_sha256": facts.sha256,
         "engine": facts.engine,
         "normalisation": facts.normalisation,
         "side": fit.side(),
         "values": layout.values,
         "crops": config.crops,
-        "background": config.data.loader.background,
-        "sample_range": config.data.loader.sample_range,
+        "decode": decoding_of(&config.data.loader.decode())?,
         "seed": config.seed,
-        "source": source.describe(),
-    })
+        "source": SourceIdentity::of(source).without_labels(),
+    }))
 }
 
 impl Layout {

@@ -8,6 +8,9 @@ use polars::prelude::{DataFrame, PolarsError, df};
 use serde_json::json;
 
 use super::PREDICTIONS_FILE;
+use crate::data::SourceIdentity;
+use crate::identity::{fingerprint_in, source_difference};
+use crate::report::{RESULT_FILE, read_all};
 use crate::tables::{guarded, read_own};
 use crate::{Error, Result};
 
@@ -48,6 +51,7 @@ pub fn paired(
 ) -> Result<Paired> {
     let (first, second) = (read(a, ks.0)?, read(b, ks.1)?);
     same_rows(&first, &second)?;
+    same_images(a, b)?;
     let n = first.right.len();
     let accuracy = |kept: &Kept| kept.right.iter().filter(|right| **right).count() as f64 / n as f64;
     Ok(Paired {
@@ -114,6 +118,29 @@ fn same_rows(a: &Kept, b: &Kept) -> Result<()> {
             ),
         )),
     }
+}
+
+/// Rows of one place and label may still be of other images: the results beside the predictions tell, where they know.
+fn same_images(a: &Path, b: &Path) -> Result<()> {
+    let images = |folder: &Path| -> Result<Option<SourceIdentity>> {
+        let file = folder.join(RESULT_FILE);
+        if !file.is_file() {
+            return Ok(None);
+        }
+        let results = read_all(&[file.display().to_string()])?;
+        let made = results
+            .first()
+            .and_then(|result| fingerprint_in(&result.settings, "test"));
+        Ok(made.map(|made| made.source))
+    };
+    let differs = match (images(a)?, images(b)?) {
+        (Some(first), Some(second)) => source_difference(&first, &second),
+        _ => None,
+    };
+    differs.map_or(Ok(()), |differs| {
+        let reason = format!("expected the test images of {}: {differs}", a.display());
+        Err(Error::input(b.join(RESULT_FILE).display().to_string(), reason))
+    })
 }
 
 fn read(folder: &Path, k: Option<u64>) -> Result<Kept> {

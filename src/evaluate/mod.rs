@@ -74,21 +74,7 @@ impl Folders {
             FeatureFolder::open(&self.train)?,
             FeatureFolder::open(&self.test)?,
         );
-        let hash = |folder: &FeatureFolder| folder.meta().model.get("sha256").cloned();
-        if hash(&train) != hash(&test) {
-            tracing::warn!(
-                "{} and {} were made by different models",
-                self.train.display(),
-                self.test.display()
-            );
-        }
-        if train.meta().preprocess != test.meta().preprocess {
-            tracing::warn!(
-                "{} and {} were made with different preprocessing",
-                self.train.display(),
-                self.test.display()
-            );
-        }
+        train.notice_unfair(&test);
         Ok(OpenFolders { train, test })
     }
 }
@@ -324,6 +310,14 @@ impl OpenFolders {
             ("test", serde_json::json!(self.test.path().display().to_string())),
             ("train_source", self.train.meta().source.clone()),
             ("test_source", self.test.meta().source.clone()),
+            (
+                "train_fingerprint",
+                serde_json::json!(self.train.meta().fingerprint),
+            ),
+            (
+                "test_fingerprint",
+                serde_json::json!(self.test.meta().fingerprint),
+            ),
             ("model", self.train.meta().model.clone()),
             ("tool_version", serde_json::json!(env!("CARGO_PKG_VERSION"))),
         ];

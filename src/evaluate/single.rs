@@ -172,6 +172,7 @@ pub fn describe_folders(result: &mut EvalResult, column: &str, folders: &[(&str,
     for (role, folder) in folders {
         map.insert((*role).to_owned(), json!(folder.path().display().to_string()));
         map.insert(format!("{role}_source"), folder.meta().source.clone());
+        map.insert(format!("{role}_fingerprint"), json!(folder.meta().fingerprint));
     }
     if let Some((_, first)) = folders.first() {
         map.insert("model".to_owned(), first.meta().model.clone());

@@ -13,7 +13,8 @@ use rayon::prelude::*;
 use super::batch::BatchSize;
 use super::folder::{FORMAT_VERSION, FolderWriter, Layout, Meta, OutputSpec, PartRows, ShardMeta, Values};
 use super::model::FeatureModel;
-use crate::data::{DecodeOptions, Preprocess, Record, Source};
+use crate::data::{DecodeOptions, Preprocess, Record, Source, SourceIdentity};
+use crate::identity::Fingerprint;
 use crate::{Error, Result};
 
 /// Batches that may wait between two stages.
@@ -185,7 +186,7 @@ pub fn extract(
         .ok_or_else(|| Error::input("--crop", "expected a size above 0, found none"))?;
     let decode = options.decode_for(preprocess)?;
     let shard = options.shard.unwrap_or(Shard { index: 0, count: 1 });
-    let meta = describe(source, model, preprocess, options, shard)?;
+    let meta = describe(source, model, (preprocess, &decode), options, shard)?;
     let folder = match options.shard {
         Some(shard) => out.join(format!("shard-{:05}-of-{:05}", shard.index, shard.count)),
         None => out.to_owned(),
@@ -238,16 +239,20 @@ pub fn extract(
 fn describe(
     source: &dyn Source,
     model: &dyn FeatureModel,
-    preprocess: &Preprocess,
+    (preprocess, decode): (&Preprocess, &DecodeOptions),
     options: &ExtractOptions,
     shard: Shard,
 ) -> Result<Meta> {
     let width: usize = model.outputs().iter().map(|output| output.width()).sum();
     let n_rows = source.len().saturating_sub(shard.index).div_ceil(shard.count);
+    let model_description = model.describe();
+    let images = SourceIdentity::of(source);
+    let fingerprint = Fingerprint::of(&model_description, preprocess, decode, images)?;
     Ok(Meta {
         format_version: FORMAT_VERSION,
         tool_version: env!("CARGO_PKG_VERSION").to_owned(),
-        model: model.describe(),
+        fingerprint: Some(fingerprint),
+        model: model_description,
         preprocess: describe_preprocess(preprocess, options)?,
         outputs: model.outputs().to_vec(),
         source: source.describe(),
@@ -265,7 +270,7 @@ fn describe(
     })
 }
 
-/// The preprocessing, and what was asked for in decoding: folders made with another are not compared.
+/// The preprocessing, and what was asked for in decoding, for people; what is compared is the fingerprint.
 fn describe_preprocess(preprocess: &Preprocess, options: &ExtractOptions) -> Result<serde_json::Value> {
     let mut value =
         serde_json::to_value(preprocess).map_err(|e| Error::failed("preprocess", e.to_string()))?;

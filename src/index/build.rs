@@ -13,6 +13,7 @@ use super::{FORMAT_VERSION, Kind, LINKS_FILE, MANIFEST_FILE, Manifest, ROWS_FILE
 use crate::evaluate::{default_column, read_column};
 use crate::extract::FeatureFolder;
 use crate::extract::folder::Features;
+use crate::lock::FolderLock;
 use crate::{Error, Result, files, rng};
 
 /// Width of the walk of a graph whose recall nobody asked for.
@@ -49,7 +50,7 @@ pub(super) fn vector_files(kind: Kind) -> &'static [&'static str] {
 /// rows inserted into the graph.
 ///
 /// # Errors
-/// An output that exists (without `force`, or that is no index), a folder or column that cannot be read, settings out of
+/// An output that another run is writing or that exists (without `force`, or that is no index), a folder or column that cannot be read, settings out of
 /// range, NaN or infinity.
 pub fn build(
     features: &Path,
@@ -58,6 +59,7 @@ pub fn build(
     progress: impl Fn(usize, usize),
 ) -> Result<Manifest> {
     options.hnsw.validate()?;
+    let _lock = FolderLock::beside(out)?;
     refuse_existing(out, options.force)?;
     let folder = FeatureFolder::open(features)?;
     let column = options.column.clone().unwrap_or_else(|| default_column(&folder));
@@ -74,6 +76,7 @@ pub fn build(
         column,
         source: features.display().to_string(),
         model: folder.meta().model.clone(),
+        fingerprint: folder.meta().fingerprint.clone(),
         parameters: (options.kind == Kind::Hnsw).then_some(options.hnsw),
         ef_search,
         measured,

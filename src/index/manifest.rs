@@ -6,6 +6,8 @@ use std::path::Path;
 use macula_eval::index::HnswConfig;
 use serde::{Deserialize, Serialize};
 
+use crate::extract::FeatureFolder;
+use crate::identity::{self, Fingerprint, Made};
 use crate::{Error, Result, files};
 
 /// Version of the layout. A folder of another version is refused.
@@ -71,6 +73,9 @@ pub struct Manifest {
     pub source: String,
     /// The model that made the features.
     pub model: serde_json::Value,
+    /// What the features were computed from; none in an index built before there were fingerprints, or over such features.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<Fingerprint>,
     /// How the graph was made; none for an exact index.
     pub parameters: Option<HnswConfig>,
     /// Width of the walk that searches use unless told otherwise; none for an exact index.
@@ -178,6 +183,24 @@ impl Manifest {
             }
         }
         Ok(())
+    }
+
+    /// Why searching rows like those of `queries` in this index, which lies at `path`, is unfair, a line each.
+    pub fn unfair(&self, path: &Path, queries: &FeatureFolder) -> Vec<String> {
+        let (index, folder) = (path.display().to_string(), queries.path().display().to_string());
+        let prepared = |made: &Option<Fingerprint>| made.as_ref().map(|made| made.preprocess.clone());
+        let (own, asking) = (prepared(&self.fingerprint), prepared(&queries.meta().fingerprint));
+        let rows = Made {
+            name: &index,
+            model: &self.model,
+            preprocess: own.as_ref(),
+        };
+        let queries = Made {
+            name: &folder,
+            model: &queries.meta().model,
+            preprocess: asking.as_ref(),
+        };
+        identity::unfair(&queries, &rows)
     }
 
     /// Bytes on disk for each vector, rows' names apart.

@@ -6,8 +6,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::{Map, Value};
+use sha2::{Digest as _, Sha256};
 
 use super::results::StoredResult;
+use crate::files;
+use crate::identity::{Difference, difference, fingerprint_in, source_difference};
 
 /// Digits of a hash that tell two files of one name apart.
 const HASH_DIGITS: usize = 6;
@@ -139,31 +142,74 @@ pub struct Data {
 
 /// The images of each result; labels differ where keys do.
 pub fn data(results: &[StoredResult]) -> Vec<Data> {
-    let mut all: Vec<Data> = results.iter().map(data_of).collect();
+    let keys = keys(results);
+    let mut all: Vec<Data> = results
+        .iter()
+        .zip(keys)
+        .map(|(result, key)| Data {
+            key,
+            label: test_label(result),
+        })
+        .collect();
     // Equal test images after different training images.
-    let clashing = |data: &Data, all: &[Data]| {
-        all.iter()
-            .any(|other| other.label == data.label && other.key != data.key)
-    };
-    let before = all.clone();
-    for (data, result) in all.iter_mut().zip(results) {
-        let same_task: Vec<Data> = before
-            .iter()
-            .zip(results)
-            .filter(|(_, other)| other.task == result.task)
-            .map(|(data, _)| data.clone())
-            .collect();
-        if clashing(data, &same_task) {
-            data.label += &format!(", {} train rows", result.n_train);
-        }
-    }
+    tell_apart(&mut all, results, |result, _| {
+        format!(", {} train rows", result.n_train)
+    });
+    // Images that were replaced where they lie.
+    tell_apart(&mut all, results, |_, key| {
+        let digits = files::hex(&Sha256::digest(key))[..HASH_DIGITS].to_owned();
+        format!(" ({digits})")
+    });
     all
 }
 
-fn data_of(result: &StoredResult) -> Data {
-    let source = |role: &str| result.settings.get(&format!("{role}_source"));
-    let test = ["test", "query", "features"].into_iter().find_map(source);
-    let train = ["train", "database"].into_iter().find_map(source);
+/// Adds to the labels of different images that are called alike in one protocol.
+fn tell_apart(all: &mut [Data], results: &[StoredResult], more: impl Fn(&StoredResult, &str) -> String) {
+    let before = all.to_vec();
+    for (data, result) in all.iter_mut().zip(results) {
+        let mut same_task = before
+            .iter()
+            .zip(results)
+            .filter(|(_, other)| other.task == result.task);
+        if same_task.any(|(other, _)| other.label == data.label && other.key != data.key) {
+            data.label += &more(result, &data.key);
+        }
+    }
+}
+
+/// Of each result a text that is equal for equal images: by their fingerprints, or for results without by what they say of
+/// their sources. A result without joins those with a fingerprint that say the same of their sources.
+fn keys(results: &[StoredResult]) -> Vec<String> {
+    let told: Vec<String> = results.iter().map(told_key).collect();
+    let made: Vec<Option<String>> = results.iter().map(fingerprint_key).collect();
+    let known = |told_here: &String| {
+        let mut others = told.iter().zip(&made);
+        others.find_map(|(other, made)| made.clone().filter(|_| other == told_here))
+    };
+    told.iter()
+        .zip(&made)
+        .map(|(told, made)| {
+            made.clone()
+                .or_else(|| known(told))
+                .unwrap_or_else(|| told.clone())
+        })
+        .collect()
+}
+
+const TEST_ROLES: [&str; 3] = ["test", "query", "features"];
+const TRAIN_ROLES: [&str; 2] = ["train", "database"];
+
+fn fingerprint_key(result: &StoredResult) -> Option<String> {
+    let images = |role: &&str| {
+        let made = fingerprint_in(&result.settings, role)?;
+        serde_json::to_string(&made.source).ok()
+    };
+    let test = TEST_ROLES.iter().find_map(images)?;
+    let train = TRAIN_ROLES.iter().find_map(images).unwrap_or_default();
+    Some(format!("{test} after {train}"))
+}
+
+fn told_key(result: &StoredResult) -> String {
     let key = |source: Option<&Value>| {
         let sha256 = source
             .and_then(|source| source.get("sha256"))
@@ -174,16 +220,68 @@ fn data_of(result: &StoredResult) -> Data {
             (None, None) => String::new(),
         }
     };
-    match test {
-        Some(Value::Object(map)) => Data {
-            key: format!("{} after {}", key(test), key(train)),
-            label: label(map).unwrap_or_else(|| rows(result)),
-        },
-        _ => Data {
-            key: format!("{} of {}", result.n_test, result.n_train),
-            label: rows(result),
-        },
+    match source(result, &TEST_ROLES) {
+        test @ Some(Value::Object(_)) => {
+            format!("{} after {}", key(test), key(source(result, &TRAIN_ROLES)))
+        }
+        _ => format!("{} of {}", result.n_test, result.n_train),
     }
+}
+
+fn source<'a>(result: &'a StoredResult, roles: &[&str]) -> Option<&'a Value> {
+    roles
+        .iter()
+        .find_map(|role| result.settings.get(&format!("{role}_source")))
+}
+
+fn test_label(result: &StoredResult) -> String {
+    match source(result, &TEST_ROLES) {
+        Some(Value::Object(map)) => label(map).unwrap_or_else(|| rows(result)),
+        _ => rows(result),
+    }
+}
+
+/// Where results of one protocol speak of other images under one name, a line each: the images were replaced.
+pub fn replaced(results: &[StoredResult], data: &[Data]) -> Vec<String> {
+    let images = |result: &StoredResult| {
+        let mut roles = TEST_ROLES.iter();
+        Some(
+            roles
+                .find_map(|role| fingerprint_in(&result.settings, role))?
+                .source,
+        )
+    };
+    let mut notes = Vec::new();
+    for (place, result) in results.iter().enumerate() {
+        // The first that it differs from is enough.
+        let differs = results[..place].iter().zip(data).find_map(|(earlier, its)| {
+            let of_one_name = earlier.task == result.task && test_label(earlier) == test_label(result);
+            if !of_one_name || its.key == data[place].key {
+                return None;
+            }
+            let differs = source_difference(&images(earlier)?, &images(result)?)?;
+            Some((earlier.file(), differs))
+        });
+        if let Some((earlier, differs)) = differs {
+            notes.push(format!(
+                "{}: {earlier} and {} speak of different test images ({})",
+                test_label(result),
+                result.file(),
+                differs.both()
+            ));
+        }
+    }
+    notes
+}
+
+/// The options of decoding in which the test images of two results were read differently: other than size and
+/// normalisation, no model needs them to be its own.
+pub fn read_differently(a: &StoredResult, b: &StoredResult) -> Option<Difference> {
+    let made = |result: &StoredResult| {
+        let mut roles = TEST_ROLES.iter();
+        roles.find_map(|role| fingerprint_in(&result.settings, role))
+    };
+    difference("decode", made(a)?.decoding(), made(b)?.decoding())
 }
 
 fn rows(result: &StoredResult) -> String {

@@ -138,7 +138,8 @@ impl Table {
             cells,
         };
         table.mark_best();
-        let notes = table.notes(results);
+        let mut notes = names::replaced(results, &data);
+        notes.extend(table.notes(results));
         Ok((table, notes))
     }
 
@@ -188,6 +189,9 @@ impl Table {
                 let settings = tasks::differing_settings(a, b);
                 if !settings.is_empty() {
                     note(format!("were evaluated with different {}", settings.join(", ")));
+                }
+                if let Some(differs) = names::read_differently(a, b) {
+                    note(format!("read their images differently ({})", differs.both()));
                 }
                 if (a.n_train, a.n_test) != (b.n_train, b.n_test) {
                     note(format!(

@@ -479,3 +479,60 @@ fn two_results_that_differ_are_both_named() {
     );
     assert!(Path::new(&path("1")).exists());
 }
+
+#[test]
+fn images_are_told_by_their_fingerprints_where_results_have_them() {
+    let keep = |results: &Results, model: &str, samples: Option<&str>, background: Value| {
+        let source = json!({ "images": 40, "bytes": 400, "labels": "l", "names": "n", "sizes": "s", "samples": samples });
+        let made = json!({ "model": {}, "preprocess": { "resize": 256, "decode": { "background": background } }, "source": source });
+        let mut settings = json!({
+            "model": { "kind": "onnx", "file": format!("{model}.onnx"), "sha256": model },
+            "column": "cls",
+            "test_source": { "kind": "folder", "path": "photos/test", "images": 40 },
+        });
+        if samples.is_some() {
+            settings["test_fingerprint"] = made;
+        }
+        let rows = knn(&[(20, 0.5, 0.4, 0.6)]);
+        let value = json!({ "task": "knn", "settings": settings, "n_train": 60, "n_test": 40, "rows": rows, "version": 1 });
+        results.write(model, &value);
+    };
+    let columns_and_notes = |results: &Results| {
+        let report = results.report(&ReportOptions::default()).unwrap();
+        let data: Vec<String> = report
+            .table()
+            .columns
+            .iter()
+            .map(|column| column.data.clone())
+            .collect();
+        (data, report.notes().to_vec())
+    };
+
+    // Replaced in place: two columns, and a word about it.
+    let results = Results::new();
+    keep(&results, "a", Some("one"), Value::Null);
+    keep(&results, "b", Some("two"), Value::Null);
+    let (data, notes) = columns_and_notes(&results);
+    assert!(data.iter().any(|label| *label != data[0]), "{data:?}");
+    let told = "speak of different test images (source.samples one and two)";
+    assert!(notes.len() == 1 && notes[0].contains(told), "{notes:?}");
+
+    // A result without a fingerprint belongs to those that say the same of their sources.
+    let results = Results::new();
+    keep(&results, "a", Some("one"), Value::Null);
+    keep(&results, "b", None, Value::Null);
+    let (data, notes) = columns_and_notes(&results);
+    assert!(
+        data.iter().all(|label| *label == data[0]) && notes.is_empty(),
+        "{data:?} {notes:?}"
+    );
+
+    // The same images, read differently.
+    let results = Results::new();
+    keep(&results, "a", Some("one"), Value::Null);
+    keep(&results, "b", Some("one"), json!([255, 255, 255]));
+    let (data, notes) = columns_and_notes(&results);
+    assert!(data.iter().all(|label| *label == data[0]), "{data:?}");
+    let told = "read their images differently (decode.background none and [255,255,255])";
+    assert!(notes.len() == 1 && notes[0].contains(told), "{notes:?}");
+}

@@ -12,6 +12,7 @@ pub mod config;
 pub mod cost;
 pub mod ema;
 pub mod feed;
+pub mod identity;
 mod in_place;
 pub mod losses;
 pub mod method;

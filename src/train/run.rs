@@ -14,6 +14,7 @@ use super::checkpoint::Checkpoints;
 use super::config::TrainConfig;
 use super::failed_in_candle;
 use super::feed::{Fed, Feed, Part};
+use super::identity::RunIdentity;
 use super::observe::meters::{self, TargetReadings};
 use super::observe::{
     Collapse, EventWriter, MetricsLog, OnlineKnn, Readings, RunProgress, StepStatus, curves, keys,
@@ -23,8 +24,10 @@ use super::start::{Start, restored, trainer};
 use super::trainer::{StepReport, Trainer};
 use crate::data::augment::MultiCrop;
 use crate::data::loader::Loader;
-use crate::data::{DecodeOptions, Preprocess, Source};
+use crate::data::{Preprocess, Source, SourceIdentity};
 use crate::distill::{FrozenTargets, FrozenTeacher};
+use crate::identity::difference;
+use crate::lock::FolderLock;
 use crate::{Error, Result, files};
 
 /// Names in a run folder.
@@ -74,7 +77,7 @@ pub struct RunSummary {
 /// Trains until all steps are done or `stop` is set.
 ///
 /// # Errors
-/// Settings that do not fit, data that cannot be read, a loss that is not finite (the images of the step are written down
+/// A folder that another run is writing, settings that do not fit, data that cannot be read or is not the run's own, a loss that is not finite (the images of the step are written down
 /// and the last checkpoint stays), a folder that cannot be written.
 pub fn run(request: TrainRequest) -> Result<RunSummary> {
     Run::new(request)?.finish()
@@ -122,6 +125,8 @@ struct Run {
     bad_images: usize,
     total: Tally,
     since_log: Tally,
+    /// Last, so that the folder is another run's only when all is written.
+    _lock: FolderLock,
 }
 
 /// Whether candle's `message` is that of CUDA when its memory is used up.
@@ -169,7 +174,9 @@ impl Tally {
 
 impl Run {
     fn new(mut request: TrainRequest) -> Result<Self> {
+        let lock = FolderLock::of(&request.out)?;
         let source = Arc::clone(&request.source);
+        let teacher = request.teacher.as_deref().map(identity_of);
         let frozen = frozen_targets(&mut request, source.as_ref())?;
         let config = &request.config;
         let out = &request.out;
@@ -177,8 +184,14 @@ impl Run {
             .monitor
             .knn
             .clone()
-            .map(|knn| OnlineKnn::open(knn, preprocess(config), decode(config), config.seed))
+            .map(|knn| OnlineKnn::open(knn, preprocess(config), config.data.loader.decode(), config.seed))
             .transpose()?;
+        let identity = RunIdentity {
+            source: learnt_from(config, source.as_ref()),
+            knn_source: knn.as_ref().map(OnlineKnn::images),
+            teacher,
+        };
+        let known = check_identity(&request, &identity)?;
         let checkpoints = Checkpoints::of(out);
         let (mut trainer, best_knn) = match &request.start {
             Start::Resume => restored(config, &checkpoints, &request.device)?,
@@ -188,10 +201,12 @@ impl Run {
             trainer.learn_from(frozen);
         }
         let step = trainer.step();
-        if request.replace && out.exists() {
-            std::fs::remove_dir_all(out).map_err(|e| Error::io(out, e))?;
+        if request.replace {
+            files::empty_folder(out, FolderLock::is_lock)?;
         }
-        std::fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
+        if !known {
+            identity.write(out)?;
+        }
         if !matches!(request.start, Start::Resume) {
             let text = toml::to_string(config).map_err(|e| Error::failed(CONFIG, e.to_string()))?;
             files::write_bytes(&out.join(CONFIG), text.as_bytes())?;
@@ -214,6 +229,7 @@ impl Run {
             trainer,
             knn,
             request,
+            _lock: lock,
         })
     }
 
@@ -521,6 +537,59 @@ fn frozen_targets(request: &mut TrainRequest, source: &dyn Source) -> Result<Opt
     }
 }
 
+/// Whether `request` goes on with a run whose folder knows what it learns from, which is as `now`.
+///
+/// # Errors
+/// Other images or another teacher than the run began with; a new run in the folder of one.
+fn check_identity(request: &TrainRequest, now: &RunIdentity) -> Result<bool> {
+    let out = &request.out;
+    if !matches!(request.start, Start::Resume) {
+        // Another run may have come and gone since the command looked.
+        files::refuse_existing(&out.join(CONFIG), request.replace)?;
+        return Ok(false);
+    }
+    match RunIdentity::read(out)? {
+        Some(began) => began.check(now, out).map(|()| true),
+        None => check_older_run(out, request.source.as_ref()).map(|()| false),
+    }
+}
+
+/// A run begun before runs kept a fingerprint has told its source: as many images, of the same hash where there is one.
+fn check_older_run(out: &Path, source: &dyn Source) -> Result<()> {
+    let path = out.join(ENVIRONMENT);
+    let told = std::fs::read_to_string(&path).ok();
+    let Some(told) = told.and_then(|text| serde_json::from_str::<Value>(&text).ok()) else {
+        return Ok(());
+    };
+    let now = source.describe();
+    for key in ["images", "sha256"] {
+        if let Some(differs) = difference(&format!("source.{key}"), &told["source"][key], &now[key]) {
+            let reason = format!("the run began with other data: {differs}");
+            return Err(Error::input(path.display().to_string(), reason));
+        }
+    }
+    Ok(())
+}
+
+/// The images of `source` as `config` learns from them.
+fn learnt_from(config: &TrainConfig, source: &dyn Source) -> SourceIdentity {
+    let identity = SourceIdentity::of(source);
+    match config
+        .distill
+        .as_ref()
+        .is_some_and(|distill| distill.has_labels())
+    {
+        true => identity,
+        false => identity.without_labels(),
+    }
+}
+
+/// What decides about a teacher's targets.
+fn identity_of(teacher: &dyn FrozenTeacher) -> Value {
+    let facts = teacher.facts();
+    json!({ "sha256": facts.sha256, "normalisation": facts.normalisation })
+}
+
 /// How images of the run's size are prepared for its network outside of training.
 pub fn preprocess(config: &TrainConfig) -> Preprocess {
     let side = config.crops.global.size;
@@ -530,14 +599,6 @@ pub fn preprocess(config: &TrainConfig) -> Preprocess {
         std: config.crops.std,
         sample_range: config.data.loader.sample_range,
         ..Preprocess::imagenet(side, side)
-    }
-}
-
-fn decode(config: &TrainConfig) -> DecodeOptions {
-    DecodeOptions {
-        background: config.data.loader.background,
-        sample_range: config.data.loader.sample_range,
-        ..DecodeOptions::default()
     }
 }
 

@@ -70,11 +70,11 @@ pub fn neighbours(
     let column = options.column.clone().unwrap_or_else(|| default_column(&folder));
     let database = Side::open(&options.database, &folder, &column)?;
     let queries = match &options.queries {
-        Some(pictured) => Some(Side::open(
-            pictured,
-            &FeatureFolder::open(&pictured.features)?,
-            &column,
-        )?),
+        Some(pictured) => {
+            let asking = FeatureFolder::open(&pictured.features)?;
+            asking.notice_unfair(&folder);
+            Some(Side::open(pictured, &asking, &column)?)
+        }
         None => None,
     };
     let asked = queries.as_ref().unwrap_or(&database);
@@ -131,9 +131,9 @@ impl Side {
     fn open(pictured: &Pictured, folder: &FeatureFolder, column: &str) -> Result<Self> {
         let features = read_column(folder, column)?;
         let source = data::open(&pictured.data)?;
-        features.check_source(source.as_ref(), &pictured.data, folder.path())?;
         let sample_range = folder.meta().preprocess.get("sample_range").cloned();
         let sample_range = sample_range.and_then(|range| serde_json::from_value(range).ok());
+        folder.check_source(&features, source.as_ref(), &pictured.data)?;
         Ok(Self {
             sample_range: sample_range.unwrap_or_default(),
             name: folder.path().display().to_string(),

@@ -315,7 +315,12 @@ fn outputs_that_exist_are_kept() {
     w.fails(
         2,
         "extract --model pixels --data images --out f --resume --crop 4",
-        &["f", "other settings", "outputs", "--force"],
+        &[
+            "f/meta.json",
+            "other settings",
+            "preprocess.crop: expected [4,4], found [8,8]",
+            "--force",
+        ],
     );
     assert_eq!(
         fs::read(w.path("f/part-00000.parquet")).expect("still there"),

@@ -155,6 +155,7 @@ impl Workspace {
                 shape: vec![rows[0].1.len()],
             }],
             source: serde_json::json!({ "kind": "test" }),
+            fingerprint: None,
             n_rows: rows.len() as u64,
             shard: ShardMeta { index: 0, count: 1 },
             part_rows: 1000,

@@ -11,6 +11,7 @@ mod distill;
 mod export;
 mod harness;
 mod hostile_folder;
+mod identity;
 mod index;
 mod labels;
 mod modes;

@@ -8,6 +8,7 @@
 
 mod describe;
 mod export;
+mod external;
 mod file;
 mod graph;
 pub mod numbers;
@@ -21,6 +22,7 @@ mod tests;
 
 pub use describe::{OnnxDescription, describe};
 pub use export::{ExportReport, INPUT, IR_VERSION, LAYER_INPUT, OPSET, export};
+pub use external::external_files;
 pub use file::{data_files, move_into_place};
 pub use numbers::{InputRange, Numbers};
 pub use options::{EMBEDDED_LIMIT, ExportOptions, ImageShape, OutputKind};

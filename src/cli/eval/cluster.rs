@@ -38,7 +38,7 @@ impl ClusterArgs {
             ..ClusterConfig::default()
         };
         config.validate()?;
-        self.common.result.start()?;
+        let _lock = self.common.result.start()?;
         let folder = FeatureFolder::open(&self.features)?;
         let column = self.common.column(&folder);
         let rows = read_labelled(&folder, &column)?;

@@ -31,7 +31,7 @@ pub(super) struct CompareArgs {
 impl CompareArgs {
     /// Compares and prints the table.
     pub fn run(&self) -> Result<()> {
-        self.common.start()?;
+        let _lock = self.common.start()?;
         let config = BootstrapConfig {
             resamples: self.bootstrap_resamples,
             seed: rng::derived_seed(self.common.seed, "compare"),

@@ -9,7 +9,8 @@ use super::super::args::{ColumnArgs, ReadArgs};
 use super::output;
 use crate::evaluate::dense::{DenseRequest, PerImage};
 use crate::extract::model::{OutputChoice, PatchLayers};
-use crate::{Error, Result, files};
+use crate::lock::FolderLock;
+use crate::{Error, Result};
 
 /// Model, images, training of the head, and where the result goes.
 #[derive(Debug, Args)]
@@ -72,12 +73,10 @@ pub(super) struct DenseArgs {
 }
 
 impl DenseArgs {
-    /// Starts the threads, refuses a result that exists, and gives the request.
-    pub fn start(&self) -> Result<DenseRequest> {
+    /// Starts the threads, takes the folder of the result, which must hold none, and gives the request.
+    pub fn start(&self) -> Result<(DenseRequest, Option<FolderLock>)> {
         self.read.run.start_threads()?;
-        if let Some(out) = &self.out {
-            files::refuse_existing(&out.join("result.json"), self.force)?;
-        }
+        let lock = output::take_result_folder(self.out.as_deref(), self.force)?;
         if !(self.memory_gb.is_finite() && self.memory_gb > 0.0) {
             return Err(Error::input(
                 "--memory-gb",
@@ -86,7 +85,7 @@ impl DenseArgs {
         }
         let extract = self.read.extract_options(None, false, false);
         let [train_data, test_data] = self.columns.of_both(&self.train_data, &self.test_data)?;
-        Ok(DenseRequest {
+        let request = DenseRequest {
             model: self.model.clone(),
             train_data,
             test_data,
@@ -98,7 +97,8 @@ impl DenseArgs {
             on_error: extract.on_error,
             decode: extract.decode,
             memory: (self.memory_gb * f64::from(1 << 30)) as u64,
-        })
+        };
+        Ok((request, lock))
     }
 
     /// The learning rates given, or `default`.

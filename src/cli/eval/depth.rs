@@ -46,7 +46,7 @@ impl DepthArgs {
             bootstrap_resamples: dense.bootstrap_resamples,
         };
         config.validate()?;
-        let request = dense.start()?;
+        let (request, _lock) = dense.start()?;
         let scale = Depths {
             scale: self.depth_scale,
         };

@@ -7,9 +7,10 @@ use macula_eval::table::EvalResult;
 
 use super::super::args::start_threads;
 use super::output;
+use crate::Result;
 use crate::evaluate::{default_column, describe_folders};
 use crate::extract::FeatureFolder;
-use crate::{Result, files};
+use crate::lock::FolderLock;
 
 /// Column and result.
 #[derive(Debug, Args)]
@@ -42,13 +43,10 @@ pub(super) struct ResultArgs {
 }
 
 impl ResultArgs {
-    /// Starts the threads and refuses a result that exists.
-    pub fn start(&self) -> Result<()> {
+    /// Starts the threads and takes the folder of the result; refuses one that exists.
+    pub fn start(&self) -> Result<Option<FolderLock>> {
         start_threads(self.threads)?;
-        match &self.out {
-            Some(out) => files::refuse_existing(&out.join("result.json"), self.force),
-            None => Ok(()),
-        }
+        output::take_result_folder(self.out.as_deref(), self.force)
     }
 
     /// Keeps the result and prints it.

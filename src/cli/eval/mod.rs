@@ -27,7 +27,8 @@ use super::output;
 use crate::evaluate::labels::describe_unknown;
 use crate::evaluate::{Folders, LabelledPair, ModelRequest, OpenFolders, near_duplicates, probe_features};
 use crate::extract::model::OutputChoice;
-use crate::{Error, Result, files, rng};
+use crate::lock::FolderLock;
+use crate::{Error, Result, rng};
 
 /// Arguments of `macula eval`.
 #[derive(Debug, Args)]
@@ -110,11 +111,10 @@ struct CommonArgs {
 }
 
 impl CommonArgs {
-    fn open(&self, outputs: OutputChoice) -> Result<OpenFolders> {
+    /// The features, and the lock of the folder of the result, to be held until that is written.
+    fn open(&self, outputs: OutputChoice) -> Result<(OpenFolders, Option<FolderLock>)> {
         self.read.run.start_threads()?;
-        if let Some(out) = &self.out {
-            files::refuse_existing(&out.join("result.json"), self.force)?;
-        }
+        let lock = output::take_result_folder(self.out.as_deref(), self.force)?;
         let folders = match (
             &self.train,
             &self.test,
@@ -148,7 +148,7 @@ impl CommonArgs {
                 ));
             }
         };
-        folders.open()
+        Ok((folders.open()?, lock))
     }
 
     /// `--features`, or OUT/features, or `macula-features/NAME` with the name of the model.
@@ -291,7 +291,7 @@ impl KnnArgs {
             ..defaults
         };
         config.validate()?;
-        let folders = self.common.open(self.common.outputs())?;
+        let (folders, _lock) = self.common.open(self.common.outputs())?;
         let column = self.common.column(&folders);
         let pair = folders.labelled(&column, self.common.allow_unknown_labels)?;
         if self.k.is_empty() {
@@ -360,7 +360,7 @@ impl LinearProbeArgs {
             ..defaults
         };
         config.validate()?;
-        let folders = self.common.open(match self.common.column {
+        let (folders, _lock) = self.common.open(match self.common.column {
             Some(_) => self.common.outputs(),
             None => OutputChoice::Probe,
         })?;
@@ -393,7 +393,7 @@ impl LogregArgs {
         &self,
         evaluate: impl FnOnce(&LabelledPair) -> Result<(EvalResult, Predictions)>,
     ) -> Result<()> {
-        let folders = self.common.open(self.common.outputs())?;
+        let (folders, _lock) = self.common.open(self.common.outputs())?;
         let column = self.common.column(&folders);
         let pair = folders.labelled(&column, self.common.allow_unknown_labels)?;
         let (result, predictions) = evaluate(&pair)?;

@@ -72,7 +72,7 @@ impl RetrievalArgs {
         if self.copies {
             self.copy_config().validate()?;
         }
-        self.common.result.start()?;
+        let _lock = self.common.result.start()?;
         match (&self.query, &self.database, &self.features) {
             (Some(query), Some(database), _) => self.against(query, database),
             (_, _, Some(features)) => self.leave_one_out(features),
@@ -101,6 +101,9 @@ impl RetrievalArgs {
         let mut folders = vec![("database", &base), ("query", &queries)];
         let training = self.training.as_deref().map(FeatureFolder::open).transpose()?;
         folders.extend(training.as_ref().map(|folder| ("training", folder)));
+        for (_, folder) in &folders[1..] {
+            folder.notice_unfair(&base);
+        }
         let result = match &self.ground_truth {
             Some(truth) => self.revisited(&queries, &base, truth, &column)?,
             None => self.labelled(&queries, &base, training.as_ref(), &column)?,

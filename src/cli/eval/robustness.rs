@@ -114,9 +114,7 @@ impl RobustnessArgs {
             pictures: self.pictures.clone(),
         };
         self.read.run.start_threads()?;
-        if let Some(out) = &self.out {
-            files::refuse_existing(&out.join("result.json"), self.force)?;
-        }
+        let _lock = output::take_result_folder(self.out.as_deref(), self.force)?;
         if let Some(pictures) = &self.pictures {
             files::refuse_existing(pictures, self.force)?;
         }

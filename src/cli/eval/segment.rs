@@ -51,7 +51,7 @@ impl SegmentArgs {
             ignore: self.ignore,
             reduce_zero: self.reduce_zero_label,
         };
-        let request = dense.start()?;
+        let (request, _lock) = dense.start()?;
         let (result, images) = segment(&request, masks, &classes, &config)?;
         dense.finish(&result, &images)
     }

@@ -26,7 +26,8 @@ use super::image::RgbImage;
 /// The most pixels an image may have unless asked otherwise: where Pillow raises `DecompressionBombError`.
 pub const DEFAULT_MAX_PIXELS: u64 = 178_956_970;
 
-/// What a reader of images may choose.
+/// What a reader of images may choose. Every field changes pixels or which images are read, and is part of the fingerprint of
+/// what was computed (`crate::identity`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DecodeOptions {

@@ -97,7 +97,7 @@ impl LoaderConfig {
     }
 
     /// How images are decoded.
-    fn decode(&self) -> DecodeOptions {
+    pub fn decode(&self) -> DecodeOptions {
         DecodeOptions {
             background: self.background,
             sample_range: self.sample_range,

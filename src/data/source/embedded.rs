@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::columns::{self, choose, choose_label};
 use super::notice::say_once;
-use super::{Columns, Record, RowError, Source, load_file, lossless, place, sha256, shards};
+use super::{Bytes, Columns, Record, RowError, Source, Stamp, load_file, lossless, place, sha256, shards};
 use crate::data::decode::{DecodeOptions, decode_named};
 use crate::data::image::RgbImage;
 use crate::tables::{Encoded, Kind, ParquetTable, Table};
@@ -290,6 +290,18 @@ impl Source for Embedded {
                 load_file(&file.with_file_name("").join(path), options)
             }
             Encoded::None => Err(error(format!("column `{}` holds no image here", self.column))),
+        }
+    }
+
+    fn stamp(&self, row: u64) -> Stamp<'_> {
+        let row = place(row);
+        let group = self.groups.partition_point(|group| group.first <= row) - 1;
+        let file = &self.files[self.groups[group].file];
+        // A row without a name is called after its file, as that was spelled.
+        let name = &self.rows[row].path;
+        Stamp {
+            name: name.strip_prefix(&lossless(file)).unwrap_or(name).to_owned(),
+            bytes: Bytes::Within(file),
         }
     }
 

@@ -9,7 +9,7 @@ use std::path::Path;
 use flate2::read::MultiGzDecoder;
 use serde_json::json;
 
-use super::{Record, RowError, Source, lossless, place, sha256};
+use super::{Bytes, Record, RowError, Source, Stamp, lossless, place, sha256};
 use crate::data::decode::DecodeOptions;
 use crate::data::image::RgbImage;
 use crate::{Error, Result};
@@ -215,6 +215,15 @@ impl Source for Idx {
         let start = place(row) * size;
         let image = RgbImage::from_grey(self.width, self.height, &self.images[start..start + size]);
         image.ok_or_else(|| error("no pixels"))
+    }
+
+    fn stamp(&self, row: u64) -> Stamp<'_> {
+        let size = self.height as usize * self.width as usize;
+        let start = place(row) * size;
+        Stamp {
+            name: format!("{}x{}", self.height, self.width),
+            bytes: Bytes::Held(&self.images[start..start + size]),
+        }
     }
 
     fn describe(&self) -> serde_json::Value {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::columns::{self, choose, choose_label, listed};
-use super::{Columns, Record, RowError, Source, load_file, lossless, place, sha256};
+use super::{Columns, Record, RowError, Source, Stamp, load_file, lossless, place, sha256};
 use crate::data::decode::DecodeOptions;
 use crate::data::image::RgbImage;
 use crate::tables::Table;
@@ -204,6 +204,13 @@ impl Source for List {
         match found.elsewhere {
             Some((source, row)) => self.sources[source].file(row),
             None => Some(self.folder.join(&found.path)),
+        }
+    }
+
+    fn stamp(&self, row: u64) -> Stamp<'_> {
+        match self.rows[place(row)].elsewhere {
+            Some((source, row)) => self.sources[source].stamp(row),
+            None => Stamp::of(self.record(row), self.file(row)),
         }
     }
 

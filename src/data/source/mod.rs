@@ -4,6 +4,7 @@
 mod columns;
 mod embedded;
 mod folder;
+mod identity;
 mod idx;
 mod kind;
 mod layouts;
@@ -15,6 +16,7 @@ mod spec;
 mod tars;
 mod video;
 
+pub use identity::{Bytes, SourceIdentity, Stamp};
 pub use spec::Columns;
 
 use std::fs;
@@ -66,6 +68,12 @@ pub trait Source: Send + Sync {
     fn file(&self, row: u64) -> Option<PathBuf> {
         let _ = row;
         None
+    }
+
+    /// What tells the image of a row from any other, for [`SourceIdentity`]. A source whose rows are named by how it was
+    /// spelled, or have no file each, says so itself. Panics when `row` is not below [`Source::len`].
+    fn stamp(&self, row: u64) -> Stamp<'_> {
+        Stamp::of(self.record(row), self.file(row))
     }
 
     /// What was read, for `meta.json`: the kind of source, where it is, how many images, and a hash where that is cheap.

@@ -2,11 +2,11 @@
 
 use std::ffi::OsString;
 use std::io::BufRead;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::{Record, RowError, Source, load_file, lossless, place};
+use super::{Record, RowError, Source, Stamp, load_file, lossless, place};
 use crate::data::decode::DecodeOptions;
 use crate::data::image::RgbImage;
 use crate::{Error, Result};
@@ -18,6 +18,8 @@ const BYTE_ORDER_MARK: &[u8] = &[0xef, 0xbb, 0xbf];
 pub(super) struct Paths {
     from: String,
     files: Vec<PathBuf>,
+    /// The folder that all of them lie in, as deep as there is one.
+    common: PathBuf,
 }
 
 impl Paths {
@@ -42,9 +44,26 @@ impl Paths {
         }
         Ok(Self {
             from: from.to_owned(),
+            common: common_folder(&files),
             files,
         })
     }
+}
+
+/// The deepest folder above all of `files`, absolute.
+fn common_folder(files: &[PathBuf]) -> PathBuf {
+    let mut common: Option<PathBuf> = None;
+    for file in files {
+        let folder = whole(file).parent().map(Path::to_path_buf).unwrap_or_default();
+        let mut shared = common.unwrap_or_else(|| folder.clone());
+        while !folder.starts_with(&shared) && shared.pop() {}
+        common = Some(shared);
+    }
+    common.unwrap_or_default()
+}
+
+fn whole(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf())
 }
 
 #[cfg(unix)]
@@ -72,6 +91,15 @@ impl Source for Paths {
 
     fn file(&self, row: u64) -> Option<PathBuf> {
         Some(self.files[place(row)].clone())
+    }
+
+    fn stamp(&self, row: u64) -> Stamp<'_> {
+        let file = &self.files[place(row)];
+        let whole = whole(file);
+        Stamp {
+            name: lossless(whole.strip_prefix(&self.common).unwrap_or(&whole)),
+            ..Stamp::of(self.record(row), Some(file.clone()))
+        }
     }
 
     fn describe(&self) -> serde_json::Value {

@@ -16,7 +16,7 @@ use serde_json::json;
 
 use super::kind::{self, EXTENSIONS, Kind, is_passed_over};
 use super::notice::{PassedOver, say_once, warn_once};
-use super::{Record, RowError, Source, beginning, compressed, lossless, place, sha256, shards};
+use super::{Bytes, Record, RowError, Source, Stamp, beginning, compressed, lossless, place, sha256, shards};
 use crate::data::decode::{DecodeOptions, decode_named};
 use crate::data::image::RgbImage;
 use crate::{Error, Result};
@@ -407,6 +407,15 @@ impl Source for Tars {
             return Err(error(reason));
         }
         decode_named(&bytes, options, || self.name(found)).map_err(|cause| error(cause.to_string()))
+    }
+
+    fn stamp(&self, row: u64) -> Stamp<'_> {
+        let found = &self.rows[place(row)];
+        let shard = self.shards[found.shard as usize].clone();
+        Stamp {
+            name: found.name.clone(),
+            bytes: Bytes::Part(shard, found.offset, found.size),
+        }
     }
 
     fn describe(&self) -> serde_json::Value {

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::{Record, RowError, Source, lossless};
+use super::{Bytes, Record, RowError, Source, Stamp, lossless};
 use crate::data::decode::DecodeOptions;
 use crate::data::image::RgbImage;
 use crate::{Error, Result, programs};
@@ -148,6 +148,13 @@ impl Source for Video {
             path: self.record(row).path,
             reason,
         })
+    }
+
+    fn stamp(&self, row: u64) -> Stamp<'_> {
+        Stamp {
+            name: format!("{row} at {:?}", self.fps),
+            bytes: Bytes::Within(&self.path),
+        }
     }
 
     fn describe(&self) -> serde_json::Value {

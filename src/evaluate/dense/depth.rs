@@ -41,7 +41,7 @@ pub fn depth(request: &DenseRequest, depths: Depths, config: &DepthConfig) -> Re
     drop(data);
     let (images, per_image) = score(request, &mut opened, &depths, &estimator, config)?;
     let mut result = DepthResult::new(&estimator, images, config)?.to_eval_result()?;
-    opened.describe_into(&mut result, request);
+    opened.describe_into(&mut result, request)?;
     result.settings["depth_scale"] = json!(depths.scale);
     Ok((result, per_image))
 }

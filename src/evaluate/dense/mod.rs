@@ -23,9 +23,10 @@ use serde_json::{Value, json};
 use self::images::{Pixels, Reader};
 use self::model::DenseModel;
 use self::targets::{Target, check_files};
-use crate::data::{self, DecodeOptions, Source};
+use crate::data::{self, DecodeOptions, Source, SourceIdentity};
 use crate::extract::ErrorPolicy;
 use crate::extract::model::{ModelOptions, PatchLayers};
+use crate::identity::Fingerprint;
 use crate::{Error, Result};
 
 /// What both dense tasks are asked for.
@@ -106,7 +107,7 @@ impl Opened {
     }
 
     /// Says in `result` what it was made from.
-    fn describe_into(&self, result: &mut EvalResult, request: &DenseRequest) {
+    fn describe_into(&self, result: &mut EvalResult, request: &DenseRequest) -> Result<()> {
         let stride = request.stride_of(self.model.window);
         let mut all = self.model.describe(request);
         all["stride"] = json!([stride.0, stride.1]);
@@ -114,10 +115,16 @@ impl Opened {
         all["test"] = json!(request.test_data);
         all["train_source"] = self.train.describe();
         all["test_source"] = self.test.describe();
+        for (role, source) in [("train", &self.train), ("test", &self.test)] {
+            let identity = SourceIdentity::of(source.as_ref());
+            let made = Fingerprint::of(&all["model"], &self.model.preprocess, &request.decode, identity)?;
+            all[format!("{role}_fingerprint")] = json!(made);
+        }
         all["tool_version"] = json!(env!("CARGO_PKG_VERSION"));
         if let (Value::Object(settings), Value::Object(all)) = (&mut result.settings, all) {
             settings.extend(all);
         }
+        Ok(())
     }
 }
 

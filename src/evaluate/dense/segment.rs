@@ -102,7 +102,7 @@ pub fn segment(
     let (images, per_image, test_pixels) = score(request, &mut opened, &masks, &segmenter)?;
     tell_left_out("test", &test_pixels, &masks);
     let mut result = SegmentResult::new(&segmenter, &names, &images, config).to_eval_result()?;
-    opened.describe_into(&mut result, request);
+    opened.describe_into(&mut result, request)?;
     result.settings["ignore"] = json!(masks.ignore);
     result.settings["reduce_zero_label"] = json!(masks.reduce_zero);
     result.settings["left_out_pixels"] =

@@ -5,6 +5,8 @@ use std::path::Path;
 use macula_eval::protocols::robustness::{Baseline, CLEAN, severity_column};
 use serde_json::{Value, json};
 
+use crate::data::SourceIdentity;
+use crate::identity::{fingerprint_in, source_difference};
 use crate::report::{StoredResult, read_all};
 use crate::{Error, Result};
 
@@ -23,12 +25,13 @@ pub(super) struct Earlier {
 }
 
 impl Earlier {
-    /// Reads the result at `path` (the file or its folder) and holds it against the `settings` of this run.
+    /// Reads the result at `path` (the file or its folder) and holds it against the `settings` of this run and its test
+    /// images.
     ///
     /// # Errors
     /// One line that names the option and the file: no result, one of another protocol, or with other corruptions,
     /// severities, classifier or test rows.
-    pub fn read(path: &Path, settings: &Value) -> Result<Self> {
+    pub fn read(path: &Path, settings: &Value, test: &SourceIdentity) -> Result<Self> {
         let mut found = read_all(&[path.display().to_string()]).map_err(|error| match error {
             Error::Input { what, reason } => refused(&what, reason),
             other => other,
@@ -48,6 +51,13 @@ impl Earlier {
                 let reason = format!("expected {name} {}, found {theirs}", settings[key]);
                 return Err(refused(&stored.file(), reason));
             }
+        }
+        let made = fingerprint_in(&stored.settings, "test");
+        if let Some(difference) = made.and_then(|made| source_difference(test, &made.source)) {
+            return Err(refused(
+                &stored.file(),
+                format!("other test images: {difference}"),
+            ));
         }
         if stored.settings.get("seed") != settings.get("seed") {
             tracing::warn!("{}: made with another seed, so that noise differs", stored.file());

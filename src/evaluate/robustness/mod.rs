@@ -21,9 +21,10 @@ use self::images::TestImages;
 use super::labels::{self, Classes, Side};
 use super::{Labelled, all_labelled, encode, read_labelled};
 use crate::data::corrupt::{Corruption, Severity};
-use crate::data::{self, Preprocess, Source};
+use crate::data::{self, Preprocess, Source, SourceIdentity};
 use crate::extract::model::{self, FeatureModel, ModelOptions, OpenModel};
 use crate::extract::{ExtractOptions, FeatureFolder, extract};
+use crate::identity::Fingerprint;
 use crate::{Error, Result, files, rng};
 
 /// What an evaluation of robustness is asked for.
@@ -90,8 +91,9 @@ pub fn robustness(request: &RobustnessRequest, classifier: &ClassifierConfig) ->
     let classifier = &fitting(classifier, request.k_by_default, train.len())?;
     let mut settings = settings(request, classifier, test.as_ref(), &rows)?;
     settings["unknown_labels"] = labels::describe_unknown(unknown.as_ref());
+    let images_of_test = SourceIdentity::of(test.as_ref());
     let baseline = match &request.baseline {
-        Some(path) => Some(Earlier::read(path, &settings)?),
+        Some(path) => Some(Earlier::read(path, &settings, &images_of_test)?),
         None => None,
     };
     let OpenModel { model, preprocess } = model::open(&request.model, train.as_ref(), &request.options)?;
@@ -129,6 +131,13 @@ pub fn robustness(request: &RobustnessRequest, classifier: &ClassifierConfig) ->
     settings["model"] = run.model.describe();
     settings["preprocess"] = json!(preprocess);
     settings["train_source"] = train.describe();
+    for (role, images) in [
+        ("train", SourceIdentity::of(train.as_ref())),
+        ("test", images_of_test),
+    ] {
+        let made = Fingerprint::of(&settings["model"], &preprocess, &request.extract.decode, images)?;
+        settings[format!("{role}_fingerprint")] = json!(made);
+    }
     settings["baseline"] = json!(baseline.as_ref().map(Earlier::describe));
     Ok(result.to_eval_result(settings, train_labels.len(), labels.len())?)
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::identity::Fingerprint;
 use crate::{Error, Result};
 
 /// Version of the feature folder's layout. A folder of a later version is refused.
@@ -124,6 +125,9 @@ pub struct Meta {
     pub outputs: Vec<OutputSpec>,
     /// The source and its size.
     pub source: serde_json::Value,
+    /// What its features were computed from, to be compared; none in a folder written before there were fingerprints.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<Fingerprint>,
     /// Rows of this folder's share of the source.
     pub n_rows: u64,
     /// Which share that is.

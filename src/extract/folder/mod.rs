@@ -1,6 +1,7 @@
 //! The feature folder: `meta.json`, `part-NNNNN.parquet`, `errors.csv` and `_SUCCESS`, written last. Parts cover fixed
 //! ranges of rows, so that a resumed run writes the same parts; a folder of shards holds one such folder a shard.
 
+mod identity;
 mod meta;
 mod npy;
 mod reader;
@@ -12,6 +13,7 @@ use std::path::Path;
 
 use crate::{Error, Result};
 
+pub use identity::unfair;
 pub use meta::{FORMAT_VERSION, Layout, META_FILE, Meta, OutputSpec, SUCCESS_FILE, ShardMeta, Values};
 pub use reader::{FeatureFolder, Features};
 pub use writer::{FolderWriter, PartRows};

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use macula_eval::Matrix;
 use polars::prelude::*;
 
-use super::{META_FILE, Meta, SUCCESS_FILE, Values, part_name};
-use crate::data::Source;
+use super::{META_FILE, Meta, SUCCESS_FILE, Values, identity, part_name};
+use crate::data::{Source, SourceIdentity};
+use crate::identity::source_difference;
 use crate::tables::{guarded, own_columns, read_own};
 use crate::{Error, Result};
 
@@ -53,28 +54,6 @@ impl Features {
             ),
         ))
     }
-
-    /// Checks that `source`, opened from `spec`, is the one that these features of `folder` were made from: the same path
-    /// in every row.
-    ///
-    /// # Errors
-    /// Names the first row that differs.
-    pub fn check_source(&self, source: &dyn Source, spec: &str, folder: &Path) -> Result<()> {
-        for (&row, path) in self.rows.iter().zip(&self.paths) {
-            let found = (row < source.len()).then(|| source.record(row).path);
-            if found.as_deref() != Some(path) {
-                return Err(Error::input(
-                    spec,
-                    format!(
-                        "expected the images that {} was made from, with `{path}` in row {row}, found {}",
-                        folder.display(),
-                        found.map_or(format!("{} rows", source.len()), |found| format!("`{found}`"))
-                    ),
-                ));
-            }
-        }
-        Ok(())
-    }
 }
 
 impl FeatureFolder {
@@ -108,6 +87,50 @@ impl FeatureFolder {
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Says on stderr where features of this folder and of `other` are of different models or preprocessing, so that
+    /// comparing them is unfair.
+    pub fn notice_unfair(&self, other: &Self) {
+        let name = |folder: &Self| folder.path.display().to_string();
+        for notice in identity::unfair((&name(self), self.meta()), (&name(other), other.meta())) {
+            tracing::warn!("{notice}");
+        }
+    }
+
+    /// Checks that `source`, opened from `spec`, has the images that `features` of this folder were made from; what they are
+    /// labelled does not matter. A folder without a fingerprint is held against the path in every row.
+    ///
+    /// # Errors
+    /// Names the first row, or else the first field, that differs.
+    pub fn check_source(&self, features: &Features, source: &dyn Source, spec: &str) -> Result<()> {
+        let made_from = |told: String| {
+            let folder = self.path.display();
+            Error::input(
+                spec,
+                format!("expected the images that {folder} was made from, {told}"),
+            )
+        };
+        let differs = match &self.meta().fingerprint {
+            None => None,
+            Some(made) => {
+                let found = SourceIdentity::of(source).without_labels();
+                match source_difference(&made.source.without_labels(), &found) {
+                    None => return Ok(()),
+                    differs => differs,
+                }
+            }
+        };
+        for (&row, path) in features.rows.iter().zip(&features.paths) {
+            let found = (row < source.len()).then(|| source.record(row).path);
+            if found.as_deref() != Some(path) {
+                let found = found.map_or(format!("{} rows", source.len()), |found| format!("`{found}`"));
+                return Err(made_from(format!("with `{path}` in row {row}, found {found}")));
+            }
+        }
+        differs.map_or(Ok(()), |differs| {
+            Err(made_from(format!("found others: {differs}")))
+        })
     }
 
     /// Rows with features, over all shards.
@@ -238,16 +261,10 @@ fn open_shards(path: &Path) -> Result<Vec<(PathBuf, Meta)>> {
         ));
     }
     for (folder, meta) in &shards {
-        let same = meta.model == first.model
-            && meta.preprocess == first.preprocess
-            && meta.outputs == first.outputs
-            && meta.source == first.source
-            && meta.dtype == first.dtype
-            && meta.shard.count == first.shard.count;
-        if !same {
+        if let Some(difference) = identity::mixed(first, meta) {
             return Err(Error::input(
-                folder.display().to_string(),
-                "made with another model, preprocessing, source, dtype or number of shards than the first shard",
+                folder.join(META_FILE).display().to_string(),
+                format!("made otherwise than the first shard: {difference}"),
             ));
         }
     }

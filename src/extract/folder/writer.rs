@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use polars::prelude::*;
 
-use super::{ERRORS_FILE, Layout, Meta, OutputSpec, SUCCESS_FILE, Values, part_name};
+use super::{ERRORS_FILE, Layout, META_FILE, Meta, OutputSpec, SUCCESS_FILE, Values, identity, part_name};
 use crate::files::{TEMPORARY_PREFIX, write_whole};
+use crate::lock::FolderLock;
 use crate::{Error, Result};
 
 /// The rows of one part, in the order of the source.
@@ -35,29 +36,36 @@ pub struct FolderWriter {
     n_written: u64,
     errors: Vec<(u64, String, String)>,
     created: bool,
+    lock: FolderLock,
 }
 
 impl FolderWriter {
     /// Starts a folder, or with `resume` continues one after its last finished part.
     ///
     /// # Errors
-    /// A folder that exists without `force` or `resume`; with `force`, one that is not a feature folder; with
+    /// A folder that another run is writing; one that exists without `force` or `resume`; with `force`, one that is not a feature folder; with
     /// `resume`, one made with other settings (named).
     pub fn open(path: &Path, meta: Meta, force: bool, resume: bool) -> Result<Self> {
+        if path.exists() && !path.is_dir() {
+            crate::files::refuse_existing(path, force)?;
+            remove_feature_folder(path)?;
+        }
+        let created = !path.exists();
         let mut writer = Self {
             path: path.to_owned(),
             meta,
             next_part: 0,
             n_written: 0,
             errors: Vec::new(),
-            created: !path.exists(),
+            created,
+            lock: FolderLock::of(path)?,
         };
-        if path.exists() && !is_empty_folder(path) {
+        if !FolderLock::is_alone_in(path) {
             if resume {
                 writer.resume()?;
                 return Ok(writer);
             }
-            if !force && path.join(super::META_FILE).is_file() && !path.join(SUCCESS_FILE).is_file() {
+            if !force && path.join(META_FILE).is_file() && !path.join(SUCCESS_FILE).is_file() {
                 return Err(Error::input(
                     path.display().to_string(),
                     "holds an unfinished extraction; --resume continues it, --force replaces it",
@@ -84,20 +92,21 @@ impl FolderWriter {
 
     fn resume(&mut self) -> Result<()> {
         let found = Meta::read(&self.path)?;
-        let comparable = |meta: &Meta| Meta {
-            n_written: None,
-            n_failed: None,
-            ..meta.clone()
-        };
-        if comparable(&found) != comparable(&self.meta) {
+        let difference = identity::mixed(&self.meta, &found).or_else(|| {
+            let share = |meta: &Meta| serde_json::json!({ "n_rows": meta.n_rows, "shard": meta.shard });
+            crate::identity::difference("", &share(&self.meta), &share(&found))
+        });
+        if let Some(difference) = difference {
             return Err(Error::input(
-                self.path.display().to_string(),
+                self.path.join(META_FILE).display().to_string(),
                 format!(
-                    "holds features made with other settings ({}); give --force to replace them, or another folder",
-                    difference(&found, &self.meta)
+                    "holds features made with other settings ({difference}); give --force to replace them, or another \
+                     folder"
                 ),
             ));
         }
+        // What is the same is described as it was found: an older folder gets no fingerprint that it did not earn.
+        self.meta.fingerprint = found.fingerprint;
         remove_unfinished(&self.path)?;
         while self.next_part < self.meta.n_parts() && self.path.join(part_name(self.next_part)).is_file() {
             let part = self.path.join(part_name(self.next_part));
@@ -203,6 +212,8 @@ impl FolderWriter {
         if self.created && self.next_part == 0 {
             // The run already ends with an error; a folder that cannot be removed must not hide it.
             let _ = remove_feature_folder(&self.path);
+            drop(self.lock);
+            let _ = fs::remove_dir(&self.path);
         }
     }
 }
@@ -218,10 +229,6 @@ fn remove_unfinished(path: &Path) -> Result<()> {
     Ok(())
 }
 
-fn is_empty_folder(path: &Path) -> bool {
-    fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none())
-}
-
 fn table_error(path: &Path, error: &PolarsError) -> Error {
     let text = error.to_string();
     Error::failed(
@@ -230,33 +237,16 @@ fn table_error(path: &Path, error: &PolarsError) -> Error {
     )
 }
 
-/// The first setting in which two folders differ.
-fn difference(found: &Meta, wanted: &Meta) -> String {
-    let (Ok(serde_json::Value::Object(found)), Ok(serde_json::Value::Object(wanted))) =
-        (serde_json::to_value(found), serde_json::to_value(wanted))
-    else {
-        return "meta.json".to_owned();
-    };
-    let ignored = ["n_written", "n_failed"];
-    found
-        .iter()
-        .find(|(key, value)| !ignored.contains(&key.as_str()) && wanted.get(*key) != Some(value))
-        .map_or_else(
-            || "meta.json".to_owned(),
-            |(key, value)| format!("{key}: expected {}, found {value}", wanted[key]),
-        )
-}
-
-/// Removes a feature folder, and only that: files of its own making, then the folder if nothing else is in it.
+/// Empties a feature folder, and only that, of files of its own making.
 fn remove_feature_folder(path: &Path) -> Result<()> {
-    if !path.is_dir() || !path.join(super::META_FILE).is_file() {
+    if !path.is_dir() || !path.join(META_FILE).is_file() {
         return Err(Error::input(
             path.display().to_string(),
             "exists and is no feature folder; --force replaces feature folders only",
         ));
     }
     let own = |name: &str| {
-        [super::META_FILE, ERRORS_FILE, SUCCESS_FILE].contains(&name)
+        [META_FILE, ERRORS_FILE, SUCCESS_FILE].contains(&name)
             || (name.starts_with("part-") && name.ends_with(".parquet"))
             || name.starts_with(TEMPORARY_PREFIX)
     };
@@ -272,11 +262,7 @@ fn remove_feature_folder(path: &Path) -> Result<()> {
         }
     }
     super::npy::remove(path)?;
-    super::tensors::remove(path)?;
-    if is_empty_folder(path) {
-        fs::remove_dir(path).map_err(|e| Error::io(path, e))?;
-    }
-    Ok(())
+    super::tensors::remove(path)
 }
 
 fn read_errors(path: &Path) -> Result<Vec<(u64, String, String)>> {

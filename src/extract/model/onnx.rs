@@ -9,6 +9,7 @@ use super::tokens::{Part, Tokens};
 use super::{FeatureModel, ModelOptions, OpenModel, OutputChoice, PreprocessOverrides};
 use crate::data::Preprocess;
 use crate::extract::OutputSpec;
+use crate::identity::onnx_sha256;
 use crate::runtime::{OnnxModel, Runtime, RuntimeOptions, SessionOptions, TensorInfo};
 use crate::{Error, Result};
 
@@ -45,6 +46,8 @@ struct Taken {
 
 pub(super) fn open(path: &Path, options: &ModelOptions) -> Result<OpenModel> {
     let file = path.display().to_string();
+    // First: a missing file of external data is named here, whatever the runtime would say.
+    let sha256 = onnx_sha256(path)?;
     let runtime = Runtime::open(&RuntimeOptions {
         ort_lib: options.ort_lib.clone(),
         flavor: options.device.flavor(),
@@ -73,7 +76,7 @@ pub(super) fn open(path: &Path, options: &ModelOptions) -> Result<OpenModel> {
         description: json!({
             "kind": "onnx",
             "file": path.file_name().map(|name| name.to_string_lossy()),
-            "sha256": crate::files::sha256(path)?,
+            "sha256": sha256,
             "metadata": session.metadata(),
             "runtime": runtime.library().version,
             "providers": session.providers(),

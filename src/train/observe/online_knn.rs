@@ -10,7 +10,7 @@ use rand::seq::SliceRandom as _;
 use rayon::prelude::*;
 
 use super::online_knn_config::{OnlineKnnConfig, QUERY_SHARE};
-use crate::data::{self, DecodeOptions, Preprocess, RowError, Source};
+use crate::data::{self, DecodeOptions, Preprocess, RowError, Source, SourceIdentity};
 use crate::train::failed_in_candle;
 use crate::{Error, Result, rng};
 
@@ -79,6 +79,11 @@ impl OnlineKnn {
         config.validate()?;
         let source = Arc::from(data::open(&config.data)?);
         Self::new(source, config, preprocess, decode, seed)
+    }
+
+    /// Which labelled images it is measured on.
+    pub fn images(&self) -> SourceIdentity {
+        SourceIdentity::of(self.source.as_ref())
     }
 
     /// Draws the sample of `source` (named `config.data` in errors) and reads its images where they fit in memory. An image
