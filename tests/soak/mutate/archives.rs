@@ -45,7 +45,7 @@ fn members(file: &[u8]) -> Option<Vec<(String, Vec<u8>)>> {
     (0..archive.len())
         .map(|index| {
             let member = archive.by_index(index).ok()?;
-            let name = member.name().to_owned();
+            let name = member.name().ok()?.into_owned();
             let mut bytes = Vec::new();
             member.take(MOST).read_to_end(&mut bytes).ok()?;
             Some((name, bytes))
