@@ -135,12 +135,14 @@ impl FeatureFolder {
 
     /// Rows with features, over all shards.
     pub fn n_written(&self) -> u64 {
-        self.shards.iter().filter_map(|(_, meta)| meta.n_written).sum()
+        let written = self.shards.iter().filter_map(|(_, meta)| meta.n_written);
+        written.fold(0, u64::saturating_add)
     }
 
     /// Rows that failed, over all shards.
     pub fn n_failed(&self) -> u64 {
-        self.shards.iter().filter_map(|(_, meta)| meta.n_failed).sum()
+        let failed = self.shards.iter().filter_map(|(_, meta)| meta.n_failed);
+        failed.fold(0, u64::saturating_add)
     }
 
     /// Reads one column with the rows' paths and labels, in the order of the source.
@@ -160,7 +162,20 @@ impl FeatureFolder {
         };
         let width = output.width();
         // One part at a time beside the whole: features may fill half the memory.
-        let mut data = Vec::with_capacity(self.n_written() as usize * width);
+        let mut data = Vec::new();
+        // `n_written` is a number in a file: it may be any.
+        let values = usize::try_from(self.n_written())
+            .unwrap_or(usize::MAX)
+            .saturating_mul(width);
+        data.try_reserve_exact(values).map_err(|_| {
+            Error::input(
+                self.path.join(META_FILE).display().to_string(),
+                format!(
+                    "n_written: expected rows of {width} values that fit the memory, found {}",
+                    self.n_written()
+                ),
+            )
+        })?;
         let (mut rows, mut paths, mut labels) = (Vec::new(), Vec::new(), Vec::new());
         let mut n_null = 0;
         for (folder, meta) in &self.shards {
