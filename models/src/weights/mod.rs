@@ -13,6 +13,7 @@ mod element;
 mod extras;
 mod family;
 mod geometry;
+mod globals;
 mod heads;
 mod hf_config;
 mod hugging_face;

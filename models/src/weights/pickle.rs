@@ -1,14 +1,15 @@
 //! A pickle read as data: a small stack machine for the opcodes of protocols 0 to 5.
 //!
-//! No global is ever called. The globals that describe tensors are on the list in [`super::torch_objects`]; what any
+//! No global is ever called. The globals that describe tensors are on the list in [`super::globals`]; what any
 //! other would make is an object of which only the attributes are kept, so that neither a path nor a module of someone's
 //! own stops the reading of the weights beside it. Every container lies in an arena, so neither deep nesting nor cycles can
 //! recurse, and every count is bounded.
 
 use std::collections::BTreeMap;
 
+use super::globals::{Global, StorageType};
 use super::raw::RawTensor;
-use super::torch_objects::{Global, StorageRef, StorageType};
+use super::torch_objects::StorageRef;
 
 /// Longest pickle that is read, in bytes. That of ViT-g is under 100 kB; optimizer states and logs take a few MB.
 pub(super) const LARGEST_PICKLE: u64 = 64 << 20;
