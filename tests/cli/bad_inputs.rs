@@ -262,7 +262,7 @@ fn sources_that_are_malformed() {
     let w = Workspace::new();
     fs::create_dir(w.path("empty")).expect("created");
     w.fails(2, "extract --model pixels --data empty --out f", &["empty"]);
-    w.write("list.csv", "file,label\na.png,cat\n");
+    w.write("list.csv", "photo,label\na.png,cat\n");
     w.fails(
         2,
         "extract --model pixels --data list.csv --out f",
