@@ -59,21 +59,31 @@ fn rgb_of(y: u8, cb: u8, cr: u8) -> [u8; 3] {
 }
 
 fn ycc(y: &[u8], cb: &[u8], cr: &[u8], out: &mut [u8]) {
-    let mut done = 0;
-    #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx2") {
-        let chunks = y.len().min(cb.len()).min(cr.len()).min(out.len() / 3) / 16;
-        // SAFETY: the processor has AVX2; each row holds 16 samples a chunk, and `out` 48 bytes.
-        #[allow(unsafe_code)]
-        unsafe {
-            avx2::ycc(y, cb, cr, out, chunks);
-        }
-        done = chunks * 16;
-    }
+    let done = ycc_in_vectors(y, cb, cr, out);
     let rest = y[done..].iter().zip(&cb[done..]).zip(&cr[done..]);
     for (pixel, ((&y, &cb), &cr)) in out[done * 3..].chunks_exact_mut(3).zip(rest) {
         pixel.copy_from_slice(&rgb_of(y, cb, cr));
     }
+}
+
+/// Converts as many pixels as vectors hold, and says how many.
+#[cfg(target_arch = "x86_64")]
+fn ycc_in_vectors(y: &[u8], cb: &[u8], cr: &[u8], out: &mut [u8]) -> usize {
+    if !std::arch::is_x86_feature_detected!("avx2") {
+        return 0;
+    }
+    let chunks = y.len().min(cb.len()).min(cr.len()).min(out.len() / 3) / 16;
+    // SAFETY: the processor has AVX2; each row holds 16 samples a chunk, and `out` 48 bytes.
+    #[allow(unsafe_code)]
+    unsafe {
+        avx2::ycc(y, cb, cr, out, chunks);
+    }
+    chunks * 16
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn ycc_in_vectors(_: &[u8], _: &[u8], _: &[u8], _: &mut [u8]) -> usize {
+    0
 }
 
 #[cfg(target_arch = "x86_64")]

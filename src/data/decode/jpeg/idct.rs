@@ -95,15 +95,14 @@ fn pass(input: [i16; 8], shift: i32) -> [i16; 8] {
 }
 
 fn full_portable(block: &Block, factors: &Block, out: &mut [u8], stride: usize) {
-    let mut between = [[0_i16; 8]; 8];
     let scaled = |at: usize| block[at].wrapping_mul(factors[at]);
-    if is_zero_below_first_row(block, &[1, 2, 3, 4, 5, 6, 7]) {
-        between = [std::array::from_fn(|column| scaled(column) << PASS1_BITS); 8];
+    let between = if is_zero_below_first_row(block, &[1, 2, 3, 4, 5, 6, 7]) {
+        [std::array::from_fn(|column| scaled(column) << PASS1_BITS); 8]
     } else {
         let columns: [[i16; 8]; 8] =
             std::array::from_fn(|column| pass(std::array::from_fn(|row| scaled(row * 8 + column)), SHIFT_1));
-        between = std::array::from_fn(|row| columns.map(|column| column[row]));
-    }
+        std::array::from_fn(|row| columns.map(|column| column[row]))
+    };
     for (row, values) in between.into_iter().enumerate() {
         let samples = pass(values, SHIFT_2).map(sample);
         out[row * stride..row * stride + 8].copy_from_slice(&samples);
