@@ -114,18 +114,18 @@ mod tests {
     /// Images of one colour have no variance: what is missing counts in full, and no more than a hundredfold.
     #[test]
     fn flat_images_cannot_make_the_loss_explode() {
-        let flat = Tensor::full(-2.1f32, (64, 3, 28, 28), &Device::Cpu).unwrap();
-        let said = Tensor::zeros((64, 3 * 28 * 28), DType::F32, &Device::Cpu).unwrap();
+        let flat = Tensor::full(-2.1f32, (8, 3, 28, 28), &Device::Cpu).unwrap();
+        let said = Tensor::zeros((8, 3 * 28 * 28), DType::F32, &Device::Cpu).unwrap();
         assert_scalar(
             "pixels",
             &pixel_loss(&said, &flat).unwrap(),
             2.1 * 2.1 / LEAST_VARIANCE,
-            1e-4,
+            1e-3,
         );
         let histograms = super::super::hog_targets(&flat).unwrap();
-        let size = histograms.elem_count() / 64;
-        let said = Tensor::full(0.05f32, (64, size), &Device::Cpu).unwrap();
-        assert_scalar("hog", &told_loss("hog", &said, &histograms).unwrap(), 0.25, 1e-4);
+        let size = histograms.elem_count() / 8;
+        let said = Tensor::full(0.05f32, (8, size), &Device::Cpu).unwrap();
+        assert_scalar("hog", &told_loss("hog", &said, &histograms).unwrap(), 0.25, 1e-3);
         // What real images have is left as it is.
         let wave = crops(28);
         let said = Tensor::zeros((2, 3 * 28 * 28), DType::F32, &Device::Cpu).unwrap();
@@ -138,7 +138,7 @@ mod tests {
             .sum_all()
             .unwrap();
         let expected = scalar(&wave.sqr().unwrap().sum_all().unwrap()) / scalar(&variance);
-        assert_scalar("wave", &pixel_loss(&said, &wave).unwrap(), expected, 1e-6);
+        assert_scalar("wave", &pixel_loss(&said, &wave).unwrap(), expected, 1e-5);
     }
 
     #[test]
