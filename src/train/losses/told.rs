@@ -8,8 +8,9 @@ use super::matrix;
 
 /// Side in pixels above which crops are averaged down before they are compared.
 const MAX_SIDE: usize = 32;
-/// Keeps targets that are all alike from dividing by 0.
-const EPS: f64 = 1e-6;
+/// Variance of targets below which there is nothing to tell: a tenth of the deviation that pixels and histograms of real
+/// images have. Batches below it, of images of one colour for instance, are measured by this instead of by noise.
+const LEAST_VARIANCE: f64 = 0.01;
 
 /// Side of the reconstruction of crops of `side` pixels: the largest divisor of at most 32.
 pub fn reconstruction_side(side: usize) -> usize {
@@ -37,7 +38,8 @@ pub fn reduced(crops: &Tensor) -> Result<Tensor> {
     }
 }
 
-/// Sum of squares of what is missing, over that around the mean of each channel: 0 for perfect, 1 for saying the mean.
+/// Mean square of what is missing, over the variance around the mean of each channel, which counts as [`LEAST_VARIANCE`] at
+/// least: 0 for perfect, 1 for saying the mean.
 ///
 /// `said` [B, C s s] is the student's, `targets` [B, C, s, s] has no gradient; `what` names the term.
 ///
@@ -52,9 +54,10 @@ pub fn told_loss(what: &str, said: &Tensor, targets: &Tensor) -> Result<Tensor> 
     }
     let targets = targets.detach().reshape((batch, channels, height * width))?;
     let mean = targets.mean_keepdim((0, 2))?; // [1, C, 1]
-    let variance = targets.broadcast_sub(&mean)?.sqr()?.sum_all()?;
+    let least = LEAST_VARIANCE * targets.elem_count() as f64;
+    let variance = targets.broadcast_sub(&mean)?.sqr()?.sum_all()?.maximum(least)?;
     let missing = (said.to_dtype(DType::F32)? - targets.reshape(expected)?)?;
-    missing.sqr()?.sum_all()?.broadcast_div(&(variance + EPS)?)
+    missing.sqr()?.sum_all()?.broadcast_div(&variance)
 }
 
 #[cfg(test)]
@@ -108,16 +111,51 @@ mod tests {
         assert_scalar("averaged", &pixel_loss(&small, &crops).unwrap(), 0., 1e-9);
     }
 
+    /// Images of one colour have no variance: what is missing counts in full, and no more than a hundredfold.
+    #[test]
+    fn flat_images_cannot_make_the_loss_explode() {
+        let flat = Tensor::full(-2.1f32, (8, 3, 28, 28), &Device::Cpu).unwrap();
+        let said = Tensor::zeros((8, 3 * 28 * 28), DType::F32, &Device::Cpu).unwrap();
+        assert_scalar(
+            "pixels",
+            &pixel_loss(&said, &flat).unwrap(),
+            2.1 * 2.1 / LEAST_VARIANCE,
+            1e-3,
+        );
+        let histograms = super::super::hog_targets(&flat).unwrap();
+        let size = histograms.elem_count() / 8;
+        let said = Tensor::full(0.05f32, (8, size), &Device::Cpu).unwrap();
+        assert_scalar("hog", &told_loss("hog", &said, &histograms).unwrap(), 0.25, 1e-3);
+        // What real images have is left as it is.
+        let wave = crops(28);
+        let said = Tensor::zeros((2, 3 * 28 * 28), DType::F32, &Device::Cpu).unwrap();
+        let mean = wave.mean_keepdim((0, 2, 3)).unwrap();
+        let variance = wave
+            .broadcast_sub(&mean)
+            .unwrap()
+            .sqr()
+            .unwrap()
+            .sum_all()
+            .unwrap();
+        let expected = scalar(&wave.sqr().unwrap().sum_all().unwrap()) / scalar(&variance);
+        assert_scalar("wave", &pixel_loss(&said, &wave).unwrap(), expected, 1e-5);
+    }
+
     #[test]
     fn the_gradient_is_that_of_finite_differences() {
-        let crops = crops(2);
+        gradient_is_right(&crops(2), 1e-3);
+        let flat = Tensor::full(0.4f32, (2, 3, 2, 2), &Device::Cpu).unwrap();
+        gradient_is_right(&flat, 2e-2);
+    }
+
+    fn gradient_is_right(crops: &Tensor, tolerance: f64) {
         let values: Vec<f32> = (0..24).map(|i| (i as f32 * 0.31).cos()).collect();
         let at = |values: &[f32]| {
             let said = Tensor::from_slice(values, (2, 12), &Device::Cpu).unwrap();
-            scalar(&pixel_loss(&said, &crops).unwrap())
+            scalar(&pixel_loss(&said, crops).unwrap())
         };
         let said = Var::from_tensor(&Tensor::from_slice(&values, (2, 12), &Device::Cpu).unwrap()).unwrap();
-        let store = pixel_loss(&said, &crops).unwrap().backward().unwrap();
+        let store = pixel_loss(&said, crops).unwrap().backward().unwrap();
         let gradient = store
             .get(&said)
             .unwrap()
@@ -132,7 +170,7 @@ mod tests {
             moved[i] -= 2e-2;
             let slope = (above - at(&moved)) / 2e-2;
             assert!(
-                (slope - f64::from(gradient[i])).abs() < 1e-3,
+                (slope - f64::from(gradient[i])).abs() < tolerance,
                 "{i}: {slope} {}",
                 gradient[i]
             );
