@@ -17,7 +17,7 @@ pub struct RunArgs {
     /// auto, cpu, cuda[:N], or for ONNX files openvino or tensorrt[:N]
     #[arg(long, default_value = "auto")]
     pub device: Device,
-    /// Threads; 0 for all cores
+    /// Threads, up to 1024; 0 for all cores
     #[arg(long, default_value_t = 0)]
     pub threads: usize,
     /// ONNX Runtime library to use (libonnxruntime.so, onnxruntime.dll, libonnxruntime.dylib)
@@ -41,8 +41,17 @@ impl RunArgs {
     }
 }
 
+/// The most threads that may be asked for: more than any machine of today has, and few enough to start anywhere.
+const MOST_THREADS: usize = 1024;
+
 /// Sizes the pool that everything parallel runs on; 0 leaves it at all cores.
 pub fn start_threads(threads: usize) -> Result<()> {
+    if threads > MOST_THREADS {
+        return Err(Error::input(
+            "--threads",
+            format!("expected at most {MOST_THREADS}, or 0 for all cores, found {threads}"),
+        ));
+    }
     if threads == 0 {
         return Ok(());
     }

@@ -1,6 +1,7 @@
 //! The pipeline: decode and transform on all cores ahead of the model, the model, and the writer, joined by bounded
 //! queues, so that memory does not grow with the source and no stage waits for another's whole work.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -10,7 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
 
 use super::batch::BatchSize;
-use super::folder::{FORMAT_VERSION, FolderWriter, Layout, Meta, PartRows, ShardMeta, Values};
+use super::folder::{FORMAT_VERSION, FolderWriter, Layout, Meta, OutputSpec, PartRows, ShardMeta, Values};
 use super::model::FeatureModel;
 use crate::data::{DecodeOptions, Preprocess, Record, Source};
 use crate::{Error, Result};
@@ -22,7 +23,7 @@ const PART_BYTES: usize = 64 << 20;
 /// A part holds at most this many rows.
 const PART_ROWS: usize = 16_384;
 
-/// What happens when an image cannot be read.
+/// What happens when an image cannot be read, or has features that cannot be stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum ErrorPolicy {
     /// Stop, and say which file.
@@ -72,7 +73,7 @@ impl std::str::FromStr for Shard {
 pub struct ExtractOptions {
     /// Images per run of the model.
     pub batch_size: BatchSize,
-    /// What happens when an image cannot be read.
+    /// What happens when an image cannot be read, or has features that are not finite or too large for `dtype`.
     pub on_error: ErrorPolicy,
     /// Share of the source; `None` takes all of it.
     pub shard: Option<Shard>,
@@ -410,14 +411,8 @@ fn infer(
         let Ok(batch) = batches.recv() else { break };
         waited += asked.elapsed();
         let n_rows = batch.records.len() as u64;
-        let n_images = batch.errors.iter().filter(|error| error.is_none()).count();
         let ends_part = batch.ends_part;
-        let pixels = add_rows(batch, plan.options.on_error, &mut part)?;
-        if n_images > 0 {
-            plan.clocks
-                .infer
-                .time(|| model.run(&pixels, n_images, &mut part.values))?;
-        }
+        features(batch, plan, model, &mut part)?;
         if ends_part {
             let full = std::mem::replace(&mut part, empty_part());
             if parts.send(full).is_err() {
@@ -429,16 +424,79 @@ fn infer(
     Ok(waited)
 }
 
-/// Enters the rows of a batch into the part and hands back its pixels.
-fn add_rows(batch: Batch, policy: ErrorPolicy, part: &mut PartRows) -> Result<Vec<f32>> {
+/// Adds the rows of a batch and their features to the part.
+fn features(
+    mut batch: Batch,
+    plan: &Plan<'_>,
+    model: &mut dyn FeatureModel,
+    part: &mut PartRows,
+) -> Result<()> {
+    let policy = plan.options.on_error;
+    if policy == ErrorPolicy::Fail {
+        let mut rows = batch.records.iter().zip(&batch.errors);
+        if let Some((record, Some(reason))) = rows.find(|(_, error)| error.is_some()) {
+            return Err(failed_row(record, reason));
+        }
+    }
+    let places: Vec<usize> = (0..batch.records.len())
+        .filter(|&place| batch.errors[place].is_none())
+        .collect();
+    if !places.is_empty() {
+        let before: Vec<usize> = part.values.iter().map(Vec::len).collect();
+        plan.clocks
+            .infer
+            .time(|| model.run(&batch.pixels, places.len(), &mut part.values))?;
+        let found = take_unusable(&mut part.values, &before, model.outputs(), plan.options.dtype);
+        for (image, reason) in found {
+            batch.errors[places[image]] = Some(reason);
+        }
+    }
+    add_rows(batch, policy, part)
+}
+
+/// The images of which a feature cannot be stored, ascending, with the reason; their values are taken out of every output.
+/// `before` is what each output held without them.
+fn take_unusable(
+    values: &mut [Vec<f32>],
+    before: &[usize],
+    outputs: &[OutputSpec],
+    dtype: Values,
+) -> Vec<(usize, String)> {
+    let mut found = BTreeMap::new();
+    for ((values, &before), output) in values.iter().zip(before).zip(outputs) {
+        for (image, row) in values[before..].chunks_exact(output.width()).enumerate() {
+            if let Some((place, why)) = dtype.unusable(row) {
+                found.entry(image).or_insert_with(|| {
+                    format!(
+                        "output `{}`: {why} at place {place} of {}",
+                        output.name,
+                        row.len()
+                    )
+                });
+            }
+        }
+    }
+    // From the last, so that the earlier ones stay where they are.
+    for &image in found.keys().rev() {
+        for ((values, &before), output) in values.iter_mut().zip(before).zip(outputs) {
+            let start = before + image * output.width();
+            values.drain(start..start + output.width());
+        }
+    }
+    found.into_iter().collect()
+}
+
+fn failed_row(record: &Record, reason: &str) -> Error {
+    Error::failed(record.path.clone(), format!("{reason} (row {})", record.row))
+}
+
+/// Enters the rows of a batch into the part.
+fn add_rows(batch: Batch, policy: ErrorPolicy, part: &mut PartRows) -> Result<()> {
     for (record, error) in batch.records.into_iter().zip(batch.errors) {
         let present = error.is_none();
         if let Some(reason) = error {
             if policy == ErrorPolicy::Fail {
-                return Err(Error::failed(
-                    record.path,
-                    format!("{reason} (row {})", record.row),
-                ));
+                return Err(failed_row(&record, &reason));
             }
             part.errors.push((record.row, record.path.clone(), reason));
             if policy == ErrorPolicy::Skip {
@@ -450,5 +508,69 @@ fn add_rows(batch: Batch, policy: ErrorPolicy, part: &mut PartRows) -> Result<Ve
         part.labels.push(record.label);
         part.present.push(present);
     }
-    Ok(batch.pixels)
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outputs() -> [OutputSpec; 2] {
+        [("cls", vec![2]), ("patch", vec![2, 2])].map(|(name, shape)| OutputSpec {
+            name: name.to_owned(),
+            shape,
+        })
+    }
+
+    #[test]
+    fn unusable_images_leave_every_output_and_name_the_first_fault() {
+        let mut values = [
+            vec![9.0, 9.0, 1.0, 1.0, 2.0, f32::NAN, 3.0, 3.0, 4.0, 4.0],
+            [
+                vec![9.0; 4],
+                vec![1.0; 4],
+                vec![2.0; 4],
+                vec![3.0, 3.0, f32::NEG_INFINITY, 3.0],
+                vec![4.0; 4],
+            ]
+            .concat(),
+        ];
+        let found = take_unusable(&mut values, &[2, 4], &outputs(), Values::F32);
+        assert_eq!(
+            found,
+            [
+                (
+                    1,
+                    "output `cls`: expected finite values, found NaN at place 1 of 2".to_owned()
+                ),
+                (
+                    2,
+                    "output `patch`: expected finite values, found -inf at place 2 of 4".to_owned()
+                ),
+            ]
+        );
+        assert_eq!(values[0], [9.0, 9.0, 1.0, 1.0, 4.0, 4.0]);
+        assert_eq!(values[1], [vec![9.0; 4], vec![1.0; 4], vec![4.0; 4]].concat());
+    }
+
+    #[test]
+    fn what_f16_cannot_hold_is_unusable_in_f16_alone() {
+        let values = || [vec![65_504.0, -65_504.0, 0.0, -65_505.0], vec![0.0; 8]];
+        assert!(take_unusable(&mut values(), &[0, 0], &outputs(), Values::F32).is_empty());
+        let mut halves = values();
+        let found = take_unusable(&mut halves, &[0, 0], &outputs(), Values::F16);
+        assert_eq!(
+            found,
+            [(
+                1,
+                "output `cls`: expected values up to 65504 for f16, found -65505 at place 1 of 2".to_owned()
+            )]
+        );
+        assert_eq!(halves[0], [65_504.0, -65_504.0]);
+        assert!(
+            halves[0]
+                .iter()
+                .all(|value| half::f16::from_f32(*value).is_finite())
+        );
+    }
 }

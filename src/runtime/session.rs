@@ -185,6 +185,13 @@ impl OnnxModel {
         let failed = |e: ort::Error| Error::failed(path.display().to_string(), short_reason(e.message()));
         let input: SessionInputValue = if half_input {
             let halves: Vec<f16> = batch.iter().map(|&x| f16::from_f32(x)).collect();
+            if let Some(place) = halves.iter().position(|half| half.is_infinite()) {
+                let reason = format!(
+                    "input: expected values up to 65504 for f16, found {}",
+                    batch[place]
+                );
+                return Err(Error::failed(path.display().to_string(), reason));
+            }
             Tensor::from_array((shape, halves)).map_err(failed)?.into()
         } else {
             TensorRef::from_array_view((shape, batch)).map_err(failed)?.into()

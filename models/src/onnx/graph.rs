@@ -83,7 +83,14 @@ impl Initializer<'_> {
             Data::Weight(make) => floats(&make()?),
             Data::HalfWeight(make) => {
                 for value in make()? {
-                    bytes.extend_from_slice(&half::f16::from_f32(value).to_le_bytes());
+                    let half = half::f16::from_f32(value);
+                    if half.is_infinite() {
+                        return Err(Error::config(
+                            self.name.as_str(),
+                            format!("expected values up to 65504 for f16, found {value}; f32 holds it"),
+                        ));
+                    }
+                    bytes.extend_from_slice(&half.to_le_bytes());
                 }
             }
             Data::SmallIntegers(make) => bytes.extend(make()?.into_iter().map(i8::cast_unsigned)),

@@ -66,7 +66,28 @@ pub enum Values {
     F16,
 }
 
+/// The greatest number that f16 holds; beyond it lies infinity.
+const LARGEST_F16: f32 = 65_504.0;
+
 impl Values {
+    /// The first of `values` that cannot be stored: its place, and what was expected and found.
+    pub fn unusable(self, values: &[f32]) -> Option<(usize, String)> {
+        let place = values
+            .iter()
+            .position(|value| !value.is_finite() || self.overflows(*value))?;
+        let value = values[place];
+        let why = match value.is_finite() {
+            false => format!("expected finite values, found {value}"),
+            true => format!("expected values up to {LARGEST_F16} for f16, found {value}"),
+        };
+        Some((place, why))
+    }
+
+    /// Whether a finite value would become infinite.
+    pub(super) fn overflows(self, value: f32) -> bool {
+        self == Self::F16 && value.is_finite() && value.abs() > LARGEST_F16
+    }
+
     /// `values`, little endian.
     pub(super) fn bytes(self, values: &[f32]) -> Vec<u8> {
         match self {

@@ -33,6 +33,26 @@ pub struct Features {
 }
 
 impl Features {
+    /// Refuses NaN and infinity: what macula wrote has none, what others wrote may.
+    fn check_finite(&self, folder: &Path, column: &str) -> Result<()> {
+        let Some(found) = self.matrix.view().first_not_finite() else {
+            return Ok(());
+        };
+        Err(Error::input(
+            folder.display().to_string(),
+            format!(
+                "column `{column}`: expected finite values, found NaN or infinity in {} of {} rows, first {} at place {} of \
+                 row {} ({})",
+                found.rows,
+                self.rows.len(),
+                found.value,
+                found.column,
+                self.rows[found.row],
+                self.paths[found.row]
+            ),
+        ))
+    }
+
     /// Checks that `source`, opened from `spec`, is the one that these features of `folder` were made from: the same path
     /// in every row.
     ///
@@ -102,7 +122,8 @@ impl FeatureFolder {
     /// Reads one column with the rows' paths and labels, in the order of the source.
     ///
     /// # Errors
-    /// A column that is not there (the others are named), or a part that is damaged.
+    /// A column that is not there (the others are named), a part that is damaged, or features that are NaN or infinite: the
+    /// column, how many rows, and the first with its path.
     pub fn read(&self, column: &str) -> Result<Features> {
         let Some(output) = self.meta().output(column) else {
             return Err(Error::input(
@@ -131,13 +152,15 @@ impl FeatureFolder {
         if self.shards.len() > 1 {
             sort_by_row(&mut data, &mut rows, &mut paths, &mut labels, width);
         }
-        Ok(Features {
+        let features = Features {
             matrix: Matrix::new(data, rows.len(), width)?,
             rows,
             paths,
             labels,
             n_null,
-        })
+        };
+        features.check_finite(&self.path, column)?;
+        Ok(features)
     }
 }
 

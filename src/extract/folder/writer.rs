@@ -117,6 +117,7 @@ impl FolderWriter {
     /// What Polars or the system says, with the part's path; the folder keeps its finished parts.
     pub fn write_part(&mut self, mut part: PartRows) -> Result<()> {
         let path = self.path.join(part_name(self.next_part));
+        self.refuse_overflow(&path, &part)?;
         self.n_written += part.present.iter().filter(|present| **present).count() as u64;
         // Errors go first: a part that stands has its failed rows on record.
         if !part.errors.is_empty() {
@@ -154,6 +155,19 @@ impl FolderWriter {
             Ok(())
         })?;
         self.next_part += 1;
+        Ok(())
+    }
+
+    /// The pipeline has failed rows of such values; whoever else writes must not lose one to infinity.
+    fn refuse_overflow(&self, path: &Path, part: &PartRows) -> Result<()> {
+        for (output, values) in self.meta.outputs.iter().zip(&part.values) {
+            if let Some(value) = values.iter().find(|value| self.meta.dtype.overflows(**value)) {
+                return Err(Error::failed(
+                    path.display().to_string(),
+                    format!("output `{}`: {value} is too large for f16", output.name),
+                ));
+            }
+        }
         Ok(())
     }
 
