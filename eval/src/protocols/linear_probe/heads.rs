@@ -1,8 +1,8 @@
 //! Training and running of many linear heads. Heads of one input share its products: their weights are one
 //! `[heads * K, F]` matrix. Groups of such heads never meet, so each is trained by one thread from start to end.
 
-use super::LinearProbeConfig;
 use super::inputs::{Input, InputView, ProbeFeatures};
+use super::{LEAST_EPOCHS, Length, LinearProbeConfig, REFERENCE_STEPS};
 use crate::draws::{Order, normal};
 use crate::linalg::gemm::{Operand, Threads, gemm};
 use crate::protocols::logistic::product;
@@ -54,24 +54,31 @@ pub(super) struct TrainedHead {
 /// Length of the training.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Schedule {
-    pub(super) iterations: usize,
-    batch: usize,
+    pub(super) steps: usize,
+    pub(super) batch: usize,
 }
 
 impl Schedule {
-    /// As many full batches as `epochs` passes over `rows` rows hold, at least one.
+    /// For `rows` training rows: epochs are as many full batches as they hold, at least one.
     pub(super) fn new(rows: usize, config: &LinearProbeConfig) -> Self {
-        let seen = rows.saturating_mul(config.epochs);
-        let batch = config.batch_size.min(seen).max(1);
-        Self {
-            iterations: (seen / batch).max(1),
-            batch,
-        }
+        let batch = config.batch_size.min(rows).max(1);
+        let of_epochs = |epochs: usize| (rows.saturating_mul(epochs) / batch).max(1);
+        let steps = match config.length {
+            Length::Reference => of_epochs(LEAST_EPOCHS).max(REFERENCE_STEPS),
+            Length::Epochs(epochs) => of_epochs(epochs),
+            Length::Steps(steps) => steps.max(1),
+        };
+        Self { steps, batch }
     }
 
-    /// Cosine from 1 to 0 over the iterations.
-    fn factor(self, iteration: usize) -> f64 {
-        let passed = iteration as f64 / self.iterations as f64;
+    /// Passes over `rows` training rows.
+    pub(super) fn epochs(self, rows: usize) -> f64 {
+        self.steps as f64 * self.batch as f64 / rows as f64
+    }
+
+    /// Cosine from 1 to 0 over the steps.
+    fn factor(self, step: usize) -> f64 {
+        let passed = step as f64 / self.steps as f64;
         0.5 * (1.0 + (std::f64::consts::PI * passed).cos())
     }
 }
@@ -141,7 +148,7 @@ impl<'a> Group<'a> {
         let (mut batch, mut batch_labels) = (Vec::new(), Vec::new());
         let (mut x, mut logits, mut residual) = (Vec::new(), Vec::new(), Vec::new());
         let mut scratch = RowScratch::default();
-        for iteration in 0..schedule.iterations {
+        for step in 0..schedule.steps {
             order.next_batch(schedule.batch, &mut batch);
             self.input.gather(&batch, &mut x);
             batch_labels.clear();
@@ -156,7 +163,7 @@ impl<'a> Group<'a> {
             {
                 softmax_cross_entropy(z, z, 0.0, &batch_labels, residual, &mut scratch);
             }
-            let rate = schedule.factor(iteration) * config.batch_size as f64 / 256.0;
+            let rate = schedule.factor(step) * config.batch_size as f64 / 256.0;
             self.step(&x, &residual, batch.len(), rate);
         }
     }
@@ -272,21 +279,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_schedule_follows_the_data() {
-        let config = LinearProbeConfig::default();
-        let schedule = Schedule::new(60_000, &config);
-        assert_eq!((schedule.iterations, schedule.batch), (4687, 128));
-        assert_eq!(
-            (schedule.factor(0), Schedule::new(128, &config).factor(5)),
-            (1.0, 0.5)
-        );
-        assert_eq!(
-            Schedule::new(3, &config),
-            Schedule {
-                iterations: 1,
-                batch: 30
-            }
-        );
+    fn training_is_as_long_as_the_references_and_ten_epochs_at_least() {
+        let of = |rows: usize, length: Length| {
+            let config = LinearProbeConfig {
+                length,
+                ..LinearProbeConfig::default()
+            };
+            let schedule = Schedule::new(rows, &config);
+            (schedule.steps, schedule.batch)
+        };
+        assert_eq!(of(60_000, Length::Reference), (12_500, 128));
+        assert_eq!(of(160_000, Length::Reference), (12_500, 128));
+        assert_eq!(of(1_281_167, Length::Reference), (100_091, 128));
+        assert_eq!(of(3, Length::Reference), (12_500, 3));
+        assert_eq!(of(60_000, Length::Epochs(10)), (4687, 128));
+        assert_eq!(of(3, Length::Epochs(10)), (10, 3));
+        assert_eq!(of(60_000, Length::Steps(7)), (7, 128));
+        let config = LinearProbeConfig {
+            length: Length::Epochs(10),
+            ..LinearProbeConfig::default()
+        };
+        let schedule = Schedule::new(128, &config);
+        assert_eq!((schedule.factor(0), schedule.factor(5)), (1.0, 0.5));
+        assert_eq!(schedule.epochs(128), 10.0);
     }
 
     /// One head and one class pair, two steps by hand in f64.
@@ -306,7 +321,7 @@ mod tests {
             learning_rate: 0.7,
         };
         let config = LinearProbeConfig {
-            epochs: 2,
+            length: Length::Epochs(2),
             batch_size: 2,
             ..LinearProbeConfig::default()
         };

@@ -1,9 +1,9 @@
 //! Linear probe on frozen features (dinov2 eval/linear.py): heads of every learning rate and input are trained together
 //! by SGD, the best on held-out training rows is trained again on all of them, and the test rows are touched once.
 //!
-//! What differs from the reference, which reads images: features are extracted once, without augmentation; the number
-//! of iterations follows the data (`epochs` passes, a stream of shuffled epochs) instead of 10 x 1,250; and the head is
-//! chosen on training rows, where the reference chooses on the rows that it reports.
+//! What differs from the reference, which reads images: features are extracted once, without augmentation; training is
+//! as long as there or 10 passes over the rows, whichever is longer; and the head is chosen on training rows, where the
+//! reference chooses on the rows that it reports.
 
 mod heads;
 mod inputs;
@@ -29,9 +29,9 @@ pub struct LinearProbeConfig {
     pub n_last_blocks: Vec<usize>,
     /// Whether the mean patch token is appended.
     pub average_pool: Vec<bool>,
-    /// Passes over the training rows.
-    pub epochs: usize,
-    /// Rows of one SGD step.
+    /// How long a head is trained.
+    pub length: Length,
+    /// Rows of one SGD step; all rows where there are fewer.
     pub batch_size: usize,
     /// Share of the training rows that the head is chosen on, between 0 and 1.
     pub val_fraction: f64,
@@ -39,6 +39,38 @@ pub struct LinearProbeConfig {
     pub seed: u64,
     /// Resamples of the interval of `top1`; 0 for none.
     pub bootstrap_resamples: usize,
+    /// Whether test rows may have labels that no training row has: they count as wrong.
+    pub allow_unknown_labels: bool,
+}
+
+/// Passes over the training rows that are the least by default.
+const LEAST_EPOCHS: usize = 10;
+/// Steps of the reference, whatever the data: 10 times 1,250.
+const REFERENCE_STEPS: usize = 12_500;
+
+/// How long a head is trained, both where it is chosen and on all training rows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Length {
+    /// The reference's 12,500 steps or 10 passes over the training rows, whichever is longer.
+    #[default]
+    Reference,
+    /// This many passes over the training rows.
+    Epochs(usize),
+    /// This many steps.
+    Steps(usize),
+}
+
+impl Length {
+    /// What was asked for, in words.
+    fn describe(self) -> String {
+        match self {
+            Self::Reference => {
+                format!("{REFERENCE_STEPS} steps or {LEAST_EPOCHS} epochs, whichever is longer")
+            }
+            Self::Epochs(epochs) => format!("{epochs} epochs"),
+            Self::Steps(steps) => format!("{steps} steps"),
+        }
+    }
 }
 
 impl Default for LinearProbeConfig {
@@ -50,11 +82,12 @@ impl Default for LinearProbeConfig {
             ],
             n_last_blocks: vec![1, 4],
             average_pool: vec![false, true],
-            epochs: 10,
+            length: Length::Reference,
             batch_size: 128,
             val_fraction: 0.1,
             seed: 0,
             bootstrap_resamples: 1000,
+            allow_unknown_labels: false,
         }
     }
 }
@@ -82,8 +115,13 @@ impl LinearProbeConfig {
                 return Err(Error::config(field, "expected at least one value, found none"));
             }
         }
+        let (field, length) = match self.length {
+            Length::Reference => ("steps", REFERENCE_STEPS),
+            Length::Epochs(epochs) => ("epochs", epochs),
+            Length::Steps(steps) => ("steps", steps),
+        };
         for (field, value) in [
-            ("epochs", self.epochs),
+            (field, length),
             ("batch_size", self.batch_size),
             (
                 "n_last_blocks",
@@ -151,8 +189,8 @@ impl LinearProbeResult {
 /// Runs the protocol.
 ///
 /// # Errors
-/// Settings out of range, features and labels that do not fit, NaN or infinity, a single class, no test row, a split
-/// without rows, or features that serve no variant of the grid.
+/// Settings out of range, features and labels that do not fit, NaN or infinity, a single class, no test row, test labels
+/// that training lacks, a split without rows, or features that serve no variant of the grid.
 pub fn evaluate(
     train: &ProbeFeatures,
     train_labels: &[u32],
@@ -165,8 +203,8 @@ pub fn evaluate(
     let (n_train, n_test) = (train.check("train features")?, test.check("test features")?);
     test.check_like(train)?;
     checks::labels("train labels", n_train, train_labels, n_classes)?;
-    checks::labels("test labels", n_test, test_labels, n_classes)?;
     checks::two_classes(train_labels)?;
+    checks::labels_of_test(n_test, test_labels, train_labels, config.allow_unknown_labels)?;
     let (grid, left_out) = grid(train, config)?;
     let split = hold_out(n_train, config.val_fraction, config.seed)?;
 
@@ -236,22 +274,25 @@ fn grid(features: &ProbeFeatures, config: &LinearProbeConfig) -> Result<(Vec<Hea
 }
 
 fn settings(config: &LinearProbeConfig, left_out: &[String], n_fit: usize, n_train: usize) -> Value {
+    let (to_choose, to_refit) = (Schedule::new(n_fit, config), Schedule::new(n_train, config));
     json!({
         "learning_rates": config.learning_rates,
         "learning_rate_factor": config.batch_size as f64 / 256.0,
         "n_last_blocks": config.n_last_blocks,
         "average_pool": config.average_pool,
         "inputs_left_out": left_out,
-        "epochs": config.epochs,
-        "batch_size": config.batch_size,
-        "iterations_to_choose": Schedule::new(n_fit, config).iterations,
-        "iterations_to_refit": Schedule::new(n_train, config).iterations,
+        "length": config.length.describe(),
+        "steps_to_choose": to_choose.steps,
+        "steps": to_refit.steps,
+        "epochs": to_refit.epochs(n_train),
+        "batch_size": to_refit.batch,
         "optimizer": "SGD, momentum 0.9, no weight decay, cosine to 0",
         "augmentation": "none: features are extracted once",
         "val_fraction": config.val_fraction,
         "refit": "chosen head, all training rows",
         "seed": config.seed,
         "bootstrap_resamples": config.bootstrap_resamples,
+        "allow_unknown_labels": config.allow_unknown_labels,
     })
 }
 

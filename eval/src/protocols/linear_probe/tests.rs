@@ -31,6 +31,7 @@ fn config() -> LinearProbeConfig {
         learning_rates: vec![1e-9, 1.0, 3.0],
         n_last_blocks: vec![1, 2],
         batch_size: 32,
+        length: Length::Epochs(10),
         bootstrap_resamples: 200,
         ..LinearProbeConfig::default()
     }
@@ -130,7 +131,14 @@ fn each_error_is_one_line_that_names_what_is_wrong() {
         with(|c| c.learning_rates.clear()),
         "learning_rates: expected at least one value, found none"
     );
-    assert_eq!(with(|c| c.epochs = 0), "epochs: expected at least 1, found 0");
+    assert_eq!(
+        with(|c| c.length = Length::Epochs(0)),
+        "epochs: expected at least 1, found 0"
+    );
+    assert_eq!(
+        with(|c| c.length = Length::Steps(0)),
+        "steps: expected at least 1, found 0"
+    );
     assert_eq!(
         with(|c| c.batch_size = 0),
         "batch_size: expected at least 1, found 0"
@@ -180,4 +188,79 @@ fn each_error_is_one_line_that_names_what_is_wrong() {
         message(&broken, &labels, &train, &config())
             .starts_with("train features, CLS block 1: expected finite")
     );
+}
+
+#[test]
+fn the_settings_say_how_long_heads_were_trained() {
+    let result = run(&config());
+    for (key, value) in [
+        ("length", json!("10 epochs")),
+        ("steps_to_choose", json!(253)),
+        ("steps", json!(281)),
+        ("batch_size", json!(32)),
+    ] {
+        assert_eq!(result.settings[key], value, "{key}");
+    }
+    assert_eq!(result.settings["epochs"], json!(281.0 * 32.0 / 900.0));
+}
+
+/// Few rows whose classes differ by little: 10 passes leave the heads near their start, where the reference's 12,500 steps
+/// do not.
+#[test]
+fn the_default_length_is_enough_for_few_rows() {
+    let ((train, train_labels), (test, test_labels)) = (features(150, 1), features(600, 2));
+    let small = |features: &ProbeFeatures| ProbeFeatures {
+        cls_blocks: vec![
+            Matrix::new(
+                features.cls_blocks[0]
+                    .view()
+                    .data()
+                    .iter()
+                    .map(|value| 0.05 * value)
+                    .collect(),
+                features.cls_blocks[0].view().rows(),
+                4,
+            )
+            .unwrap(),
+        ],
+        patch_mean: None,
+    };
+    let top1 = |length: Length| {
+        let config = LinearProbeConfig {
+            length,
+            bootstrap_resamples: 0,
+            learning_rates: vec![0.1],
+            ..LinearProbeConfig::default()
+        };
+        let result = evaluate(
+            &small(&train),
+            &train_labels,
+            &small(&test),
+            &test_labels,
+            3,
+            &config,
+        )
+        .unwrap();
+        result.rows[0].test.unwrap().top1
+    };
+    let (short, default) = (top1(Length::Epochs(1)), top1(Length::default()));
+    assert!(default > 0.95 && default > short + 0.1, "{short} {default}");
+}
+
+#[test]
+fn rows_of_classes_that_train_lacks_are_refused_or_wrong() {
+    let ((train, train_labels), (test, mut test_labels)) = (features(300, 1), features(100, 2));
+    test_labels[..10].fill(7);
+    let of = |config: &LinearProbeConfig| evaluate(&train, &train_labels, &test, &test_labels, 3, config);
+    assert_eq!(
+        of(&config()).unwrap_err().to_string(),
+        "test labels: expected labels that the train rows have, found 1 others in 10 of 100 rows, first 7"
+    );
+    let open = LinearProbeConfig {
+        allow_unknown_labels: true,
+        ..config()
+    };
+    let scores = of(&open).unwrap().rows[0].test.unwrap();
+    assert_eq!(scores.top5, 0.9);
+    assert!(scores.top1 <= 0.9 && scores.mean_per_class <= 0.75);
 }
