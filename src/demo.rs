@@ -237,8 +237,8 @@ fn evaluate(options: &DemoOptions, entries: &[Entry]) -> Result<EvalResult> {
     let (mut n_train, mut n_test) = (0, 0);
     let mut numbers: Vec<[f64; 6]> = Vec::new();
     for entry in entries {
-        let pair = entry.folders.open()?.labelled(entry.column)?;
-        let classes = pair.classes.len();
+        let pair = entry.folders.open()?.labelled(entry.column, false)?;
+        let classes = pair.n_classes;
         (n_train, n_test) = (pair.train_labels.len(), pair.test_labels.len());
         let neighbours = knn::evaluate(
             pair.train.view(),

@@ -6,6 +6,7 @@ pub mod curation;
 mod draws;
 pub mod error;
 pub mod index;
+pub mod labels;
 pub mod linalg;
 pub mod matrix;
 pub mod metrics;

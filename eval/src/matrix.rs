@@ -18,6 +18,19 @@ pub struct MatrixView<'a> {
     dim: usize,
 }
 
+/// A value that is NaN or infinite, the first of a matrix.
+#[derive(Debug, Clone, Copy)]
+pub struct NotFinite {
+    /// Its row.
+    pub row: usize,
+    /// Its place in the row.
+    pub column: usize,
+    /// The value.
+    pub value: f32,
+    /// Rows that hold such a value.
+    pub rows: usize,
+}
+
 impl Matrix {
     /// Wraps `data` as `rows x dim`.
     ///
@@ -94,25 +107,36 @@ impl<'a> MatrixView<'a> {
     /// Refuses NaN and infinity.
     ///
     /// # Errors
-    /// Names `what`, the first offending row and the number of them.
+    /// Names `what`, the first offending value with its row and column, and the number of such rows.
     pub fn check_finite(&self, what: &str) -> Result<()> {
-        let bad = |row: &[f32]| row.iter().any(|v| !v.is_finite());
+        match self.first_not_finite() {
+            None => Ok(()),
+            Some(found) => Err(Error::data(
+                what,
+                format!(
+                    "expected finite values, found NaN or infinity in {} of {} rows, first {} in row {}, column {}",
+                    found.rows, self.rows, found.value, found.row, found.column
+                ),
+            )),
+        }
+    }
+
+    /// The first value that is NaN or infinite.
+    pub fn first_not_finite(&self) -> Option<NotFinite> {
+        let bad = |value: &f32| !value.is_finite();
         let mut rows = self
             .data
             .chunks_exact(self.dim)
             .enumerate()
-            .filter(|(_, row)| bad(row));
-        match rows.next() {
-            None => Ok(()),
-            Some((first, _)) => Err(Error::data(
-                what,
-                format!(
-                    "expected finite values, found NaN or infinity in {} of {} rows, first in row {first}",
-                    1 + rows.count(),
-                    self.rows
-                ),
-            )),
-        }
+            .filter(|(_, values)| values.iter().any(bad));
+        let (row, values) = rows.next()?;
+        let column = values.iter().position(bad)?;
+        Some(NotFinite {
+            row,
+            column,
+            value: values[column],
+            rows: 1 + rows.count(),
+        })
     }
 }
 
@@ -137,6 +161,13 @@ impl LabelSet {
             names = numbers.into_iter().map(|(_, name)| name).collect();
         }
         Self { names }
+    }
+
+    /// The same classes with `more` behind them, in their order: what a test set has beyond them.
+    #[must_use]
+    pub fn followed_by<'a>(mut self, more: impl IntoIterator<Item = &'a str>) -> Self {
+        self.names.extend(more.into_iter().map(str::to_owned));
+        self
     }
 
     /// Number of classes.

@@ -1,10 +1,11 @@
-//! From feature folders to a protocol: reads columns, matches labels of train and test, and checks that the two
-//! folders belong together. `single` reads what protocols without a training set take, `predictions` keeps what was said
+//! From feature folders to a protocol: reads columns, matches labels of train and test ([`labels`]), and checks that the
+//! two folders belong together. `single` reads what protocols without a training set take, `predictions` keeps what was said
 //! of each test row, `compare` reads two of those again, `leak` looks for test rows among the training rows. `dense` goes
 //! from images with masks or depths to a result without a folder between, `robustness` from images that are spoilt first.
 
 mod compare;
 pub mod dense;
+pub mod labels;
 mod leak;
 mod predictions;
 pub mod robustness;
@@ -13,11 +14,14 @@ mod single;
 pub use compare::{Paired, compare, paired};
 pub use leak::{NearDuplicates, near_duplicates};
 pub use predictions::{PREDICTIONS_FILE, per_class_result, save_predictions};
-pub use single::{Labelled, by_name, default_column, describe_folders, encode, read_column, read_labelled};
+pub use single::{
+    Labelled, all_labelled, by_name, default_column, describe_folders, encode, read_column, read_labelled,
+};
 use single::{cls_blocks, cls_of};
 
 use std::path::{Path, PathBuf};
 
+use macula_eval::labels::UnknownLabels;
 use macula_eval::protocols::linear_probe::ProbeFeatures;
 use macula_eval::table::EvalResult;
 use macula_eval::{LabelSet, Matrix};
@@ -43,8 +47,12 @@ pub struct LabelledPair {
     pub train_paths: Vec<String>,
     /// Path of each test row.
     pub test_paths: Vec<String>,
-    /// The classes.
+    /// The classes of train, and behind them those that only test has.
     pub classes: LabelSet,
+    /// How many of them train has.
+    pub n_classes: usize,
+    /// Test labels that train lacks, where they are allowed: their rows count as wrong.
+    pub unknown: Option<UnknownLabels>,
 }
 
 /// Where the features of an evaluation come from.
@@ -107,11 +115,31 @@ impl OpenFolders {
             .all(|folder| folder.meta().output(column).is_some())
     }
 
-    /// One column with labels.
+    /// One column with labels; `allow_unknown` allows test rows with labels that train lacks.
     ///
     /// # Errors
-    /// A missing column, widths that differ, rows without label, or a test label that train does not know.
-    pub fn labelled(&self, column: &str) -> Result<LabelledPair> {
+    /// A missing column, widths that differ, rows without label, and what [`labels::classes`] has against the labels.
+    pub fn labelled(&self, column: &str, allow_unknown: bool) -> Result<LabelledPair> {
+        let (train, test) = self.read(column)?;
+        let [train_name, test_name] =
+            [&self.train, &self.test].map(|folder| folder.path().display().to_string());
+        let classes = labels::classes(train.side(&train_name), test.side(&test_name), allow_unknown)?;
+        Ok(LabelledPair {
+            train_labels: classes.train,
+            test_labels: classes.test,
+            train: train.matrix,
+            test: test.matrix,
+            test_rows: test.rows,
+            train_paths: train.paths,
+            test_paths: test.paths,
+            classes: classes.names,
+            n_classes: classes.known,
+            unknown: classes.unknown,
+        })
+    }
+
+    /// One column of both folders, of one width.
+    fn read(&self, column: &str) -> Result<(Labelled, Labelled)> {
         let train = read_labelled(&self.train, column)?;
         let test = read_labelled(&self.test, column)?;
         same_width(
@@ -120,17 +148,7 @@ impl OpenFolders {
             test.matrix.view().dim(),
             train.matrix.view().dim(),
         )?;
-        let classes = LabelSet::from_labels(train.labels.iter().chain(&test.labels).map(String::as_str));
-        Ok(LabelledPair {
-            train_labels: encode(&classes, &train.labels)?,
-            test_labels: encode(&classes, &test.labels)?,
-            train: train.matrix,
-            test: test.matrix,
-            test_rows: test.rows,
-            train_paths: train.paths,
-            test_paths: test.paths,
-            classes,
-        })
+        Ok((train, test))
     }
 }
 
@@ -212,8 +230,12 @@ pub struct ProbePair {
     pub test_labels: Vec<u32>,
     /// Place of each test row in its source.
     pub test_rows: Vec<u64>,
-    /// The classes.
+    /// The classes of train, and behind them those that only test has.
     pub classes: LabelSet,
+    /// How many of them train has.
+    pub n_classes: usize,
+    /// Test labels that train lacks, where they are allowed: their rows count as wrong.
+    pub unknown: Option<UnknownLabels>,
 }
 
 /// Collects what the linear probe's grid can use from two folders: `column` alone or, where it is the last block's class
@@ -222,16 +244,20 @@ pub struct ProbePair {
 ///
 /// # Errors
 /// As [`OpenFolders::labelled`].
-pub fn probe_features(folders: &OpenFolders, column: &str) -> Result<(ProbePair, String)> {
-    let last = folders.labelled(column)?;
+pub fn probe_features(
+    folders: &OpenFolders,
+    column: &str,
+    allow_unknown: bool,
+) -> Result<(ProbePair, String)> {
+    let last = folders.labelled(column, allow_unknown)?;
     let mut taken = vec![column.to_owned()];
     let (mut train, mut test) = (Vec::new(), Vec::new());
     let is_last = is_last_cls(folders, column);
     if is_last {
         for name in earlier_blocks(folders) {
-            let pair = folders.labelled(&name)?;
-            train.push(pair.train);
-            test.push(pair.test);
+            let (of_train, of_test) = folders.read(&name)?;
+            train.push(of_train.matrix);
+            test.push(of_test.matrix);
             taken.push(name);
         }
     }
@@ -239,8 +265,8 @@ pub fn probe_features(folders: &OpenFolders, column: &str) -> Result<(ProbePair,
     test.push(last.test);
     let mut patch_mean = (None, None);
     if is_last && folders.has("patch_mean") {
-        let pair = folders.labelled("patch_mean")?;
-        patch_mean = (Some(pair.train), Some(pair.test));
+        let (of_train, of_test) = folders.read("patch_mean")?;
+        patch_mean = (Some(of_train.matrix), Some(of_test.matrix));
         taken.push("patch_mean".to_owned());
     }
     let pair = ProbePair {
@@ -256,6 +282,8 @@ pub fn probe_features(folders: &OpenFolders, column: &str) -> Result<(ProbePair,
         test_labels: last.test_labels,
         test_rows: last.test_rows,
         classes: last.classes,
+        n_classes: last.n_classes,
+        unknown: last.unknown,
     };
     Ok((pair, taken.join(",")))
 }

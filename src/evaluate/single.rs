@@ -7,6 +7,7 @@ use macula_eval::table::EvalResult;
 use macula_eval::{LabelSet, Matrix};
 use serde_json::json;
 
+use super::labels::Side;
 use crate::extract::FeatureFolder;
 use crate::extract::folder::Features;
 use crate::{Error, Result};
@@ -22,6 +23,17 @@ pub struct Labelled {
     pub rows: Vec<u64>,
     /// Path of each row.
     pub paths: Vec<String>,
+}
+
+impl Labelled {
+    /// The labels, under the name of their folder.
+    pub fn side<'a>(&'a self, what: &'a str) -> Side<'a> {
+        Side {
+            what,
+            labels: &self.labels,
+            paths: &self.paths,
+        }
+    }
 }
 
 /// The column to use where none was named: `cls` where there is one, else the class token of the last block that is there,
@@ -74,24 +86,39 @@ pub fn read_column(folder: &FeatureFolder, column: &str) -> Result<Features> {
 /// Reads a column with its labels.
 ///
 /// # Errors
-/// As [`read_column`]; names the first row without a label.
+/// As [`read_column`]; rows without a label, with their number and the first.
 pub fn read_labelled(folder: &FeatureFolder, column: &str) -> Result<Labelled> {
     let features = read_column(folder, column)?;
-    let mut labels = Vec::with_capacity(features.labels.len());
-    for (label, path) in features.labels.into_iter().zip(&features.paths) {
-        labels.push(label.ok_or_else(|| {
-            Error::input(
-                folder.path().display().to_string(),
-                format!("expected a label for every row, found none for {path}"),
-            )
-        })?);
-    }
+    let labels = all_labelled(
+        &folder.path().display().to_string(),
+        features.labels,
+        &features.paths,
+    )?;
     Ok(Labelled {
         matrix: features.matrix,
         labels,
         rows: features.rows,
         paths: features.paths,
     })
+}
+
+/// The label of every row of `what`, whose paths are `paths`.
+///
+/// # Errors
+/// Rows without a label: how many, and the first.
+pub fn all_labelled(what: &str, labels: Vec<Option<String>>, paths: &[String]) -> Result<Vec<String>> {
+    let n = labels.len();
+    let Some(first) = labels.iter().position(Option::is_none) else {
+        return Ok(labels.into_iter().flatten().collect());
+    };
+    let without = labels.iter().filter(|label| label.is_none()).count();
+    Err(Error::input(
+        what,
+        format!(
+            "expected a label for every row, found none for {without} of {n} rows, first {}",
+            paths.get(first).map_or("", String::as_str)
+        ),
+    ))
 }
 
 /// Numbers of `labels` among `classes`.

@@ -11,6 +11,8 @@ mod distill;
 mod export;
 mod harness;
 mod index;
+mod labels;
+mod numbers;
 mod report;
 mod retrieval;
 mod robustness;

@@ -195,7 +195,7 @@ fn what_makes_no_sense_is_named() {
     }
     w.fails(
         2,
-        &format!("{DATA} --model pixels"),
+        &format!("{DATA} --model pixels --k 20"),
         &["--k", "6 training rows", "20"],
     );
     w.fails(2, &format!("{DATA} --model pixels --k 0"), &["k"]);

@@ -1,14 +1,16 @@
 //! Accuracy of class predictions: top-k hits, micro accuracy, accuracy of each class and their mean.
 
+use std::collections::BTreeMap;
+
 /// Place of class `label` when classes are ranked by descending score, 0 for the first. Equal scores rank by descending
 /// class, as a reversed argsort has them and as `torch.topk` ranked the classes without a vote in the k-NN reference
-/// (dinov2 eval/knn.py leaves the order open; one neighbour leaves all classes but one without a vote). A NaN ranks before `label`, so that it can never count as a hit.
-///
-/// # Panics
-/// If `label` is not below `scores.len()`.
+/// (dinov2 eval/knn.py leaves the order open). A NaN ranks before `label`, so that it can never count as a hit. A class that
+/// has no score, as one that training never saw, has the rank [`usize::MAX`].
 pub fn rank_of<T: PartialOrd + Copy>(scores: &[T], label: u32) -> usize {
     let label = label as usize;
-    let own = scores[label];
+    let Some(&own) = scores.get(label) else {
+        return usize::MAX;
+    };
     scores
         .iter()
         .enumerate()
@@ -46,16 +48,19 @@ pub fn per_class_accuracy(hits: &[f32], labels: &[u32], n_classes: usize) -> Vec
         .collect()
 }
 
-/// Macro accuracy: the mean of [`per_class_accuracy`] over the classes that have samples. NaN for no sample.
+/// Macro accuracy: the mean over the classes that have samples of their own accuracy. NaN for no sample.
 ///
 /// # Panics
-/// As [`per_class_accuracy`].
-pub fn mean_per_class(hits: &[f32], labels: &[u32], n_classes: usize) -> f64 {
-    let classes: Vec<f64> = per_class_accuracy(hits, labels, n_classes)
-        .into_iter()
-        .flatten()
-        .collect();
-    classes.iter().sum::<f64>() / classes.len() as f64
+/// If the lengths differ.
+pub fn mean_per_class(hits: &[f32], labels: &[u32]) -> f64 {
+    assert_eq!(hits.len(), labels.len(), "one label a hit");
+    let mut sums: BTreeMap<u32, (f64, usize)> = BTreeMap::new();
+    for (&hit, &label) in hits.iter().zip(labels) {
+        let (sum, count) = sums.entry(label).or_default();
+        *sum += f64::from(hit);
+        *count += 1;
+    }
+    sums.values().map(|(sum, count)| sum / *count as f64).sum::<f64>() / sums.len() as f64
 }
 
 #[cfg(test)]
@@ -69,6 +74,7 @@ mod tests {
         assert_eq!(ranks, [2, 0, 1, 3]);
         assert_eq!(rank_of(&[f64::NAN, 1.0], 0), 1);
         assert_eq!(rank_of(&[f64::NAN, 1.0], 1), 1);
+        assert_eq!(rank_of(&scores, 4), usize::MAX, "a class without a score");
     }
 
     #[test]
@@ -82,7 +88,7 @@ mod tests {
             per_class_accuracy(&hits, &labels, 3),
             [Some(0.75), Some(0.0), None]
         );
-        assert_eq!(mean_per_class(&hits, &labels, 3), 0.375);
+        assert_eq!(mean_per_class(&hits, &labels), 0.375);
         assert_eq!(accuracy(&hits_at(&[0, 0, 0, 1, 4], 5)), 1.0);
     }
 }

@@ -1,9 +1,11 @@
 //! What every protocol asks of its data, in the same words.
 
+use std::collections::BTreeSet;
+
 use crate::{Error, MatrixView, Result};
 
-/// Features and labels of train and test that go together: rows on both sides, one width, finite values, labels within
-/// the classes, and at least two classes to tell apart.
+/// Features and labels of train and test that go together: rows on both sides, one width, finite values, training labels
+/// within the classes, at least two classes to tell apart, and test labels that training has unless `allow_unknown`.
 ///
 /// # Errors
 /// [`Error::Data`] for the first of these that does not hold.
@@ -13,9 +15,10 @@ pub(crate) fn pair(
     test: MatrixView<'_>,
     test_labels: &[u32],
     n_classes: usize,
+    allow_unknown: bool,
 ) -> Result<()> {
     side("train", train, train_labels, n_classes)?;
-    side("test", test, test_labels, n_classes)?;
+    rows_with_values("test features", test)?;
     if train.dim() != test.dim() {
         return Err(Error::data(
             "test features",
@@ -26,10 +29,64 @@ pub(crate) fn pair(
             ),
         ));
     }
-    two_classes(train_labels)
+    two_classes(train_labels)?;
+    labels_of_test(test.rows(), test_labels, train_labels, allow_unknown)
 }
 
-/// One side of [`pair`], `train` or `test`: at least one row, finite values, labels within the classes.
+/// One label for each of `rows` test rows; unless `allow_unknown`, one that a training row has.
+///
+/// # Errors
+/// [`Error::Data`] with the labels that training lacks and the number of their rows. Whoever knows the names of the
+/// classes checks before ([`crate::labels::UnknownLabels`]); here they are numbers.
+pub(crate) fn labels_of_test(
+    rows: usize,
+    test_labels: &[u32],
+    train_labels: &[u32],
+    allow_unknown: bool,
+) -> Result<()> {
+    const WHAT: &str = "test labels";
+    one_a_row(WHAT, rows, test_labels)?;
+    if allow_unknown {
+        return Ok(());
+    }
+    let known: BTreeSet<u32> = train_labels.iter().copied().collect();
+    let unknown: Vec<u32> = test_labels
+        .iter()
+        .copied()
+        .filter(|label| !known.contains(label))
+        .collect();
+    let Some(first) = unknown.first() else {
+        return Ok(());
+    };
+    let labels: BTreeSet<u32> = unknown.iter().copied().collect();
+    Err(Error::data(
+        WHAT,
+        format!(
+            "expected labels that the train rows have, found {} others in {} of {rows} rows, first {first}",
+            labels.len(),
+            unknown.len()
+        ),
+    ))
+}
+
+fn rows_with_values(what: &str, features: MatrixView<'_>) -> Result<()> {
+    if features.rows() == 0 {
+        return Err(Error::data(what, "expected at least one row, found none"));
+    }
+    features.check_finite(what)
+}
+
+fn one_a_row(what: &str, rows: usize, labels: &[u32]) -> Result<()> {
+    if labels.len() == rows {
+        return Ok(());
+    }
+    Err(Error::data(
+        what,
+        format!("expected {rows} labels, one a row, found {}", labels.len()),
+    ))
+}
+
+/// A side of [`pair`]: at least one row, finite values, labels within the classes.
 ///
 /// # Errors
 /// [`Error::Data`] for the first of these that does not hold.
@@ -39,11 +96,7 @@ pub(crate) fn side(
     side_labels: &[u32],
     n_classes: usize,
 ) -> Result<()> {
-    let what = format!("{name} features");
-    if features.rows() == 0 {
-        return Err(Error::data(what, "expected at least one row, found none"));
-    }
-    features.check_finite(&what)?;
+    rows_with_values(&format!("{name} features"), features)?;
     labels(&format!("{name} labels"), features.rows(), side_labels, n_classes)
 }
 
@@ -58,12 +111,7 @@ pub(crate) fn labels(what: &str, rows: usize, labels: &[u32], n_classes: usize) 
             format!("expected at least two classes, found {n_classes}"),
         ));
     }
-    if labels.len() != rows {
-        return Err(Error::data(
-            what,
-            format!("expected {rows} labels, one a row, found {}", labels.len()),
-        ));
-    }
+    one_a_row(what, rows, labels)?;
     match labels.iter().position(|&label| label as usize >= n_classes) {
         None => Ok(()),
         Some(row) => Err(Error::data(
@@ -98,16 +146,7 @@ pub(crate) fn rows_with_labels(name: &str, features: MatrixView<'_>, labels: &[u
     if features.rows() == 0 {
         return Err(Error::data(name, "expected at least one row, found none"));
     }
-    if labels.len() != features.rows() {
-        return Err(Error::data(
-            format!("{name} labels"),
-            format!(
-                "expected {} labels, one a row, found {}",
-                features.rows(),
-                labels.len()
-            ),
-        ));
-    }
+    one_a_row(&format!("{name} labels"), features.rows(), labels)?;
     features.check_finite(name)
 }
 

@@ -39,23 +39,40 @@ pub struct KnnConfig {
     pub seed: u64,
     /// Resamples of the 95 % bootstrap interval of top-1, 1,000 by default; 0 leaves the interval out.
     pub bootstrap_resamples: usize,
+    /// Whether test rows may have labels that no training row has: they count as wrong, and their classes in
+    /// `mean_per_class`. False by default.
+    pub allow_unknown_labels: bool,
 }
+
+/// Numbers of neighbours of the reference.
+const KS: [usize; 4] = [10, 20, 100, 200];
 
 impl Default for KnnConfig {
     fn default() -> Self {
         Self {
-            ks: vec![10, 20, 100, 200],
+            ks: KS.to_vec(),
             temperature: 0.07,
             normalise: true,
             n_per_class: None,
             n_tries: 1,
             seed: 0,
             bootstrap_resamples: 1_000,
+            allow_unknown_labels: false,
         }
     }
 }
 
 impl KnnConfig {
+    /// The ks to report where nobody asked for any: those of the reference that fit `rows` training rows, or all rows
+    /// where even the least is too large.
+    pub fn default_ks(rows: usize) -> Vec<usize> {
+        match KS.iter().position(|&k| k > rows) {
+            Some(0) => vec![rows.max(1)],
+            Some(fitting) => KS[..fitting].to_vec(),
+            None => KS.to_vec(),
+        }
+    }
+
     /// Checks what can be checked without the data.
     ///
     /// # Errors
@@ -92,12 +109,14 @@ impl KnnConfig {
         Ok(())
     }
 
-    /// The ks that are reported: ascending, each once; few-shot: those up to n, and n.
-    pub fn reported_ks(&self) -> Vec<usize> {
+    /// The ks that are reported: ascending, each once; few-shot: those up to n, and n, or the rows of a draw where those
+    /// are fewer.
+    fn reported_ks(&self, train_labels: &[u32], n_classes: usize) -> Vec<usize> {
         let mut ks = self.ks.clone();
         if let Some(n) = self.n_per_class {
+            let drawn = draw_per_class(train_labels, n_classes, n, self.seed, 0).len();
             ks.retain(|&k| k <= n);
-            ks.push(n);
+            ks.push(n.min(drawn));
         }
         ks.sort_unstable();
         ks.dedup();
@@ -114,7 +133,7 @@ pub struct KnnRow {
     pub temperature: f64,
     /// Micro top-1 accuracy, 0 to 1; few-shot: the mean over the draws.
     pub top1: f64,
-    /// Micro top-5 accuracy, likewise.
+    /// Micro top-5 accuracy, likewise: the class is among the five with the greatest votes.
     pub top5: f64,
     /// Lower end of the 95 % bootstrap interval of top-1 over the test rows; NaN without resamples.
     pub top1_low: f64,
@@ -141,11 +160,13 @@ pub struct KnnResult {
     pub predictions: Vec<Predictions>,
 }
 
-/// Classifies `test` by its neighbours in `train`. Labels are classes `0..n_classes`.
+/// Classifies `test` by its neighbours in `train`. Training labels are classes `0..n_classes`. Top-5 counts the classes
+/// that had a vote and no others.
 ///
 /// # Errors
 /// [`Error::Config`] for settings out of range or a k above the number of training rows; [`Error::Data`] for empty
-/// sets, widths or label counts that differ, labels past `n_classes`, NaN or infinity, or a single training class.
+/// sets, widths or label counts that differ, labels past `n_classes`, NaN or infinity, a single training class, or test
+/// labels that training lacks.
 pub fn evaluate(
     train: MatrixView<'_>,
     train_labels: &[u32],
@@ -155,8 +176,15 @@ pub fn evaluate(
     config: &KnnConfig,
 ) -> Result<KnnResult> {
     config.validate()?;
-    checks::pair(train, train_labels, test, test_labels, n_classes)?;
-    let ks = config.reported_ks();
+    checks::pair(
+        train,
+        train_labels,
+        test,
+        test_labels,
+        n_classes,
+        config.allow_unknown_labels,
+    )?;
+    let ks = config.reported_ks(train_labels, n_classes);
 
     let tries = if config.normalise {
         let (train, test) = (l2_normalise(train)?, l2_normalise(test)?);
@@ -177,7 +205,7 @@ pub fn evaluate(
         .enumerate()
         .map(|(place, &k)| {
             let votes: Vec<&[Vote]> = tries.iter().map(|votes| votes[place].as_slice()).collect();
-            summarise(k, &votes, test_labels, n_classes, config)
+            summarise(k, &votes, test_labels, config)
         })
         .collect();
     let whole = if config.n_per_class.is_none() {
@@ -198,7 +226,8 @@ pub fn evaluate(
     })
 }
 
-/// Outcome of one vote: the rank of the true class, 0 for the first, and the class that came first.
+/// Outcome of one vote: the rank of the true class, 0 for the first and [`usize::MAX`] without a vote, and the class that
+/// came first.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Vote {
     rank: usize,
@@ -245,6 +274,17 @@ fn run_tries(
         .collect()
 }
 
+/// Score of a class that no neighbour has: below every sum of votes, the smallest of which round to 0.
+const NO_VOTE: f64 = -1.0;
+
+/// Place of class `label` among those that had a vote.
+fn rank_of_voted(scores: &[f64], label: u32) -> usize {
+    match scores.get(label as usize) {
+        Some(&score) if score > NO_VOTE => rank_of(scores, label),
+        _ => usize::MAX,
+    }
+}
+
 /// The vote of each k on each test row: `[k][test row]`.
 fn votes(
     neighbours: &Neighbours,
@@ -258,20 +298,21 @@ fn votes(
         .par_iter()
         .enumerate()
         .map_init(
-            || vec![0.0f64; n_classes],
+            || vec![NO_VOTE; n_classes],
             |scores, (row, &label)| {
-                scores.fill(0.0);
+                scores.fill(NO_VOTE);
                 let weights = vote_weights(neighbours.similarities_of(row), temperature);
                 let voters = neighbours.indices_of(row);
                 let mut counted = 0;
                 ks.iter()
                     .map(|&k| {
                         for place in counted..k {
-                            scores[train_labels[voters[place] as usize] as usize] += weights[place];
+                            let score = &mut scores[train_labels[voters[place] as usize] as usize];
+                            *score = score.max(0.0) + weights[place];
                         }
                         counted = k;
                         Vote {
-                            rank: rank_of(scores, label),
+                            rank: rank_of_voted(scores, label),
                             predicted: predicted_class(scores),
                         }
                     })
@@ -295,7 +336,7 @@ fn vote_weights(similarities: &[f32], temperature: f64) -> Vec<f64> {
     raw.into_iter().map(|weight| weight / sum).collect()
 }
 
-fn summarise(k: usize, tries: &[&[Vote]], labels: &[u32], n_classes: usize, config: &KnnConfig) -> KnnRow {
+fn summarise(k: usize, tries: &[&[Vote]], labels: &[u32], config: &KnnConfig) -> KnnRow {
     let ranks: Vec<Vec<usize>> = tries
         .iter()
         .map(|votes| votes.iter().map(|vote| vote.rank).collect())
@@ -304,7 +345,7 @@ fn summarise(k: usize, tries: &[&[Vote]], labels: &[u32], n_classes: usize, conf
     let over_tries = |value: &dyn Fn(usize) -> f64| -> Vec<f64> { (0..tries.len()).map(value).collect() };
     let top1 = over_tries(&|t| accuracy(&hits[t]));
     let top5 = over_tries(&|t| accuracy(&hits_at(&ranks[t], 5)));
-    let per_class = over_tries(&|t| mean_per_class(&hits[t], labels, n_classes));
+    let per_class = over_tries(&|t| mean_per_class(&hits[t], labels));
     let mean_hits: Vec<f32> = (0..labels.len())
         .map(|row| hits.iter().map(|hits| hits[row]).sum::<f32>() / hits.len() as f32)
         .collect();

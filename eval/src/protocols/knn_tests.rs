@@ -28,7 +28,7 @@ fn scores_are_those_of_the_definition() {
         indices: vec![2, 0, 1],
         similarities: vec![0.9, 0.8, 0.79],
     };
-    // One neighbour: class 1, and of the two without a vote the higher comes first. Three: the two weaker votes of class 0 win at a warm temperature, not at a cold one.
+    // One neighbour: class 1 alone has a vote. Three: the two weaker votes of class 0 win at a warm temperature, not at a cold one.
     let labels = [0, 0, 1];
     let ranks = |t| -> Vec<Vec<usize>> {
         let found = votes(&neighbours, &labels, &[0], 3, &[1, 3], t);
@@ -37,8 +37,10 @@ fn scores_are_those_of_the_definition() {
             .map(|votes| votes.iter().map(|vote| vote.rank).collect())
             .collect()
     };
-    assert_eq!(ranks(0.5), [[2], [0]]);
-    assert_eq!(ranks(0.01), [[2], [1]]);
+    assert_eq!(ranks(0.5), [[usize::MAX], [0]]);
+    assert_eq!(ranks(0.01), [[usize::MAX], [1]]);
+    // A vote that rounds to nothing is a vote.
+    assert_eq!(ranks(1e-5), [[usize::MAX], [1]]);
     let weights = vote_weights(&[0.9, 0.8, 0.79], 0.5);
     let z: f64 = [0.9f32, 0.8, 0.79]
         .iter()
@@ -187,7 +189,7 @@ fn settings_are_checked_and_named() {
     let parsed: KnnConfig = serde_json::from_str(r#"{"ks": [20]}"#).unwrap();
     assert_eq!(parsed, config(&[20]));
     assert!(serde_json::from_str::<KnnConfig>(r#"{"kernel": "uniform"}"#).is_err());
-    assert_eq!(config(&[20, 10, 20]).reported_ks(), [10, 20]);
+    assert_eq!(config(&[20, 10, 20]).reported_ks(&[], 0), [10, 20]);
 }
 
 #[test]
@@ -216,7 +218,7 @@ fn data_that_cannot_be_used_is_named() {
     );
     assert_eq!(
         error(&train, &labels, &one, &[3], &ok),
-        "test labels: expected labels below 3, found 3 in row 0"
+        "test labels: expected labels that the train rows have, found 1 others in 1 of 1 rows, first 3"
     );
     assert_eq!(
         error(&train, &labels, &empty, &[], &ok),
@@ -227,4 +229,78 @@ fn data_that_cannot_be_used_is_named() {
         "train features: expected at least one row, found none"
     );
     assert!(error(&train, &labels, &nan, &[0], &ok).starts_with("test features: expected finite values"));
+}
+
+#[test]
+fn top5_counts_only_classes_that_had_a_vote() {
+    // Seven classes, one training row each, in the order of their similarity to the test row.
+    let train: Vec<f32> = (0..7).flat_map(|i| [1.0, 0.1 * i as f32]).collect();
+    let train = Matrix::new(train, 7, 2).unwrap();
+    let test = Matrix::new(vec![1.0, 0.0], 1, 2).unwrap();
+    let top5 = |label: u32| -> Vec<f64> {
+        let labels: Vec<u32> = (0..7).collect();
+        let result = evaluate(
+            train.view(),
+            &labels,
+            test.view(),
+            &[label],
+            7,
+            &config(&[1, 3, 5, 7]),
+        )
+        .unwrap();
+        result.rows.iter().map(|row| row.top5).collect()
+    };
+    assert_eq!(top5(0), [1.0; 4]);
+    assert_eq!(top5(2), [0.0, 1.0, 1.0, 1.0]);
+    assert_eq!(top5(4), [0.0, 0.0, 1.0, 1.0]);
+    assert_eq!(top5(6), [0.0; 4], "the seventh of seven votes");
+}
+
+#[test]
+fn rows_of_classes_that_train_lacks_are_refused_or_wrong() {
+    let (train, labels) = toy();
+    let test = Matrix::new(vec![2.0, 0.1, 0.0, 3.0, 0.5, 0.4], 3, 2).unwrap();
+    assert_eq!(
+        error(&train, &labels, &test, &[0, 9, 5], &config(&[1])),
+        "test labels: expected labels that the train rows have, found 2 others in 2 of 3 rows, first 9"
+    );
+    let open = KnnConfig {
+        allow_unknown_labels: true,
+        ..config(&[1, 5])
+    };
+    let result = evaluate(train.view(), &labels, test.view(), &[0, 9, 5], 3, &open).unwrap();
+    for row in &result.rows {
+        assert_eq!((row.top5, row.mean_per_class), (1.0 / 3.0, 1.0 / 3.0));
+    }
+    assert_eq!(result.rows[0].top1, 1.0 / 3.0);
+    assert_eq!(
+        result.predictions[0].classes,
+        [Some(0), Some(1), Some(2)],
+        "what is said of them is still said"
+    );
+}
+
+#[test]
+fn ks_that_nobody_asked_for_fit_the_rows() {
+    let expected: [(usize, &[usize]); 7] = [
+        (1, &[1]),
+        (9, &[9]),
+        (10, &[10]),
+        (40, &[10, 20]),
+        (199, &[10, 20, 100]),
+        (200, &[10, 20, 100, 200]),
+        (60_000, &[10, 20, 100, 200]),
+    ];
+    for (rows, ks) in expected {
+        assert_eq!(KnnConfig::default_ks(rows), ks, "{rows} rows");
+    }
+    // Classes of fewer rows than are to be drawn: the number of drawn rows takes the place of n.
+    let (train, labels) = toy();
+    let few = KnnConfig {
+        ks: KnnConfig::default_ks(5),
+        n_per_class: Some(50),
+        ..KnnConfig::default()
+    };
+    let result = evaluate(train.view(), &labels, train.view(), &labels, 3, &few).unwrap();
+    assert_eq!(result.rows.iter().map(|row| row.k).collect::<Vec<_>>(), [5]);
 }

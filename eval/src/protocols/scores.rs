@@ -12,7 +12,7 @@ use rayon::prelude::*;
 pub struct TestScores {
     /// Share of rows whose class ranks first.
     pub top1: f64,
-    /// Share of rows whose class ranks among the first five.
+    /// Share of rows whose class ranks among the first five; all rows of a known class where there are no more than five.
     pub top5: f64,
     /// Lower end of the 95 % bootstrap interval of `top1`; NaN without resamples.
     pub top1_low: f64,
@@ -23,7 +23,7 @@ pub struct TestScores {
 }
 
 impl TestScores {
-    /// Scores logits `[n, K]`, row after row.
+    /// Scores logits `[n, K]`, row after row. A label of K or more is a class that training never saw: the row is wrong.
     pub(crate) fn of(logits: &[f32], labels: &[u32], classes: usize, resamples: usize, seed: u64) -> Self {
         let ranks = ranks(logits, labels, classes);
         let hits = hits_at(&ranks, 1);
@@ -40,7 +40,7 @@ impl TestScores {
             top5: accuracy(&hits_at(&ranks, 5)),
             top1_low: interval.low,
             top1_high: interval.high,
-            mean_per_class: mean_per_class(&hits, labels, classes),
+            mean_per_class: mean_per_class(&hits, labels),
         }
     }
 }
@@ -131,5 +131,13 @@ mod tests {
         assert_eq!(scores.mean_per_class, (0.5 + 0.0 + 1.0) / 3.0);
         assert!(scores.top1_low.is_nan());
         assert_eq!(top1(&logits, &[0, 0, 5, 1], 6), 0.5);
+    }
+
+    #[test]
+    fn a_class_that_training_never_saw_is_wrong_in_every_column() {
+        let logits = [[3.0, 2.0, 1.0], [0.0, 1.0, 2.0], [5.0, 0.0, 0.0]].concat();
+        let scores = TestScores::of(&logits, &[0, 3, 7], 3, 0, 0);
+        assert_eq!((scores.top1, scores.top5), (1.0 / 3.0, 1.0 / 3.0));
+        assert_eq!(scores.mean_per_class, 1.0 / 3.0, "three classes occur");
     }
 }

@@ -7,6 +7,7 @@ use macula_eval::LabelSet;
 use macula_eval::protocols::cluster::{self, ClusterConfig};
 
 use super::folders::FolderArgs;
+use crate::evaluate::labels::tell_alike;
 use crate::evaluate::{encode, read_labelled};
 use crate::extract::FeatureFolder;
 use crate::{Result, rng};
@@ -42,6 +43,7 @@ impl ClusterArgs {
         let column = self.common.column(&folder);
         let rows = read_labelled(&folder, &column)?;
         let classes = LabelSet::from_labels(rows.labels.iter().map(String::as_str));
+        tell_alike(&self.features.display().to_string(), &classes);
         let labels = encode(&classes, &rows.labels)?;
         let result = cluster::evaluate(rows.matrix.view(), &labels, classes.len(), &config)?;
         self.common

@@ -36,7 +36,7 @@ pub(super) struct ResultArgs {
     /// Seed of whatever is drawn at random
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// Threads; 0 for all cores
+    /// Threads, up to 1024; 0 for all cores
     #[arg(long, default_value_t = 0)]
     threads: usize,
 }

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use macula_eval::LabelSet;
+use macula_eval::labels::UnknownLabels;
 use macula_eval::protocols::predictions::Predictions;
 use macula_eval::table::EvalResult;
 
@@ -20,6 +21,8 @@ pub(super) struct Kept<'a> {
     pub labels: &'a [u32],
     /// The classes.
     pub classes: &'a LabelSet,
+    /// Test labels that train lacks, where they are allowed.
+    pub unknown: Option<&'a UnknownLabels>,
     /// What a leak check found, where one was asked for.
     pub leaks: Option<&'a NearDuplicates>,
 }

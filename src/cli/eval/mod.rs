@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use macula_eval::protocols::knn::{self, KnnConfig};
-use macula_eval::protocols::linear_probe::{self, LinearProbeConfig};
+use macula_eval::protocols::linear_probe::{self, Length, LinearProbeConfig};
 use macula_eval::protocols::logistic::{self, CSelection, FewShotConfig, LogregConfig};
 use macula_eval::protocols::predictions::Predictions;
 use macula_eval::table::EvalResult;
@@ -24,6 +24,7 @@ use macula_eval::table::EvalResult;
 use self::kept::Kept;
 use super::args::ReadArgs;
 use super::output;
+use crate::evaluate::labels::describe_unknown;
 use crate::evaluate::{Folders, LabelledPair, ModelRequest, OpenFolders, near_duplicates, probe_features};
 use crate::extract::model::OutputChoice;
 use crate::{Error, Result, files, rng};
@@ -96,6 +97,9 @@ struct CommonArgs {
     /// Bootstrap resamples of the 95 % interval
     #[arg(long, default_value_t = 1000)]
     bootstrap_resamples: usize,
+    /// Go on where test rows have labels that no train row has; they count as wrong
+    #[arg(long)]
+    allow_unknown_labels: bool,
     /// Print the accuracy of every class as well
     #[arg(long)]
     per_class: bool,
@@ -168,6 +172,7 @@ impl CommonArgs {
         kept: &Kept<'_>,
     ) -> Result<()> {
         folders.describe_into(&mut result, column);
+        result.settings["unknown_labels"] = describe_unknown(kept.unknown);
         if let Some(out) = &self.out {
             kept.save(out)?;
         }
@@ -181,8 +186,8 @@ impl CommonArgs {
 /// Arguments of `macula eval knn`.
 #[derive(Debug, Args)]
 struct KnnArgs {
-    /// Numbers of neighbours
-    #[arg(long, value_delimiter = ',', default_value = "10,20,100,200")]
+    /// Numbers of neighbours; by default those of 10,20,100,200 that the train rows allow
+    #[arg(long, value_delimiter = ',', value_name = "KS")]
     k: Vec<usize>,
     /// Temperature of the vote
     #[arg(long, default_value_t = 0.07)]
@@ -206,9 +211,12 @@ struct LinearProbeArgs {
     /// Learning rates, before scaling by batch/256
     #[arg(long, value_delimiter = ',', value_name = "LRS")]
     learning_rates: Vec<f64>,
-    /// Passes over the train rows
-    #[arg(long)]
+    /// Passes over the train rows; by default 10, or as many as 12500 steps make where those are more
+    #[arg(long, conflicts_with = "steps")]
     epochs: Option<usize>,
+    /// Steps of SGD, instead of passes
+    #[arg(long)]
+    steps: Option<usize>,
     /// Rows per step
     #[arg(long)]
     batch_size: Option<usize>,
@@ -260,19 +268,27 @@ impl EvalArgs {
 
 impl KnnArgs {
     fn run(&self) -> Result<()> {
-        let config = KnnConfig {
-            ks: self.k.clone(),
+        let defaults = KnnConfig::default();
+        let mut config = KnnConfig {
+            ks: match self.k.is_empty() {
+                true => defaults.ks.clone(),
+                false => self.k.clone(),
+            },
             temperature: self.temperature,
             n_per_class: self.n_per_class,
             n_tries: self.n_tries,
             seed: rng::derived_seed(self.common.seed, "knn"),
             bootstrap_resamples: self.common.bootstrap_resamples,
-            ..KnnConfig::default()
+            allow_unknown_labels: self.common.allow_unknown_labels,
+            ..defaults
         };
         config.validate()?;
         let folders = self.common.open(self.common.outputs())?;
         let column = self.common.column(&folders);
-        let pair = folders.labelled(&column)?;
+        let pair = folders.labelled(&column, self.common.allow_unknown_labels)?;
+        if self.k.is_empty() {
+            config.ks = fitting_ks(&config.ks, pair.train_labels.len());
+        }
         let leaks = match self.leak_check {
             Some(threshold) => Some(near_duplicates(&pair, threshold)?),
             None => None,
@@ -285,7 +301,7 @@ impl KnnArgs {
             &pair.train_labels,
             pair.test.view(),
             &pair.test_labels,
-            pair.classes.len(),
+            pair.n_classes,
             &config,
         )?;
         let kept = Kept {
@@ -293,6 +309,7 @@ impl KnnArgs {
             rows: &pair.test_rows,
             labels: &pair.test_labels,
             classes: &pair.classes,
+            unknown: pair.unknown.as_ref(),
             leaks: leaks.as_ref(),
         };
         if result.predictions.is_empty() && (self.common.per_class || self.common.out.is_some()) {
@@ -301,6 +318,16 @@ impl KnnArgs {
         self.common
             .finish(result.to_eval_result()?, &folders, &column, &kept)
     }
+}
+
+/// Those of the default numbers of neighbours that fit, with a notice where some do not.
+fn fitting_ks(defaults: &[usize], n_train: usize) -> Vec<usize> {
+    let ks = KnnConfig::default_ks(n_train);
+    if ks != defaults {
+        let listed: Vec<String> = ks.iter().map(usize::to_string).collect();
+        tracing::warn!("k = {}, as there are {n_train} train rows", listed.join(", "));
+    }
+    ks
 }
 
 impl LinearProbeArgs {
@@ -312,11 +339,16 @@ impl LinearProbeArgs {
             } else {
                 self.learning_rates.clone()
             },
-            epochs: self.epochs.unwrap_or(defaults.epochs),
+            length: match (self.epochs, self.steps) {
+                (Some(epochs), _) => Length::Epochs(epochs),
+                (None, Some(steps)) => Length::Steps(steps),
+                (None, None) => defaults.length,
+            },
             batch_size: self.batch_size.unwrap_or(defaults.batch_size),
             val_fraction: self.val_fraction.unwrap_or(defaults.val_fraction),
             seed: rng::derived_seed(self.common.seed, "linear-probe"),
             bootstrap_resamples: self.common.bootstrap_resamples,
+            allow_unknown_labels: self.common.allow_unknown_labels,
             ..defaults
         };
         config.validate()?;
@@ -325,13 +357,13 @@ impl LinearProbeArgs {
             None => OutputChoice::Probe,
         })?;
         let column = self.common.column(&folders);
-        let (features, columns) = probe_features(&folders, &column)?;
+        let (features, columns) = probe_features(&folders, &column, self.common.allow_unknown_labels)?;
         let result = linear_probe::evaluate(
             &features.train,
             &features.train_labels,
             &features.test,
             &features.test_labels,
-            features.classes.len(),
+            features.n_classes,
             &config,
         )?;
         let kept = Kept {
@@ -339,6 +371,7 @@ impl LinearProbeArgs {
             rows: &features.test_rows,
             labels: &features.test_labels,
             classes: &features.classes,
+            unknown: features.unknown.as_ref(),
             leaks: None,
         };
         self.common
@@ -354,13 +387,14 @@ impl LogregArgs {
     ) -> Result<()> {
         let folders = self.common.open(self.common.outputs())?;
         let column = self.common.column(&folders);
-        let pair = folders.labelled(&column)?;
+        let pair = folders.labelled(&column, self.common.allow_unknown_labels)?;
         let (result, predictions) = evaluate(&pair)?;
         let kept = Kept {
             predictions: std::slice::from_ref(&predictions),
             rows: &pair.test_rows,
             labels: &pair.test_labels,
             classes: &pair.classes,
+            unknown: pair.unknown.as_ref(),
             leaks: None,
         };
         self.common.finish(result, &folders, &column, &kept)
@@ -384,6 +418,7 @@ impl LogregArgs {
                 .unwrap_or(LogregConfig::default().max_iterations),
             seed: rng::derived_seed(self.common.seed, "logreg"),
             bootstrap_resamples: self.common.bootstrap_resamples,
+            allow_unknown_labels: self.common.allow_unknown_labels,
         };
         self.on_labelled(|pair| {
             let result = logistic::few_shot(
@@ -391,7 +426,7 @@ impl LogregArgs {
                 &pair.train_labels,
                 pair.test.view(),
                 &pair.test_labels,
-                pair.classes.len(),
+                pair.n_classes,
                 &config,
             )?;
             Ok((result.to_eval_result()?, result.predictions))
@@ -413,6 +448,7 @@ impl LogregArgs {
             val_fraction: self.val_fraction.unwrap_or(defaults.val_fraction),
             seed: rng::derived_seed(self.common.seed, "logreg"),
             bootstrap_resamples: self.common.bootstrap_resamples,
+            allow_unknown_labels: self.common.allow_unknown_labels,
             ..defaults
         };
         config.validate()?;
@@ -422,7 +458,7 @@ impl LogregArgs {
                 &pair.train_labels,
                 pair.test.view(),
                 &pair.test_labels,
-                pair.classes.len(),
+                pair.n_classes,
                 &config,
             )?;
             Ok((result.to_eval_result()?, result.predictions))

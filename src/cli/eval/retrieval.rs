@@ -9,6 +9,7 @@ use macula_eval::protocols::retrieval::{RetrievalConfig, RetrievalResult, by_lab
 use macula_eval::{LabelSet, Matrix};
 
 use super::folders::FolderArgs;
+use crate::evaluate::labels::{self, tell_alike};
 use crate::evaluate::{Labelled, by_name, encode, read_column, read_labelled};
 use crate::extract::FeatureFolder;
 use crate::{Error, Result, rng};
@@ -54,6 +55,9 @@ pub(super) struct RetrievalArgs {
     /// Take from each score WEIGHT times the mean similarity of the query to its nearest training rows
     #[arg(long, value_name = "WEIGHT", num_args = 0..=1, require_equals = true, default_missing_value = "1", requires = "training")]
     score_normalisation: Option<f64>,
+    /// Go on where a query's label is only spelt otherwise than the database's: it has no match then
+    #[arg(long, requires = "query")]
+    allow_unknown_labels: bool,
     /// Bootstrap resamples of the 95 % intervals
     #[arg(long, default_value_t = 1000)]
     bootstrap_resamples: usize,
@@ -84,6 +88,7 @@ impl RetrievalArgs {
         let column = self.common.column(&folder);
         let rows = read_labelled(&folder, &column)?;
         let classes = LabelSet::from_labels(rows.labels.iter().map(String::as_str));
+        tell_alike(&features.display().to_string(), &classes);
         let labels = encode(&classes, &rows.labels)?;
         let result = by_labels::leave_one_out(rows.matrix.view(), &labels, &self.config())?;
         self.common
@@ -133,7 +138,13 @@ impl RetrievalArgs {
         training: Option<&FeatureFolder>,
         column: &str,
     ) -> Result<RetrievalResult> {
+        let names = [queries, database].map(|folder| folder.path().display().to_string());
         let (queries, database) = (read_labelled(queries, column)?, read_labelled(database, column)?);
+        labels::queries(
+            queries.side(&names[0]),
+            database.side(&names[1]),
+            self.allow_unknown_labels,
+        )?;
         let all = queries.labels.iter().chain(&database.labels);
         let classes = LabelSet::from_labels(all.map(String::as_str));
         let of = |rows: &Labelled| encode(&classes, &rows.labels);

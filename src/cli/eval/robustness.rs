@@ -15,6 +15,9 @@ use crate::evaluate::robustness::{RobustnessRequest, robustness};
 use crate::extract::model::OutputChoice;
 use crate::{Error, Result, files, rng};
 
+/// Neighbours where nobody asks for a number.
+const DEFAULT_K: usize = 20;
+
 /// What tells the classes apart.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum ClassifierName {
@@ -48,12 +51,15 @@ pub(super) struct RobustnessArgs {
     /// What tells the classes apart
     #[arg(long, value_enum, default_value = "knn")]
     classifier: ClassifierName,
-    /// Neighbours of the k-NN classifier
-    #[arg(long, default_value_t = 20)]
-    k: usize,
+    /// Neighbours of the k-NN classifier; by default 20, or all training images where there are fewer
+    #[arg(long)]
+    k: Option<usize>,
     /// Temperature of the k-NN vote
     #[arg(long, default_value_t = 0.07)]
     temperature: f64,
+    /// Go on where test images have labels that no training image has; they count as wrong
+    #[arg(long)]
+    allow_unknown_labels: bool,
     /// result.json of this verb, or its folder, from another model on the same test images: gives ce and relative_ce
     #[arg(long, value_name = "RESULT")]
     baseline: Option<PathBuf>,
@@ -97,6 +103,8 @@ impl RobustnessArgs {
             corruptions: read(&self.corruptions, Corruption::all())?,
             severities: read(&self.severities, Severity::all())?,
             max_test: self.max_test,
+            k_by_default: self.k.is_none(),
+            allow_unknown_labels: self.allow_unknown_labels,
             baseline: self.baseline.clone(),
             seed: self.seed,
             bootstrap_resamples: self.bootstrap_resamples,
@@ -121,9 +129,10 @@ impl RobustnessArgs {
         Ok(match self.classifier {
             ClassifierName::Knn => {
                 let config = KnnConfig {
-                    ks: vec![self.k],
+                    ks: vec![self.k.unwrap_or(DEFAULT_K)],
                     temperature: self.temperature,
                     seed,
+                    allow_unknown_labels: self.allow_unknown_labels,
                     ..KnnConfig::default()
                 };
                 config.validate()?;
@@ -131,6 +140,7 @@ impl RobustnessArgs {
             }
             ClassifierName::Logreg => ClassifierConfig::Logreg(LogregConfig {
                 seed,
+                allow_unknown_labels: self.allow_unknown_labels,
                 ..LogregConfig::default()
             }),
         })

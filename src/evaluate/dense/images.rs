@@ -48,6 +48,33 @@ impl<V: Copy> Prepared<V> {
     }
 }
 
+fn not_finite(record: &Record, value: f32) -> Error {
+    let reason = format!(
+        "patch features: expected finite values, found {value} (row {})",
+        record.row
+    );
+    Error::failed(record.path.clone(), reason)
+}
+
+/// Pixels of targets that were gone through, and how many of them are left out of everything.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Pixels {
+    pub all: u64,
+    pub left_out: u64,
+    pub images: u64,
+    pub images_with: u64,
+}
+
+impl Pixels {
+    fn count<V: PartialEq>(&mut self, values: &[V], void: V) {
+        let left_out = values.iter().filter(|value| **value == void).count() as u64;
+        self.all += values.len() as u64;
+        self.left_out += left_out;
+        self.images += 1;
+        self.images_with += u64::from(left_out > 0);
+    }
+}
+
 /// Goes through the images of a source.
 pub(super) struct Reader<'a, T> {
     pub source: &'a dyn Source,
@@ -59,12 +86,13 @@ pub(super) struct Reader<'a, T> {
 
 impl<T: Target> Reader<'_, T> {
     /// Calls `each` with every image, in order, and the features of its windows `[windows, rows * columns, dim]`. Images
-    /// that cannot be read are left out with a notice, or end the run, as the request says.
+    /// that cannot be read or whose features are not finite are left out with a notice, or end the run, as the request says.
     pub(super) fn run(
         &self,
         model: &mut DenseModel,
         mut each: impl FnMut(&Prepared<T::Value>, &[f32]) -> Result<()>,
-    ) -> Result<()> {
+    ) -> Result<Pixels> {
+        let mut pixels = Pixels::default();
         let progress = progress_bar(self.source.len(), self.doing);
         let batch = self.request.batch as u64;
         let mut left_out = 0;
@@ -77,8 +105,14 @@ impl<T: Target> Reader<'_, T> {
             let mut rest = features.as_slice();
             for image in &images {
                 let (own, others) = rest.split_at(image.places.len() * model.window_len());
-                each(image, own)?;
                 rest = others;
+                if let Some(value) = own.iter().find(|value| !value.is_finite()) {
+                    self.leave_out(not_finite(&image.record, *value))?;
+                    left_out += 1;
+                    continue;
+                }
+                pixels.count(&image.target.values, T::VOID);
+                each(image, own)?;
             }
             progress.inc(n_rows);
         }
@@ -86,6 +120,15 @@ impl<T: Target> Reader<'_, T> {
         if left_out > 0 {
             tracing::warn!("{left_out} of {} images are left out", self.source.len());
         }
+        Ok(pixels)
+    }
+
+    /// Tells of an image that cannot be used, or ends the run.
+    fn leave_out(&self, error: Error) -> Result<()> {
+        if self.request.on_error == ErrorPolicy::Fail {
+            return Err(error);
+        }
+        tracing::warn!("left out: {error}");
         Ok(())
     }
 
@@ -104,8 +147,7 @@ impl<T: Target> Reader<'_, T> {
         for image in read {
             match image {
                 Ok(image) => images.push(image),
-                Err(error) if self.request.on_error == ErrorPolicy::Fail => return Err(error),
-                Err(error) => tracing::warn!("left out: {error}"),
+                Err(error) => self.leave_out(error)?,
             }
         }
         Ok(images)

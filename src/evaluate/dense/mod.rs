@@ -20,7 +20,7 @@ use macula_eval::protocols::dense::PatchFeatures;
 use macula_eval::table::EvalResult;
 use serde_json::{Value, json};
 
-use self::images::Reader;
+use self::images::{Pixels, Reader};
 use self::model::DenseModel;
 use self::targets::{Target, check_files};
 use crate::data::{self, DecodeOptions, Source};
@@ -128,6 +128,8 @@ struct TrainWindows<V> {
     targets: Vec<V>,
     /// The image of each window.
     image_of: Vec<usize>,
+    /// What the targets hold.
+    pixels: Pixels,
 }
 
 /// Reads all training images.
@@ -146,7 +148,7 @@ fn train_windows<T: Target>(
     let (window, per_window) = (model.window, model.window_len());
     let (mut features, mut targets, mut image_of) = (Vec::new(), Vec::new(), Vec::new());
     let mut images = 0;
-    reader.run(model, |image, own| {
+    let pixels = reader.run(model, |image, own| {
         features.extend_from_slice(own);
         image.window_targets(window, T::VOID, &mut targets);
         image_of.resize(image_of.len() + image.places.len(), images);
@@ -168,6 +170,7 @@ fn train_windows<T: Target>(
         features,
         targets,
         image_of,
+        pixels,
     })
 }
 

@@ -19,7 +19,7 @@ pub(super) struct Plane<V> {
 /// A kind of target: where its files are, and how their samples read.
 pub(super) trait Target: Sync {
     /// What a pixel has.
-    type Value: Copy + Send + Sync;
+    type Value: Copy + PartialEq + Send + Sync;
     /// The source's column.
     const NAME: &'static str;
     /// The value of a pixel that is left out.

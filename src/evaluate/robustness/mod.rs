@@ -10,7 +10,7 @@ mod picture;
 use std::fs;
 use std::path::PathBuf;
 
-use macula_eval::LabelSet;
+use macula_eval::protocols::knn::KnnConfig;
 use macula_eval::protocols::robustness::{Classifier, ClassifierConfig, Corrupted, RobustnessResult};
 use macula_eval::stats::BootstrapConfig;
 use macula_eval::table::EvalResult;
@@ -18,7 +18,8 @@ use serde_json::{Value, json};
 
 use self::baseline::Earlier;
 use self::images::TestImages;
-use super::{Labelled, encode, read_labelled};
+use super::labels::{self, Classes, Side};
+use super::{Labelled, all_labelled, encode, read_labelled};
 use crate::data::corrupt::{Corruption, Severity};
 use crate::data::{self, Preprocess, Source};
 use crate::extract::model::{self, FeatureModel, ModelOptions, OpenModel};
@@ -34,6 +35,10 @@ pub struct RobustnessRequest {
     pub train_data: String,
     /// Source of the test images, with labels that train has.
     pub test_data: String,
+    /// Whether the number of neighbours is a default, which gives way where train has fewer rows.
+    pub k_by_default: bool,
+    /// Whether test images may have labels that train lacks: they count as wrong under every corruption.
+    pub allow_unknown_labels: bool,
     /// How to open the model; its first output is evaluated.
     pub options: ModelOptions,
     /// How to extract.
@@ -76,9 +81,15 @@ pub fn robustness(request: &RobustnessRequest, classifier: &ClassifierConfig) ->
     let train = data::open(&request.train_data)?;
     let test = data::open(&request.test_data)?;
     let rows = test_rows(request, test.len())?;
-    let classes = classes(request, train.as_ref(), test.as_ref(), &rows)?;
-    check_neighbours(classifier, train.len())?;
+    let Classes {
+        names,
+        known,
+        unknown,
+        ..
+    } = classes(request, train.as_ref(), test.as_ref(), &rows)?;
+    let classifier = &fitting(classifier, request.k_by_default, train.len())?;
     let mut settings = settings(request, classifier, test.as_ref(), &rows)?;
+    settings["unknown_labels"] = labels::describe_unknown(unknown.as_ref());
     let baseline = match &request.baseline {
         Some(path) => Some(Earlier::read(path, &settings)?),
         None => None,
@@ -90,9 +101,9 @@ pub fn robustness(request: &RobustnessRequest, classifier: &ClassifierConfig) ->
     }
     let mut run = Run::new(request, model)?;
     let clean_train = run.features(train.as_ref(), &preprocess)?;
-    let train_labels = encode(&classes, &clean_train.labels)?;
+    let train_labels = encode(&names, &clean_train.labels)?;
     let clean = run.features(&images, images.preprocess())?;
-    let labels = encode(&classes, &clean.labels)?;
+    let labels = encode(&names, &clean.labels)?;
     if let Some(baseline) = &baseline {
         baseline.check_counts(train_labels.len(), labels.len())?;
     }
@@ -101,7 +112,7 @@ pub fn robustness(request: &RobustnessRequest, classifier: &ClassifierConfig) ->
         &train_labels,
         clean.matrix.view(),
         &labels,
-        classes.len(),
+        known,
         classifier,
     )?;
     tracing::info!("clean: error {:.4}", error(&wrong));
@@ -141,49 +152,59 @@ fn test_rows(request: &RobustnessRequest, len: u64) -> Result<Vec<u64>> {
     Ok(rows)
 }
 
-/// The classes of train, once every row is known to have a label and every test label to be among them. No image is read.
+/// The classes of train, once every row is known to have a label and the test labels to be among them or allowed. No image
+/// is read.
 fn classes(
     request: &RobustnessRequest,
     train: &dyn Source,
     test: &dyn Source,
     rows: &[u64],
-) -> Result<LabelSet> {
-    let label = |flag: &str, spec: &str, source: &dyn Source, row: u64| {
-        let record = source.record(row);
-        record.label.ok_or_else(|| {
-            let reason = format!("expected a label for every row, found none for {}", record.path);
-            Error::input(format!("{flag} {spec}"), reason)
-        })
+) -> Result<Classes> {
+    let labelled = |what: &str, source: &dyn Source, rows: &mut dyn Iterator<Item = u64>| {
+        let records = rows.map(|row| source.record(row));
+        let (labels, paths): (Vec<_>, Vec<_>) = records.map(|record| (record.label, record.path)).unzip();
+        Ok::<_, Error>((all_labelled(what, labels, &paths)?, paths))
     };
-    let train_labels = (0..train.len())
-        .map(|row| label("--train-data", &request.train_data, train, row))
-        .collect::<Result<Vec<String>>>()?;
-    let classes = LabelSet::from_labels(train_labels.iter().map(String::as_str));
-    let known: std::collections::BTreeSet<&str> = classes.names.iter().map(String::as_str).collect();
-    for &row in rows {
-        let found = label("--test-data", &request.test_data, test, row)?;
-        if !known.contains(found.as_str()) {
-            let path = test.record(row).path;
-            return Err(Error::input(
-                format!("--test-data {}", request.test_data),
-                format!("expected labels that --train-data has, found `{found}` for {path}"),
-            ));
-        }
-    }
-    Ok(classes)
+    let (train_name, test_name) = (
+        format!("--train-data {}", request.train_data),
+        format!("--test-data {}", request.test_data),
+    );
+    let (train_labels, train_paths) = labelled(&train_name, train, &mut (0..train.len()))?;
+    let (test_labels, test_paths) = labelled(&test_name, test, &mut rows.iter().copied())?;
+    labels::classes(
+        Side {
+            what: &train_name,
+            labels: &train_labels,
+            paths: &train_paths,
+        },
+        Side {
+            what: &test_name,
+            labels: &test_labels,
+            paths: &test_paths,
+        },
+        request.allow_unknown_labels,
+    )
 }
 
-/// Refuses more neighbours than train has before anything is extracted.
-fn check_neighbours(classifier: &ClassifierConfig, n_train: u64) -> Result<()> {
+/// The classifier with as many neighbours as train has, where it has fewer and nobody asked for a number; a number that was
+/// asked for is refused before anything is extracted.
+fn fitting(classifier: &ClassifierConfig, k_by_default: bool, n_train: u64) -> Result<ClassifierConfig> {
     match classifier {
-        ClassifierConfig::Knn(config) if config.ks.iter().any(|&k| k as u64 > n_train) => Err(Error::input(
-            "--k",
-            format!(
-                "expected at most the {n_train} training rows, found {:?}",
-                config.ks
-            ),
-        )),
-        _ => Ok(()),
+        ClassifierConfig::Knn(config) if config.ks.iter().any(|&k| k as u64 > n_train) => {
+            if !k_by_default {
+                let reason = format!(
+                    "expected at most the {n_train} training rows, found {:?}",
+                    config.ks
+                );
+                return Err(Error::input("--k", reason));
+            }
+            tracing::warn!("k = {n_train}, as there are no more training rows");
+            Ok(ClassifierConfig::Knn(KnnConfig {
+                ks: vec![n_train as usize],
+                ..config.clone()
+            }))
+        }
+        _ => Ok(classifier.clone()),
     }
 }
 

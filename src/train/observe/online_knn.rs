@@ -45,7 +45,7 @@ pub struct OnlineKnn {
     reader: Reader,
     sample: Sample,
     kept: Option<Vec<f32>>, // [sample, 3, H, W]
-    n_classes: usize,
+    classes: LabelSet,
     seed: u64,
 }
 
@@ -96,8 +96,8 @@ impl OnlineKnn {
     ) -> Result<Self> {
         config.validate()?;
         let reader = Reader::new(preprocess, decode)?;
-        let (mut sample, n_classes) = draw(source.as_ref(), &config, seed)?;
-        sample.check(&config.data)?;
+        let (mut sample, classes) = draw(source.as_ref(), &config, seed)?;
+        sample.check(&config.data, &classes)?;
         let bytes = sample.rows.len() * reader.len() * size_of::<f32>();
         let kept = if bytes <= KEPT_BYTES {
             let read = reader.read(source.as_ref(), &sample.rows)?;
@@ -107,14 +107,14 @@ impl OnlineKnn {
         } else {
             None
         };
-        sample.check(&config.data)?;
+        sample.check(&config.data, &classes)?;
         Ok(Self {
             config,
             source,
             reader,
             sample,
             kept,
-            n_classes,
+            classes,
             seed,
         })
     }
@@ -150,7 +150,7 @@ impl OnlineKnn {
         }
         warn(&self.config.data, &failed);
         let sample = self.sample.only(&places);
-        sample.check(&self.config.data)?;
+        sample.check(&self.config.data, &self.classes)?;
         self.classify(features, &sample)
     }
 
@@ -182,11 +182,13 @@ impl OnlineKnn {
             bank_labels,
             MatrixView::new(queries, query_labels.len(), d)?,
             query_labels,
-            self.n_classes,
+            self.classes.len(),
             &KnnConfig {
                 ks: vec![self.config.k.min(sample.n_bank)],
                 temperature: self.config.temperature,
                 seed: self.seed,
+                // A small sample of many classes may draw all images of one as queries.
+                allow_unknown_labels: true,
                 ..KnnConfig::default()
             },
         )?;
@@ -204,7 +206,7 @@ impl OnlineKnn {
 }
 
 /// Draws rows without regard to class, and numbers their classes.
-fn draw(source: &dyn Source, config: &OnlineKnnConfig, seed: u64) -> Result<(Sample, usize)> {
+fn draw(source: &dyn Source, config: &OnlineKnnConfig, seed: u64) -> Result<(Sample, LabelSet)> {
     let mut rows: Vec<u64> = (0..source.len()).collect();
     let (drawn, _) = rows.partial_shuffle(&mut rng::stream(seed, "online-knn", 0), config.max_images);
     let n_bank = drawn.len() - drawn.len() / QUERY_SHARE;
@@ -224,7 +226,7 @@ fn draw(source: &dyn Source, config: &OnlineKnnConfig, seed: u64) -> Result<(Sam
     let classes = LabelSet::from_labels(names.iter().map(String::as_str));
     let labels = classes.encode(names.iter().map(String::as_str))?;
     let sample = Sample { rows, labels, n_bank };
-    Ok((sample, classes.len()))
+    Ok((sample, classes))
 }
 
 fn warn(data: &str, failed: &[RowError]) {
@@ -247,7 +249,7 @@ impl Sample {
     }
 
     /// Refuses what cannot be classified: no queries, or one class in the bank.
-    fn check(&self, data: &str) -> Result<()> {
+    fn check(&self, data: &str, classes: &LabelSet) -> Result<()> {
         let bank = &self.labels[..self.n_bank];
         let n_queries = self.labels.len() - self.n_bank;
         if n_queries == 0 || bank.is_empty() {
@@ -259,7 +261,8 @@ impl Sample {
         }
         if bank.iter().all(|label| *label == bank[0]) {
             let reason = format!(
-                "online k-NN needs at least two classes, found one in a sample of {} images",
+                "online k-NN needs at least two classes, found only `{}` in a sample of {} images",
+                classes.names[bank[0] as usize],
                 bank.len()
             );
             return Err(Error::input(data, reason));

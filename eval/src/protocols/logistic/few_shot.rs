@@ -28,6 +28,8 @@ pub struct FewShotConfig {
     pub seed: u64,
     /// Resamples of the interval of `top1`; 0 for none.
     pub bootstrap_resamples: usize,
+    /// Whether test rows may have labels that no training row has: they count as wrong.
+    pub allow_unknown_labels: bool,
 }
 
 /// The outcome of a few-shot probe.
@@ -68,7 +70,14 @@ pub fn few_shot(
             return Err(Error::config(field, "expected at least 1, found 0"));
         }
     }
-    checks::pair(train, train_labels, test, test_labels, n_classes)?;
+    checks::pair(
+        train,
+        train_labels,
+        test,
+        test_labels,
+        n_classes,
+        config.allow_unknown_labels,
+    )?;
     let params = LogisticParams::new(config.c).max_iterations(config.max_iterations);
     let (mut top1, mut top5, mut per_class) = (Vec::new(), Vec::new(), Vec::new());
     let mut hits_of_tries = vec![0f32; test_labels.len()];
@@ -90,7 +99,7 @@ pub fn few_shot(
         let hits = hits_at(&ranks, 1);
         top1.push(accuracy(&hits));
         top5.push(accuracy(&hits_at(&ranks, 5)));
-        per_class.push(mean_per_class(&hits, test_labels, n_classes));
+        per_class.push(mean_per_class(&hits, test_labels));
         for (sum, hit) in hits_of_tries.iter_mut().zip(&hits) {
             *sum += hit / config.n_tries as f32;
         }
@@ -143,6 +152,7 @@ impl FewShotResult {
             "max_iterations": config.max_iterations,
             "seed": config.seed,
             "bootstrap_resamples": config.bootstrap_resamples,
+            "allow_unknown_labels": config.allow_unknown_labels,
             "top1_of_tries": self.top1,
         });
         EvalResult::new("logreg", settings, self.n_train, self.n_test, table)
@@ -180,6 +190,7 @@ mod tests {
                 max_iterations: 200,
                 seed: 3,
                 bootstrap_resamples: 200,
+                allow_unknown_labels: false,
             };
             few_shot(
                 MatrixView::new(&train, 900, 2).unwrap(),

@@ -46,6 +46,8 @@ pub struct LogregConfig {
     pub seed: u64,
     /// Resamples of the interval of `top1`; 0 for none.
     pub bootstrap_resamples: usize,
+    /// Whether test rows may have labels that no training row has: they count as wrong.
+    pub allow_unknown_labels: bool,
 }
 
 impl LogregConfig {
@@ -78,6 +80,7 @@ impl Default for LogregConfig {
             val_fraction: 0.1,
             seed: 0,
             bootstrap_resamples: 1000,
+            allow_unknown_labels: false,
         }
     }
 }
@@ -147,7 +150,14 @@ pub fn evaluate(
     config: &LogregConfig,
 ) -> Result<LogregResult> {
     config.validate()?;
-    checks::pair(train, train_labels, test, test_labels, n_classes)?;
+    checks::pair(
+        train,
+        train_labels,
+        test,
+        test_labels,
+        n_classes,
+        config.allow_unknown_labels,
+    )?;
     let selection = match &config.c {
         CSelection::Fixed(c) => Selection {
             values: vec![*c],
@@ -256,6 +266,7 @@ fn settings(config: &LogregConfig, selection: &Selection, model: &LogisticModel)
         "val_fraction": match config.c { CSelection::Fixed(_) => None, CSelection::Grid(_) => Some(config.val_fraction) },
         "seed": config.seed,
         "bootstrap_resamples": config.bootstrap_resamples,
+        "allow_unknown_labels": config.allow_unknown_labels,
         "refit": "all training rows",
         "penalty": "1/2 |W|^2 + C * sum of cross-entropies, bias unpenalised",
         "objective": model.objective(),

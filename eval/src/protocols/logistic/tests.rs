@@ -158,7 +158,7 @@ fn each_error_is_one_line_that_names_what_is_wrong() {
         message(&x, &[0, 1, 5, 0], 2, one()),
         "train labels: expected labels below 2, found 5 in row 2"
     );
-    assert!(message(&nan, &labels, 2, one()).contains("first in row 1"));
+    assert!(message(&nan, &labels, 2, one()).contains("in row 1, column"));
     assert_eq!(
         message(&x, &labels, 2, LogisticParams::new(-1.0)),
         "c: expected a number above 0, found -1"
