@@ -76,11 +76,16 @@ impl FolderLock {
             .take_while(missing)
             .map(Path::to_path_buf)
             .collect();
-        fs::create_dir_all(inside).map_err(|e| Error::io(inside, e))?;
         for _ in 0..ATTEMPTS {
+            fs::create_dir_all(inside).map_err(|e| Error::io(inside, e))?;
             let mut options = OpenOptions::new();
             options.read(true).write(true).create(true).truncate(false);
-            let file = options.open(&path).map_err(|e| Error::io(&path, e))?;
+            let file = match options.open(&path) {
+                Ok(file) => file,
+                // A holder that has just ended removed the folder that it had made.
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(Error::io(&path, e)),
+            };
             match file.try_lock() {
                 // A holder that has just ended removed this very file: the name is another file's by now.
                 Ok(()) if !is_at(&file, &path) => continue,

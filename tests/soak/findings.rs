@@ -37,6 +37,14 @@ pub enum Fault {
     ControlCharacters,
 }
 
+impl Fault {
+    /// Whether a soak that finds it has failed. An error line that lacks the file's name or quotes too
+    /// much of a damaged file is only reported.
+    pub fn fails(&self) -> bool {
+        !matches!(self, Self::NamesNoFile | Self::LongLine | Self::ControlCharacters)
+    }
+}
+
 /// A fault of one input.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Finding {
@@ -99,15 +107,16 @@ impl Tally {
 
 /// What is wrong with an error's words.
 pub fn of_message(line: &str, files: &Files, names_file: bool) -> Option<(Fault, String)> {
-    let found = |fault| Some((fault, shape(line)));
+    // Many shapes of one origin: what the file says is in them.
+    let quoting = |fault| Some((fault, shape(line).chars().take(30).collect()));
     if line.contains('\n') {
-        return found(Fault::SeveralLines);
+        return quoting(Fault::SeveralLines);
     }
     if line.chars().count() > LONGEST {
-        return found(Fault::LongLine);
+        return quoting(Fault::LongLine);
     }
     if line.chars().any(char::is_control) {
-        return found(Fault::ControlCharacters);
+        return quoting(Fault::ControlCharacters);
     }
     let named = || {
         line.contains("case")
@@ -116,7 +125,7 @@ pub fn of_message(line: &str, files: &Files, names_file: bool) -> Option<(Fault,
                 .any(|name| name.split('/').any(|part| line.contains(part)))
     };
     if names_file && !named() {
-        return found(Fault::NamesNoFile);
+        return Some((Fault::NamesNoFile, shape(line)));
     }
     None
 }

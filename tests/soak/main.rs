@@ -96,10 +96,10 @@ fn main() -> ExitCode {
         outcome.tallies.values().any(|tally| tally.accepted > 0),
         "no input was accepted: the seeds are no use"
     );
-    if outcome.found.is_empty() {
-        ExitCode::SUCCESS
-    } else {
+    if outcome.found.keys().any(|(_, _, fault, _)| fault.fails()) {
         ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
     }
 }
 

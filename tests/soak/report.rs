@@ -45,7 +45,12 @@ pub fn text(outcome: &Outcome) -> String {
         let way = if *binary { "binary" } else { "library" };
         text += &format!("\n{fault:?} in {kind} ({way}), {} times: {place}\n", found.count);
         for (finding, path) in &found.first {
-            let message: Vec<&str> = finding.message.lines().take(4).collect();
+            let message: Vec<String> = finding
+                .message
+                .lines()
+                .take(4)
+                .map(|line| line.chars().take(300).collect())
+                .collect();
             text += &format!("    {}\n", message.join("\n    "));
             if !finding.command.is_empty() {
                 text += &format!("    macula {}\n", finding.command);

@@ -203,8 +203,10 @@ impl Worker<'_> {
                         self.tally.accepted += 1;
                         Vec::new()
                     }
-                    Err(line) => {
+                    Err(text) => {
                         self.tally.refused += 1;
+                        // As the command prints it.
+                        let line = text.lines().collect::<Vec<_>>().join("; ");
                         let wrong = findings::of_message(&line, &input.files, self.kind.names_file);
                         wrong
                             .map(|(fault, place)| (fault, place, line, String::new()))
