@@ -477,8 +477,8 @@ mod tests {
         let mut pixels = vec![0.0; 3 * 28 * 28];
         model.preprocess.write_tensor(&image, &mut pixels).unwrap();
         let outputs = run(&mut model, &pixels, 1);
-        let levels = image.data().iter().step_by(3);
-        let mean = levels.map(|&level| f64::from(level)).sum::<f64>() / 784.0;
+        let red = image.data().iter().step_by(3);
+        let mean = red.map(|&level| f64::from(level)).sum::<f64>() / 784.0;
         assert!(mean > 10.0);
         close(&outputs[0], &[mean as f32; 3]);
         let corner: Vec<f32> = image.data()[..3].iter().map(|&level| f32::from(level)).collect();

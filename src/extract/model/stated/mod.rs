@@ -178,11 +178,13 @@ impl<'a> Fields<'a> {
         mean: [f32; 3],
         std: [f32; 3],
     ) -> Result<([f32; 3], [f32; 3])> {
-        let three = |key, given: Option<[f32; 3]>, flag, usual: [f32; 3]| match given {
-            Some(given) => Ok(given),
-            None => {
-                let stated = self.triple(key, flag)?;
-                Ok(stated.map_or(usual, |three| three.map(|value| value as f32)))
+        let three = |key: &str, given: Option<[f32; 3]>, flag: &str, usual: [f32; 3]| -> Result<[f32; 3]> {
+            match given {
+                Some(given) => Ok(given),
+                None => {
+                    let stated = self.triple(key, flag)?;
+                    Ok(stated.map_or(usual, |three| three.map(|value| value as f32)))
+                }
             }
         };
         Ok((
