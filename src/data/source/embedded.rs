@@ -295,8 +295,7 @@ impl Source for Embedded {
 
     fn stamp(&self, row: u64) -> Stamp<'_> {
         let row = place(row);
-        let group = self.groups.partition_point(|group| group.first <= row) - 1;
-        let file = &self.files[self.groups[group].file];
+        let file = &self.files[self.group_of(row).1.file];
         // A row without a name is called after its file, as that was spelled.
         let name = &self.rows[row].path;
         Stamp {
