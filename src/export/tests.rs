@@ -7,7 +7,6 @@ use macula_models::weights::{self, LoadOptions};
 use prost::Message as _;
 
 use super::*;
-use crate::extract::model::of_checkpoint;
 
 /// `DataType` of onnx.proto.
 const FLOAT: i32 = 1;
@@ -22,14 +21,14 @@ fn golden() -> Checkpoint {
     weights::load(&file, &options).unwrap()
 }
 
-fn request(checkpoint: &Checkpoint, dtype: Dtype) -> ExportRequest {
+fn request(dtype: Dtype) -> ExportRequest {
     ExportRequest {
         image: ImageShape::Fixed {
             height: 28,
             width: 28,
         },
         outputs: Vec::new(),
-        preprocess: of_checkpoint(checkpoint, 28, 28).unwrap(),
+        preprocess: Preprocess::imagenet(28, 28),
         dtype,
         small: (dtype != Dtype::F32).then(|| SmallRequest {
             data: "sample:train".to_owned(),
@@ -70,7 +69,7 @@ fn exported(dtype: Dtype, which: Which, damage: Damage, path: &Path) -> Result<E
         }
         Ok(())
     };
-    export_with(&checkpoint, &request(&checkpoint, dtype), path, &write)
+    export_with(&checkpoint, &request(dtype), path, &write)
 }
 
 fn initializer<'a>(model: &'a mut ModelProto, name: &str) -> &'a mut TensorProto {
@@ -204,7 +203,7 @@ fn right_files_are_far_from_the_limits() {
 #[test]
 fn images_used_twice_are_said_to_be() {
     let checkpoint = golden();
-    let mut request = request(&checkpoint, Dtype::Int8);
+    let mut request = request(Dtype::Int8);
     let small = request.small.as_mut().unwrap();
     (small.data, small.calibration_images) = ("sample:test".to_owned(), 1000);
     let place = tempfile::tempdir().unwrap();

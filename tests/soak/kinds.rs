@@ -10,7 +10,7 @@ use macula::index::OpenIndex;
 use macula::report::{Report, ReportOptions};
 use macula::train::checkpoint::Checkpoints;
 use macula::train::recipes::{DataFacts, Overrides};
-use macula::{curate, data, evaluate, train};
+use macula::{curate, data, evaluate, tables, train};
 use macula_eval::stats::BootstrapConfig;
 use macula_models::weights::LoadOptions;
 use macula_models::{onnx, weights};
@@ -388,9 +388,12 @@ fn rows_of(source: &dyn Source) -> Answer {
     answer
 }
 
-/// A list, as a source and as a table.
+/// A list, as a source and, where it is Parquet, as a table of ours.
 fn table(path: &Path) -> Answer {
-    let whole = data::read_table(path).map(drop).map_err(said);
+    let whole = match path.extension().is_some_and(|extension| extension == "parquet") {
+        true => tables::read_own(path, None).map(drop).map_err(said),
+        false => Ok(()),
+    };
     source(&path.display().to_string()).and(whole)
 }
 
