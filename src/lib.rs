@@ -17,6 +17,7 @@ pub mod identity;
 pub mod index;
 pub mod lock;
 pub mod programs;
+mod quiet;
 pub mod report;
 pub mod rng;
 pub mod runtime;

@@ -81,8 +81,9 @@ pub fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let line = error.to_string();
-            eprintln!("error: {}", line.lines().collect::<Vec<_>>().join("; "));
+            let text = error.to_string();
+            let line = text.lines().collect::<Vec<_>>().join("; ");
+            eprintln!("error: {}", output::plain(&line));
             ExitCode::from(error.exit_code())
         }
     }
@@ -101,7 +102,7 @@ fn refuse(error: &clap::Error) -> ExitCode {
         .take_while(|line| !line.is_empty())
         .map(str::trim)
         .collect();
-    eprintln!("{} (see --help)", line.join(" "));
+    eprintln!("{} (see --help)", output::plain(&line.join(" ")));
     ExitCode::from(2)
 }
 

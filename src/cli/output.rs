@@ -19,6 +19,24 @@ pub fn print(text: &str) -> Result<()> {
     }
 }
 
+/// `line` without characters that would steer a terminal, which a damaged file may bring into an error, and no longer than
+/// somebody reads.
+pub fn plain(line: &str) -> String {
+    const LONGEST: usize = 2_000;
+    let mut plain = String::new();
+    for (count, character) in line.chars().enumerate() {
+        if count == LONGEST {
+            plain.push_str(" ..");
+            break;
+        }
+        match character.is_control() {
+            true => plain.extend(character.escape_default()),
+            false => plain.push(character),
+        }
+    }
+    plain
+}
+
 /// Prints `value` as JSON and nothing else.
 pub fn print_json(value: &impl serde::Serialize) -> Result<()> {
     let text = serde_json::to_string(value).map_err(|e| Error::failed("json", e.to_string()))?;
@@ -42,5 +60,17 @@ pub fn print_result(result: &EvalResult, json: bool, out: Option<&Path>) -> Resu
         print_json(&result.to_json()?)
     } else {
         print(&result.to_text()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_steers_no_terminal_and_ends() {
+        assert_eq!(plain("größer \u{1b}[2J\0\t`x`"), "größer \\u{1b}[2J\\u{0}\\t`x`");
+        let long = plain(&"ä".repeat(5_000));
+        assert!(long.ends_with("ä ..") && long.chars().count() == 2_003);
     }
 }

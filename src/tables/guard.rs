@@ -2,39 +2,20 @@
 //! such a panic becomes an error that names the file, and nothing of it is printed.
 
 use std::any::Any;
-use std::cell::Cell;
-use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
 use std::path::Path;
-use std::sync::Once;
 
 use polars::prelude::PolarsResult;
 
 use crate::files::lossless;
+use crate::quiet::quietly;
 use crate::{Error, Result};
-
-thread_local! {
-    /// Whether a panic of this thread is ours to report.
-    static QUIET: Cell<bool> = const { Cell::new(false) };
-}
 
 /// Runs `read`, which reads the Parquet file `path` on this thread; its errors and panics become an error of one line.
 ///
 /// # Errors
 /// What `read` says, or that it panicked.
 pub fn guarded<T>(path: &Path, read: impl FnOnce() -> PolarsResult<T>) -> Result<T> {
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let loud = take_hook();
-        set_hook(Box::new(move |panic| {
-            // A thread that is ending has no such value any more, and reads no file.
-            if !QUIET.try_with(Cell::get).unwrap_or(false) {
-                loud(panic);
-            }
-        }));
-    });
-    let before = QUIET.replace(true);
-    let outcome = catch_unwind(AssertUnwindSafe(read));
-    QUIET.set(before);
+    let outcome = quietly(read);
     let reason = match outcome {
         Ok(Ok(value)) => return Ok(value),
         Ok(Err(error)) => error.to_string(),
@@ -74,6 +55,5 @@ mod tests {
             "{failed}"
         );
         assert!(panicked.ends_with(": 3 of 2"), "{panicked}");
-        assert!(!QUIET.get());
     }
 }

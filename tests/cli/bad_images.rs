@@ -183,7 +183,7 @@ fn halves_are_the_floats_rounded_in_every_layout() {
     w.fails(
         2,
         &format!("{EXTRACT} --on-error null --resume --layout safetensors --dtype f16"),
-        &["f: ", "dtype", "f32"],
+        &["f/meta.json: ", "dtype", "f32"],
     );
     w.succeeds(&format!("{EXTRACT} --on-error skip --force"));
     assert_eq!(

@@ -13,7 +13,6 @@ pub mod range;
 mod tiff;
 
 use std::io::Cursor;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use ::image::metadata::Orientation;
 use ::image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
@@ -22,6 +21,7 @@ use serde::{Deserialize, Serialize};
 pub use range::SampleRange;
 
 use super::image::RgbImage;
+use crate::quiet::quietly;
 
 /// The most pixels an image may have unless asked otherwise: where Pillow raises `DecompressionBombError`.
 pub const DEFAULT_MAX_PIXELS: u64 = 178_956_970;
@@ -148,7 +148,7 @@ pub(super) fn decode_counting(
     }
     let (format, name) = format_of(bytes).ok_or(DecodeError::UnknownFormat)?;
     // The codecs are other people's code and hold assertions: one file must not end a run of a million.
-    let decoded = catch_unwind(AssertUnwindSafe(|| match format {
+    let decoded = quietly(|| match format {
         ImageFormat::Gif => gif::decode(bytes, options),
         ImageFormat::Tiff => tiff::decode(bytes, options, lost),
         ImageFormat::Png => png::decode(bytes, options, lost),
@@ -158,7 +158,7 @@ pub(super) fn decode_counting(
             check_webp_length(bytes).and_then(|()| decode_simple(bytes, format, name, options))
         }
         _ => decode_simple(bytes, format, name, options),
-    }));
+    });
     decoded.unwrap_or_else(|_| Err(DecodeError::corrupt(name, "the decoder gave up on damaged data")))
 }
 
