@@ -98,11 +98,11 @@ fn every_option_makes_another_fingerprint() {
     assert!(changed(|p| p.std[0] = 1.0).starts_with("std: "));
     assert_eq!(
         changed(|p| p.crop_start = CropStart::Down),
-        "crop_start: expected none, found \"down\""
+        "crop_start: expected none, found down"
     );
     assert_eq!(
         changed(|p| p.sample_range = SampleRange::Auto),
-        "sample_range: expected none, found \"auto\""
+        "sample_range: expected none, found auto"
     );
 }
 
