@@ -131,7 +131,7 @@ fn jpeg_segments(file: &[u8]) -> Option<Vec<Part>> {
         let mut end = len.max(start).min(tail.len());
         if *marker == 0xda {
             // The scan itself: up to the next marker that is none of its own.
-            while end + 1 < tail.len() && !(tail[end] == 0xff && !matches!(tail[end + 1], 0 | 0xd0..=0xd7)) {
+            while end + 1 < tail.len() && (tail[end] != 0xff || matches!(tail[end + 1], 0 | 0xd0..=0xd7)) {
                 end += 1;
             }
             if end + 1 >= tail.len() {
