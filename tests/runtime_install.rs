@@ -17,7 +17,8 @@ const CHILD_OF: &str = "MACULA_TEST_INSTALL_IN";
 
 /// Says that a test did not run, not through the macro, whose output a passing test hides.
 fn skipped(why: &str) {
-    writeln!(std::io::stderr(), "runtime_install: skipped: {why}").unwrap();
+    let mut stderr = std::io::stderr();
+    writeln!(stderr, "runtime_install: skipped: {why}").unwrap();
 }
 
 /// A small wheel, and the line of a table that pins it.

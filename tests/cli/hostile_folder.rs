@@ -215,8 +215,9 @@ impl Trap {
             return fs::read(built).unwrap();
         }
         // Not through the macro, whose output a passing test hides.
+        let mut stderr = std::io::stderr();
         writeln!(
-            std::io::stderr(),
+            stderr,
             "hostile_folder: no C compiler (cc), so the libraries are files that cannot be loaded: they show what is passed over, \
              not what is loaded"
         )
