@@ -26,6 +26,7 @@ use crate::data::augment::MultiCrop;
 use crate::data::loader::Loader;
 use crate::data::{Preprocess, Source, SourceIdentity};
 use crate::distill::{FrozenTargets, FrozenTeacher};
+use crate::error::toml_line;
 use crate::identity::difference;
 use crate::lock::FolderLock;
 use crate::{Error, Result, files};
@@ -620,10 +621,8 @@ fn environment(request: &TrainRequest, source: &dyn Source) -> Value {
 pub fn saved_config(folder: &Path) -> Result<TrainConfig> {
     let path = folder.join(CONFIG);
     let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
-    let config: TrainConfig = toml::from_str(&text).map_err(|e| {
-        let line: Vec<String> = e.to_string().split_whitespace().map(str::to_owned).collect();
-        Error::input(path.display().to_string(), line.join(" "))
-    })?;
-    config.validate()?;
+    let config: TrainConfig =
+        toml::from_str(&text).map_err(|e| Error::input(path.display().to_string(), toml_line(&e)))?;
+    config.validate().map_err(|error| error.in_file(&path))?;
     Ok(config)
 }
