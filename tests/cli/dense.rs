@@ -66,9 +66,8 @@ fn colours_segment_what_they_tell() {
     scenes(&w, "train", 12, 24, 20);
     scenes(&w, "test", 5, 24, 20);
     let eval = format!("eval segment --model pixels --train-data train.csv --test-data test.csv {QUICK}");
-    let result = w
-        .succeeds(&format!("{eval} --classes ground,thing --out r"))
-        .json();
+    let run = w.succeeds(&format!("{eval} --classes ground,thing --out r"));
+    let result = run.json();
     let rows = result["rows"].as_array().expect("rows");
     let classes: Vec<&str> = rows
         .iter()
@@ -84,6 +83,16 @@ fn colours_segment_what_they_tell() {
     }
     // One line in twenty is left out.
     assert_eq!(rows[2]["n_pixels"], 5 * 24 * 19);
+    assert_eq!(
+        result["settings"]["left_out_pixels"],
+        serde_json::json!({ "train": 12 * 24, "test": 5 * 24 })
+    );
+    for side in [
+        "train masks: label 255 (--ignore) left out: 288 of 5760 pixels, in 12 of 12 masks",
+        "test masks: label 255 (--ignore) left out: 120 of 2400 pixels, in 5 of 5 masks",
+    ] {
+        assert!(run.stderr.contains(side), "{}", run.stderr);
+    }
     assert!(number(&rows[2], "pixel_accuracy") > 0.99);
     assert_eq!((&result["n_train"], &result["n_test"]), (&12.into(), &5.into()));
     assert_eq!(result["settings"]["grid"], serde_json::json!([20, 24]));
