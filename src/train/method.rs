@@ -436,7 +436,7 @@ impl Method {
                 let spread = global
                     .cls
                     .narrow(0, crop * crops.batch, crops.batch)
-                    .and_then(|cls| koleo_loss(&cls));
+                    .and_then(|cls| koleo_loss(&cls, config.loss.koleo_group));
                 let name = ["koleo_first", "koleo_second"][crop.min(1)];
                 loss.push(name, &spread.map_err(failed_in_candle)?, config.loss.koleo_weight)?;
             }

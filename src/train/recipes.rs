@@ -14,7 +14,7 @@ use super::config::{
     TrainConfig,
 };
 use crate::data::augment::MultiCropConfig;
-use crate::data::augment::multi_crop_config::ViewConfig;
+use crate::data::augment::multi_crop_config::{BlurConfig, BlurConvention, ViewConfig};
 use crate::data::loader::LoaderConfig;
 use crate::data::mask::MaskConfig;
 use crate::error::toml_line;
@@ -36,6 +36,12 @@ pub const DEFAULT: &str = "dinov2-small";
 
 /// Iterations of an epoch in the reference's schedules, whatever the size of the data.
 const OFFICIAL_EPOCH: u64 = 1250;
+
+/// The largest median side, in pixels, at which images count as small: above it recipes have the sizes of their references.
+const SMALL_SIDE: u32 = 128;
+
+/// Passes over the images that `main_dino.py` and `main_ibot.py` make unless told otherwise.
+const REFERENCE_EPOCHS: u64 = 100;
 
 /// What recipes need to know of the images.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -63,7 +69,7 @@ impl Geometry {
         let (patch_size, embed_dim, depth) = match facts.side {
             0..=28 => (7, 192, 4),
             29..=80 => (8, 192, 6),
-            81..=128 => (16, 192, 6),
+            81..=SMALL_SIDE => (16, 192, 6),
             _ => return Self::large(),
         };
         let size = facts.side.div_ceil(patch_size).max(2) * patch_size;
@@ -145,8 +151,8 @@ pub fn recipe(name: &str, source: &str, facts: &DataFacts) -> Result<TrainConfig
         "dino" => dino(facts),
         "ibot" => ibot(facts),
         "moco" => moco(facts),
-        "dinov2" => published(vit_large_14()),
-        "dinov2-vitg14" => published(vit_giant2_14()),
+        "dinov2" => published(vit_large_14(), 32),
+        "dinov2-vitg14" => published(vit_giant2_14(), 12),
         "dinov2-vitl16-short" => vit_large_16_short(),
         _ => {
             let reason = format!("expected {} or a .toml file, found `{name}`", NAMES.join(", "));
@@ -193,6 +199,7 @@ fn small(facts: &DataFacts) -> TrainConfig {
             dino_weight: 1.,
             ibot_weight: 0.,
             koleo_weight: 0.,
+            koleo_group: 0,
             info_nce_weight: 0.,
             pixel_weight: 0.,
             pixel_hidden: 512,
@@ -268,7 +275,7 @@ fn dinov2_small(facts: &DataFacts) -> TrainConfig {
 
 /// What is left of a small image should still say what it is.
 fn mild_crops(config: &mut TrainConfig, facts: &DataFacts) {
-    if facts.side <= 128 {
+    if facts.side <= SMALL_SIDE {
         config.crops.global.scale = [0.4, 1.0];
         config.crops.local.scale = [0.2, 0.5];
         config.crops.local.count = if facts.side <= 32 { 0 } else { 4 };
@@ -277,9 +284,20 @@ fn mild_crops(config: &mut TrainConfig, facts: &DataFacts) {
     }
 }
 
-/// DINO (Caron et al. 2021, `main_dino.py`): class tokens only, softmax around a moving centre, no LayerScale, the published
-/// rate and a constant temperature. With four times the rate and sharper targets small data ends on a few prototypes
-/// (measured: `benchmarks/NOTES.md`).
+/// DINO (Caron et al. 2021, facebookresearch/dino `main_dino.py`): class tokens only, softmax around a moving centre, no
+/// LayerScale, the published rate and a constant temperature.
+///
+/// Images of up to 128 pixels get the sizes and crops of the small recipes, a teacher that follows faster (0.99) and no stochastic
+/// depth; with four times the rate and sharper targets small data ends on a few prototypes (measured: `benchmarks/NOTES.md`).
+///
+/// Larger ones get what the script does unless told otherwise, with the 8 GPUs of its README: batches of 512, 100 passes, ViT-S/16,
+/// two global crops of 0.4 to 1 and eight local ones of 0.05 to 0.4 of the image, blurred as often as declared, 65,536 prototypes
+/// of fixed gain, momentum 0.996, stochastic depth up to 0.1. What differs from the script:
+///
+/// - it clips the gradient of each tensor to 3, this the gradient of each network (backbone, head);
+/// - it draws for every image and block whether a branch is left out, this leaves out a fixed share of the images;
+/// - its blur is Pillow's, which approximates a Gaussian by boxes, this is DINOv2's of 9 x 9 pixels, with the same range of sigma;
+/// - it computes in fp16 with loss scaling, this in f32 or, with `compute=bf16`, bf16.
 fn dino(facts: &DataFacts) -> TrainConfig {
     let mut config = small(facts);
     config.backbone.layer_scale = 0.;
@@ -287,19 +305,94 @@ fn dino(facts: &DataFacts) -> TrainConfig {
     config.optimizer.learning_rate_scaling = LearningRateScaling::Linear256;
     config.optimizer.final_weight_decay = 0.4;
     config.teacher.final_temperature = config.teacher.temperature;
-    mild_crops(&mut config, facts);
+    if facts.side <= SMALL_SIDE {
+        mild_crops(&mut config, facts);
+    } else {
+        as_main_dino(&mut config, facts);
+    }
     config
 }
 
-/// iBOT (Zhou et al. 2022, `main_ibot.py`): class tokens and masked patches through one head.
+/// The defaults of `main_dino.py` on 8 GPUs of 64 images each.
+fn as_main_dino(config: &mut TrainConfig, facts: &DataFacts) {
+    reference_length(config, facts, 512);
+    config.backbone.drop_path_rate = 0.1;
+    config.backbone.drop_path_uniform = false;
+    config.loss.head.prototypes = 65_536;
+    config.teacher.momentum = 0.996;
+    config.teacher.temperature_warmup_steps = 0;
+    config.crops = reference_crops([0.4, 1.0], 8, [0.05, 0.4]);
+}
+
+/// iBOT (Zhou et al. 2022, bytedance/ibot `main_ibot.py`): class tokens and masked patches through one head.
+///
+/// Images of up to 128 pixels get [`dino`]'s settings and DINOv2's masks. Larger ones get the command that the README gives for
+/// ViT-S/16: batches of 1,024 (16 GPUs of 64), one head of 8,192 prototypes with trained gain for class tokens and patches,
+/// temperatures of 0.04 to 0.07, two global crops of 0.25 to 1 and ten local ones of 0.05 to 0.25 of the image, blurred as often as
+/// declared, and masks on half of the global crops over 0.1 to 0.5 of their patches (`--pred_ratio 0 0.3 --pred_ratio_var 0 0.2`),
+/// of blocks of at least 16 patches. What differs from it, beside what [`dino`] says:
+///
+/// - it trains for 800 passes; this is the script's schedule of 100, with temperatures that rise over the first 30
+///   (`epochs=800` takes that warm-up with it, to 240: `teacher.temperature_warmup_steps` sets it);
+/// - it draws for every crop whether it is masked, this masks half of a batch's;
+/// - its centre of patches is the mean over all patches, this one's over the masked ones, as in DINOv2.
 fn ibot(facts: &DataFacts) -> TrainConfig {
     let mut config = dino(facts);
     config.loss.ibot_weight = 1.;
+    if facts.side > SMALL_SIDE {
+        as_ibot_readme(&mut config, facts);
+    }
     config
 }
 
+/// The command of iBOT's README for ViT-S/16 on 16 GPUs of 64 images each, over the defaults of `main_ibot.py`, which are otherwise
+/// those of `main_dino.py`.
+fn as_ibot_readme(config: &mut TrainConfig, facts: &DataFacts) {
+    reference_length(config, facts, 1024);
+    config.loss.head.prototypes = 8192;
+    config.loss.head.train_gain = true;
+    config.teacher.final_temperature = 0.07;
+    config.teacher.temperature_warmup_steps = 30 * config.steps / REFERENCE_EPOCHS;
+    config.crops = reference_crops([0.25, 1.0], 10, [0.05, 0.25]);
+    config.masks.min_block = 16;
+}
+
+/// A batch of `batch` images and the schedule that both scripts have by default: 100 passes, a warm-up of ten, the last layer
+/// frozen for one.
+fn reference_length(config: &mut TrainConfig, facts: &DataFacts, batch: usize) {
+    let steps = (facts.images * REFERENCE_EPOCHS / batch as u64).max(1000);
+    config.batch_size = batch;
+    config.batch_warmup_start = batch;
+    config.steps = steps;
+    config.optimizer.warmup_steps = 10 * steps / REFERENCE_EPOCHS;
+    config.optimizer.freeze_last_layer_steps = steps / REFERENCE_EPOCHS;
+}
+
+/// Crops of 224 and 96 pixels as both scripts make them, which blur with the probabilities that they name.
+fn reference_crops(global: [f64; 2], locals: usize, local: [f64; 2]) -> MultiCropConfig {
+    MultiCropConfig {
+        global: ViewConfig {
+            count: 2,
+            size: 224,
+            scale: global,
+        },
+        local: ViewConfig {
+            count: locals,
+            size: 96,
+            scale: local,
+        },
+        blur: BlurConfig {
+            convention: BlurConvention::AsDeclared,
+            ..BlurConfig::default()
+        },
+        ..MultiCropConfig::default()
+    }
+}
+
 /// Momentum contrast with a moving temperature, a growing batch and a tight clip. The queue holds at most a sixteenth of the
-/// images, as 65,536 are of ImageNet: of fewer images most negatives would be the query itself, some steps before.
+/// images, as 65,536 are of ImageNet: of fewer images most negatives would be the query itself, some steps before. Images of more
+/// than 128 pixels are blurred as in MoCo v3 (facebookresearch/moco-v3 `main_moco.py`): the first crop always, the second one time
+/// in ten.
 fn moco(facts: &DataFacts) -> TrainConfig {
     let mut config = small(facts);
     config.backbone.layer_scale = 0.;
@@ -309,6 +402,7 @@ fn moco(facts: &DataFacts) -> TrainConfig {
     config.loss.info_nce.batch_norm = true;
     config.loss.info_nce.queue = (facts.images as usize / 16).clamp(1024, config.loss.info_nce.queue);
     mild_crops(&mut config, facts);
+    config.crops.blur.convention = BlurConvention::AsDeclared;
     config.crops.local.count = 0;
     config.teacher.momentum = 0.98;
     config.optimizer.clip_norm = 1.;
@@ -346,8 +440,15 @@ fn vit_giant2_14() -> BackboneConfig {
     }
 }
 
-/// The paper's recipe for `backbone`.
-fn published(backbone: BackboneConfig) -> TrainConfig {
+/// The paper's recipe for `backbone`, whose batches were spread over GPUs of `images_a_gpu` images each: KoLeo's neighbours are looked
+/// for among those. What differs from the reference:
+///
+/// - it computes in fp16 with loss scaling, this in f32 or, with `compute=bf16`, bf16, whose range needs no scaling;
+/// - it draws masks for each GPU's images, this for each part of a step ([`TrainConfig::accumulate`]): half of its crops are masked,
+///   with shares spread evenly over the range;
+/// - in parts (`accumulate` above 1, which a batch of thousands needs on most machines) the targets' statistics are each part's own,
+///   while the reference takes them over the whole batch.
+fn published(backbone: BackboneConfig, images_a_gpu: usize) -> TrainConfig {
     let facts = DataFacts {
         images: 1,
         side: u32::MAX,
@@ -370,6 +471,7 @@ fn published(backbone: BackboneConfig) -> TrainConfig {
             dino_weight: 1.,
             ibot_weight: 1.,
             koleo_weight: 0.1,
+            koleo_group: images_a_gpu,
             head: head.clone(),
             ibot_head: Some(HeadConfig {
                 bottleneck: 256,
@@ -404,12 +506,13 @@ fn published(backbone: BackboneConfig) -> TrainConfig {
 
 /// ViT-L/16 on ImageNet-1k (`configs/train/vitl16_short.yaml` over `ssl_default_config.yaml`).
 fn vit_large_16_short() -> TrainConfig {
-    let mut config = published(BackboneConfig {
+    let backbone = BackboneConfig {
         patch_size: 16,
         feed_forward: FeedForwardKind::Mlp,
         drop_path_rate: 0.3,
         ..vit_large_14()
-    });
+    };
+    let mut config = published(backbone, 64);
     config.steps = 100 * OFFICIAL_EPOCH;
     config.batch_size = 2048;
     config.batch_warmup_start = 2048;
@@ -718,6 +821,99 @@ mod tests {
         assert_eq!((short.steps, short.optimizer.layer_decay), (125_000, 0.9));
         assert_eq!(short.teacher.centering, Centering::Softmax);
         assert!(short.loss.ibot_head.is_none());
+        let groups = ["dinov2", "dinov2-vitg14", "dinov2-vitl16-short"].map(|name| of(name).loss.koleo_group);
+        assert_eq!(groups, [32, 12, 64], "images of a GPU");
+        assert_eq!(of(DEFAULT).loss.koleo_group, 0);
+    }
+
+    /// The numbers of `main_dino.py` (defaults) and of the command in iBOT's README, on images like ImageNet's.
+    #[test]
+    fn dino_and_ibot_have_their_references_numbers_on_large_images() {
+        let large = DataFacts {
+            images: 1_281_167,
+            side: 375,
+            grey: false,
+        };
+        let blurred = |config: &TrainConfig| {
+            let blur = &config.crops.blur;
+            [blur.first_global, blur.other_global, blur.local].map(|declared| blur.effective(declared))
+        };
+        let head = |config: &TrainConfig| {
+            let head = &config.loss.head;
+            (head.hidden, head.bottleneck, head.prototypes, head.train_gain)
+        };
+        let crops = |config: &TrainConfig| {
+            let view = |view: &ViewConfig| (view.count, view.size, view.scale);
+            (view(&config.crops.global), view(&config.crops.local))
+        };
+
+        let dino = recipe("dino", "images", &large).unwrap();
+        assert_eq!(blurred(&dino), [1., 0.1, 0.5]);
+        assert_eq!(head(&dino), (2048, 256, 65_536, false));
+        assert_eq!(crops(&dino), ((2, 224, [0.4, 1.]), (8, 96, [0.05, 0.4])));
+        assert_eq!((dino.batch_size, dino.steps), (512, 250_227));
+        let at = |step| dino.schedules().at(step);
+        assert!(
+            (at(25_021).learning_rate - 5e-4 * 2.).abs() < 1e-9,
+            "after ten of 100 passes"
+        );
+        assert_eq!(at(0).learning_rate, 0.);
+        assert_eq!((at(250_227).learning_rate, at(250_227).weight_decay), (1e-6, 0.4));
+        assert_eq!(at(2501).last_layer_learning_rate, 0.);
+        assert!(at(2502).last_layer_learning_rate > 0.);
+        assert_eq!((at(0).momentum, at(250_227).momentum), (0.996, 1.));
+        assert_eq!(
+            (at(0).teacher_temperature, at(100_000).teacher_temperature),
+            (0.04, 0.04)
+        );
+        assert_eq!(
+            (dino.backbone.drop_path_rate, dino.backbone.drop_path_uniform),
+            (0.1, false)
+        );
+        assert_eq!((dino.backbone.embed_dim, dino.backbone.patch_size), (384, 16));
+        assert_eq!(dino.backbone.layer_scale, 0.);
+        assert_eq!((dino.loss.ibot_weight, dino.loss.koleo_weight), (0., 0.));
+
+        let ibot = recipe("ibot", "images", &large).unwrap();
+        assert_eq!(blurred(&ibot), [1., 0.1, 0.5]);
+        assert_eq!(head(&ibot), (2048, 256, 8192, true));
+        assert!(ibot.loss.ibot_head.is_none(), "one head for both");
+        assert_eq!(crops(&ibot), ((2, 224, [0.25, 1.]), (10, 96, [0.05, 0.25])));
+        assert_eq!((ibot.batch_size, ibot.steps), (1024, 125_113));
+        let at = |step| ibot.schedules().at(step);
+        assert!((at(12_510).learning_rate - 5e-4 * 4.).abs() < 1e-9);
+        assert_eq!((at(0).momentum, at(125_113).momentum), (0.996, 1.));
+        assert_eq!(
+            (at(0).teacher_temperature, at(37_533).teacher_temperature),
+            (0.04, 0.07)
+        );
+        assert!(at(37_000).teacher_temperature < 0.07, "30 of 100 passes");
+        assert_eq!(
+            (ibot.masks.probability, ibot.masks.ratio, ibot.masks.min_block),
+            (0.5, [0.1, 0.5], 16)
+        );
+        assert_eq!((ibot.loss.dino_weight, ibot.loss.ibot_weight), (1., 1.));
+        assert_eq!(ibot.backbone.drop_path_rate, 0.1);
+
+        // DINOv2's own recipes keep its convention: the first crop never, the second nine times in ten.
+        for name in ["dinov2-small", "dinov2", "dinov2-vitl16-short"] {
+            assert_eq!(
+                blurred(&recipe(name, "images", &large).unwrap()),
+                [0., 0.9, 0.5],
+                "{name}"
+            );
+        }
+        assert_eq!(
+            blurred(&recipe("moco", "images", &large).unwrap()),
+            [1., 0.1, 0.5]
+        );
+        // Small images keep the small recipes' sizes.
+        let small = of("dino");
+        assert_eq!(
+            (small.loss.head.prototypes, small.backbone.drop_path_rate),
+            (1024, 0.)
+        );
+        assert_eq!(small.teacher.momentum, 0.99);
     }
 
     #[test]

@@ -123,7 +123,7 @@ fn objective(student: &Network, teacher: &Network, batch: u64) -> Tensor {
     )
     .unwrap();
     let ibot = ibot_patch_loss(&student.masked_logits(&on_global), &patch_targets, &MASKED, 0.1).unwrap();
-    let koleo = |crop| koleo_loss(&on_global.cls.narrow(0, crop * BATCH, BATCH).unwrap()).unwrap();
+    let koleo = |crop| koleo_loss(&on_global.cls.narrow(0, crop * BATCH, BATCH).unwrap(), 0).unwrap();
     let spread = ((koleo(0) + koleo(1)).unwrap() * 0.1).unwrap();
     let dino = (dino.global + dino.local.unwrap()).unwrap();
     ((dino + ibot).unwrap() + spread).unwrap()

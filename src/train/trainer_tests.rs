@@ -7,6 +7,7 @@ use candle_core::Device;
 use super::Trainer;
 use crate::data::augment::MultiCrop;
 use crate::data::loader::{Batch, Loader};
+use crate::data::mask::BatchMasks;
 use crate::data::{self, Source};
 use crate::train::checkpoint::{self, Checkpoints};
 use crate::train::config::TrainConfig;
@@ -227,6 +228,7 @@ fn gradient_checkpointing_changes_no_byte() {
     }
 }
 
+/// Equal parts have equal statistics, so that every term is the same.
 #[test]
 fn a_step_in_two_equal_parts_is_the_step_in_one() {
     let whole = config("dinov2-small", &[]);
@@ -246,6 +248,138 @@ fn a_step_in_two_equal_parts_is_the_step_in_one() {
         assert!((of_one.loss - of_two.loss).abs() < 1e-12);
     }
     assert_same(&two, &one);
+}
+
+/// Crops of the samples `first..` of `batch`, `count` of each of its `crops` crops of `values` values.
+fn crops_of(all: &[f32], batch: &Batch, values: usize, (first, count): (usize, usize)) -> Vec<f32> {
+    let per_crop = all.chunks_exact(batch.size * values);
+    per_crop
+        .flat_map(|crop| crop[first * values..(first + count) * values].iter().copied())
+        .collect()
+}
+
+/// The samples `first..` of `batch` as a batch of their own, their crops masked as there.
+fn half(config: &TrainConfig, batch: &Batch, first: usize, count: usize) -> Batch {
+    let mut half = Batch {
+        step: batch.step,
+        size: count,
+        rows: batch.rows[first..first + count].to_vec(),
+        views: batch.views[first..first + count].to_vec(),
+        global: crops_of(&batch.global, batch, config.crops.global.values(), (first, count)),
+        local: crops_of(&batch.local, batch, config.crops.local.values(), (first, count)),
+        ..Batch::default()
+    };
+    if let Some(whole) = &batch.masks {
+        let patches = config.grid().unwrap().patches();
+        let chosen = whole.masks.chunks_exact(batch.size * patches);
+        let masks: Vec<u8> = chosen
+            .flat_map(|crop| crop[first * patches..(first + count) * patches].iter().copied())
+            .collect();
+        let places = masks.iter().enumerate().filter(|&(_, &bit)| bit == 1);
+        let indices: Vec<u32> = places.map(|(place, _)| place as u32).collect();
+        half.masks = Some(BatchMasks {
+            weights: vec![0.; indices.len()],
+            upper_bound: whole.upper_bound,
+            indices,
+            masks,
+        });
+    }
+    half
+}
+
+/// Losses and weights of two steps on batches of eight at once, and on their different halves.
+fn at_once_and_in_halves(recipe: &str, settings: &[&str]) -> [(Vec<f64>, Vec<(String, Vec<f64>)>); 2] {
+    let common = [
+        "batch_size=8",
+        "optimizer.kind=sgd",
+        "optimizer.learning_rate=0.3",
+        "optimizer.learning_rate_scaling=none",
+        "optimizer.warmup_steps=0",
+        "optimizer.clip_norm=0.0",
+        "crops.local.count=2",
+    ];
+    let settings: Vec<&str> = common.iter().chain(settings).copied().collect();
+    let whole = config(recipe, &settings);
+    let mut halves = whole.clone();
+    halves.accumulate = 2;
+    let batches: Vec<Batch> = batches(&whole, 0, 2)
+        .into_iter()
+        .map(|mut parts| parts.remove(0))
+        .collect();
+    let run = |config: &TrainConfig, parts: &dyn Fn(&Batch) -> Vec<Batch>| {
+        let mut trainer = Trainer::fresh(config, &Device::Cpu).unwrap();
+        let advance = |batch| trainer.advance(&parts(batch)).unwrap().loss;
+        let losses = batches.iter().map(advance).collect();
+        (losses, contents(&trainer))
+    };
+    [
+        run(&whole, &|batch| vec![batch.clone()]),
+        run(&halves, &|batch| {
+            vec![half(&whole, batch, 0, 4), half(&whole, batch, 4, 4)]
+        }),
+    ]
+}
+
+/// What is a mean over images is the same in parts: both terms with targets that look at no other image, stochastic depth aside.
+#[test]
+fn a_step_in_two_different_parts_is_the_step_in_one_where_terms_are_means_over_images() {
+    for (recipe, settings) in [
+        ("dino", &["teacher.center_momentum=1.0"][..]),
+        ("ibot", &["teacher.center_momentum=1.0"]),
+        // Neighbours within groups that do not cross the border.
+        (
+            "dino",
+            &[
+                "teacher.center_momentum=1.0",
+                "loss.koleo_weight=0.5",
+                "loss.koleo_group=4",
+            ],
+        ),
+        (
+            "dino",
+            &[
+                "teacher.center_momentum=1.0",
+                "loss.koleo_weight=0.5",
+                "loss.koleo_group=2",
+            ],
+        ),
+    ] {
+        let [whole, halves] = at_once_and_in_halves(recipe, settings);
+        for (a, b) in halves.0.iter().zip(&whole.0) {
+            assert!(
+                (a - b).abs() < 1e-5 * b.abs(),
+                "{recipe} {settings:?}: {a}, expected {b}"
+            );
+        }
+        for ((name, found), (_, expected)) in halves.1.iter().zip(&whole.1) {
+            let largest = expected.iter().fold(0f64, |most, value| most.max(value.abs()));
+            for (a, b) in found.iter().zip(expected) {
+                assert!(
+                    (a - b).abs() <= 2e-5 * largest,
+                    "{recipe} {settings:?}: {name}: {a}, expected {b}"
+                );
+            }
+        }
+    }
+}
+
+/// And what looks at other images looks at those of its part, as [`TrainConfig::accumulate`] says.
+#[test]
+fn targets_and_neighbours_are_of_a_part() {
+    for settings in [
+        &["teacher.centering=sinkhorn-knopp"][..],
+        &["teacher.center_momentum=0.5"],
+        &["teacher.center_momentum=1.0", "loss.koleo_weight=0.5"],
+        &[
+            "teacher.center_momentum=1.0",
+            "loss.koleo_weight=0.5",
+            "loss.koleo_group=8",
+        ],
+    ] {
+        let [whole, halves] = at_once_and_in_halves("dino", settings);
+        let (a, b) = (halves.0[1], whole.0[1]);
+        assert!((a - b).abs() > 1e-4 * b.abs(), "{settings:?}: {a} and {b}");
+    }
 }
 
 #[test]

@@ -13,6 +13,12 @@ pub struct LossConfig {
     pub ibot_weight: f64,
     /// Weight of KoLeo, which spreads the class tokens of each global crop; 0.1 in DINOv2.
     pub koleo_weight: f64,
+    /// Images of a crop among which KoLeo looks for each one's nearest neighbour, one after the other in the batch; 0 for all of a part
+    /// (`accumulate`). The reference looks among the images of one GPU (12 to 64), which pushes less than a batch of thousands, where
+    /// nearest neighbours are nearer. What is left over joins the last group; of a part with fewer images all are one group. At least
+    /// 2. Default 0.
+    #[serde(default)]
+    pub koleo_group: usize,
     /// Weight of the contrastive term (MoCo). It needs exactly two global crops.
     pub info_nce_weight: f64,
     /// Weight of telling the pixels of each global crop from its class token, which keeps what small images need and crops do

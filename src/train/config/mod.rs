@@ -41,8 +41,14 @@ pub struct TrainConfig {
     pub steps: u64,
     /// Images an optimizer step, at least 2 where KoLeo is on.
     pub batch_size: usize,
-    /// Parts a step's batch is computed in, one after the other: less memory, the same number of images. Each part is
-    /// normalised by itself, as the batch of one process among many would be. A divisor of `batch_size`.
+    /// Parts a step's batch is computed in, one after the other: less memory, the same number of images. A divisor of `batch_size`;
+    /// 1 for the whole batch at once.
+    ///
+    /// The gradient is the mean of the parts' gradients. What a term computes over a batch it computes over each part: targets by
+    /// Sinkhorn-Knopp, centres (which move once a part), KoLeo's neighbours, the variance that told pixels and histograms are
+    /// measured by, batch norm of the contrastive projection, the queue (which takes up the keys of a part before the next is
+    /// compared with it), the shares of masked patches and stochastic depth. So two parts are not the step in one, nor that of
+    /// DINOv2 on many GPUs, whose Sinkhorn-Knopp and centres run over the images of all GPUs.
     pub accumulate: usize,
     /// Steps over which the batch grows linearly from `batch_warmup_start`; 0 for none.
     pub batch_warmup_steps: u64,

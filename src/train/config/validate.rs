@@ -164,6 +164,10 @@ impl TrainConfig {
             let reason = format!("expected at least 2 images a part where KoLeo is on, found {smallest}");
             return Err(Error::input("batch_size", reason));
         }
+        if loss.koleo_group == 1 {
+            let reason = "expected 0 for the whole part, or at least 2 images, found 1";
+            return Err(Error::input("loss.koleo_group", reason));
+        }
         let crops = self.crops.global.count;
         if (self.has_dino() || self.has_ibot() || self.has_info_nce()) && crops != 2 {
             let reason = format!("expected 2, found {crops}");

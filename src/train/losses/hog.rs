@@ -61,6 +61,7 @@ pub fn hog_targets(crops: &Tensor) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::train::testing::{assert_close, fixture};
     use candle_core::{DType, Device};
 
     fn image(side: usize, of: impl Fn(usize, usize) -> f32) -> Tensor {
@@ -75,6 +76,19 @@ mod tests {
             .unwrap()
             .to_vec1()
             .unwrap()
+    }
+
+    /// What numpy makes of the same crops in f64 (`tests/fixtures/make_terms.py`): as they are with cells of two pixels, averaged down
+    /// with cells of two, averaged down with cells of one.
+    #[test]
+    fn histograms_are_numpys() {
+        let golden = fixture("terms.safetensors");
+        for side in [12, 44, 33] {
+            let found = hog_targets(&golden[&format!("hog.crops.{side}")]).unwrap();
+            let expected = &golden[&format!("hog.{side}")];
+            assert_eq!(expected.elem_count() / expected.dim(0).unwrap(), hog_size(side));
+            assert_close(&format!("side {side}"), &found, expected, 2e-6);
+        }
     }
 
     #[test]
