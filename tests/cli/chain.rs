@@ -83,6 +83,44 @@ fn shards_read_as_one_and_equal_one_run() {
 }
 
 #[test]
+fn gradients_of_pixels_are_a_model_without_a_network() {
+    let w = Workspace::new();
+    w.succeeds("extract --model hog --data sample:test --out hog");
+    let folder = FeatureFolder::open(&w.path("hog")).expect("complete");
+    let model = &folder.meta().model;
+    assert_eq!((&model["kind"], &model["cell"]), (&"hog".into(), &4.into()));
+    // 6 x 6 blocks of 2 x 2 cells with 9 orientations, each block of length 1 or nothing at all.
+    let features = folder.read("hog").expect("read").matrix;
+    assert_eq!((features.rows(), features.dim()), (1000, 1296));
+    for block in features.view().row(3).chunks_exact(36) {
+        let square: f32 = block.iter().map(|value| value * value).sum();
+        assert!((square - 1.0).abs() < 1e-4 || square == 0.0, "{square}");
+    }
+    w.succeeds("extract --model hog:8 --data sample:test --out coarse");
+    let coarse = FeatureFolder::open(&w.path("coarse")).expect("complete");
+    assert_eq!(coarse.read("hog").expect("read").matrix.dim(), 144);
+    // Two folders of different cells are not one model's.
+    w.fails(2, "eval knn --train hog --test coarse --k 5", &["1296", "144"]);
+    let eval = "--train-data sample:train --test-data sample:test";
+    let knn = w
+        .succeeds(&format!("eval knn --model hog {eval} --k 20 --json"))
+        .json();
+    let top1 = knn["rows"][0]["top1"].as_f64().expect("a number");
+    assert!(top1 > 0.8, "{top1}");
+    for (model, words) in [
+        ("hog:0", "hog:CELL"),
+        ("hog:20", "2 cells a side"),
+        ("hog --outputs cls", "no output `cls`"),
+    ] {
+        w.fails(
+            2,
+            &format!("extract --model {model} --data sample:test --out no"),
+            &[words],
+        );
+    }
+}
+
+#[test]
 fn a_resumed_extraction_equals_an_uninterrupted_one() {
     let w = Workspace::new();
     // Few rows a part, so that the sample has several: 224 x 224 RGB is 0.6 MB an image.

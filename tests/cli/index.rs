@@ -105,8 +105,8 @@ fn recall_chooses_the_width_and_score_measures_it() {
     let at = |ef: u64| rows.iter().find(|row| row["ef"] == ef).expect("measured");
     let recall = |ef: u64| at(ef)["recall"].as_f64().expect("a number");
     assert!(recall(400) > 0.99 && recall(10) < recall(400), "{scored}");
-    // The width was chosen on rows of the index, which find themselves; several threads insert in any order.
-    assert!(recall(ef) > 0.7 && recall(ef) <= recall(400), "{scored}");
+    // The width was chosen on rows held back, queries like these; 50 of them and any order of insertion leave some room.
+    assert!(recall(ef) >= 0.9 && recall(ef) <= recall(400), "{scored}");
     for key in ["queries_per_second", "build_seconds", "bytes_per_vector"] {
         assert!(at(ef)[key].as_f64().expect("a number") > 0.0, "{key}");
     }
