@@ -393,6 +393,33 @@ fn the_k_that_all_have_is_shown() {
 }
 
 #[test]
+fn dense_heads_of_two_protocols_are_not_compared_in_silence() {
+    let results = Results::new();
+    let keep = |name: &str, model: &str, protocol: &str, crop: &str| {
+        let settings = json!({
+            "model": { "kind": model }, "protocol": protocol, "eval_crop": crop,
+            "test_source": { "kind": "layout", "path": "nyu:n#test", "sha256": "test" },
+        });
+        let rows = json!([{ "rmse": 0.5, "abs_rel": 0.1, "delta1": 0.9 }]);
+        let value = json!({ "task": "depth", "settings": settings, "n_train": 9, "n_test": 5, "rows": rows });
+        results.write(name, &value);
+    };
+    keep("1", "a", "fast", "eigen");
+    keep("2", "b", "paper", "eigen");
+    keep("3", "c", "fast", "none");
+    let report = results.report(&ReportOptions::default()).unwrap();
+    let notes = report.notes().join("\n");
+    assert!(
+        notes.contains("a and b were evaluated with different protocol"),
+        "{notes}"
+    );
+    assert!(
+        notes.contains("a and c were evaluated with different eval_crop"),
+        "{notes}"
+    );
+}
+
+#[test]
 fn less_is_better_where_it_is_an_error() {
     let results = Results::new();
     let depth = |rmse: f64| json!([{ "rmse": rmse, "abs_rel": 0.1, "delta1": 0.9 }]);

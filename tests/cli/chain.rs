@@ -91,14 +91,15 @@ fn gradients_of_pixels_are_a_model_without_a_network() {
     assert_eq!((&model["kind"], &model["cell"]), (&"hog".into(), &4.into()));
     // 6 x 6 blocks of 2 x 2 cells with 9 orientations, each block of length 1 or nothing at all.
     let features = folder.read("hog").expect("read").matrix;
+    let features = features.view();
     assert_eq!((features.rows(), features.dim()), (1000, 1296));
-    for block in features.view().row(3).chunks_exact(36) {
+    for block in features.row(3).chunks_exact(36) {
         let square: f32 = block.iter().map(|value| value * value).sum();
         assert!((square - 1.0).abs() < 1e-4 || square == 0.0, "{square}");
     }
     w.succeeds("extract --model hog:8 --data sample:test --out coarse");
     let coarse = FeatureFolder::open(&w.path("coarse")).expect("complete");
-    assert_eq!(coarse.read("hog").expect("read").matrix.dim(), 144);
+    assert_eq!(coarse.read("hog").expect("read").matrix.view().dim(), 144);
     // Two folders of different cells are not one model's.
     w.fails(2, "eval knn --train hog --test coarse --k 5", &["1296", "144"]);
     let eval = "--train-data sample:train --test-data sample:test";
@@ -110,7 +111,7 @@ fn gradients_of_pixels_are_a_model_without_a_network() {
     for (model, words) in [
         ("hog:0", "hog:CELL"),
         ("hog:20", "2 cells a side"),
-        ("hog --outputs cls", "no output `cls`"),
+        ("hog --output cls", "no output `cls`"),
     ] {
         w.fails(
             2,
