@@ -321,13 +321,18 @@ impl Run {
         }
         let bad = loader.bad_rows();
         self.bad_images = bad.len();
-        let mut text = String::from("row,path,error\n");
+        let path = self.request.out.join(BAD_IMAGES);
+        let told = |e: csv::Error| Error::failed(path.display().to_string(), e.to_string());
+        let mut table = csv::Writer::from_writer(Vec::new());
+        table.write_record(["row", "path", "error"]).map_err(told)?;
         for entry in &bad {
-            let quoted = |field: &str| format!("\"{}\"", field.replace('"', "\"\""));
-            let (path, reason) = (quoted(&entry.error.path), quoted(&entry.error.reason));
-            text.push_str(&format!("{},{path},{reason}\n", entry.row));
+            let row = entry.row.to_string();
+            table
+                .write_record([row.as_str(), &entry.error.path, &entry.error.reason])
+                .map_err(told)?;
         }
-        files::write_bytes(&self.request.out.join(BAD_IMAGES), text.as_bytes())
+        let bytes = table.into_inner().map_err(|e| Error::io(&path, e.into_error()))?;
+        files::write_bytes(&path, &bytes)
     }
 
     /// Logs the step where that is due, and measures what is due; says whether the online k-NN is the best so far.

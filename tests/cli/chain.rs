@@ -14,7 +14,7 @@ fn export_extract_and_evaluate_a_golden_checkpoint() {
         "export {checkpoint} --heads 3 --image-size 70 --outputs cls,patch,patch_mean,reg,layer:1.cls --out m.onnx --json"
     ));
     for row in exported.json()["comparisons"].as_array().expect("rows") {
-        assert!(row["max_rel"].as_f64().expect("a number") < 1e-4, "{row}");
+        assert!(row["max_rel"].as_f64().expect("a number") < 1e-5, "{row}");
     }
     w.succeeds("extract --model m.onnx --data sample:test --out onnx --output cls,patch,reg --threads 2");
     w.succeeds(&format!(
@@ -36,7 +36,7 @@ fn export_extract_and_evaluate_a_golden_checkpoint() {
             .iter()
             .zip(&candle)
             .fold(0f32, |m, (a, b)| m.max((a - b).abs()));
-        assert!(worst <= 1e-4 * largest, "{column}: {worst} of {largest}");
+        assert!(worst <= 1e-5 * largest, "{column}: {worst} of {largest}");
     }
     let knn = w
         .succeeds("eval knn --train onnx --test onnx --k 1 --json")
