@@ -3,7 +3,7 @@
 
     compare_train.py MACULA [--geometry a|b|c|d] [--batch N] [--recipe dinov2|dino|ibot|moco] [--repetitions 5] [--threads N] [--steps 10]
                      [--device cpu|cuda] [--compile] [--dtype f32|bf16] [--python PYTHON] [--json]
-                     [--peer torch|lightly] [--data FOLDER]
+                     [--peer torch|lightly] [--data FOLDER] [--macula-result FILE]
 
 MACULA is the built command. Each repetition runs `macula bench train --json` and `torch_step.py --json` once each, as
 processes of their own and with the same geometry and threads; the order changes with each repetition. The table gives
@@ -13,6 +13,8 @@ images a second, macula is faster; below 1 in memory, it needs less. --compile c
 --peer lightly is lightly-train's pretraining at geometry b (lightly_step.py): its own losses, crops and loader, whose images macula
 then reads and crops beside the steps too where --data names them; without --data they are small made ones, and macula's are
 noise. With --data the time of decoding and augmentation counts on both sides, as in real runs.
+
+--macula-result is what `macula bench train --json` of the same settings has printed before, which then is not run again.
 
 The recipe dinov2 is macula's `dinov2-small`, which has one head for CLS and patches; PyTorch gets the same. Both sides
 report how many weights they train, and different networks are an error. Exit code 0: compared. 1: a run failed, or the
@@ -57,6 +59,7 @@ def arguments():
     parser.add_argument("--python", default=sys.executable, help="a Python that has torch")
     parser.add_argument("--peer", choices=["torch", "lightly"], default="torch")
     parser.add_argument("--data", type=pathlib.Path, help="a folder of images, for --peer lightly")
+    parser.add_argument("--macula-result", type=pathlib.Path, help="printed before by `macula bench train --json`")
     parser.add_argument("--json", action="store_true", help="one JSON object with every run")
     given = parser.parse_args()
     if not given.macula.is_file():
@@ -94,18 +97,30 @@ def commands(given):
 
 
 def measured(name, command):
-    """What one run printed."""
+    """What one run printed, or printed before where the command is a file."""
+    if isinstance(command, pathlib.Path):
+        try:
+            return checked(name, command.read_text())
+        except OSError as error:
+            raise Failure(f"{command}: {error.strerror}") from error
     try:
         done = subprocess.run(command, capture_output=True, text=True)
     except OSError as error:
         raise Failure(f"{name}: {command[0]}: {error.strerror}") from error
     if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip() or "nothing was printed").splitlines()[-1]
+        lines = (done.stderr.strip() or done.stdout.strip() or "nothing was printed").splitlines()
+        # PyTorch's own advice follows its error.
+        said = next((line for line in reversed(lines) if "out of memory" in line.lower()), lines[-1])
         raise Failure(f"{name} ended with code {done.returncode}: {said}")
+    return checked(name, done.stdout)
+
+
+def checked(name, text):
+    """The result that `text` is."""
     try:
-        result = json.loads(done.stdout)
+        result = json.loads(text)
     except ValueError as error:
-        raise Failure(f"{name}: expected JSON on stdout, found: {done.stdout.strip()[:200]!r}") from error
+        raise Failure(f"{name}: expected JSON on stdout, found: {text.strip()[:200]!r}") from error
     for key in [key for key, *_ in QUANTITIES]:
         value = result.get(key)
         if not isinstance(value, (int, float)) or value <= 0:
@@ -144,6 +159,8 @@ def number(value):
 def compare(given):
     """Runs both in turn; the order changes, so that neither always follows the other's heat and caches."""
     turn = list(commands(given).items())
+    if given.macula_result:
+        turn = [(name, given.macula_result if name == "macula" else command) for name, command in turn]
     runs = {name: [] for name, _ in turn}
     for repetition in range(given.repetitions):
         for name, command in turn:
