@@ -3,7 +3,7 @@
 
     compare_train.py MACULA [--geometry a|b|c|d] [--batch N] [--recipe dinov2|dino|ibot|moco] [--repetitions 5] [--threads N] [--steps 10]
                      [--device cpu|cuda] [--compile] [--dtype f32|bf16] [--python PYTHON] [--json]
-                     [--peer torch|lightly] [--data FOLDER] [--allocators glibc,kept,jemalloc]
+                     [--peer torch|lightly] [--data FOLDER] [--allocators glibc,kept,jemalloc] [--macula-result FILE]
 
 MACULA is the built command. Each repetition runs `macula bench train --json` and `torch_step.py --json` once each, as
 processes of their own and with the same geometry and threads; the order changes with each repetition. The table gives
@@ -17,6 +17,8 @@ noise. With --data the time of decoding and augmentation counts on both sides, a
 --allocators runs PyTorch once a repetition with each of: glibc, as it comes; kept, glibc told by MALLOC_MMAP_THRESHOLD_ and
 MALLOC_TRIM_THRESHOLD_ to keep what is freed; jemalloc, preloaded, with the settings of PyTorch's tuning guide. macula's own allocator
 (mimalloc) keeps freed pages too, so `kept` and jemalloc are the equal comparison, and a table is printed for each.
+
+--macula-result is what `macula bench train --json` of the same settings has printed before, which then is not run again.
 
 The recipe dinov2 is macula's `dinov2-small`, which has one head for CLS and patches; PyTorch gets the same. Both sides
 report how many weights they train, and different networks are an error. Exit code 0: compared. 1: a run failed, or the
@@ -69,6 +71,7 @@ def arguments():
     parser.add_argument("--data", type=pathlib.Path, help="a folder of images, for --peer lightly")
     parser.add_argument("--allocators", type=lambda text: text.split(","), default=["glibc"], help="PyTorch's, in turn")
     parser.add_argument("--jemalloc", default="libjemalloc.so.2", help="the library for --allocators jemalloc")
+    parser.add_argument("--macula-result", type=pathlib.Path, help="printed before by `macula bench train --json`")
     parser.add_argument("--json", action="store_true", help="one JSON object with every run")
     given = parser.parse_args()
     if not given.macula.is_file():
@@ -116,18 +119,30 @@ def commands(given):
 
 
 def measured(name, command, environment):
-    """What one run printed."""
+    """What one run printed, or printed before where the command is a file."""
+    if isinstance(command, pathlib.Path):
+        try:
+            return checked(name, command.read_text())
+        except OSError as error:
+            raise Failure(f"{command}: {error.strerror}") from error
     try:
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
     except OSError as error:
         raise Failure(f"{name}: {command[0]}: {error.strerror}") from error
     if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip() or "nothing was printed").splitlines()[-1]
+        lines = (done.stderr.strip() or done.stdout.strip() or "nothing was printed").splitlines()
+        # PyTorch's own advice follows its error.
+        said = next((line for line in reversed(lines) if "out of memory" in line.lower()), lines[-1])
         raise Failure(f"{name} ended with code {done.returncode}: {said}")
+    return checked(name, done.stdout)
+
+
+def checked(name, text):
+    """The result that `text` is."""
     try:
-        result = json.loads(done.stdout)
+        result = json.loads(text)
     except ValueError as error:
-        raise Failure(f"{name}: expected JSON on stdout, found: {done.stdout.strip()[:200]!r}") from error
+        raise Failure(f"{name}: expected JSON on stdout, found: {text.strip()[:200]!r}") from error
     for key in [key for key, *_ in QUANTITIES]:
         value = result.get(key)
         if not isinstance(value, (int, float)) or value <= 0:
@@ -168,6 +183,8 @@ def number(value):
 def compare(given):
     """Runs both in turn; the order changes, so that neither always follows the other's heat and caches."""
     turn = list(commands(given).items())
+    if given.macula_result:
+        turn = [(name, (given.macula_result, {}) if name == "macula" else side) for name, side in turn]
     runs = {name: [] for name, _ in turn}
     for repetition in range(given.repetitions):
         for name, (command, environment) in turn:
