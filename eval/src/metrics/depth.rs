@@ -133,6 +133,12 @@ mod tests {
     }
 
     #[test]
+    fn the_range_holds_its_end_and_not_its_beginning() {
+        let counted = [1.0, 1.5, 10.0, 10.5].map(|truth| valid(truth, (1.0, 10.0)));
+        assert_eq!(counted, [false, true, true, false]);
+    }
+
+    #[test]
     fn an_image_without_valid_pixels_has_no_errors() {
         assert_eq!(DepthErrors::of(&[1.0, 1.0], &[0.0, f32::NAN], (0.0, 10.0)), None);
     }

@@ -17,6 +17,8 @@ pub struct Arguments {
     pub seed: u64,
     /// Integration tests of the package beside its unit tests.
     pub tests: Vec<String>,
+    /// Beginnings of the names of tests that are run; all tests where there are none.
+    pub modules: Vec<String>,
     /// Parts of paths whose files are left as they are.
     pub leave_out: Vec<String>,
     /// Results of an earlier run: only what survived there is judged.
@@ -46,6 +48,7 @@ impl Arguments {
             sample: None,
             seed: 0,
             tests: Vec::new(),
+            modules: Vec::new(),
             leave_out: Vec::new(),
             again: None,
             build: true,
@@ -76,6 +79,7 @@ impl Arguments {
             "--sample" => self.sample = Some(number(&value)? as usize),
             "--seed" => self.seed = number(&value)?,
             "--tests" => self.tests = list(&value),
+            "--modules" => self.modules = list(&value),
             "--leave-out" => self.leave_out = list(&value),
             "--again" => self.again = Some(value.into()),
             "--out" => self.out = value.into(),

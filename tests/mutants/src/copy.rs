@@ -60,9 +60,10 @@ impl Package {
 /// Folders of the checkout that no build needs.
 const NOT_COPIED: [&str; 4] = ["target", ".git", "shared", "runs"];
 
-/// Makes `to` what `from` is, but for the files of `rewritten` (relative paths), which are left to the caller, and the lints of the
-/// manifest. A file that is already the same is not written again, so that it is not built again.
-pub fn tree(from: &Path, to: &Path, rewritten: &[PathBuf]) -> Result<()> {
+/// Makes `to` what `from` is, but for the files of `rewritten` (relative paths), which are left to the caller, and in the manifest the
+/// lints and how `package` is optimised: a little, as its many branches take long to compile. A file that is already the same is
+/// not written again, so that it is not built again.
+pub fn tree(from: &Path, to: &Path, package: &Package, rewritten: &[PathBuf]) -> Result<()> {
     folder(from, to, Path::new(""), rewritten)?;
     // Rewritten code has parentheses and branches that no lint wants to see, and some that lints refuse.
     let allowed = "warnings = \"allow\"\narithmetic_overflow = \"allow\"\nunconditional_panic = \"allow\"";
@@ -70,7 +71,8 @@ pub fn tree(from: &Path, to: &Path, rewritten: &[PathBuf]) -> Result<()> {
         .replace("warnings = \"deny\"", allowed)
         .replace("unsafe_code = \"deny\"", "unsafe_code = \"allow\"")
         .replace("missing_docs = \"warn\"", "missing_docs = \"allow\"");
-    write(&to.join("Cargo.toml"), text.as_bytes())
+    let optimised = format!("\n[profile.release.package.{}]\nopt-level = 1\n", package.name);
+    write(&to.join("Cargo.toml"), (text + &optimised).as_bytes())
 }
 
 fn folder(from: &Path, to: &Path, below: &Path, rewritten: &[PathBuf]) -> Result<()> {

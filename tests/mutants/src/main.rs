@@ -54,7 +54,12 @@ fn build(arguments: &Arguments, package: &Package) -> Result<Built> {
         .iter()
         .map(|source| &source.path)
         .chain(switch.iter().map(|(path, _)| path));
-    copy::tree(&arguments.root, &tree, &rewritten.cloned().collect::<Vec<_>>())?;
+    copy::tree(
+        &arguments.root,
+        &tree,
+        package,
+        &rewritten.cloned().collect::<Vec<_>>(),
+    )?;
     for (path, text) in &switch {
         copy::write(&tree.join(path), text.as_bytes())?;
     }
@@ -76,7 +81,7 @@ fn judge(arguments: &Arguments, built: Built) -> Result<()> {
         Some(file) => outcome::unsettled(file, mutants)?,
         None => sample::choose(mutants, arguments.sample, arguments.seed),
     };
-    let reach = reach::measure(&built.binaries, &arguments.work)?;
+    let reach = reach::measure(&built.binaries, &arguments.modules, &arguments.work)?;
     let name = arguments.folders.join("+").replace('/', "-");
     let results = arguments.out.join(format!("{name}.jsonl"));
     let outcomes = judge::all(&chosen, &reach, &arguments.work, &results)?;

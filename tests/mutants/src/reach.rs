@@ -35,12 +35,16 @@ pub struct Reach {
 /// A test that takes longer alone is not used.
 const SLOWEST: f64 = 60.0;
 
-/// Runs every test once. Those that fail or take long are named and left out.
-pub fn measure(binaries: &[Binary], work: &Path) -> Result<Reach> {
+/// Runs every test once, or those whose names begin with one of `modules`. Those that fail or take long are named and left out.
+pub fn measure(binaries: &[Binary], modules: &[String], work: &Path) -> Result<Reach> {
     let mut tests = Vec::new();
     let began = Instant::now();
     for (index, binary) in binaries.iter().enumerate() {
-        for name in names(binary)? {
+        let mut names = names(binary)?;
+        names.retain(|name| {
+            modules.is_empty() || modules.iter().any(|module| name.starts_with(module.as_str()))
+        });
+        for name in names {
             match one(binary, &name, work)? {
                 Some((seconds, reached)) if !reached.is_empty() => tests.push(Test {
                     binary: index,
