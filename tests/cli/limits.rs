@@ -36,6 +36,7 @@ fn start(w: &Workspace, arguments: &str) -> Child {
 }
 
 /// The most memory of a process so far, in MiB.
+#[cfg(target_os = "linux")]
 fn peak(child: &Child) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{}/status", child.id())).ok()?;
     let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
@@ -43,6 +44,7 @@ fn peak(child: &Child) -> Option<u64> {
 }
 
 /// Runs to the end, and gives the most memory it had.
+#[cfg(target_os = "linux")]
 fn peak_of(w: &Workspace, arguments: &str) -> u64 {
     let mut child = start(w, arguments);
     let mut most = 0;
