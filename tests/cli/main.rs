@@ -14,6 +14,7 @@ mod hostile_folder;
 mod identity;
 mod index;
 mod labels;
+mod limits;
 mod modes;
 mod numbers;
 mod preprocess;
