@@ -341,7 +341,7 @@ mod tests {
     /// What each of `steps` steps of `config` asks for: kernels, and copies from the host.
     fn asked_for(config: &TrainConfig, steps: usize) -> Vec<(Counts, Vec<usize>)> {
         let counting = Arc::new(Counting::default());
-        emulated(counting.clone(), || {
+        let all = || {
             let mut trainer = Trainer::fresh(config, &Device::Cpu).unwrap();
             let parts = resident(noise(config).unwrap(), config, &Device::Cpu).unwrap();
             let step = |_| {
@@ -351,7 +351,10 @@ mod tests {
                 (launches, std::mem::take(&mut *counting.copies.lock().unwrap()))
             };
             (0..steps).map(step).collect()
-        })
+        };
+        // A step stays on the thread of the pool that asks for it, and with it what emulates a GPU.
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        pool.install(|| emulated(counting.clone(), all))
     }
 
     #[test]

@@ -119,7 +119,8 @@ pub(super) fn partials(width: usize) -> Launch {
 /// The backward pass of a norm of rows of `width`; `None` where its sums are more than a block can hold.
 pub(super) fn norm_backward(rows: usize, width: usize) -> Option<Launch> {
     let block = (width.div_ceil(4).next_multiple_of(WARP)).clamp(WARP, 256);
-    let floats = 2 * width + 2 * (block / WARP);
+    // A multiple of 16 bytes, at which shared memory then also ends where it is emulated.
+    let floats = 2 * width + (2 * (block / WARP)).next_multiple_of(4);
     let fits = floats * size_of::<f32>() <= SHARED;
     fits.then(|| Launch::new([rows.min(MOST_NORM_BLOCKS), 1], block, floats))
 }
