@@ -208,10 +208,10 @@ fn the_papers_training_is_asked_for_and_recorded() {
         assert!(number(row, "delta1") <= number(row, "delta2"), "{row}");
         assert!(number(row, "delta2") <= number(row, "delta3"), "{row}");
     }
-    let fast = run("segment --iterations 5");
+    let fast = run("segment --iterations 5 --val-fraction 0.25");
     assert_eq!(
         (&fast["settings"]["protocol"], &fast["settings"]["selected_on"]),
-        (&"fast".into(), &"train split 10 %".into())
+        (&"fast".into(), &"train split 25 %".into())
     );
     let run = w.macula(&format!("eval depth --protocol papers {data}"));
     assert!(
