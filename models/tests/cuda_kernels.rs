@@ -945,7 +945,7 @@ fn faults_of_kernels_are_seen() {
             "gelu_forward_f32",
             Access::Write,
             half.clone(),
-            "expected arguments FFFiii, found Fi",
+            "expected arguments FFFiiii, found Fi",
         ),
         (
             "broken_no_barrier",
