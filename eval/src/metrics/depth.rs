@@ -133,6 +133,16 @@ mod tests {
     }
 
     #[test]
+    fn one_pixel_is_enough_and_within_is_not_beyond() {
+        let close = DepthErrors::of(&[2.2, 9.0], &[2.0, 0.0], (0.0, 10.0)).unwrap();
+        assert_eq!(close.delta1, 1.0);
+        assert!((close.rmse - 0.2).abs() < 1e-6 && (close.abs_rel - 0.1).abs() < 1e-6);
+        // 2 of 3 are beyond the factor, one too far and one too near
+        let mixed = DepthErrors::of(&[2.2, 2.6, 1.5], &[2.0; 3], (0.0, 10.0)).unwrap();
+        assert_eq!(mixed.delta1, 1.0 / 3.0);
+    }
+
+    #[test]
     fn the_range_holds_its_end_and_not_its_beginning() {
         let counted = [1.0, 1.5, 10.0, 10.5].map(|truth| valid(truth, (1.0, 10.0)));
         assert_eq!(counted, [false, true, true, false]);
