@@ -794,7 +794,8 @@ fn the_tables_of_an_optimizer_stay_on_the_gpu() {
     let (mut of_adamw, mut of_squares) = (Tables::default(), Tables::default());
     let mut step = || {
         emulated(copies.clone(), || {
-            let squares = sums_of_squares(&mut of_squares, &[views.clone()], &Device::Cpu).unwrap();
+            let squares =
+                sums_of_squares(&mut of_squares, std::slice::from_ref(&views), &Device::Cpu).unwrap();
             let updates: Vec<AdamwUpdate> = views
                 .iter()
                 .map(|&weights| AdamwUpdate {
