@@ -98,6 +98,9 @@ mod tests {
         assert_eq!(score(&clusters, &classes), 5.0 / 9.0);
         assert_eq!(score(&[0, 1, 2, 3], &[0, 0, 0, 0]), 0.25);
         assert_eq!(score(&[0, 0, 0, 0], &[0, 1, 2, 3]), 0.25);
+        // the cluster that is matched is not the first, nor is the class
+        assert_eq!(score(&[0, 1, 1, 1], &[0, 0, 0, 0]), 0.75);
+        assert_eq!(score(&[0, 0, 0, 0], &[0, 1, 1, 1]), 0.75);
     }
 
     fn cheapest_by_trying(costs: &[Vec<i64>], used: &mut Vec<bool>, row: usize) -> i64 {
