@@ -170,22 +170,22 @@ apart() { # two runs, step: how far their losses are apart, as a share
 part_trains() {
     local common far wait
     common=(train --data sample:train --force --set steps=100 --set monitor.log_every=1)
-    run run-cuda "$binary" "${common[@]}" --device cuda --out cuda
-    run run-again "$binary" "${common[@]}" --device cuda --out again --set steps=20
-    far="$(apart cuda again 20)"
+    run run-cuda "$binary" "${common[@]}" --device cuda --out gpu
+    run run-again "$binary" "${common[@]}" --device cuda --out gpu-again --set steps=20
+    far="$(apart gpu gpu-again 20)"
     row "losses, again, step 20" "the same" "$far apart" "$(is "$far == 0")"
-    run run-crops "$binary" "${common[@]}" --device cuda --out crops --set data.loader.crops_on=gpu
-    far="$(apart cuda crops 100)"
+    run run-crops "$binary" "${common[@]}" --device cuda --out gpu-crops --set data.loader.crops_on=gpu
+    far="$(apart gpu gpu-crops 100)"
     row "losses, crops on the GPU, step 100" "the same" "$far apart" "$(is "$far == 0")"
-    run run-bf16 "$binary" "${common[@]}" --device cuda --out bf16 --set compute=bf16
+    run run-bf16 "$binary" "${common[@]}" --device cuda --out gpu-bf16 --set compute=bf16
     run run-cpu "$binary" "${common[@]}" --device cpu --out cpu
-    far="$(apart cpu cuda 1)"
+    far="$(apart cpu gpu 1)"
     row "losses, CPU and GPU, step 1" "1e-4 or less" "$far" "$(is "$far <= 1e-4")"
-    far="$(apart cpu cuda 100)"
+    far="$(apart cpu gpu 100)"
     row "losses, CPU and GPU, step 100" "2e-2 or less" "$far" "$(is "$far <= 2e-2")"
-    far="$(apart cpu bf16 100)"
+    far="$(apart cpu gpu-bf16 100)"
     row "losses, CPU and bf16, step 100" "3e-2 or less" "$far" "$(is "$far <= 3e-2")"
-    run run-distil "$binary" distill --teacher cuda --recipe distill-features --device cuda --data sample:train --out student --force \
+    run run-distil "$binary" distill --teacher gpu --recipe distill-features --device cuda --data sample:train --out student --force \
         --set steps=30 --set monitor.log_every=1
     far="$(calculate "$(loss_at student 30) / $(loss_at student 1)")"
     row distillation "loss below the first" "${far:-no number} of it" "$(is "${far:-9} < 1")"
