@@ -293,7 +293,7 @@ mod tests {
             assert_eq!(values(&global), part.batch().global);
             let local = local.map(|local| values(&local)).unwrap_or_default();
             assert_eq!(local, part.batch().local);
-            assert!(part.sent().unwrap().masks().is_some());
+            assert_eq!(part.sent().unwrap().masks().is_some(), config.draws_masks());
         }
     }
 
