@@ -11,6 +11,8 @@ use polars_parquet::parquet::page::{DataPage, split_buffer};
 use polars_parquet::parquet::schema::types::PhysicalType;
 use polars_parquet::read::{BasicDecompressor, ColumnChunkMetadata, PageReader};
 
+use super::footer::varint;
+
 /// Bytes of a value for each byte of the file that a file of equal values, packed well, is trusted with.
 const EXPANSION: u64 = 1024;
 /// Bytes that every file is trusted with.
@@ -149,20 +151,6 @@ fn delta_end(mut rest: &[u8], most: u64) -> Option<&[u8]> {
         left = left.saturating_sub(block);
     }
     Some(rest)
-}
-
-/// A number in 7 bits a byte.
-fn varint(bytes: &mut &[u8]) -> Option<u64> {
-    let mut value = 0;
-    for shift in (0..64).step_by(7) {
-        let (&byte, rest) = bytes.split_first()?;
-        *bytes = rest;
-        value |= u64::from(byte & 127) << shift;
-        if byte < 128 {
-            return Some(value);
-        }
-    }
-    None
 }
 
 #[cfg(test)]

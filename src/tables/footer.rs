@@ -69,15 +69,7 @@ impl Walk<'_> {
     }
 
     fn varint(&mut self) -> Option<u64> {
-        let mut value = 0;
-        for shift in (0..64).step_by(7) {
-            let byte = self.byte()?;
-            value |= u64::from(byte & 127) << shift;
-            if byte < 128 {
-                return Some(value);
-            }
-        }
-        None
+        varint(&mut self.rest)
     }
 
     /// A number of elements, each of which takes a byte or more.
@@ -141,6 +133,20 @@ impl Walk<'_> {
             _ => None,
         }
     }
+}
+
+/// The number at the beginning of `bytes`, in 7 bits a byte, which is taken from them.
+pub(super) fn varint(bytes: &mut &[u8]) -> Option<u64> {
+    let mut value = 0;
+    for shift in (0..64).step_by(7) {
+        let (&byte, rest) = bytes.split_first()?;
+        *bytes = rest;
+        value |= u64::from(byte & 127) << shift;
+        if byte < 128 {
+            return Some(value);
+        }
+    }
+    None
 }
 
 #[cfg(test)]

@@ -2,15 +2,6 @@
 
 use super::contingency::Contingency;
 
-/// Share of rows whose cluster is matched to their class, under the matching that maximises it ([`best_matching`]).
-pub fn hungarian_accuracy(table: &Contingency) -> f64 {
-    let matched = best_matching(table).into_iter().enumerate();
-    let right: u64 = matched
-        .filter_map(|(cluster, class)| Some(table.counts[cluster * table.n_classes + class?]))
-        .sum();
-    right as f64 / table.total as f64
-}
-
 /// The class of each cluster in the one-to-one matching with the most rows in place. With more clusters than classes those
 /// left over have none.
 pub fn best_matching(table: &Contingency) -> Vec<Option<usize>> {
@@ -86,6 +77,15 @@ fn cheapest_assignment(n: usize, cost: impl Fn(usize, usize) -> i64) -> Vec<usiz
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    /// Share of rows whose cluster is matched to their class, under the matching that maximises it ([`best_matching`]).
+    fn hungarian_accuracy(table: &Contingency) -> f64 {
+        let matched = best_matching(table).into_iter().enumerate();
+        let right: u64 = matched
+            .filter_map(|(cluster, class)| Some(table.counts[cluster * table.n_classes + class?]))
+            .sum();
+        right as f64 / table.total as f64
+    }
 
     #[test]
     fn left_over_clusters_are_wrong() {

@@ -105,7 +105,12 @@ impl Common<'_> {
     }
 
     /// The settings for the result.
-    pub(super) fn settings(&self, trials: &[Trial], chosen: usize) -> Value {
+    pub(super) fn settings(
+        &self,
+        trials: &[Trial],
+        chosen: usize,
+        [head, loss, optimizer]: [&str; 3],
+    ) -> Value {
         let selected_on = match trials {
             [_] => "nothing: one learning rate".to_owned(),
             _ => split_name(self.val_fraction),
@@ -122,6 +127,9 @@ impl Common<'_> {
             "refit": "chosen learning rate, all training images",
             "augmentation": "none: features are extracted once",
             "seed": self.seed,
+            "head": head,
+            "loss": loss,
+            "optimizer": optimizer,
         })
     }
 }
@@ -182,7 +190,7 @@ mod tests {
             (1, 0.3, None)
         );
         assert_eq!(
-            one.settings(&trials, 0)["selected_on"],
+            one.settings(&trials, 0, ["", "", ""])["selected_on"],
             "nothing: one learning rate"
         );
     }

@@ -272,22 +272,19 @@ impl DepthEstimator {
     }
 
     fn settings(&self, config: &DepthConfig) -> Value {
-        let mut settings = config.common().settings(&self.trials, self.chosen);
-        let (head, loss, optimizer) = match config.protocol {
-            Protocol::Fast => (
+        let words = match config.protocol {
+            Protocol::Fast => [
                 "1x1 convolution to bins on standardised patches, read four times finer",
                 "SigLoss of a batch, without the reference's gradient term",
                 "AdamW, warm-up over a third, cosine to 0",
-            ),
-            Protocol::Paper => (
+            ],
+            Protocol::Paper => [
                 "1x1 convolution to bins on patches as they are, read four times finer",
                 "SigLoss of two windows, without the reference's gradient term, which is 0 for two images",
                 "AdamW, momentum from 0.95 to 0.85 and back, gradients up to a norm of 35, warm-up over a third, cosine to 0",
-            ),
+            ],
         };
-        settings["head"] = json!(head);
-        settings["loss"] = json!(loss);
-        settings["optimizer"] = json!(optimizer);
+        let mut settings = config.common().settings(&self.trials, self.chosen, words);
         settings["bins"] = json!(config.bins);
         settings["min_depth"] = json!(config.range.0);
         settings["max_depth"] = json!(config.range.1);

@@ -235,22 +235,19 @@ impl Segmenter {
     }
 
     fn settings(&self, config: &SegmentConfig) -> Value {
-        let mut settings = config.common().settings(&self.trials, self.chosen);
-        let (head, loss, optimizer) = match config.protocol {
-            Protocol::Fast => (
+        let words = match config.protocol {
+            Protocol::Fast => [
                 "1x1 convolution on patches standardised over all training images",
                 "cross-entropy on pixels, logits resized bilinearly",
                 "AdamW, warm-up, linear decay to 0",
-            ),
-            Protocol::Paper => (
+            ],
+            Protocol::Paper => [
                 "batch norm and a 1x1 convolution",
                 "cross-entropy on pixels, logits resized bilinearly, divided by all pixels of a batch",
                 "AdamW, all parameters decay, warm-up, linear decay to 0",
-            ),
+            ],
         };
-        settings["head"] = json!(head);
-        settings["loss"] = json!(loss);
-        settings["optimizer"] = json!(optimizer);
+        let mut settings = config.common().settings(&self.trials, self.chosen, words);
         settings["classes"] = json!(self.classes);
         settings["train_windows"] = json!(self.windows);
         settings["bootstrap_resamples"] = json!(config.bootstrap_resamples);
