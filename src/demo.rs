@@ -12,12 +12,13 @@ use polars::prelude::{Column, DataFrame};
 use serde_json::json;
 
 use crate::data::{self, DecodeOptions};
+use crate::device::{Device, Precision};
 use crate::evaluate::Folders;
 use crate::export::{Dtype, ExportRequest, export, untrained};
 use crate::extract::model::{self, ModelOptions, OutputChoice, PreprocessOverrides};
 use crate::extract::{BatchSize, ErrorPolicy, ExtractOptions, Layout, Values, extract};
 use crate::lock::FolderLock;
-use crate::runtime::{Device, Precision, RuntimeOptions};
+use crate::runtime::RuntimeOptions;
 use crate::train::recipes::{self, DataFacts, Overrides};
 use crate::train::run::{self as training, TrainRequest};
 use crate::train::start::Start;

@@ -1,11 +1,12 @@
-//! One tool for the whole life of a frozen visual feature. Data flows one way:
-//! `data -> train -> models -> export -> extract -> eval -> report`.
+//! One tool for the whole life of a frozen visual feature. Data flows one way, and a folder imports only what stands before it in the
+//! table of ARCHITECTURE.md: data, then training, export, extraction, evaluation, reports, and the command on top.
 #![warn(missing_docs)]
 
 pub mod cli;
 pub mod curate;
 pub mod data;
 pub mod demo;
+pub mod device;
 pub mod distill;
 pub mod draw;
 pub mod error;
@@ -19,6 +20,7 @@ pub mod lock;
 pub mod programs;
 mod quiet;
 pub mod report;
+pub mod results;
 pub mod rng;
 pub mod runtime;
 pub mod tables;

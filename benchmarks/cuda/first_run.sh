@@ -29,8 +29,8 @@ advice() { # row
     case "$1" in
     libraries) echo "find / -name 'libcublas.so.13*' -o -name 'libcuda.so.1' 2>/dev/null; put both folders into LD_LIBRARY_PATH" ;;
     GPU) echo "nvidia-smi; a driver older than CUDA 13.0 (580) gives 'undefined symbol cu...' or INVALID_PTX: build with that version's nvcc" ;;
-    "exact product") echo "2e-4 to 1e-3 is f16 or TF32 in f32 products: CUBLAS_PEDANTIC_MATH of src/runtime/gpu.rs is not obeyed; call cublasGemmEx with CUBLAS_GEMM_DEFAULT" ;;
-    "long sum") echo "parts of a sum are rounded to bf16: CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION of src/runtime/gpu.rs is not obeyed" ;;
+    "exact product") echo "2e-4 to 1e-3 is f16 or TF32 in f32 products: CUBLAS_PEDANTIC_MATH of src/device/gpu.rs is not obeyed; call cublasGemmEx with CUBLAS_GEMM_DEFAULT" ;;
+    "long sum") echo "parts of a sum are rounded to bf16: CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION of src/device/gpu.rs is not obeyed" ;;
     "operations"*) echo "read ops-*.txt row by row: rows of 257 tokens alone wrong: fused_attention.cu (racecheck; suits() false to go on); 'no kernel image': a kernel of candle that must not be called; illegal address: CUDA_LAUNCH_BLOCKING=1, then memcheck names the kernel" ;;
     "first process") echo "it translates PTX once (~/.nv/ComputeCache); far longer: the cache folder cannot be written (CUDA_CACHE_PATH)" ;;
     "three steps") echo "tail right-steps.txt; INVALID_CONTEXT: a release on a thread without context; OUT_OF_MEMORY: cuda_peak_bytes of a smaller batch" ;;
@@ -42,7 +42,7 @@ advice() { # row
     "losses, CPU"*) echo "NaN in bf16 only: ops in bf16, then --set sequence_packing=false; off from step 1: ops in f32" ;;
     "losses, crops"*) echo "kernels of augment.cu round otherwise than the processor: bench train's crops by the tests of src/train/feed" ;;
     "losses, again"*) echo "CUBLAS_WORKSPACE_CONFIG=:4096:8; if equal then, it is cuBLAS; else racecheck over bench ops" ;;
-    distillation) echo "'opened a second time': src/runtime/gpu.rs opens one device a number; NaN: the teacher's stream" ;;
+    distillation) echo "'opened a second time': src/device/gpu.rs opens one device a number; NaN: the teacher's stream" ;;
     "waiting"*) echo "data_wait of feed-*.txt: decoding is the limit; more cores, or smaller images on disk" ;;
     esac
 }

@@ -7,9 +7,10 @@ use macula_models::weights::LoadOptions;
 
 use crate::data::transform::Resize;
 use crate::data::{Columns, DecodeOptions, Interpolation, SampleRange};
+use crate::device::{Device, Precision};
 use crate::extract::model::{ModelOptions, OutputChoice, PreprocessOverrides};
 use crate::extract::{BatchSize, ErrorPolicy, ExtractOptions, Layout, Shard, Values};
-use crate::runtime::{Device, Precision, RuntimeOptions};
+use crate::runtime::{Flavor, RuntimeOptions};
 use crate::{Error, Result};
 
 /// Where and with how many threads to run.
@@ -36,7 +37,7 @@ impl RunArgs {
     pub fn runtime(&self) -> RuntimeOptions {
         RuntimeOptions {
             ort_lib: self.ort_lib.clone(),
-            flavor: self.device.flavor(),
+            flavor: Flavor::of_device(self.device),
             ..RuntimeOptions::default()
         }
     }

@@ -4,8 +4,10 @@ use clap::Args;
 
 use super::run_folder::{RunFolderArgs, look_at};
 use crate::data::{self, Source};
-use crate::distill::{self, DistillConfig, FrozenTeacher, OnnxSettings, recipes};
+use crate::distill::{self, OnnxSettings, recipes};
+use crate::train::config::DistillConfig;
 use crate::train::config::TrainConfig;
+use crate::train::distillation::FrozenTeacher;
 use crate::train::observe::METERS_HELP;
 use crate::train::start::Start;
 use crate::{Error, Result};

@@ -5,7 +5,8 @@ use clap::Args;
 use super::args::RunArgs;
 use super::output;
 use crate::Result;
-use crate::runtime::{CUDA_TRAINER, DoctorReport};
+use crate::device::CUDA_TRAINER;
+use crate::runtime::DoctorReport;
 
 /// Arguments of `macula doctor`.
 #[derive(Debug, Args)]

@@ -9,9 +9,9 @@ use serde_json::json;
 
 use super::args::start_threads;
 use super::output;
-use crate::evaluate::read_column;
 use crate::extract::FeatureFolder;
 use crate::extract::folder::Features;
+use crate::extract::read_column;
 use crate::index::{self, IndexOptions, Kind, Manifest, OpenIndex, score_table, write_hits};
 use crate::{Result, files};
 

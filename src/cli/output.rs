@@ -6,7 +6,7 @@ use std::path::Path;
 use macula_eval::table::EvalResult;
 
 use crate::lock::FolderLock;
-use crate::report::RESULT_FILE;
+use crate::results::RESULT_FILE;
 use crate::{Error, Result, files};
 
 /// Prints `text` and a line end to stdout.

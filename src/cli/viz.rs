@@ -225,7 +225,7 @@ impl OpenArgs {
             outputs: OutputChoice::Default,
             preprocess: self.preprocess.overrides(),
             device: self.run.device,
-            compute: crate::runtime::Precision::F32,
+            compute: crate::device::Precision::F32,
             threads: self.run.threads,
             ort_lib: self.run.ort_lib.clone(),
             checkpoint: self.checkpoint.load_options(),

@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use super::ledger::{Earlier, Ledger};
 use super::origin::Origin;
-use crate::evaluate::{default_column, read_column};
 use crate::extract::FeatureFolder;
 use crate::extract::folder::Features;
+use crate::extract::{default_column, read_column};
 use crate::{Error, Result};
 
 /// The rows a step judges.

@@ -9,13 +9,12 @@ use macula_models::heads::{DinoHead, DinoHeadConfig, LinearClassifier, classifie
 use macula_models::vit::{Layers, VisionTransformer, VitConfig};
 use macula_models::weights::{self, LoadOptions, PREPROCESS_KEY, Tensors};
 
-use super::config::{DistillConfig, TeacherOffer};
-use super::teacher::{FrozenTeacher, TeacherFacts, TeacherFeatures, TeacherSize, Wanted};
 use crate::data::mask::Grid;
 use crate::data::transform::{IMAGENET_MEAN, IMAGENET_STD};
 use crate::extract::model::normalisation_of;
 use crate::train::checkpoint::{Checkpoints, Saved};
-use crate::train::config::HeadConfig;
+use crate::train::config::{DistillConfig, HeadConfig, TeacherOffer};
+use crate::train::distillation::{FrozenTeacher, TeacherFacts, TeacherFeatures, TeacherSize, Wanted};
 use crate::train::network::NetworkConfig;
 use crate::train::run::saved_config;
 use crate::{Error, Result};

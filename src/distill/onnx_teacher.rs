@@ -4,12 +4,14 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 
-use super::config::{DistillConfig, OnnxOutput, TeacherOffer};
-use super::teacher::{FrozenTeacher, OnnxSettings, TeacherFacts, TeacherFeatures, TeacherSize, Wanted};
+use super::OnnxSettings;
 use crate::data::mask::Grid;
+use crate::device::Precision;
 use crate::extract::model::{levels, normalisation_of};
 use crate::identity::onnx_sha256;
-use crate::runtime::{OnnxModel, Precision, Runtime, RuntimeOptions, SessionOptions, TensorInfo};
+use crate::runtime::{Flavor, OnnxModel, Runtime, RuntimeOptions, SessionOptions, TensorInfo};
+use crate::train::config::{DistillConfig, OnnxOutput, TeacherOffer};
+use crate::train::distillation::{FrozenTeacher, TeacherFacts, TeacherFeatures, TeacherSize, Wanted};
 use crate::{Error, Result};
 
 const CLS: &str = "cls";
@@ -54,7 +56,7 @@ impl OnnxTeacher {
         let sha256 = onnx_sha256(path)?;
         let runtime = Runtime::open(&RuntimeOptions {
             ort_lib: settings.ort_lib.clone(),
-            flavor: settings.device.flavor(),
+            flavor: Flavor::of_device(settings.device),
             ..RuntimeOptions::default()
         })?;
         let session = OnnxModel::open(

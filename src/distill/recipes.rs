@@ -3,9 +3,8 @@
 
 use macula_models::vit::{FeedForwardKind, VitConfig};
 
-use super::config::{DistillConfig, TeacherOffer, Term};
-use super::teacher::TeacherFacts;
-use crate::train::config::{BackboneConfig, Centering, TrainConfig};
+use crate::train::config::{BackboneConfig, Centering, DistillConfig, TeacherOffer, Term, TrainConfig};
+use crate::train::distillation::TeacherFacts;
 use crate::train::recipes::{self, DataFacts};
 use crate::{Error, Result};
 
@@ -160,8 +159,8 @@ fn alone(config: &mut TrainConfig) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::distill::teacher::TeacherSize;
     use crate::train::config::HeadConfig;
+    use crate::train::distillation::TeacherSize;
 
     fn head(prototypes: usize) -> HeadConfig {
         HeadConfig {

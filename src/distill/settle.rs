@@ -1,11 +1,9 @@
 //! The last word on a distillation's settings, once teacher and source are known: everything they decide is entered, and
 //! what they cannot serve is refused before a run begins.
 
-use super::config::Term;
-use super::labels::Labels;
-use super::teacher::TeacherFacts;
 use crate::data::Source;
-use crate::train::config::TrainConfig;
+use crate::train::config::{Term, TrainConfig};
+use crate::train::distillation::{Labels, TeacherFacts};
 use crate::{Error, Result};
 
 /// `config` with what `teacher` and `source` decide.

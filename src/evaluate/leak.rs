@@ -6,10 +6,8 @@ use macula_eval::protocols::leak;
 use polars::prelude::{CsvWriter, DataFrame, PolarsError, SerWriter as _, df};
 
 use super::LabelledPair;
+use crate::results::PAIRS_FILE;
 use crate::{Error, Result, files};
-
-/// Name of the file beside a result that lists the pairs.
-pub(super) const PAIRS_FILE: &str = "near_duplicates.csv";
 
 /// What a leak check found.
 #[derive(Debug, Clone, PartialEq)]

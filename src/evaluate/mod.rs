@@ -1,23 +1,16 @@
 //! From feature folders to a protocol: reads columns, matches labels of train and test ([`labels`]), and checks that the
-//! two folders belong together. `single` reads what protocols without a training set take, `predictions` keeps what was said
-//! of each test row, `compare` reads two of those again, `leak` looks for test rows among the training rows. `dense` goes
+//! two folders belong together. `single` reads what protocols without a training set take, `leak` looks for test
+//! rows among the training rows. `dense` goes
 //! from images with masks or depths to a result without a folder between, `robustness` from images that are spoilt first.
 
-mod compare;
 pub mod dense;
 pub mod labels;
 mod leak;
-mod predictions;
 pub mod robustness;
 mod single;
 
-pub use compare::{Paired, compare, paired};
 pub use leak::{NearDuplicates, near_duplicates};
-pub use predictions::{PREDICTIONS_FILE, per_class_result, save_predictions};
-pub use single::{
-    Labelled, all_labelled, by_name, default_column, describe_folders, encode, read_column, read_labelled,
-};
-use single::{cls_blocks, cls_of};
+pub use single::{Labelled, all_labelled, by_name, describe_folders, encode, read_labelled};
 
 use std::path::{Path, PathBuf};
 
@@ -27,7 +20,7 @@ use macula_eval::table::EvalResult;
 use macula_eval::{LabelSet, Matrix};
 
 use crate::extract::model::{self, ModelOptions, OpenModel};
-use crate::extract::{ExtractOptions, FeatureFolder, extract};
+use crate::extract::{ExtractOptions, FeatureFolder, cls_blocks, cls_of, default_column, extract};
 use crate::{Error, Result, data};
 
 /// Features and labels of train and test, ready for a protocol.

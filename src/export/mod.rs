@@ -20,8 +20,9 @@ use macula_models::weights::Checkpoint;
 use serde::Serialize;
 
 use crate::data::{self, Preprocess};
+use crate::device::Precision;
 use crate::files::refuse_existing;
-use crate::runtime::{OnnxModel, Precision, Runtime, RuntimeOptions, SessionOptions};
+use crate::runtime::{OnnxModel, Runtime, RuntimeOptions, SessionOptions};
 use crate::{Error, Result, rng};
 use drift::Images;
 
@@ -324,7 +325,7 @@ fn metadata(
 /// An ONNX file on the processor, by ONNX Runtime's own kernels.
 fn open_session(file: &Path, runtime: &RuntimeOptions, threads: usize) -> Result<OnnxModel> {
     let options = SessionOptions {
-        device: crate::runtime::Device::Cpu,
+        device: crate::device::Device::Cpu,
         threads,
         compute: Precision::F32,
     };

@@ -2,11 +2,13 @@
 //! that is written and read back.
 
 pub mod batch;
+pub mod column;
 pub mod folder;
 pub mod model;
 pub mod pipeline;
 
 pub use batch::BatchSize;
+pub use column::{cls_blocks, cls_of, default_column, read_column};
 pub use folder::{FeatureFolder, Layout, Meta, OutputSpec, Values};
 pub use model::FeatureModel;
 pub use pipeline::{ErrorPolicy, ExtractOptions, ExtractReport, Shard, StageTimes, extract};

@@ -10,9 +10,9 @@ use polars::prelude::{DataFrame, ParquetWriter, PolarsError, df};
 
 use super::manifest::{METRIC, MeasuredRecall};
 use super::{FORMAT_VERSION, Kind, LINKS_FILE, MANIFEST_FILE, Manifest, ROWS_FILE, VECTORS_FILE};
-use crate::evaluate::{default_column, read_column};
 use crate::extract::FeatureFolder;
 use crate::extract::folder::Features;
+use crate::extract::{default_column, read_column};
 use crate::lock::FolderLock;
 use crate::{Error, Result, files, rng};
 

@@ -4,9 +4,8 @@
 
 use macula_eval::stats::{BootstrapConfig, holm};
 
-use super::results::StoredResult;
 use super::table::{Cell, Table};
-use crate::evaluate::{PREDICTIONS_FILE, paired};
+use crate::results::{PREDICTIONS_FILE, StoredResult, paired};
 use crate::{Error, Result};
 
 /// Corrected p-values below this count as a difference.

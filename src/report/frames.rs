@@ -4,8 +4,8 @@ use macula_eval::Error as EvalError;
 use polars::prelude::{Column as Series, CsvWriter, DataFrame, ParquetWriter, SerWriter as _};
 
 use super::baseline::Test;
-use super::results::StoredResult;
 use super::table::{Cell, Column, Table};
+use crate::results::StoredResult;
 use crate::{Error, Result};
 
 /// One row a model: for each measure its value, `low` and `high`, and with a baseline `difference` and `p_holm`.

@@ -1,4 +1,4 @@
-//! Many results as one table and one page. `results` finds and reads what evaluations kept, `tasks` says which numbers of a
+//! Many results as one table and one page. `tasks` says which numbers of a
 //! protocol stand for it, `names` which model and which images a result speaks of, `table` puts them together and `baseline`
 //! compares; `frames`, `text`, `latex` and `html` write the table for programs, terminals, papers and people. Nothing here
 //! computes a feature or a score: data flows from eval to report.
@@ -9,7 +9,6 @@ mod grid;
 mod html;
 mod latex;
 mod names;
-mod results;
 mod table;
 mod tasks;
 #[cfg(test)]
@@ -22,9 +21,9 @@ use macula_eval::stats::BootstrapConfig;
 use serde_json::{Value, json};
 
 pub use self::baseline::{Difference, SIGNIFICANT, Test, Verdict};
-pub use self::results::{RESULT_FILE, StoredResult, read_all};
 pub use self::table::{Cell, Column, Table};
 
+use crate::results::StoredResult;
 use crate::{Error, Result, files};
 
 /// The last file of a report that is written: where it stands, the others are whole.

@@ -8,9 +8,9 @@ use std::path::Path;
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
-use super::results::StoredResult;
 use crate::files;
 use crate::identity::{Difference, difference, fingerprint_in, source_difference};
+use crate::results::StoredResult;
 
 /// Digits of a hash that tell two files of one name apart.
 const HASH_DIGITS: usize = 6;

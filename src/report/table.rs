@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::names;
-use super::results::StoredResult;
 use super::tasks::{self, Number};
+use crate::results::StoredResult;
 use crate::{Error, Result};
 
 /// Models by measures.

@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value};
 
-use super::results::StoredResult;
+use crate::results::StoredResult;
 use crate::{Error, Result};
 
 /// One number of a result, as a report shows it.

@@ -15,8 +15,9 @@ use super::locate::{Candidate, Places, loader_looks_here};
 use super::manifest::Depth;
 use super::provision::installed;
 use super::wheels::{Flavor, WHEELS, pinned};
-use super::{gpu, pip, providers};
+use super::{pip, providers};
 use crate::Error;
+use crate::device;
 
 /// Something that is missing or damaged.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -132,7 +133,7 @@ impl DoctorReport {
             cuda_driver,
             cuda_libraries,
             cuda_trainer,
-            gpu: gpu::describe(),
+            gpu: device::describe(),
             missing,
         }
     }

@@ -3,145 +3,15 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
-
-use ort::ep::{
-    self, ArbitrarilyConfigurableExecutionProvider as _, ExecutionProvider as _, ExecutionProviderDispatch,
-};
-use serde::Serialize;
 
 use super::cpu::cpu_features;
 use super::environment::Runtime;
-use super::gpu;
 use super::wheels::Flavor;
+use crate::device::{Device, Precision};
 use crate::{Error, Result};
-
-/// Whether this build trains and runs checkpoints on a GPU.
-pub const CUDA_TRAINER: bool = cfg!(feature = "cuda");
-
-/// `--device`: where a network runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Device {
-    /// The fastest of what the library and the machine have, if its features are the processor's; a line says which.
-    #[default]
-    Auto,
-    /// The processor, with ONNX Runtime's own kernels or candle.
-    Cpu,
-    /// The processor, with OpenVINO's kernels.
-    OpenVino,
-    /// The GPU with this number.
-    Cuda(usize),
-    /// The GPU with this number, with TensorRT's kernels, which it chooses when a model is opened.
-    TensorRt(usize),
-}
-
-impl Device {
-    /// The build of ONNX Runtime this device needs, if not any.
-    pub fn flavor(self) -> Option<Flavor> {
-        match self {
-            Self::Auto | Self::Cpu => None,
-            Self::OpenVino => Some(Flavor::Openvino),
-            Self::Cuda(_) | Self::TensorRt(_) => Some(Flavor::Cuda),
-        }
-    }
-
-    /// The device candle runs on. `auto` is the first GPU where this build can use one and it answers, else the processor.
-    ///
-    /// # Errors
-    /// A GPU that does not answer, or any where this build cannot use one.
-    pub fn candle(self) -> Result<candle_core::Device> {
-        match self {
-            Self::Cpu => Ok(candle_core::Device::Cpu),
-            Self::Auto if CUDA_TRAINER => Ok(gpu::open(0).unwrap_or(candle_core::Device::Cpu)),
-            Self::Auto => Ok(candle_core::Device::Cpu),
-            Self::OpenVino | Self::TensorRt(_) => Err(Error::input(
-                format!("--device {self}"),
-                "it runs ONNX files only; expected cpu or cuda here, or export to ONNX first",
-            )),
-            Self::Cuda(number) if CUDA_TRAINER => gpu::open(number)
-                .map_err(|error| Error::failed(format!("--device {self}"), error.to_string())),
-            Self::Cuda(_) => Err(Error::failed(
-                format!("--device {self}"),
-                "this build of macula trains and runs checkpoints on the processor only; build it with `--features cuda` (see \
-                 GUIDE), or export to ONNX to run on a GPU",
-            )),
-        }
-    }
-}
-
-impl fmt::Display for Device {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Auto => f.write_str("auto"),
-            Self::Cpu => f.write_str("cpu"),
-            Self::OpenVino => f.write_str("openvino"),
-            Self::Cuda(0) => f.write_str("cuda"),
-            Self::Cuda(number) => write!(f, "cuda:{number}"),
-            Self::TensorRt(0) => f.write_str("tensorrt"),
-            Self::TensorRt(number) => write!(f, "tensorrt:{number}"),
-        }
-    }
-}
-
-impl FromStr for Device {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        let number = |digits: &str| digits.parse::<u16>().ok().map(usize::from);
-        let device = match text {
-            "auto" => Some(Self::Auto),
-            "cpu" => Some(Self::Cpu),
-            "openvino" => Some(Self::OpenVino),
-            "cuda" => Some(Self::Cuda(0)),
-            "tensorrt" => Some(Self::TensorRt(0)),
-            other => match other.split_once(':') {
-                Some((_, digits)) if digits.starts_with('+') => None,
-                Some(("cuda", digits)) => number(digits).map(Self::Cuda),
-                Some(("tensorrt", digits)) => number(digits).map(Self::TensorRt),
-                _ => None,
-            },
-        };
-        device.ok_or_else(|| {
-            Error::input(
-                "--device",
-                format!("expected auto, cpu, openvino, cuda[:N] or tensorrt[:N], found `{text}`"),
-            )
-        })
-    }
-}
-
-/// `--compute`: the numbers that a network's matrix products are computed in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    /// Single precision.
-    #[default]
-    F32,
-    /// bfloat16: faster on processors with AVX512-BF16 or AMX, and on GPUs.
-    Bf16,
-    /// Half precision.
-    F16,
-}
-
-impl fmt::Display for Precision {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-            Self::F16 => "f16",
-        })
-    }
-}
-
-impl FromStr for Precision {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        let all = [Self::F32, Self::Bf16, Self::F16];
-        let found = all.into_iter().find(|precision| precision.to_string() == text);
-        found.ok_or_else(|| Error::input("--compute", format!("expected f32, bf16 or f16, found `{text}`")))
-    }
-}
+use ort::ep::{
+    self, ArbitrarilyConfigurableExecutionProvider as _, ExecutionProvider as _, ExecutionProviderDispatch,
+};
 
 /// What runs a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -368,40 +238,6 @@ mod tests {
             precision,
             driver,
         )
-    }
-
-    #[test]
-    fn devices_are_read_as_they_are_written() {
-        for text in [
-            "auto",
-            "cpu",
-            "openvino",
-            "cuda",
-            "cuda:3",
-            "tensorrt",
-            "tensorrt:1",
-        ] {
-            assert_eq!(text.parse::<Device>().unwrap().to_string(), text);
-        }
-        assert_eq!("cuda:0".parse::<Device>().unwrap(), Device::Cuda(0));
-        for text in [
-            "gpu",
-            "cuda:",
-            "cuda:-1",
-            "cuda:+1",
-            "CUDA",
-            "",
-            "cuda:99999",
-            "cpu:1",
-        ] {
-            let error = text.parse::<Device>().unwrap_err().to_string();
-            assert_eq!(
-                error,
-                format!("--device: expected auto, cpu, openvino, cuda[:N] or tensorrt[:N], found `{text}`")
-            );
-        }
-        assert_eq!("bf16".parse::<Precision>().unwrap(), Precision::Bf16);
-        assert!("int8".parse::<Precision>().is_err());
     }
 
     #[test]

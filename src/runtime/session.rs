@@ -10,8 +10,9 @@ use super::environment::Runtime;
 use super::fastest::fastest;
 use super::inputs::Inputs;
 use super::messages::short_reason;
-use super::providers::{Device, Precision, Provider, choose};
+use super::providers::{Provider, choose};
 use super::tensors::{Dim, OutputTensor, OutputView, TensorInfo, as_f32};
+use crate::device::{Device, Precision};
 use crate::{Error, Result};
 
 /// How a model is opened.

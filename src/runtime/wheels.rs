@@ -9,6 +9,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::device::Device;
 use crate::{Error, Result};
 
 /// The oldest `(major, minor)` of ONNX Runtime whose API the bindings can use (`api-24`).
@@ -28,6 +29,15 @@ pub enum Flavor {
 }
 
 impl Flavor {
+    /// The build that `device` needs, if not any.
+    pub fn of_device(device: Device) -> Option<Self> {
+        match device {
+            Device::Auto | Device::Cpu => None,
+            Device::OpenVino => Some(Self::Openvino),
+            Device::Cuda(_) | Device::TensorRt(_) => Some(Self::Cuda),
+        }
+    }
+
     /// All flavors, the plain one first.
     pub const ALL: [Self; 3] = [Self::Cpu, Self::Openvino, Self::Cuda];
 

@@ -19,7 +19,7 @@ use crate::data::augment::{MultiCrop, PlannedImage};
 use crate::data::loader::{Batch, CropsOn};
 use crate::data::mask::masks_for_batch;
 use crate::data::{RgbImage, Source};
-use crate::runtime::peak_memory;
+use crate::device::peak_memory;
 use crate::{Error, Result, rng};
 
 /// Side of the matrices whose product measures a processor, and a GPU.

@@ -13,7 +13,8 @@ use macula_models::weights::Tensors;
 use rand::seq::index;
 
 use super::clock::Clock;
-use super::config::{Centering, StepValues, TrainConfig};
+use super::config::{Centering, StepValues, Term, TrainConfig};
+use super::distillation::FrozenTargets;
 use super::failed_in_candle;
 use super::feed::{Part, Sent};
 use super::losses::targets::{SINKHORN_ITERATIONS, SoftmaxCentering, sinkhorn_knopp};
@@ -26,7 +27,6 @@ use super::ranks::{OneRank, Ranks};
 use crate::data::augment::MultiCrop;
 use crate::data::loader::Batch;
 use crate::data::mask::BatchMasks;
-use crate::distill::{FrozenTargets, Term};
 use crate::{Error, Result, rng};
 
 /// Names of the memory's tensors in a checkpoint.

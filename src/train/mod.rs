@@ -10,6 +10,7 @@ pub mod checkpoint;
 mod clock;
 pub mod config;
 pub mod cost;
+pub mod distillation;
 pub mod ema;
 pub mod feed;
 pub mod identity;

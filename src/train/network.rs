@@ -10,11 +10,10 @@ use macula_models::heads::{
 use macula_models::vit::{VisionTransformer, VitConfig, initialise};
 use macula_models::weights::Tensors;
 
-use super::config::{Compute, TrainConfig};
+use super::config::{Compute, DistillConfig, Term, TrainConfig};
 use super::ema::NamedVars;
 use super::failed_in_candle;
 use super::losses::{hog_size, reconstruction_side};
-use crate::distill::{DistillConfig, Term};
 use crate::{Error, Result, rng};
 
 /// The parts of a network, each with the prefix of its weights' names.

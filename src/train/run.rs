@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::checkpoint::Checkpoints;
 use super::config::TrainConfig;
+use super::distillation::{FrozenTargets, FrozenTeacher};
 use super::failed_in_candle;
 use super::feed::{Fed, Feed, Part};
 use super::identity::RunIdentity;
@@ -25,7 +26,6 @@ use super::trainer::{StepReport, Trainer};
 use crate::data::augment::MultiCrop;
 use crate::data::loader::Loader;
 use crate::data::{Preprocess, Source, SourceIdentity};
-use crate::distill::{FrozenTargets, FrozenTeacher};
 use crate::error::toml_line;
 use crate::identity::difference;
 use crate::lock::FolderLock;

@@ -12,6 +12,7 @@ use macula_models::weights::Tensors;
 
 use super::clock::Clock;
 use super::config::{Compute, Schedules, StepValues, TrainConfig};
+use super::distillation::FrozenTargets;
 use super::ema::NamedVars;
 use super::failed_in_candle;
 use super::feed::{self, Part};
@@ -21,8 +22,7 @@ use super::optimizer::{
     Average, Optimizer, OptimizerState, Parameter, clip_scale, gradient_norms, norms_of, squares_on_gpu,
 };
 use super::param_groups::ParamGroupRules;
-use crate::distill::FrozenTargets;
-use crate::runtime::set_products;
+use crate::device::set_products;
 use crate::{Error, Result};
 
 /// A run's networks, optimizer and place in its schedules.

@@ -12,8 +12,8 @@ use rand::seq::SliceRandom as _;
 use super::palette::{KINDS, class};
 use crate::draw::axis::{Axis, Unit};
 use crate::draw::{AXIS, Align, Canvas, Color, GRID, INK, MUTED, Weight, faint};
-use crate::evaluate::{default_column, read_column};
 use crate::extract::FeatureFolder;
+use crate::extract::{default_column, read_column};
 use crate::{Error, Result, rng};
 
 /// Size of the picture.

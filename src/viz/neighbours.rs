@@ -9,9 +9,9 @@ use macula_eval::linalg::normalise::l2_normalise;
 use super::images::Choice;
 use crate::data::{DecodeOptions, RgbImage, SampleRange, Source};
 use crate::draw::{Mark, Sheet, Tile};
-use crate::evaluate::{default_column, read_column};
 use crate::extract::FeatureFolder;
 use crate::extract::folder::Features;
+use crate::extract::{default_column, read_column};
 use crate::{Error, Result, data};
 
 /// A feature folder and the images it was made from.

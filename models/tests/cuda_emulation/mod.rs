@@ -5,7 +5,7 @@
 //!
 //! What it cannot see, and a GPU has to show (`benchmarks/cuda/first_run.sh`):
 //! - the driver's side: streams, events, copies and their waits, two openings of one device, loading of modules, memory running out
-//!   (`train/feed/lane_tests.rs` has a stand-in for streams and events; `runtime/gpu.rs` opens a device once);
+//!   (`train/feed/lane_tests.rs` has a stand-in for streams and events; `device/gpu.rs` opens a device once);
 //! - cuBLAS: which algorithm, how its products round, which layouts it takes. Here products are candle's on the processor;
 //! - candle's own kernels: copies of strided tensors, casts, sums, `index_select`;
 //! - what nvcc makes of a source: whether it compiles at all (host functions in kernels, for one), which operations it fuses (here none

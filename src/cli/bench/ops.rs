@@ -7,7 +7,7 @@ use polars::prelude::{DataFrame, PolarsError, PolarsResult, df};
 
 use super::super::args::RunArgs;
 use super::super::output;
-use crate::runtime::set_products;
+use crate::device::set_products;
 use crate::train::losses::targets::target_cases;
 use crate::{Error, Result};
 

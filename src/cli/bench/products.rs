@@ -6,7 +6,7 @@ use polars::prelude::{DataFrame, PolarsError, PolarsResult, df};
 
 use super::super::args::RunArgs;
 use super::super::output;
-use crate::runtime::set_products;
+use crate::device::set_products;
 use crate::train::product_rates::{GPU_SIZES, ProductRate, SIZES, product_rate};
 use crate::{Error, Result};
 

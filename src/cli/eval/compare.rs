@@ -6,7 +6,7 @@ use clap::Args;
 use macula_eval::stats::BootstrapConfig;
 
 use super::folders::ResultArgs;
-use crate::evaluate::compare;
+use crate::results::compare;
 use crate::{Result, rng};
 
 /// Arguments of `macula eval compare`.

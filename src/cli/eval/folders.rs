@@ -8,8 +8,9 @@ use macula_eval::table::EvalResult;
 use super::super::args::start_threads;
 use super::output;
 use crate::Result;
-use crate::evaluate::{default_column, describe_folders};
+use crate::evaluate::describe_folders;
 use crate::extract::FeatureFolder;
+use crate::extract::default_column;
 use crate::lock::FolderLock;
 
 /// Column and result.

@@ -9,7 +9,8 @@ use macula_eval::table::EvalResult;
 
 use super::output;
 use crate::Result;
-use crate::evaluate::{NearDuplicates, per_class_result, save_predictions};
+use crate::evaluate::NearDuplicates;
+use crate::results::{per_class_result, save_predictions};
 
 /// Predictions on the test rows, and what goes with them.
 pub(super) struct Kept<'a> {

@@ -10,8 +10,9 @@ use macula_eval::{LabelSet, Matrix};
 
 use super::folders::FolderArgs;
 use crate::evaluate::labels::{self, tell_alike};
-use crate::evaluate::{Labelled, by_name, encode, read_column, read_labelled};
+use crate::evaluate::{Labelled, by_name, encode, read_labelled};
 use crate::extract::FeatureFolder;
+use crate::extract::read_column;
 use crate::{Error, Result, rng};
 
 /// Arguments of `macula eval retrieval`.

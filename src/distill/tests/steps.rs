@@ -7,9 +7,8 @@ use candle_core::{Device, Tensor};
 use macula_models::ops::cuda::emulated;
 
 use super::helpers::*;
-use crate::distill::teacher::Wanted;
-use crate::distill::{FrozenTargets, FrozenTeacher, TeacherFacts, TeacherFeatures};
 use crate::train::checkpoint::{self, Checkpoints};
+use crate::train::distillation::{FrozenTargets, FrozenTeacher, TeacherFacts, TeacherFeatures, Wanted};
 use crate::train::testing::cuda_emulation::launcher;
 use crate::train::testing::values;
 use crate::train::trainer::Trainer;

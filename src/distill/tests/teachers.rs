@@ -8,8 +8,8 @@ use macula_models::weights;
 
 use super::helpers::*;
 use crate::Error;
-use crate::distill::teacher::Wanted;
-use crate::distill::{DistillConfig, FrozenTargets, Term};
+use crate::train::config::{DistillConfig, Term};
+use crate::train::distillation::{FrozenTargets, Wanted};
 use crate::train::testing::assert_close;
 
 /// The teacher of `run` as an ONNX file with these outputs.

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::data::SourceIdentity;
 use crate::identity::{fingerprint_in, source_difference};
-use crate::report::{StoredResult, read_all};
+use crate::results::{StoredResult, read_all};
 use crate::{Error, Result};
 
 /// What both results must have been run with, and what it is called.

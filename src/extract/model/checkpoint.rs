@@ -11,8 +11,8 @@ use serde_json::json;
 use super::preprocess::{Size, check_size, of_checkpoint};
 use super::{FeatureModel, ModelOptions, OpenModel, OutputChoice};
 use crate::data::Preprocess;
+use crate::device::{Precision, set_products};
 use crate::extract::OutputSpec;
-use crate::runtime::{Precision, set_products};
 use crate::{Error, Result};
 
 /// Features from a checkpoint.

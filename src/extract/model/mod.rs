@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use super::folder::OutputSpec;
 use crate::data::{Preprocess, Source};
-use crate::runtime::{Device, Precision};
+use crate::device::{Device, Precision};
 use crate::{Error, Result};
 
 pub use checkpoint::{CheckpointModel, OpenNetwork, default_side, open_network};

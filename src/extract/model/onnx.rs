@@ -10,7 +10,7 @@ use super::{FeatureModel, ModelOptions, OpenModel, OutputChoice, PreprocessOverr
 use crate::data::Preprocess;
 use crate::extract::OutputSpec;
 use crate::identity::onnx_sha256;
-use crate::runtime::{OnnxModel, Runtime, RuntimeOptions, SessionOptions, TensorInfo};
+use crate::runtime::{Flavor, OnnxModel, Runtime, RuntimeOptions, SessionOptions, TensorInfo};
 use crate::{Error, Result};
 
 /// Output that is the class token.
@@ -50,7 +50,7 @@ pub(super) fn open(path: &Path, options: &ModelOptions) -> Result<OpenModel> {
     let sha256 = onnx_sha256(path)?;
     let runtime = Runtime::open(&RuntimeOptions {
         ort_lib: options.ort_lib.clone(),
-        flavor: options.device.flavor(),
+        flavor: Flavor::of_device(options.device),
         ..RuntimeOptions::default()
     })?;
     let session_options = SessionOptions {
@@ -339,7 +339,7 @@ mod tests {
     use super::*;
     use crate::data;
     use crate::data::transform::Resize;
-    use crate::runtime::{Device, Precision};
+    use crate::device::{Device, Precision};
 
     fn fixture(name: &str) -> std::path::PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -6,7 +6,7 @@ use std::fs;
 use polars::prelude::{CsvReadOptions, DataFrame, SerReader as _};
 
 use super::escaped;
-use crate::report::results::StoredResult;
+use crate::results::StoredResult;
 
 /// A matrix of more classes cannot be read on a page.
 const MOST_CLASSES: usize = 40;

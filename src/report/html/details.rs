@@ -4,8 +4,8 @@ use serde_json::{Map, Value};
 
 use super::{confusion, escaped};
 use crate::report::grid::value;
-use crate::report::results::StoredResult;
 use crate::report::table::Table;
+use crate::results::StoredResult;
 
 /// Rows of a result's own table that are shown.
 const MOST_ROWS: usize = 200;

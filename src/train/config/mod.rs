@@ -2,6 +2,7 @@
 //! resolved whole is saved as `config.toml` in the run folder, and a resumed run reads it from there.
 
 mod backbone;
+mod distill;
 mod loss;
 mod optimizer;
 mod schedules;
@@ -13,6 +14,7 @@ use macula_models::vit::VitConfig;
 use serde::{Deserialize, Serialize};
 
 pub use backbone::BackboneConfig;
+pub use distill::{DistillConfig, IbotTokens, OnnxOutput, TeacherOffer, Term};
 pub use loss::{HeadConfig, InfoNceConfig, LossConfig};
 pub use optimizer::{LearningRateScaling, OptimizerConfig, OptimizerKind};
 pub use schedules::{Schedules, StepValues};
@@ -22,7 +24,6 @@ use crate::Result;
 use crate::data::augment::MultiCropConfig;
 use crate::data::loader::{BatchPlan, LoaderConfig};
 use crate::data::mask::{Grid, MaskConfig};
-use crate::distill::{DistillConfig, IbotTokens};
 use crate::train::observe::OnlineKnnConfig;
 
 fn yes() -> bool {

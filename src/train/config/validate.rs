@@ -1,7 +1,7 @@
 //! What settings must keep to: every field's range, and that the parts fit together.
 
 use super::TrainConfig;
-use crate::distill::{DistillConfig, Term};
+use super::distill::{DistillConfig, Term};
 use crate::{Error, Result};
 
 /// Fails with the field's name unless `value` lies in `range`.

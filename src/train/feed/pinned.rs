@@ -88,7 +88,7 @@ impl Streams for GpuStreams {
 
     fn write(&self, host: &mut Self::Host, start: usize, piece: &Piece) -> Result<()> {
         // The event that cudarc keeps with such memory, which this waits for, does not tell of copies: it is not recorded where event
-        // tracking is off, as `runtime/gpu.rs` has it.
+        // tracking is off, as `device/gpu.rs` has it.
         let memory = host.as_mut_slice().w()?;
         piece.write(&mut memory[start..start + piece.bytes()]);
         Ok(())

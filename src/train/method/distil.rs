@@ -11,8 +11,9 @@ use macula_models::ops::cuda::upload;
 
 use super::{Asked, Crops, Method, PrototypeTargets, RelationQueues, Seen, SeenCrops, StepLoss, places};
 use crate::data::loader::Batch;
-use crate::distill::{DistillConfig, FrozenTargets, IbotTokens, TeacherFeatures, Term};
 use crate::train::config::StepValues;
+use crate::train::config::{DistillConfig, IbotTokens, Term};
+use crate::train::distillation::{FrozenTargets, TeacherFeatures};
 use crate::train::failed_in_candle;
 use crate::train::losses::{Relations, distillation_kl_loss, feature_distance, relational_loss};
 use crate::{Error, Result};

@@ -13,6 +13,8 @@ use crate::{Error, Result, files};
 
 /// Name of the table of predictions.
 pub const PREDICTIONS_FILE: &str = "predictions.parquet";
+/// Name of the table of near-duplicates of training rows among the test rows.
+pub const PAIRS_FILE: &str = "near_duplicates.csv";
 const PER_CLASS_FILE: &str = "per_class.csv";
 const CONFUSION_PREFIX: &str = "confusion";
 /// A confusion matrix of more classes is a file nobody can read.
@@ -108,7 +110,7 @@ fn remove_earlier(out: &Path) -> Result<()> {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let ours = name == PREDICTIONS_FILE
             || name == PER_CLASS_FILE
-            || name == super::leak::PAIRS_FILE
+            || name == PAIRS_FILE
             || (name.starts_with(CONFUSION_PREFIX) && name.ends_with(".csv"));
         if ours {
             fs::remove_file(&path).map_err(|e| Error::io(&path, e))?;

@@ -7,10 +7,9 @@ use macula_eval::table::EvalResult;
 use polars::prelude::{DataFrame, PolarsError, df};
 use serde_json::json;
 
-use super::PREDICTIONS_FILE;
+use super::{PREDICTIONS_FILE, RESULT_FILE, read_all};
 use crate::data::SourceIdentity;
 use crate::identity::{fingerprint_in, source_difference};
-use crate::report::{RESULT_FILE, read_all};
 use crate::tables::{guarded, read_own};
 use crate::{Error, Result};
 

@@ -142,7 +142,7 @@ fn keep_memory(gpu: &candle_core::CudaDevice) -> candle_core::Result<()> {
 
 /// Name, driver and free memory of the first GPU; `None` where there is none to train on.
 #[cfg(feature = "cuda")]
-pub(super) fn describe() -> Option<String> {
+pub(crate) fn describe() -> Option<String> {
     use candle_core::cuda_backend::cudarc::driver::{CudaContext, sys};
 
     let context = CudaContext::new(0).ok()?;
@@ -166,7 +166,7 @@ pub(super) fn describe() -> Option<String> {
 
 /// As in a build with CUDA.
 #[cfg(not(feature = "cuda"))]
-pub(super) fn describe() -> Option<String> {
+pub(crate) fn describe() -> Option<String> {
     None
 }
 

@@ -8,14 +8,13 @@ use serde_json::json;
 
 use super::align::{PixelFit, resample_grid};
 use super::cache::TeacherCache;
-use super::config::{DistillConfig, Term};
 use super::labels::Labels;
 use super::teacher::{FrozenTeacher, TeacherFeatures, Wanted};
 use crate::data::loader::Batch;
 use crate::data::mask::Grid;
 use crate::data::{Source, SourceIdentity};
 use crate::identity::decoding_of;
-use crate::train::config::TrainConfig;
+use crate::train::config::{DistillConfig, Term, TrainConfig};
 use crate::{Error, Result};
 
 /// A teacher beside the geometry, cache and labels of one run.
