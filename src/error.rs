@@ -49,6 +49,12 @@ pub enum Error {
     Eval(#[from] macula_eval::Error),
 }
 
+impl From<candle_core::Error> for Error {
+    fn from(error: candle_core::Error) -> Self {
+        Self::Models(error.into())
+    }
+}
+
 impl Error {
     /// An [`Error::Input`] about `what`.
     pub fn input(what: impl Into<String>, reason: impl Into<String>) -> Self {

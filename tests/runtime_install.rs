@@ -6,11 +6,12 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use macula::device::{Device, Precision};
 use macula::files;
 use macula::runtime::manifest::Depth;
 use macula::runtime::provision::{install_with, installed};
 use macula::runtime::wheels::{Flavor, WHEELS, Wheel, pinned};
-use macula::runtime::{Device, OnnxModel, Origin, Runtime, RuntimeOptions, SessionOptions, pip};
+use macula::runtime::{OnnxModel, Origin, Runtime, RuntimeOptions, SessionOptions, pip};
 
 /// Set in a child process of [`of_two_processes_one_installs`]: the folder to work in.
 const CHILD_OF: &str = "MACULA_TEST_INSTALL_IN";
@@ -109,7 +110,7 @@ fn the_pinned_wheel_is_what_the_index_has() {
     let session = SessionOptions {
         device: Device::Cpu,
         threads: 1,
-        compute: macula::runtime::Precision::F32,
+        compute: Precision::F32,
     };
     let mut model = OnnxModel::open(runtime, &file, &session).unwrap();
     let outputs = model

@@ -275,8 +275,7 @@ impl FrozenTeacher for OnnxTeacher {
     }
 
     fn features(&mut self, pixels: &Tensor, wanted: &Wanted) -> Result<TeacherFeatures> {
-        let candle = |e: candle_core::Error| Error::Models(e.into());
-        let (n, _, side, _) = pixels.dims4().map_err(candle)?;
+        let (n, _, side, _) = pixels.dims4()?;
         let has_mean = self.outputs.iter().any(|output| output.role == Role::PatchMean);
         let mean_of_patches = wanted.patch_mean && !has_mean;
         let (names, roles) = self.named(|role| match role {
@@ -288,21 +287,20 @@ impl FrozenTeacher for OnnxTeacher {
         let values: Vec<f32> = pixels
             .to_device(&Device::Cpu)
             .and_then(|pixels| pixels.flatten_all())
-            .and_then(|pixels| pixels.to_vec1())
-            .map_err(candle)?;
+            .and_then(|pixels| pixels.to_vec1())?;
         let mut features = TeacherFeatures::default();
         for ((values, shape), role) in self.run(&values, n, side, &names)?.into_iter().zip(roles) {
             let shape: Vec<usize> = std::iter::once(n).chain(shape).collect();
-            let tensor = Tensor::from_vec(values, shape.as_slice(), pixels.device()).map_err(candle)?;
+            let tensor = Tensor::from_vec(values, shape.as_slice(), pixels.device())?;
             match role {
                 Role::Cls => features.cls = Some(tensor),
                 Role::PatchMean => features.patch_mean = Some(tensor),
                 Role::Scores => features.scores = Some(tensor),
                 Role::Patch => {
                     if mean_of_patches {
-                        features.patch_mean = Some(tensor.mean(1).map_err(candle)?);
+                        features.patch_mean = Some(tensor.mean(1)?);
                     }
-                    let side = square(tensor.dim(1).map_err(candle)?).ok_or_else(|| {
+                    let side = square(tensor.dim(1)?).ok_or_else(|| {
                         let reason = format!(
                             "expected a square number of patch tokens, found {:?}",
                             tensor.dims()

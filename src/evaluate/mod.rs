@@ -10,7 +10,7 @@ pub mod robustness;
 mod single;
 
 pub use leak::{NearDuplicates, near_duplicates};
-pub use single::{Labelled, all_labelled, by_name, describe_folders, encode, read_labelled};
+pub use single::{Labelled, all_labelled, by_name, describe_folders, encode, labelled, read_labelled};
 
 use std::path::{Path, PathBuf};
 

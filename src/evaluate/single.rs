@@ -41,13 +41,19 @@ impl Labelled {
 /// # Errors
 /// As [`read_column`]; rows without a label, with their number and the first.
 pub fn read_labelled(folder: &FeatureFolder, column: &str) -> Result<Labelled> {
-    let features = read_column(folder, column)?;
-    let labels = all_labelled(
+    labelled(
         &folder.path().display().to_string(),
-        features.labels,
-        &features.paths,
+        read_column(folder, column)?,
         folder.meta().source["no_labels"].as_str(),
-    )?;
+    )
+}
+
+/// Features of `what` with the label of every row; `why` says why there may be none.
+///
+/// # Errors
+/// Rows without a label, with their number and the first.
+pub fn labelled(what: &str, features: Features, why: Option<&str>) -> Result<Labelled> {
+    let labels = all_labelled(what, features.labels, &features.paths, why)?;
     Ok(Labelled {
         matrix: features.matrix,
         labels,

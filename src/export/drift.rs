@@ -10,7 +10,7 @@ use macula_eval::{LabelSet, MatrixView};
 use rand::seq::SliceRandom as _;
 use serde::Serialize;
 
-use crate::data::{DecodeOptions, Preprocess, Source};
+use crate::data::{BatchReader, DecodeOptions, Preprocess, Source};
 use crate::runtime::OnnxModel;
 use crate::runtime::tensors::cosine;
 use crate::{Error, Result, rng};
@@ -81,26 +81,17 @@ impl Images {
         (skip, count): (usize, usize),
         seed: u64,
     ) -> Result<Self> {
-        let (height, width) = preprocess
-            .output_size()
-            .ok_or_else(|| Error::input("--crop", "expected a size above 0, found none"))?;
+        let reader = BatchReader::new(preprocess, &DecodeOptions::default())?;
+        let (height, width) = reader.size();
         let mut rows: Vec<u64> = (0..source.len()).collect();
         rows.shuffle(&mut rng::stream(seed, "export-images", 0));
         // Too few for images of its own: the report says so.
         let shared = skip > 0 && rows.len() <= skip;
         let first = if shared { 0 } else { skip.min(rows.len()) };
         let rows = &rows[first..rows.len().min(first + count)];
-        let plane = 3 * height * width;
-        let mut pixels = vec![0f32; rows.len() * plane];
-        let mut labels = Vec::new();
-        for (&row, out) in rows.iter().zip(pixels.chunks_exact_mut(plane)) {
-            let image = source.load(row, &preprocess.decode_options(&DecodeOptions::default()))?;
-            preprocess.write_tensor(&image, out)?;
-            labels.extend(source.record(row).label);
-        }
         Ok(Self {
-            labels: (labels.len() == rows.len()).then_some(labels),
-            pixels,
+            labels: rows.iter().map(|&row| source.record(row).label).collect(),
+            pixels: reader.read_all(source, rows)?,
             shape: [3, height, width],
             shared,
         })

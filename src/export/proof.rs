@@ -62,7 +62,7 @@ pub(super) fn compare(
     for (height, width) in sizes(config, request.image) {
         for (input, pixels) in [
             ("random", random_images(config, height, width, request.seed)),
-            ("images", real_images(config, height, width, &request.preprocess)?),
+            ("images", real_images(height, width, &request.preprocess)?),
         ] {
             let n = pixels.len() / (config.in_channels * height * width);
             let shape = [n, config.in_channels, height, width];
@@ -90,20 +90,14 @@ fn random_images(config: &VitConfig, height: usize, width: usize, seed: u64) -> 
 }
 
 /// Two images of the bundled sample, prepared as the file says but at the size under test.
-fn real_images(config: &VitConfig, height: usize, width: usize, preprocess: &Preprocess) -> Result<Vec<f32>> {
+fn real_images(height: usize, width: usize, preprocess: &Preprocess) -> Result<Vec<f32>> {
     let preprocess = Preprocess {
         resize: Some(Resize::Shorter(height.max(width) as u32)),
         crop: Some((height as u32, width as u32)),
         ..preprocess.clone()
     };
     let source = data::open("sample:test")?;
-    let plane = config.in_channels * height * width;
-    let mut pixels = vec![0f32; 2 * plane];
-    for (row, out) in pixels.chunks_exact_mut(plane).enumerate() {
-        let image = source.load(row as u64, &DecodeOptions::default())?;
-        preprocess.write_tensor(&image, out)?;
-    }
-    Ok(pixels)
+    BatchReader::new(&preprocess, &DecodeOptions::default())?.read_all(source.as_ref(), &[0, 1])
 }
 
 fn measure(name: String, found: &[f32], expected: &Tensor, n: usize) -> Result<Comparison> {

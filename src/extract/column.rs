@@ -37,14 +37,20 @@ pub fn cls_of(block: usize) -> String {
 /// # Errors
 /// A column that is not there, a damaged part, or no row with features.
 pub fn read_column(folder: &FeatureFolder, column: &str) -> Result<Features> {
-    let features = folder.read(column)?;
-    let name = folder.path().display().to_string();
+    with_features(&folder.path().display().to_string(), folder.read(column)?)
+}
+
+/// The features of `what`, with a notice where rows are left out.
+///
+/// # Errors
+/// No row with features.
+pub fn with_features(what: &str, features: Features) -> Result<Features> {
     if features.n_null > 0 {
-        tracing::warn!("{name}: {} rows without features are left out", features.n_null);
+        tracing::warn!("{what}: {} rows without features are left out", features.n_null);
     }
     if features.rows.is_empty() {
         return Err(Error::input(
-            name,
+            what,
             "expected at least one row with features, found none",
         ));
     }

@@ -1,21 +1,19 @@
-//! The pipeline: decode and transform on all cores ahead of the model, the model, and the writer, joined by bounded
+//! The pipeline: decode and transform on all cores ahead of the model, the model, and the sink that takes its features, joined by bounded
 //! queues, so that memory does not grow with the source and no stage waits for another's whole work.
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
-use rayon::prelude::*;
-
 use super::batch::BatchSize;
-use super::folder::{FORMAT_VERSION, FolderWriter, Layout, Meta, OutputSpec, PartRows, ShardMeta, Values};
+use super::folder::{FORMAT_VERSION, Features, FolderWriter, Layout, Meta, OutputSpec, ShardMeta, Values};
 use super::model::FeatureModel;
-use crate::data::{DecodeOptions, Preprocess, Record, Source, SourceIdentity};
+use super::sink::{FeatureSink, MatrixSink, PartRows};
+use crate::data::{BatchReader, DecodeOptions, Preprocess, Record, Source, SourceIdentity};
 use crate::identity::Fingerprint;
 use crate::{Error, Result};
+use indicatif::{ProgressBar, ProgressStyle};
 
 /// Batches that may wait between two stages.
 const QUEUE: usize = 2;
@@ -141,32 +139,6 @@ pub struct StageTimes {
     pub write: Duration,
 }
 
-/// Nanoseconds that threads add to.
-#[derive(Debug, Default)]
-struct Clock(AtomicU64);
-
-impl Clock {
-    fn time<R>(&self, work: impl FnOnce() -> R) -> R {
-        let start = Instant::now();
-        let result = work();
-        self.0
-            .fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
-        result
-    }
-
-    fn total(&self) -> Duration {
-        Duration::from_nanos(self.0.load(Ordering::Relaxed))
-    }
-}
-
-#[derive(Debug, Default)]
-struct Clocks {
-    decode: Clock,
-    transform: Clock,
-    infer: Clock,
-    write: Clock,
-}
-
 /// Extracts the features of `source` with `model` into the feature folder `out`.
 ///
 /// Rows are independent of one another: an image's features do not depend on `on_error` or on failed neighbours.
@@ -181,10 +153,8 @@ pub fn extract(
     options: &ExtractOptions,
     out: &Path,
 ) -> Result<ExtractReport> {
-    let (height, width) = preprocess
-        .output_size()
-        .ok_or_else(|| Error::input("--crop", "expected a size above 0, found none"))?;
     let decode = options.decode_for(preprocess)?;
+    let reader = BatchReader::new(preprocess, &decode)?;
     let shard = options.shard.unwrap_or(Shard { index: 0, count: 1 });
     let meta = describe(source, model, (preprocess, &decode), options, shard)?;
     let folder = match options.shard {
@@ -194,37 +164,34 @@ pub fn extract(
     let mut writer = FolderWriter::open(&folder, meta.clone(), options.force, options.resume)?;
     let started = Instant::now();
     let finished = writer.finished_rows();
-    let image_len = 3 * height * width;
     let batch_size = match finished < meta.n_rows {
-        true => options.batch_size.resolve(model, image_len)?,
+        true => options.batch_size.resolve(model, reader.image_len())?,
         false => 1,
     };
     let progress = progress_bar(meta.n_rows, finished);
     let plan = Plan {
         source,
-        preprocess,
-        options,
-        decode,
+        reader,
+        on_error: options.on_error,
+        dtype: options.dtype,
         shard,
         rows: finished..meta.n_rows,
         part_rows: meta.part_rows,
-        image_len,
         batch_size,
-        clocks: Clocks::default(),
     };
     match run(&plan, model, &mut writer, &progress) {
-        Ok(data_wait) => {
+        Ok(times) => {
             progress.finish_and_clear();
             Ok(ExtractReport {
                 meta: writer.finish()?,
                 n_read: plan.rows.end - plan.rows.start,
                 elapsed: started.elapsed(),
-                data_wait,
+                data_wait: times.wait,
                 stages: StageTimes {
-                    decode: plan.clocks.decode.total(),
-                    transform: plan.clocks.transform.total(),
-                    infer: plan.clocks.infer.total(),
-                    write: plan.clocks.write.total(),
+                    decode: plan.reader.decode_time(),
+                    transform: plan.reader.prepare_time(),
+                    infer: times.infer,
+                    write: times.write,
                 },
             })
         }
@@ -236,6 +203,43 @@ pub fn extract(
     }
 }
 
+/// The features of all rows of `source` in output number `output` of `model`, in memory. Of `options` those count that say how
+/// images are read and what happens when one cannot be.
+///
+/// # Errors
+/// As [`extract`]; no row with features.
+pub fn extract_matrix(
+    source: &dyn Source,
+    model: &mut dyn FeatureModel,
+    preprocess: &Preprocess,
+    options: &ExtractOptions,
+    output: usize,
+) -> Result<Features> {
+    let reader = BatchReader::new(preprocess, &options.decode_for(preprocess)?)?;
+    let n_rows = source.len();
+    let plan = Plan {
+        source,
+        on_error: options.on_error,
+        dtype: options.dtype,
+        shard: Shard { index: 0, count: 1 },
+        rows: 0..n_rows,
+        part_rows: part_rows(model.outputs()),
+        batch_size: options.batch_size.resolve(model, reader.image_len())?,
+        reader,
+    };
+    let mut sink = MatrixSink::new(output, model.outputs()[output].width());
+    let progress = progress_bar(n_rows, 0);
+    run(&plan, model, &mut sink, &progress)?;
+    progress.finish_and_clear();
+    sink.finish()
+}
+
+/// Rows of a part: as many as fit its memory.
+fn part_rows(outputs: &[OutputSpec]) -> u64 {
+    let width: usize = outputs.iter().map(OutputSpec::width).sum();
+    (PART_BYTES / (4 * width.max(1))).clamp(1, PART_ROWS) as u64
+}
+
 fn describe(
     source: &dyn Source,
     model: &dyn FeatureModel,
@@ -243,7 +247,6 @@ fn describe(
     options: &ExtractOptions,
     shard: Shard,
 ) -> Result<Meta> {
-    let width: usize = model.outputs().iter().map(|output| output.width()).sum();
     let n_rows = source.len().saturating_sub(shard.index).div_ceil(shard.count);
     let model_description = model.describe();
     let images = SourceIdentity::of(source);
@@ -261,7 +264,7 @@ fn describe(
             index: shard.index,
             count: shard.count,
         },
-        part_rows: (PART_BYTES / (4 * width.max(1))).clamp(1, PART_ROWS) as u64,
+        part_rows: part_rows(model.outputs()),
         on_error: options.on_error.name().to_owned(),
         layout: options.layout,
         dtype: options.dtype,
@@ -292,22 +295,19 @@ fn progress_bar(total: u64, done: u64) -> ProgressBar {
     bar
 }
 
-/// What the loader has to read: rows of the shard, cut into parts and batches.
+/// What is to be read, and how: rows of the shard, cut into parts and batches.
 struct Plan<'a> {
     source: &'a dyn Source,
-    preprocess: &'a Preprocess,
-    options: &'a ExtractOptions,
-    decode: DecodeOptions,
+    reader: BatchReader,
+    on_error: ErrorPolicy,
+    dtype: Values,
     shard: Shard,
     rows: std::ops::Range<u64>,
     part_rows: u64,
     batch_size: usize,
-    /// Values of one image: 3 * H * W.
-    image_len: usize,
-    clocks: Clocks,
 }
 
-/// Images of consecutive rows, ready for the model.
+/// Images of consecutive rows of the shard, ready for the model.
 struct Batch {
     records: Vec<Record>,
     errors: Vec<Option<String>>,
@@ -316,21 +316,35 @@ struct Batch {
     ends_part: bool,
 }
 
+/// Times of the stages that have a thread each.
+#[derive(Debug, Clone, Copy, Default)]
+struct Times {
+    /// The model's, waiting for images.
+    wait: Duration,
+    /// The model's, at work.
+    infer: Duration,
+    /// The sink's.
+    write: Duration,
+}
+
 fn run(
     plan: &Plan<'_>,
     model: &mut dyn FeatureModel,
-    writer: &mut FolderWriter,
+    sink: &mut dyn FeatureSink,
     progress: &ProgressBar,
-) -> Result<Duration> {
+) -> Result<Times> {
     std::thread::scope(|scope| {
         let (batches_in, batches) = sync_channel(QUEUE);
         let (parts, parts_out) = sync_channel::<PartRows>(1);
         scope.spawn(move || load(plan, &batches_in));
-        let written = scope.spawn(move || -> Result<()> {
+        let written = scope.spawn(move || -> Result<Duration> {
+            let mut spent = Duration::ZERO;
             for part in parts_out {
-                plan.clocks.write.time(|| writer.write_part(part))?;
+                let start = Instant::now();
+                sink.write(part)?;
+                spent += start.elapsed();
             }
-            Ok(())
+            Ok(spent)
         });
         let inferred = infer(&batches, plan, model, &parts, progress);
         // Both ends are dropped so that the loader stops on an error and the writer ends when all is written.
@@ -340,7 +354,8 @@ fn run(
             .join()
             .map_err(|_| Error::failed("writer", "stopped unexpectedly"))?;
         // The writer's error is the cause when it closed the queue under the model.
-        written.and(inferred)
+        let write = written?;
+        Ok(Times { write, ..inferred? })
     })
 }
 
@@ -359,41 +374,15 @@ fn load(plan: &Plan<'_>, batches: &SyncSender<Batch>) {
 }
 
 fn load_batch(plan: &Plan<'_>, rows: std::ops::Range<u64>, ends_part: bool) -> Batch {
-    let image_len = plan.image_len;
-    let n = (rows.end - rows.start) as usize;
-    let mut pixels = vec![0f32; n * image_len];
-    let (records, errors): (Vec<Record>, Vec<Option<String>>) = pixels
-        .par_chunks_mut(image_len)
-        .enumerate()
-        .map(|(i, out)| {
-            let row = plan.shard.index + (rows.start + i as u64) * plan.shard.count;
-            let record = plan.source.record(row);
-            let clocks = &plan.clocks;
-            let image = clocks.decode.time(|| plan.source.load(row, &plan.decode));
-            let error = image
-                .map_err(|error| error.reason)
-                .and_then(|image| {
-                    let written = clocks
-                        .transform
-                        .time(|| plan.preprocess.write_tensor(&image, out));
-                    written.map_err(|e| e.to_string())
-                })
-                .err();
-            (record, error)
-        })
-        .unzip();
-    let mut kept = 0;
-    for (i, error) in errors.iter().enumerate() {
-        if error.is_none() {
-            pixels.copy_within(i * image_len..(i + 1) * image_len, kept * image_len);
-            kept += 1;
-        }
-    }
-    pixels.truncate(kept * image_len);
+    let rows: Vec<u64> = rows
+        .map(|row| plan.shard.index + row * plan.shard.count)
+        .collect();
+    let read = plan.reader.read(plan.source, &rows);
+    let errors = read.errors.into_iter();
     Batch {
-        records,
-        errors,
-        pixels,
+        records: rows.into_iter().map(|row| plan.source.record(row)).collect(),
+        errors: errors.map(|error| error.map(|error| error.reason)).collect(),
+        pixels: read.pixels,
         ends_part,
     }
 }
@@ -404,21 +393,21 @@ fn infer(
     model: &mut dyn FeatureModel,
     parts: &SyncSender<PartRows>,
     progress: &ProgressBar,
-) -> Result<Duration> {
+) -> Result<Times> {
     let n_outputs = model.outputs().len();
     let empty_part = || PartRows {
         values: vec![Vec::new(); n_outputs],
         ..PartRows::default()
     };
     let mut part = empty_part();
-    let mut waited = Duration::ZERO;
+    let mut times = Times::default();
     loop {
-        let asked = Instant::now();
+        let start = Instant::now();
         let Ok(batch) = batches.recv() else { break };
-        waited += asked.elapsed();
+        times.wait += start.elapsed();
         let n_rows = batch.records.len() as u64;
         let ends_part = batch.ends_part;
-        features(batch, plan, model, &mut part)?;
+        times.infer += features(batch, plan, model, &mut part)?;
         if ends_part {
             let full = std::mem::replace(&mut part, empty_part());
             if parts.send(full).is_err() {
@@ -427,17 +416,17 @@ fn infer(
         }
         progress.inc(n_rows);
     }
-    Ok(waited)
+    Ok(times)
 }
 
-/// Adds the rows of a batch and their features to the part.
+/// Adds the rows of a batch and their features to the part; gives the time that the model took.
 fn features(
     mut batch: Batch,
     plan: &Plan<'_>,
     model: &mut dyn FeatureModel,
     part: &mut PartRows,
-) -> Result<()> {
-    let policy = plan.options.on_error;
+) -> Result<Duration> {
+    let policy = plan.on_error;
     if policy == ErrorPolicy::Fail {
         let mut rows = batch.records.iter().zip(&batch.errors);
         if let Some((record, Some(reason))) = rows.find(|(_, error)| error.is_some()) {
@@ -447,17 +436,19 @@ fn features(
     let places: Vec<usize> = (0..batch.records.len())
         .filter(|&place| batch.errors[place].is_none())
         .collect();
+    let mut took = Duration::ZERO;
     if !places.is_empty() {
         let before: Vec<usize> = part.values.iter().map(Vec::len).collect();
-        plan.clocks
-            .infer
-            .time(|| model.run(&batch.pixels, places.len(), &mut part.values))?;
-        let found = take_unusable(&mut part.values, &before, model.outputs(), plan.options.dtype);
+        let start = Instant::now();
+        model.run(&batch.pixels, places.len(), &mut part.values)?;
+        took = start.elapsed();
+        let found = take_unusable(&mut part.values, &before, model.outputs(), plan.dtype);
         for (image, reason) in found {
             batch.errors[places[image]] = Some(reason);
         }
     }
-    add_rows(batch, policy, part)
+    add_rows(batch, policy, part)?;
+    Ok(took)
 }
 
 /// The images of which a feature cannot be stored, ascending, with the reason; their values are taken out of every output.

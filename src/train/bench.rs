@@ -10,7 +10,6 @@ use serde::Serialize;
 
 use super::config::{Compute, TrainConfig};
 use super::cost::step_operations;
-use super::failed_in_candle;
 use super::feed::{Feed, Part, Sent};
 use super::product_rates::least_seconds;
 use super::run::start_feed;
@@ -91,7 +90,7 @@ pub fn bench(
     for number in 0..steps + 2 {
         let start = Instant::now();
         let (report, wait) = parts.advance(&mut trainer, config.accumulate)?;
-        device.synchronize().map_err(failed_in_candle)?;
+        device.synchronize()?;
         if number >= 2 {
             seconds.push(start.elapsed().as_secs_f64());
             waited += wait;
@@ -116,7 +115,7 @@ pub fn bench(
         .ok_or_else(|| Error::input("--steps", "expected at least 1, found 0"))?;
     let cuda_peak_bytes = peak_memory(device);
     let operations = step_operations(config)?;
-    let gemm = gemm_rate(device, config.compute).map_err(failed_in_candle)?;
+    let gemm = gemm_rate(device, config.compute)?;
     let weights = trainer.method().student.trained();
     Ok(StepBench {
         recipe: config.recipe.clone(),

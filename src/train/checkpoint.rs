@@ -220,8 +220,7 @@ pub fn load(folder: &Path) -> Result<Saved> {
         let reason = format!("damaged: expected SHA-256 {}, found {sha256}", record.sha256);
         return Err(Error::input(path.display().to_string(), reason));
     }
-    let all =
-        candle_core::safetensors::load(&path, &candle_core::Device::Cpu).map_err(super::failed_in_candle)?;
+    let all = candle_core::safetensors::load(&path, &candle_core::Device::Cpu)?;
     let mut all: Tensors = all.into_iter().collect();
     let mut take = |prefix: &str| {
         let (own, rest): (Tensors, Tensors) = std::mem::take(&mut all)

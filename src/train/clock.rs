@@ -4,7 +4,6 @@ use std::time::Instant;
 
 use candle_core::Device;
 
-use super::failed_in_candle;
 use crate::Result;
 
 /// Seconds as this thread sees them or, of parts taken apart, until a device has done what they asked for.
@@ -28,7 +27,7 @@ impl Clock {
     /// A device that failed.
     pub(super) fn since(&self, start: Instant) -> Result<f64> {
         if let Some(device) = &self.device {
-            device.synchronize().map_err(failed_in_candle)?;
+            device.synchronize()?;
         }
         Ok(start.elapsed().as_secs_f64())
     }

@@ -7,7 +7,7 @@ use candle_core::Var;
 use macula_models::ops::cuda::optimizer::{AdamwUpdate, Tables, adamw};
 use macula_models::ops::is_fused;
 
-use super::{failed_in_candle, in_place};
+use super::in_place;
 use crate::{Error, Result};
 
 /// Weights by name.
@@ -33,12 +33,12 @@ pub fn update_teacher(teacher: &NamedVars, student: &NamedVars, momentum: f64) -
                 group: 0,
             })
             .collect();
-        return adamw(&mut Tables::default(), &updates, None).map_err(failed_in_candle);
+        return adamw(&mut Tables::default(), &updates, None).map_err(Error::from);
     }
     for (teacher, student) in teacher.values().zip(student.values()) {
         let student = student.as_detached_tensor();
         let result = in_place::average("teacher average", teacher, &student, keep, take);
-        result.map_err(failed_in_candle)?;
+        result?;
     }
     Ok(())
 }

@@ -15,7 +15,6 @@ use rand::seq::index;
 use super::clock::Clock;
 use super::config::{Centering, StepValues, Term, TrainConfig};
 use super::distillation::FrozenTargets;
-use super::failed_in_candle;
 use super::feed::{Part, Sent};
 use super::losses::targets::{SINKHORN_ITERATIONS, SoftmaxCentering, sinkhorn_knopp};
 use super::losses::{
@@ -200,9 +199,9 @@ impl Method {
             Some(sent) => self.crops(batch, sent),
             None => self.crops(batch, &Sent::now(batch, &self.multi_crop, &self.device)?),
         };
-        let crops = crops.map_err(failed_in_candle)?;
+        let crops = crops?;
         let mut loss = StepLoss {
-            total: Tensor::zeros((), candle_core::DType::F32, &self.device).map_err(failed_in_candle)?,
+            total: Tensor::zeros((), candle_core::DType::F32, &self.device)?,
             parts: Vec::new(),
             cls_targets: None,
             teacher_seconds: 0.,
@@ -216,7 +215,7 @@ impl Method {
             self.self_distil(&crops, part, values, &mut loss)?;
         }
         for (_, term) in &loss.parts {
-            loss.total = (&loss.total + term).map_err(failed_in_candle)?;
+            loss.total = (&loss.total + term)?;
         }
         Ok(loss)
     }
@@ -290,7 +289,7 @@ impl Method {
     ) -> Result<Seen> {
         let plan = self.drop_path(pass, pixels)?;
         if pass.crops == Side::Global && self.config.backbone.patch_drop_rate > 0. {
-            let visible = self.visible_patches(pixels.dim(0).map_err(failed_in_candle)?, pass)?;
+            let visible = self.visible_patches(pixels.dim(0)?, pass)?;
             let cls = self
                 .student
                 .vit
@@ -312,7 +311,7 @@ impl Method {
             backbone.drop_path_schedule(),
             DropPathMode::BatchSubset,
             backbone.depth,
-            pixels.dim(0).map_err(failed_in_candle)?,
+            pixels.dim(0)?,
             &mut rng::stream(self.config.seed, &stream, pass.part),
         );
         Ok(Some(plan?))
@@ -350,14 +349,14 @@ impl Method {
         let cls_targets = match &self.teacher.dino_head {
             Some(head) if config.has_dino() => {
                 let logits = head.forward(&seen.cls)?;
-                Some(self.cls_targets(&logits, values).map_err(failed_in_candle)?)
+                Some(self.cls_targets(&logits, values)?)
             }
             _ => None,
         };
         let patch_targets = match (self.teacher.patch_head(), &seen.patches) {
             (Some(head), Some(patches)) if config.has_ibot() => {
                 let logits = head.forward(patches)?;
-                Some(self.patch_targets(&logits, values).map_err(failed_in_candle)?)
+                Some(self.patch_targets(&logits, values)?)
             }
             _ => None,
         };
@@ -382,14 +381,14 @@ impl Method {
     fn told_terms(&self, crops: &Crops, cls: &Tensor, loss: &mut StepLoss) -> Result<()> {
         let weights = &self.config.loss;
         if let Some(decoder) = &self.student.pixel_decoder {
-            let pixels = reduced(&crops.global).map_err(failed_in_candle)?;
+            let pixels = reduced(&crops.global)?;
             let term = told_loss("pixels", &decoder.project(cls)?, &pixels);
-            loss.push("pixels", &term.map_err(failed_in_candle)?, weights.pixel_weight)?;
+            loss.push("pixels", &term?, weights.pixel_weight)?;
         }
         if let Some(decoder) = &self.student.hog_decoder {
-            let histograms = hog_targets(&crops.global).map_err(failed_in_candle)?;
+            let histograms = hog_targets(&crops.global)?;
             let term = told_loss("hog", &decoder.project(cls)?, &histograms);
-            loss.push("hog", &term.map_err(failed_in_candle)?, weights.hog_weight)?;
+            loss.push("hog", &term?, weights.hog_weight)?;
         }
         Ok(())
     }
@@ -414,7 +413,7 @@ impl Method {
             };
             let local = points.local.as_ref().map(logits);
             let terms = dino_cls_loss(logits(&points.global), local, targets, temperature);
-            let terms = terms.map_err(failed_in_candle)?;
+            let terms = terms?;
             loss.push("dino_global", &terms.global, config.loss.dino_weight)?;
             if let Some(local) = &terms.local {
                 loss.push("dino_local", local, config.loss.dino_weight)?;
@@ -429,7 +428,7 @@ impl Method {
                 compute: head.compute(),
             };
             let term = ibot_patch_loss(logits, targets, per_crop, temperature);
-            loss.push("ibot", &term.map_err(failed_in_candle)?, config.loss.ibot_weight)?;
+            loss.push("ibot", &term?, config.loss.ibot_weight)?;
         }
         if config.loss.koleo_weight > 0. {
             for crop in 0..config.crops.global.count {
@@ -438,7 +437,7 @@ impl Method {
                     .narrow(0, crop * crops.batch, crops.batch)
                     .and_then(|cls| koleo_loss(&cls, config.loss.koleo_group));
                 let name = ["koleo_first", "koleo_second"][crop.min(1)];
-                loss.push(name, &spread.map_err(failed_in_candle)?, config.loss.koleo_weight)?;
+                loss.push(name, &spread?, config.loss.koleo_weight)?;
             }
         }
         loss.cls_targets = targets.cls;
@@ -469,7 +468,7 @@ impl Method {
         let missing = || Error::failed("contrastive term", "the network has no projection");
         let view = |crop: usize| {
             let pixels = crops.global.narrow(0, crop * crops.batch, crops.batch);
-            pixels.map_err(failed_in_candle)
+            pixels.map_err(Error::from)
         };
         let views = [view(0)?, view(1)?];
         let directions: &[[usize; 2]] = if settings.symmetric {
@@ -497,12 +496,12 @@ impl Method {
             let queue = self.memory.queue.as_ref().ok_or_else(missing)?;
             let term = info_nce_loss(&queries, &keys, queue.keys(), values.info_nce_temperature);
             let name = ["info_nce", "info_nce_second"][query];
-            loss.push(name, &term.map_err(failed_in_candle)?, weight)?;
+            loss.push(name, &term?, weight)?;
             keys_of_step.push(keys);
         }
         let queue = self.memory.queue.as_mut().ok_or_else(missing)?;
         for keys in keys_of_step {
-            queue.push(&keys).map_err(failed_in_candle)?;
+            queue.push(&keys)?;
         }
         Ok(())
     }
@@ -523,7 +522,7 @@ impl Masks {
 
 impl StepLoss {
     fn push(&mut self, name: &'static str, term: &Tensor, weight: f64) -> Result<()> {
-        let weighted = (term * weight).map_err(failed_in_candle)?;
+        let weighted = (term * weight)?;
         self.parts.push((name, weighted));
         Ok(())
     }
@@ -536,14 +535,14 @@ impl Memory {
             let zeros = Tensor::zeros((1, prototypes), candle_core::DType::F32, device);
             zeros
                 .and_then(|zeros| SoftmaxCentering::new(&zeros, config.teacher.center_momentum))
-                .map_err(failed_in_candle)
+                .map_err(Error::from)
         };
         let softmax = config.teacher.centering == Centering::Softmax;
         let patch_head = loss.ibot_head.as_ref().unwrap_or(&loss.head);
         let nce = &loss.info_nce;
         let queue = || {
             let mut rng = rng::stream(config.seed, "queue", 0);
-            KeyQueue::random(nce.queue, nce.output, &mut rng, device).map_err(failed_in_candle)
+            KeyQueue::random(nce.queue, nce.output, &mut rng, device).map_err(Error::from)
         };
         Ok(Self {
             cls_centre: (softmax && config.has_dino())
@@ -565,8 +564,7 @@ impl Memory {
                     };
                     let start = |name, width| {
                         let mut rng = rng::stream(config.seed, name, 0);
-                        KeyQueue::random(distill.relation_queue, width, &mut rng, device)
-                            .map_err(failed_in_candle)
+                        KeyQueue::random(distill.relation_queue, width, &mut rng, device).map_err(Error::from)
                     };
                     Ok::<_, Error>(RelationQueues {
                         teacher: start(RELATION_TEACHER, width)?,
@@ -617,16 +615,15 @@ impl Memory {
             if tensor.dims() != like.dims() {
                 return Err(wrong(format!("{:?}", tensor.dims())));
             }
-            tensor.to_device(like.device()).map_err(failed_in_candle)
+            tensor.to_device(like.device()).map_err(Error::from)
         };
         for (name, centre) in [
             (CLS_CENTRE, &mut self.cls_centre),
             (PATCH_CENTRE, &mut self.patch_centre),
         ] {
             if let Some(centre) = centre {
-                let own = centre.centre().map_err(failed_in_candle)?;
-                *centre =
-                    SoftmaxCentering::new(&find(name, &own)?, centre.momentum()).map_err(failed_in_candle)?;
+                let own = centre.centre()?;
+                *centre = SoftmaxCentering::new(&find(name, &own)?, centre.momentum())?;
             }
         }
         let relations = self.relations.as_mut();
@@ -635,7 +632,7 @@ impl Memory {
         });
         let queues = self.queue.as_mut().map(|queue| (QUEUE, queue));
         for (name, queue) in queues.into_iter().chain(relations.into_iter().flatten()) {
-            *queue = KeyQueue::from_keys(&find(name, queue.keys())?).map_err(failed_in_candle)?;
+            *queue = KeyQueue::from_keys(&find(name, queue.keys())?)?;
         }
         Ok(())
     }
@@ -683,13 +680,13 @@ impl Seen {
             };
             Ok(Self { cls, patches })
         };
-        split().map_err(failed_in_candle)
+        split().map_err(Error::from)
     }
 }
 
 /// The rows of class tokens, and of the patches at `places` in [B, N], among all tokens of `pixels`.
 fn rows_of(vit: &VisionTransformer, pixels: &Tensor, places: &[u32]) -> Result<Vec<u32>> {
-    let (batch, _, height, width) = pixels.dims4().map_err(failed_in_candle)?;
+    let (batch, _, height, width) = pixels.dims4()?;
     let (rows, columns) = vit.config().grid(height, width)?;
     let (patches, before) = (rows * columns, 1 + vit.config().num_registers);
     let tokens = before + patches;
@@ -715,7 +712,7 @@ impl ClassPoints {
                 local: None,
             });
         };
-        let all = Tensor::cat(&[global, local], 0).map_err(failed_in_candle)?;
+        let all = Tensor::cat(&[global, local], 0)?;
         let points = head.bottleneck(&all)?;
         let split = || {
             let (first, second) = (global.dim(0)?, local.dim(0)?);
@@ -724,6 +721,6 @@ impl ClassPoints {
                 local: Some(points.narrow(0, first, second)?),
             })
         };
-        split().map_err(failed_in_candle)
+        split().map_err(Error::from)
     }
 }

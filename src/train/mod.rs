@@ -33,8 +33,3 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 pub mod trainer;
-
-/// A failure of candle as an error of this crate.
-fn failed_in_candle(error: candle_core::Error) -> crate::Error {
-    crate::Error::Models(error.into())
-}

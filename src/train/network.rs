@@ -12,7 +12,6 @@ use macula_models::weights::Tensors;
 
 use super::config::{Compute, DistillConfig, Term, TrainConfig};
 use super::ema::NamedVars;
-use super::failed_in_candle;
 use super::losses::{hog_size, reconstruction_side};
 use crate::{Error, Result, rng};
 
@@ -255,7 +254,7 @@ impl Network {
                         .and_then(|tensor| tensor.to_dtype(DType::F32))
                         .and_then(|tensor| tensor.copy())
                         .and_then(|tensor| Var::from_tensor(&tensor));
-                    weights.insert(name.clone(), copy.map_err(failed_in_candle)?);
+                    weights.insert(name.clone(), copy?);
                     continue;
                 }
                 Some(tensor) => format!("{:?}", tensor.dims()),

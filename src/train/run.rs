@@ -13,7 +13,6 @@ use serde_json::{Map, Value, json};
 use super::checkpoint::Checkpoints;
 use super::config::TrainConfig;
 use super::distillation::{FrozenTargets, FrozenTeacher};
-use super::failed_in_candle;
 use super::feed::{Fed, Feed, Part};
 use super::identity::RunIdentity;
 use super::observe::meters::{self, TargetReadings};
@@ -406,9 +405,9 @@ impl Run {
         let teacher = &self.trainer.method().teacher;
         let device = &self.request.device;
         let result = knn.evaluate(|pixels| {
-            let pixels = pixels.to_device(device).map_err(failed_in_candle)?;
+            let pixels = pixels.to_device(device)?;
             let cls = teacher.vit.forward(&pixels, None)?.cls;
-            cls.to_device(&Device::Cpu).map_err(failed_in_candle)
+            cls.to_device(&Device::Cpu).map_err(Error::from)
         })?;
         let rows = result.features.len() / result.d.max(1);
         let std = meters::feature_std(&result.features, rows, result.d);
@@ -502,12 +501,11 @@ fn read_targets(
     let Some(targets) = &report.cls_targets else {
         return Ok(());
     };
-    let (m, k) = targets.dims2().map_err(failed_in_candle)?;
+    let (m, k) = targets.dims2()?;
     let values: Vec<f32> = targets
         .to_dtype(DType::F32)
         .and_then(|targets| targets.flatten_all())
-        .and_then(|targets| targets.to_vec1())
-        .map_err(failed_in_candle)?;
+        .and_then(|targets| targets.to_vec1())?;
     let entropy = meters::entropy(&values, m, k);
     let usage = meters::prototype_usage(&values, m, k);
     for (key, value) in [

@@ -14,7 +14,6 @@ use super::clock::Clock;
 use super::config::{Compute, Schedules, StepValues, TrainConfig};
 use super::distillation::FrozenTargets;
 use super::ema::NamedVars;
-use super::failed_in_candle;
 use super::feed::{self, Part};
 use super::method::{Method, StepLoss};
 use super::network::{Network, NetworkConfig, is_backbone, part_of};
@@ -220,8 +219,8 @@ impl Trainer {
             report.seconds.teacher += loss.teacher_seconds;
             report.seconds.student += self.clock.since(start)? - loss.teacher_seconds;
             let start = Instant::now();
-            let total = (&loss.total * share).map_err(failed_in_candle)?;
-            let new = total.backward().map_err(failed_in_candle)?;
+            let total = (&loss.total * share)?;
+            let new = total.backward()?;
             report.seconds.backward += self.clock.since(start)?;
             gradients = Some(match gradients {
                 None => new,
@@ -249,7 +248,7 @@ impl Trainer {
         for (_, var) in self.method.student.trained() {
             let Some(gradient) = new.get(var) else { continue };
             let total = match sum.get(var) {
-                Some(before) => (before + gradient).map_err(failed_in_candle)?,
+                Some(before) => (before + gradient)?,
                 None => gradient.clone(),
             };
             sum.insert(var, total);
@@ -289,7 +288,7 @@ impl Trainer {
             let terms = Tensor::stack(&terms, 0)?.to_dtype(DType::F64)?;
             Tensor::cat(&[&terms, &squares], 0)
         };
-        let told = told().map_err(failed_in_candle)?;
+        let told = told()?;
         let clip = Clip {
             squares: &squares,
             most: self.config.optimizer.most_norm(),
@@ -306,7 +305,7 @@ impl Trainer {
         if let Some(adamw) = self.optimizer.clipping_on_gpu() {
             adamw.step_clipped(gradients, &report.values.rates(), &clip, group_of, teacher)?;
         }
-        let told: Vec<f64> = told.to_vec1().map_err(failed_in_candle)?;
+        let told: Vec<f64> = told.to_vec1()?;
         let (terms, squares) = told.split_at(unread.len());
         for ((name, _), term) in unread.iter().zip(terms) {
             report.add_term(name, *term, share)?;
@@ -325,7 +324,7 @@ impl Trainer {
             student: self.method.student.tensors(),
             teacher: self.method.teacher.tensors(),
             optimizer: self.optimizer.state(),
-            memory: self.method.memory.tensors().map_err(failed_in_candle)?,
+            memory: self.method.memory.tensors()?,
         })
     }
 
@@ -344,7 +343,7 @@ impl Trainer {
 
 impl StepReport {
     fn add(&mut self, loss: &StepLoss, share: f64) -> Result<()> {
-        let value = |tensor: &Tensor| tensor.to_scalar::<f32>().map(f64::from).map_err(failed_in_candle);
+        let value = |tensor: &Tensor| tensor.to_scalar::<f32>().map(f64::from).map_err(Error::from);
         for (name, term) in &loss.parts {
             self.add_term(name, value(term)?, share)?;
         }
@@ -384,7 +383,7 @@ fn round_as(compute: Compute, device: &Device) -> Result<()> {
             "compute=bf16: this processor has no instructions for it (avx512_bf16); f32 is faster here"
         );
     }
-    set_products(device, compute.dtype()).map_err(failed_in_candle)
+    set_products(device, compute.dtype()).map_err(Error::from)
 }
 
 /// The trained weights with their learning-rate and weight-decay rules.

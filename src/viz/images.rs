@@ -3,7 +3,7 @@
 use macula_eval::Matrix;
 use rand::seq::SliceRandom as _;
 
-use crate::data::{DecodeOptions, Preprocess, RgbImage, Source};
+use crate::data::{BatchReader, DecodeOptions, Preprocess, RgbImage, Source};
 use crate::extract::model::FeatureModel;
 use crate::{Error, Result, rng};
 
@@ -80,18 +80,16 @@ impl Seen {
         preprocess: &Preprocess,
         decode: &DecodeOptions,
     ) -> Result<Self> {
-        let size = preprocess
-            .output_size()
-            .ok_or_else(|| Error::input("--crop", "expected a size above 0, found none"))?;
+        let reader = BatchReader::new(preprocess, decode)?;
+        let len = reader.image_len();
         let mut seen = Self {
             pictures: Vec::with_capacity(rows.len()),
             captions: Vec::with_capacity(rows.len()),
-            pixels: vec![0.0; rows.len() * 3 * size.0 * size.1],
-            size,
+            pixels: vec![0.0; rows.len() * len],
+            size: reader.size(),
         };
-        for (&row, out) in rows.iter().zip(seen.pixels.chunks_exact_mut(3 * size.0 * size.1)) {
-            let image = source.load(row, &preprocess.decode_options(decode))?;
-            preprocess.write_tensor(&image, out)?;
+        for (&row, out) in rows.iter().zip(seen.pixels.chunks_exact_mut(len)) {
+            let image = reader.read_one(source, row, out)?;
             seen.pictures.push(preprocess.pixels(&image)?);
             let record = source.record(row);
             seen.captions.push(record.label.unwrap_or(record.path));

@@ -143,7 +143,8 @@ pub fn names(folder: &Path) -> Vec<String> {
 impl Workspace {
     /// Writes a complete feature folder with one column `cls`.
     pub fn features(&self, name: &str, rows: &[(Option<&str>, Vec<f32>)]) -> PathBuf {
-        use macula::extract::folder::{FORMAT_VERSION, FolderWriter, Meta, OutputSpec, PartRows, ShardMeta};
+        use macula::extract::folder::{FORMAT_VERSION, FolderWriter, Meta, OutputSpec, ShardMeta};
+        use macula::extract::{FeatureSink as _, PartRows};
         let path = self.path(name);
         let meta = Meta {
             format_version: FORMAT_VERSION,
@@ -167,7 +168,7 @@ impl Workspace {
         };
         let mut writer = FolderWriter::open(&path, meta, false, false).expect("a new folder");
         writer
-            .write_part(PartRows {
+            .write(PartRows {
                 rows: (0..rows.len() as u64).collect(),
                 paths: (0..rows.len()).map(|i| format!("{i}.png")).collect(),
                 labels: rows.iter().map(|(label, _)| label.map(str::to_owned)).collect(),

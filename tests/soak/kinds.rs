@@ -4,13 +4,13 @@ use std::path::Path;
 
 use macula::data::samples::read_samples;
 use macula::data::{DecodeOptions, Source};
-use macula::distill::cache::TeacherCache;
 use macula::extract::FeatureFolder;
 use macula::index::OpenIndex;
 use macula::report::{Report, ReportOptions};
 use macula::train::checkpoint::Checkpoints;
+use macula::train::distillation::cache::TeacherCache;
 use macula::train::recipes::{DataFacts, Overrides};
-use macula::{curate, data, evaluate, tables, train};
+use macula::{curate, data, evaluate, results, tables, train};
 use macula_eval::stats::BootstrapConfig;
 use macula_models::weights::LoadOptions;
 use macula_models::{onnx, weights};
@@ -446,7 +446,7 @@ fn results(path: &Path, choice: u64) -> Answer {
     };
     if choice & 3 == 0 {
         let compared =
-            evaluate::compare(&path.join("one"), &path.join("two"), Some(1), &bootstrap).map_err(said)?;
+            results::compare(&path.join("one"), &path.join("two"), Some(1), &bootstrap).map_err(said)?;
         return one_line(compared.to_text().map(drop));
     }
     let options = ReportOptions {

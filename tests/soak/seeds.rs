@@ -7,7 +7,7 @@ use std::io::{Cursor, Write as _};
 use std::path::{Path, PathBuf};
 
 use image::{GrayImage, ImageBuffer, ImageFormat, Luma, Rgb, RgbImage};
-use macula::distill::cache::TeacherCache;
+use macula::train::distillation::cache::TeacherCache;
 use macula_models::onnx::{self, ExportOptions, ImageShape};
 use macula_models::vit::VitConfig;
 use macula_models::weights::{self, LoadOptions, Tensors};

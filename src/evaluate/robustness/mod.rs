@@ -1,13 +1,12 @@
 //! `eval robustness` from images to its result: the classifier sees clean training images once, the test images come clean
 //! and under every corruption ([`images`]), and `macula_eval::protocols::robustness` counts. One condition's features are
-//! held at a time, from a feature folder in a temporary place. [`baseline`] reads an earlier result, [`picture`] draws one
+//! held at a time, in memory. [`baseline`] reads an earlier result, [`picture`] draws one
 //! image under everything.
 
 mod baseline;
 mod images;
 mod picture;
 
-use std::fs;
 use std::path::PathBuf;
 
 use macula_eval::protocols::knn::KnnConfig;
@@ -19,11 +18,11 @@ use serde_json::{Value, json};
 use self::baseline::Earlier;
 use self::images::TestImages;
 use super::labels::{self, Classes, Side};
-use super::{Labelled, all_labelled, encode, read_labelled};
+use super::{Labelled, all_labelled, encode, labelled};
 use crate::data::corrupt::{Corruption, Severity};
 use crate::data::{self, Preprocess, Source, SourceIdentity};
 use crate::extract::model::{self, FeatureModel, ModelOptions, OpenModel};
-use crate::extract::{ExtractOptions, FeatureFolder, extract};
+use crate::extract::{ExtractOptions, extract_matrix, with_features};
 use crate::identity::Fingerprint;
 use crate::{Error, Result, files, rng};
 
@@ -102,9 +101,9 @@ pub fn robustness(request: &RobustnessRequest, classifier: &ClassifierConfig) ->
         picture::draw(&images, request, file)?;
     }
     let mut run = Run::new(request, model)?;
-    let clean_train = run.features(train.as_ref(), &preprocess)?;
+    let clean_train = run.features(train.as_ref(), &preprocess, &request.train_data)?;
     let train_labels = encode(&names, &clean_train.labels)?;
-    let clean = run.features(&images, images.preprocess())?;
+    let clean = run.features(&images, images.preprocess(), &request.test_data)?;
     let labels = encode(&names, &clean.labels)?;
     if let Some(baseline) = &baseline {
         baseline.check_counts(train_labels.len(), labels.len())?;
@@ -268,12 +267,11 @@ fn rows_sha256(test: &dyn Source, rows: &[u64]) -> Result<String> {
     Ok(sha256)
 }
 
-/// The model at work, with a temporary place for its features.
+/// The model at work.
 struct Run<'a> {
     request: &'a RobustnessRequest,
     model: Box<dyn FeatureModel>,
     column: String,
-    place: tempfile::TempDir,
 }
 
 impl<'a> Run<'a> {
@@ -284,22 +282,14 @@ impl<'a> Run<'a> {
             request,
             column: column.ok_or_else(none)?,
             model,
-            place: tempfile::tempdir().map_err(|e| Error::io(std::env::temp_dir(), e))?,
         })
     }
 
-    /// Features of a source, through a folder that is removed again.
-    fn features(&mut self, source: &dyn Source, preprocess: &Preprocess) -> Result<Labelled> {
-        let folder = self.place.path().join("features");
-        let options = ExtractOptions {
-            force: true,
-            resume: false,
-            ..self.request.extract.clone()
-        };
-        extract(source, self.model.as_mut(), preprocess, &options, &folder)?;
-        let features = read_labelled(&FeatureFolder::open(&folder)?, &self.column)?;
-        fs::remove_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
-        Ok(features)
+    /// Features of a source in the model's first output, with labels.
+    fn features(&mut self, source: &dyn Source, preprocess: &Preprocess, what: &str) -> Result<Labelled> {
+        let model = self.model.as_mut();
+        let features = extract_matrix(source, model, preprocess, &self.request.extract, 0)?;
+        labelled(what, with_features(what, features)?, None)
     }
 
     /// What is wrong under every corruption, in the request's order; `rows` are those that could be read clean.
@@ -316,7 +306,7 @@ impl<'a> Run<'a> {
             let mut wrong = Vec::with_capacity(request.severities.len());
             for &severity in &request.severities {
                 let spoilt = images.spoilt(corruption, severity, request.seed);
-                let features = self.features(&spoilt, spoilt.preprocess())?;
+                let features = self.features(&spoilt, spoilt.preprocess(), &request.test_data)?;
                 check_same_rows(corruption, rows, &features.rows)?;
                 wrong.push(classifier.wrong(features.matrix.view(), labels)?);
             }

@@ -16,7 +16,7 @@ use crate::{Error, Result};
 pub use identity::unfair;
 pub use meta::{FORMAT_VERSION, Layout, META_FILE, Meta, OutputSpec, SUCCESS_FILE, ShardMeta, Values};
 pub use reader::{FeatureFolder, Features};
-pub use writer::{FolderWriter, PartRows};
+pub use writer::FolderWriter;
 
 /// Name of the file that lists failed rows.
 pub const ERRORS_FILE: &str = "errors.csv";

@@ -5,27 +5,11 @@ use std::path::{Path, PathBuf};
 
 use polars::prelude::*;
 
+use super::super::sink::{FeatureSink, PartRows};
 use super::{ERRORS_FILE, Layout, META_FILE, Meta, OutputSpec, SUCCESS_FILE, Values, identity, part_name};
 use crate::files::{TEMPORARY_PREFIX, write_whole};
 use crate::lock::FolderLock;
 use crate::{Error, Result};
-
-/// The rows of one part, in the order of the source.
-#[derive(Debug, Default)]
-pub struct PartRows {
-    /// Place of each row in the source.
-    pub rows: Vec<u64>,
-    /// Path of each row.
-    pub paths: Vec<String>,
-    /// Label of each row, where there is one.
-    pub labels: Vec<Option<String>>,
-    /// Whether each row has features; a row without has nulls.
-    pub present: Vec<bool>,
-    /// One buffer an output: values of the rows that have features, row after row.
-    pub values: Vec<Vec<f32>>,
-    /// Failed rows: place, path, error.
-    pub errors: Vec<(u64, String, String)>,
-}
 
 /// A feature folder being written.
 #[derive(Debug)]
@@ -37,6 +21,52 @@ pub struct FolderWriter {
     errors: Vec<(u64, String, String)>,
     created: bool,
     lock: FolderLock,
+}
+
+impl FeatureSink for FolderWriter {
+    /// Writes the next part; the folder keeps its finished parts where that fails.
+    fn write(&mut self, mut part: PartRows) -> Result<()> {
+        let path = self.path.join(part_name(self.next_part));
+        self.refuse_overflow(&path, &part)?;
+        self.n_written += part.present.iter().filter(|present| **present).count() as u64;
+        // Errors go first: a part that stands has its failed rows on record.
+        if !part.errors.is_empty() {
+            self.errors.append(&mut part.errors);
+            self.write_errors()?;
+        }
+        // So do the files beside it.
+        let (folder, outputs, dtype) = (&self.path, &self.meta.outputs, self.meta.dtype);
+        match self.meta.layout {
+            Layout::Parquet => {}
+            Layout::Npy => {
+                let width = outputs.first().map_or(1, OutputSpec::width);
+                super::npy::write(folder, self.next_part, &part, width, dtype)?;
+            }
+            Layout::Safetensors => super::tensors::write(folder, self.next_part, &part, outputs, dtype)?,
+        }
+        let mut frame = frame_of(part, outputs, dtype).map_err(|e| table_error(&path, &e))?;
+        let metadata = vec![
+            (
+                "macula.format_version".to_owned(),
+                self.meta.format_version.to_string(),
+            ),
+            (
+                "macula.outputs".to_owned(),
+                serde_json::to_string(&self.meta.outputs).unwrap_or_default(),
+            ),
+        ];
+        write_whole(&path, |file| {
+            ParquetWriter::new(file)
+                .with_compression(ParquetCompression::Uncompressed)
+                .with_statistics(StatisticsOptions::empty())
+                .with_key_value_metadata(Some(KeyValueMetadata::from_static(metadata)))
+                .finish(&mut frame)
+                .map_err(|e| table_error(&path, &e))?;
+            Ok(())
+        })?;
+        self.next_part += 1;
+        Ok(())
+    }
 }
 
 impl FolderWriter {
@@ -85,11 +115,6 @@ impl FolderWriter {
         (self.next_part * self.meta.part_rows).min(self.meta.n_rows)
     }
 
-    /// Rows of the next part.
-    pub fn next_part_rows(&self) -> u64 {
-        (self.meta.n_rows - self.finished_rows()).min(self.meta.part_rows)
-    }
-
     fn resume(&mut self) -> Result<()> {
         let found = Meta::read(&self.path)?;
         let difference = identity::mixed(&self.meta, &found).or_else(|| {
@@ -117,53 +142,6 @@ impl FolderWriter {
         let place = |row: &u64| (row - self.meta.shard.index) / self.meta.shard.count;
         self.errors = read_errors(&self.path.join(ERRORS_FILE))?;
         self.errors.retain(|(row, _, _)| place(row) < finished);
-        Ok(())
-    }
-
-    /// Writes the next part.
-    ///
-    /// # Errors
-    /// What Polars or the system says, with the part's path; the folder keeps its finished parts.
-    pub fn write_part(&mut self, mut part: PartRows) -> Result<()> {
-        let path = self.path.join(part_name(self.next_part));
-        self.refuse_overflow(&path, &part)?;
-        self.n_written += part.present.iter().filter(|present| **present).count() as u64;
-        // Errors go first: a part that stands has its failed rows on record.
-        if !part.errors.is_empty() {
-            self.errors.append(&mut part.errors);
-            self.write_errors()?;
-        }
-        // So do the files beside it.
-        let (folder, outputs, dtype) = (&self.path, &self.meta.outputs, self.meta.dtype);
-        match self.meta.layout {
-            Layout::Parquet => {}
-            Layout::Npy => {
-                let width = outputs.first().map_or(1, OutputSpec::width);
-                super::npy::write(folder, self.next_part, &part, width, dtype)?;
-            }
-            Layout::Safetensors => super::tensors::write(folder, self.next_part, &part, outputs, dtype)?,
-        }
-        let mut frame = frame_of(part, outputs, dtype).map_err(|e| table_error(&path, &e))?;
-        let metadata = vec![
-            (
-                "macula.format_version".to_owned(),
-                self.meta.format_version.to_string(),
-            ),
-            (
-                "macula.outputs".to_owned(),
-                serde_json::to_string(&self.meta.outputs).unwrap_or_default(),
-            ),
-        ];
-        write_whole(&path, |file| {
-            ParquetWriter::new(file)
-                .with_compression(ParquetCompression::Uncompressed)
-                .with_statistics(StatisticsOptions::empty())
-                .with_key_value_metadata(Some(KeyValueMetadata::from_static(metadata)))
-                .finish(&mut frame)
-                .map_err(|e| table_error(&path, &e))?;
-            Ok(())
-        })?;
-        self.next_part += 1;
         Ok(())
     }
 

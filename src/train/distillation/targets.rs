@@ -126,7 +126,7 @@ impl FrozenTargets {
         }
         self.layout
             .assemble(&records, self.grid, &self.device)
-            .map_err(candle)
+            .map_err(Error::from)
     }
 
     /// The frozen DINO head on class tokens [n, D]: [n, K].
@@ -159,10 +159,10 @@ impl FrozenTargets {
 
     /// One pass of the teacher over crops [n, 3, S, S].
     fn seen(&mut self, crops: &Tensor) -> Result<TeacherFeatures> {
-        let pixels = self.fit.apply(crops).map_err(candle)?;
+        let pixels = self.fit.apply(crops)?;
         let mut seen = self.teacher.features(&pixels, &self.wanted)?;
         if let Some((tokens, grid)) = seen.patch.take() {
-            let tokens = resample_grid(&tokens, grid, self.grid).map_err(candle)?;
+            let tokens = resample_grid(&tokens, grid, self.grid)?;
             seen.patch = Some((tokens, self.grid));
         }
         Ok(seen)
@@ -173,7 +173,7 @@ impl FrozenTargets {
         let crops: candle_core::Result<Vec<Tensor>> = (0..self.layout.crops)
             .map(|crop| global.narrow(0, crop * batch + sample, 1))
             .collect();
-        let crops = crops.and_then(|crops| Tensor::cat(&crops, 0)).map_err(candle)?;
+        let crops = crops.and_then(|crops| Tensor::cat(&crops, 0))?;
         let seen = self.seen(&crops)?;
         let mut record = Vec::with_capacity(self.layout.record());
         let patch = seen.patch.map(|(tokens, _)| tokens);
@@ -184,10 +184,7 @@ impl FrozenTargets {
             let Some(output) = output.filter(|_| values > 0) else {
                 continue;
             };
-            let flat = output
-                .flatten_all()
-                .and_then(|flat| flat.to_vec1::<f32>())
-                .map_err(candle)?;
+            let flat = output.flatten_all().and_then(|flat| flat.to_vec1::<f32>())?;
             record.extend(flat);
         }
         if record.len() != self.layout.record() {
@@ -200,10 +197,6 @@ impl FrozenTargets {
         }
         Ok(record)
     }
-}
-
-fn candle(error: candle_core::Error) -> Error {
-    Error::Models(error.into())
 }
 
 /// The outputs that the terms of `config` compare with.

@@ -14,7 +14,6 @@ use crate::data::augment::planned::{PlannedCrop, PlannedCrops};
 use crate::data::augment::{Colour, MultiCrop, PlannedImage, blur, photometric};
 use crate::data::loader::Batch;
 use crate::data::resize::{WeightRows, vertical_first};
-use crate::train::failed_in_candle;
 use crate::{Error, Result};
 
 /// Values of one type, in as many parts as they lie in.
@@ -223,7 +222,7 @@ fn table(
                 Error::failed("batch", format!("expected {} crops, found {found}", view.count))
             })?;
             let crop = crop(planned, &image.image, starts, view.size);
-            table.push(&crop).map_err(failed_in_candle)?;
+            table.push(&crop)?;
         }
     }
     Ok(table)
@@ -272,7 +271,7 @@ impl Sent {
         let load = Load::of(batch, crops)?;
         let tensors = load.pieces.iter().map(|piece| piece.tensor(device));
         let tensors: candle_core::Result<_> = tensors.collect();
-        Ok(load.arrived(tensors.map_err(failed_in_candle)?))
+        Ok(load.arrived(tensors?))
     }
 
     /// The crops, [G B, 3, S, S] and, where there are any, [L B, 3, s, s]: as they came, or made here.

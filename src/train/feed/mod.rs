@@ -145,7 +145,7 @@ impl Feed {
         let ended = |_| Error::failed("feed", "stopped; see the error before");
         let fed = ahead.ready.recv().map_err(ended)??;
         if let Some((_, lane)) = &fed.ahead {
-            lane.arrived().map_err(super::failed_in_candle)?;
+            lane.arrived()?;
         }
         Ok((fed, asked.elapsed()))
     }
@@ -176,7 +176,7 @@ impl Feed {
             return Ok(());
         };
         drop(sent);
-        lane.release().map_err(super::failed_in_candle)?;
+        lane.release()?;
         if let Some(free) = self.ahead.as_ref().and_then(|ahead| ahead.free.as_ref()) {
             // Nobody takes it where the thread has ended with an error, which the next batch tells.
             let _ = free.send(lane);
@@ -222,7 +222,7 @@ fn send_all(
     while let Ok(mut lane) = free.recv() {
         let fed = batches.fetch().and_then(|mut batch| {
             let load = Load::of(&batch, crops)?;
-            let sent = lane.send(&load).map_err(super::failed_in_candle)?;
+            let sent = lane.send(&load)?;
             drop(load);
             // What has been sent is not needed here: the loader writes the next crops over it.
             batches.recycle(Batch {
@@ -257,7 +257,7 @@ impl Drop for Ahead {
 #[cfg(feature = "cuda")]
 fn lanes(device: &Device, count: usize) -> Result<Vec<Box<dyn Lane>>> {
     match device {
-        Device::Cuda(gpu) => pinned::lanes(gpu, count).map_err(super::failed_in_candle),
+        Device::Cuda(gpu) => pinned::lanes(gpu, count).map_err(crate::Error::from),
         _ => Ok(Vec::new()),
     }
 }

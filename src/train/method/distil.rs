@@ -14,7 +14,6 @@ use crate::data::loader::Batch;
 use crate::train::config::StepValues;
 use crate::train::config::{DistillConfig, IbotTokens, Term};
 use crate::train::distillation::{FrozenTargets, TeacherFeatures};
-use crate::train::failed_in_candle;
 use crate::train::losses::{Relations, distillation_kl_loss, feature_distance, relational_loss};
 use crate::{Error, Result};
 
@@ -104,7 +103,7 @@ impl Method {
                 per_crop: masks.map(|masks| masks.per_crop.clone()).unwrap_or_default(),
             });
         }
-        let count = crops.global.dim(0).map_err(failed_in_candle)?;
+        let count = crops.global.dim(0)?;
         let patches = self.config.grid()?.patches();
         Ok(Compared {
             places: (0..(count * patches) as u32).collect(),
@@ -121,7 +120,7 @@ impl Method {
         (part, locals): (u64, bool),
     ) -> Result<(Student, Option<Tensor>)> {
         let features = distill.has(Term::Patch) || distill.has(Term::PatchMean);
-        let count = crops.global.dim(0).map_err(failed_in_candle)?;
+        let count = crops.global.dim(0)?;
         let patches = self.config.grid()?.patches();
         let all: Vec<u32> = match features {
             true => (0..(count * patches) as u32).collect(),
@@ -158,7 +157,7 @@ impl Method {
                 patch: Some(every.reshape((count, patches, width))?),
             })
         };
-        Ok((read().map_err(failed_in_candle)?, local))
+        Ok((read()?, local))
     }
 
     /// The frozen heads' distributions for class tokens and the compared patches.
@@ -172,7 +171,7 @@ impl Method {
         let cls = match &seen.cls {
             Some(tokens) if self.config.has_dino() => {
                 let logits = frozen.cls_logits(tokens)?;
-                Some(self.cls_targets(&logits, values).map_err(failed_in_candle)?)
+                Some(self.cls_targets(&logits, values)?)
             }
             _ => None,
         };
@@ -180,10 +179,9 @@ impl Method {
             Some((tokens, _)) if !compared.places.is_empty() => {
                 let count = compared.places.len();
                 let chosen = upload(&compared.places, count, &self.device)
-                    .and_then(|places| tokens.flatten(0, 1)?.index_select(&places, 0))
-                    .map_err(failed_in_candle)?;
+                    .and_then(|places| tokens.flatten(0, 1)?.index_select(&places, 0))?;
                 let logits = frozen.patch_logits(&chosen)?;
-                let targets = self.patch_targets(&logits, values).map_err(failed_in_candle)?;
+                let targets = self.patch_targets(&logits, values)?;
                 Some((targets, compared.per_crop.clone()))
             }
             _ => None,
@@ -210,13 +208,11 @@ impl Method {
             };
             let student = match (term, &global.patch) {
                 (Term::Patch, Some(patch)) => projection.forward(patch)?,
-                (Term::PatchMean, Some(patch)) => {
-                    projection.forward(&patch.mean(1).map_err(failed_in_candle)?)?
-                }
+                (Term::PatchMean, Some(patch)) => projection.forward(&patch.mean(1)?)?,
                 _ => projection.forward(&global.cls)?,
             };
             let distance = feature_distance(&student, teacher, distill.feature_loss);
-            loss.push(name, &distance.map_err(failed_in_candle)?, distill.weight(term))?;
+            loss.push(name, &distance?, distill.weight(term))?;
         }
         Ok(())
     }
@@ -260,7 +256,7 @@ impl Method {
                 distill.relation_temperature,
             )
         };
-        let term = term().map_err(failed_in_candle)?;
+        let term = term()?;
         loss.push("relation", &term, distill.weight(Term::Relation))
     }
 
@@ -297,11 +293,7 @@ impl Method {
             (classifier.forward(cls)?, scores)
         };
         let term = distillation_kl_loss(&student, &teacher, distill.temperature);
-        loss.push(
-            "logits",
-            &term.map_err(failed_in_candle)?,
-            distill.weight(Term::Logits),
-        )
+        loss.push("logits", &term?, distill.weight(Term::Logits))
     }
 
     /// The cross-entropy with the labels of those images that have one.
@@ -327,6 +319,6 @@ impl Method {
             let scores = classifier.forward(&tokens).map_err(candle_core::Error::wrap)?;
             cross_entropy(&scores, &labels)
         };
-        loss.push("labels", &term().map_err(failed_in_candle)?, distill.label_weight)
+        loss.push("labels", &term()?, distill.label_weight)
     }
 }

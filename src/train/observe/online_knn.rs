@@ -7,11 +7,11 @@ use candle_core::{DType, Device, Tensor};
 use macula_eval::protocols::knn::{self, KnnConfig};
 use macula_eval::{LabelSet, MatrixView};
 use rand::seq::SliceRandom as _;
-use rayon::prelude::*;
 
 use super::online_knn_config::{OnlineKnnConfig, QUERY_SHARE};
-use crate::data::{self, DecodeOptions, Preprocess, RowError, Source, SourceIdentity};
-use crate::train::failed_in_candle;
+use crate::data::{
+    self, BatchReader, DecodeOptions, ImageBatch, Preprocess, RowError, Source, SourceIdentity,
+};
 use crate::{Error, Result, rng};
 
 /// Images given to the network at a time.
@@ -42,7 +42,7 @@ pub struct OnlineKnnResult {
 pub struct OnlineKnn {
     config: OnlineKnnConfig,
     source: Arc<dyn Source>,
-    reader: Reader,
+    reader: BatchReader,
     sample: Sample,
     kept: Option<Vec<f32>>, // [sample, 3, H, W]
     classes: LabelSet,
@@ -55,14 +55,6 @@ struct Sample {
     rows: Vec<u64>,
     labels: Vec<u32>,
     n_bank: usize,
-}
-
-/// How images become network input.
-struct Reader {
-    preprocess: Preprocess,
-    decode: DecodeOptions,
-    height: usize,
-    width: usize,
 }
 
 impl OnlineKnn {
@@ -100,14 +92,15 @@ impl OnlineKnn {
         seed: u64,
     ) -> Result<Self> {
         config.validate()?;
-        let reader = Reader::new(preprocess, decode)?;
+        let reader = BatchReader::new(&preprocess, &decode)
+            .map_err(|error| Error::input("online_knn", error.to_string()))?;
         let (mut sample, classes) = draw(source.as_ref(), &config, seed)?;
         sample.check(&config.data, &classes)?;
-        let bytes = sample.rows.len() * reader.len() * size_of::<f32>();
+        let bytes = sample.rows.len() * reader.image_len() * size_of::<f32>();
         let kept = if bytes <= KEPT_BYTES {
-            let read = reader.read(source.as_ref(), &sample.rows)?;
-            sample = sample.only(&read.places);
-            warn(&config.data, &read.failed);
+            let read = reader.read(source.as_ref(), &sample.rows);
+            sample = sample.only(&read.places());
+            warn(&config.data, read.errors.iter().flatten());
             Some(read.pixels)
         } else {
             None
@@ -140,36 +133,36 @@ impl OnlineKnn {
     ) -> Result<OnlineKnnResult> {
         let mut features = Features::default();
         let mut places = Vec::with_capacity(self.sample.rows.len());
-        let mut failed = Vec::new();
+        let mut failed: Vec<RowError> = Vec::new();
         let all: Vec<usize> = (0..self.sample.rows.len()).collect();
         for batch in all.chunks(BATCH) {
-            let read = self.pixels(batch)?;
-            failed.extend(read.failed);
-            if read.places.is_empty() {
+            let read = self.pixels(batch);
+            let found = read.places();
+            failed.extend(read.errors.into_iter().flatten());
+            if found.is_empty() {
                 continue;
             }
-            let shape = (read.places.len(), 3, self.reader.height, self.reader.width);
-            let input = Tensor::from_vec(read.pixels, shape, &Device::Cpu).map_err(failed_in_candle)?;
-            features.append(&features_of(&input)?, read.places.len())?;
-            places.extend(read.places.iter().map(|&place| batch[place]));
+            let (height, width) = self.reader.size();
+            let input = Tensor::from_vec(read.pixels, (found.len(), 3, height, width), &Device::Cpu)?;
+            features.append(&features_of(&input)?, found.len())?;
+            places.extend(found.iter().map(|&place| batch[place]));
         }
-        warn(&self.config.data, &failed);
+        warn(&self.config.data, failed.iter());
         let sample = self.sample.only(&places);
         sample.check(&self.config.data, &self.classes)?;
         self.classify(features, &sample)
     }
 
     /// Network input of some of the sample.
-    fn pixels(&self, places: &[usize]) -> Result<Read> {
+    fn pixels(&self, places: &[usize]) -> ImageBatch {
         match &self.kept {
             Some(kept) => {
-                let len = self.reader.len();
+                let len = self.reader.image_len();
                 let image = |&place: &usize| kept[place * len..(place + 1) * len].iter().copied();
-                Ok(Read {
+                ImageBatch {
                     pixels: places.iter().flat_map(image).collect(),
-                    places: (0..places.len()).collect(),
-                    failed: Vec::new(),
-                })
+                    errors: vec![None; places.len()],
+                }
             }
             None => {
                 let rows: Vec<u64> = places.iter().map(|&place| self.sample.rows[place]).collect();
@@ -234,9 +227,9 @@ fn draw(source: &dyn Source, config: &OnlineKnnConfig, seed: u64) -> Result<(Sam
     Ok((sample, classes))
 }
 
-fn warn(data: &str, failed: &[RowError]) {
-    if let Some(first) = failed.first() {
-        let count = failed.len();
+fn warn<'a>(data: &str, mut failed: impl Iterator<Item = &'a RowError>) {
+    if let Some(first) = failed.next() {
+        let count = 1 + failed.count();
         tracing::warn!(
             "{data}: {count} images cannot be read and are left out of online k-NN, first {first}"
         );
@@ -276,65 +269,6 @@ impl Sample {
     }
 }
 
-/// Images that were read.
-struct Read {
-    pixels: Vec<f32>,   // [places, 3, H, W]
-    places: Vec<usize>, // which of the rows asked for, ascending
-    failed: Vec<RowError>,
-}
-
-impl Reader {
-    fn new(preprocess: Preprocess, decode: DecodeOptions) -> Result<Self> {
-        preprocess.validate()?;
-        let (height, width) = preprocess
-            .output_size()
-            .ok_or_else(|| Error::input("online_knn: crop", "expected a size above 0, found none"))?;
-        Ok(Self {
-            preprocess,
-            decode,
-            height,
-            width,
-        })
-    }
-
-    /// Values of one image.
-    fn len(&self) -> usize {
-        3 * self.height * self.width
-    }
-
-    /// Reads `rows` on all cores; a row that cannot be read is reported beside the others.
-    fn read(&self, source: &dyn Source, rows: &[u64]) -> Result<Read> {
-        let len = self.len();
-        let mut pixels = vec![0.0; rows.len() * len];
-        let failures: Vec<Option<RowError>> = pixels
-            .par_chunks_exact_mut(len)
-            .zip(rows)
-            .map(|(out, &row)| match source.load(row, &self.decode) {
-                Ok(image) => self.preprocess.write_tensor(&image, out).map(|()| None),
-                Err(error) => Ok(Some(error)),
-            })
-            .collect::<Result<_>>()?;
-        let mut places = Vec::with_capacity(rows.len());
-        let mut failed = Vec::new();
-        for (place, failure) in failures.into_iter().enumerate() {
-            match failure {
-                Some(error) => failed.push(error),
-                None => {
-                    let to = places.len() * len;
-                    pixels.copy_within(place * len..(place + 1) * len, to);
-                    places.push(place);
-                }
-            }
-        }
-        pixels.truncate(places.len() * len);
-        Ok(Read {
-            pixels,
-            places,
-            failed,
-        })
-    }
-}
-
 /// Features of the batches so far.
 #[derive(Default)]
 struct Features {
@@ -356,8 +290,7 @@ impl Features {
         }
         let values = batch
             .to_dtype(DType::F32)
-            .and_then(|batch| batch.flatten_all()?.to_vec1::<f32>())
-            .map_err(failed_in_candle)?;
+            .and_then(|batch| batch.flatten_all()?.to_vec1::<f32>())?;
         self.data.extend_from_slice(&values);
         Ok(())
     }

@@ -12,7 +12,7 @@ fn sample_test(config: OnlineKnnConfig, seed: u64) -> OnlineKnn {
 /// Pixels averaged over squares of 4: `[b, 3, 28, 28]` to `[b, 147]`.
 fn pooled(images: &Tensor) -> Result<Tensor> {
     let pooled = images.avg_pool2d(4).and_then(|pooled| pooled.flatten_from(1));
-    pooled.map_err(failed_in_candle)
+    pooled.map_err(crate::Error::from)
 }
 
 /// A source of grey images whose shade is the row, with labels as told and some rows that cannot be read.
@@ -71,9 +71,9 @@ fn halves() -> Vec<Option<&'static str>> {
 
 /// Shade as an angle, so that neighbours are the rows next to a row.
 fn angle(images: &Tensor) -> Result<Tensor> {
-    let shade = images.mean((1, 2, 3)).map_err(failed_in_candle)?;
+    let shade = images.mean((1, 2, 3))?;
     let both = shade.cos().and_then(|cos| Tensor::stack(&[cos, shade.sin()?], 1));
-    both.map_err(failed_in_candle)
+    both.map_err(crate::Error::from)
 }
 
 #[test]
@@ -99,7 +99,7 @@ fn features_without_content_are_near_chance() {
     let knn = sample_test(OnlineKnnConfig::new("sample:test", 10), 5);
     let alike = |images: &Tensor| {
         let shape = (images.dims()[0], 8);
-        Tensor::ones(shape, DType::F32, &Device::Cpu).map_err(failed_in_candle)
+        Tensor::ones(shape, DType::F32, &Device::Cpu).map_err(crate::Error::from)
     };
     let top1 = knn.evaluate(alike).expect("evaluated").top1;
     assert!(top1 < 0.25, "{top1}");

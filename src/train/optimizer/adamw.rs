@@ -10,7 +10,6 @@ use macula_models::ops::is_fused;
 use super::adamw_update::Update;
 use super::average::Follower;
 use super::{Average, Parameter, Rates, check, check_state_names, copied};
-use crate::train::failed_in_candle;
 use crate::{Error, Result};
 
 /// The constants of AdamW.
@@ -86,7 +85,7 @@ impl AdamW {
         check(&parameters)?;
         let mut moments = BTreeMap::new();
         for Parameter { name, var, .. } in &parameters {
-            let zeros = || Tensor::zeros(var.shape(), DType::F32, var.device()).map_err(failed_in_candle);
+            let zeros = || Tensor::zeros(var.shape(), DType::F32, var.device()).map_err(Error::from);
             let start = Moments {
                 first: zeros()?,
                 second: zeros()?,
@@ -165,7 +164,7 @@ impl AdamW {
         if self.is_on_gpu() {
             let updates = self.fused_updates(gradients, rates, scale, teacher)?;
             let updates: Vec<AdamwUpdate> = updates.iter().map(|update| update.tensors(0)).collect();
-            return adamw(&mut self.tables, &updates, None).map_err(failed_in_candle);
+            return adamw(&mut self.tables, &updates, None).map_err(Error::from);
         }
         for parameter in &self.parameters {
             let follows = teacher.as_ref().and_then(|teacher| teacher.of(&parameter.name));
@@ -185,7 +184,7 @@ impl AdamW {
                 }
                 None => follows.map_or(Ok(()), |follows| follows.update(&parameter.var)),
             };
-            result.map_err(failed_in_candle)?;
+            result?;
         }
         Ok(())
     }
@@ -215,7 +214,7 @@ impl AdamW {
             .zip(groups)
             .map(|(update, group)| update.tensors(group))
             .collect();
-        adamw(&mut self.tables, &updates, Some(clip)).map_err(failed_in_candle)
+        adamw(&mut self.tables, &updates, Some(clip)).map_err(Error::from)
     }
 
     /// What [`Self::step_and_average`] does to each parameter, for one pass over all of them; counts the step.
@@ -234,7 +233,7 @@ impl AdamW {
             let moved = match gradients.get(&parameter.var) {
                 Some(gradient) => {
                     moments.steps += 1;
-                    let gradient = gradient.contiguous().map_err(failed_in_candle)?;
+                    let gradient = gradient.contiguous()?;
                     let rates = rates.of(&parameter.group);
                     let update = Update::new(&self.options, moments.steps, rates, scale(&parameter.name));
                     Some((moments.clone(), gradient, update))

@@ -8,7 +8,6 @@ use macula_models::weights::Tensors;
 use super::{AdamW, AdamWOptions, Average, Moments, Parameter, Rates, Sgd};
 use crate::train::config::{OptimizerConfig, OptimizerKind};
 use crate::train::ema::{NamedVars, update_teacher};
-use crate::train::failed_in_candle;
 use crate::{Error, Result};
 
 /// Prefixes of the names of state tensors.
@@ -83,7 +82,7 @@ impl Optimizer {
                     if factor < 1.
                         && let Some(gradient) = gradients.remove(var)
                     {
-                        let scaled = (gradient * factor).map_err(failed_in_candle)?;
+                        let scaled = (gradient * factor)?;
                         gradients.insert(var, scaled);
                     }
                 }

@@ -7,7 +7,7 @@ use candle_core::{Device, Tensor, Var};
 use macula_models::ops::cuda::optimizer::Tables;
 use macula_models::ops::{cuda, is_composed, is_fused};
 
-use crate::train::{failed_in_candle, in_place, on_device};
+use crate::train::{in_place, on_device};
 use crate::{Error, Result};
 
 /// PyTorch's guard against a division by 0.
@@ -33,7 +33,7 @@ pub fn clip_gradients<'a>(
     if scale < 1. {
         for var in vars {
             if let Some(gradient) = gradients.remove(var) {
-                let clipped = (gradient * scale).map_err(failed_in_candle)?;
+                let clipped = (gradient * scale)?;
                 gradients.insert(var, clipped);
             }
         }
@@ -62,7 +62,7 @@ pub fn gradient_norms(
     modules: &BTreeMap<&str, Vec<&Var>>,
     gradients: &GradStore,
 ) -> Result<BTreeMap<String, f64>> {
-    let squares = sums_of_squares(&groups_of(modules, gradients)).map_err(failed_in_candle)?;
+    let squares = sums_of_squares(&groups_of(modules, gradients))?;
     norms_of(modules, &squares)
 }
 
@@ -91,7 +91,7 @@ pub fn squares_on_gpu(
     gradients: &GradStore,
     device: &Device,
 ) -> Result<Tensor> {
-    fused_squares(tables, &groups_of(modules, gradients), device).map_err(failed_in_candle)
+    fused_squares(tables, &groups_of(modules, gradients), device).map_err(Error::from)
 }
 
 fn groups_of<'a>(modules: &BTreeMap<&str, Vec<&Var>>, gradients: &'a GradStore) -> Vec<Vec<&'a Tensor>> {

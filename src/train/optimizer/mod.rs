@@ -18,7 +18,6 @@ pub use average::Average;
 pub use clip::{clip_gradients, clip_scale, gradient_norm, gradient_norms, norms_of, squares_on_gpu};
 pub use sgd::Sgd;
 
-use super::failed_in_candle;
 use super::param_groups::ParamGroup;
 use crate::{Error, Result};
 
@@ -109,5 +108,5 @@ fn copied(name: &str, saved: &Tensor, own: &Tensor) -> Result<Tensor> {
         ));
     }
     let copy = saved.to_device(own.device()).and_then(|tensor| tensor.copy());
-    copy.map_err(failed_in_candle)
+    copy.map_err(Error::from)
 }

@@ -7,7 +7,7 @@ use candle_core::{DType, Tensor, Var};
 use macula_models::ops::has_cpu_kernels;
 
 use super::{Parameter, Rates, check, check_state_names, copied};
-use crate::train::{failed_in_candle, in_place, on_device};
+use crate::train::{in_place, on_device};
 use crate::{Error, Result};
 
 /// SGD over named parameters: `v = momentum * v + gradient + decay * weight`, `weight -= rate * v`. The decay passes through
@@ -34,7 +34,7 @@ impl Sgd {
         check(&parameters)?;
         let at_rest = |parameter: &Parameter| {
             let var = &parameter.var;
-            let zeros = Var::zeros(var.shape(), DType::F32, var.device()).map_err(failed_in_candle)?;
+            let zeros = Var::zeros(var.shape(), DType::F32, var.device())?;
             Ok((parameter.name.clone(), zeros))
         };
         let velocities = parameters.iter().map(at_rest).collect::<Result<_>>()?;
@@ -65,7 +65,7 @@ impl Sgd {
         let mut loaded = BTreeMap::new();
         for ((name, own), saved) in self.velocities.iter().zip(state.values()) {
             let copy = copied(name, saved, own)?;
-            loaded.insert(name.clone(), Var::from_tensor(&copy).map_err(failed_in_candle)?);
+            loaded.insert(name.clone(), Var::from_tensor(&copy)?);
         }
         self.velocities = loaded;
         Ok(())
@@ -82,8 +82,7 @@ impl Sgd {
                 continue;
             };
             let (rate, decay) = rates.of(&parameter.group);
-            self.advance(parameter, velocity, gradient, rate, decay)
-                .map_err(failed_in_candle)?;
+            self.advance(parameter, velocity, gradient, rate, decay)?;
         }
         Ok(())
     }
