@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use polars::prelude::*;
 
 use super::meta::Values;
-use super::{PartRows, remove_inner};
+use super::remove_inner;
+use crate::extract::sink::PartRows;
 use crate::files::write_whole;
 use crate::{Error, Result};
 

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use safetensors::tensor::{Dtype, TensorView};
 
 use super::meta::Values;
-use super::{OutputSpec, PartRows, remove_inner};
+use super::{OutputSpec, remove_inner};
+use crate::extract::sink::PartRows;
 use crate::{Error, Result, files};
 
 const FOLDER: &str = "safetensors";
