@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::{ExportRequest, open_session};
 use crate::data::transform::Resize;
-use crate::data::{self, DecodeOptions, Preprocess};
+use crate::data::{self, BatchReader, DecodeOptions, Preprocess};
 use crate::runtime::tensors::cosine;
 use crate::{Error, Result, rng};
 

@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 pub use self::baseline::{Difference, SIGNIFICANT, Test, Verdict};
 pub use self::table::{Cell, Column, Table};
 
-use crate::results::StoredResult;
+use crate::results::{StoredResult, read_all};
 use crate::{Error, Result, files};
 
 /// The last file of a report that is written: where it stands, the others are whole.

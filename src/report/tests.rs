@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::*;
+use crate::results::RESULT_FILE;
 
 /// Results on disk, and what a report says of them.
 struct Results {

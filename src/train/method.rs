@@ -671,16 +671,13 @@ impl Seen {
 
     /// `normed` [B + M, D] taken apart, M = `patches`.
     fn of(normed: &Tensor, patches: usize) -> Result<Self> {
-        let split = || {
-            let images = normed.dim(0)? - patches;
-            let cls = normed.narrow(0, 0, images)?;
-            let patches = match patches {
-                0 => None,
-                count => Some(normed.narrow(0, images, count)?),
-            };
-            Ok(Self { cls, patches })
+        let images = normed.dim(0)? - patches;
+        let cls = normed.narrow(0, 0, images)?;
+        let patches = match patches {
+            0 => None,
+            count => Some(normed.narrow(0, images, count)?),
         };
-        split().map_err(Error::from)
+        Ok(Self { cls, patches })
     }
 }
 
@@ -714,13 +711,10 @@ impl ClassPoints {
         };
         let all = Tensor::cat(&[global, local], 0)?;
         let points = head.bottleneck(&all)?;
-        let split = || {
-            let (first, second) = (global.dim(0)?, local.dim(0)?);
-            Ok(Self {
-                global: points.narrow(0, 0, first)?,
-                local: Some(points.narrow(0, first, second)?),
-            })
-        };
-        split().map_err(Error::from)
+        let (first, second) = (global.dim(0)?, local.dim(0)?);
+        Ok(Self {
+            global: points.narrow(0, 0, first)?,
+            local: Some(points.narrow(0, first, second)?),
+        })
     }
 }

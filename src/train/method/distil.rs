@@ -143,21 +143,20 @@ impl Method {
         let every = global
             .patches
             .ok_or_else(|| Error::failed("student", "expected patches, found none"))?;
-        let read = || {
-            let width = every.dim(1)?;
-            Ok(Student {
-                cls: global.cls,
-                compared: match compared.places.len() {
-                    0 => None,
-                    chosen => {
-                        let places = upload(&compared.places, chosen, &self.device)?;
-                        Some(every.index_select(&places, 0)?)
-                    }
-                },
-                patch: Some(every.reshape((count, patches, width))?),
-            })
+        let width = every.dim(1)?;
+        let chosen = match compared.places.len() {
+            0 => None,
+            chosen => {
+                let places = upload(&compared.places, chosen, &self.device)?;
+                Some(every.index_select(&places, 0)?)
+            }
         };
-        Ok((read()?, local))
+        let student = Student {
+            cls: global.cls,
+            compared: chosen,
+            patch: Some(every.reshape((count, patches, width))?),
+        };
+        Ok((student, local))
     }
 
     /// The frozen heads' distributions for class tokens and the compared patches.
