@@ -41,6 +41,8 @@ mod tests {
         assert!(score(&[0, 1, 0, 1], &[0, 0, 1, 1]).abs() < 1e-12);
         assert_eq!(score(&[0, 0, 0], &[0, 0, 0]), 1.0);
         assert_eq!(score(&[0, 0, 0], &[0, 1, 2]), 0.0);
+        // Cluster 1 is empty.
+        assert!((score(&[0, 0, 2, 2], &[0, 0, 1, 1]) - 1.0).abs() < 1e-12);
         // I = ln 2 over (ln 4 + ln 2) / 2
         assert!((score(&[0, 1, 2, 3], &[0, 0, 1, 1]) - 2.0 / 3.0).abs() < 1e-12);
     }

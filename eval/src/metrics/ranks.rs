@@ -61,6 +61,8 @@ mod tests {
         assert_eq!(positive_ranks(&[0.5; 4], &[3, 1], &[]), [1, 3]);
         assert_eq!(positive_ranks(&[0.5; 4], &[1, 2], &[1]), [1]);
         assert!(positive_ranks(&scores, &[], &[0]).is_empty());
+        // Lists in any order, and rows that stand in one twice.
+        assert_eq!(positive_ranks(&scores, &[5, 1, 3, 1], &[4, 0, 4]), [0, 2, 3]);
     }
 
     proptest! {

@@ -173,6 +173,40 @@ mod tests {
     }
 
     #[test]
+    fn every_resample_is_drawn_once_and_the_tails_are_equal() {
+        assert_eq!(BootstrapConfig::default().resamples, 1_000);
+        let calls = std::sync::atomic::AtomicUsize::new(0);
+        let config = BootstrapConfig {
+            resamples: 101,
+            level: 0.9,
+            ..BootstrapConfig::default()
+        };
+        // The values are 0 to 100, whichever resample has which.
+        let interval = bootstrap_counts(3, &config, |counts| {
+            assert_eq!(counts.iter().sum::<u32>(), 3);
+            calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed) as f64
+        });
+        assert_eq!(calls.into_inner(), 101);
+        assert!((interval.low - 5.0).abs() < 1e-9 && (interval.high - 95.0).abs() < 1e-9, "{interval:?}");
+    }
+
+    #[test]
+    fn one_sample_and_one_resample_are_enough() {
+        let config = BootstrapConfig {
+            resamples: 1,
+            ..BootstrapConfig::default()
+        };
+        assert_eq!(bootstrap_mean(&[0.5], &config), Interval { low: 0.5, high: 0.5 });
+        assert_eq!(bootstrap_counts(1, &config, |counts| f64::from(counts[0])).low, 1.0);
+        // The first resample has stream 0.
+        let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
+        rng.set_stream(0);
+        let values: Vec<f32> = (0..50u8).map(f32::from).collect();
+        let drawn: f64 = (0..50).map(|_| f64::from(values[rng.random_range(0..50)])).sum();
+        assert_eq!(bootstrap_mean(&values, &config).low, drawn / 50.0);
+    }
+
+    #[test]
     fn counts_draw_the_same_samples_as_the_mean() {
         let values = hits(120, 70);
         let config = BootstrapConfig::default();
