@@ -332,21 +332,35 @@ fn pixels_become_network_input_in_one_place() {
     }
     assert_eq!(
         found,
-        ["src/data/transform.rs", "src/distill/align.rs"],
+        ["src/data/transform.rs", "src/train/distillation/align.rs"],
         "pixels are normalised elsewhere"
     );
     assert!(subtracts_a_mean("(level / 255.0 - self.mean[0]) / std[0]"));
     assert!(!subtracts_a_mean("mean[0] + 1.0"));
-    // Who makes network input asks for it.
-    for file in [
-        "src/extract/pipeline.rs",
-        "src/export/proof.rs",
-        "src/export/drift.rs",
-        "src/train/observe/online_knn.rs",
-        "src/evaluate/dense/images.rs",
-        "src/data/augment/multi_crop.rs",
-        "src/viz/images.rs",
+    // Who makes network input asks for it, or for batches of it.
+    for (word, files) in [
+        (
+            ".write_tensor(",
+            &[
+                "src/data/batch.rs",
+                "src/data/augment/multi_crop.rs",
+                "src/evaluate/dense/images.rs",
+                "src/evaluate/robustness/images.rs",
+            ][..],
+        ),
+        (
+            "BatchReader",
+            &[
+                "src/extract/pipeline.rs",
+                "src/export/proof.rs",
+                "src/export/drift.rs",
+                "src/train/observe/online_knn.rs",
+                "src/viz/images.rs",
+            ][..],
+        ),
     ] {
-        assert!(code(&read(file)).contains(".write_tensor("), "{file}");
+        for file in files {
+            assert!(code(&read(file)).contains(word), "{file}: no {word}");
+        }
     }
 }
