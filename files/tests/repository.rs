@@ -243,7 +243,7 @@ fn documents_name_files_that_there_are() {
     assert!(missing.is_empty(), "{missing:?}");
 }
 
-/// The part of a link behind `#` for a heading, as GitHub makes it: small letters, digits and `_`, a hyphen for every blank.
+/// The part of a link behind `#` for a heading, as Markdown is commonly rendered: small letters, digits and `_`, a hyphen for every blank.
 fn anchor(heading: &str) -> String {
     let kept = |c: char| match c {
         ' ' | '-' => Some('-'),
