@@ -194,31 +194,117 @@ fn every_table_of_numbers_stands_in_a_section_that_names_its_command() {
     assert!(names_a_command(&["```", "macula eval knn", "```"]));
 }
 
-#[test]
-fn documents_name_files_that_there_are() {
-    let mut missing = BTreeSet::new();
-    for document in [
+/// The documents of the repository, by their paths.
+fn documents() -> Vec<String> {
+    let of_the_root = [
         "README.md",
         "BENCHMARKS.md",
-        "GUIDE.md",
         "CONTRIBUTING.md",
         "ARCHITECTURE.md",
         "benchmarks/NOTES.md",
         "tests/fixtures/README.md",
-    ] {
-        for code in read(document).split('`').skip(1).step_by(2) {
+    ];
+    let pages = files_below("docs")
+        .into_iter()
+        .filter(|file| file.ends_with(".md"));
+    of_the_root.map(str::to_owned).into_iter().chain(pages).collect()
+}
+
+#[test]
+fn documents_name_files_that_there_are() {
+    let mut missing = BTreeSet::new();
+    let documents = documents();
+    assert!(documents.len() >= 16, "{documents:?}");
+    for document in documents {
+        for code in read(&document).split('`').skip(1).step_by(2) {
             for word in code.split_whitespace() {
                 let word = word.trim_end_matches([',', ';', ':', '.']);
-                let ours = ["benchmarks/", "tests/", "models/tests/", "eval/tests/"];
+                let ours = [
+                    "benchmarks/",
+                    "tests/",
+                    "src/",
+                    "files/",
+                    "models/src/",
+                    "models/tests/",
+                    "eval/src/",
+                    "eval/tests/",
+                ];
                 let script = [".py", ".sh", ".rs"].iter().any(|end| word.ends_with(end));
-                if script && ours.iter().any(|start| word.starts_with(start)) && !root().join(word).is_file()
-                {
+                // The tree of ARCHITECTURE.md names files of a package from its folder.
+                let is_there = ["", "models", "eval"]
+                    .iter()
+                    .any(|package| root().join(package).join(word).is_file());
+                if script && ours.iter().any(|start| word.starts_with(start)) && !is_there {
                     missing.insert(format!("{document}: {word}"));
                 }
             }
         }
     }
     assert!(missing.is_empty(), "{missing:?}");
+}
+
+/// The part of a link behind `#` for a heading, as Markdown is commonly rendered: small letters, digits and `_`, a hyphen for every blank.
+fn anchor(heading: &str) -> String {
+    let kept = |c: char| match c {
+        ' ' | '-' => Some('-'),
+        c if c.is_alphanumeric() || c == '_' => Some(c.to_ascii_lowercase()),
+        _ => None,
+    };
+    heading.chars().filter_map(kept).collect()
+}
+
+/// The targets of the links of a document, outside of fenced code.
+fn links(text: &str) -> Vec<String> {
+    let prose = text.split("```").step_by(2);
+    let after_brackets = prose.flat_map(|prose| prose.split("](").skip(1));
+    after_brackets
+        .filter_map(|rest| rest.split_once(')'))
+        .map(|(target, _)| target.to_owned())
+        .collect()
+}
+
+/// Why a link of `document` leads nowhere.
+fn leads_nowhere(document: &str, target: &str) -> Option<String> {
+    let (file, heading) = target.split_once('#').unwrap_or((target, ""));
+    let folder = Path::new(document).parent().unwrap();
+    let path = match file {
+        "" => PathBuf::from(document),
+        file => folder.join(file),
+    };
+    if !root().join(&path).exists() {
+        return Some(format!("{document}: no file for {target}"));
+    }
+    let text = read(path.to_str().unwrap());
+    let found = heading.is_empty() || sections(&text).iter().any(|(title, _)| anchor(title) == heading);
+    (!found).then(|| format!("{document}: no heading for {target}"))
+}
+
+#[test]
+fn links_between_documents_lead_somewhere() {
+    let mut wrong = Vec::new();
+    let mut count = 0;
+    for document in documents() {
+        for target in links(&read(&document)) {
+            // `docs/cli.md` is written from the command line itself.
+            if target.contains("://") || target.ends_with("cli.md") {
+                continue;
+            }
+            count += 1;
+            wrong.extend(leads_nowhere(&document, &target));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(count > 40, "{count} links");
+    assert_eq!(
+        links("[a](b.md#c), `x`\n```\n[d](e)\n```\n[f](#g)"),
+        ["b.md#c", "#g"]
+    );
+    assert_eq!(
+        anchor("What `--on-error` does: f16, int8"),
+        "what---on-error-does-f16-int8"
+    );
+    assert!(leads_nowhere("docs/gpu.md", "export.md#nothing").is_some());
+    assert!(leads_nowhere("docs/gpu.md", "nothing.md").is_some());
 }
 
 /// Whether something minus a mean of a channel stands in code, as where levels are normalised.
@@ -246,21 +332,35 @@ fn pixels_become_network_input_in_one_place() {
     }
     assert_eq!(
         found,
-        ["src/data/transform.rs", "src/distill/align.rs"],
+        ["src/data/transform.rs", "src/train/distillation/align.rs"],
         "pixels are normalised elsewhere"
     );
     assert!(subtracts_a_mean("(level / 255.0 - self.mean[0]) / std[0]"));
     assert!(!subtracts_a_mean("mean[0] + 1.0"));
-    // Who makes network input asks for it.
-    for file in [
-        "src/extract/pipeline.rs",
-        "src/export/proof.rs",
-        "src/export/drift.rs",
-        "src/train/observe/online_knn.rs",
-        "src/evaluate/dense/images.rs",
-        "src/data/augment/multi_crop.rs",
-        "src/viz/images.rs",
+    // Who makes network input asks for it, or for batches of it.
+    for (word, files) in [
+        (
+            ".write_tensor(",
+            &[
+                "src/data/batch.rs",
+                "src/data/augment/multi_crop.rs",
+                "src/evaluate/dense/images.rs",
+                "src/evaluate/robustness/images.rs",
+            ][..],
+        ),
+        (
+            "BatchReader",
+            &[
+                "src/extract/pipeline.rs",
+                "src/export/proof.rs",
+                "src/export/drift.rs",
+                "src/train/observe/online_knn.rs",
+                "src/viz/images.rs",
+            ][..],
+        ),
     ] {
-        assert!(code(&read(file)).contains(".write_tensor("), "{file}");
+        for file in files {
+            assert!(code(&read(file)).contains(word), "{file}: no {word}");
+        }
     }
 }

@@ -49,7 +49,7 @@ impl Device {
             Self::Cuda(_) => Err(Error::failed(
                 format!("--device {self}"),
                 "this build of macula trains and runs checkpoints on the processor only; build it with `--features cuda` (see \
-                 GUIDE), or export to ONNX to run on a GPU",
+                 docs/gpu.md), or export to ONNX to run on a GPU",
             )),
         }
     }

@@ -6,6 +6,15 @@
 //! compiled for the processor. `optimizer`, `augment` and `targets` are
 //! public for training: its updates, its crops and what its teacher's logits become.
 //!
+//! The host queues a whole step and waits for it once: AdamW clips by norms that stay on the GPU, and moves nothing where one is
+//! not finite. All work is on one stream, whichever thread queues it, and only copies to the host wait for a launch; another
+//! stream only copies batches to the GPU. Within a step nothing of more than 64 KiB is copied to it at once, which the host
+//! would wait for (`upload`), but batches and a cached teacher's features; tables of the optimizer stay there.
+//!
+//! The student's global and local crops are rows of one sequence (`ops::packing`): only attention asks which image a row belongs to.
+//! In bf16 with 64 values a head it stores no scores (`fused_attention`, on tensor cores); the emulation has twins of their
+//! instructions. How cuBLAS rounds is set where the GPU is opened, not left to it.
+//!
 //! Numbers: products in f32 or bf16, everything else in f32; no atomic additions, so results are the same every time. Nothing
 //! here waits for the GPU or brings values to the host: what the host knows goes there by `upload`.
 
