@@ -187,7 +187,10 @@ mod tests {
             calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed) as f64
         });
         assert_eq!(calls.into_inner(), 101);
-        assert!((interval.low - 5.0).abs() < 1e-9 && (interval.high - 95.0).abs() < 1e-9, "{interval:?}");
+        assert!(
+            (interval.low - 5.0).abs() < 1e-9 && (interval.high - 95.0).abs() < 1e-9,
+            "{interval:?}"
+        );
     }
 
     #[test]
@@ -197,7 +200,10 @@ mod tests {
             ..BootstrapConfig::default()
         };
         assert_eq!(bootstrap_mean(&[0.5], &config), Interval { low: 0.5, high: 0.5 });
-        assert_eq!(bootstrap_counts(1, &config, |counts| f64::from(counts[0])).low, 1.0);
+        assert_eq!(
+            bootstrap_counts(1, &config, |counts| f64::from(counts[0])).low,
+            1.0
+        );
         // The first resample has stream 0.
         let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
         rng.set_stream(0);
