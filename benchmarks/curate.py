@@ -1,11 +1,13 @@
 """Curation on heaps whose answer is known: planted copies, a skewed heap, planted test images, and scale.
 
     python benchmarks/curate.py copies  --data FASHION --model m.onnx [--work DIR]
+    python benchmarks/curate.py copies  --emoji EMOJI --columns pixels [--work DIR]
     python benchmarks/curate.py overlap --data FASHION --model m.onnx [--work DIR]
     python benchmarks/curate.py balance --data FASHION --model m.onnx [--work DIR]
     python benchmarks/curate.py scale [--rows 10000,100000,1000000] [--steps dedup,sample] [--threads 2] [--work DIR]
 
-FASHION is the folder of Fashion-MNIST's IDX files, m.onnx a trained export. Each prints the table that BENCHMARKS.md
+FASHION is the folder of Fashion-MNIST's IDX files, m.onnx a trained export, EMOJI the folder that benchmarks/emoji_data.py filled,
+whose 1,892 images are made 28 x 28 and grey: the thresholds of `--pixels hash` were set on copies from FASHION, not on these. Each prints the table that BENCHMARKS.md
 shows. Needs numpy, polars and Pillow, and `macula` on the path or in MACULA.
 """
 
@@ -46,6 +48,21 @@ def fashion(folder, prefix):
         return read_idx(found)
 
     return find("images"), find("labels")
+
+
+def emoji(folder):
+    """The images of the folder's list over white, 28 x 28 and grey, and the numbers of their classes."""
+    from PIL import Image
+
+    folder = pathlib.Path(folder)
+    table = pl.read_csv(folder / "list.csv")
+    pictures = []
+    for path in table["path"]:
+        picture = Image.open(folder / path).convert("RGBA")
+        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+        grey = Image.alpha_composite(white, picture).convert("L")
+        pictures.append(np.asarray(grey.resize((28, 28), Image.Resampling.BICUBIC)))
+    return np.stack(pictures), table["label"].rank("dense").to_numpy() - 1
 
 
 def write_idx(folder, images, labels):
@@ -91,9 +108,10 @@ def features(args, spec, name):
 def copies(args):
     """Recall of planted copies by kind of change, and how many rows go for another reason."""
     rng = np.random.default_rng(0)
-    images, labels = fashion(args.data, "train")
+    images, labels = emoji(args.emoji) if args.emoji else fashion(args.data, "train")
     images, labels = images[:20_000], labels[:20_000]
-    originals = rng.choice(len(images), 1000, replace=False)
+    heap = len(images)
+    originals = rng.choice(heap, min(1000, heap // 2), replace=False)
     kinds = [KINDS[i % len(KINDS)] for i in range(len(originals))]
     planted = np.stack([changed(images[o], kind, rng) for o, kind in zip(originals, kinds)])
     spec = write_idx(args.work / "copies", np.concatenate([images, planted]), np.concatenate([labels, labels[originals]]))
@@ -109,10 +127,10 @@ def copies(args):
             json_ = macula("curate", "dedup", "--features", folder, "--out", out, "--force", "--json", *flags)
             found = pl.read_parquet(out / "list.parquet").sort("row")
             component, kept = found["component"].to_numpy(), found["kept"].to_numpy()
-            together = component[originals] == component[20_000 + np.arange(1000)]
+            together = component[originals] == component[heap + np.arange(len(originals))]
             recall = [together[[k == kind for k in kinds]].mean() for kind in KINDS]
             # A row that left rightly has the original or the copy of it in its component.
-            pairs = {int(o): 20_000 + i for i, o in enumerate(originals)}
+            pairs = {int(o): heap + i for i, o in enumerate(originals)}
             pairs |= {copy: original for original, copy in pairs.items()}
             removed = np.flatnonzero(~kept)
             right = sum(int(row) in pairs and component[pairs[int(row)]] == component[row] for row in removed)
@@ -232,6 +250,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["copies", "overlap", "balance", "scale"])
     parser.add_argument("--data", type=pathlib.Path)
+    parser.add_argument("--emoji", type=pathlib.Path)
     parser.add_argument("--model")
     parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("curate-work"))
     parser.add_argument("--thresholds", type=lambda t: [float(v) for v in t.split(",")], default=[0.8, 0.9, 0.95, 0.98, 0.99, 0.995])

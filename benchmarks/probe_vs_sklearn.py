@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The linear probe beside logistic regression, macula's and scikit-learn's, on the same frozen features.
 
-    probe_vs_sklearn.py MACULA --demo DEMO [--emoji EMOJI] [--idx FOLDER] [--work DIR] [--seed N]
+    probe_vs_sklearn.py MACULA --demo DEMO [--emoji EMOJI] [--idx FOLDER] [--work DIR] [--seed N] [--only WORD]
 
 MACULA is the binary, DEMO the folder of `macula demo --out DEMO`: its features of raw pixels, of the untrained and of the trained
 network on 6,000 and 1,000 images of Fashion-MNIST. --emoji takes the folder that benchmarks/emoji_data.py filled: its first fold
@@ -13,7 +13,8 @@ A row a feature set, top-1 on its test images:
     10 epochs   eval linear-probe --epochs 10
     default     eval linear-probe, with its steps and epochs, the learning rate chosen, and its user CPU seconds
     logreg      eval logreg, C chosen among 45 values
-    sklearn     LogisticRegression (lbfgs, f64, up to 20,000 iterations), C chosen among 17 values, 1e-4 to 1e4
+    sklearn     LogisticRegression (f64), C chosen among 17 values, 1e-4 to 1e4; newton-cholesky, or lbfgs with up to 20,000
+                iterations where classes times columns are above 4,000 and the Newton step's matrix too large
 
 C, the learning rate and the head are chosen on a tenth of the training rows (each program draws its own), then all training rows
 are fitted again and the test rows scored once.
@@ -54,9 +55,10 @@ def load(folder, column):
 
 
 def fit(c, x, y):
+    solver = "newton-cholesky" if x.shape[1] * len(np.unique(y)) <= 4000 else "lbfgs"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return LogisticRegression(C=c, max_iter=20_000, tol=1e-4).fit(x, y)
+        return LogisticRegression(C=c, solver=solver, max_iter=20_000, tol=1e-4).fit(x, y)
 
 
 def sklearn_top1(train, test, column, seed):
@@ -97,6 +99,7 @@ def main():
     parser.add_argument("--idx", type=pathlib.Path)
     parser.add_argument("--work", type=pathlib.Path, help="where features are kept; a temporary folder by default")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="rows whose names hold this word")
     arguments = parser.parse_args()
     macula = arguments.macula.resolve()
     print("| features | train / test | 10 epochs | default | steps (epochs) | learning rate | CPU s | logreg | scikit-learn |")
@@ -107,16 +110,17 @@ def main():
         ("Fashion-MNIST sample, untrained ViT", "untrained", "cls"),
         ("Fashion-MNIST sample, the demo's ViT", "trained", "cls"),
     ]:
-        row(name, macula, features / kind / "train", features / kind / "test", column, arguments.seed)
+        if arguments.only in name:
+            row(name, macula, features / kind / "train", features / kind / "test", column, arguments.seed)
     with tempfile.TemporaryDirectory() as temporary:
         work = arguments.work or pathlib.Path(temporary)
-        if arguments.emoji:
+        if arguments.emoji and arguments.only in "emoji, the demo's ViT":
             for split in ["train", "test"]:
                 source = arguments.emoji / f"list_fold0_{split}.csv"
                 model = ["--model", arguments.demo / "trained.onnx", "--background", "255,255,255"]
                 run(macula, "extract", *model, "--data", source, "--out", work / f"emoji-{split}", "--force")
             row("emoji, the demo's ViT", macula, work / "emoji-train", work / "emoji-test", "cls", arguments.seed)
-        if arguments.idx:
+        if arguments.idx and arguments.only in "Fashion-MNIST, raw pixels":
             for split in ["train", "test"]:
                 source = ["--model", "pixels", "--data", f"idx:{arguments.idx}#{split}"]
                 run(macula, "extract", *source, "--out", work / f"idx-{split}", "--force")

@@ -35,7 +35,7 @@ export LIBRARY_PATH="$toolkit/lib:$toolkit/lib/stubs${LIBRARY_PATH:+:$LIBRARY_PA
 # The driver's library comes with the driver. To link, one with the names that are called is enough, and only the built
 # bindings say which those are.
 if [ ! -e "$toolkit/lib/stubs/libcuda.so" ]; then
-    cargo build --release --features cuda --lib
+    cargo build --release --features cuda --lib -p macula-models
     target="${CARGO_TARGET_DIR:-target}/release/deps"
     nm -u "$target"/libcudarc-*.rlib 2>/dev/null | awk '$1 == "U" && $2 ~ /^cu[A-Z]/ { print "void " $2 "(void) {}" }' |
         grep -v -E ' (cublas|curand|cudnn|cusparse|cusolver)' | sort -u >"$toolkit/lib/stubs/cuda.c"

@@ -3,15 +3,17 @@
 #
 #   benchmarks/cuda/gpu.sh BINARY FOLDER [DATA]
 #
-# BINARY may be packed with xz. DATA (default: idx:/usr/share/datasets/fashion-mnist) has train and test. Results lie in FOLDER and
-# every part ends with its table; the last lines are one table of all parts whose results are in FOLDER, from earlier calls as well. PARTS
-# chooses parts, each of which takes less than ten minutes:
+# BINARY may be packed with xz. DATA (idx:FOLDER of Fashion-MNIST, say; default: idx:/usr/share/datasets/fashion-mnist, or where that is
+# missing macula's own sample) has train and test. CUDA's libraries are looked for in Python's nvidia packages and in CUDA_HOME. Results
+# lie in FOLDER, those worth keeping in results.tar.gz there; every part ends with its table; the last lines are one table of all parts
+# whose results are in FOLDER, from earlier calls as well. first_run.sh is the shorter first visit to a machine. PARTS chooses parts,
+# each of which takes about ten minutes:
 #
 #   ops       every operation against the CPU, f32 and bf16
 #   curves    losses of 200 steps: CPU in f32, GPU in f32, in bf16, and in f32 with crops made on the GPU
 #   feed      steps of ViT-S/14 on DATA's training images, which the CPU or the GPU crops: images/s and the wait for images
 #   small     ViT-S/14 at 224 px, 2 + 8 crops, K 65,536, bf16: macula and PyTorch (eager, compiled) in turn, batch 64 and the
-#             largest power of two that macula fits. Needs a python3 that has torch, or PYTHON
+#             largest power of two that both fit (LARGEST=0: 64 alone). Without a python3 that has torch, or PYTHON, macula alone
 #   base      the same with ViT-B/14
 #   memory    the largest batch of ViT-S, B and L, with and without gradient checkpointing
 #   train     pretraining on DATA for as many steps as fit into 8 minutes (TRAIN_SECONDS) at the rate of 300 steps before
@@ -19,25 +21,21 @@
 #   evaluate  k-NN and linear probe of both, of the untrained network and of raw pixels
 set -uo pipefail
 here="$(cd "$(dirname "$0")" && pwd)"
-binary="$(realpath "$1")"
+source "$here/common.sh"
 folder="$2"
-data="${3:-idx:/usr/share/datasets/fashion-mnist}"
+python="$(command -v "${PYTHON:-python3}" || true)"
+source_of "${3:-}" || exit 2
+binary="$(realpath "$1")"
 parts="${PARTS:-ops curves feed small base memory train distil evaluate}"
-python="${PYTHON:-python3}"
 mkdir -p "$folder"
-cd "$folder"
-if [[ "$binary" == *.xz ]]; then
-    [ -x ./macula ] || { xz -dc "$binary" >macula && chmod +x macula; }
-    binary="$PWD/macula"
-fi
+cd "$folder" || exit 2
+unpack "$binary" && find_libraries "$binary" || exit 1
 failed=0
-say() { echo "== $*"; }
 run() { # name, command: its output in name.txt, a word when it fails
     local name="$1"
     shift
     "$@" >"$name.txt" 2>&1 || { failed=1; say "$name failed"; tail -n 3 "$name.txt"; return 1; }
 }
-number() { grep -o "\"$1\": *[0-9.e+-]*" "$2" | head -n 1 | sed "s/.*: *//"; }
 step() { # name: what `bench train --json` found, in a line
     local file="$1.txt" word
     [ -s "$file" ] || return
@@ -60,14 +58,34 @@ largest() { # name, arguments: the largest power of two that fits, in $batch; 0 
     local name="$1"
     shift
     batch=0
+    [ "${LARGEST:-1}" = 0 ] && batch=64 && return
     for size in 16 32 64 128 256 512 1024 2048; do
         fits "$name-$size" "$size" "$@" || break
         batch="$size"
     done
 }
+beside() { # part, geometry, batch, eager or compiled: PyTorch beside macula; half the batch where PyTorch lacks the memory
+    local part="$1" geometry="$2" size="$3" mode="$4" flags name ours
+    while [ "$size" -ge 16 ]; do
+        name="$part-$size-$mode" ours="$part-$size-packing-true.txt"
+        flags=(--geometry "$geometry" --device cuda --dtype bf16 --batch "$size" --repetitions 1 --steps 8 --python "$python")
+        [ "$mode" = compiled ] && flags+=(--compile)
+        [ -s "$ours" ] && flags+=(--macula-result "$ours")
+        say "$part, batch $size, PyTorch $mode"
+        if "$python" "$here/../peers/compare_train.py" "$binary" "${flags[@]}" >"$name.txt" 2>&1; then
+            cat "$name.txt"
+            return 0
+        fi
+        tail -n 1 "$name.txt"
+        grep -qi 'out of memory' "$name.txt" || { failed=1; return 1; }
+        size=$((size / 2))
+    done
+}
 
 say machine
-nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader
+has nvidia-smi && nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader
+"$binary" doctor | grep -E '^(macula|machine|CUDA|  loads|  trains)'
+[ -n "$python" ] && "$python" -c 'import torch' 2>/dev/null || { say "no PyTorch: macula alone"; python=""; }
 for part in $parts; do
     case "$part" in
     ops)
@@ -96,7 +114,7 @@ for part in $parts; do
         ;;
     feed)
         for crops_on in cpu gpu; do
-            run "feed-$crops_on" "$binary" bench train --device cuda --geometry c --data "$data#train" --steps 20 --json \
+            run "feed-$crops_on" "$binary" bench train --device cuda --geometry c --data "$(rows train)" --steps 20 --json \
                 --set compute=bf16 --set batch_size=64 --set "data.loader.crops_on=$crops_on"
             say "ViT-S/14 at 224 px, crops on $crops_on"
             step "feed-$crops_on"
@@ -107,19 +125,15 @@ for part in $parts; do
         [ "$part" = base ] && geometry=d
         largest "fits-$part" --geometry "$geometry"
         for size in 64 "$batch"; do
-            for mode in eager compiled; do
-                flags=(--geometry "$geometry" --device cuda --dtype bf16 --batch "$size" --repetitions 1 --steps 8 --python "$python")
-                [ "$mode" = compiled ] && flags+=(--compile)
-                run "$part-$size-$mode" "$python" "$here/../peers/compare_train.py" "$binary" "${flags[@]}"
-                say "$part, batch $size, PyTorch $mode"
-                cat "$part-$size-$mode.txt"
-            done
             for packing in true false; do
                 name="$part-$size-packing-$packing"
                 run "$name" "$binary" bench train --device cuda --geometry "$geometry" --set compute=bf16 --set "batch_size=$size" --steps 8 --json \
                     --set "sequence_packing=$packing"
                 say "$part, batch $size, sequence packing $packing"
                 step "$name"
+            done
+            [ -z "$python" ] || for mode in eager compiled; do
+                beside "$part" "$geometry" "$size" "$mode"
             done
             [ "$batch" -le 64 ] && break
         done
@@ -138,7 +152,7 @@ for part in $parts; do
         cat memory.txt
         ;;
     train)
-        recipe=(train --device cuda --data "$data#train" --knn-data "$data#train" --force --set compute=bf16)
+        recipe=(train --device cuda --data "$(rows train)" --knn-data "$(rows train)" --force --set compute=bf16)
         recipe+=(--set backbone.embed_dim=384 --set backbone.num_heads=6 --set backbone.depth=3)
         recipe+=(--set "crops.global.scale=[0.5,1.0]" --set crops.flip=0)
         run untrained "$binary" "${recipe[@]}" --out untrained --set steps=1
@@ -152,7 +166,7 @@ for part in $parts; do
         grep -o '"data_wait":[^,}]*' fashion/metrics.jsonl | sed -n '2p;$p'
         ;;
     distil)
-        run distil "$binary" distill --teacher fashion --recipe distill-features --device cuda --data "$data#train" --out student --force \
+        run distil "$binary" distill --teacher fashion --recipe distill-features --device cuda --data "$(rows train)" --out student --force \
             --set compute=bf16 --set steps=6000 --set backbone.embed_dim=192 --set backbone.depth=3 --set backbone.num_heads=3
         say "a student of a quarter of the weights"
         tail -n 1 distil.txt
@@ -163,7 +177,7 @@ for part in $parts; do
             source=(--model "$model" --device cuda)
             [ "$model" = pixels ] && source=(--model pixels)
             for half in train test; do
-                run "extract-$model-$half" "$binary" extract "${source[@]}" --data "$data#$half" --out "features/$model/$half" --force
+                run "extract-$model-$half" "$binary" extract "${source[@]}" --data "$(rows "$half")" --out "features/$model/$half" --force
             done
             pair=(--train "features/$model/train" --test "features/$model/test" --json)
             run "knn-$model" "$binary" eval knn "${pair[@]}" --k 20
@@ -176,11 +190,11 @@ for part in $parts; do
     esac
 done
 
-say "all results in $PWD"
+tar czf results.tar.gz $(ls -- *.txt */metrics.jsonl 2>/dev/null)
+say "all results in $PWD, those worth keeping in results.tar.gz ($(($(stat -c %s results.tar.gz) / 1000)) kB)"
 for compute in f32 bf16; do
     [ -s "ops-$compute.txt" ] || continue
-    worst="$(grep -o -E '[0-9.]+e-?[0-9]+' "ops-$compute.txt" | sort -g | tail -n 1)"
-    echo "operations in $compute, largest difference from the CPU: ${worst:-none told}"
+    echo "operations in $compute, largest difference from the CPU as a share of what rounding explains: $(worst "ops-$compute.txt")"
 done
 [ ! -s curves.txt ] || { echo "losses: step, cpu f32, cuda f32, cuda bf16, cuda f32 with crops of its own"; cat curves.txt; }
 for file in feed-cpu feed-gpu small-*-packing-* base-*-packing-*; do

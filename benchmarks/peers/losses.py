@@ -8,14 +8,17 @@ STUDENT_TEMPERATURE = 0.1
 
 def sinkhorn(logits, temperature, iterations=3):
     """Sinkhorn-Knopp targets. The matrix stays as it is: only the factors of its rows and columns change, so that an
-    iteration is two matrix-vector products. The largest logit is taken off first, which cancels and keeps exp finite."""
-    rows, prototypes = logits.shape
-    q = torch.exp_((logits - logits.max()).div_(temperature))
-    of_rows = q.new_full((rows,), 1 / rows)
-    for _ in range(iterations):
-        of_prototypes = 1 / (prototypes * (of_rows @ q))
-        of_rows = 1 / (rows * (q @ of_prototypes))
-    return q.mul_(of_prototypes).mul_((rows * of_rows)[:, None])
+    iteration is two matrix-vector products. The largest logit is taken off first, which cancels and keeps exp finite.
+    Outside of autocast, which would round the matrix to bf16 six times: the published sums are in f32."""
+    with torch.autocast(logits.device.type, enabled=False):
+        rows, prototypes = logits.shape
+        logits = logits.float()
+        q = torch.exp_((logits - logits.max()).div_(temperature))
+        of_rows = q.new_full((rows,), 1 / rows)
+        for _ in range(iterations):
+            of_prototypes = 1 / (prototypes * (of_rows @ q))
+            of_rows = 1 / (rows * (q @ of_prototypes))
+        return q.mul_(of_prototypes).mul_((rows * of_rows)[:, None])
 
 
 class Centre:

@@ -21,6 +21,7 @@ import argparse
 import copy
 import json
 import os
+import pathlib
 import resource
 import statistics
 import sys
@@ -335,6 +336,7 @@ def measure(settings):
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
         "cuda_peak_bytes": torch.cuda.max_memory_allocated() if settings.device == "cuda" else None,
         "part_seconds": {part: statistics.median(laps) for part, laps in clock.seconds.items()} or None,
+        "jemalloc": "jemalloc" in pathlib.Path("/proc/self/maps").read_text() if sys.platform == "linux" else None,
         "parameters": sum(value.numel() for value in training.student.parameters()),
         "first_loss": first,
         "last_loss": sum(last.values()),

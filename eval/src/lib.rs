@@ -14,6 +14,8 @@ pub mod protocols;
 pub mod split;
 pub mod stats;
 pub mod table;
+#[cfg(test)]
+mod testing;
 
 pub use error::{Error, Result};
 pub use matrix::{LabelSet, Matrix, MatrixView};

@@ -10,13 +10,13 @@ use candle_core::{D, DType, Device, Result, Tensor, Var};
 use cuda_emulation::launcher;
 use macula_models::ops::cuda::augment::{Change, Crop, CropTable, Weights, crops};
 use macula_models::ops::cuda::geometry::Launch;
-use macula_models::ops::cuda::optimizer::{AdamwUpdate, Clip, Moved, adamw, sums_of_squares};
+use macula_models::ops::cuda::optimizer::{AdamwUpdate, Clip, Moved, Tables, adamw, sums_of_squares};
 use macula_models::ops::cuda::{Access, Buffer, Cell, Launcher, emulated};
 use macula_models::ops::{
     BranchParameters, BranchSamples, Middle, Packing, SpecialTokens, StackOptions, StackedBranch,
     assemble_tokens, attention, compare_operations, composed, gather_rows, gelu, l2_normalize, layer_norm,
-    linear, packed_residual_stack, product_cross_entropy, residual_stack, soft_cross_entropy, swiglu,
-    weight_norm,
+    linear, packed_residual_stack, patch_rows, product_cross_entropy, residual_stack, soft_cross_entropy,
+    swiglu, weight_norm,
 };
 
 /// Rows and widths: single ones, fewer than a warp's lanes or a block's rows, more than one block has.
@@ -354,6 +354,52 @@ fn token_assembly() {
 }
 
 /// The products' gradient takes the place of the logits, which a second backward pass must compute anew.
+/// To the bit, with zeros behind the values of a patch; and the embedding made of them.
+#[test]
+#[ignore = "needs a C++ compiler"]
+fn patches_as_rows() {
+    for (batch, channels, patch, rows, columns) in [
+        (1, 1, 1, 1, 1),
+        (2, 3, 14, 2, 3),
+        (3, 3, 4, 5, 1),
+        (1, 2, 5, 3, 4),
+        (2, 1, 16, 1, 2),
+    ] {
+        let pixels = random(1, &[batch, channels, patch * rows, patch * columns]);
+        let depth = channels * patch * patch;
+        let padded = depth.next_multiple_of(8);
+        let weight = random(2, &[7, depth]);
+        for dtype in [DType::F32, DType::BF16] {
+            let expected = composed(|| patch_rows(&pixels, patch, dtype)).unwrap();
+            assert_eq!(expected.dims(), [batch, rows * columns, depth]);
+            let found = emulated(launcher(), || patch_rows(&pixels, patch, dtype)).unwrap();
+            assert_eq!(
+                (found.dims(), found.dtype()),
+                (&[batch, rows * columns, padded][..], dtype)
+            );
+            let own = found.narrow(2, 0, depth).unwrap();
+            assert_eq!(values(&own), values(&expected.to_dtype(dtype).unwrap()));
+            let beyond = found.narrow(2, depth, padded - depth).unwrap();
+            assert!(values(&beyond).iter().all(|&value| value == 0.));
+        }
+        check("patches and their weights", &[weight], SINGLE, &|x| {
+            let patches = patch_rows(&pixels, patch, DType::F32)?;
+            let weight = x[0].pad_with_zeros(1, 0, patches.dim(2)? - depth)?;
+            linear(&patches.to_dtype(x[0].dtype())?, &weight, None, x[0].dtype())
+        });
+    }
+    let tracked = Var::from_tensor(&random(1, &[1, 1, 4, 4])).unwrap();
+    let found = emulated(launcher(), || patch_rows(&tracked, 3, DType::F32));
+    assert!(
+        found
+            .unwrap_err()
+            .to_string()
+            .contains("multiples of 3, found 4 x 4")
+    );
+    let found = emulated(launcher(), || patch_rows(&tracked, 2, DType::BF16)).unwrap();
+    assert_eq!((found.dims(), found.dtype()), (&[1, 4, 4][..], DType::F32));
+}
+
 #[test]
 #[ignore = "needs a C++ compiler"]
 fn two_backward_passes_agree() {
@@ -533,14 +579,15 @@ fn packed_stacks_of_branches_in_f32_and_bf16() {
 #[test]
 #[ignore = "needs a C++ compiler"]
 fn every_operation_agrees_with_the_cpu() {
-    for (compute, most) in [(DType::F32, 2e-5), (DType::BF16, 0.1)] {
+    for compute in [DType::F32, DType::BF16] {
         let found = emulated(launcher(), || compare_operations(&Device::Cpu, compute, &[])).unwrap();
-        assert_eq!(found.len(), 18);
+        assert_eq!(found.len(), 20);
         for op in found {
-            assert!(
-                op.output_error < most && op.gradient_error < most,
-                "{compute:?}: {op:?}"
+            println!(
+                "{compute:?} {:.1e} {:.1e} {}",
+                op.output_error, op.gradient_error, op.name
             );
+            assert!(op.is_within(), "{compute:?}: {op:?}");
         }
     }
 }
@@ -591,7 +638,7 @@ fn adamw_moves_all_weights_and_their_followers() {
             group: 0,
         })
         .collect();
-    emulated(launcher(), || adamw(&updates, None)).unwrap();
+    emulated(launcher(), || adamw(&mut Tables::default(), &updates, None)).unwrap();
     for (place, expected) in expected.iter().enumerate() {
         for (all, expected) in [&weights, &first, &second, &teacher].into_iter().zip(expected) {
             assert_close(&format!("tensor {place}"), &values(&all[place]), expected, 1e-5);
@@ -603,7 +650,7 @@ fn adamw_moves_all_weights_and_their_followers() {
         follower: Some((&teacher[1], [0.; 2])),
         group: 0,
     };
-    let error = emulated(launcher(), || adamw(&[wrong], None))
+    let error = emulated(launcher(), || adamw(&mut Tables::default(), &[wrong], None))
         .unwrap_err()
         .to_string();
     assert!(
@@ -611,7 +658,7 @@ fn adamw_moves_all_weights_and_their_followers() {
         "{error}"
     );
     assert!(
-        adamw(&updates, None)
+        adamw(&mut Tables::default(), &updates, None)
             .unwrap_err()
             .to_string()
             .contains("expected a GPU")
@@ -650,6 +697,7 @@ fn adamw_clips_by_norms_that_stay_on_the_gpu() {
         emulated(launcher(), || {
             let told = on_gpu.map(|told| Tensor::new(told, &Device::Cpu).unwrap());
             let squares = sums_of_squares(
+                &mut Tables::default(),
                 &[vec![&gradients[1]], vec![&gradients[0], &gradients[2]]],
                 &Device::Cpu,
             );
@@ -659,7 +707,7 @@ fn adamw_clips_by_norms_that_stay_on_the_gpu() {
                 most,
                 told,
             });
-            adamw(&updates, clip.as_ref()).unwrap();
+            adamw(&mut Tables::default(), &updates, clip.as_ref()).unwrap();
             let moved: Vec<Vec<f64>> = all.iter().flatten().map(values).collect();
             (moved, squares.to_vec1::<f64>().unwrap())
         })
@@ -694,8 +742,10 @@ fn sums_of_squares_by_group() {
     let (views, whole): (Vec<&Tensor>, _) = (tensors.iter().collect(), &tensors[4]);
     let part = whole.narrow(0, 17, 5000).unwrap();
     let groups = vec![views[..2].to_vec(), vec![], views[2..].to_vec(), vec![&part]];
-    let sums = |groups: &[Vec<&Tensor>]| {
-        let sums = emulated(launcher(), || sums_of_squares(groups, &Device::Cpu)).unwrap();
+    // The same tables throughout: those of other tensors are not used again.
+    let mut tables = Tables::default();
+    let mut sums = |groups: &[Vec<&Tensor>]| {
+        let sums = emulated(launcher(), || sums_of_squares(&mut tables, groups, &Device::Cpu)).unwrap();
         sums.to_vec1::<f64>().unwrap()
     };
     let found = sums(&groups);
@@ -716,6 +766,61 @@ fn sums_of_squares_by_group() {
         );
     }
     assert_eq!(sums(&[vec![]]), [0.]);
+    assert_eq!(sums(&groups), found);
+    // As many tensors in as many groups, of other sizes; the same tensors in other groups.
+    let other = vec![views[1..3].to_vec(), vec![], views[2..].to_vec(), vec![&part]];
+    assert_eq!(sums(&other)[2..], found[2..]);
+    let joined = sums(&[views[..2].to_vec(), views[2..].to_vec(), vec![], vec![&part]]);
+    assert_eq!(joined, [found[0], found[2], 0., found[3]]);
+}
+
+/// What stays from step to step is copied to the GPU in the first one only, and nothing is copied at once that the host would wait for.
+#[test]
+fn the_tables_of_an_optimizer_stay_on_the_gpu() {
+    #[derive(Default)]
+    struct Copies(Mutex<Vec<usize>>);
+    impl Launcher for Copies {
+        fn launch(&self, _: &str, _: &Launch, _: &[Cell]) -> std::result::Result<(), String> {
+            Ok(())
+        }
+        fn copied(&self, bytes: usize) {
+            self.0.lock().unwrap().push(bytes);
+        }
+    }
+    // 44 million values would make 11,000 pieces: as many here, of tensors that are small.
+    let tensors: Vec<Tensor> = (0..11_000).map(|_| random(1, &[3])).collect();
+    let views: Vec<&Tensor> = tensors.iter().collect();
+    let copies = Arc::new(Copies::default());
+    let (mut of_adamw, mut of_squares) = (Tables::default(), Tables::default());
+    let mut step = || {
+        emulated(copies.clone(), || {
+            let squares =
+                sums_of_squares(&mut of_squares, std::slice::from_ref(&views), &Device::Cpu).unwrap();
+            let updates: Vec<AdamwUpdate> = views
+                .iter()
+                .map(|&weights| AdamwUpdate {
+                    weights,
+                    moved: None,
+                    follower: None,
+                    group: 0,
+                })
+                .collect();
+            let clip = Clip {
+                squares: &squares,
+                most: 3.,
+                told: &squares,
+            };
+            adamw(&mut of_adamw, &updates, Some(&clip)).unwrap();
+        });
+        std::mem::take(&mut *copies.0.lock().unwrap())
+    };
+    let (first, second) = (step(), step());
+    assert!(first.iter().chain(&second).all(|&bytes| bytes <= 64 << 10));
+    // Sizes and pieces twice, groups and bounds.
+    let tables = 2 * (11_000 * 4 + 11_000 * 8) + 11_000 * 4 + 2 * 4 + 8;
+    let factors = 11_000 * 40;
+    assert_eq!(first.iter().sum::<usize>(), tables + factors);
+    assert_eq!(second.iter().sum::<usize>(), factors);
 }
 
 /// Two windows of a small image whose levels are told by hand. That crops are the processor's, however they are made, `macula`'s own
@@ -841,7 +946,7 @@ fn faults_of_kernels_are_seen() {
             "gelu_forward_f32",
             Access::Write,
             half.clone(),
-            "expected arguments FFFiii, found Fi",
+            "expected arguments FFFiiii, found Fi",
         ),
         (
             "broken_no_barrier",

@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 use candle_core::Tensor;
 use macula_models::weights::{load, read_tensors};
 use proptest::prelude::*;
+use proptest::test_runner::{FailurePersistence, FileFailurePersistence};
 use weights_support::*;
 use zip::CompressionMethod;
 
@@ -67,8 +68,15 @@ fn at(len: usize, (region, offset): (u8, usize)) -> usize {
     }
 }
 
+/// Where the seeds of cases that failed are kept, to be tried first from then on; the run prints them too.
+fn kept() -> Option<Box<dyn FailurePersistence>> {
+    Some(Box::new(FileFailurePersistence::Direct(
+        "tests/weights_damage.regressions",
+    )))
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 192, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 192, failure_persistence: kept(), ..ProptestConfig::default() })]
 
     #[test]
     fn cut_files_do_not_panic(which in 0usize..FILES, end in place()) {
@@ -157,7 +165,7 @@ fn archives() -> &'static [Archive; 3] {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 384, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 384, failure_persistence: kept(), ..ProptestConfig::default() })]
 
     #[test]
     fn damaged_pickles_of_torch_do_not_panic(

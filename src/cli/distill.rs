@@ -75,7 +75,8 @@ impl DistillArgs {
         let teacher = self.open(&settings)?;
         let facts = look_at(source.as_ref())?;
         let recipe = named.unwrap_or_else(|| recipes::default_for(&teacher.facts().offer).to_owned());
-        let config = recipes::recipe(&recipe, data, &facts, &settings, teacher.facts())?;
+        let config = recipes::recipe(&recipe, data, &facts, &settings, teacher.facts())
+            .map_err(|error| overrides.named(error))?;
         let config = overrides.apply(self.folder.over(config)?, facts.images)?;
         let config = distill::settle(config, teacher.facts(), source.as_ref())?;
         Ok((config, source, Start::Fresh, teacher))

@@ -14,7 +14,7 @@ use crate::{Result, data};
 /// Arguments of `macula extract`.
 #[derive(Debug, Args)]
 pub struct ExtractArgs {
-    /// ONNX file, checkpoint, or pixels[:rgb|:gray] for the pixels themselves
+    /// ONNX file, checkpoint, pixels[:rgb|:gray] for the pixels themselves, or hog[:CELL] for histograms of their gradients
     #[arg(long, value_name = "MODEL")]
     model: String,
     /// Images: a folder, list.csv, list.parquet, shards/{000..012}.tar, data/*.parquet with a column of images,

@@ -52,8 +52,9 @@ impl TrainArgs {
         let (overrides, named) = self.folder.overrides(self.recipe.as_deref())?;
         let recipe = named.as_deref().unwrap_or(recipes::DEFAULT);
         let facts = look_at(source.as_ref())?;
+        let named_recipe = || recipes::recipe(recipe, data, &facts).map_err(|error| overrides.named(error));
         let (config, start) = match &self.from {
-            None => (recipes::recipe(recipe, data, &facts)?, Start::Fresh),
+            None => (named_recipe()?, Start::Fresh),
             Some(path) if path.join(run::CONFIG).is_file() => {
                 if named.is_some() {
                     let reason = "a run goes on with its own settings: change them with --set";
@@ -66,7 +67,7 @@ impl TrainArgs {
                 (config, Start::Run(path.clone()))
             }
             Some(path) => {
-                let mut config = recipes::recipe(recipe, data, &facts)?;
+                let mut config = named_recipe()?;
                 let checkpoint = weights::load(path, &self.geometry.load_options())?;
                 config.backbone = backbone_config(&checkpoint.config, &config.backbone);
                 (config, Start::Backbone(Box::new(checkpoint)))

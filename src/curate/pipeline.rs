@@ -15,6 +15,7 @@ use super::{
     CURATE_FILE, DedupOptions, InputOptions, LIST_FILE, OverlapOptions, QualityOptions, RetrieveOptions,
     SampleOptions, Step, run_step,
 };
+use crate::error::one_line;
 use crate::lock::FolderLock;
 use crate::tables::read_own;
 use crate::{Error, Result, files};
@@ -189,7 +190,7 @@ fn copy_list(from: &Path, to: &Path) -> Result<()> {
 }
 
 fn in_one_line(error: &toml::de::Error) -> String {
-    error.message().split_whitespace().collect::<Vec<_>>().join(" ")
+    one_line(error.message(), usize::MAX)
 }
 
 /// A step from its table: `verb`, `features` and `column` of its own where it has them, and the verb's settings.

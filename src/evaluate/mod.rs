@@ -151,7 +151,7 @@ fn same_width(folder: &FeatureFolder, column: &str, found: usize, expected: usiz
 /// A model to extract with before evaluating.
 #[derive(Debug, Clone)]
 pub struct ModelRequest {
-    /// The model: an ONNX file, a checkpoint, or `pixels`.
+    /// The model: an ONNX file, a checkpoint, `pixels` or `hog`.
     pub model: String,
     /// Source of the train rows.
     pub train_data: String,

@@ -33,6 +33,10 @@ impl OpenIndex {
     /// # Errors
     /// A folder that is no index, of another version or width, or with a file that is missing, cut off or changed.
     pub fn open(path: &Path, dim: usize) -> Result<Self> {
+        Self::checked(path, dim).map_err(|error| error.in_file(path))
+    }
+
+    fn checked(path: &Path, dim: usize) -> Result<Self> {
         let manifest = Manifest::read(path)?;
         if manifest.dim != dim {
             return Err(Error::input(

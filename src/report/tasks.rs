@@ -152,7 +152,7 @@ static TASKS: [Task; 8] = [
         title: "segmentation",
         rows: Rows::Named("class", "mean"),
         measures: &[score("iou", "mIoU", "iou_low", "iou_high")],
-        settings: &["head", "layers", "epochs", "iterations"],
+        settings: &["protocol", "head", "layers", "epochs", "iterations"],
     },
     Task {
         name: "depth",
@@ -163,7 +163,7 @@ static TASKS: [Task; 8] = [
             deviation("abs_rel", "abs rel", "abs_rel_low", "abs_rel_high"),
             score("delta1", "delta < 1.25", "delta1_low", "delta1_high"),
         ],
-        settings: &["head", "layers", "epochs", "iterations"],
+        settings: &["protocol", "eval_crop", "head", "layers", "epochs", "iterations"],
     },
     Task {
         name: "robustness",

@@ -195,6 +195,72 @@ fn tables_for_programs() {
     );
 }
 
+/// Text that would be an element of the page if anything let it through, with a number to find it by.
+fn hostile(number: usize) -> String {
+    format!("\"'><img src=x onerror=H{number}H>&")
+}
+
+/// Whatever a user's files may hold is text on the page: names of models, files and folders, settings, sources, labels, metrics,
+/// pictures, the title.
+#[test]
+fn nothing_that_a_result_holds_becomes_an_element() {
+    let results = two_models();
+    let folder = format!("c{}", hostile(0));
+    let model = hostile(1);
+    let settings = json!({
+        "model": { "kind": "onnx", "file": format!("{model}.onnx"), "sha256": hostile(2) },
+        "column": hostile(3),
+        "temperature": hostile(4),
+        "test_source": { "kind": "list", "path": hostile(5), "split": hostile(6) },
+        hostile(7): [hostile(8), { hostile(9): hostile(10) }],
+    });
+    let rows = knn(&[(20, 0.1, 0.05, 0.15)]);
+    let result = json!({ "task": "knn", "settings": settings, "n_train": 60, "n_test": 40, "rows": rows, "version": 1 });
+    let path = results.write(&folder, &result);
+    let quoted = |number| format!("\"{}\"", hostile(number).replace('"', "\"\""));
+    fs::write(
+        path.join("confusion-k20.csv"),
+        format!(
+            "label,{a},{b}\n{a},18,2\n{b},1,19\n",
+            a = quoted(11),
+            b = quoted(12)
+        ),
+    )
+    .unwrap();
+    let picture = results.folder.path().join(format!("{}.png", hostile(13)));
+    image::RgbImage::new(2, 2).save(&picture).unwrap();
+    let html = results
+        .report(&ReportOptions {
+            title: Some(hostile(14)),
+            pictures: vec![picture],
+            ..with_baseline(&model)
+        })
+        .unwrap()
+        .to_html();
+    assert!(!html.contains("<img src=x"), "an element of a user's");
+    for number in 0..15 {
+        let escaped = [
+            ("&", "&amp;"),
+            ("<", "&lt;"),
+            (">", "&gt;"),
+            ("\"", "&quot;"),
+            ("'", "&#39;"),
+        ]
+        .iter()
+        .fold(hostile(number), |text, (raw, safe)| text.replace(raw, safe));
+        let raw = html.matches(&format!("onerror=H{number}H")).count();
+        // Long names may be broken anywhere; what stands whole is escaped.
+        assert!(!html.contains(&hostile(number)), "{number}");
+        let shown = html.contains(&escaped);
+        assert!(shown || raw == 0 || html.contains("<wbr>"), "{number}");
+        if [1, 3, 11, 12, 13, 14].contains(&number) {
+            assert!(raw > 0, "{number} is not on the page: the test looks at nothing");
+        }
+    }
+    let open: usize = tags(&html).iter().filter(|tag| tag.starts_with("img")).count();
+    assert_eq!(open, 1, "the picture alone");
+}
+
 /// The attributes and text of a page's elements, as far as a page of ours goes: no raw `<` or `>` within quotes.
 fn tags(html: &str) -> Vec<&str> {
     html.split('<')
@@ -389,6 +455,33 @@ fn the_k_that_all_have_is_shown() {
     assert!(
         error.contains("2/result.json") && error.contains("k = 20 (--k), found [10, 5]"),
         "{error}"
+    );
+}
+
+#[test]
+fn dense_heads_of_two_protocols_are_not_compared_in_silence() {
+    let results = Results::new();
+    let keep = |name: &str, model: &str, protocol: &str, crop: &str| {
+        let settings = json!({
+            "model": { "kind": model }, "protocol": protocol, "eval_crop": crop,
+            "test_source": { "kind": "layout", "path": "nyu:n#test", "sha256": "test" },
+        });
+        let rows = json!([{ "rmse": 0.5, "abs_rel": 0.1, "delta1": 0.9 }]);
+        let value = json!({ "task": "depth", "settings": settings, "n_train": 9, "n_test": 5, "rows": rows });
+        results.write(name, &value);
+    };
+    keep("1", "a", "fast", "eigen");
+    keep("2", "b", "paper", "eigen");
+    keep("3", "c", "fast", "none");
+    let report = results.report(&ReportOptions::default()).unwrap();
+    let notes = report.notes().join("\n");
+    assert!(
+        notes.contains("a and b were evaluated with different protocol"),
+        "{notes}"
+    );
+    assert!(
+        notes.contains("a and c were evaluated with different eval_crop"),
+        "{notes}"
     );
 }
 

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::cache::cache_dir;
 use super::cpu::cpu_features;
+use super::cuda_libraries::{CudaLibrary, cuda_libraries, lack};
 use super::environment::{Runtime, RuntimeOptions};
 use super::library::{Library, Origin};
 use super::locate::{Candidate, Places, loader_looks_here};
@@ -55,6 +56,8 @@ pub struct DoctorReport {
     pub pip: Option<String>,
     /// The CUDA driver's library.
     pub cuda_driver: Option<PathBuf>,
+    /// The libraries that a program built to train on CUDA loads when it starts; none where there is no driver.
+    pub cuda_libraries: Vec<CudaLibrary>,
     /// Whether this program was built to train on CUDA.
     pub cuda_trainer: bool,
     /// Name, driver and free memory of the GPU that it trains on.
@@ -102,6 +105,11 @@ impl DoctorReport {
             runtime.is_some(),
             cuda_trainer,
         ));
+        let cuda_libraries = match cuda_driver.is_some() || cuda_trainer {
+            true => cuda_libraries(),
+            false => Vec::new(),
+        };
+        missing.extend(lack(&cuda_libraries).map(|(what, mend)| Missing { what, mend }));
         Self {
             macula: env!("CARGO_PKG_VERSION"),
             machine: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
@@ -122,6 +130,7 @@ impl DoctorReport {
             installed,
             pip: pip.map(|pip| format!("{} ({pip})", pip.version)),
             cuda_driver,
+            cuda_libraries,
             cuda_trainer,
             gpu: gpu::describe(),
             missing,
@@ -260,6 +269,13 @@ impl fmt::Display for DoctorReport {
                 "not built in"
             },
         )?;
+        for library in self
+            .cuda_libraries
+            .iter()
+            .filter(|library| library.path.is_some())
+        {
+            line("  loads", &path(&library.path))?;
+        }
         if let Some(gpu) = &self.gpu {
             line("  trains on", gpu)?;
         }

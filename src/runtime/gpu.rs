@@ -1,14 +1,45 @@
 //! The GPU that candle trains on: opened so that training may use it from any thread, and described for `macula doctor`. In a
 //! build without CUDA there is none.
 
-use candle_core::Device;
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 
-/// Opens GPU `number`.
+use candle_core::{DType, Device};
+
+/// GPUs that have been opened, by number. One opening a number and process: another one would have a stream of its own, whose work
+/// nothing orders against the first one's, although candle takes the tensors of both for those of one device.
+struct Opened(Mutex<BTreeMap<usize, Device>>);
+
+/// Those of this process. They are never closed, so that nothing is torn down while the process ends.
+static OPENED: Opened = Opened(Mutex::new(BTreeMap::new()));
+
+impl Opened {
+    /// Device `number`, by `open` where it is not open yet.
+    fn get_or_open(
+        &self,
+        number: usize,
+        open: impl FnOnce() -> candle_core::Result<Device>,
+    ) -> candle_core::Result<Device> {
+        let mut opened = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(device) = opened.get(&number) {
+            return Ok(device.clone());
+        }
+        let device = open()?;
+        opened.insert(number, device.clone());
+        Ok(device)
+    }
+}
+
+/// GPU `number`, the same one every time.
 ///
 /// # Errors
 /// A GPU that does not answer; any in a build without CUDA.
-#[cfg(feature = "cuda")]
 pub(super) fn open(number: usize) -> candle_core::Result<Device> {
+    OPENED.get_or_open(number, || open_anew(number))
+}
+
+#[cfg(feature = "cuda")]
+fn open_anew(number: usize) -> candle_core::Result<Device> {
     // One stream for all threads. The one that candle takes by itself is another for each thread, and a step may run on another
     // thread of the pool than the step before it, whose updates it would then not wait for.
     let device = Device::new_cuda_with_stream(number)?;
@@ -21,13 +52,42 @@ pub(super) fn open(number: usize) -> candle_core::Result<Device> {
         }
         keep_memory(gpu)?;
     }
+    set_products(&device, DType::F32)?;
     Ok(device)
 }
 
 /// As in a build with CUDA.
 #[cfg(not(feature = "cuda"))]
-pub(super) fn open(number: usize) -> candle_core::Result<Device> {
+fn open_anew(number: usize) -> candle_core::Result<Device> {
     Device::new_cuda(number)
+}
+
+/// Says how a GPU is to multiply matrices from here on. In f32: every factor with all of its bits, whatever algorithm the library
+/// chooses. In bf16: matrices of bf16 on tensor cores with sums in f32 throughout, also where a sum is cut into parts; those of f32,
+/// such as products with prototypes, with 10 bits of their factors (TF32). Nothing to do on the CPU.
+///
+/// # Errors
+/// A GPU that does not answer.
+pub(crate) fn set_products(device: &Device, compute: DType) -> candle_core::Result<()> {
+    candle_core::cuda::set_gemm_reduced_precision_f32(compute == DType::BF16);
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(gpu) = device {
+        use candle_core::cuda_backend::cudarc::cublas::sys::{cublasMath_t, cublasSetMathMode};
+
+        // candle asks for the algorithm CUBLAS_GEMM_DEFAULT_TENSOR_OP, which may mean f16 factors in the default mode.
+        let mode = match compute {
+            DType::BF16 => cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION,
+            _ => cublasMath_t::CUBLAS_PEDANTIC_MATH,
+        };
+        // SAFETY: the handle lives as long as the device, and the call changes one setting of it.
+        #[allow(unsafe_code)]
+        unsafe { cublasSetMathMode(*gpu.cublas_handle().handle(), mode) }
+            .result()
+            .map_err(candle_core::Error::wrap)?;
+    }
+    #[cfg(not(feature = "cuda"))]
+    let _ = device;
+    Ok(())
 }
 
 /// The most memory that tensors of `device` have held at once, in bytes; `None` where that is no GPU or nothing counts it.
@@ -108,4 +168,41 @@ pub(super) fn describe() -> Option<String> {
 #[cfg(not(feature = "cuda"))]
 pub(super) fn describe() -> Option<String> {
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gpu_is_opened_once_a_number() {
+        let opened = Opened(Mutex::new(BTreeMap::new()));
+        let mut calls = Vec::new();
+        for number in [0, 1, 0, 0, 1] {
+            let open = || {
+                calls.push(number);
+                Ok(Device::Cpu)
+            };
+            opened.get_or_open(number, open).unwrap();
+        }
+        assert_eq!(calls, [0, 1]);
+    }
+
+    #[test]
+    fn one_that_did_not_answer_is_asked_again() {
+        let opened = Opened(Mutex::new(BTreeMap::new()));
+        let fails = || Err(candle_core::Error::Msg("busy".into()));
+        assert!(opened.get_or_open(0, fails).is_err());
+        assert!(opened.get_or_open(0, || Ok(Device::Cpu)).is_ok());
+        assert!(opened.get_or_open(0, fails).is_ok());
+    }
+
+    /// Where there is a GPU: the teacher of a distillation and its student ask for it one after the other.
+    #[test]
+    #[cfg(feature = "cuda")]
+    #[ignore = "needs an NVIDIA GPU"]
+    fn whoever_asks_for_a_gpu_gets_the_same_one() {
+        let (first, second) = (open(0).unwrap(), open(0).unwrap());
+        assert!(first.same_device(&second));
+    }
 }

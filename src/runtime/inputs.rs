@@ -356,6 +356,19 @@ mod tests {
     }
 
     #[test]
+    fn values_beyond_halves_are_refused_where_the_input_takes_halves() {
+        let of = |element: &str| Inputs::new(vec![info("pixel_values", element, &[-1, 3, -1, -1])]).unwrap();
+        let batch = |value: f32| [0.5, -65504.0, value, f32::NAN];
+        assert_eq!(of("f16").check_range(&batch(65504.0)), Ok(()));
+        assert_eq!(of("f32").check_range(&batch(1e9)), Ok(()));
+        let told = of("f16").check_range(&batch(-1e9)).unwrap_err();
+        assert_eq!(
+            told,
+            "input `pixel_values`: expected values up to 65504 for f16, found -1000000000"
+        );
+    }
+
+    #[test]
     fn axes_are_exchanged_image_by_image() {
         let batch: Vec<f32> = (0..12).map(|value| value as f32).collect();
         let last = channels_last(&batch, [2, 3, 1, 2]);

@@ -220,7 +220,7 @@ fn ask_python(python: &Path) -> Option<Told> {
 }
 
 /// What `command` prints, when it ends well within `limit`.
-fn output_within(command: &mut Command, limit: Duration) -> Option<String> {
+pub(super) fn output_within(command: &mut Command, limit: Duration) -> Option<String> {
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -1,30 +1,23 @@
 //! What is said on stderr, and other programs' messages made short enough to be part of ours.
 
+use crate::error;
+
 /// Says one line about what is going on, on stderr: results alone go to stdout.
 pub(super) fn say(line: &str) {
     eprintln!("{line}");
 }
 
+/// Letters of another program's message that are repeated.
+const LONGEST: usize = 300;
+
 /// `text` as one line of at most about 300 characters: other programs' messages may span many lines.
 pub(super) fn one_line(text: &str) -> String {
-    shortened(&joined(text))
-}
-
-fn joined(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-fn shortened(line: &str) -> String {
-    const LONGEST: usize = 300;
-    match line.char_indices().nth(LONGEST) {
-        None => line.to_owned(),
-        Some((end, _)) => format!("{} ...", line[..end].trim_end()),
-    }
+    error::one_line(text, LONGEST)
 }
 
 /// ONNX Runtime's message in one line, without the file it was compiled from and the path we name ourselves.
 pub(super) fn short_reason(message: &str) -> String {
-    let mut text = joined(message);
+    let mut text = error::one_line(message, usize::MAX);
     if text.starts_with("Load model from ")
         && let Some((_, reason)) = text.split_once(" failed:")
     {
@@ -43,7 +36,7 @@ pub(super) fn short_reason(message: &str) -> String {
     let from_source =
         |word: &str| word.contains("onnxruntime/core/") || word.contains(".cc:") || word.contains(".h:");
     let words: Vec<&str> = text.split(' ').filter(|word| !from_source(word)).collect();
-    shortened(&words.join(" "))
+    one_line(&words.join(" "))
 }
 
 /// The file with external data whose absence `message` is about, as the versions since 1.24 word it.
@@ -76,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn the_runtime_s_own_messages_are_shortened() {
+    fn the_runtime_s_own_messages_are_one_line() {
         let older = "Exception during initialization: filesystem error: cannot get file size: No such file or directory \
                      [weights/w.bin]";
         assert_eq!(

@@ -1,21 +1,26 @@
 //! Tables that others wrote, read one column at a time: CSV as spreadsheets and scripts write it ([`csv`]), and Parquet of any
 //! writer ([`parquet`]). A column that nobody asks for is not read, so what it holds never matters. A value becomes text in
 //! one way ([`text`]), whatever type it was stored in. Tables of our own (parts of feature folders, predictions, an index's
-//! rows) are read whole into Polars by [`read_own`]. Whichever way Parquet is read, the reader's panics at damaged files end
-//! at [`guard`].
+//! rows) are read whole into Polars by [`read_own`]. Whichever way Parquet is read, what a file claims to hold is held against
+//! its bytes first ([`footer`], [`extent`]), and the reader's panics at damaged files end at [`guard`].
 
 mod csv;
+mod extent;
+mod footer;
 mod guard;
 mod parquet;
 mod text;
 
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::Path;
 
-use polars::prelude::{DataFrame, ParallelStrategy, ParquetReader, SerReader as _};
+use polars::prelude::{
+    DataFrame, ParallelStrategy, ParquetReader, PolarsResult, SerReader as _, polars_bail,
+};
 
 use self::csv::CsvTable;
+use self::footer::read_footer;
 pub use self::guard::guarded;
 pub(crate) use self::parquet::{Encoded, Kind, ParquetTable};
 use crate::{Error, Result};
@@ -103,16 +108,39 @@ pub(crate) fn is_parquet(path: &Path) -> Result<bool> {
 /// # Errors
 /// A file that cannot be read, lacks a column, or is damaged.
 pub fn read_own(path: &Path, columns: Option<&[&str]>) -> Result<DataFrame> {
-    let file = File::open(path).map_err(|error| Error::io(path, error))?;
-    let columns = columns.map(|names| names.iter().map(|&name| name.to_owned()).collect());
+    let mut file = File::open(path).map_err(|error| Error::io(path, error))?;
+    let length = file.metadata().map_err(|error| Error::io(path, error))?.len();
     guarded(path, || {
+        check_extent(&mut file, length, columns)?;
+        let columns = columns.map(|names| names.iter().map(|&name| name.to_owned()).collect());
         // On this thread alone, where the guard is.
-        ParquetReader::new(file)
+        let table = ParquetReader::new(file)
             .with_columns(columns)
             .read_parallel(ParallelStrategy::None)
             .set_rechunk(true)
-            .finish()
+            .finish()?;
+        for column in table.columns() {
+            if column.len() != table.height() {
+                polars_bail!(ComputeError: "column `{}`: expected {} values, found {}", column.name(), table.height(), column.len());
+            }
+        }
+        Ok(table)
     })
+}
+
+/// Holds what the file says of its columns, or of those that are asked for, against what is there.
+fn check_extent(file: &mut File, length: u64, columns: Option<&[&str]>) -> PolarsResult<()> {
+    let metadata = read_footer(file)?;
+    for group in &metadata.row_groups {
+        for chunk in group.parquet_columns() {
+            let root = chunk.descriptor().path_in_schema[0].as_str();
+            if columns.is_none_or(|names| names.contains(&root)) {
+                extent::read_chunk(file, length, chunk, group.num_rows())?;
+            }
+        }
+    }
+    file.seek(SeekFrom::Start(0))?;
+    Ok(())
 }
 
 /// The columns of a Parquet file of our own, in order.
@@ -120,8 +148,10 @@ pub fn read_own(path: &Path, columns: Option<&[&str]>) -> Result<DataFrame> {
 /// # Errors
 /// A file that cannot be read or is damaged.
 pub fn own_columns(path: &Path) -> Result<Vec<String>> {
-    let file = File::open(path).map_err(|error| Error::io(path, error))?;
+    let mut file = File::open(path).map_err(|error| Error::io(path, error))?;
     guarded(path, || {
+        read_footer(&mut file)?;
+        file.seek(SeekFrom::Start(0))?;
         let schema = ParquetReader::new(file).schema()?;
         Ok(schema.iter_names().map(|name| name.to_string()).collect())
     })

@@ -2,19 +2,16 @@
 //! those of the Parquet file; what Arrow writers add about theirs is left aside (a dictionary is read as its values).
 
 use std::fs::File;
-use std::io::{Cursor, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use polars::prelude::{PolarsResult, polars_bail};
 use polars_arrow::array::{Array, BinaryViewArray, FixedSizeBinaryArray, StructArray, Utf8ViewArray};
 use polars_arrow::datatypes::{ArrowDataType, ArrowSchema, Field};
-use polars_buffer::Buffer;
 use polars_parquet::read::schema::parquet_to_arrow_schema;
-use polars_parquet::read::{
-    BasicDecompressor, ColumnChunkMetadata, FileMetadata, PageReader, column_iter_to_arrays, read_metadata,
-};
+use polars_parquet::read::{ColumnChunkMetadata, FileMetadata, column_iter_to_arrays};
 
-use super::{guarded, text};
+use super::footer::read_footer;
+use super::{extent, guarded, text};
 use crate::files::lossless;
 use crate::{Error, Result};
 
@@ -64,7 +61,7 @@ impl ParquetTable {
         let mut file = File::open(path).map_err(|error| Error::io(path, error))?;
         let length = file.metadata().map_err(|error| Error::io(path, error))?.len();
         guarded(path, || {
-            let metadata = read_metadata(&mut file)?;
+            let metadata = read_footer(&mut file)?;
             let schema = parquet_to_arrow_schema(metadata.schema().fields());
             Ok(Self {
                 path: path.to_owned(),
@@ -158,25 +155,13 @@ impl ParquetTable {
         if chunks.len() != leaves(field.dtype()) {
             polars_bail!(ComputeError: "expected one column `{}`, found {}", name, chunks.len());
         }
-        let (mut pages, mut types) = (Vec::new(), Vec::new());
+        let (mut decompressed, mut types) = (Vec::new(), Vec::new());
         for chunk in chunks {
-            let range = chunk.byte_range();
-            if range.start > range.end || range.end > self.length {
-                polars_bail!(ComputeError: "column `{}`: expected bytes within the file's {}, found {:?}", name, self.length, range);
-            }
-            let mut bytes = vec![0; (range.end - range.start) as usize];
-            file.seek(SeekFrom::Start(range.start))?;
-            file.read_exact(&mut bytes)?;
-            let reader = PageReader::new(
-                Cursor::new(Buffer::from_vec(bytes)),
-                chunk,
-                Vec::new(),
-                usize::MAX,
-            );
-            pages.push(BasicDecompressor::new(reader, Vec::new()));
+            let bytes = extent::read_chunk(file, self.length, chunk, group.num_rows())?;
+            decompressed.push(extent::pages(bytes, chunk));
             types.push(&chunk.descriptor().descriptor.primitive_type);
         }
-        let (arrays, _) = column_iter_to_arrays(pages, types, field.clone(), None)?;
+        let (arrays, _) = column_iter_to_arrays(decompressed, types, field.clone(), None)?;
         let found: usize = arrays.iter().map(|array| array.len()).sum();
         if found != group.num_rows() {
             polars_bail!(ComputeError: "column `{}`: expected {} values in a row group, found {}", name, group.num_rows(), found);

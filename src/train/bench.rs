@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device, Tensor};
-use macula_models::ops::linear;
+use macula_models::ops::{has_cpu_kernels, linear};
 use rand::Rng;
 use serde::Serialize;
 
 use super::config::{Compute, TrainConfig};
 use super::cost::step_operations;
 use super::failed_in_candle;
-use super::feed::Feed;
+use super::feed::{Feed, Part, Sent};
 use super::product_rates::least_seconds;
 use super::run::start_feed;
 use super::trainer::{StepReport, StepSeconds, Trainer};
@@ -83,7 +83,7 @@ pub fn bench(
     let mut trainer = Trainer::fresh(config, device)?;
     let mut parts = match source {
         Some(source) => Parts::Images(start_feed(config, source, 0, device)?),
-        None => Parts::Noise(noise(config)?),
+        None => Parts::Noise(resident(noise(config)?, config, device)?),
     };
     let mut seconds = Vec::with_capacity(steps);
     let mut split = StepSeconds::default();
@@ -142,7 +142,7 @@ pub fn bench(
 /// Where the parts of a step come from.
 enum Parts {
     /// The same for every step.
-    Noise(Vec<Batch>),
+    Noise(Vec<Resident>),
     Images(Feed),
 }
 
@@ -161,6 +161,33 @@ impl Parts {
             }
         }
     }
+}
+
+/// A batch that lies on the device before the clock starts, unless that reads the host's memory: as a feed leaves one, which copies it
+/// while the step before computes.
+struct Resident {
+    batch: Batch,
+    sent: Option<Sent>,
+}
+
+impl Part for Resident {
+    fn batch(&self) -> &Batch {
+        &self.batch
+    }
+
+    fn sent(&self) -> Option<&Sent> {
+        self.sent.as_ref()
+    }
+}
+
+fn resident(batches: Vec<Batch>, config: &TrainConfig, device: &Device) -> Result<Vec<Resident>> {
+    let crops = MultiCrop::new(config.crops.clone())?;
+    let resident = |batch| {
+        let sends = !has_cpu_kernels(device);
+        let sent = sends.then(|| Sent::now(&batch, &crops, device)).transpose()?;
+        Ok(Resident { batch, sent })
+    };
+    batches.into_iter().map(resident).collect()
 }
 
 /// The parts of a step, of noise: crops, or images and plans where the step makes them.
@@ -210,13 +237,18 @@ fn photograph(rng: &mut impl Rng) -> Arc<RgbImage> {
     Arc::new(RgbImage::new(width, height, levels).expect("as many levels as pixels need"))
 }
 
-/// Operations a second of a large product, the best of a few.
+/// Operations a second of a large product, the best of a few. Of numbers that look random, since ones take less power, and that have
+/// their type before the clock starts.
 fn gemm_rate(device: &Device, compute: Compute) -> candle_core::Result<f64> {
     let side = if device.is_cpu() { GEMM_SIDE } else { GPU_GEMM_SIDE };
-    let matrix = Tensor::ones((side, side), DType::F32, device)?;
-    let best = least_seconds(device, || {
-        linear(&matrix, &matrix, None, compute.dtype()).map(drop)
-    })?;
+    let dtype = match device.is_cpu() {
+        // Every tensor of the CPU's graph is f32.
+        true => DType::F32,
+        false => compute.dtype(),
+    };
+    let matrix = || Tensor::randn(0f32, 1., (side, side), device)?.to_dtype(dtype);
+    let (left, right) = (matrix()?, matrix()?);
+    let best = least_seconds(device, || linear(&left, &right, None, compute.dtype()).map(drop))?;
     Ok(2. * (side as f64).powi(3) / best)
 }
 
@@ -226,4 +258,175 @@ fn peak_rss() -> u64 {
     let line = status.lines().find(|line| line.starts_with("VmHWM:"));
     let kilobytes = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
     kilobytes.unwrap_or(0) * 1024
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Mutex;
+
+    use macula_models::ops::cuda::geometry::Launch;
+    use macula_models::ops::cuda::{Access, Cell, Launcher, emulated};
+
+    use super::*;
+    use crate::train::recipes::{self, DataFacts, Overrides};
+    use crate::train::trainer::tests::config;
+
+    struct NoKernels;
+
+    impl Launcher for NoKernels {
+        fn launch(&self, kernel: &str, _: &Launch, _: &[Cell]) -> std::result::Result<(), String> {
+            Err(format!("{kernel}: expected no launch before the clock starts"))
+        }
+    }
+
+    #[test]
+    fn noise_lies_on_a_gpu_before_the_clock_starts_and_passes_through_on_the_cpu() {
+        let config = config("dinov2-small", &[]);
+        let parts = || resident(noise(&config).unwrap(), &config, &Device::Cpu).unwrap();
+        assert!(parts().iter().all(|part| part.sent().is_none()));
+        let on_gpu = emulated(Arc::new(NoKernels), parts);
+        assert_eq!(on_gpu.len(), config.accumulate);
+        for part in on_gpu {
+            let (global, local) = part.sent().unwrap().crops(&config.crops).unwrap();
+            let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert_eq!(values(&global), part.batch().global);
+            let local = local.map(|local| values(&local)).unwrap_or_default();
+            assert_eq!(local, part.batch().local);
+            assert_eq!(part.sent().unwrap().masks().is_some(), config.draws_masks());
+        }
+    }
+
+    #[test]
+    fn a_large_product_has_a_rate_in_either_type() {
+        for compute in [Compute::F32, Compute::Bf16] {
+            let rate = gemm_rate(&Device::Cpu, compute).unwrap();
+            assert!(rate.is_finite() && rate > 1e6, "{rate}");
+        }
+    }
+
+    /// Launches of a kernel, and the bytes of their buffers, each read or written once.
+    type Counts = BTreeMap<String, [f64; 2]>;
+
+    /// Counts launches and copies, and runs none: what a step asks for does not depend on the numbers, until it reads the losses.
+    #[derive(Default)]
+    struct Counting {
+        launches: Mutex<Counts>,
+        copies: Mutex<Vec<usize>>,
+    }
+
+    impl Launcher for Counting {
+        fn launch(&self, kernel: &str, _: &Launch, cells: &[Cell]) -> std::result::Result<(), String> {
+            let buffers = cells.iter().flat_map(|cell| match cell {
+                Cell::Buffer(buffer) => vec![*buffer],
+                Cell::Table(entries) => entries.clone(),
+                Cell::Int(_) | Cell::Float(_) => Vec::new(),
+            });
+            let passes = |access| if access == Access::Change { 2. } else { 1. };
+            let bytes: f64 = buffers
+                .flatten()
+                .map(|buffer| passes(buffer.access) * buffer.bytes as f64)
+                .sum();
+            let mut launches = self.launches.lock().unwrap();
+            let [count, total] = launches.entry(kernel.to_owned()).or_default();
+            *count += 1.;
+            *total += bytes;
+            Ok(())
+        }
+
+        fn copied(&self, bytes: usize) {
+            self.copies.lock().unwrap().push(bytes);
+        }
+    }
+
+    /// What each of `steps` steps of `config` asks for: kernels, and copies from the host.
+    fn asked_for(config: &TrainConfig, steps: usize) -> Vec<(Counts, Vec<usize>)> {
+        let counting = Arc::new(Counting::default());
+        let all = || {
+            let mut trainer = Trainer::fresh(config, &Device::Cpu).unwrap();
+            let parts = resident(noise(config).unwrap(), config, &Device::Cpu).unwrap();
+            let step = |_| {
+                // The losses are whatever was in memory.
+                let _ = trainer.advance(&parts);
+                let launches = std::mem::take(&mut *counting.launches.lock().unwrap());
+                (launches, std::mem::take(&mut *counting.copies.lock().unwrap()))
+            };
+            (0..steps).map(step).collect()
+        };
+        // A step stays on the thread of the pool that asks for it, and with it what emulates a GPU.
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        pool.install(|| emulated(counting.clone(), all))
+    }
+
+    #[test]
+    fn what_stays_is_copied_to_a_gpu_by_the_first_step_alone() {
+        let config = config("dinov2-small", &["compute=bf16"]);
+        let steps = asked_for(&config, 3);
+        let counted: Vec<usize> = steps.iter().map(|(_, copies)| copies.iter().sum()).collect();
+        assert!(counted[0] > counted[1] && counted[1] == counted[2], "{counted:?}");
+        assert_eq!(steps[1].0, steps[0].0);
+        assert!(steps[1].0.contains_key("adamw") && steps[1].0.contains_key("patches_bf16"));
+        // Of the numbers of pieces, sizes and groups none is among them.
+        let weights = Trainer::fresh(&config, &Device::Cpu).unwrap();
+        let tensors = weights.method().student.trained().count();
+        assert!(
+            counted[0] - counted[1] >= 4 * 5 * tensors,
+            "{counted:?} {tensors}"
+        );
+    }
+
+    /// Launches and bytes of a step of ViT-S/14 at 2 x 224 and 8 x 98 pixels, batch 64, from steps of one and two blocks on two and four
+    /// images: both grow evenly with blocks, with images, and with their product.
+    #[test]
+    #[ignore = "half a minute, for its table"]
+    fn launches_and_bytes_of_a_step() {
+        let counted = |depth: usize, batch: usize| -> Counts {
+            let mut overrides = Overrides::default();
+            let (depth, batch) = (format!("backbone.depth={depth}"), format!("batch_size={batch}"));
+            for setting in [
+                "arch=vit-small/14",
+                "image_size=224",
+                "local_size=98",
+                "crops.local.count=8",
+                "loss.head={hidden=2048, bottleneck=256, prototypes=65536, train_gain=true}",
+                "masks.ratio=[0.3, 0.3]",
+                "backbone.layer_scale=1e-5",
+                "loss.ibot_weight=1",
+                "loss.pixel_weight=0",
+                "loss.hog_weight=0",
+                "backbone.patch_drop_rate=0",
+                "compute=bf16",
+                &depth,
+                &batch,
+            ] {
+                overrides.set(setting).unwrap();
+            }
+            let facts = DataFacts {
+                images: 60_000,
+                side: 28,
+                grey: true,
+            };
+            let mut base = recipes::recipe("dinov2-small", "noise", &facts).unwrap();
+            base.batch_warmup_steps = 0;
+            let config = overrides.apply(base, facts.images).unwrap();
+            asked_for(&config, 2).remove(1).0
+        };
+        let [a, b, c, d] = [(1, 2), (2, 2), (1, 4), (2, 4)].map(|(depth, batch)| counted(depth, batch));
+        let (depth, batch) = (12., 64.);
+        let (mut launches, mut bytes) = (0., 0.);
+        for kernel in b.keys() {
+            let of = |counts: &Counts| counts.get(kernel).copied().unwrap_or_default();
+            let at = |place: usize| {
+                let [a, b, c, d] = [of(&a), of(&b), of(&c), of(&d)].map(|counts| counts[place]);
+                let by_image = (c - a) / 2.;
+                let by_both = ((d - b) - (c - a)) / 2.;
+                a + (b - a) * (depth - 1.) + by_image * (batch - 2.) + by_both * (depth - 1.) * (batch - 2.)
+            };
+            println!("{kernel:36} {:6.0} {:10.1} MB", at(0), at(1) / 1e6);
+            launches += at(0);
+            bytes += at(1);
+        }
+        println!("{:36} {launches:6.0} {:10.1} MB", "all", bytes / 1e6);
+        assert!(launches > 100. && bytes > 1e9);
+    }
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::Var;
-use macula_models::ops::cuda::optimizer::{AdamwUpdate, adamw};
+use macula_models::ops::cuda::optimizer::{AdamwUpdate, Tables, adamw};
 use macula_models::ops::is_fused;
 
 use super::{failed_in_candle, in_place};
@@ -33,7 +33,7 @@ pub fn update_teacher(teacher: &NamedVars, student: &NamedVars, momentum: f64) -
                 group: 0,
             })
             .collect();
-        return adamw(&updates, None).map_err(failed_in_candle);
+        return adamw(&mut Tables::default(), &updates, None).map_err(failed_in_candle);
     }
     for (teacher, student) in teacher.values().zip(student.values()) {
         let student = student.as_detached_tensor();

@@ -21,6 +21,17 @@ pub const SIZES: [[usize; 3]; 10] = [
     [1_408, 65_536, 256],
 ];
 
+/// Those of geometries c and d on a GPU: both sizes of crops of a batch of 64 through ViTs of width 384 and 768 (`qkv` or the first
+/// layer, the second one, `proj`), and the head's rows against 65,536 prototypes.
+pub const GPU_SIZES: [[usize; 3]; 6] = [
+    [58_496, 1_536, 384],
+    [58_496, 384, 1_536],
+    [58_496, 384, 384],
+    [58_496, 3_072, 768],
+    [58_496, 768, 3_072],
+    [5_568, 65_536, 256],
+];
+
 /// Repetitions of a product, of which the fastest counts.
 const REPETITIONS: usize = 5;
 

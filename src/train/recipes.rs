@@ -1,6 +1,8 @@
 //! Recipes by name, and how a user's file and `--set` change them. A recipe is a method with its schedules; the recipes for
 //! any data also take the geometry (size of crops, patch and network) from the images they are given.
 
+use std::path::{Path, PathBuf};
+
 use macula_models::vit::{FeedForwardKind, VitConfig};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -15,6 +17,7 @@ use crate::data::augment::MultiCropConfig;
 use crate::data::augment::multi_crop_config::{BlurConfig, BlurConvention, ViewConfig};
 use crate::data::loader::LoaderConfig;
 use crate::data::mask::MaskConfig;
+use crate::error::toml_line;
 use crate::{Error, Result};
 
 /// The names, for messages and `--help`.
@@ -538,6 +541,8 @@ const ALIASES: [(&str, &str); 4] = [
 #[derive(Debug, Clone, Default)]
 pub struct Overrides {
     table: Table,
+    /// The recipe file, where there is one.
+    file: Option<PathBuf>,
 }
 
 impl Overrides {
@@ -545,17 +550,9 @@ impl Overrides {
     ///
     /// # Errors
     /// A file that cannot be read or is no TOML.
-    pub fn from_file(path: &std::path::Path) -> Result<(Self, Option<String>)> {
+    pub fn from_file(path: &Path) -> Result<(Self, Option<String>)> {
         let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-        let parse = |e: toml::de::Error| {
-            let line = e.to_string();
-            let line: Vec<&str> = line
-                .lines()
-                .map(str::trim)
-                .filter(|line| !line.is_empty())
-                .collect();
-            Error::input(path.display().to_string(), line.join(" "))
-        };
+        let parse = |e: toml::de::Error| Error::input(path.display().to_string(), toml_line(&e));
         let mut table: Table = text.parse().map_err(parse)?;
         let base = match table.remove("recipe") {
             None => None,
@@ -565,11 +562,24 @@ impl Overrides {
                 return Err(Error::input(format!("{}: recipe", path.display()), reason));
             }
         };
-        let mut overrides = Self::default();
+        let mut overrides = Self {
+            file: Some(path.to_owned()),
+            ..Self::default()
+        };
         for (key, value) in table {
-            overrides.insert(&key, value)?;
+            overrides
+                .insert(&key, value)
+                .map_err(|error| error.in_file(path))?;
         }
         Ok((overrides, base))
+    }
+
+    /// An error about these changes, with the recipe file's name where there is one.
+    pub fn named(&self, error: Error) -> Error {
+        match &self.file {
+            Some(file) => error.in_file(file),
+            None => error,
+        }
     }
 
     /// Adds `a.b=c`. The value is TOML (`true`, `0.1`, `[0.4, 1.0]`, `"text"`); anything else is text.
@@ -621,7 +631,7 @@ impl Overrides {
     /// # Errors
     /// An unknown field, a value of another type.
     pub fn section<T: Serialize + DeserializeOwned>(&self, name: &str, base: &T) -> Result<T> {
-        let unreadable = |what: String| Error::input(name, one_line(&what));
+        let unreadable = |what: String| self.named(Error::input(name, what));
         let Value::Table(mut whole) = Value::try_from(base).map_err(|e| unreadable(e.to_string()))? else {
             return Err(unreadable("no table".to_owned()));
         };
@@ -632,7 +642,7 @@ impl Overrides {
         }
         whole
             .try_into()
-            .map_err(|e: toml::de::Error| unreadable(e.to_string()))
+            .map_err(|e: toml::de::Error| unreadable(toml_line(&e)))
     }
 
     /// `config` with these changes. A new number of `steps` (or of `epochs`, passes over `images`) takes every warm-up with
@@ -640,7 +650,11 @@ impl Overrides {
     ///
     /// # Errors
     /// An unknown field, a value of another type or out of range, named as in the file.
-    pub fn apply(&self, mut config: TrainConfig, images: u64) -> Result<TrainConfig> {
+    pub fn apply(&self, config: TrainConfig, images: u64) -> Result<TrainConfig> {
+        self.applied(config, images).map_err(|error| self.named(error))
+    }
+
+    fn applied(&self, mut config: TrainConfig, images: u64) -> Result<TrainConfig> {
         let mut table = self.table.clone();
         let number = |value: Option<Value>, field: &str| match value {
             None => Ok(None),
@@ -680,15 +694,10 @@ impl Overrides {
         merge(&mut whole, table);
         let config: TrainConfig = whole
             .try_into()
-            .map_err(|e: toml::de::Error| unreadable(one_line(&e.to_string())))?;
+            .map_err(|e: toml::de::Error| unreadable(toml_line(&e)))?;
         config.validate()?;
         Ok(config)
     }
-}
-
-/// Error texts of the TOML reader span lines; ours are one.
-fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// `over` on top of `base`, section by section.

@@ -26,6 +26,7 @@ use crate::data::augment::MultiCrop;
 use crate::data::loader::Loader;
 use crate::data::{Preprocess, Source, SourceIdentity};
 use crate::distill::{FrozenTargets, FrozenTeacher};
+use crate::error::toml_line;
 use crate::identity::difference;
 use crate::lock::FolderLock;
 use crate::{Error, Result, files};
@@ -320,13 +321,18 @@ impl Run {
         }
         let bad = loader.bad_rows();
         self.bad_images = bad.len();
-        let mut text = String::from("row,path,error\n");
+        let path = self.request.out.join(BAD_IMAGES);
+        let told = |e: csv::Error| Error::failed(path.display().to_string(), e.to_string());
+        let mut table = csv::Writer::from_writer(Vec::new());
+        table.write_record(["row", "path", "error"]).map_err(told)?;
         for entry in &bad {
-            let quoted = |field: &str| format!("\"{}\"", field.replace('"', "\"\""));
-            let (path, reason) = (quoted(&entry.error.path), quoted(&entry.error.reason));
-            text.push_str(&format!("{},{path},{reason}\n", entry.row));
+            let row = entry.row.to_string();
+            table
+                .write_record([row.as_str(), &entry.error.path, &entry.error.reason])
+                .map_err(told)?;
         }
-        files::write_bytes(&self.request.out.join(BAD_IMAGES), text.as_bytes())
+        let bytes = table.into_inner().map_err(|e| Error::io(&path, e.into_error()))?;
+        files::write_bytes(&path, &bytes)
     }
 
     /// Logs the step where that is due, and measures what is due; says whether the online k-NN is the best so far.
@@ -620,10 +626,8 @@ fn environment(request: &TrainRequest, source: &dyn Source) -> Value {
 pub fn saved_config(folder: &Path) -> Result<TrainConfig> {
     let path = folder.join(CONFIG);
     let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
-    let config: TrainConfig = toml::from_str(&text).map_err(|e| {
-        let line: Vec<String> = e.to_string().split_whitespace().map(str::to_owned).collect();
-        Error::input(path.display().to_string(), line.join(" "))
-    })?;
-    config.validate()?;
+    let config: TrainConfig =
+        toml::from_str(&text).map_err(|e| Error::input(path.display().to_string(), toml_line(&e)))?;
+    config.validate().map_err(|error| error.in_file(&path))?;
     Ok(config)
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
-use macula_models::ops::cuda::optimizer::Clip;
+use macula_models::ops::cuda::optimizer::{Clip, Tables};
 use macula_models::ops::{has_cpu_kernels, has_fast_bf16};
 use macula_models::weights::Tensors;
 
@@ -22,6 +22,7 @@ use super::optimizer::{
 };
 use super::param_groups::ParamGroupRules;
 use crate::distill::FrozenTargets;
+use crate::runtime::set_products;
 use crate::{Error, Result};
 
 /// A run's networks, optimizer and place in its schedules.
@@ -32,6 +33,8 @@ pub struct Trainer {
     optimizer: Optimizer,
     /// The teacher's side of the trained weights.
     followers: NamedVars,
+    /// What a GPU keeps from step to step for the norms of gradients.
+    tables: Tables,
     clock: Clock,
     step: u64,
 }
@@ -122,7 +125,7 @@ impl Trainer {
     ) -> Result<Self> {
         config.validate()?;
         feed::check(config, device)?;
-        round_as(config.compute, device);
+        round_as(config.compute, device)?;
         let method = Method::with_teacher(config, student, teacher, device)?;
         let of_teacher =
             |(name, _): (&String, &Var)| Some((name.clone(), method.teacher.weights().get(name)?.clone()));
@@ -133,6 +136,7 @@ impl Trainer {
             config: config.clone(),
             method,
             followers,
+            tables: Tables::default(),
             clock: Clock::default(),
             step: 0,
         })
@@ -278,7 +282,8 @@ impl Trainer {
         report: &mut StepReport,
     ) -> Result<()> {
         let modules = modules(&self.method.student);
-        let squares = squares_on_gpu(&modules, gradients, self.method.device())?;
+        let device = self.method.device();
+        let squares = squares_on_gpu(&mut self.tables, &modules, gradients, device)?;
         let told = || {
             let terms: Vec<Tensor> = unread.iter().map(|(_, term)| term.detach()).collect();
             let terms = Tensor::stack(&terms, 0)?.to_dtype(DType::F64)?;
@@ -370,13 +375,16 @@ fn modules(student: &Network) -> BTreeMap<&str, Vec<&Var>> {
 
 /// Lets a GPU round as coarsely as `compute` where products are of f32 matrices, such as those with prototypes: they then keep
 /// 10 bits of their factors (TF32). Says so where `compute` is not the faster one.
-fn round_as(compute: Compute, device: &Device) {
+///
+/// # Errors
+/// A GPU that does not answer.
+fn round_as(compute: Compute, device: &Device) -> Result<()> {
     if compute == Compute::Bf16 && has_cpu_kernels(device) && !has_fast_bf16() {
         tracing::warn!(
             "compute=bf16: this processor has no instructions for it (avx512_bf16); f32 is faster here"
         );
     }
-    candle_core::cuda::set_gemm_reduced_precision_f32(compute == Compute::Bf16);
+    set_products(device, compute.dtype()).map_err(failed_in_candle)
 }
 
 /// The trained weights with their learning-rate and weight-decay rules.

@@ -287,8 +287,11 @@ fn half(config: &TrainConfig, batch: &Batch, first: usize, count: usize) -> Batc
     half
 }
 
+/// Losses, and the weights after them by name.
+type Stepped = (Vec<f64>, Vec<(String, Vec<f64>)>);
+
 /// Losses and weights of two steps on batches of eight at once, and on their different halves.
-fn at_once_and_in_halves(recipe: &str, settings: &[&str]) -> [(Vec<f64>, Vec<(String, Vec<f64>)>); 2] {
+fn at_once_and_in_halves(recipe: &str, settings: &[&str]) -> [Stepped; 2] {
     let common = [
         "batch_size=8",
         "optimizer.kind=sgd",

@@ -37,7 +37,7 @@ pub fn attention(
 ) -> Result<usize> {
     let path = Path::new(spec);
     let gives_outputs_only = crate::extract::model::is_onnx_name(path);
-    if gives_outputs_only || (spec.starts_with("pixels") && !path.exists()) {
+    if gives_outputs_only || (["pixels", "hog"].iter().any(|name| spec.starts_with(name)) && !path.exists()) {
         return Err(Error::input(
             spec,
             "expected a checkpoint, whose attention can be read, found a model that gives its outputs only",

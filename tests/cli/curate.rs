@@ -1,7 +1,8 @@
 //! Curation: each verb on a heap whose answer is known, lists that compose and train, pipelines that resume.
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use polars::prelude::{DataFrame, ParquetReader, SerReader as _};
 
@@ -322,6 +323,44 @@ fn retrieve_takes_what_is_near_the_seed() {
     heap(&w, "seed2", &[3]);
     w.succeeds("curate retrieve --features f --seeds seed --seeds seed2 --k 2 --out both");
     assert_eq!(kept(&w, "both"), [1, 3, 5, 7]);
+}
+
+/// Every file of a folder and of those in it, by its path.
+fn tree(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(folder).expect("listed") {
+        let path = entry.expect("listed").path();
+        if path.is_dir() {
+            found.extend(tree(&path));
+        } else {
+            let bytes = fs::read(&path).expect("read");
+            found.insert(path, bytes);
+        }
+    }
+    found
+}
+
+/// Every step gives a verdict on every row, some of them no, and leaves images and features as they are.
+#[test]
+fn no_step_deletes_or_changes_what_it_judges() {
+    let w = Workspace::new();
+    pictures(&w);
+    w.succeeds("extract --model pixels --data photos --out f --resize 16 --crop 16");
+    let (photos, features) = (tree(&w.path("photos")), tree(&w.path("f")));
+    for step in [
+        "dedup --features f --threshold 1 --pixels hash",
+        "overlap --features f --against f --threshold 0.99",
+        "quality --data photos --min-side 30 --drop flat",
+        "sample --features f --size 4 --method random",
+        "retrieve --features f --seeds f --k 1 --target 3",
+    ] {
+        w.succeeds(&format!("curate {step} --out step --force"));
+        let verdicts = verdicts(&w, "step");
+        assert_eq!(verdicts.len(), photos.len(), "{step}: a verdict on every row");
+        assert!(verdicts.iter().any(|verdict| !verdict.1), "{step}: drops nothing");
+        assert!(tree(&w.path("photos")) == photos, "{step}: the images changed");
+        assert!(tree(&w.path("f")) == features, "{step}: the features changed");
+    }
 }
 
 const PIPELINE: &str = "features = \"f\"\nout = \"p\"\nseed = 3\n\n[[step]]\nverb = \"dedup\"\n\n[[step]]\nverb = \"overlap\"\n\

@@ -66,9 +66,8 @@ fn colours_segment_what_they_tell() {
     scenes(&w, "train", 12, 24, 20);
     scenes(&w, "test", 5, 24, 20);
     let eval = format!("eval segment --model pixels --train-data train.csv --test-data test.csv {QUICK}");
-    let result = w
-        .succeeds(&format!("{eval} --classes ground,thing --out r"))
-        .json();
+    let run = w.succeeds(&format!("{eval} --classes ground,thing --out r"));
+    let result = run.json();
     let rows = result["rows"].as_array().expect("rows");
     let classes: Vec<&str> = rows
         .iter()
@@ -84,6 +83,16 @@ fn colours_segment_what_they_tell() {
     }
     // One line in twenty is left out.
     assert_eq!(rows[2]["n_pixels"], 5 * 24 * 19);
+    assert_eq!(
+        result["settings"]["left_out_pixels"],
+        serde_json::json!({ "train": 12 * 24, "test": 5 * 24 })
+    );
+    for side in [
+        "train masks: label 255 (--ignore) left out: 288 of 5760 pixels, in 12 of 12 masks",
+        "test masks: label 255 (--ignore) left out: 120 of 2400 pixels, in 5 of 5 masks",
+    ] {
+        assert!(run.stderr.contains(side), "{}", run.stderr);
+    }
     assert!(number(&rows[2], "pixel_accuracy") > 0.99);
     assert_eq!((&result["n_train"], &result["n_test"]), (&12.into(), &5.into()));
     assert_eq!(result["settings"]["grid"], serde_json::json!([20, 24]));
@@ -151,6 +160,130 @@ fn depth_beats_the_mean() {
     w.fails(2, &format!("{eval} --max-depth 0.5"), &["train depths", "0.5"]);
     w.fails(2, &format!("{eval} --depth-scale 0"), &["--depth-scale"]);
     w.fails(2, &format!("{eval} --bins 1"), &["bins"]);
+}
+
+#[test]
+fn the_papers_training_is_asked_for_and_recorded() {
+    let w = Workspace::new();
+    scenes(&w, "train", 5, 24, 20);
+    scenes(&w, "test", 2, 24, 20);
+    let data = "--model pixels --train-data train.csv --test-data test.csv --bootstrap-resamples 0 --json";
+    let run = |verb: &str| w.succeeds(&format!("eval {verb} {data}")).json();
+    let segment = run("segment --protocol paper --iterations 5");
+    let settings = &segment["settings"];
+    assert_eq!(
+        (
+            &settings["protocol"],
+            &settings["iterations"],
+            &settings["selected_on"]
+        ),
+        (&"paper".into(), &5.into(), &"nothing: one learning rate".into())
+    );
+    assert_eq!(settings["learning_rate"], 0.001);
+    assert!(
+        settings["head"].as_str().expect("text").starts_with("batch norm"),
+        "{settings}"
+    );
+    let depth = run("depth --protocol paper --iterations 5 --bins 8 --weight-decay 0.02");
+    let settings = &depth["settings"];
+    assert_eq!(
+        (
+            &settings["protocol"],
+            &settings["learning_rate"],
+            &settings["weight_decay"]
+        ),
+        (&"paper".into(), &0.0001.into(), &0.02.into())
+    );
+    assert!(
+        settings["head"].as_str().expect("text").contains("as they are"),
+        "{settings}"
+    );
+    // All nine measures, for the head and for the mean.
+    for row in depth["rows"].as_array().expect("rows") {
+        for name in [
+            "rmse", "abs_rel", "delta1", "delta2", "delta3", "sq_rel", "rmse_log", "log10", "silog",
+        ] {
+            assert!(number(row, name) >= 0.0, "{row}");
+        }
+        assert!(number(row, "delta1") <= number(row, "delta2"), "{row}");
+        assert!(number(row, "delta2") <= number(row, "delta3"), "{row}");
+    }
+    let fast = run("segment --iterations 5 --val-fraction 0.25");
+    assert_eq!(
+        (&fast["settings"]["protocol"], &fast["settings"]["selected_on"]),
+        (&"fast".into(), &"train split 25 %".into())
+    );
+    let run = w.macula(&format!("eval depth --protocol papers {data}"));
+    assert!(
+        run.code == 2 && run.stderr.contains("fast or paper"),
+        "{}",
+        run.stderr
+    );
+}
+
+/// Depths are 2 m inside a rectangle of rows and columns and 8 m outside; `nyu_NAME.txt` lists them.
+fn rooms(w: &Workspace, name: &str, n: u32, rows: std::ops::Range<u32>, columns: std::ops::Range<u32>) {
+    std::fs::create_dir_all(w.path(name)).expect("created");
+    let mut list = String::new();
+    for i in 0..n {
+        let files = ["rgb", "depth"].map(|kind| format!("{name}/{kind}{i}.png"));
+        RgbImage::from_fn(640, 480, |x, y| Rgb([(x / 3) as u8, (y / 2) as u8, 40 * i as u8]))
+            .save(w.path(&files[0]))
+            .expect("saved");
+        let depth = |x, y| match rows.contains(&y) && columns.contains(&x) {
+            true => 2000,
+            false => 8000,
+        };
+        ImageBuffer::<Luma<u16>, Vec<u16>>::from_fn(640, 480, |x, y| Luma([depth(x, y)]))
+            .save(w.path(&files[1]))
+            .expect("saved");
+        list += &format!("/{} /{} 518.8\n", files[0], files[1]);
+    }
+    w.write(&format!("nyu_{name}.txt"), list);
+}
+
+#[test]
+fn nyu_is_scored_on_its_crop() {
+    let w = Workspace::new();
+    rooms(&w, "train", 2, 45..472, 43..608);
+    rooms(&w, "test", 1, 45..471, 41..601);
+    let quick = "--model pixels --cell 80 --iterations 2 --learning-rates 0.01 --bins 4 --bootstrap-resamples 0 --json";
+    let eval = format!("eval depth --train-data nyu:.#train --test-data nyu:.#test {quick}");
+    let run = |flags: &str| w.succeeds(&format!("{eval} {flags}")).json();
+    let found = run("");
+    let settings = &found["settings"];
+    assert_eq!(
+        (&settings["eval_crop"], &settings["train_crop"]),
+        (&"eigen".into(), &"nyu-border".into())
+    );
+    // Nothing outside counts: the mean of the training depths is 2 and right everywhere.
+    assert_eq!(settings["mean_depth"], 2.0);
+    assert_eq!(number(&found["rows"][1], "rmse"), 0.0, "{found}");
+    let all = run("--eval-crop none");
+    assert_eq!(
+        (&all["settings"]["eval_crop"], &all["settings"]["train_crop"]),
+        (&"none".into(), &"none".into())
+    );
+    assert!(number(&all["rows"][1], "rmse") > 1.0, "{all}");
+    let lower = run("--eval-crop garg");
+    assert_eq!(lower["settings"]["eval_crop"], "garg");
+
+    scenes(&w, "list", 4, 24, 20);
+    let lists =
+        format!("eval depth --train-data list.csv --test-data list.csv {quick}").replace("--cell 80", "");
+    let none = w.succeeds(&lists).json();
+    assert_eq!(none["settings"]["eval_crop"], "none");
+    w.fails(
+        2,
+        &format!("{lists} --eval-crop eigen"),
+        &["depth0.png", "640x480", "found 24x20"],
+    );
+    let run = w.macula(&format!("{lists} --eval-crop middle"));
+    assert!(
+        run.code == 2 && run.stderr.contains("none, eigen or garg"),
+        "{}",
+        run.stderr
+    );
 }
 
 #[test]

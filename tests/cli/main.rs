@@ -16,6 +16,7 @@ mod index;
 #[cfg(unix)]
 mod kills;
 mod labels;
+mod limits;
 mod modes;
 mod numbers;
 mod preprocess;

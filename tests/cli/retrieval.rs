@@ -134,6 +134,8 @@ fn clusters_are_compared_with_classes() {
         );
         assert!(rows[1][metric].as_f64().expect("a number") < 1.0, "{metric}");
     }
+    let number = |name: &str| rows[1][name].as_f64().expect("a number");
+    assert!(number("accuracy_low") < number("accuracy") && number("accuracy") < number("accuracy_high"));
     let default = w.succeeds("eval cluster --features f --json --threads 1").json();
     assert_eq!(default["rows"][0], rows[0]);
     assert!(

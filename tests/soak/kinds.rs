@@ -478,15 +478,15 @@ const FACTS: DataFacts = DataFacts {
 
 fn recipe(path: &Path, _: u64) -> Answer {
     let (overrides, base) = Overrides::from_file(&path.join("recipe.toml")).map_err(said)?;
-    let base = train::recipes::recipe(base.as_deref().unwrap_or("dinov2-small"), "common/images", &FACTS)
-        .map_err(said)?;
+    let told = |error| said(overrides.named(error));
+    let base = base.as_deref().unwrap_or("dinov2-small");
+    let base = train::recipes::recipe(base, "common/images", &FACTS).map_err(told)?;
     let config = overrides.apply(base, FACTS.images).map_err(said)?;
-    config.validate().map_err(said)?;
     // What a run derives from its settings first.
     let _ = (
-        config.vit().map_err(said)?,
-        config.grid().map_err(said)?,
-        config.batch_plan().map_err(said)?,
+        config.vit().map_err(told)?,
+        config.grid().map_err(told)?,
+        config.batch_plan().map_err(told)?,
     );
     Ok(())
 }

@@ -53,5 +53,8 @@ mod tests {
         let table = Contingency::of(&[0, 0, 2, 2, 2], &[1, 1, 0, 1, 1]);
         assert_eq!(table.counts, [0, 2, 0, 0, 1, 2]);
         assert_eq!((table.clusters, table.classes), (vec![2, 0, 3], vec![1, 4]));
+        assert_eq!((table.n_clusters, table.n_classes, table.total), (3, 2, 5));
+        let none = Contingency::of(&[], &[]);
+        assert_eq!((none.n_clusters, none.n_classes, none.total), (0, 0, 0));
     }
 }

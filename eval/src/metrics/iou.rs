@@ -143,4 +143,26 @@ mod tests {
         assert_eq!((twice.labelled[0], twice.mean_iou()), (6, 0.5));
         assert!(PixelCounts::new(2).mean_iou().is_nan() && PixelCounts::new(2).pixel_accuracy().is_nan());
     }
+
+    #[test]
+    fn values_are_mmsegs() {
+        let expected = crate::testing::reference("mean_iou");
+        let classes = expected.number("classes") as usize;
+        let mut all = PixelCounts::new(classes);
+        for (predicted, labels) in expected.of("predicted").rows().zip(expected.of("labels").rows()) {
+            all += &PixelCounts::of(&predicted.bytes(), &labels.bytes(), classes);
+        }
+        for (name, found) in [("iou", all.iou()), ("accuracy", all.accuracy())] {
+            for (found, expected) in found.iter().zip(expected.of(name).options()) {
+                let close = match (found, expected) {
+                    (Some(found), Some(expected)) => (found - expected).abs() < 1e-12,
+                    // numpy's NaN: a class that is nowhere.
+                    (None, None) => true,
+                    _ => false,
+                };
+                assert!(close, "{name}: {found:?} {expected:?}");
+            }
+        }
+        assert!((all.pixel_accuracy() - expected.number("pixel_accuracy")).abs() < 1e-12);
+    }
 }

@@ -2,9 +2,9 @@
 
 use super::contingency::Contingency;
 
-/// Share of rows whose cluster is matched to their class, under the matching that maximises it. With more clusters than
-/// classes (or fewer), those left over match nothing and their rows count as wrong.
-pub fn hungarian_accuracy(table: &Contingency) -> f64 {
+/// The class of each cluster in the one-to-one matching with the most rows in place. With more clusters than classes those
+/// left over have none.
+pub fn best_matching(table: &Contingency) -> Vec<Option<usize>> {
     let n = table.n_clusters.max(table.n_classes);
     // The square problem with costs: what a pair does not have in common.
     let most = table.counts.iter().max().copied().unwrap_or(0);
@@ -17,12 +17,10 @@ pub fn hungarian_accuracy(table: &Contingency) -> f64 {
         }
     };
     let matched = cheapest_assignment(n, |cluster, class| (most - count(cluster, class)) as i64);
-    let right: u64 = matched
-        .iter()
-        .enumerate()
-        .map(|(cluster, &class)| count(cluster, class))
-        .sum();
-    right as f64 / table.total as f64
+    let classes = matched.into_iter().take(table.n_clusters);
+    classes
+        .map(|class| (class < table.n_classes).then_some(class))
+        .collect()
 }
 
 /// The column of each row in the cheapest perfect assignment of an `n x n` problem: shortest augmenting paths with
@@ -80,6 +78,15 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    /// Share of rows whose cluster is matched to their class, under the matching that maximises it ([`best_matching`]).
+    fn hungarian_accuracy(table: &Contingency) -> f64 {
+        let matched = best_matching(table).into_iter().enumerate();
+        let right: u64 = matched
+            .filter_map(|(cluster, class)| Some(table.counts[cluster * table.n_classes + class?]))
+            .sum();
+        right as f64 / table.total as f64
+    }
+
     #[test]
     fn left_over_clusters_are_wrong() {
         let score =
@@ -91,6 +98,9 @@ mod tests {
         assert_eq!(score(&clusters, &classes), 5.0 / 9.0);
         assert_eq!(score(&[0, 1, 2, 3], &[0, 0, 0, 0]), 0.25);
         assert_eq!(score(&[0, 0, 0, 0], &[0, 1, 2, 3]), 0.25);
+        // the cluster that is matched is not the first, nor is the class
+        assert_eq!(score(&[0, 1, 1, 1], &[0, 0, 0, 0]), 0.75);
+        assert_eq!(score(&[0, 0, 0, 0], &[0, 1, 1, 1]), 0.75);
     }
 
     fn cheapest_by_trying(costs: &[Vec<i64>], used: &mut Vec<bool>, row: usize) -> i64 {

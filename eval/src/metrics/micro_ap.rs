@@ -84,6 +84,17 @@ mod tests {
     }
 
     #[test]
+    fn a_query_drawn_twice_counts_twice_and_one_not_drawn_not_at_all() {
+        let pairs = pairs(&[(0.9, true), (0.8, false), (0.7, true), (0.6, true)]);
+        let times = |query: usize| [2, 1, 0, 3][query];
+        // right, right, wrong, right, right, right
+        let expected = (1.0 + 1.0 + 3.0 / 4.0 + 4.0 / 5.0 + 5.0 / 6.0) / 5.0;
+        assert!((micro_ap(&pairs, 5, times) - expected).abs() < 1e-15);
+        assert_eq!(recall_at_precision(&pairs, 5, 0.9, times), 2.0 / 5.0);
+        assert_eq!(recall_at_precision(&pairs, 5, 5.0 / 6.0, times), 1.0);
+    }
+
+    #[test]
     fn a_constant_score_earns_the_base_rate_at_most() {
         let constant = pairs(&[(0.5, true), (0.5, false), (0.5, false), (0.5, false)]);
         assert_eq!(micro_ap(&constant, 1, |_| 1), 0.25);

@@ -22,5 +22,6 @@ mod tests {
         assert_eq!(precisions, [1.0, 0.75, 0.75]);
         assert_eq!(precision_at(&[4], 2), 0.0);
         assert_eq!(precision_at(&[], 5), 0.0);
+        assert!(precision_at(&[0], 0).is_nan());
     }
 }

@@ -7,11 +7,13 @@ use serde_json::json;
 
 use crate::linalg::kmeans::{KMeansConfig, kmeans};
 use crate::linalg::normalise::l2_normalise;
+use crate::metrics::classification::accuracy;
 use crate::metrics::contingency::Contingency;
-use crate::metrics::matching::hungarian_accuracy;
+use crate::metrics::matching::best_matching;
 use crate::metrics::nmi::nmi;
 use crate::metrics::rand_index::adjusted_rand_index;
 use crate::protocols::checks;
+use crate::stats::bootstrap::{BootstrapConfig, bootstrap_mean};
 use crate::table::EvalResult;
 use crate::{Error, MatrixView, Result};
 
@@ -25,8 +27,10 @@ pub struct ClusterConfig {
     pub iterations: usize,
     /// Whether rows are L2-normalised first; true by default.
     pub normalise: bool,
-    /// Seed of the first centroids; 0 by default.
+    /// Seed of the first centroids and of the bootstrap; 0 by default.
     pub seed: u64,
+    /// Resamples of the accuracy's interval, 1,000 by default; 0 for none.
+    pub bootstrap_resamples: usize,
 }
 
 impl Default for ClusterConfig {
@@ -36,6 +40,7 @@ impl Default for ClusterConfig {
             iterations: 50,
             normalise: true,
             seed: 0,
+            bootstrap_resamples: 1_000,
         }
     }
 }
@@ -67,6 +72,11 @@ pub struct ClusterRow {
     pub ari: f64,
     /// Share of rows in the cluster matched to their class.
     pub accuracy: f64,
+    /// Lower end of its 95 % bootstrap interval over rows, for the clusters and the matching that were found; NaN without
+    /// resamples.
+    pub accuracy_low: f64,
+    /// Upper end of that interval.
+    pub accuracy_high: f64,
     /// Lloyd iterations done.
     pub iterations: usize,
     /// Whether the last of them moved no row.
@@ -122,11 +132,29 @@ pub fn evaluate(
             },
         )?;
         let table = Contingency::of(&found.clusters, labels);
+        let matching = best_matching(&table);
+        let right = |(&cluster, &label): (&u32, &u32)| matching[cluster as usize] == Some(label as usize);
+        let hits: Vec<f32> = found
+            .clusters
+            .iter()
+            .zip(labels)
+            .map(|pair| f32::from(u8::from(right(pair))))
+            .collect();
+        let interval = bootstrap_mean(
+            &hits,
+            &BootstrapConfig {
+                resamples: config.bootstrap_resamples,
+                seed: config.seed,
+                ..BootstrapConfig::default()
+            },
+        );
         Ok(ClusterRow {
             k,
             nmi: nmi(&table),
             ari: adjusted_rand_index(&table),
-            accuracy: hungarian_accuracy(&table),
+            accuracy: accuracy(&hits),
+            accuracy_low: interval.low,
+            accuracy_high: interval.high,
             iterations: found.iterations,
             converged: found.converged,
             inertia: found.inertia,
@@ -143,7 +171,7 @@ pub fn evaluate(
 }
 
 impl ClusterResult {
-    /// The result as a table: `k`, `nmi`, `ari`, `accuracy`; how k-means ended stands in the settings.
+    /// The result as a table: `k`, `nmi`, `ari`, `accuracy`, `accuracy_low`, `accuracy_high`; how k-means ended stands in the settings.
     ///
     /// # Errors
     /// Whatever Polars has against the columns; none is known.
@@ -157,6 +185,8 @@ impl ClusterResult {
             fractions("nmi", |row| row.nmi),
             fractions("ari", |row| row.ari),
             fractions("accuracy", |row| row.accuracy),
+            fractions("accuracy_low", |row| row.accuracy_low),
+            fractions("accuracy_high", |row| row.accuracy_high),
         ];
         let of_rows =
             |value: fn(&ClusterRow) -> serde_json::Value| self.rows.iter().map(value).collect::<Vec<_>>();
@@ -164,6 +194,7 @@ impl ClusterResult {
             "ks": self.config.ks,
             "normalise": self.config.normalise,
             "seed": self.config.seed,
+            "bootstrap_resamples": self.config.bootstrap_resamples,
             "max_iterations": self.config.iterations,
             "algorithm": "k-means, greedy k-means++ seeding",
             "nmi": "arithmetic mean of the entropies",
@@ -200,6 +231,14 @@ mod tests {
         assert!((three.nmi - 1.0).abs() < 1e-12 && three.converged);
         assert_eq!(result.rows[1].k, 9);
         assert!((result.rows[1].accuracy - 3.0 / 9.0).abs() < 1e-12);
+        // All right in every draw; and three rows right of nine.
+        assert_eq!((three.accuracy_low, three.accuracy_high), (1.0, 1.0));
+        let nine = &result.rows[1];
+        assert!(nine.accuracy_low < 1.0 / 3.0, "{nine:?}");
+        assert!(
+            nine.accuracy_high > 1.0 / 3.0 && nine.accuracy_high < 0.9,
+            "{nine:?}"
+        );
         let default = evaluate(features.view(), &labels, 3, &ClusterConfig::default()).unwrap();
         assert_eq!(default.rows.len(), 1);
         assert_eq!(default.rows[0], *three);

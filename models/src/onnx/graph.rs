@@ -353,6 +353,29 @@ mod tests {
     use super::*;
 
     #[test]
+    fn weights_beyond_halves_are_refused_by_name() {
+        let of = |value: f32| {
+            let tensor = Initializer {
+                name: "blocks.0.attn.qkv.weight".to_owned(),
+                shape: vec![2],
+                data: Data::HalfWeight(Box::new(move || Ok(vec![1.0, value]))),
+            };
+            tensor.bytes().map_err(|error| error.to_string())
+        };
+        assert_eq!(of(65504.0).unwrap(), [0x00, 0x3c, 0xff, 0x7b]);
+        // Rounds to 65504.
+        assert_eq!(of(65519.0).unwrap()[2..], [0xff, 0x7b]);
+        for value in [65520.0, -1e6] {
+            let told = of(value).unwrap_err();
+            assert!(
+                told.contains("blocks.0.attn.qkv.weight")
+                    && told.contains(&format!("expected values up to 65504 for f16, found {value}")),
+                "{told}"
+            );
+        }
+    }
+
+    #[test]
     fn names_are_unique_and_equal_integers_shared() {
         let mut graph = Graph::default();
         let x = graph.input("x", &[Side::Symbol("batch"), Side::Size(2)]);

@@ -35,6 +35,7 @@ mod node;
 #[cfg(target_arch = "x86_64")]
 mod packed_product;
 mod packing;
+mod patches;
 mod precision;
 mod residual_branch;
 mod residual_stack;
@@ -57,6 +58,7 @@ pub use l2_normalize::l2_normalize;
 pub use layer_norm::layer_norm;
 pub use linear::{linear, prototype_logits};
 pub use packing::{Packing, pack};
+pub use patches::patch_rows;
 pub use precision::has_fast_bf16;
 pub use residual_branch::{BranchParameters, Middle};
 pub use residual_stack::{StackOptions, StackedBranch, packed_residual_stack, residual_stack};

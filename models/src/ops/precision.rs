@@ -17,6 +17,17 @@ pub fn has_fast_bf16() -> bool {
     false
 }
 
+/// Whether a test of this thread multiplies as on a processor without the instructions.
+#[cfg(all(test, target_arch = "x86_64"))]
+fn tests_leave_them_out() -> bool {
+    tests::WITHOUT.get()
+}
+
+#[cfg(all(not(test), target_arch = "x86_64"))]
+const fn tests_leave_them_out() -> bool {
+    false
+}
+
 /// The factors of a product; sums are f32 either way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Precision {
@@ -165,7 +176,7 @@ impl Precision {
         threads: Threads,
     ) {
         #[cfg(target_arch = "x86_64")]
-        if packed_product::available() {
+        if has_fast_bf16() && !tests_leave_them_out() {
             // SAFETY: the instructions are there; the rest as the caller promises.
             unsafe { packed_product::product_into(self, size, dst, row_stride, start, lhs, rhs, threads) };
             return;
@@ -282,8 +293,22 @@ unsafe fn f32_product_into(
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{assert_close, on_threads, random};
+    use std::cell::Cell;
+
+    use super::super::testing::{assert_close, on_threads, random, skipped};
     use super::*;
+
+    thread_local! {
+        pub(super) static WITHOUT: Cell<bool> = const { Cell::new(false) };
+    }
+
+    /// What `work` gives on a processor without instructions for bf16.
+    fn without_instructions<T>(work: impl FnOnce() -> T) -> T {
+        let before = WITHOUT.replace(true);
+        let result = work();
+        WITHOUT.set(before);
+        result
+    }
 
     fn numbers(seed: u64, count: usize) -> Vec<f32> {
         random(seed, &[count]).to_vec1().unwrap()
@@ -336,6 +361,11 @@ mod tests {
 
     #[test]
     fn products_are_those_of_the_rounded_factors() {
+        check_products();
+        without_instructions(check_products);
+    }
+
+    fn check_products() {
         for size @ [m, n, k] in SIZES {
             let (a, b, start) = (numbers(1, m * k), numbers(2, k * n), numbers(3, m * n));
             let (left, right) = (rounded(&a), rounded(&b));
@@ -400,6 +430,30 @@ mod tests {
 
     #[test]
     fn factors_and_results_may_be_stored_in_bf16() {
+        check_stored();
+        without_instructions(check_stored);
+    }
+
+    /// With the instructions and without them: the same sums in another order, so the same numbers to their last bits.
+    #[test]
+    fn the_instructions_change_the_order_of_sums_only() {
+        if !has_fast_bf16() {
+            return skipped("bf16 products with and without instructions: this processor has none");
+        }
+        let mut any_other_bit = false;
+        for size @ [m, n, k] in SIZES {
+            let (a, b) = (numbers(1, m * k), numbers(2, k * n));
+            let (a, b) = (Matrix::new(&a, k), Matrix::new(&b, n));
+            let product = || -> Vec<f32> { Precision::Bf16.product(size, a, b) };
+            let (with, without) = (product(), without_instructions(product));
+            any_other_bit |= with != without;
+            let wide = |values: &[f32]| values.iter().copied().map(f64::from).collect::<Vec<_>>();
+            assert_close(&format!("{size:?}"), &wide(&with), &wide(&without), 1e-6);
+        }
+        assert!(any_other_bit, "both ways are one");
+    }
+
+    fn check_stored() {
         for size @ [m, n, k] in SIZES {
             let (a, b, row) = (numbers(1, m * k), numbers(2, k * n), numbers(3, n));
             for a in &layouts(&a, m, k) {

@@ -114,3 +114,9 @@ pub(crate) fn on_threads<R: Send>(threads: usize, work: impl FnOnce() -> R + Sen
         .unwrap();
     pool.install(work)
 }
+
+/// Says in the output of the tests, which hides what passing ones print, that one did not run.
+pub(crate) fn skipped(what: &str) {
+    use std::io::Write as _;
+    writeln!(std::io::stderr(), "SKIPPED: {what}").expect("stderr");
+}

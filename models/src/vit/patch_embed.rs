@@ -29,7 +29,7 @@ impl PatchEmbed {
 
     /// [B, C, H, W] to [B, N, D], patches row by row.
     pub(super) fn forward(&self, pixels: &Tensor, compute: DType) -> Result<Tensor> {
-        let &[batch, channels, height, width] = pixels.dims() else {
+        let &[batch, channels, _, _] = pixels.dims() else {
             return Err(Error::config(
                 "pixels",
                 format!(
@@ -44,13 +44,13 @@ impl PatchEmbed {
             let expected = format!("expected at least one image of {} channels", self.channels);
             return Err(Error::config("pixels", format!("{expected}, {found}")));
         }
-        let p = self.patch;
-        let (rows, columns) = (height / p, width / p);
-        let patches = pixels
-            .reshape((batch, channels, rows, p, columns, p))?
-            .permute((0, 2, 4, 1, 3, 5))? // [B, rows, columns, C, P, P]
-            .reshape((batch, rows * columns, channels * p * p))?;
+        let patches = ops::patch_rows(pixels, self.patch, compute)?; // [B, N, depth]
         let weight = self.weight.flatten_from(1)?; // [D, C P P]
+        let beyond = patches.dim(2)? - weight.dim(1)?;
+        let weight = match beyond {
+            0 => weight,
+            _ => weight.pad_with_zeros(1, 0, beyond)?, // [D, depth]
+        };
         let tokens = ops::linear(&patches, &weight, Some(&self.bias), compute)?;
         Ok(tokens.to_dtype(DType::F32)?)
     }

@@ -139,7 +139,7 @@ V __shfl_down_sync(unsigned mask, V value, int distance) {
 
 inline void __syncwarp() { emulation::exchange(0xffffffffu, 0, emulation::lane()); }
 
-// What `tensor_core.cuh` has for a GPU.
+// What `common.cuh` and `tensor_core.cuh` have for a GPU.
 
 namespace emulation {
 
@@ -228,6 +228,26 @@ inline void load_eight(unsigned (&pairs)[4], const bf16 *values) {
 inline void store_eight(bf16 *values, const unsigned (&pairs)[4]) {
     emulation::expect_aligned(values, 16);
     memcpy(reinterpret_cast<char *>(values), pairs, sizeof pairs);
+}
+
+inline void load_four(unsigned (&pairs)[2], const bf16 *values) {
+    emulation::expect_aligned(values, 8);
+    memcpy(pairs, reinterpret_cast<const char *>(values), sizeof pairs);
+}
+
+inline void store_four(bf16 *values, const unsigned (&pairs)[2]) {
+    emulation::expect_aligned(values, 8);
+    memcpy(reinterpret_cast<char *>(values), pairs, sizeof pairs);
+}
+
+inline void load_four(float (&four)[4], const float *values) {
+    emulation::expect_aligned(values, 16);
+    memcpy(four, values, sizeof four);
+}
+
+inline void store_four(float *values, const float (&four)[4]) {
+    emulation::expect_aligned(values, 16);
+    memcpy(values, four, sizeof four);
 }
 
 inline unsigned rounded_pair(float first, float second) {

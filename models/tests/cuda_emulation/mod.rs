@@ -2,6 +2,20 @@
 //! launch run three times with its threads in different orders. A launch fails when the orders give different bits, when an argument is
 //! not of the parameter's type, when values moved at once are not aligned, when something is written that should only be read or
 //! lies before a buffer; what is read or written behind a buffer ends the process with a word.
+//!
+//! What it cannot see, and a GPU has to show (`benchmarks/cuda/first_run.sh`):
+//! - the driver's side: streams, events, copies and their waits, two openings of one device, loading of modules, memory running out
+//!   (`train/feed/lane_tests.rs` has a stand-in for streams and events; `runtime/gpu.rs` opens a device once);
+//! - cuBLAS: which algorithm, how its products round, which layouts it takes. Here products are candle's on the processor;
+//! - candle's own kernels: copies of strided tensors, casts, sums, `index_select`;
+//! - what nvcc makes of a source: whether it compiles at all (host functions in kernels, for one), which operations it fuses (here none
+//!   are), how `expf`, `erff` and `ex2.approx` round; the PTX of `mma` and `ldmatrix`, of which there are twins by what is documented;
+//! - blocks that run at the same time: one ends before the next begins, so that a kernel which adds to what another block adds to is right
+//!   here; warps that drift apart between two barriers run in three orders and in no others;
+//! - shared memory beyond what a GPU gives a block (`geometry.rs` has tests of its own), registers, spills (`ptxas -v`), bank conflicts,
+//!   occupancy, and speed altogether;
+//! - a misaligned access of a single value, which is aligned by its type; those of several values at once are checked;
+//! - addresses of more than 2^31 values, since nothing so large is run.
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char};

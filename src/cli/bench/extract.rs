@@ -15,7 +15,7 @@ use crate::{Error, Result, data};
 /// Arguments of `macula bench extract`.
 #[derive(Debug, Args)]
 pub struct ExtractBenchArgs {
-    /// ONNX file, checkpoint, or pixels[:rgb|:gray]
+    /// ONNX file, checkpoint, pixels[:rgb|:gray], or hog[:CELL]
     #[arg(long, value_name = "MODEL")]
     model: String,
     /// Images, as for `macula extract`

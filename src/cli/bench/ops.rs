@@ -1,6 +1,5 @@
 //! `macula bench ops`.
 
-use candle_core::DType;
 use clap::Args;
 use macula_eval::table::EvalResult;
 use macula_models::ops::{OpComparison, compare_operations};
@@ -8,6 +7,7 @@ use polars::prelude::{DataFrame, PolarsError, PolarsResult, df};
 
 use super::super::args::RunArgs;
 use super::super::output;
+use crate::runtime::set_products;
 use crate::train::losses::targets::target_cases;
 use crate::{Error, Result};
 
@@ -24,18 +24,12 @@ pub struct OpsBenchArgs {
     run: RunArgs,
 }
 
-/// Largest difference that rounding explains, with products in f32 and in bf16.
-const MOST: [f64; 2] = [1e-4, 0.1];
-
 impl OpsBenchArgs {
     pub(super) fn run(&self) -> Result<()> {
         self.run.start_threads()?;
         let compute = super::compute(&self.compute)?;
-        let most = match compute {
-            DType::F32 => MOST[0],
-            _ => MOST[1],
-        };
         let device = self.run.device.candle()?;
+        set_products(&device, compute).map_err(macula_models::Error::from)?;
         let found =
             compare_operations(&device, compute, &target_cases()).map_err(macula_models::Error::from)?;
         let failed = |error: PolarsError| Error::failed("bench ops", error.to_string());
@@ -46,16 +40,15 @@ impl OpsBenchArgs {
             self.json,
             None,
         )?;
-        let worst = found
-            .iter()
-            .map(|op| (op.output_error.max(op.gradient_error), op))
-            .max_by(|(a, _), (b, _)| a.total_cmp(b));
-        match worst {
-            Some((error, op)) if error > most => Err(Error::failed(
+        match found.iter().find(|op| !op.is_within()) {
+            Some(op) => Err(Error::failed(
                 op.name.clone(),
-                format!("expected a difference of at most {most} from the CPU, found {error}"),
+                format!(
+                    "expected a difference from the CPU of at most {:.1e} ({:.1e} in gradients), found {:.1e} and {:.1e}",
+                    op.allowed[0], op.allowed[1], op.output_error, op.gradient_error
+                ),
             )),
-            _ => Ok(()),
+            None => Ok(()),
         }
     }
 }
@@ -69,7 +62,9 @@ fn ops_table(found: &[OpComparison]) -> PolarsResult<DataFrame> {
     df!(
         "operation" => found.iter().map(|op| op.name.as_str()).collect::<Vec<_>>(),
         "output_error" => error(|op| op.output_error),
+        "allowed" => error(|op| op.allowed[0]),
         "gradient_error" => error(|op| op.gradient_error),
+        "gradients_allowed" => error(|op| op.allowed[1]),
         "cpu_ms" => column(|op| op.cpu_ms),
         "device_ms" => column(|op| op.device_ms),
     )

@@ -6,7 +6,8 @@ use polars::prelude::{DataFrame, PolarsError, PolarsResult, df};
 
 use super::super::args::RunArgs;
 use super::super::output;
-use crate::train::product_rates::{ProductRate, SIZES, product_rate};
+use crate::runtime::set_products;
+use crate::train::product_rates::{GPU_SIZES, ProductRate, SIZES, product_rate};
 use crate::{Error, Result};
 
 /// Arguments of `macula bench products`.
@@ -27,8 +28,11 @@ impl ProductsBenchArgs {
         self.run.start_threads()?;
         let compute = super::compute(&self.compute)?;
         let device = self.run.device.candle()?;
+        set_products(&device, compute).map_err(macula_models::Error::from)?;
+        let large = GPU_SIZES.into_iter().filter(|_| !device.is_cpu());
         let rates: Vec<ProductRate> = SIZES
             .into_iter()
+            .chain(large)
             .map(|size| product_rate(size, compute, &device))
             .collect::<candle_core::Result<_>>()
             .map_err(macula_models::Error::from)?;

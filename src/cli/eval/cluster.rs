@@ -24,6 +24,9 @@ pub(super) struct ClusterArgs {
     /// Most Lloyd iterations
     #[arg(long, default_value_t = 50)]
     iterations: usize,
+    /// Bootstrap resamples of the accuracy's 95 % interval
+    #[arg(long, default_value_t = 1000)]
+    bootstrap_resamples: usize,
     #[command(flatten)]
     common: FolderArgs,
 }
@@ -35,6 +38,7 @@ impl ClusterArgs {
             ks: self.k.clone(),
             iterations: self.iterations,
             seed: rng::derived_seed(self.common.result.seed, "cluster"),
+            bootstrap_resamples: self.bootstrap_resamples,
             ..ClusterConfig::default()
         };
         config.validate()?;

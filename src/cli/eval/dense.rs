@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use macula_eval::protocols::dense::Protocol;
 use macula_eval::table::EvalResult;
 
 use super::super::args::{ColumnArgs, ReadArgs};
@@ -33,13 +34,17 @@ pub(super) struct DenseArgs {
     /// Pixels from one window to the next, where an image is larger than the model's input; by default two thirds of it
     #[arg(long, value_name = "N")]
     stride: Option<u32>,
-    /// Learning rates to choose among on a split of train
+    /// Training of the head: fast, or paper for the reference's (its head, optimizer, schedule, one learning rate, and
+    /// 40,000 steps of segmentation or 38,400 of depth)
+    #[arg(long, default_value_t)]
+    pub protocol: Protocol,
+    /// Learning rates to choose among on a split of train; one alone is taken as it is
     #[arg(long, value_delimiter = ',', value_name = "LRS")]
     pub learning_rates: Vec<f64>,
     /// AdamW's decay of the weights
     #[arg(long)]
     pub weight_decay: Option<f64>,
-    /// Steps of training
+    /// Steps of training; by default 2,000, or the paper's
     #[arg(long)]
     pub iterations: Option<usize>,
     /// Windows of one step

@@ -4,7 +4,7 @@ use clap::Args;
 use macula_eval::protocols::dense::depth::DepthConfig;
 
 use super::dense::DenseArgs;
-use crate::evaluate::dense::{Depths, depth};
+use crate::evaluate::dense::{DepthCrop, Depths, depth};
 use crate::{Result, rng};
 
 /// Arguments of `macula eval depth`.
@@ -22,6 +22,10 @@ pub(super) struct DepthArgs {
     /// Bins of depth
     #[arg(long, value_name = "N")]
     bins: Option<usize>,
+    /// Pixels of the test images that count: none (all), eigen (NYU) or garg (KITTI); by default eigen for nyu:FOLDER#test,
+    /// whose training images then go without their white border, and none for any other source
+    #[arg(long, value_name = "CROP")]
+    eval_crop: Option<DepthCrop>,
     #[command(flatten)]
     dense: DenseArgs,
 }
@@ -29,9 +33,10 @@ pub(super) struct DepthArgs {
 impl DepthArgs {
     /// Trains, scores and prints the table.
     pub fn run(&self) -> Result<()> {
-        let defaults = DepthConfig::default();
         let dense = &self.dense;
+        let defaults = DepthConfig::of(dense.protocol);
         let config = DepthConfig {
+            protocol: dense.protocol,
             range: (
                 self.min_depth.unwrap_or(defaults.range.0),
                 self.max_depth.unwrap_or(defaults.range.1),
@@ -47,10 +52,13 @@ impl DepthArgs {
         };
         config.validate()?;
         let (request, _lock) = dense.start()?;
-        let scale = Depths {
+        let depths = Depths {
             scale: self.depth_scale,
+            crop: self
+                .eval_crop
+                .unwrap_or_else(|| DepthCrop::of_test(&request.test_data)),
         };
-        let (result, images) = depth(&request, scale, &config)?;
+        let (result, images) = depth(&request, depths, &config)?;
         dense.finish(&result, &images)
     }
 }

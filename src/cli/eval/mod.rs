@@ -68,7 +68,7 @@ struct CommonArgs {
     /// Feature folder of the test rows
     #[arg(long, value_name = "FEATURES", requires = "train")]
     test: Option<PathBuf>,
-    /// Model to extract with first: ONNX file, checkpoint, or pixels
+    /// Model to extract with first: ONNX file, checkpoint, pixels, or hog
     #[arg(long, value_name = "MODEL", requires_all = ["train_data", "test_data"])]
     model: Option<String>,
     /// Images of the train rows, with labels

@@ -30,7 +30,7 @@ enum ClassifierName {
 /// Arguments of `macula eval robustness`.
 #[derive(Debug, Args)]
 pub(super) struct RobustnessArgs {
-    /// Frozen model: ONNX file, checkpoint, or pixels
+    /// Frozen model: ONNX file, checkpoint, pixels, or hog
     #[arg(long, value_name = "MODEL")]
     model: String,
     /// Training images, with labels; they stay clean

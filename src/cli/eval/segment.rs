@@ -32,9 +32,10 @@ pub(super) struct SegmentArgs {
 impl SegmentArgs {
     /// Trains, scores and prints the table.
     pub fn run(&self) -> Result<()> {
-        let defaults = SegmentConfig::default();
         let dense = &self.dense;
+        let defaults = SegmentConfig::of(dense.protocol);
         let config = SegmentConfig {
+            protocol: dense.protocol,
             learning_rates: dense.learning_rates(defaults.learning_rates),
             weight_decay: dense.weight_decay.unwrap_or(defaults.weight_decay),
             iterations: dense.iterations.unwrap_or(defaults.iterations),

@@ -2,6 +2,7 @@
 
 use rand::Rng;
 
+use super::PUBLISHED_SIDE;
 use super::raster::{Raster, mirrored};
 
 /// A Gaussian of standard deviation `sigma` pixels, at least 0, cut off after `reach` deviations.
@@ -75,14 +76,33 @@ pub(super) fn streak(image: &Raster, length: f32, sigma: f32, degrees: f32) -> R
     mean_of_offsets(image, &offsets)
 }
 
-/// The middle of `image` magnified `factor` times, at least 1.
+/// The middle of `image` magnified `factor` times, at least 1; `weight` times its values are added to `out`.
 pub(super) fn magnified(image: &Raster, factor: f32, weight: f32, out: &mut Raster) {
-    let centre = |length: usize| (length as f32 - 1.0) / 2.0;
-    let (cx, cy) = (centre(image.width), centre(image.height));
+    let (across, down) = (sources(image.width, factor), sources(image.height, factor));
     for (place, values) in out.data.chunks_exact_mut(image.channels).enumerate() {
-        let (x, y) = ((place % image.width) as f32, (place / image.width) as f32);
-        image.add_sample(cx + (x - cx) / factor, cy + (y - cy) / factor, weight, values);
+        let (x, y) = (across[place % image.width], down[place / image.width]);
+        image.add_sample(x, y, weight, values);
     }
+}
+
+/// Where along a side of `length` pixels the pixels come from under a magnification. The published code works on 224: it cuts
+/// out whole pixels, lays the ends of what it cut out at the ends of whole pixels, and trims what is too much on both sides.
+/// On another side the places are as many parts of the side.
+fn sources(length: usize, factor: f32) -> Vec<f32> {
+    let factor = f64::from(factor);
+    // Of a factor such as 1.12 in f32, a side of exactly 200 pixels must not become 201.
+    let kept = (f64::from(PUBLISHED_SIDE) / factor - 1e-4).ceil();
+    let start = ((f64::from(PUBLISHED_SIDE) - kept) / 2.0).floor();
+    let enlarged = (kept * factor).round();
+    let trimmed = ((enlarged - f64::from(PUBLISHED_SIDE)) / 2.0).floor().max(0.0);
+    let step = (kept - 1.0) / (enlarged - 1.0);
+    let unit = length as f64 / f64::from(PUBLISHED_SIDE);
+    let source = |place: usize| {
+        let published = (place as f64 + 0.5) / unit - 0.5;
+        let source = start + (published + trimmed) * step;
+        ((source + 0.5) * unit - 0.5) as f32
+    };
+    (0..length).map(source).collect()
 }
 
 /// A number from a normal distribution of mean 0 and deviation 1 (Box and Muller).

@@ -38,7 +38,7 @@ pub(super) fn frost(image: Raster, level: usize, rng: &mut ChaCha8Rng) -> Raster
 /// Thickness of the ice, 0 to 1: a cloud in which crystals grow.
 fn ice(image: &Raster, rng: &mut ChaCha8Rng) -> Raster {
     let (width, height) = (image.width as f32, image.height as f32);
-    let cloud = plasma(image.width, image.height, 1.7, rng);
+    let cloud = plasma(image.width, image.height, 1.3, rng);
     let mut crystals = Raster::plane(image.width, image.height, || 0.0);
     let side = width.min(height);
     let space = (BRANCH_SPACE * image.unit()).max(LEAST_BRANCH_SPACE);

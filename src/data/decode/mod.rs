@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 pub use range::SampleRange;
 
 use super::image::RgbImage;
+use crate::error::one_line;
 use crate::quiet::quietly;
 
 /// The most pixels an image may have unless asked otherwise: where Pillow raises `DecompressionBombError`.
@@ -104,9 +105,8 @@ pub enum DecodeError {
 
 impl DecodeError {
     fn corrupt(format: &'static str, reason: impl ToString) -> Self {
-        let reason = reason.to_string();
         // A row's error is one line, whatever a codec wrote.
-        let reason = reason.split_whitespace().collect::<Vec<_>>().join(" ");
+        let reason = one_line(&reason.to_string(), usize::MAX);
         Self::Corrupt { format, reason }
     }
 }

@@ -15,7 +15,7 @@ use super::{DenseRequest, Opened, request_error, train_windows};
 use crate::Result;
 
 /// Trains a linear head on the patch and class tokens of `request.model` and scores it on the test images, once, beside the
-/// mean training depth.
+/// mean training depth. `depths.crop` says which pixels of the test images count.
 ///
 /// # Errors
 /// One line that names the file or flag: a depth map that is missing or of another size than its image, no valid depth,
@@ -30,7 +30,11 @@ pub fn depth(request: &DenseRequest, depths: Depths, config: &DepthConfig) -> Re
     }
     let mut opened = Opened::new::<Depths>(request, true)?;
     let window = opened.model.window;
-    let train = train_windows(request, opened.train.as_ref(), &depths, &mut opened.model)?;
+    let in_training = Depths {
+        crop: depths.crop.of_training(&request.train_data),
+        ..depths
+    };
+    let train = train_windows(request, opened.train.as_ref(), &in_training, &mut opened.model)?;
     let data = DepthData {
         features: train.features,
         depths: train.targets,
@@ -43,6 +47,8 @@ pub fn depth(request: &DenseRequest, depths: Depths, config: &DepthConfig) -> Re
     let mut result = DepthResult::new(&estimator, images, config)?.to_eval_result()?;
     opened.describe_into(&mut result, request)?;
     result.settings["depth_scale"] = json!(depths.scale);
+    result.settings["eval_crop"] = json!(depths.crop);
+    result.settings["train_crop"] = json!(in_training.crop);
     Ok((result, per_image))
 }
 
@@ -72,11 +78,7 @@ fn score(
         let mean = vec![estimator.mean(); truth.values.len()];
         let errors = |predicted: &[f32]| DepthErrors::of(predicted, &truth.values, config.range);
         if let (Some(head), Some(mean)) = (errors(&predicted), errors(&mean)) {
-            let scores = [
-                ("rmse", head.rmse),
-                ("abs_rel", head.abs_rel),
-                ("delta1", head.delta1),
-            ];
+            let scores: Vec<(&str, f64)> = DepthErrors::NAMES.into_iter().zip(head.values()).collect();
             per_image.add(&image.record, &scores);
             images.push(ImageErrors { head, mean });
         }

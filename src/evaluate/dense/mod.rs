@@ -3,6 +3,7 @@
 //! trains and scores on those. The features of the training windows are held in memory, within a limit; test images are
 //! scored as they come.
 
+mod crop;
 mod depth;
 mod images;
 mod model;
@@ -11,6 +12,7 @@ mod segment;
 mod targets;
 mod windows;
 
+pub use crop::DepthCrop;
 pub use depth::depth;
 pub use per_image::{PER_IMAGE_FILE, PerImage};
 pub use segment::{Classes, segment};

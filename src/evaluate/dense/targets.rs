@@ -4,6 +4,7 @@ use std::path::Path;
 
 use macula_eval::metrics::iou::VOID;
 
+use super::crop::DepthCrop;
 use crate::data::samples::{Samples, read_samples};
 use crate::data::{DecodeOptions, Record, Source};
 use crate::{Error, Result};
@@ -59,6 +60,14 @@ pub(super) trait Target: Sync {
             .map_err(|reason| Error::input(name(), reason))
     }
 
+    /// Leaves out of a map what does not count.
+    ///
+    /// # Errors
+    /// A size that it cannot be done at.
+    fn restrict(&self, _plane: &mut Plane<Self::Value>) -> std::result::Result<(), String> {
+        Ok(())
+    }
+
     /// The values of all samples.
     fn plane(&self, samples: &Samples) -> std::result::Result<Plane<Self::Value>, String> {
         let width = samples.width as usize;
@@ -67,11 +76,13 @@ pub(super) trait Target: Sync {
                 |reason: String| format!("{reason} in column {}, row {}", place % width, place / width);
             self.value(sample).map_err(told)
         });
-        Ok(Plane {
+        let mut plane = Plane {
             height: samples.height as usize,
             width,
             values: values.collect::<std::result::Result<_, String>>()?,
-        })
+        };
+        self.restrict(&mut plane)?;
+        Ok(plane)
     }
 }
 
@@ -146,6 +157,8 @@ impl Target for Masks {
 pub struct Depths {
     /// Samples in one unit of depth: 1,000 for millimetres where depth is in metres, 256 for KITTI.
     pub scale: f32,
+    /// Which pixels count.
+    pub crop: DepthCrop,
 }
 
 impl Target for Depths {
@@ -159,6 +172,11 @@ impl Target for Depths {
 
     fn value(&self, sample: u16) -> std::result::Result<f32, String> {
         Ok(f32::from(sample) / self.scale)
+    }
+
+    fn restrict(&self, plane: &mut Plane<f32>) -> std::result::Result<(), String> {
+        let (height, width) = (plane.height, plane.width);
+        self.crop.cut(&mut plane.values, height, width, Self::VOID)
     }
 }
 
@@ -218,7 +236,10 @@ mod tests {
 
     #[test]
     fn depths_have_a_unit_and_zero_is_nothing() {
-        let millimetres = Depths { scale: 1000.0 };
+        let millimetres = Depths {
+            scale: 1000.0,
+            crop: DepthCrop::None,
+        };
         let plane = millimetres.plane(&samples(vec![0, 1500, 65535, 1])).unwrap();
         assert_eq!((plane.height, plane.width), (2, 2));
         assert_eq!(plane.values, [Depths::VOID, 1.5, 65.535, 0.001]);

@@ -30,7 +30,7 @@ use crate::{Error, Result, files, rng};
 /// What an evaluation of robustness is asked for.
 #[derive(Debug, Clone)]
 pub struct RobustnessRequest {
-    /// The model: an ONNX file, a checkpoint, or `pixels`.
+    /// The model: an ONNX file, a checkpoint, `pixels` or `hog`.
     pub model: String,
     /// Source of the training images, with labels.
     pub train_data: String,

@@ -12,7 +12,7 @@ use super::preprocess::{Size, check_size, of_checkpoint};
 use super::{FeatureModel, ModelOptions, OpenModel, OutputChoice};
 use crate::data::Preprocess;
 use crate::extract::OutputSpec;
-use crate::runtime::Precision;
+use crate::runtime::{Precision, set_products};
 use crate::{Error, Result};
 
 /// Features from a checkpoint.
@@ -54,9 +54,11 @@ fn of_weights(path: &Path, checkpoint: &Checkpoint, options: &ModelOptions) -> R
     let (height, width) = preprocess.crop.unwrap_or((side, side));
     config.grid(height as usize, width as usize)?;
     let device = options.device.candle()?;
+    let compute = dtype(options.compute)?;
+    set_products(&device, compute).map_err(macula_models::Error::from)?;
     let network = VisionTransformer::from_tensors(config, &checkpoint.backbone, &device)?;
     Ok(OpenNetwork {
-        network: network.with_compute(dtype(options.compute)?),
+        network: network.with_compute(compute),
         preprocess,
         device,
     })

@@ -1,7 +1,9 @@
-//! Models that turn pixels into features: an ONNX file, a checkpoint run by candle, or the pixels themselves.
+//! Models that turn pixels into features: an ONNX file, a checkpoint run by candle, the pixels themselves, or histograms of
+//! their gradients.
 
 mod checkpoint;
 mod derived;
+mod hog;
 mod onnx;
 mod patches;
 mod pixels;
@@ -18,6 +20,7 @@ use crate::{Error, Result};
 
 pub use checkpoint::{CheckpointModel, OpenNetwork, default_side, open_network};
 pub use derived::DerivedModel;
+pub use hog::HogModel;
 pub use onnx::{OnnxFeatures, levels};
 pub use patches::PatchLayers;
 pub use pixels::PixelModel;
@@ -91,8 +94,8 @@ pub fn open(spec: &str, source: &dyn Source, options: &ModelOptions) -> Result<O
     })
 }
 
-/// Opens `spec`: `pixels`, `pixels:rgb`, `pixels:gray`, an ONNX file, or a checkpoint (file, Hugging Face folder or
-/// run folder). `source` gives the image size to the pixel model.
+/// Opens `spec`: `pixels`, `pixels:rgb`, `pixels:gray`, `hog`, `hog:CELL`, an ONNX file, or a checkpoint (file, Hugging Face folder or
+/// run folder). `source` gives the image size to the models without a network.
 ///
 /// # Errors
 /// Names the file, what was expected and what was found.
@@ -100,11 +103,14 @@ fn open_as_it_is(spec: &str, source: &dyn Source, options: &ModelOptions) -> Res
     if let Some(mode) = pixels::parse(spec) {
         return pixels::open(mode?, source, options);
     }
+    if let Some(cell) = hog::parse(spec) {
+        return hog::open(cell?, source, options);
+    }
     let path = Path::new(spec);
     if !path.exists() {
         return Err(Error::input(
             spec,
-            "no such file; expected an ONNX file, a checkpoint or `pixels`",
+            "no such file; expected an ONNX file, a checkpoint, `pixels` or `hog`",
         ));
     }
     if is_onnx_name(path) {

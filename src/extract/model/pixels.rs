@@ -43,18 +43,7 @@ pub struct PixelModel {
 
 pub(super) fn open(mode: PixelMode, source: &dyn Source, options: &ModelOptions) -> Result<OpenModel> {
     options.outputs.choose("pixels", &["pixels".to_owned()])?;
-    let base = Preprocess {
-        resize: None,
-        crop: None,
-        mean: [0.0; 3],
-        std: [1.0; 3],
-        ..Preprocess::imagenet(1, 1)
-    };
-    let mut preprocess = options.preprocess.over(base);
-    if preprocess.crop.is_none() {
-        preprocess.crop = Some(first_size(source, &preprocess)?);
-    }
-    preprocess.validate()?;
+    let preprocess = as_they_are(source, options)?;
     let (height, width) = preprocess.crop.unwrap_or((1, 1));
     let plane = height as usize * width as usize;
     let gray = match mode.0 {
@@ -74,6 +63,23 @@ pub(super) fn open(mode: PixelMode, source: &dyn Source, options: &ModelOptions)
         model: Box::new(model),
         preprocess,
     })
+}
+
+/// Pixels in [0, 1], without a resize, cropped to the size of the first image; flags say otherwise.
+pub(super) fn as_they_are(source: &dyn Source, options: &ModelOptions) -> Result<Preprocess> {
+    let base = Preprocess {
+        resize: None,
+        crop: None,
+        mean: [0.0; 3],
+        std: [1.0; 3],
+        ..Preprocess::imagenet(1, 1)
+    };
+    let mut preprocess = options.preprocess.over(base);
+    if preprocess.crop.is_none() {
+        preprocess.crop = Some(first_size(source, &preprocess)?);
+    }
+    preprocess.validate()?;
+    Ok(preprocess)
 }
 
 /// Height and width of the first image that can be read, after resizing.

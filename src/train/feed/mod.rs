@@ -1,10 +1,14 @@
 //! From the loader to the device that trains: what of a batch goes there ([`load`]), and when. On the CPU nothing does: batches pass
 //! through, and the step reads them where they lie. For an NVIDIA GPU a thread takes the batches of the step to come, writes each
-//! into page-locked memory and has it copied by a stream of its own while the current step computes (`pinned`).
+//! into page-locked memory and has it copied by a stream of its own while the current step computes (`lane`, `pinned`).
 //!
 //! Each batch ahead has a [`Lane`]: memory on both sides that it goes through, and that the next one goes through when the step has
 //! given it back. There are two for each part of a step, so that the lanes bound both memory and how far the thread is ahead.
 
+#[cfg(any(feature = "cuda", test))]
+mod lane;
+#[cfg(test)]
+mod lane_tests;
 mod load;
 #[cfg(feature = "cuda")]
 mod pinned;

@@ -3,6 +3,7 @@
 
 use candle_core::{D, DType, Result, Tensor};
 use macula_models::ops;
+use macula_models::ops::cuda::upload;
 
 use super::{Logits, expect_matrix, expect_temperature, matrix};
 
@@ -28,7 +29,7 @@ pub fn info_nce_loss(queries: &Tensor, keys: &Tensor, queue: &Tensor, temperatur
     // The target of every row is its own key, in the first column.
     let mut own = vec![0f32; 1 + negatives];
     own[0] = 1.;
-    let own = Tensor::from_vec(own, (1, 1 + negatives), queries.device())?;
+    let own = upload(&own, (1, 1 + negatives), queries.device())?;
     Logits::Given(&logits)
         .cross_entropy(&own, Some(&vec![0; batch]), temperature)?
         .mean_all()

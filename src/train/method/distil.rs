@@ -7,6 +7,7 @@ use candle_core::Tensor;
 // Composed of differentiable operations, unlike candle-nn's softmax: the gradient test sees it.
 use candle_nn::loss::cross_entropy;
 use macula_models::ops;
+use macula_models::ops::cuda::upload;
 
 use super::{Asked, Crops, Method, PrototypeTargets, RelationQueues, Seen, SeenCrops, StepLoss, places};
 use crate::data::loader::Batch;
@@ -149,7 +150,7 @@ impl Method {
                 compared: match compared.places.len() {
                     0 => None,
                     chosen => {
-                        let places = Tensor::from_slice(&compared.places, chosen, &self.device)?;
+                        let places = upload(&compared.places, chosen, &self.device)?;
                         Some(every.index_select(&places, 0)?)
                     }
                 },
@@ -177,7 +178,7 @@ impl Method {
         let patch = match &seen.patch {
             Some((tokens, _)) if !compared.places.is_empty() => {
                 let count = compared.places.len();
-                let chosen = Tensor::from_slice(&compared.places, count, &self.device)
+                let chosen = upload(&compared.places, count, &self.device)
                     .and_then(|places| tokens.flatten(0, 1)?.index_select(&places, 0))
                     .map_err(failed_in_candle)?;
                 let logits = frozen.patch_logits(&chosen)?;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, Var};
-use macula_models::ops::cuda::optimizer::{AdamwUpdate, Clip, Moved, adamw};
+use macula_models::ops::cuda::optimizer::{AdamwUpdate, Clip, Moved, Tables, adamw};
 use macula_models::ops::is_fused;
 
 use super::adamw_update::Update;
@@ -72,6 +72,8 @@ pub struct AdamW {
     options: AdamWOptions,
     parameters: Vec<Parameter>,
     moments: BTreeMap<String, Moments>,
+    /// What a GPU keeps from step to step.
+    tables: Tables,
 }
 
 impl AdamW {
@@ -96,6 +98,7 @@ impl AdamW {
             options,
             parameters,
             moments,
+            tables: Tables::default(),
         })
     }
 
@@ -162,7 +165,7 @@ impl AdamW {
         if self.is_on_gpu() {
             let updates = self.fused_updates(gradients, rates, scale, teacher)?;
             let updates: Vec<AdamwUpdate> = updates.iter().map(|update| update.tensors(0)).collect();
-            return adamw(&updates, None).map_err(failed_in_candle);
+            return adamw(&mut self.tables, &updates, None).map_err(failed_in_candle);
         }
         for parameter in &self.parameters {
             let follows = teacher.as_ref().and_then(|teacher| teacher.of(&parameter.name));
@@ -212,7 +215,7 @@ impl AdamW {
             .zip(groups)
             .map(|(update, group)| update.tensors(group))
             .collect();
-        adamw(&updates, Some(clip)).map_err(failed_in_candle)
+        adamw(&mut self.tables, &updates, Some(clip)).map_err(failed_in_candle)
     }
 
     /// What [`Self::step_and_average`] does to each parameter, for one pass over all of them; counts the step.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor, Var};
+use macula_models::ops::cuda::optimizer::Tables;
 use macula_models::ops::{cuda, is_composed, is_fused};
 
 use crate::train::{failed_in_candle, in_place, on_device};
@@ -80,16 +81,17 @@ pub fn norms_of(modules: &BTreeMap<&str, Vec<&Var>>, squares: &[f64]) -> Result<
     modules.keys().zip(squares).map(norm).collect()
 }
 
-/// The squares of the norms of [`gradient_norms`], f64 [modules], left on the GPU.
+/// The squares of the norms of [`gradient_norms`], f64 [modules], left on the GPU. `tables` are those of the step before.
 ///
 /// # Errors
 /// Gradients of another type than f32.
 pub fn squares_on_gpu(
+    tables: &mut Tables,
     modules: &BTreeMap<&str, Vec<&Var>>,
     gradients: &GradStore,
     device: &Device,
 ) -> Result<Tensor> {
-    fused_squares(&groups_of(modules, gradients), device).map_err(failed_in_candle)
+    fused_squares(tables, &groups_of(modules, gradients), device).map_err(failed_in_candle)
 }
 
 fn groups_of<'a>(modules: &BTreeMap<&str, Vec<&Var>>, gradients: &'a GradStore) -> Vec<Vec<&'a Tensor>> {
@@ -100,20 +102,24 @@ fn groups_of<'a>(modules: &BTreeMap<&str, Vec<&Var>>, gradients: &'a GradStore) 
     modules.values().map(of_module).collect()
 }
 
-fn fused_squares(groups: &[Vec<&Tensor>], device: &Device) -> candle_core::Result<Tensor> {
+fn fused_squares(
+    tables: &mut Tables,
+    groups: &[Vec<&Tensor>],
+    device: &Device,
+) -> candle_core::Result<Tensor> {
     let contiguous = |group: &Vec<&Tensor>| group.iter().map(|tensor| tensor.contiguous()).collect();
     let groups: Vec<Vec<Tensor>> = groups
         .iter()
         .map(contiguous)
         .collect::<candle_core::Result<_>>()?;
     let groups: Vec<Vec<&Tensor>> = groups.iter().map(|group| group.iter().collect()).collect();
-    cuda::optimizer::sums_of_squares(&groups, device)
+    cuda::optimizer::sums_of_squares(tables, &groups, device)
 }
 
 fn sums_of_squares(groups: &[Vec<&Tensor>]) -> candle_core::Result<Vec<f64>> {
     let device = groups.iter().flatten().next().map(|first| first.device());
     match device {
-        Some(device) if is_fused(device) => fused_squares(groups, device)?.to_vec1(),
+        Some(device) if is_fused(device) => fused_squares(&mut Tables::default(), groups, device)?.to_vec1(),
         Some(device) if is_composed(device) => {
             let of_group = |group: &Vec<&Tensor>| match group.is_empty() {
                 true => Ok(0.),

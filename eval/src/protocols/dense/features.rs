@@ -86,14 +86,17 @@ impl PatchFeatures {
     }
 }
 
-/// Mean and deviation of each channel: batch norm whose statistics are those of all training patches.
+/// Mean and variance of each channel over some windows' patches.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Standard {
-    mean: Vec<f32>,
-    inverse: Vec<f32>,
+pub(crate) struct ChannelMoments {
+    pub mean: Vec<f64>,
+    /// Divided by the number of patches.
+    pub variance: Vec<f64>,
+    /// Patches.
+    pub n: usize,
 }
 
-impl Standard {
+impl ChannelMoments {
     /// Over the patches of `windows`.
     pub(crate) fn of(features: &PatchFeatures, windows: &[usize]) -> Self {
         let dim = features.dim;
@@ -113,17 +116,50 @@ impl Standard {
                 sums
             })
             .collect();
-        let n = (windows.len() * features.grid.0 * features.grid.1) as f64;
-        let total = |place: usize| blocks.iter().map(|sums| sums[place]).sum::<f64>() / n;
+        let n = windows.len() * features.grid.0 * features.grid.1;
+        let total = |place: usize| blocks.iter().map(|sums| sums[place]).sum::<f64>() / n as f64;
         let channels: Range<usize> = 0..dim;
-        let (mean, inverse) = channels
+        let (mean, variance) = channels
             .map(|channel| {
                 let mean = total(channel);
-                let variance = (total(dim + channel) - mean * mean).max(0.0);
-                (mean as f32, (1.0 / (variance + EPSILON).sqrt()) as f32)
+                (mean, (total(dim + channel) - mean * mean).max(0.0))
             })
             .unzip();
-        Self { mean, inverse }
+        Self { mean, variance, n }
+    }
+}
+
+/// What is taken off each channel, and what it is then multiplied by.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Standard {
+    mean: Vec<f32>,
+    inverse: Vec<f32>,
+}
+
+impl Standard {
+    /// Channels with mean 0 and deviation 1 over the patches of `windows`.
+    pub(crate) fn of(features: &PatchFeatures, windows: &[usize]) -> Self {
+        let moments = ChannelMoments::of(features, windows);
+        Self::from_moments(&moments.mean, &moments.variance)
+    }
+
+    /// Channels less `mean` and over the root of `variance`.
+    pub(crate) fn from_moments(mean: &[f64], variance: &[f64]) -> Self {
+        Self {
+            mean: mean.iter().map(|&mean| mean as f32).collect(),
+            inverse: variance
+                .iter()
+                .map(|variance| (1.0 / (variance + EPSILON).sqrt()) as f32)
+                .collect(),
+        }
+    }
+
+    /// `dim` channels as they are.
+    pub(crate) fn identity(dim: usize) -> Self {
+        Self {
+            mean: vec![0.0; dim],
+            inverse: vec![1.0; dim],
+        }
     }
 
     /// Writes `patches` `[n, dim]`, each channel less its mean and over its deviation, into `out`.

@@ -1,37 +1,28 @@
-//! A linear layer on standardised patch features, and its training by AdamW. Which loss it is trained by is the caller's:
-//! segmentation and depth differ in nothing else.
+//! A linear layer on patch features, and its training by AdamW. Which loss it is trained by is the caller's: segmentation
+//! and depth differ in nothing else but their recipes.
 
-use rand::SeedableRng;
+use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
-use super::features::{PatchFeatures, Standard};
+use super::adamw::{AdamW, Step, clip};
+use super::features::{ChannelMoments, PatchFeatures, Standard};
+use super::recipe::{Normalisation, Recipe, Start};
 use crate::draws::{Order, normal};
 use crate::linalg::gemm::{Operand, Threads, gemm};
 
-/// Standard deviation of the initial weights (mmseg's and the depth heads' `normal_init`).
+/// Standard deviation of the initial weights (mmseg's `normal_init`).
 const INITIAL_DEVIATION: f64 = 0.01;
 /// Stream of the seed for the initial weights, apart from those of [`Order`].
 const WEIGHT_STREAM: u64 = 1 << 33;
-/// Where the warm-up starts, as a share of the rate (mmseg `warmup_ratio`).
-const WARMUP_RATIO: f64 = 1e-6;
-const BETAS: (f64, f64) = (0.9, 0.999);
-const EPSILON: f64 = 1e-8;
+/// Share of a batch's statistics in batch norm's running ones.
+const BATCH_SHARE: f64 = 0.1;
 
 /// A loss on the logits of windows.
 pub(crate) trait Loss: Sync {
     /// Mean loss of a batch. `logits` holds one `[rows * columns, K]` a window of `windows`; each is replaced by the
     /// gradient of the loss. `iteration` counts from 0.
     fn gradient(&self, windows: &[usize], logits: &mut [Vec<f32>], iteration: usize) -> f64;
-}
-
-/// How the learning rate falls after the warm-up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Decay {
-    /// In a straight line to 0 (`poly` with power 1).
-    Linear,
-    /// Half a cosine to 0.
-    Cosine,
 }
 
 /// How a head is trained.
@@ -42,30 +33,11 @@ pub(crate) struct Training {
     pub batch_size: usize,
     pub learning_rate: f64,
     pub weight_decay: f64,
-    /// Share of the iterations over which the rate rises.
-    pub warmup: f64,
-    pub decay: Decay,
     pub seed: u64,
+    pub recipe: Recipe,
 }
 
-impl Training {
-    /// Learning rate of an iteration, from 0.
-    fn rate(&self, iteration: usize) -> f64 {
-        let passed = iteration as f64 / self.iterations as f64;
-        let decay = match self.decay {
-            Decay::Linear => 1.0 - passed,
-            Decay::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * passed).cos()),
-        };
-        let warmup = if passed < self.warmup {
-            WARMUP_RATIO + (1.0 - WARMUP_RATIO) * passed / self.warmup
-        } else {
-            1.0
-        };
-        self.learning_rate * decay * warmup
-    }
-}
-
-/// A trained head: `[K, D]` weights and `[K]` biases over standardised channels.
+/// A trained head: `[K, D]` weights and `[K]` biases over channels that are brought to a standard.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Head {
     standard: Standard,
@@ -74,18 +46,6 @@ pub(crate) struct Head {
 }
 
 impl Head {
-    /// Initial weights for `outputs` values a patch, standardised over `windows`.
-    fn new(features: &PatchFeatures, windows: &[usize], outputs: usize, seed: u64) -> Self {
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        rng.set_stream(WEIGHT_STREAM);
-        let weights = (0..outputs * features.dim()).map(|_| (INITIAL_DEVIATION * normal(&mut rng)) as f32);
-        Self {
-            standard: Standard::of(features, windows),
-            weights: weights.collect(),
-            biases: vec![0.0; outputs],
-        }
-    }
-
     /// Trains on `windows` of `features`.
     pub(crate) fn train(
         features: &PatchFeatures,
@@ -94,158 +54,319 @@ impl Head {
         loss: &impl Loss,
         training: &Training,
     ) -> Self {
-        let mut head = Self::new(features, windows, outputs, training.seed);
-        let mut optimizer = AdamW::new(head.weights.len(), head.biases.len());
+        let mut layer = Layer::new(features, windows, outputs, training.seed, &training.recipe);
         let mut order = Order::new(windows, training.seed);
-        let mut batch = Vec::new();
         let size = training.batch_size.min(windows.len());
-        for iteration in 0..training.iterations {
-            order.next_batch(size, &mut batch);
-            let (_, weights, biases) = head.loss_gradient(features, &batch, loss, iteration);
-            let rate = training.rate(iteration);
-            optimizer.step(&mut head, &weights, &biases, rate, training.weight_decay);
-        }
-        head
+        layer.train(features, loss, training, |batch| order.next_batch(size, batch));
+        layer.head()
     }
 
     /// Logits `[n, K]` of patches `[n, D]`.
     pub(crate) fn logits(&self, patches: &[f32]) -> Vec<f32> {
         let mut x = Vec::new();
         self.standard.apply(patches, &mut x);
-        self.forward(&x)
+        forward(&x, &self.weights, &self.biases)
+    }
+}
+
+/// Logits `[n, K]` of `x` `[n, D]` by weights `[K, D]` and biases `[K]`.
+fn forward(x: &[f32], weights: &[f32], biases: &[f32]) -> Vec<f32> {
+    let outputs = biases.len();
+    let dim = weights.len() / outputs;
+    let rows = x.len() / dim;
+    // [n, K] = [n, D] x [D, K], on top of the biases.
+    let mut logits = Vec::with_capacity(rows * outputs);
+    (0..rows).for_each(|_| logits.extend_from_slice(biases));
+    gemm(
+        &mut logits,
+        1.0,
+        Operand::row_major(x, rows, dim),
+        Operand::row_major(weights, outputs, dim).transposed(),
+        1.0,
+        Threads::One,
+    );
+    logits
+}
+
+/// Gradients of weights `[K, D]` and biases `[K]` from that of one window's logits `[n, K]`.
+fn parameter_gradient(x: &[f32], gradient: &[f32], outputs: usize) -> (Vec<f32>, Vec<f32>) {
+    let rows = gradient.len() / outputs;
+    let dim = x.len() / rows;
+    let (mut weights, mut biases) = (vec![0.0; outputs * dim], vec![0.0; outputs]);
+    // [K, D] = [K, n] x [n, D]
+    gemm(
+        &mut weights,
+        1.0,
+        Operand::row_major(gradient, rows, outputs).transposed(),
+        Operand::row_major(x, rows, dim),
+        0.0,
+        Threads::One,
+    );
+    for row in gradient.chunks_exact(outputs) {
+        biases.iter_mut().zip(row).for_each(|(sum, part)| *sum += part);
+    }
+    (weights, biases)
+}
+
+/// torch's batch norm between channels and layer: `scale * (x - mean) / deviation + shift`. The features are frozen, so
+/// its statistics have no gradient.
+#[derive(Debug, Clone, PartialEq)]
+struct BatchNorm {
+    scale: Vec<f32>,
+    shift: Vec<f32>,
+    mean: Vec<f64>,
+    variance: Vec<f64>,
+}
+
+impl BatchNorm {
+    fn new(dim: usize) -> Self {
+        Self {
+            scale: vec![1.0; dim],
+            shift: vec![0.0; dim],
+            mean: vec![0.0; dim],
+            variance: vec![1.0; dim],
+        }
     }
 
-    /// Logits of standardised patches.
-    fn forward(&self, x: &[f32]) -> Vec<f32> {
-        let outputs = self.biases.len();
-        let dim = self.weights.len() / outputs;
-        let rows = x.len() / dim;
-        // [n, K] = [n, D] x [D, K], on top of the biases.
-        let mut logits = Vec::with_capacity(rows * outputs);
-        (0..rows).for_each(|_| logits.extend_from_slice(&self.biases));
-        gemm(
-            &mut logits,
-            1.0,
-            Operand::row_major(x, rows, dim),
-            Operand::row_major(&self.weights, outputs, dim).transposed(),
-            1.0,
-            Threads::One,
-        );
-        logits
+    /// The statistics of a batch, which the running ones follow; their variance is divided by n - 1.
+    fn of_batch(&mut self, features: &PatchFeatures, batch: &[usize]) -> Standard {
+        let found = ChannelMoments::of(features, batch);
+        let unbiased = found.n as f64 / found.n.saturating_sub(1).max(1) as f64;
+        let follow = |running: &mut f64, new: f64| *running += BATCH_SHARE * (new - *running);
+        let means = self.mean.iter_mut().zip(&found.mean);
+        means.for_each(|(running, &new)| follow(running, new));
+        let variances = self.variance.iter_mut().zip(&found.variance);
+        variances.for_each(|(running, &new)| follow(running, unbiased * new));
+        Standard::from_moments(&found.mean, &found.variance)
     }
 
-    /// Loss of a batch, and its gradients `[K, D]` and `[K]`. Windows run in parallel, sums are taken in their order.
+    /// The layer's weights and biases with the affine part in them.
+    fn folded(&self, weights: &[f32], biases: &[f32]) -> (Vec<f32>, Vec<f32>) {
+        let dim = self.scale.len();
+        let scaled = weights.chunks_exact(dim).flat_map(|row| {
+            let pairs = row.iter().zip(&self.scale);
+            pairs.map(|(weight, scale)| weight * scale)
+        });
+        let shifted = weights.chunks_exact(dim).zip(biases).map(|(row, bias)| {
+            let pairs = row.iter().zip(&self.shift);
+            bias + pairs.map(|(weight, shift)| weight * shift).sum::<f32>()
+        });
+        (scaled.collect(), shifted.collect())
+    }
+
+    /// Gradients of weights, scale and shift from those of the folded weights `[K, D]` and biases `[K]`.
+    fn unfold(&self, weights: &[f32], gradient: &[f32], of_biases: &[f32]) -> [Vec<f32>; 3] {
+        let dim = self.scale.len();
+        let mut out = [vec![0.0; weights.len()], vec![0.0; dim], vec![0.0; dim]];
+        for (k, of_bias) in of_biases.iter().enumerate() {
+            for d in 0..dim {
+                let place = k * dim + d;
+                out[0][place] = self.scale[d] * gradient[place] + self.shift[d] * of_bias;
+                out[1][d] += weights[place] * gradient[place];
+                out[2][d] += weights[place] * of_bias;
+            }
+        }
+        out
+    }
+}
+
+/// What stands before the layer.
+#[derive(Debug, Clone, PartialEq)]
+enum Before {
+    Fixed(Standard),
+    BatchNorm(BatchNorm),
+}
+
+/// A head in training.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Layer {
+    before: Before,
+    /// `[K, D]`.
+    weights: Vec<f32>,
+    /// `[K]`.
+    biases: Vec<f32>,
+}
+
+impl Layer {
+    /// Initial weights for `outputs` values a patch; statistics of all patches are those of `windows`.
+    pub(crate) fn new(
+        features: &PatchFeatures,
+        windows: &[usize],
+        outputs: usize,
+        seed: u64,
+        recipe: &Recipe,
+    ) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        rng.set_stream(WEIGHT_STREAM);
+        let dim = features.dim();
+        let bound = 1.0 / (dim as f64).sqrt();
+        let (weights, biases) = match recipe.start {
+            Start::Normal => {
+                let weight = |_| (INITIAL_DEVIATION * normal(&mut rng)) as f32;
+                ((0..outputs * dim).map(weight).collect(), vec![0.0; outputs])
+            }
+            Start::Uniform => {
+                let mut value = |_| (bound * (2.0 * rng.random::<f64>() - 1.0)) as f32;
+                let weights = (0..outputs * dim).map(&mut value).collect();
+                (weights, (0..outputs).map(value).collect())
+            }
+        };
+        let before = match recipe.normalisation {
+            Normalisation::None => Before::Fixed(Standard::identity(dim)),
+            Normalisation::AllPatches => Before::Fixed(Standard::of(features, windows)),
+            Normalisation::BatchNorm => Before::BatchNorm(BatchNorm::new(dim)),
+        };
+        Self {
+            before,
+            weights,
+            biases,
+        }
+    }
+
+    /// Steps of AdamW, on the batches that `next` puts in place of the one before; gives the loss of each.
+    pub(crate) fn train(
+        &mut self,
+        features: &PatchFeatures,
+        loss: &impl Loss,
+        training: &Training,
+        mut next: impl FnMut(&mut Vec<usize>),
+    ) -> Vec<f64> {
+        let recipe = &training.recipe;
+        let mut optimizer = AdamW::new(self.groups().iter().map(|group| group.len()));
+        let mut batch = Vec::new();
+        let losses = (0..training.iterations).map(|iteration| {
+            next(&mut batch);
+            let (value, mut gradients) = self.loss_gradient(features, &batch, loss, iteration);
+            if let Some(most) = recipe.clip {
+                clip(&mut gradients, most);
+            }
+            let step = Step {
+                rate: training.learning_rate * recipe.rate(iteration, training.iterations),
+                momentum: recipe.momentum(iteration, training.iterations),
+                decay: training.weight_decay,
+                decays_all: recipe.decays_all,
+            };
+            optimizer.step(self.groups(), &gradients, step);
+            value
+        });
+        losses.collect()
+    }
+
+    /// What is trained: weights, biases, and batch norm's scale and shift.
+    fn groups(&mut self) -> Vec<&mut Vec<f32>> {
+        let mut groups = vec![&mut self.weights, &mut self.biases];
+        if let Before::BatchNorm(norm) = &mut self.before {
+            groups.extend([&mut norm.scale, &mut norm.shift]);
+        }
+        groups
+    }
+
+    /// The head as it stands, batch norm with its running statistics.
+    pub(crate) fn head(&self) -> Head {
+        let (standard, (weights, biases)) = match &self.before {
+            Before::Fixed(standard) => (standard.clone(), (self.weights.clone(), self.biases.clone())),
+            Before::BatchNorm(norm) => (
+                Standard::from_moments(&norm.mean, &norm.variance),
+                norm.folded(&self.weights, &self.biases),
+            ),
+        };
+        Head {
+            standard,
+            weights,
+            biases,
+        }
+    }
+
+    /// Loss of a batch, and the gradients of [`Self::groups`]. Windows run in parallel, sums are taken in their order.
     fn loss_gradient(
-        &self,
+        &mut self,
         features: &PatchFeatures,
         batch: &[usize],
         loss: &impl Loss,
         iteration: usize,
-    ) -> (f64, Vec<f32>, Vec<f32>) {
+    ) -> (f64, Vec<Vec<f32>>) {
+        let (standard, folded) = match &mut self.before {
+            Before::Fixed(standard) => (standard.clone(), None),
+            Before::BatchNorm(norm) => {
+                let standard = norm.of_batch(features, batch);
+                (standard, Some(norm.folded(&self.weights, &self.biases)))
+            }
+        };
+        let (weights, biases) = folded
+            .as_ref()
+            .map_or((&self.weights, &self.biases), |(weights, biases)| {
+                (weights, biases)
+            });
         let inputs: Vec<Vec<f32>> = batch
             .par_iter()
             .map(|&window| {
                 let mut x = Vec::new();
-                self.standard.apply(features.window(window), &mut x);
+                standard.apply(features.window(window), &mut x);
                 x
             })
             .collect();
-        let mut logits: Vec<Vec<f32>> = inputs.par_iter().map(|x| self.forward(x)).collect();
+        let mut logits: Vec<Vec<f32>> = inputs.par_iter().map(|x| forward(x, weights, biases)).collect();
         let value = loss.gradient(batch, &mut logits, iteration);
         let parts: Vec<(Vec<f32>, Vec<f32>)> = inputs
             .par_iter()
             .zip(&logits)
-            .map(|(x, gradient)| self.parameter_gradient(x, gradient))
+            .map(|(x, gradient)| parameter_gradient(x, gradient, biases.len()))
             .collect();
-        let (mut weights, mut biases) = (vec![0.0; self.weights.len()], vec![0.0; self.biases.len()]);
-        for (of_weights, of_biases) in &parts {
-            weights
-                .iter_mut()
-                .zip(of_weights)
-                .for_each(|(sum, part)| *sum += part);
-            biases
-                .iter_mut()
-                .zip(of_biases)
-                .for_each(|(sum, part)| *sum += part);
-        }
-        (value, weights, biases)
-    }
-
-    /// Gradients of weights and biases from that of one window's logits `[n, K]`.
-    fn parameter_gradient(&self, x: &[f32], gradient: &[f32]) -> (Vec<f32>, Vec<f32>) {
-        let outputs = self.biases.len();
-        let dim = self.weights.len() / outputs;
-        let rows = x.len() / dim;
-        let (mut weights, mut biases) = (vec![0.0; self.weights.len()], vec![0.0; outputs]);
-        // [K, D] = [K, n] x [n, D]
-        gemm(
-            &mut weights,
-            1.0,
-            Operand::row_major(gradient, rows, outputs).transposed(),
-            Operand::row_major(x, rows, dim),
-            0.0,
-            Threads::One,
-        );
-        for row in gradient.chunks_exact(outputs) {
-            biases.iter_mut().zip(row).for_each(|(sum, part)| *sum += part);
-        }
-        (weights, biases)
-    }
-}
-
-/// AdamW (Loshchilov and Hutter 2019) in torch's form; the weights decay, the biases do not.
-struct AdamW {
-    weights: Moments,
-    biases: Moments,
-    steps: i32,
-}
-
-struct Moments {
-    first: Vec<f32>,
-    second: Vec<f32>,
-}
-
-impl AdamW {
-    fn new(weights: usize, biases: usize) -> Self {
-        let moments = |n: usize| Moments {
-            first: vec![0.0; n],
-            second: vec![0.0; n],
+        let (mut of_weights, mut of_biases) = (vec![0.0; weights.len()], vec![0.0; biases.len()]);
+        let add = |sums: &mut [f32], part: &[f32]| {
+            sums.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
         };
-        Self {
-            weights: moments(weights),
-            biases: moments(biases),
-            steps: 0,
+        for (weights, biases) in &parts {
+            add(&mut of_weights, weights);
+            add(&mut of_biases, biases);
         }
-    }
-
-    fn step(&mut self, head: &mut Head, weights: &[f32], biases: &[f32], rate: f64, decay: f64) {
-        self.steps = self.steps.saturating_add(1);
-        let shrink = (1.0 - rate * decay) as f32;
-        head.weights.iter_mut().for_each(|weight| *weight *= shrink);
-        self.weights.descend(&mut head.weights, weights, rate, self.steps);
-        self.biases.descend(&mut head.biases, biases, rate, self.steps);
-    }
-}
-
-impl Moments {
-    fn descend(&mut self, values: &mut [f32], gradient: &[f32], rate: f64, steps: i32) {
-        let step = (rate / (1.0 - BETAS.0.powi(steps))) as f32;
-        let correction = (1.0 / (1.0 - BETAS.1.powi(steps))) as f32;
-        let (keep, keep_square) = (BETAS.0 as f32, BETAS.1 as f32);
-        let moments = self.first.iter_mut().zip(&mut self.second);
-        for ((value, &gradient), (first, second)) in values.iter_mut().zip(gradient).zip(moments) {
-            *first = keep * *first + (1.0 - keep) * gradient;
-            *second = keep_square * *second + (1.0 - keep_square) * gradient * gradient;
-            *value -= step * *first / ((*second * correction).sqrt() + EPSILON as f32);
-        }
+        let gradients = match &self.before {
+            Before::Fixed(_) => vec![of_weights, of_biases],
+            Before::BatchNorm(norm) => {
+                let [own, scale, shift] = norm.unfold(&self.weights, &of_weights, &of_biases);
+                vec![own, of_biases, scale, shift]
+            }
+        };
+        (value, gradients)
     }
 }
 
 #[cfg(test)]
 pub(crate) mod testing {
     use super::*;
+    use crate::protocols::dense::recipe::Decay;
 
-    /// The largest deviation of the gradient of `loss` from central differences, over weights and biases, relative to the
+    /// Standardised over all patches, plain AdamW, no warm-up.
+    pub(crate) const PLAIN: Recipe = Recipe {
+        normalisation: Normalisation::AllPatches,
+        start: Start::Normal,
+        decays_all: false,
+        warmup: 0.0,
+        warmup_ratio: 1.0,
+        decay: Decay::Linear,
+        least: 0.0,
+        clip: None,
+        cycles: false,
+    };
+
+    impl Layer {
+        /// Puts weights and biases in place.
+        pub(crate) fn set(&mut self, weights: Vec<f32>, biases: Vec<f32>) {
+            assert_eq!(
+                (weights.len(), biases.len()),
+                (self.weights.len(), self.biases.len())
+            );
+            (self.weights, self.biases) = (weights, biases);
+        }
+    }
+
+    impl Head {
+        pub(crate) fn parameters(&self) -> (&[f32], &[f32]) {
+            (&self.weights, &self.biases)
+        }
+    }
+
+    /// The largest deviation of the gradient of `loss` from central differences, over all that is trained, relative to the
     /// largest of them; the gradient is of `windows` at the initial weights times 30.
     pub(crate) fn gradient_error(
         features: &PatchFeatures,
@@ -254,32 +375,57 @@ pub(crate) mod testing {
         loss: &impl Loss,
         iteration: usize,
     ) -> f64 {
-        let mut head = Head::new(features, windows, outputs, 5);
-        head.weights.iter_mut().for_each(|weight| *weight *= 30.0);
-        head.biases
+        gradient_error_with(
+            features,
+            windows,
+            outputs,
+            loss,
+            iteration,
+            Normalisation::AllPatches,
+        )
+    }
+
+    pub(crate) fn gradient_error_with(
+        features: &PatchFeatures,
+        windows: &[usize],
+        outputs: usize,
+        loss: &impl Loss,
+        iteration: usize,
+        normalisation: Normalisation,
+    ) -> f64 {
+        let recipe = Recipe {
+            normalisation,
+            ..PLAIN
+        };
+        let mut layer = Layer::new(features, windows, outputs, 5, &recipe);
+        layer.weights.iter_mut().for_each(|weight| *weight *= 30.0);
+        layer
+            .biases
             .iter_mut()
             .enumerate()
             .for_each(|(k, bias)| *bias = 0.3 - 0.1 * k as f32);
-        let (_, weights, biases) = head.loss_gradient(features, windows, loss, iteration);
-        let n = weights.len();
-        let gradient = [weights, biases].concat();
-        let largest = gradient
+        if let Before::BatchNorm(norm) = &mut layer.before {
+            norm.scale.iter_mut().for_each(|scale| *scale = 1.3);
+            norm.shift.iter_mut().for_each(|shift| *shift = -0.4);
+        }
+        let (_, gradients) = layer.clone().loss_gradient(features, windows, loss, iteration);
+        let largest = gradients
             .iter()
+            .flatten()
             .fold(0.0f64, |most, &g| most.max(f64::from(g.abs())));
         assert!(largest > 1e-4, "a gradient to compare with");
         let step = 3e-4;
         let mut worst = 0.0f64;
-        for (place, &gradient) in gradient.iter().enumerate() {
-            let value = |by: f32| {
-                let mut moved = head.clone();
-                match place.checked_sub(n) {
-                    None => moved.weights[place] += by,
-                    Some(bias) => moved.biases[bias] += by,
-                }
-                moved.loss_gradient(features, windows, loss, iteration).0
-            };
-            let expected = (value(step) - value(-step)) / (2.0 * f64::from(step));
-            worst = worst.max((f64::from(gradient) - expected).abs() / largest);
+        for (group, gradient) in gradients.iter().enumerate() {
+            for (place, &gradient) in gradient.iter().enumerate() {
+                let value = |by: f32| {
+                    let mut moved = layer.clone();
+                    moved.groups()[group][place] += by;
+                    moved.loss_gradient(features, windows, loss, iteration).0
+                };
+                let expected = (value(step) - value(-step)) / (2.0 * f64::from(step));
+                worst = worst.max((f64::from(gradient) - expected).abs() / largest);
+            }
         }
         worst
     }
@@ -302,62 +448,23 @@ mod tests {
         }
     }
 
-    fn training() -> Training {
-        Training {
-            iterations: 10,
-            batch_size: 2,
-            learning_rate: 0.1,
-            weight_decay: 0.0,
-            warmup: 0.2,
-            decay: Decay::Linear,
-            seed: 0,
-        }
-    }
-
-    #[test]
-    fn rates_rise_and_fall() {
-        let linear = training();
-        let rates: Vec<f64> = (0..10).map(|i| linear.rate(i)).collect();
-        let expected = [1e-7, 0.1 * 0.9 * (0.5 + 0.5e-6), 0.08, 0.07];
-        for (found, expected) in rates.iter().zip(expected) {
-            assert!((found - expected).abs() < 1e-12, "{rates:?}");
-        }
-        let cosine = Training {
-            decay: Decay::Cosine,
-            warmup: 0.0,
-            ..linear
-        };
-        assert!((cosine.rate(0) - 0.1).abs() < 1e-12 && (cosine.rate(5) - 0.05).abs() < 1e-12);
-    }
-
-    #[test]
-    fn two_steps_of_adamw_by_hand() {
-        let features = PatchFeatures::new(vec![1.0, 3.0], (1, 2), 1).unwrap();
-        let mut head = Head::new(&features, &[0], 1, 0);
-        (head.weights[0], head.biases[0]) = (2.0, 1.0);
-        let mut optimizer = AdamW::new(1, 1);
-        optimizer.step(&mut head, &[0.5], &[-0.1], 0.1, 0.2);
-        // 2 * (1 - 0.02), then one whole step down; the bias does not decay and goes up.
-        assert!((head.weights[0] - 1.86).abs() < 1e-6 && (head.biases[0] - 1.1).abs() < 1e-6);
-        optimizer.step(&mut head, &[1.0], &[-0.1], 0.1, 0.2);
-        // m = 0.045 + 0.1 over 1 - 0.81, v = 0.00024975 + 0.001 over 1 - 0.998001
-        let (m, v): (f64, f64) = (0.145 / 0.19, (0.999 * 0.00025 + 0.001) / (1.0 - 0.998_001));
-        let expected = 1.86 * 0.98 - 0.1 * m / v.sqrt();
-        assert!(
-            (f64::from(head.weights[0]) - expected).abs() < 1e-5,
-            "{} {expected}",
-            head.weights[0]
-        );
+    fn waves(n: usize, dim: usize) -> PatchFeatures {
+        let data = (0..n * 4 * dim)
+            .map(|i| (i as f32 * 0.9).sin() + i as f32 * 0.05)
+            .collect();
+        PatchFeatures::new(data, (2, 2), dim).unwrap()
     }
 
     #[test]
     fn the_gradient_of_the_layer_is_that_of_differences() {
-        let data = (0..24)
-            .map(|i| (i as f32 * 0.9).sin() + i as f32 * 0.05)
-            .collect();
-        let features = PatchFeatures::new(data, (2, 2), 3).unwrap();
-        let error = testing::gradient_error(&features, &[0, 1], 2, &Squares, 0);
-        assert!(error < 2e-3, "{error}");
+        for normalisation in [
+            Normalisation::None,
+            Normalisation::AllPatches,
+            Normalisation::BatchNorm,
+        ] {
+            let error = testing::gradient_error_with(&waves(2, 3), &[0, 1], 2, &Squares, 0, normalisation);
+            assert!(error < 2e-3, "{normalisation:?}: {error}");
+        }
     }
 
     #[test]
@@ -365,22 +472,57 @@ mod tests {
         let data = (0..96).map(|i| (i as f32 * 0.7).sin()).collect();
         let features = PatchFeatures::new(data, (2, 2), 3).unwrap();
         let windows: Vec<usize> = (0..8).collect();
-        let run = |threads: usize| {
-            let pool = rayon::ThreadPoolBuilder::new()
-                .num_threads(threads)
-                .build()
-                .unwrap();
+        for normalisation in [Normalisation::AllPatches, Normalisation::BatchNorm] {
             // The initial weights are small: a step must not pass by 0, where the loss is least.
             let training = Training {
+                iterations: 10,
+                batch_size: 3,
                 learning_rate: 1e-3,
-                ..training()
+                weight_decay: 0.0,
+                seed: 0,
+                recipe: Recipe {
+                    normalisation,
+                    ..testing::PLAIN
+                },
             };
-            pool.install(|| Head::train(&features, &windows, 2, &Squares, &training))
+            let run = |threads: usize| {
+                let pool = rayon::ThreadPoolBuilder::new()
+                    .num_threads(threads)
+                    .build()
+                    .unwrap();
+                pool.install(|| Head::train(&features, &windows, 2, &Squares, &training))
+            };
+            let head = run(1);
+            assert_eq!(head, run(3));
+            let loss = |head: &Head| {
+                let logits = windows.iter().map(|&window| head.logits(features.window(window)));
+                Squares.gradient(&windows, &mut logits.collect::<Vec<_>>(), 0)
+            };
+            let start = Layer::new(&features, &windows, 2, 0, &training.recipe);
+            // Batch norm's running statistics are not those of the patches yet.
+            if normalisation == Normalisation::AllPatches {
+                assert!(loss(&head) < loss(&start.head()));
+            }
+        }
+    }
+
+    #[test]
+    fn torchs_convolution_starts_uniform() {
+        let recipe = Recipe {
+            start: Start::Uniform,
+            ..testing::PLAIN
         };
-        let head = run(1);
-        assert_eq!(head, run(3));
-        let loss = |head: &Head| head.loss_gradient(&features, &windows, &Squares, 0).0;
-        let start = Head::new(&features, &windows, 2, 0);
-        assert!(loss(&head) < loss(&start));
+        let layer = Layer::new(&waves(1, 16), &[0], 50, 0, &recipe);
+        let (least, most) = layer
+            .weights
+            .iter()
+            .fold((0f32, 0f32), |(least, most), &w| (least.min(w), most.max(w)));
+        assert!(
+            (-0.25..-0.24).contains(&least) && (0.24..0.25).contains(&most),
+            "{least} {most}"
+        );
+        assert!(layer.biases.iter().any(|bias| *bias != 0.0));
+        let before = Layer::new(&waves(1, 16), &[0], 50, 0, &testing::PLAIN);
+        assert!(before.biases.iter().all(|bias| *bias == 0.0));
     }
 }

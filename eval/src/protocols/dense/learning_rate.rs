@@ -3,7 +3,8 @@
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::head::{Decay, Training};
+use super::head::Training;
+use super::recipe::{Protocol, Recipe};
 use crate::split::{check_fraction, hold_out, split_name};
 use crate::{Error, Result};
 
@@ -12,21 +13,21 @@ use crate::{Error, Result};
 pub struct Trial {
     /// Learning rate.
     pub learning_rate: f64,
-    /// Mean IoU, or RMSE, on the held-out images.
-    pub held_out: f64,
+    /// Mean IoU, or RMSE, on the held-out images; none where there was nothing to choose.
+    pub held_out: Option<f64>,
 }
 
 /// What the configurations of both tasks have in common.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Common<'a> {
+    pub protocol: Protocol,
     pub learning_rates: &'a [f64],
     pub weight_decay: f64,
     pub iterations: usize,
     pub batch_size: usize,
     pub val_fraction: f64,
     pub seed: u64,
-    pub warmup: f64,
-    pub decay: Decay,
+    pub recipe: Recipe,
 }
 
 impl Common<'_> {
@@ -70,32 +71,65 @@ impl Common<'_> {
             batch_size: self.batch_size,
             learning_rate,
             weight_decay: self.weight_decay,
-            warmup: self.warmup,
-            decay: self.decay,
             seed: self.seed,
+            recipe: self.recipe,
         }
     }
 
+    /// Every learning rate with what `held_out(rate, windows to fit on, windows to choose on)` says of it. One rate is not
+    /// tried: there is nothing to choose, and all images are left to train on.
+    pub(super) fn trials(
+        &self,
+        image_of: &[usize],
+        held_out: impl Fn(f64, &[usize], &[usize]) -> f64,
+    ) -> Result<Vec<Trial>> {
+        if let [learning_rate] = *self.learning_rates {
+            return Ok(vec![Trial {
+                learning_rate,
+                held_out: None,
+            }]);
+        }
+        let (fit, choose) = self.split(image_of)?;
+        let trial = |&learning_rate: &f64| Trial {
+            learning_rate,
+            held_out: Some(held_out(learning_rate, &fit, &choose)),
+        };
+        Ok(self.learning_rates.iter().map(trial).collect())
+    }
+
     /// Divides windows by their images: those to fit on and those to choose on.
-    pub(super) fn split(&self, image_of: &[usize]) -> Result<(Vec<usize>, Vec<usize>)> {
+    fn split(&self, image_of: &[usize]) -> Result<(Vec<usize>, Vec<usize>)> {
         let images = image_of.iter().max().map_or(0, |last| last + 1);
         let split = hold_out(images, self.val_fraction, self.seed)?;
         Ok((0..image_of.len()).partition(|&window| split.fit.binary_search(&image_of[window]).is_ok()))
     }
 
     /// The settings for the result.
-    pub(super) fn settings(&self, trials: &[Trial], chosen: usize) -> Value {
+    pub(super) fn settings(
+        &self,
+        trials: &[Trial],
+        chosen: usize,
+        [head, loss, optimizer]: [&str; 3],
+    ) -> Value {
+        let selected_on = match trials {
+            [_] => "nothing: one learning rate".to_owned(),
+            _ => split_name(self.val_fraction),
+        };
         json!({
+            "protocol": self.protocol,
             "learning_rate": trials[chosen].learning_rate,
             "learning_rates": trials,
             "weight_decay": self.weight_decay,
             "iterations": self.iterations,
             "batch_size": self.batch_size,
-            "selected_on": split_name(self.val_fraction),
+            "selected_on": selected_on,
             "val_fraction": self.val_fraction,
             "refit": "chosen learning rate, all training images",
             "augmentation": "none: features are extracted once",
             "seed": self.seed,
+            "head": head,
+            "loss": loss,
+            "optimizer": optimizer,
         })
     }
 }
@@ -103,6 +137,7 @@ impl Common<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocols::dense::head::testing::PLAIN;
 
     #[test]
     fn windows_of_one_image_stay_together() {
@@ -113,8 +148,8 @@ mod tests {
             batch_size: 1,
             val_fraction: 0.5,
             seed: 1,
-            warmup: 0.0,
-            decay: Decay::Linear,
+            protocol: Protocol::Fast,
+            recipe: PLAIN,
         };
         let image_of = [0, 0, 1, 2, 2, 2, 3];
         let (fit, held_out) = common.split(&image_of).unwrap();
@@ -128,6 +163,39 @@ mod tests {
     }
 
     #[test]
+    fn one_rate_is_not_tried() {
+        let two = Common {
+            protocol: Protocol::Fast,
+            learning_rates: &[0.1, 0.2],
+            weight_decay: 0.0,
+            iterations: 1,
+            batch_size: 1,
+            val_fraction: 0.5,
+            seed: 1,
+            recipe: PLAIN,
+        };
+        let trials = two.trials(&[0, 1], |rate, fit, choose| {
+            rate + (fit.len() + choose.len()) as f64
+        });
+        let found: Vec<Option<f64>> = trials.unwrap().iter().map(|trial| trial.held_out).collect();
+        assert_eq!(found, [Some(2.1), Some(2.2)]);
+        let one = Common {
+            learning_rates: &[0.3],
+            ..two
+        };
+        // Not even two images are needed.
+        let trials = one.trials(&[0], |_, _, _| panic!("nothing to choose")).unwrap();
+        assert_eq!(
+            (trials.len(), trials[0].learning_rate, trials[0].held_out),
+            (1, 0.3, None)
+        );
+        assert_eq!(
+            one.settings(&trials, 0, ["", "", ""])["selected_on"],
+            "nothing: one learning rate"
+        );
+    }
+
+    #[test]
     fn settings_out_of_range_are_named() {
         let good = Common {
             learning_rates: &[0.1],
@@ -136,8 +204,8 @@ mod tests {
             batch_size: 1,
             val_fraction: 0.1,
             seed: 0,
-            warmup: 0.0,
-            decay: Decay::Linear,
+            protocol: Protocol::Fast,
+            recipe: PLAIN,
         };
         assert!(good.validate().is_ok());
         for (bad, field) in [

@@ -1,24 +1,29 @@
 //! Linear evaluation of patch features, one value or class a pixel: segmentation ([`segment`]) and depth ([`depth`]) share
-//! everything but their loss. A window is what the network sees at once: the features of windows ([`PatchFeatures`]) are
-//! standardised, a linear layer gives each patch its logits ([`head`]), and those are resized to pixels ([`Bilinear`]), on
-//! which loss and metric are taken. The windows of a test image meet on a [`Canvas`]. Training holds the features of all
-//! its windows; test images come one at a time, so that a test set may be of any size.
+//! everything but their loss. A window is what the network sees at once: the features of windows ([`PatchFeatures`]) give
+//! each patch its logits by a linear layer ([`head`]), and those are resized to pixels ([`Bilinear`]), on which loss and
+//! metric are taken. The windows of a test image meet on a [`Canvas`]. Training holds the features of all its windows; test
+//! images come one at a time, so that a test set may be of any size.
 //!
-//! What differs from the reference, which reads images in every step: features are extracted once, without augmentation;
-//! batch norm takes the statistics of all training patches at once, and its affine part is left to the linear layer that
-//! follows; the learning rate is chosen on held-out training images.
+//! [`Protocol::Fast`] standardises the features of both tasks by the statistics of all training patches, trains briefly, and
+//! chooses the learning rate on held-out training images. [`Protocol::Paper`] is the reference's: batch norm before the
+//! layer of segmentation, nothing before that of depth (its batch norm is commented out there), and its optimizer, schedule
+//! and learning rate. In both, features are extracted once and without augmentation, where the reference reads images in
+//! every step.
 
+mod adamw;
 mod canvas;
 pub mod depth;
 mod features;
 mod head;
 mod learning_rate;
+mod recipe;
 pub mod segment;
 mod upsample;
 
 pub use canvas::Canvas;
 pub use features::PatchFeatures;
 pub use learning_rate::Trial;
+pub use recipe::Protocol;
 pub use upsample::Bilinear;
 
 use crate::{Error, Result};

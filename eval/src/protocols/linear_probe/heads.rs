@@ -352,4 +352,54 @@ mod tests {
             assert!((f64::from(*found) - expected).abs() < 1e-8, "{found} {expected}");
         }
     }
+
+    /// The training loop of `dinov2/eval/linear.py` (`tests/fixtures/make_reference.py`), from its initial weights.
+    #[test]
+    fn steps_are_those_of_the_references_loop() {
+        use super::super::Length;
+        use crate::testing::{assert_near, reference};
+
+        let expected = reference("linear_probe");
+        let (n, dim, classes) = (
+            expected.count("rows"),
+            expected.count("dim"),
+            expected.count("classes"),
+        );
+        let matrix = |values: Vec<f32>| crate::Matrix::new(values, n, dim).unwrap();
+        let features = ProbeFeatures {
+            cls_blocks: expected
+                .of("cls")
+                .rows()
+                .map(|block| matrix(block.floats()))
+                .collect(),
+            patch_mean: Some(matrix(expected.f32s("patch_mean"))),
+        };
+        let labels: Vec<u32> = expected.of("labels").bytes().into_iter().map(u32::from).collect();
+        let config = LinearProbeConfig {
+            length: Length::Steps(expected.count("steps")),
+            batch_size: n,
+            ..LinearProbeConfig::default()
+        };
+        let rows: Vec<usize> = (0..n).collect();
+        let heads: Vec<_> = expected.of("heads").rows().collect();
+        assert_eq!(heads.len(), 8);
+        for (index, head) in heads.iter().enumerate() {
+            let input = Input {
+                blocks: head.count("blocks"),
+                average_pool: head.is_true("average_pool"),
+            };
+            let one = [Head {
+                index,
+                input,
+                learning_rate: head.number("learning_rate"),
+            }];
+            let mut group = Group::new(&one, features.view(input), classes, &config);
+            let (start, end) = (head.of("start"), head.of("end"));
+            (group.weights, group.biases) = (start.f32s("weights"), start.f32s("biases"));
+            group.train(&labels, &rows, &config);
+            let what = one[0].key();
+            assert_near(&group.weights, &end.f32s("weights"), 2e-5, &what);
+            assert_near(&group.biases, &end.f32s("biases"), 2e-5, &what);
+        }
+    }
 }

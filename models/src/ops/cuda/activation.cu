@@ -1,4 +1,4 @@
-// GELU and the gate of SwiGLU with the bias before them. A thread a column, over the rows of a chunk.
+// GELU and the gate of SwiGLU with the bias before them. A thread has a few columns, over the rows of a chunk.
 #include "common.cuh"
 
 static const float INV_SQRT_2 = 0.70710678f;
@@ -9,134 +9,154 @@ __device__ inline float distribution(float x) { return 0.5f * (1.f + erff(x * IN
 
 __device__ inline float sigmoid(float x) { return 1.f / (1.f + expf(-x)); }
 
-template <class T>
+template <int V, class T>
 __device__ inline void gelu(const T *__restrict__ x, const float *__restrict__ bias, T *__restrict__ out, int rows, int width,
-                            int chunk_rows) {
-    const int column = blockIdx.x * blockDim.x + threadIdx.x;
-    if (column >= width) {
+                            int chunk_rows, int across) {
+    const Strip strip = strip_of<V>(rows, width, chunk_rows, across);
+    if (strip.is_empty) {
         return;
     }
-    const float add = bias == nullptr ? 0.f : bias[column];
-    const int first = blockIdx.y * chunk_rows, end = min(rows, first + chunk_rows);
-    for (int row = first; row < end; row += AHEAD) {
-        float loaded[AHEAD];
-        EACH_AHEAD {
-            loaded[next] = load(x, static_cast<offset_t>(row + next) * width + column) + add;
+    const Several<V> add = load_or_zeros<V>(bias, strip.column);
+    const int end = strip.end;
+    for (int row = strip.first; row < end; row += Ahead<V>::ROWS) {
+        Several<V> loaded[Ahead<V>::ROWS];
+        EACH_OF_AHEAD(Ahead<V>::ROWS) {
+            loaded[next] = load_several<V>(x, static_cast<offset_t>(row + next) * width + strip.column);
         }
-        EACH_AHEAD {
-            store(out, static_cast<offset_t>(row + next) * width + column, loaded[next] * distribution(loaded[next]));
+        EACH_OF_AHEAD(Ahead<V>::ROWS) {
+            Several<V> &own = loaded[next];
+            EACH_OF(V) {
+                const float value = own.values[i] + add.values[i];
+                own.values[i] = value * distribution(value);
+            }
+            store_several<V>(out, static_cast<offset_t>(row + next) * width + strip.column, own);
         }
     }
 }
 
 // `dx` may be `grad` itself. The sums of dx over the chunk go to `partials` [chunks, width], where there are any.
-template <class T>
+template <int V, class T>
 __device__ inline void gelu_gradient(const T *__restrict__ x, const float *__restrict__ bias, const T *grad, T *dx,
-                                     float *__restrict__ partials, int rows, int width, int chunk_rows) {
-    const int column = blockIdx.x * blockDim.x + threadIdx.x;
-    if (column >= width) {
+                                     float *__restrict__ partials, int rows, int width, int chunk_rows, int across) {
+    const Strip strip = strip_of<V>(rows, width, chunk_rows, across);
+    if (strip.is_empty) {
         return;
     }
-    const float add = bias == nullptr ? 0.f : bias[column];
-    const int first = blockIdx.y * chunk_rows, end = min(rows, first + chunk_rows);
-    float sum = 0.f;
-    for (int row = first; row < end; row += AHEAD) {
-        float loaded[AHEAD], grads[AHEAD];
-        EACH_AHEAD {
-            const offset_t at = static_cast<offset_t>(row + next) * width + column;
-            loaded[next] = load(x, at) + add;
-            grads[next] = load(grad, at);
+    const Several<V> add = load_or_zeros<V>(bias, strip.column);
+    const int end = strip.end;
+    Several<V> sums = load_or_zeros<V>(nullptr, 0);
+    for (int row = strip.first; row < end; row += Ahead<V>::ROWS) {
+        Several<V> loaded[Ahead<V>::ROWS], grads[Ahead<V>::ROWS];
+        EACH_OF_AHEAD(Ahead<V>::ROWS) {
+            const offset_t at = static_cast<offset_t>(row + next) * width + strip.column;
+            loaded[next] = load_several<V>(x, at);
+            grads[next] = load_several<V>(grad, at);
         }
-        EACH_AHEAD {
-            const float value = loaded[next], density = INV_SQRT_2PI * expf(-0.5f * value * value);
-            // Far out the density is 0 however large the value, infinite ones too.
-            const float slope = distribution(value) + (density == 0.f ? 0.f : value * density);
-            const float result = grads[next] * slope;
-            sum += result;
-            store(dx, static_cast<offset_t>(row + next) * width + column, result);
+        EACH_OF_AHEAD(Ahead<V>::ROWS) {
+            Several<V> &own = grads[next];
+            EACH_OF(V) {
+                const float value = loaded[next].values[i] + add.values[i];
+                const float density = INV_SQRT_2PI * expf(-0.5f * value * value);
+                // Far out the density is 0 however large the value, infinite ones too.
+                const float slope = distribution(value) + (density == 0.f ? 0.f : value * density);
+                own.values[i] *= slope;
+                sums.values[i] += own.values[i];
+            }
+            store_several<V>(dx, static_cast<offset_t>(row + next) * width + strip.column, own);
         }
     }
     if (partials != nullptr) {
-        partials[static_cast<offset_t>(blockIdx.y) * width + column] = sum;
+        store_several<V>(partials, static_cast<offset_t>(strip.chunk) * width + strip.column, sums);
     }
 }
 
 // `half` columns of gates, then as many of values.
-template <class T>
+template <int V, class T>
 __device__ inline void swiglu(const T *__restrict__ x, const float *__restrict__ bias, T *__restrict__ out, int rows, int half,
-                              int chunk_rows) {
-    const int column = blockIdx.x * blockDim.x + threadIdx.x;
-    if (column >= half) {
+                              int chunk_rows, int across) {
+    const Strip strip = strip_of<V>(rows, half, chunk_rows, across);
+    if (strip.is_empty) {
         return;
     }
-    const float gate_bias = bias == nullptr ? 0.f : bias[column], value_bias = bias == nullptr ? 0.f : bias[half + column];
-    const int first = blockIdx.y * chunk_rows, end = min(rows, first + chunk_rows);
-    for (int row = first; row < end; row += AHEAD) {
-        float gates[AHEAD], values[AHEAD];
-        EACH_AHEAD {
-            const offset_t at = static_cast<offset_t>(row + next) * 2 * half + column;
-            gates[next] = load(x, at) + gate_bias;
-            values[next] = load(x, at + half) + value_bias;
+    const Several<V> gate_bias = load_or_zeros<V>(bias, strip.column), value_bias = load_or_zeros<V>(bias, half + strip.column);
+    const int end = strip.end;
+    for (int row = strip.first; row < end; row += Ahead<V>::ROWS) {
+        Several<V> gates[Ahead<V>::ROWS], values[Ahead<V>::ROWS];
+        EACH_OF_AHEAD(Ahead<V>::ROWS) {
+            const offset_t at = static_cast<offset_t>(row + next) * 2 * half + strip.column;
+            gates[next] = load_several<V>(x, at);
+            values[next] = load_several<V>(x, at + half);
         }
-        EACH_AHEAD {
-            const float result = gates[next] * sigmoid(gates[next]) * values[next];
-            store(out, static_cast<offset_t>(row + next) * half + column, result);
+        EACH_OF_AHEAD(Ahead<V>::ROWS) {
+            Several<V> &own = gates[next];
+            EACH_OF(V) {
+                const float gate = own.values[i] + gate_bias.values[i];
+                own.values[i] = gate * sigmoid(gate) * (values[next].values[i] + value_bias.values[i]);
+            }
+            store_several<V>(out, static_cast<offset_t>(row + next) * half + strip.column, own);
         }
     }
 }
 
 // `partials` [chunks, 2 half], where there are any.
-template <class T>
+template <int V, class T>
 __device__ inline void swiglu_gradient(const T *__restrict__ x, const float *__restrict__ bias, const T *__restrict__ grad,
-                                       T *__restrict__ dx, float *__restrict__ partials, int rows, int half, int chunk_rows) {
-    const int column = blockIdx.x * blockDim.x + threadIdx.x;
-    if (column >= half) {
+                                       T *__restrict__ dx, float *__restrict__ partials, int rows, int half, int chunk_rows,
+                                       int across) {
+    const Strip strip = strip_of<V>(rows, half, chunk_rows, across);
+    if (strip.is_empty) {
         return;
     }
-    const float gate_bias = bias == nullptr ? 0.f : bias[column], value_bias = bias == nullptr ? 0.f : bias[half + column];
-    const int first = blockIdx.y * chunk_rows, end = min(rows, first + chunk_rows);
-    float gate_sum = 0.f, value_sum = 0.f;
-    for (int row = first; row < end; row += AHEAD) {
-        float gates[AHEAD], values[AHEAD], grads[AHEAD];
-        EACH_AHEAD {
-            const offset_t at = static_cast<offset_t>(row + next) * 2 * half + column;
-            gates[next] = load(x, at) + gate_bias;
-            values[next] = load(x, at + half) + value_bias;
-            grads[next] = load(grad, static_cast<offset_t>(row + next) * half + column);
+    const Several<V> gate_bias = load_or_zeros<V>(bias, strip.column), value_bias = load_or_zeros<V>(bias, half + strip.column);
+    const int end = strip.end;
+    Several<V> gate_sums = load_or_zeros<V>(nullptr, 0), value_sums = load_or_zeros<V>(nullptr, 0);
+    for (int row = strip.first; row < end; row += Ahead<V>::ROWS) {
+        Several<V> gates[Ahead<V>::ROWS], values[Ahead<V>::ROWS], grads[Ahead<V>::ROWS];
+        EACH_OF_AHEAD(Ahead<V>::ROWS) {
+            const offset_t at = static_cast<offset_t>(row + next) * 2 * half + strip.column;
+            gates[next] = load_several<V>(x, at);
+            values[next] = load_several<V>(x, at + half);
+            grads[next] = load_several<V>(grad, static_cast<offset_t>(row + next) * half + strip.column);
         }
-        EACH_AHEAD {
-            const float gate = gates[next], open = sigmoid(gate);
-            const float dgate = grads[next] * values[next] * open * (1.f + gate * (1.f - open));
-            const float dvalue = grads[next] * gate * open;
-            gate_sum += dgate;
-            value_sum += dvalue;
-            const offset_t at = static_cast<offset_t>(row + next) * 2 * half + column;
-            store(dx, at, dgate);
-            store(dx, at + half, dvalue);
+        EACH_OF_AHEAD(Ahead<V>::ROWS) {
+            EACH_OF(V) {
+                const float gate = gates[next].values[i] + gate_bias.values[i], open = sigmoid(gate);
+                const float value = values[next].values[i] + value_bias.values[i], dy = grads[next].values[i];
+                const float dgate = dy * value * open * (1.f + gate * (1.f - open)), dvalue = dy * gate * open;
+                gate_sums.values[i] += dgate;
+                value_sums.values[i] += dvalue;
+                gates[next].values[i] = dgate;
+                values[next].values[i] = dvalue;
+            }
+            const offset_t at = static_cast<offset_t>(row + next) * 2 * half + strip.column;
+            store_several<V>(dx, at, gates[next]);
+            store_several<V>(dx, at + half, values[next]);
         }
     }
     if (partials != nullptr) {
-        float *out = partials + static_cast<offset_t>(blockIdx.y) * 2 * half;
-        out[column] = gate_sum;
-        out[half + column] = value_sum;
+        float *out = partials + static_cast<offset_t>(strip.chunk) * 2 * half;
+        store_several<V>(out, strip.column, gate_sums);
+        store_several<V>(out, half + strip.column, value_sums);
     }
 }
 
-#define ACTIVATIONS(T, suffix)                                                                                               \
-    KERNEL(gelu_forward_##suffix, const T *x, const float *bias, T *out, int rows, int width, int chunk_rows) {              \
-        gelu(x, bias, out, rows, width, chunk_rows);                                                                         \
+#define ACTIVATIONS(T, V, suffix)                                                                                            \
+    KERNEL(gelu_forward_##suffix, const T *x, const float *bias, T *out, int rows, int width, int chunk_rows, int across) {  \
+        gelu<V>(x, bias, out, rows, width, chunk_rows, across);                                                              \
     }                                                                                                                        \
     KERNEL(gelu_backward_##suffix, const T *x, const float *bias, const T *grad, T *dx, float *partials, int rows,           \
-           int width, int chunk_rows) {                                                                                      \
-        gelu_gradient(x, bias, grad, dx, partials, rows, width, chunk_rows);                                                 \
+           int width, int chunk_rows, int across) {                                                                          \
+        gelu_gradient<V>(x, bias, grad, dx, partials, rows, width, chunk_rows, across);                                      \
     }                                                                                                                        \
-    KERNEL(swiglu_forward_##suffix, const T *x, const float *bias, T *out, int rows, int half, int chunk_rows) {             \
-        swiglu(x, bias, out, rows, half, chunk_rows);                                                                        \
+    KERNEL(swiglu_forward_##suffix, const T *x, const float *bias, T *out, int rows, int half, int chunk_rows, int across) { \
+        swiglu<V>(x, bias, out, rows, half, chunk_rows, across);                                                             \
     }                                                                                                                        \
     KERNEL(swiglu_backward_##suffix, const T *x, const float *bias, const T *grad, T *dx, float *partials, int rows,         \
-           int half, int chunk_rows) {                                                                                       \
-        swiglu_gradient(x, bias, grad, dx, partials, rows, half, chunk_rows);                                                \
+           int half, int chunk_rows, int across) {                                                                           \
+        swiglu_gradient<V>(x, bias, grad, dx, partials, rows, half, chunk_rows, across);                                     \
     }
 
-ACTIVATIONS(float, f32)
-ACTIVATIONS(bf16, bf16)
+ACTIVATIONS(float, 1, f32)
+ACTIVATIONS(bf16, 1, bf16)
+ACTIVATIONS(float, 8, f32_wide)
+ACTIVATIONS(bf16, 8, bf16_wide)

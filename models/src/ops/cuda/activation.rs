@@ -4,7 +4,7 @@ use candle_core::{D, Result, Tensor, bail};
 
 use super::columns::Partials;
 use super::geometry::Chunked;
-use super::launch::{Argument, Source, launch, typed, uninitialised};
+use super::launch::{Argument, Source, is_wide, launch, strips, uninitialised};
 use crate::ops::cpu::rows_and_width;
 use crate::ops::node::node1;
 
@@ -61,12 +61,12 @@ impl Activation {
     pub(super) fn forward(self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         let (rows, width) = x.dims2()?;
         let inner = self.inner(width)?;
-        let chunked = Chunked::new(rows, inner);
+        let chunked = Chunked::new(rows, inner, is_wide(inner, &[Some(x), bias]));
         let out = uninitialised((rows, inner), x.dtype(), x.device())?;
         launch(
             x.device(),
             Source::Activation,
-            &typed(&format!("{}_forward", self.name()), x.dtype())?,
+            &strips(&format!("{}_forward", self.name()), x.dtype(), &chunked)?,
             &chunked.launch,
             &[
                 Argument::Read(x),
@@ -75,6 +75,7 @@ impl Activation {
                 Argument::Count(rows),
                 Argument::Count(inner),
                 Argument::Count(chunked.chunk_rows),
+                Argument::Count(chunked.across),
             ],
         )?;
         Ok(out)
@@ -89,7 +90,7 @@ impl Activation {
     ) -> Result<(Tensor, Option<Tensor>)> {
         let (rows, width) = x.dims2()?;
         let inner = self.inner(width)?;
-        let chunked = Chunked::with_sums(rows, inner);
+        let chunked = Chunked::with_sums(rows, inner, is_wide(inner, &[Some(x), bias, Some(grad)]));
         let dx = uninitialised((rows, width), x.dtype(), x.device())?;
         let partials = bias
             .map(|_| Partials::new(chunked.chunks, width, x))
@@ -97,7 +98,7 @@ impl Activation {
         launch(
             x.device(),
             Source::Activation,
-            &typed(&format!("{}_backward", self.name()), x.dtype())?,
+            &strips(&format!("{}_backward", self.name()), x.dtype(), &chunked)?,
             &chunked.launch,
             &[
                 Argument::Read(x),
@@ -108,6 +109,7 @@ impl Activation {
                 Argument::Count(rows),
                 Argument::Count(inner),
                 Argument::Count(chunked.chunk_rows),
+                Argument::Count(chunked.across),
             ],
         )?;
         let sums = partials.map(|partials| partials.sums()).transpose()?;

@@ -8,13 +8,13 @@ __device__ inline bool is_masked(const unsigned char *masks, int image, int patc
 
 // A thread a column, over the rows of a chunk.
 KERNEL(assemble_forward, const float *patches, const float *positions, const float *special, const unsigned char *masks,
-       float *tokens_out, int rows, int width, int in_front, int count, int chunk_rows) {
-    const int column = blockIdx.x * blockDim.x + threadIdx.x, tokens = in_front + count;
-    if (column >= width) {
+       float *tokens_out, int rows, int width, int in_front, int count, int chunk_rows, int across) {
+    const Strip strip = strip_of<1>(rows, width, chunk_rows, across);
+    if (strip.is_empty) {
         return;
     }
-    const int first = blockIdx.y * chunk_rows, end = min(rows, first + chunk_rows);
-    for (int row = first; row < end; row += AHEAD) {
+    const int column = strip.column, end = strip.end, tokens = in_front + count;
+    for (int row = strip.first; row < end; row += AHEAD) {
         float values[AHEAD];
         EACH_AHEAD {
             const int image = (row + next) / tokens, token = (row + next) % tokens, patch = token - in_front;

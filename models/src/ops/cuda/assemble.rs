@@ -22,7 +22,7 @@ pub(in crate::ops) fn assemble_tokens(
     let in_front = special.dim(0)? - usize::from(masks.is_some());
     let rows = batch * (in_front + count);
     let masks = masks.map(Tensor::contiguous).transpose()?;
-    let chunked = Chunked::new(rows, width);
+    let chunked = Chunked::new(rows, width, false);
     let out = uninitialised((batch, in_front + count, width), DType::F32, patches.device())?;
     launch(
         patches.device(),
@@ -40,6 +40,7 @@ pub(in crate::ops) fn assemble_tokens(
             Argument::Count(in_front),
             Argument::Count(count),
             Argument::Count(chunked.chunk_rows),
+            Argument::Count(chunked.across),
         ],
     )?;
     node3(

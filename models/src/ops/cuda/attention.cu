@@ -5,15 +5,16 @@
 // after that. A thread a packed column, over the rows of a chunk.
 template <class T>
 __device__ inline void split(const T *__restrict__ packed, const float *__restrict__ bias, T *__restrict__ heads_out,
-                             float first_scale, int batch, int tokens, int parts, int heads, int head_dim, int chunk_rows) {
-    const int column = blockIdx.x * blockDim.x + threadIdx.x, width = parts * heads * head_dim;
-    if (column >= width) {
+                             float first_scale, int batch, int tokens, int parts, int heads, int head_dim, int chunk_rows, int across) {
+    const int rows = batch * tokens, width = parts * heads * head_dim;
+    const Strip strip = strip_of<1>(rows, width, chunk_rows, across);
+    if (strip.is_empty) {
         return;
     }
+    const int column = strip.column, end = strip.end;
     const int part = column / (heads * head_dim), head = column / head_dim % heads, place = column % head_dim;
     const float add = bias == nullptr ? 0.f : bias[column], scale = part == 0 ? first_scale : 1.f;
-    const int rows = batch * tokens, first = blockIdx.y * chunk_rows, end = min(rows, first + chunk_rows);
-    for (int row = first; row < end; row += AHEAD) {
+    for (int row = strip.first; row < end; row += AHEAD) {
         float loaded[AHEAD];
         EACH_AHEAD {
             loaded[next] = load(packed, static_cast<offset_t>(row + next) * width + column);
@@ -30,16 +31,17 @@ __device__ inline void split(const T *__restrict__ packed, const float *__restri
 template <class T>
 __device__ inline void merge(const T *__restrict__ first_part, const T *__restrict__ second_part,
                              const T *__restrict__ third_part, T *__restrict__ packed, float first_scale, int batch,
-                             int tokens, int parts, int heads, int head_dim, int chunk_rows) {
-    const int column = blockIdx.x * blockDim.x + threadIdx.x, width = parts * heads * head_dim;
-    if (column >= width) {
+                             int tokens, int parts, int heads, int head_dim, int chunk_rows, int across) {
+    const int rows = batch * tokens, width = parts * heads * head_dim;
+    const Strip strip = strip_of<1>(rows, width, chunk_rows, across);
+    if (strip.is_empty) {
         return;
     }
+    const int column = strip.column, end = strip.end;
     const int part = column / (heads * head_dim), head = column / head_dim % heads, place = column % head_dim;
     const T *source = part == 0 ? first_part : part == 1 ? second_part : third_part;
     const float scale = part == 0 ? first_scale : 1.f;
-    const int rows = batch * tokens, first = blockIdx.y * chunk_rows, end = min(rows, first + chunk_rows);
-    for (int row = first; row < end; row += AHEAD) {
+    for (int row = strip.first; row < end; row += AHEAD) {
         float loaded[AHEAD];
         EACH_AHEAD {
             const int image = (row + next) / tokens, token = (row + next) % tokens;
@@ -96,12 +98,12 @@ __device__ inline void softmax_gradient(const T *__restrict__ probabilities, T *
 
 #define ATTENTION(T, suffix)                                                                                                 \
     KERNEL(split_heads_##suffix, const T *packed, const float *bias, T *heads_out, float first_scale, int batch, int tokens, \
-           int parts, int heads, int head_dim, int chunk_rows) {                                                             \
-        split(packed, bias, heads_out, first_scale, batch, tokens, parts, heads, head_dim, chunk_rows);                      \
+           int parts, int heads, int head_dim, int chunk_rows, int across) {                                                             \
+        split(packed, bias, heads_out, first_scale, batch, tokens, parts, heads, head_dim, chunk_rows, across);                      \
     }                                                                                                                        \
     KERNEL(merge_heads_##suffix, const T *first_part, const T *second_part, const T *third_part, T *packed,                  \
-           float first_scale, int batch, int tokens, int parts, int heads, int head_dim, int chunk_rows) {                   \
-        merge(first_part, second_part, third_part, packed, first_scale, batch, tokens, parts, heads, head_dim, chunk_rows);  \
+           float first_scale, int batch, int tokens, int parts, int heads, int head_dim, int chunk_rows, int across) {                   \
+        merge(first_part, second_part, third_part, packed, first_scale, batch, tokens, parts, heads, head_dim, chunk_rows, across);  \
     }                                                                                                                        \
     KERNEL(softmax_forward_##suffix, T *scores, int rows, int width) { softmax(scores, rows, width); }                       \
     KERNEL(softmax_backward_##suffix, const T *probabilities, T *grads, int rows, int width) {                               \

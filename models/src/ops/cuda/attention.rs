@@ -152,7 +152,7 @@ impl Attention {
         first_scale: f32,
     ) -> Result<Tensor> {
         let sizes = self.sizes;
-        let chunked = Chunked::new(self.rows(), parts * sizes.width());
+        let chunked = Chunked::new(self.rows(), parts * sizes.width(), false);
         let shape = (parts, sizes.batch * sizes.heads, sizes.tokens, sizes.head_dim);
         let heads = uninitialised(shape, packed.dtype(), packed.device())?;
         launch(
@@ -171,6 +171,7 @@ impl Attention {
                 Argument::Count(sizes.heads),
                 Argument::Count(sizes.head_dim),
                 Argument::Count(chunked.chunk_rows),
+                Argument::Count(chunked.across),
             ],
         )?;
         Ok(heads)
@@ -184,7 +185,7 @@ impl Attention {
         packed: &Tensor,
     ) -> Result<()> {
         let (sizes, like) = (self.sizes, parts[0]);
-        let chunked = Chunked::new(self.rows(), PARTS * sizes.width());
+        let chunked = Chunked::new(self.rows(), PARTS * sizes.width(), false);
         launch(
             like.device(),
             Source::Attention,
@@ -202,6 +203,7 @@ impl Attention {
                 Argument::Count(sizes.heads),
                 Argument::Count(sizes.head_dim),
                 Argument::Count(chunked.chunk_rows),
+                Argument::Count(chunked.across),
             ],
         )
     }

@@ -3,7 +3,7 @@
 use candle_core::{DType, Result, Tensor};
 
 use super::geometry::{self, Chunked};
-use super::launch::{Argument, Source, launch, typed, uninitialised};
+use super::launch::{Argument, Source, is_wide, launch, strips, uninitialised};
 
 /// Partial sums [chunks, width] for a kernel to write.
 pub(super) struct Partials(Tensor);
@@ -52,12 +52,12 @@ impl Partials {
 /// The sums over the rows of `values` [rows, width], [width] in f32.
 pub(super) fn column_sums(values: &Tensor) -> Result<Tensor> {
     let (rows, width) = values.dims2()?;
-    let chunked = Chunked::with_sums(rows, width);
+    let chunked = Chunked::with_sums(rows, width, is_wide(width, &[Some(values)]));
     let partials = Partials::new(chunked.chunks, width, values)?;
     launch(
         values.device(),
         Source::Columns,
-        &typed("column_sums", values.dtype())?,
+        &strips("column_sums", values.dtype(), &chunked)?,
         &chunked.launch,
         &[
             Argument::Read(values),
@@ -65,6 +65,7 @@ pub(super) fn column_sums(values: &Tensor) -> Result<Tensor> {
             Argument::Count(rows),
             Argument::Count(width),
             Argument::Count(chunked.chunk_rows),
+            Argument::Count(chunked.across),
         ],
     )?;
     partials.sums()
@@ -73,11 +74,11 @@ pub(super) fn column_sums(values: &Tensor) -> Result<Tensor> {
 /// Adds `bias` [width], f32, to the rows of `values` [rows, width] in their place.
 pub(super) fn add_bias(values: &Tensor, bias: &Tensor) -> Result<()> {
     let (rows, width) = values.dims2()?;
-    let chunked = Chunked::new(rows, width);
+    let chunked = Chunked::new(rows, width, is_wide(width, &[Some(values), Some(bias)]));
     launch(
         values.device(),
         Source::Columns,
-        &typed("add_bias", values.dtype())?,
+        &strips("add_bias", values.dtype(), &chunked)?,
         &chunked.launch,
         &[
             Argument::Change(values),
@@ -85,6 +86,7 @@ pub(super) fn add_bias(values: &Tensor, bias: &Tensor) -> Result<()> {
             Argument::Count(rows),
             Argument::Count(width),
             Argument::Count(chunked.chunk_rows),
+            Argument::Count(chunked.across),
         ],
     )
 }

@@ -6,8 +6,9 @@ use std::sync::{Mutex, PoisonError};
 use candle_core::{DType, Result, Tensor};
 
 use super::geometry;
-use super::launch::{Argument, Source, launch, uninitialised};
+use super::launch::{Argument, Source, is_wide, launch, uninitialised, wide};
 use super::normalise::single;
+use super::upload::upload;
 use crate::ops::node::{node1, node2};
 
 const NAME: &str = "soft-cross-entropy";
@@ -74,10 +75,7 @@ struct Targets {
 
 impl Targets {
     fn new(name: &str, targets: &Tensor, rows: Option<&[u32]>, temperature: f64) -> Result<Self> {
-        let upload = |rows: &[u32]| match rows.is_empty() {
-            true => uninitialised(0, DType::U32, targets.device()),
-            false => Tensor::new(rows, targets.device()),
-        };
+        let upload = |rows: &[u32]| upload(rows, rows.len(), targets.device());
         Ok(Self {
             values: single(name, targets)?,
             rows: rows.map(upload).transpose()?,
@@ -93,7 +91,11 @@ impl Targets {
         launch(
             logits.device(),
             Source::CrossEntropy,
-            "cross_entropy_forward",
+            &wide(
+                "cross_entropy_forward",
+                DType::F32,
+                is_wide(classes, &[Some(logits), Some(&self.values)]),
+            )?,
             &geometry::block_rows(rows),
             &[
                 Argument::Read(logits),
@@ -114,7 +116,11 @@ impl Targets {
         launch(
             logits.device(),
             Source::CrossEntropy,
-            "cross_entropy_backward",
+            &wide(
+                "cross_entropy_backward",
+                DType::F32,
+                is_wide(classes, &[Some(logits), Some(&self.values)]),
+            )?,
             &geometry::wide_rows(rows, classes),
             &[
                 Argument::Read(logits),

@@ -1,14 +1,18 @@
 //! Kernels on a GPU. All work of a device goes to its one stream, in the order it was asked for, so that neither a launch nor the
 //! release of a tensor has to wait for anything.
 
+use std::collections::HashMap;
+use std::sync::{LazyLock, PoisonError, RwLock};
+
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaSlice, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg,
+    CudaFunction, CudaSlice, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg,
 };
-use candle_core::cuda_backend::{CudaStorageSlice, WrapErr};
+use candle_core::cuda_backend::{CudaStorageSlice, DeviceId, WrapErr};
 use candle_core::{CudaDevice, CudaStorage, Result, bail};
 
 use super::geometry::Launch;
 use super::launch::{Cell, Source};
+use super::upload::at_once;
 
 /// Name and PTX of a `.cu` file, translated by the build script.
 macro_rules! module {
@@ -34,10 +38,46 @@ impl Source {
             Self::LayerNorm => module!("layer_norm"),
             Self::Normalise => module!("normalise"),
             Self::Optimizer => module!("optimizer"),
+            Self::Patches => module!("patches"),
             Self::Residual => module!("residual"),
             Self::Targets => module!("targets"),
         }
     }
+}
+
+/// The kernels of a device that have been asked for, by name.
+type Functions = HashMap<DeviceId, HashMap<String, CudaFunction>>;
+
+/// The kernel `name`, which the driver looks up once.
+fn function(device: &CudaDevice, source: Source, name: &str) -> Result<CudaFunction> {
+    static FOUND: LazyLock<RwLock<Functions>> = LazyLock::new(RwLock::default);
+    let known = FOUND.read().unwrap_or_else(PoisonError::into_inner);
+    if let Some(function) = known.get(&device.id()).and_then(|known| known.get(name)) {
+        return Ok(function.clone());
+    }
+    drop(known);
+    let (module, ptx) = source.module();
+    let function = device
+        .get_or_load_custom_func(name, module, ptx)?
+        .into_cuda_function();
+    let mut known = FOUND.write().unwrap_or_else(PoisonError::into_inner);
+    let of_device = known.entry(device.id()).or_default();
+    of_device.insert(name.to_owned(), function.clone());
+    Ok(function)
+}
+
+/// Queues copies of `values` to the front of `target`, none of which the host has to wait for.
+pub(super) fn copy<T: DeviceRepr + 'static>(
+    device: &CudaDevice,
+    values: &[T],
+    target: &mut CudaSlice<T>,
+) -> Result<()> {
+    let most = at_once::<T>();
+    for (number, part) in values.chunks(most).enumerate() {
+        let start = number * most;
+        device.memcpy_htod(part, &mut target.slice_mut(start..start + part.len()))?;
+    }
+    Ok(())
 }
 
 /// Queues the kernel.
@@ -48,8 +88,7 @@ pub(super) fn launch(
     launch: &Launch,
     cells: &[Cell],
 ) -> Result<()> {
-    let (module, ptx) = source.module();
-    let function = device.get_or_load_custom_func(kernel, module, ptx)?;
+    let function = function(device, source, kernel)?;
     let stream = device.cuda_stream();
     // Released in the order of the stream: after the kernel has read them.
     let mut tables: Vec<CudaSlice<u64>> = Vec::new();
@@ -62,7 +101,10 @@ pub(super) fn launch(
                     .iter()
                     .map(|entry| entry.map_or(0, |buffer| buffer.address))
                     .collect();
-                let table = device.clone_htod(&addresses)?;
+                // SAFETY: filled at once, by the copy that follows in the order of the stream.
+                #[allow(unsafe_code)]
+                let mut table = unsafe { device.alloc::<u64>(addresses.len())? };
+                copy(device, &addresses, &mut table)?;
                 let (address, _) = table.device_ptr(&stream);
                 tables.push(table);
                 address
@@ -71,7 +113,7 @@ pub(super) fn launch(
             Cell::Float(value) => u64::from(value.to_bits()),
         });
     }
-    let mut builder = function.builder();
+    let mut builder = stream.launch_builder(&function);
     // The driver reads as many of a word's bytes as the parameter has, the lower ones.
     for word in &words {
         builder.arg(word);

@@ -350,6 +350,8 @@ __device__ inline void attend_all(const bf16 *__restrict__ qkv, const float *__r
         return;
     }
     const float sums[2] = {quad_sum(softmax.sum[0]), quad_sum(softmax.sum[1])};
+    // Unrolled, or the array that it indexes would not be in registers.
+#pragma unroll
     for (int half = 0; half < 2; half++) {
         const int row = at.first + at.group + 8 * half;
         if (at.pair == 0 && row < tokens) {

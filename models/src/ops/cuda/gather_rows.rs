@@ -5,6 +5,7 @@ use candle_core::{DType, Result, Tensor};
 use super::geometry;
 use super::launch::{Argument, Source, launch, uninitialised};
 use super::normalise::single;
+use super::upload::upload;
 use crate::ops::cpu::rows_and_width;
 use crate::ops::gather_rows::takers;
 use crate::ops::node::node1;
@@ -17,10 +18,7 @@ pub(in crate::ops) fn gather_rows(x: &Tensor, chosen: &[u32]) -> Result<Tensor> 
     let (values, device) = (single(NAME, x)?, x.device());
     let rows = chosen.len();
     let out = uninitialised((rows, width), DType::F32, device)?;
-    let upload = |numbers: &[u32]| match numbers.is_empty() {
-        true => uninitialised(0, DType::U32, device),
-        false => Tensor::new(numbers, device),
-    };
+    let upload = |numbers: &[u32]| upload(numbers, numbers.len(), device);
     launch(
         device,
         Source::GatherRows,

@@ -5,14 +5,19 @@ const WARP: usize = 32;
 /// Columns that a block covers where a thread has one, and threads of a block where warps have a row each.
 const COLUMNS: usize = 128;
 const WARP_ROW_BLOCK: usize = 256;
+/// Values of a row that a thread has beside each other where sizes allow (`Several` in `common.cuh`): 16 bytes of bf16.
+pub(super) const WIDE: usize = 8;
+/// Most threads of a block that has columns, and threads that are enough to keep a GPU's memory busy.
+const STRIP_BLOCK: usize = 256;
+const ENOUGH_THREADS: usize = 1 << 17;
 /// Most chunks of rows whose partial sums are added up.
-const MOST_PARTIALS: usize = 256;
+const MOST_PARTIALS: usize = 1024;
 /// Most blocks of the backward pass of a norm, each of which leaves a row of partial sums.
-const MOST_NORM_BLOCKS: usize = 1024;
+const MOST_NORM_BLOCKS: usize = 2048;
 /// Most blocks along the second axis.
 const MOST_CHUNKS: usize = 32_768;
 /// Threads of a block that adds up partial sums, of one that has a row, and of one that has a piece of a weight.
-const PARTIALS_BLOCK: usize = 512;
+const PARTIALS_BLOCK: usize = 1024;
 const ROW_BLOCK: usize = 256;
 const PIECE_BLOCK: usize = 256;
 /// Threads of a block that makes pixels of a crop, of one that changes all of its colours, and pixels that a thread of the first
@@ -64,31 +69,44 @@ pub(super) fn warp_rows(rows: usize) -> Launch {
     Launch::new([rows.div_ceil(WARP_ROW_BLOCK / WARP), 1], WARP_ROW_BLOCK, 0)
 }
 
-/// A thread for every column of a chunk of rows.
+/// A thread for a few columns of a chunk of rows (`Strip` in `common.cuh`).
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Chunked {
     pub(super) launch: Launch,
     pub(super) chunks: usize,
     pub(super) chunk_rows: usize,
+    /// Threads of a block that lie beside each other.
+    pub(super) across: usize,
+    /// Whether a thread has [`WIDE`] columns and not one.
+    pub(super) is_wide: bool,
 }
 
 impl Chunked {
     /// For a kernel that leaves nothing of a chunk behind.
-    pub(super) fn new(rows: usize, width: usize) -> Self {
-        Self::of(rows, width, 16.max(rows.div_ceil(MOST_CHUNKS)))
+    pub(super) fn new(rows: usize, width: usize, is_wide: bool) -> Self {
+        Self::of(rows, width, is_wide, 8.max(rows.div_ceil(MOST_CHUNKS)))
     }
 
     /// For a kernel that leaves a partial sum of each column.
-    pub(super) fn with_sums(rows: usize, width: usize) -> Self {
-        Self::of(rows, width, 64.max(rows.div_ceil(MOST_PARTIALS)))
+    pub(super) fn with_sums(rows: usize, width: usize, is_wide: bool) -> Self {
+        let threads = width.div_ceil(if is_wide { WIDE } else { 1 }).max(1);
+        let chunks = (ENOUGH_THREADS / threads).clamp(16, MOST_PARTIALS);
+        Self::of(rows, width, is_wide, 16.max(rows.div_ceil(chunks)))
     }
 
-    fn of(rows: usize, width: usize, chunk_rows: usize) -> Self {
+    fn of(rows: usize, width: usize, is_wide: bool, chunk_rows: usize) -> Self {
         let chunks = rows.div_ceil(chunk_rows);
+        let threads = width.div_ceil(if is_wide { WIDE } else { 1 }).max(1);
+        let across = threads.div_ceil(threads.div_ceil(STRIP_BLOCK));
+        let down = (STRIP_BLOCK / across).min(chunks.max(1));
+        let grid = [threads.div_ceil(across), chunks.div_ceil(down)];
+        let block = (across * down).next_multiple_of(WARP);
         Self {
-            launch: Launch::new([width.div_ceil(COLUMNS), chunks], COLUMNS, 0),
+            launch: Launch::new(grid, block, 0),
             chunks,
             chunk_rows,
+            across,
+            is_wide,
         }
     }
 }
@@ -101,7 +119,8 @@ pub(super) fn partials(width: usize) -> Launch {
 /// The backward pass of a norm of rows of `width`; `None` where its sums are more than a block can hold.
 pub(super) fn norm_backward(rows: usize, width: usize) -> Option<Launch> {
     let block = (width.div_ceil(4).next_multiple_of(WARP)).clamp(WARP, 256);
-    let floats = 2 * width + 2 * (block / WARP);
+    // A multiple of 16 bytes, at which shared memory then also ends where it is emulated.
+    let floats = 2 * width + (2 * (block / WARP)).next_multiple_of(4);
     let fits = floats * size_of::<f32>() <= SHARED;
     fits.then(|| Launch::new([rows.min(MOST_NORM_BLOCKS), 1], block, floats))
 }
@@ -187,12 +206,19 @@ mod tests {
     fn every_row_and_column_is_covered_and_grids_stay_within_limits() {
         for rows in [0, 1, 15, 16, 17, 257, 58_000, 3_000_000] {
             for width in [1, 31, 128, 129, 1536] {
-                for chunked in [Chunked::new(rows, width), Chunked::with_sums(rows, width)] {
-                    let [x, y] = chunked.launch.grid;
-                    assert!(x as usize * COLUMNS >= width && y as usize == chunked.chunks);
-                    assert!(chunked.chunks * chunked.chunk_rows >= rows && y <= 65_535);
+                for is_wide in [false, true] {
+                    let with_sums = Chunked::with_sums(rows, width, is_wide);
+                    for chunked in [Chunked::new(rows, width, is_wide), with_sums] {
+                        let [x, y] = chunked.launch.grid.map(|blocks| blocks as usize);
+                        let columns = chunked.across * if is_wide { WIDE } else { 1 };
+                        // As many chunks of a block as `strip_of` counts.
+                        let down = chunked.launch.block as usize / chunked.across;
+                        assert!(x * columns >= width && y * down >= chunked.chunks && y <= 65_535);
+                        assert!(chunked.chunks * chunked.chunk_rows >= rows);
+                        assert!(chunked.launch.block <= 256 && chunked.launch.block % 32 == 0);
+                    }
+                    assert!(with_sums.chunks <= MOST_PARTIALS);
                 }
-                assert!(Chunked::with_sums(rows, width).chunks <= MOST_PARTIALS);
                 assert!(warp_rows(rows).grid[0] as usize * 8 >= rows);
             }
         }

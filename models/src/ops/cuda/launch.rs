@@ -7,7 +7,7 @@ use std::sync::Arc;
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Shape, Storage, Tensor, bail};
 
-use super::geometry::Launch;
+use super::geometry::{Chunked, Launch, WIDE};
 
 /// A `.cu` file by its name.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -23,6 +23,7 @@ pub(super) enum Source {
     LayerNorm,
     Normalise,
     Optimizer,
+    Patches,
     Residual,
     Targets,
 }
@@ -71,6 +72,9 @@ pub trait Launcher: Send + Sync {
     /// # Errors
     /// What went wrong.
     fn launch(&self, kernel: &str, launch: &Launch, cells: &[Cell]) -> std::result::Result<(), String>;
+
+    /// Is told of every copy of so many bytes from the host that an operation asks for.
+    fn copied(&self, _bytes: usize) {}
 }
 
 thread_local! {
@@ -102,6 +106,11 @@ fn with_emulator<R>(emulator: Option<Arc<dyn Launcher>>, work: impl FnOnce() -> 
 /// Whether this thread is inside of [`emulated`].
 pub(in crate::ops) fn is_emulated() -> bool {
     EMULATOR.with_borrow(Option::is_some)
+}
+
+/// What emulates a GPU on this thread.
+pub(super) fn emulator() -> Option<Arc<dyn Launcher>> {
+    EMULATOR.with_borrow(Option::clone)
 }
 
 /// An argument of a kernel. Tensors are contiguous.
@@ -138,7 +147,7 @@ pub(super) fn launch(
         .collect::<Result<_>>()?;
     match device {
         Device::Cpu => {
-            let Some(launcher) = EMULATOR.with_borrow(Option::clone) else {
+            let Some(launcher) = emulator() else {
                 bail!("{kernel}: expected a GPU, found the CPU and nothing that emulates one")
             };
             launcher
@@ -164,6 +173,26 @@ pub(super) fn typed(name: &str, dtype: DType) -> Result<String> {
         DType::BF16 => Ok(format!("{name}_bf16")),
         other => bail!("{name}: expected f32 or bf16 on this device, found {other:?}"),
     }
+}
+
+/// [`typed`], of threads that move one value or, where they can, several at once.
+pub(super) fn wide(name: &str, dtype: DType, is_wide: bool) -> Result<String> {
+    let name = typed(name, dtype)?;
+    Ok(if is_wide { format!("{name}_wide") } else { name })
+}
+
+/// [`wide`], of threads by columns.
+pub(super) fn strips(name: &str, dtype: DType, chunked: &Chunked) -> Result<String> {
+    wide(name, dtype, chunked.is_wide)
+}
+
+/// Whether values of rows of `width` in `tensors` can be moved [`WIDE`] at once: all of a width that is a multiple, and at addresses
+/// that are multiples of 16 bytes. Memory begins at one on every device.
+pub(super) fn is_wide(width: usize, tensors: &[Option<&Tensor>]) -> bool {
+    let fits = |tensor: &&Tensor| {
+        (tensor.layout().start_offset() * tensor.dtype().size_in_bytes()).is_multiple_of(16)
+    };
+    width.is_multiple_of(WIDE) && tensors.iter().flatten().all(fits)
 }
 
 /// A tensor for a kernel to write.
@@ -210,12 +239,21 @@ impl Argument<'_> {
 }
 
 fn buffer(kernel: &str, device: &Device, tensor: &Tensor, access: Access) -> Result<Buffer> {
-    if !tensor.device().same_device(device) || !tensor.is_contiguous() {
+    if !tensor.device().same_device(device) {
+        let (here, there) = (device.location(), tensor.device().location());
+        // Its tensors are made on another stream, which nothing here waits for.
+        let opened_twice = if here == there {
+            ", opened a second time"
+        } else {
+            ""
+        };
+        bail!("{kernel}: expected tensors of {here:?}, found one of {there:?}{opened_twice}")
+    }
+    if !tensor.is_contiguous() {
         bail!(
-            "{kernel}: expected contiguous tensors on {:?}, found strides {:?} on {:?}",
-            device.location(),
-            tensor.stride(),
-            tensor.device().location()
+            "{kernel}: expected contiguous tensors, found {:?} with strides {:?}",
+            tensor.dims(),
+            tensor.stride()
         )
     }
     let start = match access {

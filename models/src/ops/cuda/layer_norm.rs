@@ -4,7 +4,7 @@ use candle_core::{DType, Result, Tensor, bail};
 
 use super::columns::Partials;
 use super::geometry;
-use super::launch::{Argument, Source, launch, typed, uninitialised};
+use super::launch::{Argument, Source, is_wide, launch, uninitialised, wide};
 use super::residual::Samples;
 use crate::ops::cpu::rows_and_width;
 use crate::ops::node::node3;
@@ -83,12 +83,13 @@ impl Norm {
         };
         let [first_chosen, first, tokens, tokens_of_second] = Samples::places(samples, rows);
         let device = x.device();
+        let parts = [Some(x), Some(&self.weight), Some(&self.bias)];
         let out = uninitialised((rows, width), dtype, device)?;
         let statistics = uninitialised((rows, 2), DType::F32, device)?;
         launch(
             device,
             Source::LayerNorm,
-            &typed("layer_norm_forward", dtype)?,
+            &wide("layer_norm_forward", dtype, is_wide(width, &parts))?,
             &geometry::warp_rows(rows),
             &[
                 Argument::Read(x),
@@ -124,6 +125,8 @@ impl Norm {
         };
         let partials = Partials::new(geometry.grid[0] as usize, 2 * width, grad)?;
         let [first_chosen, first, tokens, tokens_of_second] = Samples::places(samples, rows);
+        let (Into::Empty(target) | Into::Sum(target)) = &dx;
+        let parts = [Some(x), Some(&self.weight), Some(grad), Some(*target)];
         let (dx, add) = match dx {
             Into::Empty(dx) => (Argument::Write(dx), false),
             Into::Sum(dx) => (Argument::Change(dx), true),
@@ -131,7 +134,7 @@ impl Norm {
         launch(
             grad.device(),
             Source::LayerNorm,
-            &typed("layer_norm_backward", grad.dtype())?,
+            &wide("layer_norm_backward", grad.dtype(), is_wide(width, &parts))?,
             &geometry,
             &[
                 Argument::Read(x),

@@ -7,7 +7,7 @@
 //! public for training: its updates, its crops and what its teacher's logits become.
 //!
 //! Numbers: products in f32 or bf16, everything else in f32; no atomic additions, so results are the same every time. Nothing
-//! here waits for the GPU or brings values to the host.
+//! here waits for the GPU or brings values to the host: what the host knows goes there by `upload`.
 
 mod activation;
 mod assemble;
@@ -25,9 +25,11 @@ mod layer_norm;
 mod linear;
 mod normalise;
 pub mod optimizer;
+mod patches;
 mod residual;
 mod residual_stack;
 pub mod targets;
+mod upload;
 
 pub(super) use activation::{gelu, swiglu};
 pub(super) use assemble::assemble_tokens;
@@ -39,4 +41,6 @@ pub(super) use launch::{is_emulated, with_cpu_kernels};
 pub(super) use layer_norm::layer_norm;
 pub(super) use linear::linear;
 pub(super) use normalise::{l2_normalize, weight_norm};
+pub(super) use patches::patch_rows;
 pub(super) use residual_stack::residual_stack;
+pub use upload::upload;

@@ -5,6 +5,7 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::geometry::{self, PIECE};
 use super::launch::{Access, Argument, Source, launch, uninitialised};
+use super::upload::upload;
 
 /// One weight of a network, f32, and what a step does to it. Tensors are contiguous and change in place.
 #[derive(Debug, Clone)]
@@ -44,11 +45,59 @@ pub struct Moved<'a> {
     pub factors: [f32; 8],
 }
 
-/// Moves all weights and lets their followers follow, in one launch.
+/// What a launch over the same tensors needs again: how they are cut into pieces, and other numbers that stay from step to step. They
+/// lie on the device, and are made anew where the tensors are others.
+#[derive(Debug, Default)]
+pub struct Tables {
+    pieces: Option<Pieces>,
+    numbers: Vec<(Vec<u32>, Tensor)>,
+    most: Option<(f64, Tensor)>,
+}
+
+/// Lists of numbers that [`Tables`] keep at most.
+const MOST_LISTS: usize = 4;
+
+impl Tables {
+    fn pieces(&mut self, sizes: &[u32], device: &Device) -> Result<&Pieces> {
+        let known = self.pieces.take().filter(|known| known.is_of(sizes, device));
+        let pieces = match known {
+            Some(pieces) => pieces,
+            None => Pieces::new(sizes, device)?,
+        };
+        Ok(self.pieces.insert(pieces))
+    }
+
+    fn numbers(&mut self, numbers: Vec<u32>, device: &Device) -> Result<Tensor> {
+        let is_known =
+            |(known, on): &&(Vec<u32>, Tensor)| *known == numbers && on.device().same_device(device);
+        if let Some((_, known)) = self.numbers.iter().find(is_known) {
+            return Ok(known.clone());
+        }
+        if self.numbers.len() == MOST_LISTS {
+            self.numbers.remove(0);
+        }
+        let uploaded = upload(&numbers, numbers.len(), device)?;
+        self.numbers.push((numbers, uploaded.clone()));
+        Ok(uploaded)
+    }
+
+    fn most(&mut self, most: f64, device: &Device) -> Result<Tensor> {
+        let is_known =
+            |(known, on): &&(f64, Tensor)| known.total_cmp(&most).is_eq() && on.device().same_device(device);
+        if let Some((_, known)) = self.most.as_ref().filter(is_known) {
+            return Ok(known.clone());
+        }
+        let uploaded = upload(&[most], 1, device)?;
+        self.most = Some((most, uploaded.clone()));
+        Ok(uploaded)
+    }
+}
+
+/// Moves all weights and lets their followers follow, in one launch. `tables` are those of the call before, of the same weights.
 ///
 /// # Errors
 /// Tensors that are not f32, contiguous, of one shape for one weight, on one device with kernels; a group without its sum of squares.
-pub fn adamw(updates: &[AdamwUpdate], clip: Option<&Clip>) -> Result<()> {
+pub fn adamw(tables: &mut Tables, updates: &[AdamwUpdate], clip: Option<&Clip>) -> Result<()> {
     const NAME: &str = "adamw";
     let Some(device) = updates.first().map(|update| update.weights.device()) else {
         return Ok(());
@@ -90,15 +139,11 @@ pub fn adamw(updates: &[AdamwUpdate], clip: Option<&Clip>) -> Result<()> {
             }
         }
     }
-    let groups = clip.map(|_| {
-        Tensor::new(
-            updates.iter().map(|update| update.group).collect::<Vec<_>>(),
-            device,
-        )
-    });
-    let groups = groups.transpose()?;
-    let most = clip.map(|clip| Tensor::new(&[clip.most], device)).transpose()?;
-    let pieces = Pieces::new(updates.iter().map(|update| update.weights), device)?;
+    let groups = updates.iter().map(|update| update.group).collect();
+    let groups = clip.map(|_| tables.numbers(groups, device)).transpose()?;
+    let most = clip.map(|clip| tables.most(clip.most, device)).transpose()?;
+    let factors = upload(&factors, factors.len(), device)?;
+    let pieces = tables.pieces(&sizes(updates.iter().map(|update| update.weights))?, device)?;
     launch(
         device,
         Source::Optimizer,
@@ -106,7 +151,7 @@ pub fn adamw(updates: &[AdamwUpdate], clip: Option<&Clip>) -> Result<()> {
         &geometry::pieces(pieces.count),
         &[
             Argument::Table(table),
-            Argument::Read(&Tensor::new(factors, device)?),
+            Argument::Read(&factors),
             Argument::Read(&pieces.sizes),
             Argument::Read(&pieces.numbers),
             Argument::Optional(groups.as_ref()),
@@ -118,11 +163,12 @@ pub fn adamw(updates: &[AdamwUpdate], clip: Option<&Clip>) -> Result<()> {
     )
 }
 
-/// The sum of squares of each group of tensors, f64, in two launches: [G].
+/// The sum of squares of each group of tensors, f64, in two launches: [G]. `tables` are those of the call before, of tensors of
+/// the same sizes.
 ///
 /// # Errors
 /// Tensors that are not f32, contiguous and on one device with kernels.
-pub fn sums_of_squares(groups: &[Vec<&Tensor>], device: &Device) -> Result<Tensor> {
+pub fn sums_of_squares(tables: &mut Tables, groups: &[Vec<&Tensor>], device: &Device) -> Result<Tensor> {
     const NAME: &str = "squares_of_pieces";
     let tensors: Vec<&Tensor> = groups.iter().flatten().copied().collect();
     if tensors.is_empty() {
@@ -131,12 +177,13 @@ pub fn sums_of_squares(groups: &[Vec<&Tensor>], device: &Device) -> Result<Tenso
     if let Some(other) = tensors.iter().find(|tensor| tensor.dtype() != DType::F32) {
         bail!("{NAME}: expected f32, found {:?}", other.dtype())
     }
-    let pieces = Pieces::new(tensors.iter().copied(), device)?;
     let mut bounds = vec![0u32];
     for group in groups {
-        let count: usize = group.iter().map(|tensor| Pieces::of(tensor)).sum();
-        bounds.push(bounds[bounds.len() - 1] + count as u32);
+        let counts = sizes(group.iter().copied())?.into_iter().map(Pieces::of);
+        bounds.push(bounds[bounds.len() - 1] + counts.sum::<u32>());
     }
+    let bounds = tables.numbers(bounds, device)?;
+    let pieces = tables.pieces(&sizes(tensors.iter().copied())?, device)?;
     let partials = uninitialised(pieces.count, DType::F64, device)?;
     let entries = tensors.iter().map(|tensor| Some((*tensor, Access::Read)));
     launch(
@@ -159,7 +206,7 @@ pub fn sums_of_squares(groups: &[Vec<&Tensor>], device: &Device) -> Result<Tenso
         &geometry::warp_rows(groups.len()),
         &[
             Argument::Read(&partials),
-            Argument::Read(&Tensor::new(bounds, device)?),
+            Argument::Read(&bounds),
             Argument::Write(&sums),
             Argument::Count(groups.len()),
         ],
@@ -167,9 +214,24 @@ pub fn sums_of_squares(groups: &[Vec<&Tensor>], device: &Device) -> Result<Tenso
     Ok(sums)
 }
 
+/// Values of each of `tensors`.
+fn sizes<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Result<Vec<u32>> {
+    let size = |tensor: &Tensor| match u32::try_from(tensor.elem_count()) {
+        Ok(size) => Ok(size),
+        Err(_) => bail!(
+            "expected weights of at most {} values, found {:?}",
+            u32::MAX,
+            tensor.dims()
+        ),
+    };
+    tensors.map(size).collect()
+}
+
 /// Tensors cut into pieces, one for each block.
+#[derive(Debug)]
 struct Pieces {
     count: usize,
+    of: Vec<u32>,
     /// Values of each tensor.
     sizes: Tensor,
     /// For each piece, its tensor and its number within that.
@@ -177,27 +239,25 @@ struct Pieces {
 }
 
 impl Pieces {
-    fn new<'a>(tensors: impl Iterator<Item = &'a Tensor>, device: &Device) -> Result<Self> {
-        let (mut sizes, mut numbers) = (Vec::new(), Vec::new());
-        for (number, tensor) in (0u32..).zip(tensors) {
-            let Ok(size) = u32::try_from(tensor.elem_count()) else {
-                bail!(
-                    "expected weights of at most {} values, found {:?}",
-                    u32::MAX,
-                    tensor.dims()
-                )
-            };
-            sizes.push(size);
-            numbers.extend((0..Self::of(tensor) as u32).flat_map(|piece| [number, piece]));
+    fn new(of: &[u32], device: &Device) -> Result<Self> {
+        let mut numbers = Vec::new();
+        for (tensor, &size) in (0u32..).zip(of) {
+            numbers.extend((0..Self::of(size)).flat_map(|piece| [tensor, piece]));
         }
         Ok(Self {
             count: numbers.len() / 2,
-            sizes: Tensor::new(sizes, device)?,
-            numbers: Tensor::new(numbers, device)?,
+            of: of.to_vec(),
+            sizes: upload(of, of.len(), device)?,
+            numbers: upload(&numbers, numbers.len(), device)?,
         })
     }
 
-    fn of(tensor: &Tensor) -> usize {
-        tensor.elem_count().div_ceil(PIECE)
+    fn is_of(&self, sizes: &[u32], device: &Device) -> bool {
+        self.of == sizes && self.sizes.device().same_device(device)
+    }
+
+    /// The pieces of a tensor of `size` values.
+    fn of(size: u32) -> u32 {
+        size.div_ceil(PIECE as u32)
     }
 }

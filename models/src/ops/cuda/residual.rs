@@ -4,7 +4,8 @@ use candle_core::{DType, Device, Result, Tensor};
 
 use super::columns::Partials;
 use super::geometry::Chunked;
-use super::launch::{Argument, Source, launch, typed, uninitialised};
+use super::launch::{Argument, Source, is_wide, launch, strips, uninitialised};
+use super::upload::upload;
 use crate::ops::cpu::rows_and_width;
 use crate::ops::{BranchSamples, Packing};
 
@@ -47,7 +48,7 @@ impl Samples {
         if numbers.is_empty() {
             return Ok(sets.iter().map(|_| None).collect());
         }
-        let numbers = Tensor::new(numbers, device)?;
+        let numbers = upload(&numbers, numbers.len(), device)?;
         let mut start = 0;
         let mut next = |len: usize| {
             start += len;
@@ -87,13 +88,14 @@ impl Residual {
     /// `x + factor gamma (branch + bias)`: `x` [.., D], `branch` [the chosen samples' rows, D].
     pub(super) fn forward(&self, x: &Tensor, branch: &Tensor, samples: Option<&Samples>) -> Result<Tensor> {
         let (rows, width) = rows_and_width(NAME, x.shape())?;
-        let chunked = Chunked::new(rows, width);
+        let parts = [Some(x), Some(branch), Some(&self.bias), Some(&self.gamma)];
+        let chunked = Chunked::new(rows, width, is_wide(width, &parts));
         let [first_chosen, first, tokens, tokens_of_second] = Samples::places(samples, rows);
         let out = uninitialised(x.shape(), DType::F32, x.device())?;
         launch(
             x.device(),
             Source::Residual,
-            &typed("residual_forward", branch.dtype())?,
+            &strips("residual_forward", branch.dtype(), &chunked)?,
             &chunked.launch,
             &[
                 Argument::Read(x),
@@ -110,6 +112,7 @@ impl Residual {
                 tokens,
                 tokens_of_second,
                 Argument::Count(chunked.chunk_rows),
+                Argument::Count(chunked.across),
             ],
         )?;
         Ok(out)
@@ -123,14 +126,15 @@ impl Residual {
         samples: Option<&Samples>,
     ) -> Result<(Tensor, Tensor, Tensor)> {
         let (rows, width) = branch.dims2()?;
-        let chunked = Chunked::with_sums(rows, width);
+        let parts = [Some(grad), Some(branch), Some(&self.bias), Some(&self.gamma)];
+        let chunked = Chunked::with_sums(rows, width, is_wide(width, &parts));
         let [first_chosen, first, tokens, tokens_of_second] = Samples::places(samples, rows);
         let dbranch = uninitialised((rows, width), branch.dtype(), branch.device())?;
         let partials = Partials::new(chunked.chunks, 2 * width, branch)?;
         launch(
             grad.device(),
             Source::Residual,
-            &typed("residual_backward", branch.dtype())?,
+            &strips("residual_backward", branch.dtype(), &chunked)?,
             &chunked.launch,
             &[
                 Argument::Read(grad),
@@ -148,6 +152,7 @@ impl Residual {
                 tokens,
                 tokens_of_second,
                 Argument::Count(chunked.chunk_rows),
+                Argument::Count(chunked.across),
             ],
         )?;
         let (dgamma, dbias) = partials.two_sums()?;

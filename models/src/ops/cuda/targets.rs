@@ -5,7 +5,7 @@ use candle_core::{DType, Result, Tensor, bail};
 
 use super::columns::{Partials, column_sums};
 use super::geometry::{self, Chunked};
-use super::launch::{Argument, Source, launch, uninitialised};
+use super::launch::{Argument, Source, is_wide, launch, strips, uninitialised, wide};
 
 /// `softmax((logits - centre) inverse)` of every row, and the sums of the logits' columns [1, K]. `centre` has K values.
 ///
@@ -17,6 +17,7 @@ pub fn centred_softmax(logits: &Tensor, centre: &Tensor, inverse: f32) -> Result
     by_row(
         "targets_centred",
         logits,
+        Some(centre),
         &[
             Argument::Read(logits),
             Argument::Read(centre),
@@ -39,6 +40,7 @@ pub fn exponentials(logits: &Tensor, inverse: f32) -> Result<(Tensor, Tensor)> {
     by_row(
         "targets_exponentials",
         logits,
+        None,
         &[
             Argument::Read(logits),
             Argument::Write(&exponentials),
@@ -56,12 +58,12 @@ pub fn exponentials(logits: &Tensor, inverse: f32) -> Result<(Tensor, Tensor)> {
 /// As [`centred_softmax`].
 pub fn weighted_sums(exponentials: &Tensor, of_row: &Tensor) -> Result<Tensor> {
     let (rows, classes) = sizes("weighted sums", exponentials, &[(of_row, 0)])?;
-    let chunked = Chunked::with_sums(rows, classes);
+    let chunked = Chunked::with_sums(rows, classes, is_wide(classes, &[Some(exponentials)]));
     let partials = Partials::new(chunked.chunks, classes, exponentials)?;
     launch(
         exponentials.device(),
         Source::Targets,
-        "targets_weighted_sums",
+        &strips("targets_weighted_sums", DType::F32, &chunked)?,
         &chunked.launch,
         &[
             Argument::Read(exponentials),
@@ -70,6 +72,7 @@ pub fn weighted_sums(exponentials: &Tensor, of_row: &Tensor) -> Result<Tensor> {
             Argument::Count(rows),
             Argument::Count(classes),
             Argument::Count(chunked.chunk_rows),
+            Argument::Count(chunked.across),
         ],
     )?;
     partials.sums()?.reshape((1, classes))
@@ -85,6 +88,7 @@ pub fn row_scales(exponentials: &Tensor, of_prototype: &Tensor) -> Result<Tensor
     by_row(
         "targets_row_scales",
         exponentials,
+        Some(of_prototype),
         &[
             Argument::Read(exponentials),
             Argument::Read(of_prototype),
@@ -104,6 +108,7 @@ pub fn scale(exponentials: &Tensor, of_prototype: &Tensor) -> Result<()> {
     by_row(
         "targets_scaled",
         exponentials,
+        Some(of_prototype),
         &[
             Argument::Change(exponentials),
             Argument::Read(of_prototype),
@@ -112,12 +117,12 @@ pub fn scale(exponentials: &Tensor, of_prototype: &Tensor) -> Result<()> {
     )
 }
 
-fn by_row(kernel: &str, matrix: &Tensor, arguments: &[Argument]) -> Result<()> {
-    let rows = matrix.dim(0)?;
+fn by_row(kernel: &str, matrix: &Tensor, vector: Option<&Tensor>, arguments: &[Argument]) -> Result<()> {
+    let (rows, classes) = matrix.dims2()?;
     launch(
         matrix.device(),
         Source::Targets,
-        kernel,
+        &wide(kernel, DType::F32, is_wide(classes, &[Some(matrix), vector]))?,
         &geometry::block_rows(rows),
         arguments,
     )

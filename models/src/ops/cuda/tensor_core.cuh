@@ -36,23 +36,6 @@ __device__ inline void load_transposed(unsigned (&matrices)[4], const bf16 *row)
                  : "memory");
 }
 
-// Eight values at once. Their address is a multiple of 16 bytes.
-__device__ inline void load_eight(unsigned (&pairs)[4], const bf16 *values) {
-    const uint4 loaded = *reinterpret_cast<const uint4 *>(values);
-    pairs[0] = loaded.x, pairs[1] = loaded.y, pairs[2] = loaded.z, pairs[3] = loaded.w;
-}
-
-__device__ inline void store_eight(bf16 *values, const unsigned (&pairs)[4]) {
-    *reinterpret_cast<uint4 *>(values) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
-}
-
-// Two values rounded to nearest, ties to even.
-__device__ inline unsigned rounded_pair(float first, float second) {
-    unsigned pair;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
-    return pair;
-}
-
 __device__ inline void store_pair(bf16 *values, unsigned pair) { *reinterpret_cast<unsigned *>(values) = pair; }
 
 // 2^x, to about two units in the last place.
@@ -62,7 +45,3 @@ __device__ inline float power_of_two(float x) {
     return power;
 }
 #endif
-
-__device__ inline float first_of(unsigned pair) { return __uint_as_float(pair << 16); }
-
-__device__ inline float second_of(unsigned pair) { return __uint_as_float(pair & 0xffff0000u); }

@@ -1,7 +1,8 @@
 //! The scale-invariant loss of logarithms (Eigen et al. 2014) as dinov2's depth heads train by it (`SigLoss`):
 //! `sqrt(var(g) + 0.15 mean(g)^2)` with `g = ln(depth + 1e-3) - ln(truth + 1e-3)` over the valid pixels of a batch, the
 //! variance with n - 1. In the first iterations only the second term counts. The reference adds half a `GradientLoss`, which
-//! as published differs along the batch instead of along the image, and is left out here.
+//! as published takes differences between every third image of a batch instead of every third pixel; of the two images of a
+//! process that its recipe has, it is 0. It is left out here.
 
 use rayon::prelude::*;
 
@@ -22,9 +23,12 @@ pub(super) struct SigLoss<'a> {
     pub to_pixels: &'a Bilinear,
     /// True depth of every window's pixels, `[n, rows, columns]`.
     pub depths: &'a [f32],
+    /// Depths that count, above the first and at most the second.
     pub range: (f32, f32),
+    /// Windows whose pixels share mean and variance, one after the other in a batch; the loss is the mean over such groups.
+    pub together: usize,
     /// Iterations in which only the mean counts.
-    pub warmup: usize,
+    pub mean_only: usize,
 }
 
 /// Number, mean and sum of squared deviations of the differences of logarithms.
@@ -82,21 +86,36 @@ fn difference(predicted: f32, truth: f32) -> f64 {
 
 impl Loss for SigLoss<'_> {
     fn gradient(&self, windows: &[usize], logits: &mut [Vec<f32>], iteration: usize) -> f64 {
+        let together = self.together.min(windows.len()).max(1);
+        let share = 1.0 / windows.len().div_ceil(together) as f64;
+        let with_variance = if iteration < self.mean_only { 0.0 } else { 1.0 };
+        let values: Vec<f64> = windows
+            .par_chunks(together)
+            .zip(logits.par_chunks_mut(together))
+            .map(|(windows, logits)| self.of_group(windows, logits, with_variance, share))
+            .collect();
+        values.iter().sum::<f64>() * share
+    }
+}
+
+impl SigLoss<'_> {
+    /// The loss of windows taken together; their logits are replaced by its gradient times `share`.
+    fn of_group(&self, windows: &[usize], logits: &mut [Vec<f32>], with_variance: f64, share: f64) -> f64 {
         let predicted: Vec<Vec<f32>> = logits
             .par_iter()
             .map(|logits| self.to_pixels.resize(&self.bins.depths(logits), 1))
             .collect();
         let moments = self.moments(windows, &predicted);
         let (n, freedom) = (moments.n as f64, moments.n.saturating_sub(1).max(1) as f64);
-        let with_variance = if iteration < self.warmup { 0.0 } else { 1.0 };
         let square = with_variance * moments.squares / freedom + MEAN_WEIGHT * moments.mean * moments.mean;
         if square < SMALLEST {
             logits.iter_mut().for_each(|logits| logits.fill(0.0));
             return square.sqrt();
         }
         let value = square.sqrt();
+        let scale = share / value;
         let of_difference =
-            |g: f64| (with_variance * (g - moments.mean) / freedom + MEAN_WEIGHT * moments.mean / n) / value;
+            |g: f64| (with_variance * (g - moments.mean) / freedom + MEAN_WEIGHT * moments.mean / n) * scale;
         windows
             .par_iter()
             .zip(&predicted)
@@ -136,7 +155,8 @@ mod tests {
             to_pixels: &one,
             depths: &[4.0, 1.0, 0.0, 8.0],
             range: (0.0, 5.0),
-            warmup: 1,
+            together: usize::MAX,
+            mean_only: 1,
         };
         // Both patches of both windows say 2; two pixels are valid.
         let logits = vec![vec![0.0; 4]; 2];
@@ -151,6 +171,9 @@ mod tests {
         let mut nothing = vec![vec![1.0; 4]];
         assert_eq!(loss.gradient(&[1], &mut nothing, 1), 0.0);
         assert_eq!(nothing[0], [0.0; 4]);
+        // Each window by itself: the mean of the first's loss and 0.
+        let alone = SigLoss { together: 1, ..loss };
+        assert!((alone.gradient(&[0, 1], &mut logits.clone(), 1) - expected / 2.0).abs() < 1e-7);
     }
 
     #[test]
@@ -169,17 +192,18 @@ mod tests {
             })
             .collect();
         let bins = Bins::new(6, (0.5, 4.0), (2, 3), (5, 6));
-        let loss = SigLoss {
-            bins: &bins,
-            to_pixels: &Bilinear::new(bins.fine(), (5, 6)),
-            depths: &depths,
-            range: (0.1, 4.0),
-            warmup: 1,
-        };
-        for iteration in [0, 1] {
+        for (together, iteration) in [(usize::MAX, 0), (usize::MAX, 1), (1, 1)] {
+            let loss = SigLoss {
+                bins: &bins,
+                to_pixels: &Bilinear::new(bins.fine(), (5, 6)),
+                depths: &depths,
+                range: (0.1, 4.0),
+                together,
+                mean_only: 1,
+            };
             let error = gradient_error(&features, &[0, 1], 6, &loss, iteration);
             // relu has corners that a difference may straddle
-            assert!(error < 2e-2, "{iteration}: {error}");
+            assert!(error < 2e-2, "{together}, {iteration}: {error}");
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Linear depth (dinov2 `hub/depthers.py` and its depth evaluation): a 1x1 convolution on frozen patch features gives each
-//! patch a distribution over bins of depth, whose mean is the depth; trained by the scale-invariant loss, scored by root
-//! mean square error, absolute relative error and delta1 beside the mean depth of the training pixels.
+//! patch a distribution over bins of depth, whose mean is the depth; trained by the scale-invariant loss, scored by
+//! [`DepthErrors`] beside the mean depth of the training pixels.
 
 mod bins;
 mod loss;
@@ -13,8 +13,9 @@ use serde_json::{Value, json};
 
 use self::bins::Bins;
 use self::loss::SigLoss;
-use super::head::{Decay, Head};
+use super::head::Head;
 use super::learning_rate::{Common, Trial};
+use super::recipe::{Decay, Normalisation, Protocol, Recipe, Start};
 use super::{Bilinear, PatchFeatures, check_windows};
 use crate::metrics::depth::{DepthErrors, valid};
 use crate::protocols::scores::first_best;
@@ -25,19 +26,48 @@ const WARMUP: f64 = 12_800.0 / 38_400.0;
 /// Iterations in which the loss sees only the mean, as in the reference, but never more than a quarter of all.
 const MEAN_ONLY: usize = 100;
 
+const FAST: Recipe = Recipe {
+    normalisation: Normalisation::AllPatches,
+    start: Start::Normal,
+    decays_all: false,
+    warmup: WARMUP,
+    warmup_ratio: 1e-6,
+    decay: Decay::Cosine,
+    least: 0.0,
+    clip: None,
+    cycles: false,
+};
+/// The reference's: features as they are, torch's initial weights, AdamW's decay on the biases too, its momentum in a cycle,
+/// and a limit to the gradient's norm.
+const PAPER: Recipe = Recipe {
+    normalisation: Normalisation::None,
+    start: Start::Uniform,
+    decays_all: true,
+    warmup: WARMUP,
+    warmup_ratio: 1e-3,
+    decay: Decay::Cosine,
+    least: 1e-8,
+    clip: Some(35.0),
+    cycles: true,
+};
+/// Images of one process in the reference's recipe: its loss is the mean over these groups.
+const TOGETHER: usize = 2;
+
 /// Settings of `eval depth`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DepthConfig {
+    /// Whose training; [`Protocol::Fast`] by default. Defaults below are its; in brackets those of [`Protocol::Paper`].
+    pub protocol: Protocol,
     /// Least and greatest depth of the bins, which also bound the true depths that count: above the first, at most the
     /// second. 0.001 and 10 by default (NYU; KITTI has 80).
     pub range: (f32, f32),
     /// Number of bins, 256 by default.
     pub bins: usize,
-    /// Learning rates to choose among; 1e-4 (the reference's), 1e-3 and 1e-2 by default.
+    /// Learning rates to choose among, one for no choice; 1e-4, 1e-3 and 1e-2 by default (1e-4).
     pub learning_rates: Vec<f64>,
     /// AdamW's decay of the weights, 0.01 by default.
     pub weight_decay: f64,
-    /// Steps of AdamW, 2,000 by default.
+    /// Steps of AdamW, 2,000 by default (38,400).
     pub iterations: usize,
     /// Windows of one step, 16 by default.
     pub batch_size: usize,
@@ -52,6 +82,7 @@ pub struct DepthConfig {
 impl Default for DepthConfig {
     fn default() -> Self {
         Self {
+            protocol: Protocol::Fast,
             range: (1e-3, 10.0),
             bins: 256,
             learning_rates: vec![1e-4, 1e-3, 1e-2],
@@ -66,16 +97,41 @@ impl Default for DepthConfig {
 }
 
 impl DepthConfig {
+    /// The defaults of a protocol.
+    pub fn of(protocol: Protocol) -> Self {
+        match protocol {
+            Protocol::Fast => Self::default(),
+            Protocol::Paper => Self {
+                protocol,
+                learning_rates: vec![1e-4],
+                iterations: 38_400,
+                ..Self::default()
+            },
+        }
+    }
+
     fn common(&self) -> Common<'_> {
         Common {
+            protocol: self.protocol,
             learning_rates: &self.learning_rates,
             weight_decay: self.weight_decay,
             iterations: self.iterations,
             batch_size: self.batch_size,
             val_fraction: self.val_fraction,
             seed: self.seed,
-            warmup: WARMUP,
-            decay: Decay::Cosine,
+            recipe: match self.protocol {
+                Protocol::Fast => FAST,
+                Protocol::Paper => PAPER,
+            },
+        }
+    }
+
+    /// The depths that the loss counts, the pixels of how many windows it takes together, and the iterations in which only
+    /// the mean counts.
+    fn of_loss(&self) -> ((f32, f32), usize, usize) {
+        match self.protocol {
+            Protocol::Fast => (self.range, usize::MAX, MEAN_ONLY.min(self.iterations / 4)),
+            Protocol::Paper => ((0.0, f32::INFINITY), TOGETHER, MEAN_ONLY),
         }
     }
 
@@ -169,24 +225,23 @@ impl DepthEstimator {
         let common = config.common();
         let bins = Bins::new(config.bins, config.range, train.features.grid(), train.size);
         let to_pixels = Bilinear::new(bins.fine(), train.size);
+        let (range, together, mean_only) = config.of_loss();
         let loss = SigLoss {
             bins: &bins,
             to_pixels: &to_pixels,
             depths: &train.depths,
-            range: config.range,
-            warmup: MEAN_ONLY.min(config.iterations / 4),
+            range,
+            together,
+            mean_only,
         };
         let head = |windows: &[usize], learning_rate: f64| {
             let training = common.training(learning_rate);
             Head::train(&train.features, windows, config.bins, &loss, &training)
         };
-        let (fit, held_out) = common.split(&train.image_of)?;
-        let trial = |&learning_rate: &f64| Trial {
-            learning_rate,
-            held_out: rmse(&head(&fit, learning_rate), train, &held_out, &loss),
-        };
-        let trials: Vec<Trial> = config.learning_rates.iter().map(trial).collect();
-        let chosen = first_best(trials.iter().map(|trial| -trial.held_out));
+        let trials = common.trials(&train.image_of, |learning_rate, fit, held_out| {
+            rmse(&head(fit, learning_rate), train, held_out, &loss, config.range)
+        })?;
+        let chosen = first_best(trials.iter().map(|trial| -trial.held_out.unwrap_or(0.0)));
         let all: Vec<usize> = (0..train.features.len()).collect();
         let head = head(&all, trials[chosen].learning_rate);
         Ok(Self {
@@ -217,10 +272,19 @@ impl DepthEstimator {
     }
 
     fn settings(&self, config: &DepthConfig) -> Value {
-        let mut settings = config.common().settings(&self.trials, self.chosen);
-        settings["head"] = json!("1x1 convolution to bins on standardised patches, read four times finer");
-        settings["loss"] = json!("SigLoss, without the reference's gradient term");
-        settings["optimizer"] = json!("AdamW, warm-up over a third, cosine to 0");
+        let words = match config.protocol {
+            Protocol::Fast => [
+                "1x1 convolution to bins on standardised patches, read four times finer",
+                "SigLoss of a batch, without the reference's gradient term",
+                "AdamW, warm-up over a third, cosine to 0",
+            ],
+            Protocol::Paper => [
+                "1x1 convolution to bins on patches as they are, read four times finer",
+                "SigLoss of two windows, without the reference's gradient term, which is 0 for two images",
+                "AdamW, momentum from 0.95 to 0.85 and back, gradients up to a norm of 35, warm-up over a third, cosine to 0",
+            ],
+        };
+        let mut settings = config.common().settings(&self.trials, self.chosen, words);
         settings["bins"] = json!(config.bins);
         settings["min_depth"] = json!(config.range.0);
         settings["max_depth"] = json!(config.range.1);
@@ -232,14 +296,14 @@ impl DepthEstimator {
 }
 
 /// Mean over training windows of a head's root mean square error.
-fn rmse(head: &Head, train: &DepthData, windows: &[usize], loss: &SigLoss<'_>) -> f64 {
+fn rmse(head: &Head, train: &DepthData, windows: &[usize], loss: &SigLoss<'_>, range: (f32, f32)) -> f64 {
     let pixels = train.size.0 * train.size.1;
     let errors: Vec<Option<f64>> = windows
         .par_iter()
         .map(|&window| {
             let depths = loss.bins.depths(&head.logits(train.features.window(window)));
             let truth = &train.depths[window * pixels..(window + 1) * pixels];
-            let found = DepthErrors::of(&loss.to_pixels.resize(&depths, 1), truth, loss.range);
+            let found = DepthErrors::of(&loss.to_pixels.resize(&depths, 1), truth, range);
             found.map(|errors| errors.rmse)
         })
         .collect();

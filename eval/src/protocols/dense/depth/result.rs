@@ -64,28 +64,22 @@ impl DepthResult {
         (mean, bootstrap_mean(&values, &self.bootstrap))
     }
 
-    /// The result as a table: `head` (`linear`, then `mean`: the mean training depth everywhere), and `rmse`, `abs_rel` and
-    /// `delta1`, each with `_low` and `_high`.
+    /// The result as a table: `head` (`linear`, then `mean`: the mean training depth everywhere), and of each of
+    /// [`DepthErrors::NAMES`] its mean over the images with `_low` and `_high`.
     ///
     /// # Errors
     /// Whatever Polars has against the columns; none is known.
     pub fn to_eval_result(&self) -> Result<EvalResult> {
-        type Of = fn(&DepthErrors) -> f64;
-        let errors: [(&str, Of); 3] = [
-            ("rmse", |errors| errors.rmse),
-            ("abs_rel", |errors| errors.abs_rel),
-            ("delta1", |errors| errors.delta1),
-        ];
         let mut columns = vec![Column::new("head".into(), ["linear", "mean"])];
-        for (name, of) in errors {
+        for (place, name) in DepthErrors::NAMES.iter().enumerate() {
             let both = [
-                self.mean(|image| of(&image.head)),
-                self.mean(|image| of(&image.mean)),
+                self.mean(|image| image.head.values()[place]),
+                self.mean(|image| image.mean.values()[place]),
             ];
             let column = |name: String, value: fn(&(f64, Interval)) -> f64| {
                 Column::new(name.into(), both.iter().map(value).collect::<Vec<_>>())
             };
-            columns.push(column(name.to_owned(), |found| found.0));
+            columns.push(column((*name).to_owned(), |found| found.0));
             columns.push(column(format!("{name}_low"), |found| found.1.low));
             columns.push(column(format!("{name}_high"), |found| found.1.high));
         }

@@ -146,3 +146,62 @@ fn no_valid_test_pixel_is_an_error() {
         "{error}"
     );
 }
+
+/// Steps of the reference's head, losses, schedule, momentum and clip (`tests/fixtures/make_reference.py`), from its weights.
+#[test]
+fn the_papers_training_is_the_references() {
+    use crate::protocols::dense::head::{Layer, Training};
+    use crate::testing::{assert_near, reference};
+
+    let expected = reference("depth");
+    let (grid, size, dim) = (
+        expected.pair("grid"),
+        expected.pair("size"),
+        expected.count("dim"),
+    );
+    let features = PatchFeatures::new(expected.f32s("features"), grid, dim).unwrap();
+    let (depths, bins) = (expected.f32s("depths"), expected.count("bins"));
+    let paper = DepthConfig {
+        bins,
+        iterations: expected.count("iterations"),
+        weight_decay: expected.number("weight_decay"),
+        ..DepthConfig::of(Protocol::Paper)
+    };
+    let bins = Bins::new(bins, paper.range, grid, size);
+    let to_pixels = Bilinear::new(bins.fine(), size);
+    let (range, together, mean_only) = paper.of_loss();
+    assert_eq!((together, mean_only), (expected.count("windows"), MEAN_ONLY));
+    let loss = SigLoss {
+        bins: &bins,
+        to_pixels: &to_pixels,
+        depths: &depths,
+        range,
+        together,
+        mean_only: expected.count("warmup"),
+    };
+    let training = Training {
+        recipe: Recipe {
+            clip: Some(expected.number("clip")),
+            ..paper.common().recipe
+        },
+        ..paper.common().training(expected.number("learning_rate"))
+    };
+    let windows = [0, 1];
+    let mut layer = Layer::new(&features, &windows, paper.bins, 0, &training.recipe);
+    let start = expected.of("start");
+    layer.set(start.f32s("weights"), start.f32s("biases"));
+    let losses = layer.train(&features, &loss, &training, |batch| {
+        *batch = windows.to_vec();
+    });
+    let losses: Vec<f32> = losses.iter().map(|&loss| loss as f32).collect();
+    assert_near(&losses, &expected.f32s("losses"), 1e-5, "losses");
+    // What is left out is 0 for the two images of a process.
+    assert!(expected.f32s("gradient_losses").iter().all(|&loss| loss == 0.0));
+    let head = layer.head();
+    let end = expected.of("end");
+    let (weights, biases) = head.parameters();
+    assert_near(weights, &end.f32s("weights"), 1e-4, "weights");
+    assert_near(biases, &end.f32s("biases"), 1e-4, "biases");
+    let maps = windows.map(|window| bins.depths(&head.logits(features.window(window))));
+    assert_near(&maps.concat(), &expected.f32s("predicted"), 1e-4, "depths");
+}

@@ -6,13 +6,15 @@ use super::super::head::Loss;
 use super::super::upsample::Bilinear;
 use crate::metrics::iou::VOID;
 
-/// Mean cross-entropy over the labelled pixels of a batch.
+/// Mean cross-entropy over the pixels of a batch.
 pub(super) struct PixelCrossEntropy<'a> {
     /// From the grid of patches to the pixels of a window.
     pub to_pixels: &'a Bilinear,
     /// `[n, rows, columns]` of every window.
     pub labels: &'a [u8],
     pub classes: usize,
+    /// Whether the sum over the labelled pixels is divided by all pixels, as mmseg's heads have it, and not by the labelled.
+    pub over_all: bool,
 }
 
 impl PixelCrossEntropy<'_> {
@@ -63,13 +65,13 @@ fn cross_entropy(z: &mut [f32], label: usize, scale: f32) -> f32 {
 
 impl Loss for PixelCrossEntropy<'_> {
     fn gradient(&self, windows: &[usize], logits: &mut [Vec<f32>], _iteration: usize) -> f64 {
-        let labelled = |&window: &usize| {
+        let counted = |&window: &usize| {
             self.labels_of(window)
                 .iter()
-                .filter(|&&label| label != VOID)
+                .filter(|&&label| self.over_all || label != VOID)
                 .count()
         };
-        let pixels: usize = windows.par_iter().map(labelled).sum();
+        let pixels: usize = windows.par_iter().map(counted).sum();
         let scale = 1.0 / pixels.max(1) as f64;
         let losses: Vec<f64> = windows
             .par_iter()
@@ -100,6 +102,7 @@ mod tests {
             to_pixels: &Bilinear::new((2, 3), (5, 4)),
             labels: &labels,
             classes: 4,
+            over_all: false,
         };
         let error = gradient_error(&features, &[0, 1], 4, &loss, 0);
         assert!(error < 2e-3, "{error}");
@@ -111,6 +114,7 @@ mod tests {
             to_pixels: &Bilinear::new((1, 2), (1, 2)),
             labels: &[1, VOID, VOID, VOID],
             classes: 2,
+            over_all: false,
         };
         let mut logits = vec![vec![0.0, 3f32.ln(), 5.0, 7.0], vec![1.0; 4]];
         let value = loss.gradient(&[0, 1], &mut logits, 0);
@@ -120,5 +124,13 @@ mod tests {
         assert!(logits[0][2..].iter().chain(&logits[1]).all(|&g| g == 0.0));
         let mut nothing = vec![vec![1.0; 4]];
         assert_eq!(loss.gradient(&[1], &mut nothing, 0), 0.0);
+        // One of four pixels.
+        let over_all = PixelCrossEntropy {
+            over_all: true,
+            ..loss
+        };
+        let mut logits = vec![vec![0.0, 3f32.ln(), 5.0, 7.0], vec![1.0; 4]];
+        assert!((over_all.gradient(&[0, 1], &mut logits, 0) - value / 4.0).abs() < 1e-6);
+        assert!((logits[0][0] - 0.0625).abs() < 1e-6, "{logits:?}");
     }
 }

@@ -165,3 +165,68 @@ fn the_first_of_equal_logits_is_the_class() {
     assert_eq!(class_of(&[0.5, 0.7, 0.7]), 1);
     assert_eq!(class_of(&[f32::NAN, 0.0]), 0);
 }
+
+/// Steps of the reference's head and mmseg's loss, schedule and optimizer (`tests/fixtures/make_reference.py`), from its
+/// weights.
+#[test]
+fn the_papers_training_is_the_references() {
+    use crate::protocols::dense::head::Layer;
+    use crate::testing::{assert_near, reference};
+
+    let expected = reference("segmentation");
+    let (grid, size, dim) = (
+        expected.pair("grid"),
+        expected.pair("size"),
+        expected.count("dim"),
+    );
+    let features = PatchFeatures::new(expected.f32s("features"), grid, dim).unwrap();
+    let classes = expected.count("classes");
+    let paper = SegmentConfig {
+        iterations: expected.count("iterations"),
+        weight_decay: expected.number("weight_decay"),
+        ..SegmentConfig::of(Protocol::Paper)
+    };
+    let loss = PixelCrossEntropy {
+        to_pixels: &Bilinear::new(grid, size),
+        labels: &expected.of("labels").bytes(),
+        classes,
+        over_all: true,
+    };
+    let training = paper.common().training(expected.number("learning_rate"));
+    let windows: Vec<usize> = (0..expected.count("windows")).collect();
+    let mut layer = Layer::new(&features, &windows, classes, 0, &training.recipe);
+    layer.set(expected.f32s("start"), vec![0.0; classes]);
+    let losses = layer.train(&features, &loss, &training, |batch| batch.clone_from(&windows));
+    let losses: Vec<f32> = losses.iter().map(|&loss| loss as f32).collect();
+    assert_near(&losses, &expected.f32s("losses"), 1e-5, "losses");
+    let head = layer.head();
+    let logits: Vec<f32> = windows
+        .iter()
+        .flat_map(|&window| head.logits(features.window(window)))
+        .collect();
+    assert_near(&logits, &expected.f32s("logits"), 1e-4, "logits");
+}
+
+#[test]
+fn the_paper_has_one_rate_and_no_held_out_images() {
+    let config = SegmentConfig {
+        iterations: 3,
+        bootstrap_resamples: 0,
+        ..SegmentConfig::of(Protocol::Paper)
+    };
+    let segmenter = Segmenter::fit(&data(), &names(3), &config).unwrap();
+    let settings = segmenter.settings(&config);
+    assert_eq!(
+        (
+            &settings["protocol"],
+            &settings["selected_on"],
+            &settings["learning_rate"]
+        ),
+        (
+            &"paper".into(),
+            &"nothing: one learning rate".into(),
+            &0.001.into()
+        )
+    );
+    assert_eq!(SegmentConfig::of(Protocol::Paper).iterations, 40_000);
+}
