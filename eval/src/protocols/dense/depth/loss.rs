@@ -204,8 +204,19 @@ mod tests {
     }
 
     impl Oracle {
-        fn loss(&self, windows: &[Vec<f64>], truth: &[f32], bins: &[f64], warm: bool) -> f64 {
-            let pixels = self.to_pixels.len();
+        /// The mean over groups of `together` windows, of the mean alone or with the variance.
+        fn loss(&self, windows: &[Vec<f64>], truth: &[f32], together: usize, mean_only: bool) -> f64 {
+            let groups = windows
+                .chunks(together)
+                .zip(truth.chunks(together * self.to_pixels.len()));
+            let losses: Vec<f64> = groups
+                .map(|(windows, truth)| self.of_group(windows, truth, mean_only))
+                .collect();
+            losses.iter().sum::<f64>() / losses.len() as f64
+        }
+
+        fn of_group(&self, windows: &[Vec<f64>], truth: &[f32], mean_only: bool) -> f64 {
+            let (pixels, bins) = (self.to_pixels.len(), &self.depths);
             let mut differences = Vec::new();
             for (window, logits) in windows.iter().enumerate() {
                 let fine = self.to_fine.iter().map(|weights| {
@@ -239,7 +250,7 @@ mod tests {
             let n = differences.len() as f64;
             let mean = differences.iter().sum::<f64>() / n;
             let variance = differences.iter().map(|g| (g - mean).powi(2)).sum::<f64>() / (n - 1.0);
-            (if warm { 0.0 } else { variance } + 0.15 * mean * mean).sqrt()
+            (if mean_only { 0.0 } else { variance } + 0.15 * mean * mean).sqrt()
         }
     }
 
@@ -250,13 +261,6 @@ mod tests {
         let bins = Bins::new(count, (0.5, 4.0), grid, size);
         let to_pixels = Bilinear::new(bins.fine(), size);
         let truth = made(60, 0.4, |x| if x.fract() > 0.75 { 0.0 } else { 1.5 + x.sin() });
-        let loss = SigLoss {
-            bins: &bins,
-            to_pixels: &to_pixels,
-            depths: &truth,
-            range: (0.1, 4.0),
-            warmup: 1,
-        };
         let oracle = Oracle {
             to_fine: weights(&Bilinear::new(grid, bins.fine())),
             to_pixels: weights(&to_pixels),
@@ -273,14 +277,22 @@ mod tests {
             .iter()
             .map(|window| window.iter().map(|&x| f64::from(x)).collect())
             .collect();
-        for iteration in [0, 1] {
-            let value = |at: &[Vec<f64>]| oracle.loss(at, &truth, &oracle.depths, iteration == 0);
+        for (together, iteration) in [(2, 0), (2, 1), (1, 1)] {
+            let loss = SigLoss {
+                bins: &bins,
+                to_pixels: &to_pixels,
+                depths: &truth,
+                range: (0.1, 4.0),
+                together,
+                mean_only: 1,
+            };
+            let value = |at: &[Vec<f64>]| oracle.loss(at, &truth, together, iteration == 0);
             let mut found = logits.clone();
             let of_found = loss.gradient(&[0, 1], &mut found, iteration);
             let expected = value(&doubles);
             assert!(
                 (of_found - expected).abs() < 1e-6 * expected,
-                "{of_found}, expected {expected}"
+                "{together}, {iteration}: {of_found}, expected {expected}"
             );
             let mut differences = Vec::new();
             for (window, place) in (0..2).flat_map(|window| (0..36).map(move |place| (window, place))) {
@@ -292,11 +304,11 @@ mod tests {
                 differences.push((moved(1e-6) - moved(-1e-6)) / 2e-6);
             }
             let largest = differences.iter().fold(0.0f64, |most, g| most.max(g.abs()));
-            assert!(largest > 1e-3, "{largest}");
+            assert!(largest > 1e-3, "{together}, {iteration}: {largest}");
             for (place, (found, expected)) in found.iter().flatten().zip(&differences).enumerate() {
                 assert!(
                     (f64::from(*found) - expected).abs() < 1e-5 * largest,
-                    "{iteration}, {place}: {found}, expected {expected}"
+                    "{together}, {iteration}, {place}: {found}, expected {expected}"
                 );
             }
         }
