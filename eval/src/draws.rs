@@ -108,7 +108,7 @@ mod tests {
     /// The intervals of a few-shot result draw their resamples by the same seed, resample t from stream t.
     #[test]
     fn few_shot_draws_are_not_what_resamples_draw() {
-        let labels = vec![0; 1000];
+        let labels = [0; 1000];
         let mut seen = Vec::new();
         for number in 0..4 {
             let mut resample = ChaCha8Rng::seed_from_u64(5);
