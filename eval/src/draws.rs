@@ -4,6 +4,8 @@ use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use crate::rng::stream;
+
 /// Streams of the seed, one an epoch, from here on.
 const ORDER_STREAM: u64 = 1 << 32;
 
@@ -52,8 +54,8 @@ impl<'a> Order<'a> {
     }
 }
 
-/// Up to `n` rows of each class, drawn without replacement class after class; ascending, so that ties between equal
-/// similarities rank as in the whole set.
+/// Up to `n` rows of each class for few-shot draw `number` of `seed`, without replacement, class after class; ascending, so that ties
+/// between equal similarities rank as in the whole set.
 pub(crate) fn draw_per_class(
     labels: &[u32],
     n_classes: usize,
@@ -65,8 +67,7 @@ pub(crate) fn draw_per_class(
     for (row, &label) in labels.iter().enumerate() {
         members[label as usize].push(row);
     }
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    rng.set_stream(number);
+    let mut rng = stream(seed, "few-shot", number);
     let mut chosen = Vec::new();
     for rows in &mut members {
         let (drawn, _) = rows.partial_shuffle(&mut rng, n);
@@ -102,6 +103,25 @@ mod tests {
             assert_eq!(epoch, rows);
         }
         assert_ne!(seen[..7], seen[7..14]);
+    }
+
+    /// The intervals of a few-shot result draw their resamples by the same seed, resample t from stream t.
+    #[test]
+    fn few_shot_draws_are_not_what_resamples_draw() {
+        let labels = [0; 1000];
+        let mut seen = Vec::new();
+        for number in 0..4 {
+            let mut resample = ChaCha8Rng::seed_from_u64(5);
+            resample.set_stream(number);
+            let mut rows: Vec<usize> = (0..labels.len()).collect();
+            let mut as_resampled = rows.partial_shuffle(&mut resample, 20).0.to_vec();
+            as_resampled.sort_unstable();
+            let found = draw_per_class(&labels, 1, 20, 5, number);
+            assert_eq!(found.len(), 20);
+            assert_ne!(found, as_resampled, "{number}");
+            assert!(!seen.contains(&found), "{number}");
+            seen.push(found);
+        }
     }
 
     #[test]

@@ -13,6 +13,8 @@ mod harness;
 mod hostile_folder;
 mod identity;
 mod index;
+#[cfg(unix)]
+mod kills;
 mod labels;
 mod limits;
 mod modes;

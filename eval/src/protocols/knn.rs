@@ -35,7 +35,7 @@ pub struct KnnConfig {
     pub n_per_class: Option<usize>,
     /// Few-shot: how many draws to average, 1 by default.
     pub n_tries: usize,
-    /// Seed of the draws (draw t uses stream t of ChaCha8) and of the intervals; 0 by default.
+    /// Seed of the draws (draw t is number t of the stream `few-shot`) and of the intervals; 0 by default.
     pub seed: u64,
     /// Resamples of the 95 % bootstrap interval of top-1, 1,000 by default; 0 leaves the interval out.
     pub bootstrap_resamples: usize,

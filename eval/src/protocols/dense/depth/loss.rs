@@ -176,6 +176,144 @@ mod tests {
         assert!((alone.gradient(&[0, 1], &mut logits.clone(), 1) - expected / 2.0).abs() < 1e-7);
     }
 
+    /// `of` at `count` places, `step` apart.
+    fn made(count: usize, step: f32, of: impl Fn(f32) -> f32) -> Vec<f32> {
+        (0..count).map(|i| of(i as f32 * step)).collect()
+    }
+
+    /// The loss from its formula in f64. A resize is linear: what it makes of each single pixel tells what it makes of all.
+    struct Oracle {
+        /// Weight of each of the coarse places for each of the fine ones, and of these for each pixel.
+        to_fine: Vec<Vec<f64>>,
+        to_pixels: Vec<Vec<f64>>,
+        depths: Vec<f64>,
+    }
+
+    fn weights(resize: &Bilinear) -> Vec<Vec<f64>> {
+        let (input, output) = (resize.input(), resize.output());
+        let columns: Vec<Vec<f32>> = (0..input.0 * input.1)
+            .map(|place| {
+                let mut one = vec![0.0; input.0 * input.1];
+                one[place] = 1.0;
+                resize.resize(&one, 1)
+            })
+            .collect();
+        (0..output.0 * output.1)
+            .map(|row| columns.iter().map(|column| f64::from(column[row])).collect())
+            .collect()
+    }
+
+    impl Oracle {
+        /// The mean over groups of `together` windows, of the mean alone or with the variance.
+        fn loss(&self, windows: &[Vec<f64>], truth: &[f32], together: usize, mean_only: bool) -> f64 {
+            let groups = windows
+                .chunks(together)
+                .zip(truth.chunks(together * self.to_pixels.len()));
+            let losses: Vec<f64> = groups
+                .map(|(windows, truth)| self.of_group(windows, truth, mean_only))
+                .collect();
+            losses.iter().sum::<f64>() / losses.len() as f64
+        }
+
+        fn of_group(&self, windows: &[Vec<f64>], truth: &[f32], mean_only: bool) -> f64 {
+            let (pixels, bins) = (self.to_pixels.len(), &self.depths);
+            let mut differences = Vec::new();
+            for (window, logits) in windows.iter().enumerate() {
+                let fine = self.to_fine.iter().map(|weights| {
+                    let logit = |bin: usize| -> f64 {
+                        let places = weights.iter().enumerate();
+                        places
+                            .map(|(place, weight)| weight * logits[place * bins.len() + bin])
+                            .sum()
+                    };
+                    let (mut sum, mut total) = (0.0, 0.0);
+                    for (bin, depth) in bins.iter().enumerate() {
+                        let weight = logit(bin).max(0.0) + 0.1;
+                        sum += weight * depth;
+                        total += weight;
+                    }
+                    sum / total
+                });
+                let fine: Vec<f64> = fine.collect();
+                for (weights, &truth) in self.to_pixels.iter().zip(&truth[window * pixels..]) {
+                    if !(0.1..=4.0).contains(&truth) {
+                        continue;
+                    }
+                    let depth: f64 = weights
+                        .iter()
+                        .zip(&fine)
+                        .map(|(weight, depth)| weight * depth)
+                        .sum();
+                    differences.push((depth + 1e-3).ln() - (f64::from(truth) + 1e-3).ln());
+                }
+            }
+            let n = differences.len() as f64;
+            let mean = differences.iter().sum::<f64>() / n;
+            let variance = differences.iter().map(|g| (g - mean).powi(2)).sum::<f64>() / (n - 1.0);
+            (if mean_only { 0.0 } else { variance } + 0.15 * mean * mean).sqrt()
+        }
+    }
+
+    /// Value and gradient of the logits of a batch against the formula in f64 and its differences.
+    #[test]
+    fn values_and_gradients_are_those_of_double_precision() {
+        let (grid, size, count) = ((2, 3), (5, 6), 6);
+        let bins = Bins::new(count, (0.5, 4.0), grid, size);
+        let to_pixels = Bilinear::new(bins.fine(), size);
+        let truth = made(60, 0.4, |x| if x.fract() > 0.75 { 0.0 } else { 1.5 + x.sin() });
+        let oracle = Oracle {
+            to_fine: weights(&Bilinear::new(grid, bins.fine())),
+            to_pixels: weights(&to_pixels),
+            depths: (0..count)
+                .map(|bin| 0.5 + 3.5 * bin as f64 / (count - 1) as f64)
+                .collect(),
+        };
+        // Of both signs, so that the distribution cuts some off.
+        let logits = [
+            made(36, 0.8, |x| (x + 0.3).sin()),
+            made(36, 1.3, |x| 2.0 * x.cos() + 0.2),
+        ];
+        let doubles: Vec<Vec<f64>> = logits
+            .iter()
+            .map(|window| window.iter().map(|&x| f64::from(x)).collect())
+            .collect();
+        for (together, iteration) in [(2, 0), (2, 1), (1, 1)] {
+            let loss = SigLoss {
+                bins: &bins,
+                to_pixels: &to_pixels,
+                depths: &truth,
+                range: (0.1, 4.0),
+                together,
+                mean_only: 1,
+            };
+            let value = |at: &[Vec<f64>]| oracle.loss(at, &truth, together, iteration == 0);
+            let mut found = logits.clone();
+            let of_found = loss.gradient(&[0, 1], &mut found, iteration);
+            let expected = value(&doubles);
+            assert!(
+                (of_found - expected).abs() < 1e-6 * expected,
+                "{together}, {iteration}: {of_found}, expected {expected}"
+            );
+            let mut differences = Vec::new();
+            for (window, place) in (0..2).flat_map(|window| (0..36).map(move |place| (window, place))) {
+                let moved = |by: f64| {
+                    let mut moved = doubles.clone();
+                    moved[window][place] += by;
+                    value(&moved)
+                };
+                differences.push((moved(1e-6) - moved(-1e-6)) / 2e-6);
+            }
+            let largest = differences.iter().fold(0.0f64, |most, g| most.max(g.abs()));
+            assert!(largest > 1e-3, "{together}, {iteration}: {largest}");
+            for (place, (found, expected)) in found.iter().flatten().zip(&differences).enumerate() {
+                assert!(
+                    (f64::from(*found) - expected).abs() < 1e-5 * largest,
+                    "{together}, {iteration}, {place}: {found}, expected {expected}"
+                );
+            }
+        }
+    }
+
     #[test]
     fn the_gradient_is_that_of_differences() {
         let data = (0..36)
