@@ -106,6 +106,11 @@ fn weight(model: &mut ModelProto) {
     shift(initializer(model, "blocks.0.attn.proj.weight"), 0.02);
 }
 
+/// Ten times what is allowed at the worst value, and a millionth by the angle.
+fn slight(model: &mut ModelProto) {
+    shift(initializer(model, "blocks.1.mlp.fc1.bias"), 2e-3);
+}
+
 /// The additions of two results: those of the residual stream, among others.
 fn sums(model: &ModelProto) -> Vec<usize> {
     let graph = model.graph.as_ref().unwrap();
@@ -161,6 +166,16 @@ fn refused(dtype: Dtype, which: Which, word: &str) {
 #[test]
 fn a_wrong_f32_file_is_refused() {
     refused(Dtype::F32, is_f32, "deviates from the candle network");
+}
+
+/// It is the worst value that counts, and against the tolerance as it was given.
+#[test]
+fn a_slightly_wrong_f32_file_is_refused() {
+    let place = tempfile::tempdir().unwrap();
+    let error = exported(Dtype::F32, is_f32, slight, &place.path().join("m.onnx")).unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("deviates from the candle network"), "{text}");
+    assert_eq!(fs::read_dir(place.path()).unwrap().count(), 0);
 }
 
 #[test]
