@@ -38,7 +38,7 @@ run() { # name, command: its output in name.txt, a word when it fails
 }
 step() { # name: what `bench train --json` found, in a line
     local file="$1.txt" word
-    [ -s "$file" ] || return
+    [ -n "$(number images_per_second "$file")" ] || return 0
     local bytes wait
     bytes="$(number cuda_peak_bytes "$file")" wait="$(number data_wait "$file")"
     printf '%-36s %8.1f images/s, %3.0f %% of the large product, %6d MB' "$1" "$(number images_per_second "$file")" \
@@ -105,8 +105,9 @@ for part in $parts; do
         for step in 1 10 50 100 150 200; do
             line="$step"
             for curve in cpu-f32 cuda-f32 cuda-bf16 cuda-crops; do
-                loss="$(sed -n "${step}p" "curve-$curve/metrics.jsonl" | grep -o '"loss":[^,}]*' | head -n 1)"
-                line="$line  ${loss#*:}"
+                loss="$(sed -n "${step}p" "curve-$curve/metrics.jsonl" 2>/dev/null | grep -o '"loss":[^,}]*' | head -n 1)"
+                loss="${loss#*:}"
+                line="$line  ${loss:-none}"
             done
             echo "$line"
         done >curves.txt

@@ -133,6 +133,21 @@ fn kernels_add_without_atomics() {
     }
 }
 
+/// A tensor made of the host's numbers by candle is one copy however long it is, which the host then waits for.
+#[test]
+fn operations_copy_to_a_gpu_through_upload_alone() {
+    let sources = files_below("models/src/ops/cuda");
+    let sources: Vec<&String> = sources.iter().filter(|file| file.ends_with(".rs")).collect();
+    assert!(sources.len() >= 18, "{sources:?}");
+    for file in sources {
+        let code = code(&read(file));
+        let code = code.split("#[cfg(test)]").next().unwrap();
+        for made in ["Tensor::new(", "::from_vec(", "::from_slice(", "::from_iter("] {
+            assert!(!code.contains(made), "{file}: {made}..)");
+        }
+    }
+}
+
 /// The text of a document by its headings.
 fn sections(text: &str) -> Vec<(String, Vec<&str>)> {
     let mut sections = vec![("its beginning".to_owned(), Vec::new())];

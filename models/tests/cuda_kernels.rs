@@ -13,10 +13,10 @@ use macula_models::ops::cuda::geometry::Launch;
 use macula_models::ops::cuda::optimizer::{AdamwUpdate, Clip, Moved, Tables, adamw, sums_of_squares};
 use macula_models::ops::cuda::{Access, Buffer, Cell, Launcher, emulated};
 use macula_models::ops::{
-    BranchParameters, BranchSamples, Middle, Packing, SpecialTokens, StackOptions, StackedBranch,
-    assemble_tokens, attention, compare_operations, composed, gather_rows, gelu, l2_normalize, layer_norm,
-    linear, packed_residual_stack, patch_rows, product_cross_entropy, residual_stack, soft_cross_entropy,
-    swiglu, weight_norm,
+    BranchParameters, BranchSamples, DirectGradients, Middle, Packing, SpecialTokens, StackOptions,
+    StackedBranch, assemble_tokens, attention, compare_operations, composed, gather_rows, gelu, l2_normalize,
+    layer_norm, linear, packed_residual_stack, patch_rows, product_cross_entropy, residual_stack,
+    soft_cross_entropy, swiglu, weight_norm,
 };
 
 /// Rows and widths: single ones, fewer than a warp's lanes or a block's rows, more than one block has.
@@ -575,6 +575,52 @@ fn packed_stacks_of_branches_in_f32_and_bf16() {
     }
 }
 
+/// Weights of branches, one of which comes twice, and of a layer that is used twice.
+#[test]
+#[ignore = "needs a C++ compiler"]
+fn gradients_of_weights_go_straight_to_the_store() {
+    let (width, heads) = (12, 3);
+    let (_, middle, expanded, inner) = middles(width, heads)[0];
+    let mut inputs = stack_inputs(random(1, &[2, 5, width]), width, expanded, inner);
+    inputs.extend([random(30, &[7, width]), random(31, &[7])]);
+    let vars: Vec<Var> = inputs
+        .iter()
+        .map(|input| Var::from_tensor(input).unwrap())
+        .collect();
+    let x: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
+    let all = [parameters(&x[1..8]), parameters(&x[8..15])];
+    let forward = || -> Result<Tensor> {
+        let branches = [0, 1, 0].map(|branch| StackedBranch {
+            parameters: &all[branch],
+            middle,
+            samples: None,
+        });
+        let options = StackOptions {
+            eps: 1e-6,
+            compute: DType::F32,
+            checkpoint: false,
+        };
+        let y = residual_stack(&x[0], &branches, options)?;
+        let once = linear(&y, &x[15], Some(&x[16]), DType::F32)?;
+        let twice = linear(&y.sqr()?, &x[15], Some(&x[16]), DType::F32)?;
+        ((once * random(40, &[2, 5, 7]))? + (twice * random(41, &[2, 5, 7]))?)?.sum_all()
+    };
+    emulated(launcher(), || {
+        let through_graph = forward().unwrap();
+        let expected = through_graph.backward().unwrap();
+        let pass = DirectGradients::default();
+        let direct = pass.forward(forward).unwrap();
+        // Eleven ties and fourteen weights of the stack, against the one value that stands for them.
+        let nodes = |loss: &Tensor| loss.sorted_nodes().len();
+        assert_eq!(nodes(&through_graph) - nodes(&direct), 11 + 14 - 1);
+        let found = pass.backward(&direct).unwrap();
+        for (place, var) in vars.iter().enumerate() {
+            let [found, expected] = [&found, &expected].map(|store| values(store.get(var).unwrap()));
+            assert_eq!(found, expected, "input {place}");
+        }
+    });
+}
+
 /// Every operation of `macula bench ops --device cuda`.
 #[test]
 #[ignore = "needs a C++ compiler"]
@@ -941,6 +987,12 @@ fn faults_of_kernels_are_seen() {
             Access::Change,
             Cell::Int(3),
             "not a multiple of what is read or written at once",
+        ),
+        (
+            "broken_copy",
+            Access::Change,
+            half.clone(),
+            "a copy that its thread does not wait for",
         ),
         (
             "gelu_forward_f32",

@@ -62,6 +62,26 @@ fn open_anew(number: usize) -> candle_core::Result<Device> {
     Device::new_cuda(number)
 }
 
+/// What a GPU may round in products.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Rounding {
+    /// Whether factors in f32 may lose all but 10 bits (TF32).
+    tf32: bool,
+    /// Whether every other factor keeps all of its bits and no algorithm may round one; else only sums are in f32 throughout, also
+    /// where they are cut into parts.
+    pedantic: bool,
+}
+
+impl Rounding {
+    fn of(compute: DType) -> Self {
+        let is_rough = compute == DType::BF16;
+        Self {
+            tf32: is_rough,
+            pedantic: !is_rough,
+        }
+    }
+}
+
 /// Says how a GPU is to multiply matrices from here on. In f32: every factor with all of its bits, whatever algorithm the library
 /// chooses. In bf16: matrices of bf16 on tensor cores with sums in f32 throughout, also where a sum is cut into parts; those of f32,
 /// such as products with prototypes, with 10 bits of their factors (TF32). Nothing to do on the CPU.
@@ -69,15 +89,16 @@ fn open_anew(number: usize) -> candle_core::Result<Device> {
 /// # Errors
 /// A GPU that does not answer.
 pub(crate) fn set_products(device: &Device, compute: DType) -> candle_core::Result<()> {
-    candle_core::cuda::set_gemm_reduced_precision_f32(compute == DType::BF16);
+    let rounding = Rounding::of(compute);
+    candle_core::cuda::set_gemm_reduced_precision_f32(rounding.tf32);
     #[cfg(feature = "cuda")]
     if let Device::Cuda(gpu) = device {
         use candle_core::cuda_backend::cudarc::cublas::sys::{cublasMath_t, cublasSetMathMode};
 
         // candle asks for the algorithm CUBLAS_GEMM_DEFAULT_TENSOR_OP, which may mean f16 factors in the default mode.
-        let mode = match compute {
-            DType::BF16 => cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION,
-            _ => cublasMath_t::CUBLAS_PEDANTIC_MATH,
+        let mode = match rounding.pedantic {
+            true => cublasMath_t::CUBLAS_PEDANTIC_MATH,
+            false => cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION,
         };
         // SAFETY: the handle lives as long as the device, and the call changes one setting of it.
         #[allow(unsafe_code)]
@@ -86,7 +107,7 @@ pub(crate) fn set_products(device: &Device, compute: DType) -> candle_core::Resu
             .map_err(candle_core::Error::wrap)?;
     }
     #[cfg(not(feature = "cuda"))]
-    let _ = device;
+    let _ = (device, rounding.pedantic);
     Ok(())
 }
 
@@ -195,6 +216,16 @@ mod tests {
         assert!(opened.get_or_open(0, fails).is_err());
         assert!(opened.get_or_open(0, || Ok(Device::Cpu)).is_ok());
         assert!(opened.get_or_open(0, fails).is_ok());
+    }
+
+    #[test]
+    fn f32_is_never_rounded_and_bf16_only_in_its_factors() {
+        let of = |compute| {
+            let Rounding { tf32, pedantic } = Rounding::of(compute);
+            (tf32, pedantic)
+        };
+        assert_eq!(of(DType::F32), (false, true));
+        assert_eq!(of(DType::BF16), (true, false));
     }
 
     /// Where there is a GPU: the teacher of a distillation and its student ask for it one after the other.

@@ -7,7 +7,7 @@ use std::time::Instant;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
 use macula_models::ops::cuda::optimizer::{Clip, Tables};
-use macula_models::ops::{has_cpu_kernels, has_fast_bf16};
+use macula_models::ops::{DirectGradients, has_cpu_kernels, has_fast_bf16};
 use macula_models::weights::Tensors;
 
 use super::clock::Clock;
@@ -211,7 +211,8 @@ impl Trainer {
         for (number, batch) in parts.iter().enumerate() {
             let part = self.step * self.config.accumulate as u64 + number as u64;
             let start = Instant::now();
-            let loss = self.method.loss(batch, part, &values)?;
+            let pass = DirectGradients::default();
+            let loss = pass.forward(|| self.method.loss(batch, part, &values))?;
             match on_gpu {
                 true => unread.extend(loss.parts.iter().cloned()),
                 false => report.add(&loss, share)?,
@@ -220,7 +221,7 @@ impl Trainer {
             report.seconds.student += self.clock.since(start)? - loss.teacher_seconds;
             let start = Instant::now();
             let total = (&loss.total * share)?;
-            let new = total.backward()?;
+            let new = pass.backward(&total)?;
             report.seconds.backward += self.clock.since(start)?;
             gradients = Some(match gradients {
                 None => new,

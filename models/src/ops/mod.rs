@@ -10,7 +10,8 @@
 //! oracle of the tests.
 //!
 //! Operations are as large as they can be, since candle's backward pass adds every gradient between two of them to zeros:
-//! `residual_stack` is all blocks of a network; `many_parameters` is how it has more than three arguments. `vectors` is public
+//! `residual_stack` is all blocks of a network; `many_parameters` is how it has more than three arguments. In a pass of
+//! `direct_gradients`, as training has them, weights get their gradients without that. `vectors` is public
 //! for the kernels of training.
 //!
 //! Sums over rows (weight and bias gradients) are taken over chunks of a fixed number of rows and added in their order,
@@ -24,6 +25,7 @@ mod composed;
 mod cpu;
 mod cross_entropy;
 pub mod cuda;
+mod direct_gradients;
 mod element;
 mod gather_rows;
 mod gelu;
@@ -52,6 +54,7 @@ pub use comparison::{OpCase, OpComparison, compare_operations};
 pub use composed::{composed, has_cpu_kernels, is_composed, is_fused};
 pub use cpu::with_f32;
 pub use cross_entropy::{product_cross_entropy, soft_cross_entropy};
+pub use direct_gradients::DirectGradients;
 pub use gather_rows::gather_rows;
 pub use gelu::gelu;
 pub use l2_normalize::l2_normalize;

@@ -12,6 +12,8 @@ use candle_core::{
 #[cfg(feature = "cuda")]
 use candle_core::{CudaStorage, backend::BackendStorage};
 
+use super::direct_gradients::DirectGradients;
+
 /// From inputs, result and the result's gradient (contiguous) to the gradients of the inputs.
 type Backward<const N: usize> =
     Box<dyn Fn([&Tensor; N], &Tensor, &Tensor) -> Result<[Option<Tensor>; N]> + Send + Sync>;
@@ -77,7 +79,8 @@ impl CustomOp1 for Node<1> {
     }
 
     fn bwd(&self, first: &Tensor, result: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let [first] = (self.backward)([first], result, &grad.contiguous()?)?;
+        let gradients = (self.backward)([first], result, &grad.contiguous()?)?;
+        let [first] = DirectGradients::through_graph([first], gradients)?;
         Ok(first)
     }
 }
@@ -109,7 +112,8 @@ impl CustomOp2 for Node<2> {
         result: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let [first, second] = (self.backward)([first, second], result, &grad.contiguous()?)?;
+        let gradients = (self.backward)([first, second], result, &grad.contiguous()?)?;
+        let [first, second] = DirectGradients::through_graph([first, second], gradients)?;
         Ok((first, second))
     }
 }
@@ -152,7 +156,8 @@ impl CustomOp3 for Node<3> {
         result: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let [first, second, third] = (self.backward)([first, second, third], result, &grad.contiguous()?)?;
+        let gradients = (self.backward)([first, second, third], result, &grad.contiguous()?)?;
+        let [first, second, third] = DirectGradients::through_graph([first, second, third], gradients)?;
         Ok((first, second, third))
     }
 }

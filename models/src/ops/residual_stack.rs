@@ -218,8 +218,14 @@ impl Stack {
         Ok(current.unwrap_or_else(|| x.to_vec()))
     }
 
-    /// The gradient of `x`; those of the parameters are left for their ties.
-    fn backward(&self, x: &[f32], kept: &[Option<KeptLayer>], grad: &[f32]) -> Result<Vec<f32>> {
+    /// The gradients of `x` and of what stands for the parameters, whose own are left where [`Gradients`] has them.
+    fn backward(
+        &self,
+        x: &[f32],
+        tied: &Tensor,
+        kept: &[Option<KeptLayer>],
+        grad: &[f32],
+    ) -> Result<(Vec<f32>, Option<Tensor>)> {
         let mut grad = Cow::Borrowed(grad);
         let mut of_parameters = Vec::with_capacity(kept.len());
         for (layer, kept) in self.layers.iter().zip(kept).rev() {
@@ -262,9 +268,8 @@ impl Stack {
             let values = values.map(|values| Tensor::from_iter(values, &Device::Cpu));
             values.transpose()
         };
-        self.gradients
-            .set(in_order.map(tensor).collect::<Result<Vec<_>>>()?);
-        Ok(grad.into_owned())
+        let in_order = in_order.map(tensor).collect::<Result<Vec<_>>>()?;
+        Ok((grad.into_owned(), self.gradients.set(in_order, tied)?))
     }
 }
 
@@ -294,10 +299,9 @@ impl CustomOp2 for Stack {
         let Some(kept) = self.kept.as_ref().and_then(OnceLock::get) else {
             bail!("{NAME}: expected a forward pass before the backward pass")
         };
-        let dx = with_f32(NAME, [x, &grad.contiguous()?], |[x, grad]| {
-            self.backward(x, kept, grad)
+        let (dx, dtied) = with_f32(NAME, [x, &grad.contiguous()?], |[x, grad]| {
+            self.backward(x, tied, kept, grad)
         })??;
-        let dtied = tied.track_op().then(|| tied.zeros_like()).transpose()?;
         Ok((Some(Tensor::from_vec(dx, x.shape(), x.device())?), dtied))
     }
 }

@@ -26,3 +26,11 @@ KERNEL(broken_unaligned, float *out, int count) {
     unsigned zeros[4] = {0, 0, 0, 0};
     store_eight(reinterpret_cast<bf16 *>(out + count), zeros);
 }
+
+KERNEL(broken_copy, float *out, int count) {
+    SHARED_FLOATS(shared);
+    copy_one(shared + threadIdx.x, out + threadIdx.x);
+    if (static_cast<int>(threadIdx.x) < count) {
+        out[threadIdx.x] = shared[threadIdx.x];
+    }
+}

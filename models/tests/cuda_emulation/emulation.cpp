@@ -55,6 +55,13 @@ static const Kernel *kernel;
 static const Cell *arguments;
 static std::string failure;
 
+struct Copy {
+    void *to;
+    const void *from;
+    size_t bytes;
+};
+static std::vector<Copy> asked_for[MOST_THREADS];
+
 static void switch_to(unsigned thread) {
     current = thread;
     threadIdx = {thread, 0, 0};
@@ -78,6 +85,10 @@ static void live() {
     }
     for (;;) {
         kernel->caller(kernel->function, arguments);
+        if (!asked_for[own].empty()) {
+            failure = "a copy that its thread does not wait for";
+            asked_for[own].clear();
+        }
         back(DONE);
     }
 }
@@ -103,6 +114,18 @@ unsigned lane() { return threadIdx.x % WARP_SIZE; }
 void block_barrier() { back(AT_BLOCK_BARRIER); }
 
 void refuse(const char *what) { failure = what; }
+
+void ask_for_copy(void *to, const void *from, size_t bytes) {
+    asked_for[current].push_back({to, from, bytes});
+    memset(to, 0xff, bytes);
+}
+
+void make_copies() {
+    for (const Copy &copy : asked_for[current]) {
+        memcpy(copy.to, copy.from, copy.bytes);
+    }
+    asked_for[current].clear();
+}
 
 Cell exchanged(unsigned mask, Cell value, unsigned from) {
     if (mask != 0xffffffffu) {
@@ -278,6 +301,9 @@ const char *kernel_run(const char *name, unsigned grid_x, unsigned grid_y, unsig
     arguments = cells;
     blockDim = {block, 1, 1};
     gridDim = {grid_x, grid_y, 1};
+    for (std::vector<Copy> &copies : asked_for) {
+        copies.clear();
+    }
     for (unsigned thread = 0; thread < block; thread++) {
         start(thread);
     }

@@ -62,6 +62,9 @@ Cell exchanged(unsigned mask, Cell value, unsigned from);
 unsigned lane();
 // Ends the run with a word, after the block.
 void refuse(const char *what);
+// Takes note of a copy of a thread, and makes all that it has asked for. In between there is no number where they go.
+void ask_for_copy(void *to, const void *from, size_t bytes);
+void make_copies();
 
 // What a parameter is: addresses of f32 (F), f64 (D), bf16 (B), u32 (U), u8 (C), addresses (T); an int (i), a float (f).
 template <class A>
@@ -260,3 +263,13 @@ inline void store_pair(bf16 *values, unsigned pair) {
 }
 
 inline float power_of_two(float x) { return exp2f(x); }
+
+inline void copy_eight(bf16 *to, const bf16 *from) {
+    emulation::expect_aligned(to, 16);
+    emulation::expect_aligned(from, 16);
+    emulation::ask_for_copy(to, from, 16);
+}
+
+inline void copy_one(float *to, const float *from) { emulation::ask_for_copy(to, from, sizeof *to); }
+
+inline void wait_for_copies() { emulation::make_copies(); }

@@ -9,7 +9,8 @@
 //! - cuBLAS: which algorithm, how its products round, which layouts it takes. Here products are candle's on the processor;
 //! - candle's own kernels: copies of strided tensors, casts, sums, `index_select`;
 //! - what nvcc makes of a source: whether it compiles at all (host functions in kernels, for one), which operations it fuses (here none
-//!   are), how `expf`, `erff` and `ex2.approx` round; the PTX of `mma` and `ldmatrix`, of which there are twins by what is documented;
+//!   are), how `expf`, `erff` and `ex2.approx` round; the PTX of `mma`, `ldmatrix` and `cp.async`,
+//!   of which there are twins by what is documented (a copy arrives when its thread waits for it, and leaves no number until then);
 //! - blocks that run at the same time: one ends before the next begins, so that a kernel which adds to what another block adds to is right
 //!   here; warps that drift apart between two barriers run in three orders and in no others;
 //! - shared memory beyond what a GPU gives a block (`geometry.rs` has tests of its own), registers, spills (`ptxas -v`), bank conflicts,

@@ -1,8 +1,8 @@
 // Attention on tensor cores that keeps no scores. A block has the rows of a few warps, 16 each, of one head of one image, and
-// passes over all other rows of it a tile at a time, which its warps share. A warp keeps its own rows and what it adds up in
-// registers, and makes the scores of 16 x 64 pairs or fewer there, uses them and forgets them: forward relative to the largest
-// score so far, backward with the logarithm of the row's sum, which the forward pass leaves. Factors of products are rounded to
-// bf16; all else is in f32.
+// passes over all other rows of it a tile at a time, which its warps share: while one is worked on, the next one is copied. A warp
+// keeps its own rows and what it adds up in registers, and makes the scores of 16 x 64 pairs or fewer there, uses them and forgets
+// them: forward relative to the largest score so far, backward with the logarithm of the row's sum, which the forward pass leaves.
+// Factors of products are rounded to bf16; all else is in f32.
 //
 // Rows beyond the last are zeros in shared memory, and what comes of them is not written. Every row of a result is added up by
 // one warp in the order of the tiles, so it is the same every time.
@@ -60,46 +60,8 @@ __device__ inline Rows<V> rows_of(V *packed, const Place &at, int parts, int par
     return {packed + first * D, static_cast<offset_t>(parts) * heads * D, tokens};
 }
 
-// Rows `first` to `first + count` with the bias added and scaled after that, to `tile`, by `threads` threads, of which this is
-// `thread`. A row is a few threads' eight values each.
-template <int D>
-__device__ inline void stage(bf16 *tile, const Rows<const bf16> &rows, const float *bias, float scale, int first, int count,
-                             int thread, int threads) {
-    const int column = thread % (D / EIGHT) * EIGHT, step = threads / (D / EIGHT);
-    float add[EIGHT];
-#pragma unroll
-    for (int i = 0; i < EIGHT; i++) {
-        add[i] = bias == nullptr ? 0.f : bias[column + i];
-    }
-    for (int row = thread / (D / EIGHT); row < count; row += AHEAD * step) {
-        unsigned loaded[AHEAD][4];
-#pragma unroll
-        for (int next = 0; next < AHEAD; next++) {
-            const int from = first + row + next * step;
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                loaded[next][i] = 0;
-            }
-            if (row + next * step < count && from < rows.count) {
-                load_eight(loaded[next], rows.at(from) + column);
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    loaded[next][i] = rounded_pair((first_of(loaded[next][i]) + add[2 * i]) * scale,
-                                                   (second_of(loaded[next][i]) + add[2 * i + 1]) * scale);
-                }
-            }
-        }
-#pragma unroll
-        for (int next = 0; next < AHEAD; next++) {
-            if (row + next * step < count) {
-                store_eight(tile + (row + next * step) * (D + PADDING) + column, loaded[next]);
-            }
-        }
-    }
-}
-
-// A packed projection [B, T, 3, H, D] and its bias [3, H, D], or null, which is added on the way to shared memory; queries are
-// scaled after that.
+// A packed projection [B, T, 3, H, D] and its bias [3, H, D], or null, which is added in shared memory or on the way to it; queries
+// are scaled after that.
 struct Projection {
     const bf16 *packed;
     const float *bias;
@@ -109,24 +71,89 @@ struct Projection {
 
 enum Part { QUERIES, KEYS, VALUES };
 
+// The eight values from `column` of a part's rows: what is added to them, and what they are multiplied with then.
 template <int D>
-__device__ inline void stage_part(bf16 *tile, const Projection &from, Part part, const Place &at, int first, int count,
-                                  int thread, int threads) {
-    const float *bias = from.bias == nullptr ? nullptr : from.bias + static_cast<offset_t>(part * from.heads + at.head) * D;
-    const Rows<const bf16> rows = rows_of<D>(from.packed, at, 3, part, from.tokens, from.heads);
-    stage<D>(tile, rows, bias, part == QUERIES ? from.scale : 1.f, first, count, thread, threads);
-}
+struct Change {
+    float add[EIGHT], scale;
+    bool is_none;
 
-// Rows of a tile, by all warps.
-template <int D>
-__device__ inline void stage_tile(bf16 *tile, const Projection &from, Part part, const Place &at, int first, int count) {
-    stage_part<D>(tile, from, part, at, first, count, threadIdx.x, blockDim.x);
-}
+    __device__ Change(const Projection &from, Part part, const Place &at, int column) {
+        const offset_t first = static_cast<offset_t>(part * from.heads + at.head) * D + column;
+#pragma unroll
+        for (int i = 0; i < EIGHT; i++) {
+            add[i] = from.bias == nullptr ? 0.f : from.bias[first + i];
+        }
+        scale = part == QUERIES ? from.scale : 1.f;
+        is_none = from.bias == nullptr && scale == 1.f;
+    }
 
-// The rows of a warp, by itself.
+    __device__ inline void apply(unsigned (&eight)[4]) const {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            eight[i] = rounded_pair((first_of(eight[i]) + add[2 * i]) * scale, (second_of(eight[i]) + add[2 * i + 1]) * scale);
+        }
+    }
+};
+
+// The rows of a warp to its shared memory, by itself. A row is a few threads' eight values each; those beyond the last are zeros.
 template <int D>
 __device__ inline void stage_own(bf16 *own, const Projection &from, Part part, const Place &at) {
-    stage_part<D>(own, from, part, at, at.first, OWN_ROWS, at.lane, WARP);
+    const int column = at.lane % (D / EIGHT) * EIGHT, first = at.lane / (D / EIGHT), step = WARP / (D / EIGHT);
+    const Rows<const bf16> rows = rows_of<D>(from.packed, at, 3, part, from.tokens, from.heads);
+    const Change<D> change(from, part, at, column);
+    unsigned loaded[OWN_ROWS / step][4];
+#pragma unroll
+    for (int pass = 0; pass < OWN_ROWS / step; pass++) {
+        const int row = at.first + first + pass * step;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            loaded[pass][i] = 0;
+        }
+        if (row < rows.count) {
+            load_eight(loaded[pass], rows.at(row) + column);
+            change.apply(loaded[pass]);
+        }
+    }
+#pragma unroll
+    for (int pass = 0; pass < OWN_ROWS / step; pass++) {
+        store_eight(own + (first + pass * step) * (D + PADDING) + column, loaded[pass]);
+    }
+}
+
+// Asks for the rows `first` to `first + count`, by all warps; those beyond the last are zeros.
+template <int D>
+__device__ inline void ask_for(bf16 *tile, const Rows<const bf16> &rows, int first, int count) {
+    const int column = threadIdx.x % (D / EIGHT) * EIGHT, step = blockDim.x / (D / EIGHT);
+    for (int row = threadIdx.x / (D / EIGHT); row < count; row += step) {
+        bf16 *to = tile + row * (D + PADDING) + column;
+        if (first + row < rows.count) {
+            copy_eight(to, rows.at(first + row) + column);
+        } else {
+            const unsigned zeros[4] = {0, 0, 0, 0};
+            store_eight(to, zeros);
+        }
+    }
+}
+
+template <int D>
+__device__ inline void ask_for_part(bf16 *tile, const Projection &from, Part part, const Place &at, int first, int count) {
+    ask_for<D>(tile, rows_of<D>(from.packed, at, 3, part, from.tokens, from.heads), first, count);
+}
+
+// Adds the bias to the first `count` rows of a tile, and scales queries: every thread to what it has asked for, which is there.
+template <int D>
+__device__ inline void change_part(bf16 *tile, const Projection &from, Part part, const Place &at, int count) {
+    const int column = threadIdx.x % (D / EIGHT) * EIGHT, step = blockDim.x / (D / EIGHT);
+    const Change<D> change(from, part, at, column);
+    if (change.is_none) {
+        return;
+    }
+    for (int row = threadIdx.x / (D / EIGHT); row < count; row += step) {
+        unsigned eight[4];
+        load_eight(eight, tile + row * (D + PADDING) + column);
+        change.apply(eight);
+        store_eight(tile + row * (D + PADDING) + column, eight);
+    }
 }
 
 // Where a lane's row of four matrices is that are 16 rows of 16 values: the upper ones first, or the left ones first.
@@ -313,32 +340,65 @@ __device__ inline void by_chunks(int count, const Work &work) {
     }
 }
 
-// Rows of a tile to stage, of which `count` exist.
+// Rows of a tile to ask for, of which `count` exist.
 __device__ inline int whole_chunks(int count) { return (count + 15) / 16 * 16; }
 
+// Where two tiles lie in shared memory, two matrices each: one is worked on while the other is copied. A warp's own rows have room where
+// no tile is: before the first round in the place of the second tile, after the last round in that of the tile before it.
+template <int D>
+struct TwoTiles {
+    // Values of a matrix, behind which the second one starts, and of a tile.
+    static constexpr int SECOND = TILE_ROWS * (D + PADDING), ALL = 2 * SECOND;
+    bf16 *start;
+
+    __device__ explicit TwoTiles(float *shared) : start(reinterpret_cast<bf16 *>(shared)) {}
+    __device__ bf16 *of(int number) const { return start + number * ALL; }
+    __device__ bf16 *own(int number, const Place &at) const { return of(number) + at.warp * OWN_ROWS * (D + PADDING); }
+    // Behind them, a few numbers of rows.
+    __device__ float *numbers() const { return reinterpret_cast<float *>(of(2)); }
+};
+
+// Asks for the keys and values of a tile that begins at `first`, where there is one.
+template <int D>
+__device__ inline void ask_for_keys_and_values(bf16 *tile, const Projection &from, const Place &at, int first) {
+    const int rows = whole_chunks(min(from.tokens - first, TILE_ROWS));
+    ask_for_part<D>(tile, from, KEYS, at, first, rows);
+    ask_for_part<D>(tile + TwoTiles<D>::SECOND, from, VALUES, at, first, rows);
+}
+
+// The tile, when what this thread has asked for is there.
+template <int D>
+__device__ inline const bf16 *finished_keys_and_values(bf16 *tile, const Projection &from, const Place &at, int count) {
+    wait_for_copies();
+    change_part<D>(tile, from, KEYS, at, count);
+    change_part<D>(tile + TwoTiles<D>::SECOND, from, VALUES, at, count);
+    return tile;
+}
+
 // Packed projection [B, T, 3, H, D] without its bias to the result [B, T, H, D] and the logarithms of the sums of every row's
-// exponentials [B, H, T], to base 2. Shared: keys and values of a tile, and the own rows of every warp.
+// exponentials [B, H, T], to base 2. Shared: keys and values of two tiles.
 template <int D>
 __device__ inline void attend_all(const bf16 *__restrict__ qkv, const float *__restrict__ bias, bf16 *__restrict__ out,
                                   float *__restrict__ log_sums, float scale, int tokens, int heads) {
     SHARED_FLOATS(shared);
     const Place at = place_of(tokens, heads);
     const Projection projection = {qkv, bias, scale, tokens, heads};
-    bf16 *keys = reinterpret_cast<bf16 *>(shared), *values = keys + TILE_ROWS * (D + PADDING);
-    bf16 *own = values + (TILE_ROWS + at.warp * OWN_ROWS) * (D + PADDING);
+    const TwoTiles<D> tiles(shared);
+    ask_for_keys_and_values<D>(tiles.of(0), projection, at, 0);
+    bf16 *own = tiles.own(1, at);
     stage_own<D>(own, projection, QUERIES, at);
     __syncwarp();
     Factor<D> query;
     query.take(own, at.lane);
     Softmax<D> softmax;
     softmax.clear();
-    for (int tile = 0; tile < tokens; tile += TILE_ROWS) {
-        const int count = min(tokens - tile, TILE_ROWS), rows = whole_chunks(count);
-        // Nobody reads the tile before this one any more.
+    int number = 0;
+    for (int tile = 0; tile < tokens; tile += TILE_ROWS, number ^= 1) {
+        const int count = min(tokens - tile, TILE_ROWS);
+        const bf16 *keys = finished_keys_and_values<D>(tiles.of(number), projection, at, count), *values = keys + tiles.SECOND;
+        // All of the tile is there, and nobody reads the one before it any more, or its own rows in the place of the next.
         __syncthreads();
-        stage_tile<D>(keys, projection, KEYS, at, tile, rows);
-        stage_tile<D>(values, projection, VALUES, at, tile, rows);
-        __syncthreads();
+        ask_for_keys_and_values<D>(tiles.of(number ^ 1), projection, at, tile + TILE_ROWS);
         if (at.first < tokens) {
             by_chunks<4>(count, [&](int row, auto chunks) {
                 const int from = row * (D + PADDING);
@@ -359,7 +419,7 @@ __device__ inline void attend_all(const bf16 *__restrict__ qkv, const float *__r
             log_sums[matrix * tokens + row] = softmax.largest[half] + log2f(sums[half]);
         }
     }
-    leave<D>(rows_of<D>(out, at, 1, 0, tokens, heads), own, softmax.out, 1.f / sums[0], 1.f / sums[1], at);
+    leave<D>(rows_of<D>(out, at, 1, 0, tokens, heads), tiles.own(number, at), softmax.out, 1.f / sums[0], 1.f / sums[1], at);
 }
 
 // Own rows of the result's gradient to `tile`, and their products with those of the result, which is what the gradient of a
@@ -444,7 +504,7 @@ __device__ inline void add_dkey_dvalue(Sums<D / 8> &dkey, Sums<D / 8> &dvalue, c
 }
 
 // The gradient of the queries' part of the packed projection, and the products of the result with its gradient, `deltas`
-// [B, H, T], for `make_dkey_dvalue`. Shared: keys and values of a tile, own rows and their deltas of every warp.
+// [B, H, T], for `make_dkey_dvalue`. Shared: keys and values of two tiles, and deltas of the own rows of every warp.
 template <int D>
 __device__ inline void make_dquery(const bf16 *__restrict__ qkv, const float *__restrict__ bias, const bf16 *__restrict__ out,
                                    const float *__restrict__ log_sums, const bf16 *__restrict__ dout, bf16 *__restrict__ dqkv,
@@ -452,9 +512,10 @@ __device__ inline void make_dquery(const bf16 *__restrict__ qkv, const float *__
     SHARED_FLOATS(shared);
     const Place at = place_of(tokens, heads);
     const Projection projection = {qkv, bias, scale, tokens, heads};
-    bf16 *keys = reinterpret_cast<bf16 *>(shared), *values = keys + TILE_ROWS * (D + PADDING);
-    bf16 *all_own = values + TILE_ROWS * (D + PADDING), *own = all_own + at.warp * OWN_ROWS * (D + PADDING);
-    float *own_deltas = reinterpret_cast<float *>(all_own + at.warps * OWN_ROWS * (D + PADDING)) + at.warp * OWN_ROWS;
+    const TwoTiles<D> tiles(shared);
+    ask_for_keys_and_values<D>(tiles.of(0), projection, at, 0);
+    bf16 *own = tiles.own(1, at);
+    float *own_deltas = tiles.numbers() + at.warp * OWN_ROWS;
     Factor<D> query, out_grad;
     stage_own<D>(own, projection, QUERIES, at);
     __syncwarp();
@@ -476,12 +537,12 @@ __device__ inline void make_dquery(const bf16 *__restrict__ qkv, const float *__
     }
     Sums<D / 8> dquery;
     dquery.clear();
-    for (int tile = 0; tile < tokens; tile += TILE_ROWS) {
-        const int count = min(tokens - tile, TILE_ROWS), rows = whole_chunks(count);
+    int number = 0;
+    for (int tile = 0; tile < tokens; tile += TILE_ROWS, number ^= 1) {
+        const int count = min(tokens - tile, TILE_ROWS);
+        const bf16 *keys = finished_keys_and_values<D>(tiles.of(number), projection, at, count), *values = keys + tiles.SECOND;
         __syncthreads();
-        stage_tile<D>(keys, projection, KEYS, at, tile, rows);
-        stage_tile<D>(values, projection, VALUES, at, tile, rows);
-        __syncthreads();
+        ask_for_keys_and_values<D>(tiles.of(number ^ 1), projection, at, tile + TILE_ROWS);
         if (at.first < tokens) {
             by_chunks<2>(count, [&](int row, auto chunks) {
                 const int from = row * (D + PADDING);
@@ -491,12 +552,39 @@ __device__ inline void make_dquery(const bf16 *__restrict__ qkv, const float *__
         }
     }
     if (at.first < tokens) {
-        leave<D>(rows_of<D>(dqkv, at, 3, QUERIES, tokens, heads), own, dquery, scale, scale, at);
+        leave<D>(rows_of<D>(dqkv, at, 3, QUERIES, tokens, heads), tiles.own(number, at), dquery, scale, scale, at);
     }
 }
 
-// The gradients of the keys' and the values' part of the packed projection. Shared: queries and gradients of the result of a
-// tile, own rows of every warp, logarithms of sums and deltas of the tile.
+// A tile for `make_dkey_dvalue`: queries, gradients of the result, logarithms of sums and deltas.
+template <int D>
+struct Queries {
+    bf16 *queries, *douts;
+    float *log_sums, *deltas;
+
+    __device__ Queries(const TwoTiles<D> &tiles, int number) : queries(tiles.of(number)), douts(queries + tiles.SECOND) {
+        log_sums = tiles.numbers() + 2 * number * TILE_ROWS, deltas = log_sums + TILE_ROWS;
+    }
+
+    // Asks for the rows from `first`, where there are any; those that do not exist give nothing a probability.
+    __device__ inline void ask(const Projection &from, const Rows<const bf16> &all_douts, const float *all_log_sums,
+                               const float *all_deltas, const Place &at, int first) const {
+        const int count = min(from.tokens - first, TILE_ROWS), rows = whole_chunks(count);
+        ask_for_part<D>(queries, from, QUERIES, at, first, rows);
+        ask_for<D>(douts, all_douts, first, rows);
+        for (int row = threadIdx.x; row < rows; row += blockDim.x) {
+            if (row < count) {
+                copy_one(log_sums + row, all_log_sums + first + row);
+                copy_one(deltas + row, all_deltas + first + row);
+            } else {
+                log_sums[row] = INFINITY, deltas[row] = 0.f;
+            }
+        }
+    }
+};
+
+// The gradients of the keys' and the values' part of the packed projection. Shared: queries, gradients of the result, logarithms of sums
+// and deltas of two tiles.
 template <int D>
 __device__ inline void make_dkey_dvalue(const bf16 *__restrict__ qkv, const float *__restrict__ bias,
                                         const float *__restrict__ log_sums, const bf16 *__restrict__ dout,
@@ -505,10 +593,11 @@ __device__ inline void make_dkey_dvalue(const bf16 *__restrict__ qkv, const floa
     SHARED_FLOATS(shared);
     const Place at = place_of(tokens, heads);
     const Projection projection = {qkv, bias, scale, tokens, heads};
-    bf16 *queries = reinterpret_cast<bf16 *>(shared), *douts = queries + TILE_ROWS * (D + PADDING);
-    bf16 *all_own = douts + TILE_ROWS * (D + PADDING), *own = all_own + at.warp * OWN_ROWS * (D + PADDING);
-    float *tile_log_sums = reinterpret_cast<float *>(all_own + at.warps * OWN_ROWS * (D + PADDING));
-    float *tile_deltas = tile_log_sums + TILE_ROWS;
+    const TwoTiles<D> tiles(shared);
+    const Rows<const bf16> douts = rows_of<D>(dout, at, 1, 0, tokens, heads);
+    const offset_t matrix = (static_cast<offset_t>(at.image) * heads + at.head) * tokens;
+    Queries<D>(tiles, 0).ask(projection, douts, log_sums + matrix, deltas + matrix, at, 0);
+    bf16 *own = tiles.own(1, at);
     Factor<D> key, value;
     stage_own<D>(own, projection, KEYS, at);
     __syncwarp();
@@ -517,31 +606,28 @@ __device__ inline void make_dkey_dvalue(const bf16 *__restrict__ qkv, const floa
     stage_own<D>(own, projection, VALUES, at);
     __syncwarp();
     value.take(own, at.lane);
-    const offset_t matrix = (static_cast<offset_t>(at.image) * heads + at.head) * tokens;
     Sums<D / 8> dkey, dvalue;
     dkey.clear();
     dvalue.clear();
-    for (int tile = 0; tile < tokens; tile += TILE_ROWS) {
-        const int count = min(tokens - tile, TILE_ROWS), rows = whole_chunks(count);
+    int number = 0;
+    for (int tile = 0; tile < tokens; tile += TILE_ROWS, number ^= 1) {
+        const int count = min(tokens - tile, TILE_ROWS);
+        const Queries<D> now(tiles, number);
+        wait_for_copies();
+        change_part<D>(now.queries, projection, QUERIES, at, count);
         __syncthreads();
-        stage_tile<D>(queries, projection, QUERIES, at, tile, rows);
-        stage<D>(douts, rows_of<D>(dout, at, 1, 0, tokens, heads), nullptr, 1.f, tile, rows, threadIdx.x, blockDim.x);
-        for (int row = threadIdx.x; row < rows; row += blockDim.x) {
-            tile_log_sums[row] = row < count ? log_sums[matrix + tile + row] : INFINITY;
-            tile_deltas[row] = row < count ? deltas[matrix + tile + row] : 0.f;
-        }
-        __syncthreads();
+        Queries<D>(tiles, number ^ 1).ask(projection, douts, log_sums + matrix, deltas + matrix, at, tile + TILE_ROWS);
         if (at.first < tokens) {
             by_chunks<1>(count, [&](int row, auto chunks) {
                 const int from = row * (D + PADDING);
-                add_dkey_dvalue<D, decltype(chunks)::count>(dkey, dvalue, key, value, queries + from, douts + from,
-                                                            tile_log_sums + row, tile_deltas + row, at);
+                add_dkey_dvalue<D, decltype(chunks)::count>(dkey, dvalue, key, value, now.queries + from, now.douts + from,
+                                                            now.log_sums + row, now.deltas + row, at);
             });
         }
     }
     if (at.first < tokens) {
-        leave<D>(rows_of<D>(dqkv, at, 3, KEYS, tokens, heads), own, dkey, 1.f, 1.f, at);
-        leave<D>(rows_of<D>(dqkv, at, 3, VALUES, tokens, heads), own, dvalue, 1.f, 1.f, at);
+        leave<D>(rows_of<D>(dqkv, at, 3, KEYS, tokens, heads), tiles.own(number, at), dkey, 1.f, 1.f, at);
+        leave<D>(rows_of<D>(dqkv, at, 3, VALUES, tokens, heads), tiles.own(number, at), dvalue, 1.f, 1.f, at);
     }
 }
 

@@ -184,8 +184,8 @@ pub(super) fn attention_rows(matrices: usize, tokens: usize, head_dim: usize) ->
     let warps = tokens.div_ceil(OWN_ROWS);
     let warps = warps.div_ceil(warps.div_ceil(MOST_ROW_WARPS));
     let own = warps * OWN_ROWS;
-    // Two numbers a row of the tile, or one a row of its own.
-    let floats = padded_rows(2 * TILE_ROWS + own, head_dim) + own.max(2 * TILE_ROWS);
+    // Two tiles of two matrices, in one of which own rows find room when it is empty; two numbers a row of them, or one a row of its own.
+    let floats = padded_rows(4 * TILE_ROWS, head_dim) + 4 * TILE_ROWS;
     Launch::new([matrices * tokens.div_ceil(own), 1], warps * WARP, floats)
 }
 

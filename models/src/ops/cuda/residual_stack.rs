@@ -72,16 +72,14 @@ pub(in crate::ops) fn residual_stack(
                 None => None,
             });
         }
-        gradients.set(
-            of_parameters
-                .into_iter()
-                .rev()
-                .flat_map(|gradients| match gradients {
-                    Some(gradients) => gradients.map(Some),
-                    None => [const { None }; 7],
-                }),
-        );
-        let dtied = tied.track_op().then(|| tied.zeros_like()).transpose()?;
+        let in_order = of_parameters
+            .into_iter()
+            .rev()
+            .flat_map(|gradients| match gradients {
+                Some(gradients) => gradients.map(Some),
+                None => [const { None }; 7],
+            });
+        let dtied = gradients.set(in_order, tied)?;
         Ok([Some(dx), dtied])
     })
 }

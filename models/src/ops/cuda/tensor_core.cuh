@@ -38,6 +38,20 @@ __device__ inline void load_transposed(unsigned (&matrices)[4], const bf16 *row)
 
 __device__ inline void store_pair(bf16 *values, unsigned pair) { *reinterpret_cast<unsigned *>(values) = pair; }
 
+// Copies of 16 and of 4 bytes to shared memory, from and to multiples of as many, that a thread asks for and goes on: they are there
+// once it has waited for them, for other threads after a barrier behind that.
+__device__ inline void copy_eight(bf16 *to, const bf16 *from) {
+    const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(to));
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");
+}
+
+__device__ inline void copy_one(float *to, const float *from) {
+    const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(to));
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(address), "l"(from) : "memory");
+}
+
+__device__ inline void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
 // 2^x, to about two units in the last place.
 __device__ inline float power_of_two(float x) {
     float power;

@@ -1,7 +1,9 @@
 //! Stacks against their plain composition.
 
 use super::*;
+use crate::ops::DirectGradients;
 use crate::ops::testing::{check, check_bf16, on_threads, random, values};
+use candle_core::backprop::GradStore;
 use candle_core::{DType, Var};
 
 const IN_F32: StackOptions = StackOptions {
@@ -273,4 +275,46 @@ fn wrong_shapes_are_refused() {
         found.contains("expected 4 to be a multiple of 3 heads"),
         "{found}"
     );
+}
+
+/// Two layers that share weights, one of them frozen, as two sizes of crops have them.
+#[test]
+fn gradients_of_weights_go_straight_to_the_store() {
+    let middle = Middle::Gelu;
+    for are_leaves in [true, false] {
+        let vars: Vec<Var> = inputs(3, 5, 8, middle)
+            .iter()
+            .map(|input| Var::from_tensor(input).unwrap())
+            .collect();
+        let forward = || {
+            let mut x: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
+            x[4] = x[4].detach();
+            if !are_leaves {
+                x[5] = (&x[5] * 0.5).unwrap();
+            }
+            let parameters = parameters(&x);
+            let first = stack(&x[0], &parameters, middle, None).unwrap();
+            let out = stack(&first, &parameters, middle, None).unwrap();
+            (out * random(9, &[3, 5, 8])).unwrap().sum_all().unwrap()
+        };
+        let of_all = |store: &GradStore| -> Vec<Option<Vec<f64>>> {
+            vars.iter().map(|var| store.get(var).map(values)).collect()
+        };
+        let through_graph = forward();
+        let expected = of_all(&through_graph.backward().unwrap());
+        assert!(expected[4].is_none() && expected.iter().flatten().count() == 7);
+        let pass = DirectGradients::default();
+        let direct = pass.forward(forward);
+        let nodes = |loss: &Tensor| loss.sorted_nodes().len();
+        // Of each layer four ties and what they end in, against the one that stands for them; six weights.
+        let fewer = nodes(&through_graph) - nodes(&direct);
+        assert_eq!(fewer, if are_leaves { 2 * 4 + 6 - 2 } else { 0 });
+        if are_leaves {
+            let error = direct.backward().unwrap_err().to_string();
+            assert!(error.contains("found another one"), "{error}");
+        }
+        assert_eq!(of_all(&pass.backward(&direct).unwrap()), expected);
+        // Behind the pass all is as before it.
+        assert_eq!(of_all(&forward().backward().unwrap()), expected);
+    }
 }
