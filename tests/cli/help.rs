@@ -89,6 +89,7 @@ fn every_verb_shows_examples_that_parse() {
             let examples = examples(&help.to_string());
             assert!((1..=3).contains(&examples.len()), "{}: {examples:?}", name(verb));
             for example in &examples {
+                assert!(example.starts_with("macula "), "{example}");
                 let parsed = macula::cli::command().try_get_matches_from(words(example));
                 assert!(parsed.is_ok(), "{example}: {}", parsed.unwrap_err());
                 // A help is at most 100 characters wide, and what is broken in two is not copied well.
