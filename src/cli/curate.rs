@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 
-use super::args::{ColumnArgs, start_threads};
+use super::args::{ColumnArgs, INPUT, JsonArgs, NewArgs, OUTPUT, SeedArgs, ThreadArgs, examples, reworded};
 use super::output;
 use crate::Result;
 use crate::curate::{
@@ -12,8 +12,16 @@ use crate::curate::{
     SampleOptions, Step, run_step,
 };
 
+/// The heading of a step's own settings.
+const STEP: &str = "Step";
+
 /// Arguments of `macula curate`.
 #[derive(Debug, Args)]
+#[command(after_help = examples(&[
+    "macula curate dedup --features heap --threshold 0.99 --out curated/1",
+    "macula curate sample --features heap --list curated/1/list.parquet --size 0.2 --out curated/2",
+    "macula train --data curated/2/list.parquet --out runs/curated",
+]))]
 pub struct CurateArgs {
     #[command(subcommand)]
     action: Action,
@@ -22,44 +30,67 @@ pub struct CurateArgs {
 #[derive(Debug, Subcommand)]
 enum Action {
     /// Keep one row of every component of near-copies
+    #[command(after_help = examples(&[
+        "macula curate dedup --features features/heap --threshold 0.99 --out curated/1",
+        "macula curate dedup --features features/heap --pixels hash --keep largest --out curated/1",
+    ]))]
     Dedup(StepArgs<DedupOptions>),
     /// Drop what the heap shares with evaluation sets
+    #[command(after_help = examples(&[
+        "macula curate overlap --features features/heap --against features/test --out curated/2",
+        "macula curate overlap --features heap --list list.parquet --against test --out curated/2",
+    ]))]
     Overlap(StepArgs<OverlapOptions>),
     /// Keep what resembles a curated seed
+    #[command(after_help = examples(&[
+        "macula curate retrieve --features features/heap --seeds features/seed --k 4 --out curated/3",
+        "macula curate retrieve --features heap --seeds seed --method cluster --out curated/3",
+    ]))]
     Retrieve(StepArgs<RetrieveOptions>),
     /// Take a balanced subset by hierarchical k-means
+    #[command(after_help = examples(&[
+        "macula curate sample --features features/heap --size 0.2 --out curated/4",
+        "macula curate sample --features features/heap --size 10000 --levels 1000,100,10 --out curated/4",
+    ]))]
     Sample(StepArgs<SampleOptions>),
     /// Flag images that are small, dark, bright, flat, blurred, of odd shape or unreadable
+    #[command(after_help = examples(&[
+        "macula curate quality --data photos/ --out curated/0",
+        "macula curate quality --data photos/ --drop unreadable,dark,flat --out curated/0",
+    ]))]
     Quality(StepArgs<QualityOptions>),
     /// Run the steps of a TOML file, one on the list of the other
     Run(RunFileArgs),
 }
 
 #[derive(Debug, Args)]
+#[command(mut_args(reworded(&[
+    ("out", "Folder to write: list.parquet, curate.json and what the step adds"),
+    ("force", "Replace a folder that a step wrote"),
+])))]
 struct StepArgs<S: Args> {
-    #[command(flatten)]
-    input: InputOptions,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = STEP)]
     step: S,
-    /// Folder to write: list.parquet, curate.json and what the step adds
-    #[arg(long, value_name = "DIR")]
-    out: PathBuf,
-    /// Replace a folder that a step wrote
-    #[arg(long)]
-    force: bool,
-    /// Seed of every random choice
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
+    #[command(flatten, next_help_heading = INPUT)]
+    input: InputOptions,
     #[command(flatten)]
     columns: ColumnArgs,
     #[command(flatten)]
-    common: CommonArgs,
+    out: NewArgs,
+    #[command(flatten)]
+    random: SeedArgs,
+    #[command(flatten)]
+    threads: ThreadArgs,
 }
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = OUTPUT, after_help = examples(&[
+    "macula curate run pipeline.toml",
+    "macula curate run pipeline.toml --resume",
+]))]
 struct RunFileArgs {
     /// The pipeline
-    #[arg(value_name = "PIPELINE.toml")]
+    #[arg(value_name = "PIPELINE.toml", help_heading = INPUT)]
     file: PathBuf,
     /// Pass over steps that are done with the same settings and inputs
     #[arg(long, conflicts_with = "force")]
@@ -68,17 +99,9 @@ struct RunFileArgs {
     #[arg(long)]
     force: bool,
     #[command(flatten)]
-    common: CommonArgs,
-}
-
-#[derive(Debug, Args)]
-struct CommonArgs {
-    /// Print the result as JSON and nothing else
-    #[arg(long)]
-    json: bool,
-    /// Threads; 0 for all cores
-    #[arg(long, default_value_t = 0)]
-    threads: usize,
+    print: JsonArgs,
+    #[command(flatten)]
+    threads: ThreadArgs,
 }
 
 impl CurateArgs {
@@ -97,15 +120,21 @@ impl CurateArgs {
 
 impl<S: Args + Step> StepArgs<S> {
     fn run(&self) -> Result<()> {
-        start_threads(self.common.threads)?;
+        self.threads.start()?;
         let mut input = self.input.clone();
         input.data = match input.data {
             Some(data) => Some(self.columns.of(&data)?),
             None => self.columns.need("--data").map(|()| None)?,
         };
-        let outcome = run_step(&self.step, &input, self.seed, &self.out, self.force)?;
-        tell(&outcome.notes, &self.out);
-        if self.common.json {
+        let outcome = run_step(
+            &self.step,
+            &input,
+            self.random.seed,
+            &self.out.out,
+            self.out.force,
+        )?;
+        tell(&outcome.notes, &self.out.out);
+        if self.out.print.json {
             return output::print_json(&outcome.json);
         }
         output::print(&outcome.to_text()?)
@@ -114,11 +143,11 @@ impl<S: Args + Step> StepArgs<S> {
 
 impl RunFileArgs {
     fn run(&self) -> Result<()> {
-        start_threads(self.common.threads)?;
+        self.threads.start()?;
         let pipeline = Pipeline::read(&self.file)?;
         let outcome = pipeline.run(self.force, self.resume, |text| tracing::info!("{text}"))?;
         tell(&outcome.notes, &pipeline.out);
-        if self.common.json {
+        if self.print.json {
             return output::print_json(&outcome.json);
         }
         output::print(outcome.summary.to_text()?.trim_end())

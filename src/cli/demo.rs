@@ -4,26 +4,24 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::args::RunArgs;
-use super::output;
+use super::args::{JsonArgs, OUTPUT, RunArgs, SeedArgs, examples};
 use crate::Result;
-use crate::demo::{DemoOptions, run};
+use crate::demo::{DemoOptions, STEPS, run};
 
 /// Arguments of `macula demo`.
 #[derive(Debug, Args)]
+#[command(after_help = examples(&["macula demo", "macula demo --steps 100 --out runs/short"]))]
 pub struct DemoArgs {
+    /// Training steps; the default takes two cores about two minutes
+    #[arg(long, value_name = "N", default_value_t = STEPS, help_heading = "Training")]
+    steps: u64,
     /// Folder for the model, the features and the table; an older demo there is replaced
-    #[arg(long, value_name = "DIR", default_value = "runs/demo")]
+    #[arg(long, value_name = "DIR", default_value = "runs/demo", help_heading = OUTPUT)]
     out: PathBuf,
-    /// Seed of the weights, splits and intervals
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
-    /// Training steps, instead of the number that takes two cores about two minutes
-    #[arg(long, value_name = "N")]
-    steps: Option<u64>,
-    /// Print the table as JSON
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    print: JsonArgs,
+    #[command(flatten)]
+    random: SeedArgs,
     #[command(flatten)]
     run: RunArgs,
 }
@@ -31,15 +29,15 @@ pub struct DemoArgs {
 impl DemoArgs {
     /// Runs the chain and prints the table.
     pub fn run(&self) -> Result<()> {
-        self.run.start_threads()?;
+        self.run.threads.start()?;
         let result = run(&DemoOptions {
             out: self.out.clone(),
-            seed: self.seed,
+            seed: self.random.seed,
             device: self.run.device,
-            threads: self.run.threads,
-            steps: self.steps,
+            threads: self.run.threads.threads,
+            steps: Some(self.steps),
             ort_lib: self.run.ort_lib.clone(),
         })?;
-        output::print_result(&result, self.json, None)
+        self.print.print(&result)
     }
 }

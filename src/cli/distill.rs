@@ -2,7 +2,9 @@
 
 use clap::Args;
 
-use super::run_folder::{RunFolderArgs, look_at};
+use super::Host;
+use super::args::examples;
+use super::run_folder::{RunFolderArgs, TRAINING};
 use crate::data::{self, Source};
 use crate::distill::{self, OnnxSettings, recipes};
 use crate::train::config::DistillConfig;
@@ -12,9 +14,20 @@ use crate::train::observe::METERS_HELP;
 use crate::train::start::Start;
 use crate::{Error, Result};
 
+/// Commands to begin with.
+const EXAMPLES: &[&str] = &[
+    "macula distill --teacher runs/first --data photos/ --out runs/student",
+    "macula distill --teacher vits14.onnx --data photos/ --out runs/student --arch vit-tiny/14",
+    "macula distill --out runs/student --resume",
+];
+
 /// Arguments of `macula distill`.
 #[derive(Debug, Args)]
-#[command(after_long_help = METERS_HELP)]
+#[command(
+    next_help_heading = TRAINING,
+    after_help = examples(EXAMPLES),
+    after_long_help = format!("{}\n\n{METERS_HELP}", examples(EXAMPLES))
+)]
 pub struct DistillArgs {
     /// The frozen teacher: a run folder (with its heads), a checkpoint of any family, or an ONNX file
     #[arg(
@@ -40,14 +53,14 @@ type Parts = (TrainConfig, Box<dyn Source>, Start, Box<dyn FrozenTeacher>);
 
 impl DistillArgs {
     /// Distils, and prints how the run ended.
-    pub fn run(&self) -> Result<()> {
-        self.folder.run.start_threads()?;
+    pub fn run(&self, host: Host) -> Result<()> {
+        self.folder.run.threads.start()?;
         let (config, source, start, teacher) = if self.folder.resume {
             self.saved()?
         } else {
             self.new_run()?
         };
-        self.folder.execute(config, source, start, Some(teacher))
+        self.folder.execute(host, config, source, start, Some(teacher))
     }
 
     fn saved(&self) -> Result<Parts> {
@@ -75,7 +88,7 @@ impl DistillArgs {
         let settings = DistillConfig::new(self.teacher.as_deref().unwrap_or_default());
         let settings = overrides.section("distill", &settings)?;
         let teacher = self.open(&settings)?;
-        let facts = look_at(source.as_ref())?;
+        let facts = self.folder.facts(source.as_ref())?;
         let recipe = named.unwrap_or_else(|| recipes::default_for(&teacher.facts().offer).to_owned());
         let config = recipes::recipe(&recipe, data, &facts, &settings, teacher.facts())
             .map_err(|error| overrides.named(error))?;
@@ -89,7 +102,7 @@ impl DistillArgs {
         let onnx = OnnxSettings {
             ort_lib: run.ort_lib.clone(),
             device: run.device,
-            threads: run.threads,
+            threads: run.threads.threads,
         };
         distill::open(settings, &run.device.candle()?, &onnx)
     }

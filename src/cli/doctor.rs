@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::args::RunArgs;
+use super::args::{JsonArgs, RunArgs, examples};
 use super::output;
 use crate::Result;
 use crate::device::CUDA_TRAINER;
@@ -10,10 +10,10 @@ use crate::runtime::DoctorReport;
 
 /// Arguments of `macula doctor`.
 #[derive(Debug, Args)]
+#[command(after_help = examples(&["macula doctor", "macula doctor --device cuda --json"]))]
 pub struct DoctorArgs {
-    /// Print the report as JSON
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    print: JsonArgs,
     #[command(flatten)]
     run: RunArgs,
 }
@@ -22,7 +22,7 @@ impl DoctorArgs {
     /// Examines the machine and prints the report.
     pub fn run(&self) -> Result<()> {
         let report = DoctorReport::gather(&self.run.runtime(), CUDA_TRAINER);
-        if self.json {
+        if self.print.json {
             output::print_json(&report)
         } else {
             output::print(&report.to_string())

@@ -1,13 +1,14 @@
 //! `macula export`.
 
-use std::path::PathBuf;
-
 use clap::Args;
-use macula_models::onnx::{ImageShape, OutputKind};
+use macula_models::onnx::{EMBEDDED_LIMIT, ImageShape, OutputKind};
 use macula_models::vit::VitConfig;
 use macula_models::weights::{self, Checkpoint};
 
-use super::args::{CheckpointArgs, ColumnArgs, PreprocessArgs, RunArgs};
+use super::args::{
+    CheckpointArgs, ColumnArgs, INPUT, MODEL, NewArgs, OUTPUT, PreprocessArgs, RunArgs, SeedArgs, examples,
+    reworded,
+};
 use super::output;
 use crate::export::{
     Comparison, DriftReport, Dtype, ExportRequest, ExportSummary, LayerLoss, SmallRequest, export, untrained,
@@ -18,62 +19,71 @@ use crate::{Error, Result};
 /// In place of a checkpoint: a network with initial weights.
 const UNTRAINED: &str = "untrained";
 
+/// The heading of how f16 and int8 are made and judged.
+const SMALLER: &str = "Smaller files";
+
 /// Arguments of `macula export`.
 #[derive(Debug, Args)]
+#[command(
+    mut_args(reworded(&[
+        ("out", "ONNX file to write"),
+        ("force", "Replace a file that exists"),
+        ("json", "Print the comparison as JSON"),
+    ])),
+    after_help = examples(&[
+        "macula export dinov2_vits14_pretrain.pth --out vits14.onnx",
+        "macula export runs/first --out first.onnx --output cls,patch",
+        "macula export runs/first --out first-int8.onnx --dtype int8 --calibration photos/",
+    ])
+)]
 pub struct ExportArgs {
     /// Checkpoint (.pth, .safetensors), Hugging Face folder, run folder, or `untrained` for --arch with initial weights
+    #[arg(help_heading = INPUT)]
     checkpoint: String,
-    /// ONNX file to write
-    #[arg(long, value_name = "FILE")]
-    out: PathBuf,
-    /// Image size: N, HxW or dynamic; by default that of the preprocessing which the checkpoint or a file beside it states, else
-    /// 224, or the checkpoint's own where that is smaller
-    #[arg(long, value_name = "SIZE")]
+    /// Image size: N, HxW or dynamic [default: that of the preprocessing which the checkpoint or a file beside it states, else
+    /// 224, or the checkpoint's own where that is smaller]
+    #[arg(long, value_name = "SIZE", help_heading = MODEL)]
     image_size: Option<ImageShape>,
-    /// Outputs: cls, patch, patch_mean, reg, layer:I.cls, layer:I.patch; last4 stands for the cls of the last four
-    /// blocks
-    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
-    outputs: Vec<String>,
-    /// What the matrices are stored in: f32; f16, half the size; int8, a quarter, whose products are of 8-bit integers
-    #[arg(long, value_name = "TYPE", default_value = "f32")]
-    dtype: Dtype,
-    /// Images for f16 and int8: the ranges of int8 come from them, and the file is compared with f32 on them (with k-NN and a
-    /// probe where they have classes); by default the run's own training images, else the bundled sample
-    #[arg(long, value_name = "SRC")]
-    calibration: Option<String>,
-    /// Images that the ranges of int8 are taken from
-    #[arg(long, default_value_t = 128)]
-    calibration_images: usize,
-    /// Images that the file is compared on
-    #[arg(long, default_value_t = 512)]
-    compared_images: usize,
-    /// Share of the linear layers that stay f32 in int8, those that lose most
-    #[arg(long, default_value_t = 0.1)]
-    float_layers: f64,
-    /// Largest drift: 1 - mean cosine to the f32 features; 0.01 for int8, 0.00001 for f16 (and ten times that for any image)
-    #[arg(long)]
-    max_drift: Option<f64>,
-    /// Largest deviation from the candle network, in f32 and before f16 or int8 is made, relative to the largest value of an output
-    #[arg(long, default_value_t = 1e-4)]
-    tolerance: f64,
-    /// Bytes of weights above which they go into a second file
-    #[arg(long, value_name = "BYTES")]
-    external_data_over: Option<u64>,
-    /// Seed of the test input, and of `untrained`
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
-    /// Replace a file that exists
-    #[arg(long)]
-    force: bool,
-    /// Print the comparison as JSON
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    columns: ColumnArgs,
     #[command(flatten)]
     geometry: CheckpointArgs,
     #[command(flatten)]
     preprocess: PreprocessArgs,
+    /// What the matrices are stored in: f32; f16, half the size; int8, a quarter, whose products are of 8-bit integers
+    #[arg(long, value_name = "TYPE", default_value = "f32", help_heading = SMALLER)]
+    dtype: Dtype,
+    /// Images for f16 and int8: the ranges of int8 come from them, and the file is compared with f32 on them (with k-NN and a
+    /// probe where they have classes) [default: the run's own training images, else the bundled sample]
+    #[arg(long, value_name = "SRC", help_heading = SMALLER)]
+    calibration: Option<String>,
+    /// Images that the ranges of int8 are taken from
+    #[arg(long, value_name = "N", default_value_t = 128, help_heading = SMALLER)]
+    calibration_images: usize,
+    /// Images that the file is compared on
+    #[arg(long, value_name = "N", default_value_t = 512, help_heading = SMALLER)]
+    compared_images: usize,
+    /// Share of the linear layers that stay f32 in int8, those that lose most
+    #[arg(long, value_name = "SHARE", default_value_t = 0.1, help_heading = SMALLER)]
+    float_layers: f64,
+    /// Largest drift: 1 - mean cosine to the f32 features, and in f16 ten times that for any image [default: 0.01 for int8,
+    /// 0.00001 for f16]
+    #[arg(long, value_name = "DRIFT", help_heading = SMALLER)]
+    max_drift: Option<f64>,
+    #[command(flatten)]
+    columns: ColumnArgs,
+    #[command(flatten)]
+    out: NewArgs,
+    /// Outputs: cls, patch, patch_mean, reg, layer:I.cls, layer:I.patch; last4 stands for the cls of the last four
+    /// blocks [default: cls,patch,patch_mean, and reg where there are registers]
+    #[arg(long = "output", visible_alias = "outputs", value_delimiter = ',', value_name = "NAMES", help_heading = OUTPUT)]
+    outputs: Vec<String>,
+    /// Largest deviation from the candle network, in f32 and before f16 or int8 is made, relative to the largest value of an output
+    #[arg(long, value_name = "SHARE", default_value_t = 1e-4, help_heading = OUTPUT)]
+    tolerance: f64,
+    /// Bytes of weights above which they go into a second file
+    #[arg(long, value_name = "BYTES", default_value_t = EMBEDDED_LIMIT, help_heading = OUTPUT)]
+    external_data_over: u64,
+    #[command(flatten)]
+    random: SeedArgs,
     #[command(flatten)]
     run: RunArgs,
 }
@@ -81,7 +91,7 @@ pub struct ExportArgs {
 impl ExportArgs {
     /// Exports, and prints how the file compares with the network.
     pub fn run(&self) -> Result<()> {
-        self.run.start_threads()?;
+        self.run.threads.start()?;
         let checkpoint = self.checkpoint()?;
         let side = default_side(&checkpoint.config);
         let size = match self.image_size {
@@ -119,14 +129,14 @@ impl ExportArgs {
             small: self.small()?,
             preprocess,
             tolerance: self.tolerance,
-            seed: self.seed,
-            force: self.force,
-            external_data_over: self.external_data_over,
+            seed: self.random.seed,
+            force: self.out.force,
+            external_data_over: Some(self.external_data_over),
             runtime: self.run.runtime(),
-            threads: self.run.threads,
+            threads: self.run.threads.threads,
         };
-        let summary = export(&checkpoint, &request, &self.out)?;
-        if self.json {
+        let summary = export(&checkpoint, &request, &self.out.out)?;
+        if self.out.print.json {
             output::print_json(&summary)
         } else {
             output::print(&text(&summary))
@@ -209,7 +219,7 @@ impl ExportArgs {
         if let Some(rule) = self.geometry.position_rule {
             config.position_rule = rule;
         }
-        untrained(config, self.seed)
+        untrained(config, self.random.seed)
     }
 }
 

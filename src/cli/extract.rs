@@ -1,11 +1,11 @@
 //! `macula extract`.
 
-use std::path::PathBuf;
-
 use clap::Args;
 use serde_json::json;
 
-use super::args::{ColumnArgs, ReadArgs};
+use super::args::{
+    INPUT, ImagesArgs, MODEL, ModelRunArgs, NewArgs, OUTPUT, PREPROCESSING, RunArgs, examples, reworded,
+};
 use super::output;
 use crate::extract::model::{self, DerivedModel, OpenModel, OutputChoice};
 use crate::extract::{ExtractOptions, ExtractReport, Layout, Shard, Values, extract};
@@ -13,59 +13,63 @@ use crate::{Result, data};
 
 /// Arguments of `macula extract`.
 #[derive(Debug, Args)]
+#[command(
+    mut_args(reworded(&[
+        ("out", "Feature folder to write"),
+        ("force", "Replace a feature folder that exists"),
+        ("json", "Print a summary as JSON"),
+    ])),
+    after_help = examples(&[
+        "macula extract --model vits14.onnx --data photos/ --out features",
+        "macula extract --model pixels --data sample:test --out features/pixels",
+        "macula extract --model m.onnx --data 'shards/{000..012}.tar' --out features --output cls,patch",
+    ])
+)]
 pub struct ExtractArgs {
-    /// ONNX file, checkpoint, pixels[:rgb|:gray] for the pixels themselves, or hog[:CELL] for histograms of their gradients
-    #[arg(long, value_name = "MODEL")]
-    model: String,
-    /// Images: a folder, list.csv, list.parquet, shards/{000..012}.tar, data/*.parquet with a column of images,
-    /// video:clip.mp4#fps=2, idx:FOLDER#train, sample:train, or - for paths on stdin
-    #[arg(long, value_name = "SRC")]
-    data: String,
-    /// Feature folder to write
-    #[arg(long, value_name = "FEATURES")]
-    out: PathBuf,
-    /// Outputs, for instance cls,patch_mean,patch; by default cls. Side by side with a plus: cls+patch_mean; patch_gem is the
-    /// generalised mean of the patch tokens
-    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
-    output: Vec<String>,
-    /// Take rows i, i+n, ..; the shards of one run share --out
-    #[arg(long, value_name = "I/N")]
+    #[command(flatten)]
+    images: ImagesArgs,
+    /// Take rows i, i+n, ..; the shards of one run share --out [default: all rows]
+    #[arg(long, value_name = "I/N", help_heading = INPUT)]
     shard: Option<Shard>,
-    /// parquet; npy to write img_emb/*.npy and metadata/*.parquet too, as clip-retrieval and autofaiss read; safetensors to
-    /// write safetensors/*.safetensors too
-    #[arg(long, value_enum, default_value = "parquet")]
-    layout: Layout,
-    /// What values are stored in
-    #[arg(long, value_enum, default_value = "f32")]
-    dtype: Values,
-    /// Bring every vector to length 1
-    #[arg(long)]
-    normalize: bool,
+    /// ONNX file, checkpoint, pixels[:rgb|:gray] for the pixels themselves, or hog[:CELL] for histograms of their gradients
+    #[arg(long, value_name = "MODEL", help_heading = MODEL)]
+    model: String,
+    #[command(flatten)]
+    open: ModelRunArgs,
     /// Decode large JPEGs at a half, a quarter or an eighth of their size, as far as the model's resize allows: faster for
     /// photographs, and close to the features of full decoding, not equal to them
-    #[arg(long)]
+    #[arg(long, help_heading = PREPROCESSING)]
     fast_decode: bool,
-    /// Replace a feature folder that exists
-    #[arg(long)]
-    force: bool,
+    #[command(flatten)]
+    out: NewArgs,
+    /// Outputs, for instance cls,patch_mean,patch. Side by side with a plus: cls+patch_mean; patch_gem is the generalised mean of
+    /// the patch tokens [default: cls, or else the first]
+    #[arg(long, alias = "outputs", value_delimiter = ',', value_name = "NAMES", help_heading = OUTPUT)]
+    output: Vec<String>,
+    /// parquet; npy to write img_emb/*.npy and metadata/*.parquet too, as clip-retrieval and autofaiss read; safetensors to
+    /// write safetensors/*.safetensors too
+    #[arg(long, value_enum, default_value = "parquet", help_heading = OUTPUT)]
+    layout: Layout,
+    /// What values are stored in
+    #[arg(long, value_enum, default_value = "f32", help_heading = OUTPUT)]
+    dtype: Values,
+    /// Bring every vector to length 1
+    #[arg(long, alias = "normalise", help_heading = OUTPUT)]
+    normalize: bool,
     /// Continue after the last finished part
-    #[arg(long, conflicts_with = "force")]
+    #[arg(long, conflicts_with = "force", help_heading = OUTPUT)]
     resume: bool,
-    /// Print a summary as JSON
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    columns: ColumnArgs,
-    #[command(flatten)]
-    read: ReadArgs,
+    run: RunArgs,
 }
 
 impl ExtractArgs {
     /// Extracts, and prints what was done.
     pub fn run(&self) -> Result<()> {
-        self.read.run.start_threads()?;
-        let source = data::open(&self.columns.of(&self.data)?)?;
-        let options = self.read.model_options(OutputChoice::named(&self.output));
+        self.run.threads.start()?;
+        let source = data::open(&self.images.source()?)?;
+        let outputs = OutputChoice::named(&self.output);
+        let options = self.open.model_options(outputs, &self.run);
         let OpenModel {
             mut model,
             preprocess,
@@ -77,9 +81,15 @@ impl ExtractArgs {
             layout: self.layout,
             dtype: self.dtype,
             fast_decode: self.fast_decode,
-            ..self.read.extract_options(self.shard, self.force, self.resume)
+            ..self.open.extract_options(self.shard, self.out.force, self.resume)
         };
-        let report = extract(source.as_ref(), model.as_mut(), &preprocess, &options, &self.out)?;
+        let report = extract(
+            source.as_ref(),
+            model.as_mut(),
+            &preprocess,
+            &options,
+            &self.out.out,
+        )?;
         self.print(&report)
     }
 
@@ -91,9 +101,9 @@ impl ExtractArgs {
             report.meta.n_written.unwrap_or_default(),
             report.meta.n_failed.unwrap_or_default(),
         );
-        if self.json {
+        if self.out.print.json {
             return output::print_json(&json!({
-                "out": self.out.display().to_string(),
+                "out": self.out.out.display().to_string(),
                 "n_rows": report.meta.n_rows,
                 "n_written": written,
                 "n_failed": failed,
@@ -112,7 +122,7 @@ impl ExtractArgs {
         output::print(&format!(
             "{}: {written} rows of {} ({failed} failed) in {seconds:.1} s, {rate:.1} images/s, {:.0} % of it waiting \
              for images",
-            self.out.display(),
+            self.out.out.display(),
             report.meta.output_names(),
             100.0 * data_wait
         ))

@@ -7,16 +7,23 @@ use indicatif::{ProgressBar, ProgressStyle};
 use macula_eval::index::HnswConfig;
 use serde_json::json;
 
-use super::args::start_threads;
+use super::args::{FeatureColumnArgs, INPUT, NewArgs, ResultArgs, SeedArgs, ThreadArgs, examples, reworded};
 use super::output;
+use crate::Result;
 use crate::extract::FeatureFolder;
 use crate::extract::folder::Features;
 use crate::extract::read_column;
 use crate::index::{self, IndexOptions, Kind, Manifest, OpenIndex, score_table, write_hits};
-use crate::{Result, files};
+
+/// The heading of what an index is and how it is searched.
+const INDEX: &str = "Index";
 
 /// Arguments of `macula index`.
 #[derive(Debug, Args)]
+#[command(after_help = examples(&[
+    "macula index build --features features/photos --out photos.index",
+    "macula index query --index photos.index --features features/new --k 10 --out hits.parquet",
+]))]
 pub struct IndexArgs {
     #[command(subcommand)]
     action: Action,
@@ -33,97 +40,100 @@ enum Action {
 }
 
 #[derive(Debug, Args)]
+#[command(
+    next_help_heading = INDEX,
+    mut_args(reworded(&[("out", "Index folder to write")])),
+    after_help = examples(&[
+        "macula index build --features features/photos --out photos.index",
+        "macula index build --features features/photos --kind hnsw --recall 0.99 --out photos.index",
+    ])
+)]
 struct BuildArgs {
-    /// Feature folder
-    #[arg(long, value_name = "FEATURES")]
-    features: PathBuf,
-    /// Index folder to write
-    #[arg(long, value_name = "INDEX")]
-    out: PathBuf,
-    /// Column; by default cls, or else the first
-    #[arg(long, value_name = "NAME")]
-    column: Option<String>,
     /// Compare with every row, or walk a graph
     #[arg(long, value_enum, default_value = "exact")]
     kind: Kind,
     /// Links of a row in the graph, 2 to 255
-    #[arg(long, default_value_t = HnswConfig::default().m)]
+    #[arg(long, value_name = "N", default_value_t = HnswConfig::default().m)]
     m: usize,
     /// Width of the walk that finds a new row's links
-    #[arg(long, default_value_t = HnswConfig::default().ef_construction)]
+    #[arg(long, value_name = "N", default_value_t = HnswConfig::default().ef_construction)]
     ef_construction: usize,
-    /// Choose the width of searches that finds this share of the 10 nearest, measured on held-out rows
+    /// Choose the width of searches that finds this share of the 10 nearest, measured on held-out rows [default: not chosen]
     #[arg(long, value_name = "FRACTION")]
     recall: Option<f64>,
-    /// Seed of the held-out rows
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
-    /// Replace an index that stands there
-    #[arg(long)]
-    force: bool,
+    /// Feature folder
+    #[arg(long, value_name = "FEATURES", help_heading = INPUT)]
+    features: PathBuf,
     #[command(flatten)]
-    common: CommonArgs,
+    column: FeatureColumnArgs,
+    #[command(flatten)]
+    out: NewArgs,
+    #[command(flatten)]
+    random: SeedArgs,
+    #[command(flatten)]
+    threads: ThreadArgs,
 }
 
 #[derive(Debug, Args)]
+#[command(
+    next_help_heading = INDEX,
+    mut_args(reworded(&[("out", "Parquet file for query, query_path, rank, row, path, similarity, label")])),
+    after_help = examples(&[
+        "macula index query --index photos.index --features features/new --k 10 --out hits.parquet",
+    ])
+)]
 struct QueryArgs {
+    /// Width of the walk [default: the one the index was built for]
+    #[arg(long, value_name = "N")]
+    ef: Option<usize>,
     #[command(flatten)]
     queries: QueriesArgs,
-    /// Width of the walk; by default the one the index was built for
-    #[arg(long)]
-    ef: Option<usize>,
-    /// Parquet file for query, query_path, rank, row, path, similarity, label
-    #[arg(long, value_name = "FILE")]
-    out: PathBuf,
-    /// Replace the file
-    #[arg(long)]
-    force: bool,
     #[command(flatten)]
-    common: CommonArgs,
+    out: NewArgs,
+    #[command(flatten)]
+    threads: ThreadArgs,
 }
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = INDEX, after_help = examples(&[
+    "macula index score --index photos.index --features features/new --k 10",
+    "macula index score --index photos.index --features features/new --ef 32,64,128 --out scores",
+]))]
 struct ScoreArgs {
+    /// Widths of the walk to measure
+    #[arg(
+        long,
+        value_name = "NS",
+        value_delimiter = ',',
+        default_value = "16,32,64,128,256,512"
+    )]
+    ef: Vec<usize>,
     #[command(flatten)]
     queries: QueriesArgs,
-    /// Widths of the walk to measure
-    #[arg(long, value_delimiter = ',', default_value = "16,32,64,128,256,512")]
-    ef: Vec<usize>,
-    /// Folder for result.json, table.parquet, table.csv and table.md
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
-    /// Replace what --out holds
-    #[arg(long)]
-    force: bool,
     #[command(flatten)]
-    common: CommonArgs,
+    result: ResultArgs,
+    #[command(flatten)]
+    threads: ThreadArgs,
 }
 
 /// Which index is asked, and for what.
 #[derive(Debug, Args)]
+#[command(
+    next_help_heading = INDEX,
+    mut_args(reworded(&[("column", "Column of the queries [default: the index's]")]))
+)]
 struct QueriesArgs {
     /// Index folder
     #[arg(long, value_name = "INDEX")]
     index: PathBuf,
-    /// Feature folder of the queries
-    #[arg(long, value_name = "FEATURES")]
-    features: PathBuf,
-    /// Column of the queries; by default the index's
-    #[arg(long, value_name = "NAME")]
-    column: Option<String>,
     /// Neighbours
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, value_name = "N", default_value_t = 10)]
     k: usize,
-}
-
-#[derive(Debug, Args)]
-struct CommonArgs {
-    /// Print the result as JSON and nothing else
-    #[arg(long)]
-    json: bool,
-    /// Threads; 0 for all cores
-    #[arg(long, default_value_t = 0)]
-    threads: usize,
+    /// Feature folder of the queries
+    #[arg(long, value_name = "FEATURES", help_heading = INPUT)]
+    features: PathBuf,
+    #[command(flatten)]
+    column: FeatureColumnArgs,
 }
 
 impl IndexArgs {
@@ -139,31 +149,31 @@ impl IndexArgs {
 
 impl BuildArgs {
     fn run(&self) -> Result<()> {
-        start_threads(self.common.threads)?;
+        self.threads.start()?;
         let options = IndexOptions {
             kind: self.kind,
-            column: self.column.clone(),
+            column: self.column.column.clone(),
             hnsw: HnswConfig {
                 m: self.m,
                 ef_construction: self.ef_construction,
             },
             recall: self.recall,
-            seed: self.seed,
-            force: self.force,
+            seed: self.random.seed,
+            force: self.out.force,
         };
         let style = ProgressStyle::with_template("{bar:32} {pos}/{len} rows, {per_sec}, {eta} left")
             .unwrap_or_else(|_| ProgressStyle::default_bar());
         let bar = ProgressBar::new(0).with_style(style);
-        let built = index::build(&self.features, &self.out, &options, |done, all| {
+        let built = index::build(&self.features, &self.out.out, &options, |done, all| {
             bar.set_length(all as u64);
             bar.set_position(done as u64);
         });
         bar.finish_and_clear();
         let manifest = built?;
-        if self.common.json {
+        if self.out.print.json {
             return output::print_json(&manifest);
         }
-        output::print(&describe(&manifest, &self.out))
+        output::print(&describe(&manifest, &self.out.out))
     }
 }
 
@@ -198,7 +208,7 @@ impl QueriesArgs {
     fn open(&self) -> Result<(OpenIndex, Features)> {
         let manifest = Manifest::read(&self.index)?;
         let folder = FeatureFolder::open(&self.features)?;
-        let column = self.column.as_deref().unwrap_or(&manifest.column);
+        let column = self.column.column.as_deref().unwrap_or(&manifest.column);
         let queries = read_column(&folder, column)?;
         for notice in manifest.unfair(&self.index, &folder) {
             tracing::warn!("{notice}");
@@ -210,13 +220,13 @@ impl QueriesArgs {
 
 impl QueryArgs {
     fn run(&self) -> Result<()> {
-        start_threads(self.common.threads)?;
-        files::refuse_existing(&self.out, self.force)?;
+        self.threads.start()?;
+        self.out.refuse_existing()?;
         let (index, queries) = self.queries.open()?;
         let k = self.queries.k;
         let ef = index.ef(self.ef, k);
         let hits = index.index.search(queries.matrix.view(), k, ef)?;
-        write_hits(&self.out, &index, &queries, &hits)?;
+        write_hits(&self.out.out, &index, &queries, &hits)?;
         let found: usize = hits.iter().map(Vec::len).sum();
         if found < k * hits.len() {
             let missing = k * hits.len() - found;
@@ -225,15 +235,15 @@ impl QueryArgs {
                 k * hits.len()
             );
         }
-        if self.common.json {
+        if self.out.print.json {
             return output::print_json(&json!({
-                "out": self.out, "n_queries": hits.len(), "k": k, "n_hits": found,
+                "out": self.out.out, "n_queries": hits.len(), "k": k, "n_hits": found,
                 "ef": (index.manifest.kind == Kind::Hnsw).then_some(ef),
             }));
         }
         output::print(&format!(
             "{}: {found} hits of {} queries",
-            self.out.display(),
+            self.out.out.display(),
             hits.len()
         ))
     }
@@ -241,12 +251,12 @@ impl QueryArgs {
 
 impl ScoreArgs {
     fn run(&self) -> Result<()> {
-        start_threads(self.common.threads)?;
-        let _lock = output::take_result_folder(self.out.as_deref(), self.force)?;
+        self.threads.start()?;
+        let _lock = self.result.take()?;
         let (index, queries) = self.queries.open()?;
         let mut efs = self.ef.clone();
         efs.extend(index.manifest.ef_search);
         let result = score_table(&index, &queries, self.queries.k, &efs)?;
-        output::print_result(&result, self.common.json, self.out.as_deref())
+        self.result.finish(&result)
     }
 }

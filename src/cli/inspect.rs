@@ -6,28 +6,33 @@ use clap::Args;
 use macula_models::{onnx, weights};
 use serde_json::{Value, json};
 
-use super::args::CheckpointArgs;
+use super::args::{CheckpointArgs, INPUT, JsonArgs, examples};
 use super::output;
 use crate::extract::{FeatureFolder, Meta};
 use crate::{Error, Result};
 
 /// Arguments of `macula inspect`.
 #[derive(Debug, Args)]
+#[command(after_help = examples(&[
+    "macula inspect dinov2_vits14_pretrain.pth",
+    "macula inspect m.onnx --json",
+    "macula inspect features/train",
+]))]
 pub struct InspectArgs {
     /// Checkpoint, ONNX file or feature folder
+    #[arg(help_heading = INPUT)]
     file: PathBuf,
-    /// Print as JSON
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
     geometry: CheckpointArgs,
+    #[command(flatten)]
+    print: JsonArgs,
 }
 
 impl InspectArgs {
     /// Prints what the file holds.
     pub fn run(&self) -> Result<()> {
         let found = self.describe()?;
-        if self.json {
+        if self.print.json {
             return output::print_json(&found);
         }
         let mut lines = Vec::new();

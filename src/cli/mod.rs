@@ -3,6 +3,7 @@
 
 mod args;
 mod bench;
+mod completions;
 mod curate;
 mod demo;
 mod distill;
@@ -13,27 +14,53 @@ mod extract;
 mod index;
 mod inspect;
 mod log;
+mod man;
 mod output;
+mod reference;
 mod report;
 mod run_folder;
 mod runtime;
+mod signals;
 mod train;
 mod viz;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{ArgAction, CommandFactory, Parser, Subcommand};
+
+pub use reference::reference;
 
 use crate::Result;
 use crate::data::decode::range::take_notice;
 
 /// One tool for the whole life of a frozen visual feature: pretrain, export, extract, evaluate.
 #[derive(Debug, Parser)]
-#[command(name = "macula", version, propagate_version = true)]
+#[command(
+    name = "macula",
+    version,
+    propagate_version = true,
+    disable_help_flag = true,
+    disable_version_flag = true,
+    after_help = args::examples(&[
+        "macula demo",
+        "macula train --data photos/ --out runs/first",
+        "macula extract --model vits14.onnx --data photos/ --out features",
+    ])
+)]
 struct Cli {
     #[command(subcommand)]
     verb: Verb,
+    /// Print help; -h for a summary
+    #[arg(id = "help", short = 'h', long = "help", global = true, action = ArgAction::Help, help_heading = HELP)]
+    _help: Option<bool>,
+    /// Print version
+    #[arg(id = "version", short = 'V', long = "version", global = true, action = ArgAction::Version, help_heading = HELP)]
+    _version: Option<bool>,
 }
+
+/// The heading of what clap answers by itself, below all others.
+const HELP: &str = "Help";
 
 #[derive(Debug, Subcommand)]
 enum Verb {
@@ -44,9 +71,9 @@ enum Verb {
     /// Train a student on a frozen teacher's outputs, without labels.
     Distill(Box<distill::DistillArgs>),
     /// Write a checkpoint as ONNX, checked against the candle network.
-    Export(export::ExportArgs),
+    Export(Box<export::ExportArgs>),
     /// Write the frozen features of images to a feature folder.
-    Extract(extract::ExtractArgs),
+    Extract(Box<extract::ExtractArgs>),
     /// Evaluate features with one protocol.
     Eval(eval::EvalArgs),
     /// Curate a heap of images: copies, leaks, retrieval, balance, quality.
@@ -62,39 +89,81 @@ enum Verb {
     /// The ONNX Runtime library.
     Runtime(runtime::RuntimeArgs),
     /// Time macula's work on this machine.
-    Bench(bench::BenchArgs),
+    Bench(Box<bench::BenchArgs>),
     /// Say what this machine offers, what is missing and how to mend it.
     Doctor(doctor::DoctorArgs),
+    /// Print completions for a shell.
+    Completions(completions::CompletionsArgs),
+    /// Write pages for `man`, one a verb.
+    Man(man::ManArgs),
+}
+
+/// Whose process a command runs in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Host {
+    /// The program's own: a second SIGINT may end it.
+    Own,
+    /// Another's, which goes on afterwards.
+    Other,
 }
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
+    ExitCode::from(run_in(Host::Own, std::env::args_os()))
+}
+
+/// Runs the command line `args`, of which the first is the program's name, within any process: `["macula", "inspect",
+/// "m.onnx"]`. Results go to stdout, notices and errors to stderr. Gives the exit code: 0 done, 1 failed while running, 2 bad
+/// arguments or input.
+///
+/// It may be called again and from any thread. The process is never ended and keeps what it has: a log that was started
+/// already gets the notices, and handlers of SIGINT and SIGTERM are called beside those by which `train` and `distill` end after
+/// a step, and alone afterwards. What a process has once, it has from the first call that asks: `--threads` of a later call must
+/// repeat the number, or be 0.
+pub fn run<I>(args: I) -> u8
+where
+    I: IntoIterator,
+    I::Item: Into<OsString> + Clone,
+{
+    run_in(Host::Other, args)
+}
+
+/// The whole command line, as clap knows it.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+fn run_in<I>(host: Host, args: I) -> u8
+where
+    I: IntoIterator,
+    I::Item: Into<OsString> + Clone,
+{
     start_log();
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => return refuse(&error),
     };
-    let done = run(cli);
+    let done = cli.verb.run(host);
     if let Some(notice) = take_notice() {
         tracing::warn!("{notice}");
     }
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(error) => {
             let text = error.to_string();
             let line = text.lines().collect::<Vec<_>>().join("; ");
             eprintln!("error: {}", output::plain(&line));
-            ExitCode::from(error.exit_code())
+            error.exit_code()
         }
     }
 }
 
 /// Prints help or the version as clap does, but an error as one line like every other.
-fn refuse(error: &clap::Error) -> ExitCode {
+fn refuse(error: &clap::Error) -> u8 {
     if !error.use_stderr() {
         // Help that cannot be printed has nobody to be told.
         let _ = error.print();
-        return ExitCode::SUCCESS;
+        return 0;
     }
     let text = error.to_string();
     let line: Vec<&str> = text
@@ -103,35 +172,40 @@ fn refuse(error: &clap::Error) -> ExitCode {
         .map(str::trim)
         .collect();
     eprintln!("{} (see --help)", output::plain(&line.join(" ")));
-    ExitCode::from(2)
+    2
 }
 
-fn run(cli: Cli) -> Result<()> {
-    match cli.verb {
-        Verb::Demo(args) => args.run(),
-        Verb::Train(args) => args.run(),
-        Verb::Distill(args) => args.run(),
-        Verb::Export(args) => args.run(),
-        Verb::Extract(args) => args.run(),
-        Verb::Eval(args) => args.run(),
-        Verb::Curate(args) => args.run(),
-        Verb::Index(args) => args.run(),
-        Verb::Report(args) => args.run(),
-        Verb::Viz(args) => args.run(),
-        Verb::Inspect(args) => args.run(),
-        Verb::Runtime(args) => args.run(),
-        Verb::Bench(args) => args.run(),
-        Verb::Doctor(args) => args.run(),
+impl Verb {
+    fn run(self, host: Host) -> Result<()> {
+        match self {
+            Self::Demo(args) => args.run(),
+            Self::Train(args) => args.run(host),
+            Self::Distill(args) => args.run(host),
+            Self::Export(args) => args.run(),
+            Self::Extract(args) => args.run(),
+            Self::Eval(args) => args.run(),
+            Self::Curate(args) => args.run(),
+            Self::Index(args) => args.run(),
+            Self::Report(args) => args.run(),
+            Self::Viz(args) => args.run(),
+            Self::Inspect(args) => args.run(),
+            Self::Runtime(args) => args.run(),
+            Self::Bench(args) => args.run(),
+            Self::Doctor(args) => args.run(),
+            Self::Completions(args) => args.run(),
+            Self::Man(args) => args.run(),
+        }
     }
 }
 
-/// Notices to stderr. `MACULA_LOG` takes the usual filters, for instance `debug` or `ort=info`.
+/// Notices to stderr, unless this process has a log already. `MACULA_LOG` takes the usual filters, for instance `debug` or
+/// `ort=info`.
 fn start_log() {
     use tracing_subscriber::EnvFilter;
     // tiny-skia warns of every curve that is still a point or a level line.
     let filter = EnvFilter::try_from_env("MACULA_LOG")
         .unwrap_or_else(|_| EnvFilter::new("warn,macula=info,tiny_skia=error"));
-    // A second subscriber in one process can only be a test's.
+    // A second subscriber is refused, and the first goes on.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -5,9 +5,7 @@ use std::path::Path;
 
 use macula_eval::table::EvalResult;
 
-use crate::lock::FolderLock;
-use crate::results::RESULT_FILE;
-use crate::{Error, Result, files};
+use crate::{Error, Result};
 
 /// Prints `text` and a line end to stdout.
 pub fn print(text: &str) -> Result<()> {
@@ -41,14 +39,6 @@ pub fn plain(line: &str) -> String {
 pub fn print_json(value: &impl serde::Serialize) -> Result<()> {
     let text = serde_json::to_string(value).map_err(|e| Error::failed("json", e.to_string()))?;
     print(&text)
-}
-
-/// Takes the folder of a result for this run, which is refused where it holds one, unless `force`.
-pub fn take_result_folder(out: Option<&Path>, force: bool) -> Result<Option<FolderLock>> {
-    let Some(out) = out else { return Ok(None) };
-    let lock = FolderLock::of(out)?;
-    files::refuse_existing(&out.join(RESULT_FILE), force)?;
-    Ok(Some(lock))
 }
 
 /// Prints a result as a table or as JSON, and keeps it in `out` where that was asked for.

@@ -1,17 +1,20 @@
 //! What `train` and `distill` share: the flags of a run, how they change its recipe, and running it.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use clap::Args;
 use serde_json::json;
 
-use super::args::{ColumnArgs, RunArgs};
+use super::Host;
+use super::args::{
+    ColumnArgs, INPUT, NewArgs, OUTPUT, PREPROCESSING, RANDOMNESS, RunArgs, colour, reworded, with_default,
+};
 use super::output;
+use super::signals::StopSignals;
 use crate::data::decode::range::take_notice;
+use crate::data::loader::LoaderConfig;
 use crate::data::{DecodeOptions, SampleRange, Source};
-use crate::files::refuse_existing;
 use crate::lock::FolderLock;
 use crate::train::config::TrainConfig;
 use crate::train::distillation::FrozenTeacher;
@@ -25,32 +28,60 @@ use crate::{Error, Result};
 /// Images looked at to tell the size of a source's images and whether they are grey.
 const LOOKED_AT: u64 = 32;
 
+/// The heading of what is learnt, and how.
+pub const TRAINING: &str = "Training";
+
 /// The flags of a run, whatever it learns from.
 #[derive(Debug, Args)]
+#[command(next_help_heading = TRAINING, mut_args(reworded(&[
+    ("out", "Run folder"),
+    ("force", "Replace a run folder that exists"),
+    ("json", "Print a summary as JSON"),
+])))]
 pub struct RunFolderArgs {
-    /// Images: a folder, list.csv, list.parquet, idx:FOLDER#train, sample:train, or - for paths on stdin; labels are not
-    /// used unless a setting says so
-    #[arg(long, value_name = "SRC", required_unless_present = "resume")]
-    data: Option<String>,
-    /// Run folder
-    #[arg(long, value_name = "RUN")]
-    out: PathBuf,
     /// Change a field of the recipe, for instance steps=5000, epochs=20, image_size=56, arch=vit-small/14,
-    /// optimizer.learning_rate=1e-3; config.toml in a run folder has them all
+    /// optimizer.learning_rate=1e-3; config.toml in a run folder has them all [default: none]
     #[arg(long, value_name = "FIELD=VALUE")]
     set: Vec<String>,
-    /// Go on after the last checkpoint of --out, with the settings saved there
-    #[arg(long, conflicts_with_all = ["force", "recipe", "set", "knn_data"])]
-    pub resume: bool,
-    /// Labelled images for the online k-NN and the meters on features; none without it
-    #[arg(long, value_name = "SRC")]
-    knn_data: Option<String>,
     /// Steps between online k-NNs
     #[arg(long, value_name = "STEPS", default_value_t = 500, requires = "knn_data")]
     knn_every: u64,
+    /// Images: a folder, list.csv, list.parquet, idx:FOLDER#train, sample:train, or - for paths on stdin; labels are not
+    /// used unless a setting says so
+    #[arg(long, value_name = "SRC", required_unless_present = "resume", help_heading = INPUT)]
+    data: Option<String>,
+    /// Labelled images for the online k-NN and the meters on features [default: none, and neither of them]
+    #[arg(long, value_name = "SRC", help_heading = INPUT)]
+    knn_data: Option<String>,
+    #[command(flatten)]
+    columns: ColumnArgs,
+    #[command(flatten)]
+    loader: LoaderArgs,
+    #[command(flatten)]
+    out: NewArgs,
+    /// Go on after the last checkpoint of --out, with the settings saved there
+    #[arg(long, conflicts_with_all = ["force", "recipe", "set", "knn_data"], help_heading = OUTPUT)]
+    pub resume: bool,
+    /// Print the resolved settings and end
+    #[arg(long, help_heading = OUTPUT)]
+    dry_run: bool,
     /// Seed of every random choice [default: the recipe's, 0]
-    #[arg(long)]
+    #[arg(long, value_name = "SEED", help_heading = RANDOMNESS)]
     seed: Option<u64>,
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// How files become pixels: flags for settings of `data.loader`.
+#[derive(Debug, Args)]
+#[command(next_help_heading = PREPROCESSING, mut_args(|arg| match arg.get_id().as_str() {
+    "max_pixels" => with_default(
+        arg,
+        format!("the recipe's data.loader.max_pixels, {}", DecodeOptions::default().max_pixels),
+    ),
+    _ => arg,
+}))]
+struct LoaderArgs {
     /// Samples of more than 8 bits that become black and white: auto for the range of their type (0 to 1 of floats), two
     /// numbers, or clip, as Pillow does [default: the recipe's data.loader.sample_range, clip]
     #[arg(
@@ -60,19 +91,34 @@ pub struct RunFolderArgs {
         conflicts_with = "resume"
     )]
     sample_range: Option<SampleRange>,
-    /// Replace a run folder that exists
-    #[arg(long)]
-    force: bool,
-    /// Print the resolved settings and end
-    #[arg(long)]
-    dry_run: bool,
-    /// Print a summary as JSON
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    columns: ColumnArgs,
-    #[command(flatten)]
-    pub run: RunArgs,
+    /// Turn images as their EXIF says (the reference does not)
+    #[arg(long, conflicts_with = "resume")]
+    exif: bool,
+    /// Largest image, in pixels
+    #[arg(long, value_name = "N", conflicts_with = "resume")]
+    max_pixels: Option<u64>,
+    /// Colour under transparent pixels, 0 to 255 each [default: the recipe's data.loader.background, none: alpha is dropped as the
+    /// reference does]
+    #[arg(long, value_name = "R,G,B", value_parser = colour, conflicts_with = "resume")]
+    background: Option<[u8; 3]>,
+}
+
+impl LoaderArgs {
+    /// Changes the settings that were given.
+    fn over(&self, loader: &mut LoaderConfig) {
+        if let Some(range) = self.sample_range {
+            loader.sample_range = range;
+        }
+        if self.exif {
+            loader.exif = true;
+        }
+        if let Some(most) = self.max_pixels {
+            loader.max_pixels = most;
+        }
+        if self.background.is_some() {
+            loader.background = self.background;
+        }
+    }
 }
 
 impl RunFolderArgs {
@@ -96,8 +142,8 @@ impl RunFolderArgs {
     /// The settings of the run that is resumed; `--seed` may only repeat them, and `--data` may say where the same images
     /// are by now.
     pub fn saved_config(&self) -> Result<TrainConfig> {
-        FolderLock::check(&self.out)?;
-        let mut config = run::saved_config(&self.out)?;
+        FolderLock::check(&self.out.out)?;
+        let mut config = run::saved_config(&self.out.out)?;
         if let Some(seed) = self.seed.filter(|seed| *seed != config.seed) {
             let reason = format!("expected the run's own seed {}, found {seed}", config.seed);
             return Err(Error::input("--seed", reason));
@@ -108,7 +154,7 @@ impl RunFolderArgs {
         };
         if let Some(data) = data.filter(|data| *data != config.data.source) {
             // A run that does not know its images cannot tell whether these are the same.
-            if RunIdentity::read(&self.out)?.is_none() {
+            if RunIdentity::read(&self.out.out)?.is_none() {
                 let reason = format!(
                     "expected the run's own source {}, found {data}",
                     config.data.source
@@ -137,18 +183,27 @@ impl RunFolderArgs {
         if let Some(seed) = self.seed {
             config.seed = seed;
         }
-        if let Some(range) = self.sample_range {
-            config.data.loader.sample_range = range;
-        }
+        self.loader.over(&mut config.data.loader);
         if let Some(labelled) = self.sources()?.1 {
             config.monitor.knn = Some(OnlineKnnConfig::new(labelled, self.knn_every));
         }
         Ok(config)
     }
 
+    /// How many images there are, how large they are and whether they are grey.
+    pub fn facts(&self, source: &dyn Source) -> Result<DataFacts> {
+        let most = self.loader.max_pixels;
+        let decode = DecodeOptions {
+            max_pixels: most.unwrap_or(DecodeOptions::default().max_pixels),
+            ..DecodeOptions::default()
+        };
+        look_at(source, &decode)
+    }
+
     /// Runs `config` and prints how it ended; with `--dry-run` prints the settings alone.
     pub fn execute(
         &self,
+        host: Host,
         config: TrainConfig,
         source: Box<dyn Source>,
         start: Start,
@@ -167,20 +222,21 @@ impl RunFolderArgs {
         if !self.resume {
             self.check_out()?;
         }
+        let signals = StopSignals::listen(host)?;
         let summary = run::run(TrainRequest {
             config,
             source: Arc::from(source),
-            out: self.out.clone(),
-            replace: self.force,
+            out: self.out.out.clone(),
+            replace: self.out.force,
             start,
             teacher,
             device,
             threads: rayon::current_num_threads(),
-            stop: stop_on_signals()?,
+            stop: signals.flag(),
         })?;
-        if self.json {
+        if self.out.print.json {
             output::print_json(&json!({
-                "out": self.out.display().to_string(),
+                "out": self.out.out.display().to_string(),
                 "step": summary.step,
                 "finished": summary.finished,
                 "knn_top1": summary.knn_top1,
@@ -188,35 +244,33 @@ impl RunFolderArgs {
                 "data_wait": summary.data_wait,
             }))
         } else {
-            output::print(&text(&self.out, &summary))
+            output::print(&text(&self.out.out, &summary))
         }
     }
 
     /// Whether a new run may have `--out`; an older one goes only once the new one has read all it needs.
     fn check_out(&self) -> Result<()> {
-        FolderLock::check(&self.out)?;
-        refuse_existing(&self.out, self.force)?;
-        if !self.out.exists() {
+        FolderLock::check(&self.out.out)?;
+        self.out.refuse_existing()?;
+        if !self.out.out.exists() {
             return Ok(());
         }
         // --force is for runs: a folder that is none is not macula's to remove.
-        let empty = std::fs::read_dir(&self.out).is_ok_and(|mut entries| entries.next().is_none());
-        if !empty && !self.out.join(run::CONFIG).is_file() {
+        let empty = std::fs::read_dir(&self.out.out).is_ok_and(|mut entries| entries.next().is_none());
+        if !empty && !self.out.out.join(run::CONFIG).is_file() {
             let reason = "exists and is no run folder; choose another --out";
-            return Err(Error::input(self.out.display().to_string(), reason));
+            return Err(Error::input(self.out.out.display().to_string(), reason));
         }
         Ok(())
     }
 }
 
 /// How many images there are, how large they are and whether they are grey, from a few spread over the source.
-pub fn look_at(source: &dyn Source) -> Result<DataFacts> {
+pub fn look_at(source: &dyn Source, decode: &DecodeOptions) -> Result<DataFacts> {
     let images = source.len();
     let looked_at = LOOKED_AT.min(images);
     let rows = (0..looked_at).map(|i| i * images / looked_at.max(1));
-    let loaded: Vec<_> = rows
-        .filter_map(|row| source.load(row, &DecodeOptions::default()).ok())
-        .collect();
+    let loaded: Vec<_> = rows.filter_map(|row| source.load(row, decode).ok()).collect();
     let mut sides: Vec<u32> = loaded
         .iter()
         .map(|image| image.width().min(image.height()))
@@ -231,19 +285,6 @@ pub fn look_at(source: &dyn Source) -> Result<DataFacts> {
         .iter()
         .all(|image| image.data().chunks_exact(3).all(is_grey));
     Ok(DataFacts { images, side, grey })
-}
-
-/// A flag that SIGINT and SIGTERM set; a second SIGINT ends the process at once.
-fn stop_on_signals() -> Result<Arc<AtomicBool>> {
-    use signal_hook::consts::{SIGINT, SIGTERM};
-    use signal_hook::flag;
-    let stop = Arc::new(AtomicBool::new(false));
-    let failed = |e: std::io::Error| Error::failed("signals", e.to_string());
-    flag::register_conditional_shutdown(SIGINT, 130, Arc::clone(&stop)).map_err(failed)?;
-    for signal in [SIGINT, SIGTERM] {
-        flag::register(signal, Arc::clone(&stop)).map_err(failed)?;
-    }
-    Ok(stop)
 }
 
 fn text(out: &Path, summary: &RunSummary) -> String {

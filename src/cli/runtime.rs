@@ -4,12 +4,14 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use super::args::{MACHINE, examples};
 use super::output;
 use crate::Result;
 use crate::runtime::{Flavor, install};
 
 /// Arguments of `macula runtime`.
 #[derive(Debug, Args)]
+#[command(after_help = examples(&["macula runtime install", "macula runtime install --flavor openvino"]))]
 pub struct RuntimeArgs {
     #[command(subcommand)]
     action: Action,
@@ -18,12 +20,16 @@ pub struct RuntimeArgs {
 #[derive(Debug, Subcommand)]
 enum Action {
     /// Fetch the pinned ONNX Runtime library into the cache
+    #[command(after_help = examples(&[
+        "macula runtime install",
+        "macula runtime install --wheel onnxruntime.whl",
+    ]))]
     Install {
         /// Build of the library
-        #[arg(long, value_enum, default_value = "cpu")]
+        #[arg(long, value_enum, default_value = "cpu", help_heading = MACHINE)]
         flavor: Flavor,
-        /// Wheel fetched beforehand, for a machine without network
-        #[arg(long, value_name = "FILE")]
+        /// Wheel fetched beforehand, for a machine without network [default: fetched with pip]
+        #[arg(long, value_name = "FILE", help_heading = MACHINE)]
         wheel: Option<PathBuf>,
     },
 }

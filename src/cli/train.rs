@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use clap::Args;
 use macula_models::weights;
 
-use super::args::CheckpointArgs;
-use super::run_folder::{RunFolderArgs, look_at};
+use super::Host;
+use super::args::{CheckpointArgs, examples};
+use super::run_folder::{RunFolderArgs, TRAINING};
 use crate::data::{self, Source};
 use crate::train::config::TrainConfig;
 use crate::train::observe::METERS_HELP;
@@ -15,15 +16,32 @@ use crate::train::run;
 use crate::train::start::{Start, backbone_config};
 use crate::{Error, Result};
 
+/// Commands to begin with.
+const EXAMPLES: &[&str] = &[
+    "macula train --data photos/ --out runs/first",
+    "macula train --data sample:train --knn-data sample:test --set epochs=20 --out runs/sample",
+    "macula train --out runs/first --resume",
+];
+
 /// Arguments of `macula train`.
 #[derive(Debug, Args)]
-#[command(after_long_help = METERS_HELP)]
+#[command(
+    next_help_heading = TRAINING,
+    // They speak of --from.
+    mut_args(|arg| match arg.get_id().as_str() {
+        "heads" | "arch" | "position_rule" => arg.help_heading(TRAINING),
+        _ => arg,
+    }),
+    after_help = examples(EXAMPLES),
+    after_long_help = format!("{}\n\n{METERS_HELP}", examples(EXAMPLES))
+)]
 pub struct TrainArgs {
     /// dinov2-small, dino, ibot or moco (sizes follow the images); dinov2, dinov2-vitg14 or dinov2-vitl16-short as
     /// published; or a .toml file with the fields to change [default: dinov2-small]
     #[arg(long, value_name = "NAME or FILE")]
     recipe: Option<String>,
-    /// Begin with the weights of another run (heads kept, its settings are the recipe) or of a checkpoint (new heads)
+    /// Begin with the weights of another run (heads kept, its settings are the recipe) or of a checkpoint (new heads) [default:
+    /// random weights]
     #[arg(long, value_name = "RUN or CKPT", conflicts_with = "resume")]
     from: Option<PathBuf>,
     #[command(flatten)]
@@ -34,8 +52,8 @@ pub struct TrainArgs {
 
 impl TrainArgs {
     /// Trains, and prints how the run ended.
-    pub fn run(&self) -> Result<()> {
-        self.folder.run.start_threads()?;
+    pub fn run(&self, host: Host) -> Result<()> {
+        self.folder.run.threads.start()?;
         let (config, start, source) = if self.folder.resume {
             let config = self.folder.saved_config()?;
             let source = data::open_shuffled(&config.data.source)?;
@@ -43,7 +61,7 @@ impl TrainArgs {
         } else {
             self.new_config()?
         };
-        self.folder.execute(config, source, start, None)
+        self.folder.execute(host, config, source, start, None)
     }
 
     fn new_config(&self) -> Result<(TrainConfig, Start, Box<dyn Source>)> {
@@ -51,7 +69,7 @@ impl TrainArgs {
         let source = data::open_shuffled(data)?;
         let (overrides, named) = self.folder.overrides(self.recipe.as_deref())?;
         let recipe = named.as_deref().unwrap_or(recipes::DEFAULT);
-        let facts = look_at(source.as_ref())?;
+        let facts = self.folder.facts(source.as_ref())?;
         let named_recipe = || recipes::recipe(recipe, data, &facts).map_err(|error| overrides.named(error));
         let (config, start) = match &self.from {
             None => (named_recipe()?, Start::Fresh),

@@ -53,10 +53,10 @@ pub struct DedupOptions {
     /// Which row of a component is kept
     #[arg(long, value_enum, default_value = "first")]
     pub keep: Keep,
-    /// Feature folder that is curated already: rows like one of its are dropped with their component
+    /// Feature folder that is curated already: rows like one of its are dropped with their component [default: none]
     #[arg(long, value_name = "FEATURES")]
     pub against: Option<PathBuf>,
-    /// list.parquet that narrows the folder of --against
+    /// list.parquet that narrows the folder of --against [default: none]
     #[arg(long, value_name = "FILE", requires = "against")]
     pub against_list: Option<PathBuf>,
     /// Also join images whose pixels are equal (bytes), or nearly so by a difference hash and correlation (hash); reads the images

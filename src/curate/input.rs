@@ -21,13 +21,14 @@ pub struct InputOptions {
     /// Feature folder of the heap
     #[arg(long, value_name = "FEATURES")]
     pub features: Option<PathBuf>,
-    /// Column; by default cls, or else the first
+    /// Column of features [default: cls, or else the first]
     #[arg(long, value_name = "NAME")]
     pub column: Option<String>,
-    /// list.parquet or list.csv of an earlier step (columns row, kept): only rows that it keeps are judged
+    /// list.parquet or list.csv of an earlier step (columns row, kept): only rows that it keeps are judged [default: none, all rows
+    /// are judged]
     #[arg(long, value_name = "FILE")]
     pub list: Option<PathBuf>,
-    /// Source of the images; by default the one that the feature folder names
+    /// Source of the images [default: the one that the feature folder names]
     #[arg(long, value_name = "SRC")]
     pub data: Option<String>,
 }

@@ -27,7 +27,7 @@ pub struct OverlapOptions {
     /// Rows with a cosine similarity above this to an evaluation row match it, -1 to 1
     #[arg(long, default_value_t = Self::default().threshold, allow_negative_numbers = true)]
     pub threshold: f64,
-    /// Rows of the heap above this belong to one component; by default --threshold, 1 for none but the row itself
+    /// Rows of the heap above this belong to one component, 1 for none but the row itself [default: --threshold]
     #[arg(long, value_name = "COSINE", allow_negative_numbers = true)]
     pub component_threshold: Option<f64>,
     /// Nearest neighbours looked at within the heap

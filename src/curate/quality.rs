@@ -61,7 +61,7 @@ pub struct QualityOptions {
     /// blurred: variance of the Laplacian of the luminance (0 to 1, at 256 pixels at most) below this
     #[arg(long, default_value_t = Self::default().blur)]
     pub blur: f64,
-    /// Leave images with these flags out of the list; by default none
+    /// Leave images with these flags out of the list [default: none]
     #[arg(long, value_enum, value_delimiter = ',', value_name = "FLAGS")]
     pub drop: Vec<Flag>,
     /// Samples of more than 8 bits that become black and white: auto for the range of their type (0 to 1 of floats), two

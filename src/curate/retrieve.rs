@@ -42,7 +42,7 @@ pub struct RetrieveOptions {
     /// Method sample: rows of the heap for each seed row; one that several ask for counts once
     #[arg(long, default_value_t = Self::default().k)]
     pub k: usize,
-    /// Method cluster: clusters of the heap; by default a 1,000th of its rows, at least 10
+    /// Method cluster: clusters of the heap [default: a 1,000th of its rows, at least 10]
     #[arg(long, value_name = "N")]
     pub clusters: Option<usize>,
     /// Method cluster: a cluster is taken from when more than this many seed rows fall into it
@@ -51,7 +51,7 @@ pub struct RetrieveOptions {
     /// Method cluster: rows taken from one cluster at most
     #[arg(long, value_name = "N", default_value_t = Self::default().per_cluster)]
     pub per_cluster: usize,
-    /// Rows taken for one seed folder at most
+    /// Rows taken for one seed folder at most [default: all]
     #[arg(long, value_name = "N")]
     pub target: Option<usize>,
     /// Method sample: how neighbours are found: auto (exact up to 50,000 rows, else lists), exact, lists, hnsw

@@ -119,11 +119,11 @@ pub struct SampleOptions {
     /// How rows are chosen
     #[arg(long, value_enum, default_value = "hierarchical")]
     pub method: SampleMethod,
-    /// Clusters of each level, the lowest first; by default a 20th of the rows, a 200th, .., up to 4 levels of 10 at least
+    /// Clusters of each level, the lowest first [default: a 20th of the rows, a 200th, .., up to 4 levels of 10 at least]
     #[arg(long, value_name = "N,N,..", value_delimiter = ',')]
     pub levels: Vec<usize>,
-    /// Rows nearest to each centroid that a level is resampled from, one number a level, 1 for no resampling; by default 1
-    /// for the lowest of several levels and 5 for the others
+    /// Rows nearest to each centroid that a level is resampled from, one number a level, 1 for no resampling [default: 1
+    /// for the lowest of several levels and 5 for the others]
     #[arg(long, value_name = "N,N,..", value_delimiter = ',')]
     pub sample_sizes: Vec<usize>,
     /// Resampling steps
@@ -132,7 +132,7 @@ pub struct SampleOptions {
     /// Most Lloyd iterations of every k-means
     #[arg(long, default_value_t = Self::default().iterations)]
     pub iterations: usize,
-    /// Parents that the lowest level is split from, 0 for one k-means of all rows; by default where that would take long
+    /// Parents that the lowest level is split from, 0 for one k-means of all rows [default: split where that would take long]
     #[arg(long, value_name = "N")]
     pub split: Option<usize>,
     /// Of a cluster take the rows nearest to its centroid instead of any

@@ -120,6 +120,8 @@ fn commands() -> Vec<(String, Option<i32>)> {
         ("bench products --device cuda".to_owned(), None),
         ("demo --steps 1 --out demo".to_owned(), Some(0)),
         ("runtime install --wheel none.whl".to_owned(), Some(2)),
+        ("completions bash".to_owned(), Some(0)),
+        ("man pages".to_owned(), Some(0)),
     ]
     .into()
 }

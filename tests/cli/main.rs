@@ -10,6 +10,8 @@ mod dense;
 mod distill;
 mod export;
 mod harness;
+mod help;
+mod hosted;
 mod hostile_folder;
 mod identity;
 mod index;

@@ -374,3 +374,48 @@ fn paths_on_stdin_are_read_once() {
     assert!(output.status.success(), "{stderr}");
     assert!(space.path("run/teacher.safetensors").is_file());
 }
+
+/// What a flag says is a setting of the run, so that a resumed run and `config.toml` have it.
+#[test]
+fn flags_of_decoding_are_settings() {
+    let space = Workspace::new();
+    let settings = |flags: &str| {
+        let run = space.succeeds(&format!("train --data sample:test --out run --dry-run {flags}"));
+        let config: toml::Table = run.stdout.parse().expect("TOML");
+        config["data"]["loader"].as_table().expect("a table").clone()
+    };
+    let usual = settings("");
+    for name in ["exif", "max_pixels", "background"] {
+        assert!(!usual.contains_key(name), "{usual:?}");
+    }
+    let flags = settings("--exif --max-pixels 1000000 --background 255,254,0");
+    let set = settings(
+        "--set data.loader.exif=true --set data.loader.max_pixels=1000000 --set data.loader.background=[255,254,0]",
+    );
+    assert_eq!(flags, set);
+    assert_eq!(flags["exif"].as_bool(), Some(true));
+    assert_eq!(flags["max_pixels"].as_integer(), Some(1_000_000));
+    assert_eq!(flags["background"].as_array().map(Vec::len), Some(3));
+
+    for i in 0..4 {
+        space.png(&format!("photos/{i}.png"), 40, 40, 10 * i);
+    }
+    space.succeeds("train --data photos --out run --dry-run --max-pixels 1600");
+    space.fails(
+        2,
+        "train --data photos --out run --max-pixels 1599",
+        &["--data", "can be read"],
+    );
+    space.fails(
+        2,
+        "train --data photos --out run --set data.loader.max_pixels=0",
+        &["max_pixels", "at least 1"],
+    );
+    for flag in ["--exif", "--max-pixels 9", "--background 0,0,0"] {
+        space.fails(
+            2,
+            &format!("train --out run --resume {flag}"),
+            &["--resume", "cannot be used with"],
+        );
+    }
+}

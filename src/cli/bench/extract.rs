@@ -6,7 +6,9 @@ use clap::Args;
 use macula_eval::table::EvalResult;
 use polars::prelude::{DataFrame, PolarsError, PolarsResult, df};
 
-use super::super::args::{ColumnArgs, ReadArgs};
+use super::super::args::{
+    INPUT, ImagesArgs, JsonArgs, MODEL, ModelRunArgs, OUTPUT, PREPROCESSING, RunArgs, examples,
+};
 use super::super::output;
 use crate::extract::model::{self, OpenModel, OutputChoice};
 use crate::extract::{ExtractOptions, ExtractReport, Shard, extract};
@@ -14,39 +16,42 @@ use crate::{Error, Result, data};
 
 /// Arguments of `macula bench extract`.
 #[derive(Debug, Args)]
+#[command(after_help = examples(&[
+    "macula bench extract --model vits14.onnx --data photos/",
+    "macula bench extract --model hog --data sample:test --images 200",
+]))]
 pub struct ExtractBenchArgs {
-    /// ONNX file, checkpoint, pixels[:rgb|:gray], or hog[:CELL]
-    #[arg(long, value_name = "MODEL")]
-    model: String,
-    /// Images, as for `macula extract`
-    #[arg(long, value_name = "SRC")]
-    data: String,
-    /// Outputs, as for `macula extract`
-    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
-    output: Vec<String>,
+    #[command(flatten)]
+    source: ImagesArgs,
     /// Images to extract, spread over the source
-    #[arg(long, default_value_t = 500)]
+    #[arg(long, value_name = "N", default_value_t = 500, help_heading = INPUT)]
     images: u64,
+    /// ONNX file, checkpoint, pixels[:rgb|:gray], or hog[:CELL]
+    #[arg(long, value_name = "MODEL", help_heading = MODEL)]
+    model: String,
+    #[command(flatten)]
+    open: ModelRunArgs,
     /// As for `macula extract`
-    #[arg(long)]
+    #[arg(long, help_heading = PREPROCESSING)]
     fast_decode: bool,
-    /// Print as JSON
-    #[arg(long)]
-    json: bool,
+    /// Outputs, as for `macula extract` [default: cls, or else the first]
+    #[arg(long, alias = "outputs", value_delimiter = ',', value_name = "NAMES", help_heading = OUTPUT)]
+    output: Vec<String>,
     #[command(flatten)]
-    columns: ColumnArgs,
+    print: JsonArgs,
     #[command(flatten)]
-    read: ReadArgs,
+    run: RunArgs,
 }
 
 impl ExtractBenchArgs {
     pub(super) fn run(&self) -> Result<()> {
-        self.read.run.start_threads()?;
+        self.run.threads.start()?;
         if self.images == 0 {
             return Err(Error::input("--images", "expected at least 1, found 0"));
         }
-        let source = data::open(&self.columns.of(&self.data)?)?;
-        let options = self.read.model_options(OutputChoice::named(&self.output));
+        let source = data::open(&self.source.source()?)?;
+        let outputs = OutputChoice::named(&self.output);
+        let options = self.open.model_options(outputs, &self.run);
         let OpenModel {
             mut model,
             preprocess,
@@ -58,7 +63,7 @@ impl ExtractBenchArgs {
         };
         let options = ExtractOptions {
             fast_decode: self.fast_decode,
-            ..self.read.extract_options(Some(share), false, false)
+            ..self.open.extract_options(Some(share), false, false)
         };
         let out = folder.path().join("features");
         let report = extract(source.as_ref(), model.as_mut(), &preprocess, &options, &out)?;
@@ -67,19 +72,16 @@ impl ExtractBenchArgs {
             .map_err(|e: PolarsError| Error::failed("bench extract", e.to_string()))?;
         let settings = serde_json::json!({
             "model": self.model,
-            "data": self.data,
+            "data": self.source.named(),
             "images": report.n_read,
-            "batch": self.read.batch.fixed().ok(),
+            "batch": self.open.batch.fixed().ok(),
             "threads": threads,
             "fast_decode": self.fast_decode,
             "data_wait": report.data_wait.as_secs_f64() / report.elapsed.as_secs_f64().max(1e-9),
         });
-        output::print_result(
-            &EvalResult::new("bench_extract", settings, 0, 0, table)?,
-            self.json,
-            None,
-        )?;
-        if self.json {
+        self.print
+            .print(&EvalResult::new("bench_extract", settings, 0, 0, table)?)?;
+        if self.print.json {
             return Ok(());
         }
         output::print(&format!(

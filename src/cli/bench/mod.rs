@@ -8,10 +8,15 @@ mod train;
 use candle_core::DType;
 use clap::{Args, Subcommand};
 
+use super::args::examples;
 use crate::{Error, Result};
 
 /// Arguments of `macula bench`.
 #[derive(Debug, Args)]
+#[command(after_help = examples(&[
+    "macula bench train",
+    "macula bench extract --model hog --data sample:test",
+]))]
 pub struct BenchArgs {
     #[command(subcommand)]
     what: What,

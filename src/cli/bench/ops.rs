@@ -5,28 +5,30 @@ use macula_eval::table::EvalResult;
 use macula_models::ops::{OpComparison, compare_operations};
 use polars::prelude::{DataFrame, PolarsError, PolarsResult, df};
 
-use super::super::args::RunArgs;
-use super::super::output;
+use super::super::args::{JsonArgs, MODEL, RunArgs, examples};
 use crate::device::set_products;
 use crate::train::losses::targets::target_cases;
 use crate::{Error, Result};
 
 /// Arguments of `macula bench ops`.
 #[derive(Debug, Args)]
+#[command(next_help_heading = MODEL, after_help = examples(&[
+    "macula bench ops",
+    "macula bench ops --device cuda --compute bf16",
+]))]
 pub struct OpsBenchArgs {
     /// Numbers that the device computes products in: f32 or bf16
     #[arg(long, value_name = "TYPE", default_value = "f32")]
     compute: String,
-    /// Print as JSON
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    print: JsonArgs,
     #[command(flatten)]
     run: RunArgs,
 }
 
 impl OpsBenchArgs {
     pub(super) fn run(&self) -> Result<()> {
-        self.run.start_threads()?;
+        self.run.threads.start()?;
         let compute = super::compute(&self.compute)?;
         let device = self.run.device.candle()?;
         set_products(&device, compute).map_err(macula_models::Error::from)?;
@@ -35,11 +37,8 @@ impl OpsBenchArgs {
         let failed = |error: PolarsError| Error::failed("bench ops", error.to_string());
         let settings = serde_json::json!({ "device": self.run.device.to_string(), "compute": self.compute });
         let table = ops_table(&found).map_err(failed)?;
-        output::print_result(
-            &EvalResult::new("bench_ops", settings, 0, 0, table)?,
-            self.json,
-            None,
-        )?;
+        self.print
+            .print(&EvalResult::new("bench_ops", settings, 0, 0, table)?)?;
         match found.iter().find(|op| !op.is_within()) {
             Some(op) => Err(Error::failed(
                 op.name.clone(),

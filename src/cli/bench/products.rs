@@ -4,28 +4,30 @@ use clap::Args;
 use macula_eval::table::EvalResult;
 use polars::prelude::{DataFrame, PolarsError, PolarsResult, df};
 
-use super::super::args::RunArgs;
-use super::super::output;
+use super::super::args::{JsonArgs, MODEL, RunArgs, examples};
 use crate::device::set_products;
 use crate::train::product_rates::{GPU_SIZES, ProductRate, SIZES, product_rate};
 use crate::{Error, Result};
 
 /// Arguments of `macula bench products`.
 #[derive(Debug, Args)]
+#[command(next_help_heading = MODEL, after_help = examples(&[
+    "macula bench products",
+    "macula bench products --compute bf16 --threads 1",
+]))]
 pub struct ProductsBenchArgs {
     /// What factors are rounded to: f32 or bf16
     #[arg(long, value_name = "TYPE", default_value = "f32")]
     compute: String,
-    /// Print as JSON
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    print: JsonArgs,
     #[command(flatten)]
     run: RunArgs,
 }
 
 impl ProductsBenchArgs {
     pub(super) fn run(&self) -> Result<()> {
-        self.run.start_threads()?;
+        self.run.threads.start()?;
         let compute = super::compute(&self.compute)?;
         let device = self.run.device.candle()?;
         set_products(&device, compute).map_err(macula_models::Error::from)?;
@@ -40,7 +42,7 @@ impl ProductsBenchArgs {
         let failed = |error: PolarsError| Error::failed("bench products", error.to_string());
         let table = products_table(&rates).map_err(failed)?;
         let result = EvalResult::new("bench_products", settings, 0, 0, table)?;
-        output::print_result(&result, self.json, None)
+        self.print.print(&result)
     }
 }
 

@@ -4,16 +4,20 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::super::args::{ColumnArgs, RunArgs};
+use super::super::args::{ColumnArgs, INPUT, JsonArgs, RunArgs, examples};
 use super::super::output;
 use super::super::run_folder::look_at;
-use crate::data;
+use crate::data::{self, DecodeOptions};
 use crate::train::bench::{StepBench, bench};
 use crate::train::recipes::{self, DataFacts, Overrides};
 use crate::{Error, Result};
 
 /// Arguments of `macula bench train`.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Training", after_help = examples(&[
+    "macula bench train",
+    "macula bench train --geometry b --steps 5 --set compute=bf16",
+]))]
 pub struct TrainBenchArgs {
     /// Recipe whose step is timed; dinov2-small with the paper's terms
     #[arg(long, value_name = "NAME", default_value = recipes::DEFAULT)]
@@ -22,20 +26,19 @@ pub struct TrainBenchArgs {
     /// 28 px, K 65536, batch 64. c: ViT-S/14 at 224 px, 8 locals of 98 px, K 65536, batch 64. d: ViT-B/14, the rest as c
     #[arg(long, value_name = "a, b, c or d", default_value = "a")]
     geometry: String,
-    /// Images to train on, as in `macula train`: decoding and crops then run beside the steps; without it crops are noise
-    #[arg(long, value_name = "SOURCE")]
-    data: Option<String>,
-    /// Change a field, as in `macula train`
+    /// Change a field, as in `macula train` [default: none]
     #[arg(long, value_name = "FIELD=VALUE")]
     set: Vec<String>,
     /// Steps that are timed
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, value_name = "N", default_value_t = 10)]
     steps: usize,
-    /// Print as JSON
-    #[arg(long)]
-    json: bool,
+    /// Images to train on, as in `macula train`: decoding and crops then run beside the steps [default: none, crops are noise]
+    #[arg(long, value_name = "SRC", help_heading = INPUT)]
+    data: Option<String>,
     #[command(flatten)]
     columns: ColumnArgs,
+    #[command(flatten)]
+    print: JsonArgs,
     #[command(flatten)]
     run: RunArgs,
 }
@@ -114,7 +117,7 @@ const MOCO_TERMS: [&str; 5] = [
 
 impl TrainBenchArgs {
     pub(super) fn run(&self) -> Result<()> {
-        self.run.start_threads()?;
+        self.run.threads.start()?;
         let (_, settings) = GEOMETRIES
             .iter()
             .find(|(name, _)| *name == self.geometry)
@@ -146,7 +149,7 @@ impl TrainBenchArgs {
             None => None,
         };
         let facts = match &source {
-            Some(source) => look_at(source.as_ref())?,
+            Some(source) => look_at(source.as_ref(), &DecodeOptions::default())?,
             None => DataFacts {
                 images: 60_000,
                 side: 28,
@@ -162,7 +165,7 @@ impl TrainBenchArgs {
             &self.run.device.candle()?,
             self.steps,
         )?;
-        if self.json {
+        if self.print.json {
             output::print_json(&result)
         } else {
             output::print(&text(&result))

@@ -6,27 +6,30 @@ use clap::Args;
 use macula_eval::LabelSet;
 use macula_eval::protocols::cluster::{self, ClusterConfig};
 
+use super::super::args::{INPUT, examples};
+use super::PROTOCOL;
 use super::folders::FolderArgs;
+use crate::Result;
 use crate::evaluate::labels::tell_alike;
 use crate::evaluate::{encode, read_labelled};
 use crate::extract::FeatureFolder;
-use crate::{Result, rng};
 
 /// Arguments of `macula eval cluster`.
 #[derive(Debug, Args)]
+#[command(next_help_heading = PROTOCOL, after_help = examples(&[
+    "macula eval cluster --features features/photos",
+    "macula eval cluster --features features/photos --k 10,100 --out results/cluster",
+]))]
 pub(super) struct ClusterArgs {
-    /// Feature folder with labels
-    #[arg(long, value_name = "FEATURES")]
-    features: PathBuf,
-    /// Numbers of clusters; by default the number of classes
+    /// Numbers of clusters [default: the number of classes]
     #[arg(long, value_delimiter = ',', value_name = "KS")]
     k: Vec<usize>,
     /// Most Lloyd iterations
-    #[arg(long, default_value_t = 50)]
+    #[arg(long, value_name = "N", default_value_t = ClusterConfig::default().iterations)]
     iterations: usize,
-    /// Bootstrap resamples of the accuracy's 95 % interval
-    #[arg(long, default_value_t = 1000)]
-    bootstrap_resamples: usize,
+    /// Feature folder with labels
+    #[arg(long, value_name = "FEATURES", help_heading = INPUT)]
+    features: PathBuf,
     #[command(flatten)]
     common: FolderArgs,
 }
@@ -37,12 +40,12 @@ impl ClusterArgs {
         let config = ClusterConfig {
             ks: self.k.clone(),
             iterations: self.iterations,
-            seed: rng::derived_seed(self.common.result.seed, "cluster"),
-            bootstrap_resamples: self.bootstrap_resamples,
+            seed: self.common.random.derived("cluster"),
+            bootstrap_resamples: self.common.random.bootstrap_resamples,
             ..ClusterConfig::default()
         };
         config.validate()?;
-        let _lock = self.common.result.start()?;
+        let _lock = self.common.start()?;
         let folder = FeatureFolder::open(&self.features)?;
         let column = self.common.column(&folder);
         let rows = read_labelled(&folder, &column)?;

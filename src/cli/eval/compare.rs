@@ -3,14 +3,17 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use macula_eval::stats::BootstrapConfig;
 
-use super::folders::ResultArgs;
+use super::super::args::{BootstrapArgs, INPUT, ResultArgs, ThreadArgs, examples};
+use crate::Result;
 use crate::results::compare;
-use crate::{Result, rng};
 
 /// Arguments of `macula eval compare`.
 #[derive(Debug, Args)]
+#[command(next_help_heading = INPUT, after_help = examples(&[
+    "macula eval compare --a results/mine --b results/theirs",
+    "macula eval compare --a results/mine --b results/theirs --k 20",
+]))]
 pub(super) struct CompareArgs {
     /// Folder that `eval knn`, `linear-probe` or `logreg` wrote with --out
     #[arg(long, value_name = "DIR")]
@@ -18,25 +21,23 @@ pub(super) struct CompareArgs {
     /// Another, of the same test rows
     #[arg(long, value_name = "DIR")]
     b: PathBuf,
-    /// Which k of a k-NN result to take, where it holds several
+    /// Which k of a k-NN result to take, where it holds several [default: its only one]
     #[arg(long, value_name = "N")]
     k: Option<u64>,
-    /// Bootstrap resamples of the 95 % interval
-    #[arg(long, default_value_t = 1000)]
-    bootstrap_resamples: usize,
     #[command(flatten)]
-    common: ResultArgs,
+    result: ResultArgs,
+    #[command(flatten)]
+    random: BootstrapArgs,
+    #[command(flatten)]
+    threads: ThreadArgs,
 }
 
 impl CompareArgs {
     /// Compares and prints the table.
     pub fn run(&self) -> Result<()> {
-        let _lock = self.common.start()?;
-        let config = BootstrapConfig {
-            resamples: self.bootstrap_resamples,
-            seed: rng::derived_seed(self.common.seed, "compare"),
-            ..BootstrapConfig::default()
-        };
-        self.common.finish(&compare(&self.a, &self.b, self.k, &config)?)
+        self.threads.start()?;
+        let _lock = self.result.take()?;
+        let config = self.random.config("compare");
+        self.result.finish(&compare(&self.a, &self.b, self.k, &config)?)
     }
 }

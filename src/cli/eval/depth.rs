@@ -1,33 +1,52 @@
 //! `macula eval depth`.
 
 use clap::Args;
+use macula_eval::protocols::dense::Protocol;
 use macula_eval::protocols::dense::depth::DepthConfig;
 
-use super::dense::DenseArgs;
+use super::super::args::examples;
+use super::PROTOCOL;
+use super::dense::{DenseArgs, Training, with_training};
+use crate::Result;
 use crate::evaluate::dense::{DepthCrop, Depths, depth};
-use crate::{Result, rng};
 
 /// Arguments of `macula eval depth`.
 #[derive(Debug, Args)]
+#[command(next_help_heading = PROTOCOL, mut_args(|arg| with_training(arg, training)), after_help = examples(&[
+    "macula eval depth --model m.onnx --train-data train.csv --test-data test.csv --max-depth 10",
+    "macula eval depth --model pixels --cell 8 --train-data nyu:NYU#train --test-data nyu:NYU#test",
+]))]
 pub(super) struct DepthArgs {
     /// Least depth; true depths up to it do not count
-    #[arg(long, value_name = "DEPTH")]
-    min_depth: Option<f32>,
+    #[arg(long, value_name = "DEPTH", default_value_t = DepthConfig::default().range.0)]
+    min_depth: f32,
     /// Greatest depth; true depths beyond it do not count
-    #[arg(long, value_name = "DEPTH")]
-    max_depth: Option<f32>,
+    #[arg(long, value_name = "DEPTH", default_value_t = DepthConfig::default().range.1)]
+    max_depth: f32,
     /// What the samples of a depth map are divided by: 1000 for millimetres, 256 for KITTI
     #[arg(long, value_name = "N", default_value_t = 1000.0)]
     depth_scale: f32,
     /// Bins of depth
-    #[arg(long, value_name = "N")]
-    bins: Option<usize>,
-    /// Pixels of the test images that count: none (all), eigen (NYU) or garg (KITTI); by default eigen for nyu:FOLDER#test,
-    /// whose training images then go without their white border, and none for any other source
+    #[arg(long, value_name = "N", default_value_t = DepthConfig::default().bins)]
+    bins: usize,
+    /// Pixels of the test images that count: none (all), eigen (NYU) or garg (KITTI) [default: eigen for nyu:FOLDER#test,
+    /// whose training images then go without their white border, and none for any other source]
     #[arg(long, value_name = "CROP")]
     eval_crop: Option<DepthCrop>,
     #[command(flatten)]
     dense: DenseArgs,
+}
+
+/// What the head's training is by default.
+fn training(protocol: Protocol) -> Training {
+    let config = DepthConfig::of(protocol);
+    Training {
+        learning_rates: config.learning_rates,
+        weight_decay: config.weight_decay,
+        iterations: config.iterations,
+        batch_size: config.batch_size,
+        val_fraction: config.val_fraction,
+    }
 }
 
 impl DepthArgs {
@@ -37,18 +56,15 @@ impl DepthArgs {
         let defaults = DepthConfig::of(dense.protocol);
         let config = DepthConfig {
             protocol: dense.protocol,
-            range: (
-                self.min_depth.unwrap_or(defaults.range.0),
-                self.max_depth.unwrap_or(defaults.range.1),
-            ),
-            bins: self.bins.unwrap_or(defaults.bins),
+            range: (self.min_depth, self.max_depth),
+            bins: self.bins,
             learning_rates: dense.learning_rates(defaults.learning_rates),
             weight_decay: dense.weight_decay.unwrap_or(defaults.weight_decay),
             iterations: dense.iterations.unwrap_or(defaults.iterations),
             batch_size: dense.train_batch.unwrap_or(defaults.batch_size),
             val_fraction: dense.val_fraction.unwrap_or(defaults.val_fraction),
-            seed: rng::derived_seed(dense.seed, "depth"),
-            bootstrap_resamples: dense.bootstrap_resamples,
+            seed: dense.random.derived("depth"),
+            bootstrap_resamples: dense.random.bootstrap_resamples,
         };
         config.validate()?;
         let (request, _lock) = dense.start()?;

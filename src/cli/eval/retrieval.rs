@@ -8,60 +8,68 @@ use macula_eval::protocols::retrieval::revisited::{self, GroundTruth};
 use macula_eval::protocols::retrieval::{RetrievalConfig, RetrievalResult, by_labels};
 use macula_eval::{LabelSet, Matrix};
 
+use super::super::args::{INPUT, examples};
+use super::PROTOCOL;
 use super::folders::FolderArgs;
 use crate::evaluate::labels::{self, tell_alike};
 use crate::evaluate::{Labelled, by_name, encode, read_labelled};
 use crate::extract::FeatureFolder;
 use crate::extract::read_column;
-use crate::{Error, Result, rng};
+use crate::{Error, Result};
 
 /// Arguments of `macula eval retrieval`.
 #[derive(Debug, Args)]
+#[command(next_help_heading = PROTOCOL, after_help = examples(&[
+    "macula eval retrieval --features features/photos",
+    "macula eval retrieval --query q --database base --ground-truth gnd_roxford5k.json",
+    "macula eval retrieval --query q --database base --copies --training other --whiten",
+]))]
 pub(super) struct RetrievalArgs {
+    /// Cut-offs of R@k and mP@k [default: 1,5,10, or 1,10 with --copies]
+    #[arg(long, value_delimiter = ',', value_name = "KS")]
+    k: Vec<usize>,
+    /// Copy detection: micro-AP over the pooled candidates of all queries; a pair is right when its labels agree
+    #[arg(long, requires = "query", conflicts_with = "ground_truth")]
+    copies: bool,
+    /// Candidates of each query in copy detection
+    #[arg(long, value_name = "N", default_value_t = CopyConfig::default().candidates, requires = "copies")]
+    candidates: usize,
+    /// PCA-whiten the descriptors of copy detection
+    #[arg(long, requires = "training")]
+    whiten: bool,
+    /// Components kept by --whiten [default: all that the training rows span]
+    #[arg(long, value_name = "N", requires = "whiten")]
+    components: Option<usize>,
+    /// Take from each score WEIGHT times the mean similarity of the query to its nearest training rows, 1 where none is given
+    /// [default: no normalisation]
+    #[arg(long, value_name = "WEIGHT", num_args = 0..=1, require_equals = true, default_missing_value = "1", requires = "training")]
+    score_normalisation: Option<f64>,
     /// Feature folder of the queries
     #[arg(
         long,
         value_name = "FEATURES",
         requires = "database",
-        conflicts_with = "features"
+        conflicts_with = "features",
+        help_heading = INPUT
     )]
     query: Option<PathBuf>,
     /// Feature folder that is searched
-    #[arg(long, value_name = "FEATURES", requires = "query")]
+    #[arg(long, value_name = "FEATURES", requires = "query", help_heading = INPUT)]
     database: Option<PathBuf>,
     /// One feature folder against itself: each row is a query, left out of its own ranking
-    #[arg(long, value_name = "FEATURES", required_unless_present = "query")]
+    #[arg(long, value_name = "FEATURES", required_unless_present = "query", help_heading = INPUT)]
     features: Option<PathBuf>,
     /// Revisited Oxford/Paris ground truth as JSON: imlist, qimlist, gnd with easy, hard and junk; images go by file name
-    #[arg(long, value_name = "GND.json", requires = "query")]
+    /// [default: none, labels say what matches]
+    #[arg(long, value_name = "GND.json", requires = "query", help_heading = INPUT)]
     ground_truth: Option<PathBuf>,
-    /// Copy detection: micro-AP over the pooled candidates of all queries; a pair is right when its labels agree
-    #[arg(long, requires = "query", conflicts_with = "ground_truth")]
-    copies: bool,
-    /// Cut-offs of R@k and mP@k; by default 1,5,10 (1,10 for copies)
-    #[arg(long, value_delimiter = ',', value_name = "KS")]
-    k: Vec<usize>,
-    /// Candidates of each query in copy detection
-    #[arg(long, value_name = "N", default_value_t = 10, requires = "copies")]
-    candidates: usize,
-    /// Feature folder that whitening and score normalisation are fitted on; it must share no image with the other two
-    #[arg(long, value_name = "FEATURES", requires = "copies")]
+    /// Feature folder that whitening and score normalisation are fitted on; it must share no image with the other two [default:
+    /// none]
+    #[arg(long, value_name = "FEATURES", requires = "copies", help_heading = INPUT)]
     training: Option<PathBuf>,
-    /// PCA-whiten the descriptors of copy detection
-    #[arg(long, requires = "training")]
-    whiten: bool,
-    /// Components kept by --whiten; by default all that the training rows span
-    #[arg(long, value_name = "N", requires = "whiten")]
-    components: Option<usize>,
-    /// Take from each score WEIGHT times the mean similarity of the query to its nearest training rows
-    #[arg(long, value_name = "WEIGHT", num_args = 0..=1, require_equals = true, default_missing_value = "1", requires = "training")]
-    score_normalisation: Option<f64>,
     /// Go on where a query's label is only spelt otherwise than the database's: it has no match then
-    #[arg(long, requires = "query")]
+    #[arg(long, requires = "query", help_heading = INPUT)]
     allow_unknown_labels: bool,
-    /// Bootstrap resamples of the 95 % intervals
-    #[arg(long, default_value_t = 1000)]
-    bootstrap_resamples: usize,
     #[command(flatten)]
     common: FolderArgs,
 }
@@ -73,7 +81,7 @@ impl RetrievalArgs {
         if self.copies {
             self.copy_config().validate()?;
         }
-        let _lock = self.common.result.start()?;
+        let _lock = self.common.start()?;
         match (&self.query, &self.database, &self.features) {
             (Some(query), Some(database), _) => self.against(query, database),
             (_, _, Some(features)) => self.leave_one_out(features),
@@ -186,7 +194,7 @@ impl RetrievalArgs {
                 self.k.clone()
             },
             seed: self.seed(),
-            bootstrap_resamples: self.bootstrap_resamples,
+            bootstrap_resamples: self.common.random.bootstrap_resamples,
             normalise: defaults.normalise,
         }
     }
@@ -211,12 +219,12 @@ impl RetrievalArgs {
                 ..ScoreNormalisation::default()
             }),
             seed: self.seed(),
-            bootstrap_resamples: self.bootstrap_resamples,
+            bootstrap_resamples: self.common.random.bootstrap_resamples,
         }
     }
 
     fn seed(&self) -> u64 {
-        rng::derived_seed(self.common.result.seed, "retrieval")
+        self.common.random.derived("retrieval")
     }
 }
 

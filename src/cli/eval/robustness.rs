@@ -8,12 +8,15 @@ use macula_eval::protocols::knn::KnnConfig;
 use macula_eval::protocols::logistic::LogregConfig;
 use macula_eval::protocols::robustness::ClassifierConfig;
 
-use super::super::args::{ColumnArgs, ReadArgs};
-use super::output;
+use super::super::args::{
+    BootstrapArgs, FeatureColumnArgs, INPUT, MODEL, ModelRunArgs, OUTPUT, ResultArgs, RunArgs, TrainTestArgs,
+    examples, reworded,
+};
+use super::PROTOCOL;
 use crate::data::corrupt::{Corruption, Severity};
 use crate::evaluate::robustness::{RobustnessRequest, robustness};
 use crate::extract::model::OutputChoice;
-use crate::{Error, Result, files, rng};
+use crate::{Error, Result, files};
 
 /// Neighbours where nobody asks for a number.
 const DEFAULT_K: usize = 20;
@@ -29,104 +32,96 @@ enum ClassifierName {
 
 /// Arguments of `macula eval robustness`.
 #[derive(Debug, Args)]
+#[command(
+    next_help_heading = PROTOCOL,
+    mut_args(reworded(&[
+        ("train_data", "Training images, with labels; they stay clean"),
+        ("column", "Output to evaluate [default: cls, or else the first]"),
+        ("force", "Replace what --out or --pictures hold"),
+    ])),
+    after_help = examples(&[
+        "macula eval robustness --model m.onnx --train-data train/ --test-data test/ --out robust",
+        "macula eval robustness --model hog --train-data sample:train --test-data sample:test",
+    ])
+)]
 pub(super) struct RobustnessArgs {
-    /// Frozen model: ONNX file, checkpoint, pixels, or hog
-    #[arg(long, value_name = "MODEL")]
-    model: String,
-    /// Training images, with labels; they stay clean
-    #[arg(long, value_name = "SRC")]
-    train_data: String,
-    /// Test images, with labels
-    #[arg(long, value_name = "SRC")]
-    test_data: String,
-    /// Corruptions, as named in ImageNet-C; by default all 15
+    /// Corruptions, as named in ImageNet-C [default: all 15]
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     corruptions: Vec<String>,
-    /// Severities, 1 to 5; by default all
+    /// Severities, 1 to 5 [default: all]
     #[arg(long, value_delimiter = ',', value_name = "LEVELS")]
     severities: Vec<String>,
-    /// Test images drawn at random; by default all
+    /// Test images drawn at random [default: all]
     #[arg(long, value_name = "N")]
     max_test: Option<usize>,
     /// What tells the classes apart
     #[arg(long, value_enum, default_value = "knn")]
     classifier: ClassifierName,
-    /// Neighbours of the k-NN classifier; by default 20, or all training images where there are fewer
-    #[arg(long)]
+    /// Neighbours of the k-NN classifier [default: 20, or all training images where there are fewer]
+    #[arg(long, value_name = "N")]
     k: Option<usize>,
     /// Temperature of the k-NN vote
-    #[arg(long, default_value_t = 0.07)]
+    #[arg(long, value_name = "T", default_value_t = KnnConfig::default().temperature)]
     temperature: f64,
+    #[command(flatten)]
+    images: TrainTestArgs,
+    #[command(flatten)]
+    column: FeatureColumnArgs,
     /// Go on where test images have labels that no training image has; they count as wrong
-    #[arg(long)]
+    #[arg(long, help_heading = INPUT)]
     allow_unknown_labels: bool,
-    /// result.json of this verb, or its folder, from another model on the same test images: gives ce and relative_ce
-    #[arg(long, value_name = "RESULT")]
+    /// result.json of this verb, or its folder, from another model on the same test images: gives ce and relative_ce [default:
+    /// none]
+    #[arg(long, value_name = "RESULT", help_heading = INPUT)]
     baseline: Option<PathBuf>,
-    /// Output to evaluate; by default cls, or else the first
-    #[arg(long, value_name = "NAME")]
-    column: Option<String>,
-    /// PNG of one test image under every corruption and severity
-    #[arg(long, value_name = "FILE")]
+    /// Frozen model: ONNX file, checkpoint, pixels, or hog
+    #[arg(long, value_name = "MODEL", help_heading = MODEL)]
+    model: String,
+    #[command(flatten)]
+    open: ModelRunArgs,
+    /// PNG of one test image under every corruption and severity [default: none]
+    #[arg(long, value_name = "FILE", help_heading = OUTPUT)]
     pictures: Option<PathBuf>,
-    /// Folder for result.json, table.parquet, table.csv and table.md
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
-    /// Replace what --out or --pictures hold
-    #[arg(long)]
-    force: bool,
-    /// Print the result as JSON and nothing else
-    #[arg(long)]
-    json: bool,
-    /// Seed of the corruptions, of --max-test, of the split and of the bootstrap
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
-    /// Bootstrap resamples of the 95 % intervals, over test images
-    #[arg(long, default_value_t = 1000)]
-    bootstrap_resamples: usize,
     #[command(flatten)]
-    columns: ColumnArgs,
+    result: ResultArgs,
     #[command(flatten)]
-    read: ReadArgs,
+    random: BootstrapArgs,
+    #[command(flatten)]
+    run: RunArgs,
 }
 
 impl RobustnessArgs {
     /// Evaluates and prints the table.
     pub fn run(&self) -> Result<()> {
         let classifier = self.classifier()?;
-        let [train_data, test_data] = self.columns.of_both(&self.train_data, &self.test_data)?;
+        let [train_data, test_data] = self.images.sources()?;
+        let outputs = OutputChoice::named(self.column.column.as_slice());
         let request = RobustnessRequest {
             model: self.model.clone(),
             train_data,
             test_data,
-            options: self
-                .read
-                .model_options(OutputChoice::named(self.column.as_slice())),
-            extract: self.read.extract_options(None, true, false),
+            options: self.open.model_options(outputs, &self.run),
+            extract: self.open.extract_options(None, true, false),
             corruptions: read(&self.corruptions, Corruption::all())?,
             severities: read(&self.severities, Severity::all())?,
             max_test: self.max_test,
             k_by_default: self.k.is_none(),
             allow_unknown_labels: self.allow_unknown_labels,
             baseline: self.baseline.clone(),
-            seed: self.seed,
-            bootstrap_resamples: self.bootstrap_resamples,
+            seed: self.random.seed.seed,
+            bootstrap_resamples: self.random.bootstrap_resamples,
             pictures: self.pictures.clone(),
         };
-        self.read.run.start_threads()?;
-        let _lock = output::take_result_folder(self.out.as_deref(), self.force)?;
+        self.run.threads.start()?;
+        let _lock = self.result.take()?;
         if let Some(pictures) = &self.pictures {
-            files::refuse_existing(pictures, self.force)?;
+            files::refuse_existing(pictures, self.result.force)?;
         }
-        output::print_result(
-            &robustness(&request, &classifier)?,
-            self.json,
-            self.out.as_deref(),
-        )
+        self.result.finish(&robustness(&request, &classifier)?)
     }
 
     fn classifier(&self) -> Result<ClassifierConfig> {
-        let seed = rng::derived_seed(self.seed, "robustness");
+        let seed = self.random.derived("robustness");
         Ok(match self.classifier {
             ClassifierName::Knn => {
                 let config = KnnConfig {

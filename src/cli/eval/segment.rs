@@ -3,17 +3,24 @@
 use std::path::Path;
 
 use clap::Args;
+use macula_eval::protocols::dense::Protocol;
 use macula_eval::protocols::dense::segment::SegmentConfig;
 
-use super::dense::DenseArgs;
+use super::super::args::examples;
+use super::PROTOCOL;
+use super::dense::{DenseArgs, Training, with_training};
 use crate::evaluate::dense::{Classes, Masks, segment};
-use crate::{Error, Result, rng};
+use crate::{Error, Result};
 
 /// Arguments of `macula eval segment`.
 #[derive(Debug, Args)]
+#[command(next_help_heading = PROTOCOL, mut_args(|arg| with_training(arg, training)), after_help = examples(&[
+    "macula eval segment --model m.onnx --train-data train.csv --test-data test.csv --out seg",
+    "macula eval segment --model pixels --train-data voc:VOC2012#train --test-data voc:VOC2012#val",
+]))]
 pub(super) struct SegmentArgs {
-    /// Classes: how many, names with commas between them, or a file with one name a line; by default as many as the
-    /// training masks have
+    /// Classes: how many, names with commas between them, or a file with one name a line [default: as many as the training
+    /// masks have]
     #[arg(long, value_name = "CLASSES")]
     classes: Option<String>,
     /// Label that is left out
@@ -29,6 +36,18 @@ pub(super) struct SegmentArgs {
     dense: DenseArgs,
 }
 
+/// What the head's training is by default.
+fn training(protocol: Protocol) -> Training {
+    let config = SegmentConfig::of(protocol);
+    Training {
+        learning_rates: config.learning_rates,
+        weight_decay: config.weight_decay,
+        iterations: config.iterations,
+        batch_size: config.batch_size,
+        val_fraction: config.val_fraction,
+    }
+}
+
 impl SegmentArgs {
     /// Trains, scores and prints the table.
     pub fn run(&self) -> Result<()> {
@@ -42,8 +61,8 @@ impl SegmentArgs {
             batch_size: dense.train_batch.unwrap_or(defaults.batch_size),
             val_fraction: dense.val_fraction.unwrap_or(defaults.val_fraction),
             allow_empty_classes: self.allow_empty_classes,
-            seed: rng::derived_seed(dense.seed, "segment"),
-            bootstrap_resamples: dense.bootstrap_resamples,
+            seed: dense.random.derived("segment"),
+            bootstrap_resamples: dense.random.bootstrap_resamples,
         };
         config.validate()?;
         let classes = self.classes()?;

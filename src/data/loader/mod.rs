@@ -54,6 +54,12 @@ pub struct LoaderConfig {
     /// Passes over the source until crops come again: pass e has the crops of pass e mod this. 0 for new crops in every
     /// pass. The order of the images is new in every pass either way. Default 0.
     pub view_epochs: u64,
+    /// Whether images are turned as their EXIF says; the reference does not. Default false.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub exif: bool,
+    /// The most pixels an image may have, at least 1. Default 178,956,970, as Pillow's limit.
+    #[serde(skip_serializing_if = "is_usual_limit")]
+    pub max_pixels: u64,
     /// Red, green and blue that images with an alpha channel are laid over. By default alpha is dropped, as Pillow's
     /// `convert("RGB")` does.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -62,6 +68,11 @@ pub struct LoaderConfig {
     /// white; `[low, high]`. Default `"clip"`.
     #[serde(skip_serializing_if = "SampleRange::is_clip")]
     pub sample_range: SampleRange,
+}
+
+/// Whether this is the limit that a decoder has by itself.
+fn is_usual_limit(max_pixels: &u64) -> bool {
+    *max_pixels == DecodeOptions::default().max_pixels
 }
 
 impl Default for LoaderConfig {
@@ -73,6 +84,8 @@ impl Default for LoaderConfig {
             cache_mb: 512,
             on_error: OnError::Skip,
             view_epochs: 0,
+            exif: false,
+            max_pixels: DecodeOptions::default().max_pixels,
             background: None,
             sample_range: SampleRange::Clip,
         }
@@ -93,12 +106,17 @@ impl LoaderConfig {
                 ));
             }
         }
+        if self.max_pixels == 0 {
+            return Err(Error::input("max_pixels", "expected at least 1, found 0"));
+        }
         Ok(())
     }
 
     /// How images are decoded.
     pub fn decode(&self) -> DecodeOptions {
         DecodeOptions {
+            exif: self.exif,
+            max_pixels: self.max_pixels,
             background: self.background,
             sample_range: self.sample_range,
             ..DecodeOptions::default()

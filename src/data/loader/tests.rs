@@ -454,12 +454,19 @@ fn settings_are_read_back_and_checked() {
         (CropsOn::Gpu, CropsOn::Cpu)
     );
     assert_eq!(read.decode().background, Some([255; 3]));
+    let read: LoaderConfig = toml::from_str("exif = true\nmax_pixels = 9").unwrap();
+    assert_eq!((read.decode().exif, read.decode().max_pixels), (true, 9));
+    assert_eq!(LoaderConfig::default().decode(), DecodeOptions::default());
     let default: LoaderConfig = toml::from_str("").unwrap();
     assert_eq!(default, LoaderConfig::default());
     let written = toml::to_string(&default).unwrap();
     assert_eq!(toml::from_str::<LoaderConfig>(&written).unwrap(), default);
     assert!(toml::from_str::<LoaderConfig>("worker = 1").is_err());
-    for (text, field) in [("workers = 2000", "workers"), ("prefetch = 65", "prefetch")] {
+    for (text, field) in [
+        ("workers = 2000", "workers"),
+        ("prefetch = 65", "prefetch"),
+        ("max_pixels = 0", "max_pixels"),
+    ] {
         let config: LoaderConfig = toml::from_str(text).unwrap();
         let error = config.validate().unwrap_err().to_string();
         assert!(error.starts_with(&format!("{field}: expected")), "{error}");

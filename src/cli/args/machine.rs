@@ -1,0 +1,74 @@
+//! Where, and on how many threads, to run.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::MACHINE;
+use crate::device::Device;
+use crate::runtime::{Flavor, RuntimeOptions};
+use crate::{Error, Result};
+
+/// The most threads that may be asked for: more than any machine of today has, and few enough to start anywhere.
+const MOST_THREADS: usize = 1024;
+
+/// How many threads to run on.
+#[derive(Debug, Args)]
+#[command(next_help_heading = MACHINE)]
+pub struct ThreadArgs {
+    /// Threads, up to 1024; 0 for all cores
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub threads: usize,
+}
+
+/// On which device, on how many threads and with which library to run.
+#[derive(Debug, Args)]
+#[command(next_help_heading = MACHINE)]
+pub struct RunArgs {
+    /// auto, cpu, cuda[:N], or for ONNX files openvino or tensorrt[:N]
+    #[arg(long, default_value = "auto")]
+    pub device: Device,
+    #[command(flatten)]
+    pub threads: ThreadArgs,
+    /// ONNX Runtime library to use (libonnxruntime.so, onnxruntime.dll, libonnxruntime.dylib) [default: the first of
+    /// ORT_DYLIB_PATH, macula's cache, an installed Python onnxruntime, the system]
+    #[arg(long, value_name = "FILE")]
+    pub ort_lib: Option<PathBuf>,
+}
+
+impl ThreadArgs {
+    /// Sizes the pool that everything parallel runs on; 0 leaves it as it is, which is all cores where nobody has sized it.
+    ///
+    /// A process has one such pool: where it stands already, it must have as many threads as are asked for.
+    pub fn start(&self) -> Result<()> {
+        let threads = self.threads;
+        if threads > MOST_THREADS {
+            return Err(Error::input(
+                "--threads",
+                format!("expected at most {MOST_THREADS}, or 0 for all cores, found {threads}"),
+            ));
+        }
+        if threads == 0 {
+            return Ok(());
+        }
+        let built = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build_global();
+        match built {
+            Ok(()) => Ok(()),
+            Err(_) if rayon::current_num_threads() == threads => Ok(()),
+            Err(error) => Err(Error::failed("--threads", error.to_string())),
+        }
+    }
+}
+
+impl RunArgs {
+    /// The ONNX Runtime library as the flags name it.
+    pub fn runtime(&self) -> RuntimeOptions {
+        RuntimeOptions {
+            ort_lib: self.ort_lib.clone(),
+            flavor: Flavor::of_device(self.device),
+            ..RuntimeOptions::default()
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! SIGINT and SIGTERM while a run lasts: it ends after its step, with a checkpoint.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::{SigId, flag, low_level};
+
+use super::Host;
+use crate::{Error, Result};
+
+/// A flag that the signals set. Handlers go with it, and whoever had some before has the signals to itself again.
+pub struct StopSignals {
+    flag: Arc<AtomicBool>,
+    handlers: Vec<SigId>,
+}
+
+impl StopSignals {
+    /// Listens from now on. In a process of its own a second SIGINT ends that at once; in another's it only asks again.
+    pub fn listen(host: Host) -> Result<Self> {
+        let failed = |e: std::io::Error| Error::failed("signals", e.to_string());
+        let mut stop = Self {
+            flag: Arc::default(),
+            handlers: Vec::new(),
+        };
+        if host == Host::Own {
+            // First, so that the first SIGINT finds the flag unset.
+            let ends = flag::register_conditional_shutdown(SIGINT, 130, stop.flag());
+            stop.handlers.push(ends.map_err(failed)?);
+        }
+        for signal in [SIGINT, SIGTERM] {
+            let asks = flag::register(signal, stop.flag());
+            stop.handlers.push(asks.map_err(failed)?);
+        }
+        Ok(stop)
+    }
+
+    /// The flag.
+    pub fn flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.flag)
+    }
+}
+
+impl Drop for StopSignals {
+    fn drop(&mut self) {
+        for handler in self.handlers.drain(..) {
+            low_level::unregister(handler);
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! `macula viz map`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::json;
+
+use super::super::args::{FeatureColumnArgs, INPUT, NewArgs, SeedArgs, ThreadArgs, examples, reworded};
+use super::{PICTURE, Picture, Shown};
+use crate::Result;
+use crate::viz::{self, MapOptions};
+
+/// Arguments of `macula viz map`.
+#[derive(Debug, Args)]
+#[command(
+    next_help_heading = PICTURE,
+    mut_args(reworded(&[("out", "PNG to write")])),
+    after_help = examples(&[
+        "macula viz map --features features/test --out map.png",
+        "macula viz map --features features/test --normalize --n 2000 --out map.png",
+    ])
+)]
+pub(super) struct MapArgs {
+    /// Rows drawn at most
+    #[arg(long, value_name = "N", default_value_t = 5000)]
+    n: usize,
+    /// Bring rows to unit length first, as for cosine similarity
+    #[arg(long, alias = "normalise")]
+    normalize: bool,
+    /// Feature folder
+    #[arg(long, value_name = "FEATURES", help_heading = INPUT)]
+    features: PathBuf,
+    #[command(flatten)]
+    column: FeatureColumnArgs,
+    #[command(flatten)]
+    out: NewArgs,
+    #[command(flatten)]
+    random: SeedArgs,
+    #[command(flatten)]
+    threads: ThreadArgs,
+}
+
+impl Picture for MapArgs {
+    fn out(&self) -> &NewArgs {
+        &self.out
+    }
+
+    fn threads(&self) -> &ThreadArgs {
+        &self.threads
+    }
+
+    fn draw(&self) -> Result<Shown> {
+        let explained = viz::map(
+            &self.features,
+            &MapOptions {
+                column: self.column.column.clone(),
+                count: self.n,
+                normalise: self.normalize,
+                seed: self.random.seed,
+            },
+            &self.out.out,
+        )?;
+        let shares: Vec<String> = explained
+            .iter()
+            .map(|share| format!("{:.1} %", 100.0 * share))
+            .collect();
+        Ok(Shown {
+            facts: json!({ "explained": explained }),
+            line: format!("axes of {} of the variance", shares.join(" and ")),
+        })
+    }
+}
