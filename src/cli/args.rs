@@ -120,9 +120,12 @@ pub struct CheckpointArgs {
     /// Architecture: vit-{tiny|small|base|large|giant2}[/PATCH][-regN][-swiglu]
     #[arg(long, value_name = "NAME")]
     pub arch: Option<String>,
-    /// official, registers or hugging-face, instead of the checkpoint family's own
+    /// official, registers, hugging-face or bilinear, instead of the checkpoint family's own
     #[arg(long, value_name = "RULE", value_parser = position_rule)]
     pub position_rule: Option<macula_models::vit::PositionRule>,
+    /// gelu, gelu-tanh or quick-gelu, where neither the file nor a configuration beside it says: CLIP's
+    #[arg(long, value_name = "KIND")]
+    pub activation: Option<macula_models::vit::GeluKind>,
 }
 
 impl CheckpointArgs {
@@ -132,13 +135,14 @@ impl CheckpointArgs {
             num_heads: self.heads,
             arch: self.arch.clone(),
             position_rule: self.position_rule,
+            activation: self.activation,
         }
     }
 }
 
 fn position_rule(text: &str) -> std::result::Result<macula_models::vit::PositionRule, String> {
     serde_json::from_value(serde_json::Value::String(text.to_owned()))
-        .map_err(|_| format!("expected official, registers or hugging-face, found `{text}`"))
+        .map_err(|_| format!("expected official, registers, hugging-face or bilinear, found `{text}`"))
 }
 
 /// How images become network input.

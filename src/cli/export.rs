@@ -209,6 +209,9 @@ impl ExportArgs {
         if let Some(rule) = self.geometry.position_rule {
             config.position_rule = rule;
         }
+        if let Some(activation) = self.geometry.activation {
+            config.activation = activation;
+        }
         untrained(config, self.seed)
     }
 }
