@@ -30,7 +30,7 @@ pub struct ExportArgs {
     /// 224, or the checkpoint's own where that is smaller
     #[arg(long, value_name = "SIZE")]
     image_size: Option<ImageShape>,
-    /// Outputs: cls, patch, patch_mean, reg, layer:I.cls, layer:I.patch; last4 stands for the cls of the last four
+    /// Outputs: cls, patch, patch_mean, reg, embedding, layer:I.cls, layer:I.patch; last4 stands for the cls of the last four
     /// blocks
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     outputs: Vec<String>,
