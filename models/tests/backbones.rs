@@ -326,7 +326,7 @@ fn masks_and_periods_are_checked() {
         (
             "rope_embed.periods",
             Tensor::new(&[1f32, 10.], &Device::Cpu).unwrap(),
-            &["rope_embed.periods` expected [4], found [2]"],
+            &["num_heads: rope_embed.periods says 4", "says 2"],
         ),
     ] {
         let mut changed = all.clone();

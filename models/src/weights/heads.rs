@@ -163,6 +163,17 @@ mod tests {
     }
 
     #[test]
+    fn rotary_networks_have_heads_of_their_own() {
+        use crate::vit::RopeConfig;
+        let mut config = VitConfig::named("vit-large/16", 224).expect("a known name");
+        config.embed_dim = 1280;
+        let of = |config: &VitConfig| heads(config, "", None, &LoadOptions::default());
+        assert_eq!(of(&config), Ok((16, None)));
+        config.rope = Some(RopeConfig { theta: 100. });
+        assert_eq!(of(&config), Ok((20, None)));
+    }
+
+    #[test]
     fn moco_v3_has_twelve_heads_in_its_small_network() {
         let (heads, notice) = assumed(384, "state_dict.module.base_encoder.", PUBLISHED).expect("known");
         assert_eq!(heads, 12);

@@ -88,7 +88,8 @@ fn bf16_follows_f32() {
 #[test]
 fn rotary_positions_and_kinds_of_gelu_agree_with_the_composition() {
     use crate::ops::GeluKind;
-    let rotary = Rotary::new(100., 4, 2, (2, 1)).unwrap();
+    // Angles of a third of a turn: of a half of one the sines would be 0.
+    let rotary = Rotary::new(100., 4, 1, (3, 1)).unwrap();
     let samples = BranchSamples {
         kept: vec![2, 0],
         factors: vec![1.5, 0.5],
