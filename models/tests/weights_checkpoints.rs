@@ -422,6 +422,14 @@ fn a_plain_network_may_give_its_class_token_no_position() {
     assert_eq!(numbers(&loaded.narrow(1, 1, 25).unwrap()), numbers(&patches));
 }
 
+/// In an archive called by 21 characters the directory's first entry is as long as the records between the directory and the end
+/// of the file, so that a reader which counts back from there takes the second for the first.
+#[test]
+fn an_archive_with_a_name_of_any_length_is_read() {
+    let mut raw = read_tensors(&made("twenty_one_characters.pth")).unwrap();
+    assert_eq!(numbers(&raw.read("weight").unwrap()), [0., 1., 2., 3., 4., 5.]);
+}
+
 #[test]
 fn one_register_of_timm_is_said_to_be_tips() {
     let mut backbone = load_fixture("timm_reg4.safetensors").backbone;
