@@ -432,7 +432,7 @@ fn parameters(x: &[Tensor]) -> BranchParameters {
 fn middles(width: usize, heads: usize) -> [(&'static str, Middle, usize, usize); 3] {
     [
         ("attention", Middle::Attention { heads }, 3 * width, width),
-        ("GELU", Middle::Gelu, 4 * width, 4 * width),
+        ("GELU", Middle::GELU, 4 * width, 4 * width),
         ("SwiGLU", Middle::SwiGlu, 2 * width + 2, width + 1),
     ]
 }
@@ -472,6 +472,7 @@ fn check_stack(
                     parameters,
                     middle,
                     samples: *samples,
+                    rotary: None,
                 })
                 .collect();
             let options = StackOptions {

@@ -24,6 +24,10 @@ fn fixture(name: &str) -> BTreeMap<String, Tensor> {
 
 fn config(name: &str) -> VitConfig {
     VitConfig {
+        pre_norm: false,
+        activation: Default::default(),
+        projection: None,
+        rope: None,
         embed_dim: 48,
         depth: 3,
         num_heads: 3,

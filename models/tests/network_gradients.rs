@@ -15,6 +15,10 @@ use rand_chacha::ChaCha8Rng;
 
 fn config(num_registers: usize, feed_forward: FeedForwardKind) -> VitConfig {
     VitConfig {
+        pre_norm: false,
+        activation: Default::default(),
+        projection: None,
+        rope: None,
         embed_dim: 24,
         depth: 2,
         num_heads: 3,

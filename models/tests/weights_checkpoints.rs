@@ -352,17 +352,16 @@ fn known_extras_are_passed_over_and_named_and_others_refused() {
 fn networks_that_are_only_recognised_are_refused_by_name() {
     for (names, parts) in [
         (
-            &[
-                "cls_token",
-                "storage_tokens",
-                "rope_embed.periods",
-                "blocks.0.norm1.weight",
-            ][..],
-            &["DINOv3 ViT", "rotary positions are not supported yet"][..],
+            &["cls_token", "rope_embed.periods", "cls_norm.weight"][..],
+            &["DINOv3 ViT", "`cls_norm` beside `norm`"][..],
         ),
         (
-            &["visual.class_embedding", "visual.ln_pre.weight", "logit_scale"],
-            &["CLIP ViT", "norm before the blocks"],
+            &["visual.class_embedding", "visual.attn_pool.query", "logit_scale"],
+            &["attention pooling", "not supported"],
+        ),
+        (
+            &["visual.layer1.0.conv1.weight", "visual.attnpool.q_proj.weight"],
+            &["ResNet of CLIP", "convolutional networks"],
         ),
         (
             &["cls_token", "dist_token", "patch_embed.proj.weight"],
@@ -392,7 +391,7 @@ fn a_teacher_of_another_kind_is_passed_over() {
     let mut all = Object::tensors("student.", &backbone);
     let teacher = tensors(&[
         ("teacher.cls_token", &[1, 1, 8]),
-        ("teacher.rope_embed.periods", &[4]),
+        ("teacher.blocks.0.attn.relative_position_bias_table", &[4, 2]),
     ]);
     all.extend(Object::tensors("", &teacher));
     let (_folder, path) = zip_of(Object::Dict(all));
@@ -400,7 +399,7 @@ fn a_teacher_of_another_kind_is_passed_over() {
     assert_same(&checkpoint.backbone, &backbone);
     notice(
         &checkpoint,
-        "also there: `teacher.` (DINOv3 ViT: rotary positions",
+        "also there: `teacher.` (BEiT or data2vec: relative position bias",
     );
 }
 
@@ -421,6 +420,14 @@ fn a_plain_network_may_give_its_class_token_no_position() {
     let loaded = &checkpoint.backbone["pos_embed"];
     assert_eq!(numbers(&loaded.narrow(1, 0, 1).unwrap()), vec![0.0; 48]);
     assert_eq!(numbers(&loaded.narrow(1, 1, 25).unwrap()), numbers(&patches));
+}
+
+/// In an archive called by 21 characters the directory's first entry is as long as the records between the directory and the end
+/// of the file, so that a reader which counts back from there takes the second for the first.
+#[test]
+fn an_archive_with_a_name_of_any_length_is_read() {
+    let mut raw = read_tensors(&made("twenty_one_characters.pth")).unwrap();
+    assert_eq!(numbers(&raw.read("weight").unwrap()), [0., 1., 2., 3., 4., 5.]);
 }
 
 #[test]

@@ -266,8 +266,8 @@ fn a_config_that_contradicts_the_tensors_is_refused() {
         ),
         (
             "hidden_act",
-            json!("gelu_new"),
-            &["config.json", "hidden_act: expected gelu, found gelu_new"],
+            json!("relu"),
+            &["config.json", "hidden_act: expected gelu", "found relu"],
         ),
         ("qkv_bias", json!(false), &["config.json", "qkv_bias"]),
         ("layer_norm_eps", json!(0), &["layer_norm_eps"]),

@@ -72,8 +72,8 @@ pub struct ExportArgs {
     columns: ColumnArgs,
     #[command(flatten)]
     out: NewArgs,
-    /// Outputs: cls, patch, patch_mean, reg, layer:I.cls, layer:I.patch; last4 stands for the cls of the last four
-    /// blocks [default: cls,patch,patch_mean, and reg where there are registers]
+    /// Outputs: cls, patch, patch_mean, reg, embedding, layer:I.cls, layer:I.patch; last4 stands for the cls of the last four
+    /// blocks [default: cls,patch,patch_mean, and reg and embedding where the network has them]
     #[arg(long = "output", visible_alias = "outputs", value_delimiter = ',', value_name = "NAMES", help_heading = OUTPUT)]
     outputs: Vec<String>,
     /// Largest deviation from the candle network, in f32 and before f16 or int8 is made, relative to the largest value of an output
@@ -218,6 +218,9 @@ impl ExportArgs {
         }
         if let Some(rule) = self.geometry.position_rule {
             config.position_rule = rule;
+        }
+        if let Some(activation) = self.geometry.activation {
+            config.activation = activation;
         }
         untrained(config, self.random.seed)
     }

@@ -47,6 +47,7 @@ pub fn trainer(config: &TrainConfig, start: &Start, device: &Device) -> Result<T
             Trainer::with_teacher(config, &student, &teacher, device)
         }
         Start::Backbone(checkpoint) => {
+            check_trainable(&checkpoint.config)?;
             let network = NetworkConfig::new(config)?;
             let mut all = network.initialise(config.seed)?;
             for (name, tensor) in &checkpoint.backbone {
@@ -59,6 +60,23 @@ pub fn trainer(config: &TrainConfig, start: &Start, device: &Device) -> Result<T
             Trainer::new(config, &fitted(all, &network)?, device)
         }
     }
+}
+
+/// Fails where a network has what no recipe trains yet, and what would be left out without a word.
+fn check_trainable(vit: &VitConfig) -> Result<()> {
+    let found = if vit.rope.is_some() {
+        "rotary positions"
+    } else if vit.pre_norm {
+        "a norm before its blocks"
+    } else if !vit.activation.is_exact() {
+        "another GELU than the exact one"
+    } else {
+        return Ok(());
+    };
+    let reason = format!(
+        "expected a network like DINOv2's to go on from, found one with {found} (it can be a teacher)"
+    );
+    Err(Error::input("--from", reason))
 }
 
 /// The trainer of the run's last checkpoint, and the best online k-NN so far; a run that had not reached a checkpoint

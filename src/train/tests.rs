@@ -24,6 +24,10 @@ const MASKED: [usize; 2 * BATCH] = [5, 0, 3, 0, 4, 0, 7, 0];
 
 fn config() -> VitConfig {
     VitConfig {
+        pre_norm: false,
+        activation: Default::default(),
+        projection: None,
+        rope: None,
         embed_dim: 24,
         depth: 2,
         num_heads: 3,

@@ -7,8 +7,8 @@ use super::file::{self, entry};
 use super::graph::{Graph, Side, Value, int, ints};
 use super::operators::Layers;
 use super::options::{ExportOptions, ImageShape, OutputKind};
-use super::position_table;
 use super::proto::{ModelProto, OperatorSetIdProto};
+use super::{position_table, rotary};
 use crate::vit::VitConfig;
 use crate::weights::Tensors;
 use crate::{Error, Result};
@@ -67,7 +67,13 @@ pub fn export(
             shape.width,
         ],
     );
-    let tokens = embed(&mut layers, config, &shape, &pixels)?;
+    let (tokens, grid) = embed(&mut layers, config, &shape, &pixels)?;
+    if let Some(rope) = config.rope {
+        layers.rotary = Some(match shape.grid {
+            Some(grid) => rotary::fixed(&mut layers.graph, config, rope, grid)?,
+            None => rotary::dynamic(&mut layers.graph, config, rope, &grid),
+        });
+    }
     let states = run_blocks(&mut layers, config, &outputs, tokens)?;
     add_outputs(&mut layers, config, &shape, &outputs, &states)?;
     if options.layer_inputs {
@@ -154,16 +160,23 @@ impl Shape {
     }
 }
 
-/// Pixels to tokens `[B, T, D]` in the order CLS, registers, patches; position codes added.
-fn embed(layers: &mut Layers<'_>, config: &VitConfig, shape: &Shape, pixels: &Value) -> Result<Value> {
-    let patches = layers.patch_embed(pixels)?; // [B, D, rows, columns]
-    let table = match shape.grid {
-        Some((rows, columns)) => position_table::fixed(layers, config, rows, columns)?,
-        None => position_table::dynamic(layers, config, &patches)?,
+/// Pixels to tokens `[B, T, D]` in the order CLS, registers, patches; position codes added, and normalised where CLIP does. With
+/// them the patches as a map `[B, D, rows, columns]`.
+fn embed(
+    layers: &mut Layers<'_>,
+    config: &VitConfig,
+    shape: &Shape,
+    pixels: &Value,
+) -> Result<(Value, Value)> {
+    let map = layers.patch_embed(pixels)?; // [B, D, rows, columns]
+    let table = match (config.rope, shape.grid) {
+        (Some(_), _) => position_table::without_positions(layers, config, &map, shape.grid)?,
+        (None, Some((rows, columns))) => position_table::fixed(layers, config, rows, columns)?,
+        (None, None) => position_table::dynamic(layers, config, &map)?,
     }; // [1, T, D]
     let graph = &mut layers.graph;
     let flat = graph.integers(&[0, config.embed_dim as i64, -1]);
-    let patches = graph.node("patch_embed.flat", "Reshape", &[&patches, &flat], vec![]); // [B, D, N]
+    let patches = graph.node("patch_embed.flat", "Reshape", &[&map, &flat], vec![]); // [B, D, N]
     let patches = graph.node(
         "patch_embed",
         "Transpose",
@@ -171,10 +184,14 @@ fn embed(layers: &mut Layers<'_>, config: &VitConfig, shape: &Shape, pixels: &Va
         vec![ints("perm", &[0, 2, 1])],
     ); // [B, N, D]
     // Zeros in the places of CLS and registers, whose values are in the table: no tensor is repeated over the batch.
-    let prefix = 1 + config.num_registers as i64;
-    let pads = graph.integers(&[0, prefix, 0, 0, 0, 0]);
+    let pads = graph.integers(&[0, config.prefix() as i64, 0, 0, 0, 0]);
     let tokens = graph.node("tokens.patches", "Pad", &[&patches, &pads], vec![]); // [B, T, D]
-    Ok(graph.node("tokens", "Add", &[&tokens, &table], vec![]))
+    let tokens = graph.node("tokens", "Add", &[&tokens, &table], vec![]);
+    let tokens = match config.pre_norm {
+        true => layers.layer_norm("norm_pre", &tokens)?,
+        false => tokens,
+    };
+    Ok((tokens, map))
 }
 
 /// Runs the blocks as far as an output needs them. Returns the tokens `[B, T, D]` after each block that has outputs,
@@ -218,7 +235,7 @@ fn kept_tokens(config: &VitConfig, outputs: &[OutputKind], block: usize) -> Opti
         .filter(|output| output.block(config.depth) == block)
     {
         match output {
-            OutputKind::Cls | OutputKind::LayerCls(_) => {}
+            OutputKind::Cls | OutputKind::Embedding | OutputKind::LayerCls(_) => {}
             OutputKind::Reg => kept = 1 + config.num_registers,
             OutputKind::Patch | OutputKind::PatchMean | OutputKind::LayerPatch(_) => return None,
         }
@@ -240,8 +257,8 @@ fn add_outputs(
         taken.insert(block, Taken::new(normed));
     }
     let (batch, width) = (Side::Symbol("batch"), Side::Size(config.embed_dim));
-    let graph = &mut layers.graph;
     for output in outputs {
+        let graph = &mut layers.graph;
         let Some(taken) = taken.get_mut(&output.block(config.depth)) else {
             continue;
         };
@@ -262,8 +279,13 @@ fn add_outputs(
                 let value = graph.tokens("reg.value", &taken.tokens, 1, 1 + registers as i64);
                 (value, vec![batch, Side::Size(registers), width])
             }
+            OutputKind::Embedding => {
+                let cls = taken.cls(graph);
+                let sides = vec![batch, Side::Size(config.projection.unwrap_or(0))];
+                (layers.projection(&cls)?, sides)
+            }
         };
-        graph.output(&output.to_string(), &value, &sides);
+        layers.graph.output(&output.to_string(), &value, &sides);
     }
     Ok(())
 }

@@ -136,6 +136,16 @@ pub fn float(name: &str, value: f32) -> AttributeProto {
     }
 }
 
+/// An attribute of a text.
+pub fn text(name: &str, value: &str) -> AttributeProto {
+    AttributeProto {
+        name: name.into(),
+        s: Some(value.into()),
+        r#type: AttributeType::String as i32,
+        ..Default::default()
+    }
+}
+
 /// An attribute of several integers.
 pub fn ints(name: &str, values: &[i64]) -> AttributeProto {
     AttributeProto {

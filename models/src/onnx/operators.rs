@@ -24,9 +24,10 @@ use std::ops::Range;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::graph::{Graph, Value, float, int, ints};
+use super::graph::{Graph, Value, float, int, ints, text};
 use super::numbers::{InputRange, Numbers, weight_scales, weight_steps};
-use crate::vit::{FeedForwardKind, VitConfig};
+use super::rotary::Factors;
+use crate::vit::{FeedForwardKind, GeluKind, VitConfig};
 use crate::weights::Tensors;
 use crate::{Error, Result};
 
@@ -91,6 +92,8 @@ pub struct Layers<'a> {
     /// Parameters that are in the graph, by name: the final norm is applied to several layers.
     parameters: BTreeMap<String, Value>,
     numbers: &'a Numbers,
+    /// What queries and keys are turned by, where there are rotary positions.
+    pub rotary: Option<Factors>,
     /// What goes into each linear layer, by the layer's name.
     pub taps: Vec<(String, Value)>,
 }
@@ -122,6 +125,7 @@ impl<'a> Layers<'a> {
             tensors,
             parameters: BTreeMap::new(),
             numbers,
+            rotary: None,
             taps: Vec::new(),
         })
     }
@@ -263,19 +267,22 @@ impl<'a> Layers<'a> {
     fn attention(&mut self, name: &str, x: &Value, kept: Option<usize>) -> Result<Value> {
         let (heads, width) = (self.config.num_heads as i64, self.config.head_dim() as i64);
         let [q, k, v] = self.queries_keys_values(name, x, kept)?;
-        let per_head = self.graph.integers(&[0, 0, heads, width]);
-        let mut head = |part: &str, value: &Value, order: [i64; 4]| {
-            let part = format!("{name}.{part}");
-            let value = self
-                .graph
-                .node(&format!("{part}.heads"), "Reshape", &[value, &per_head], vec![]);
-            self.graph
-                .node(&part, "Transpose", &[&value], vec![ints("perm", &order)])
-        };
-        let q = head("q", &q, [0, 2, 1, 3]); // [B, heads, T, width]
-        let k = head("k", &k, [0, 2, 3, 1]); // [B, heads, width, T]
-        let v = head("v", &v, [0, 2, 1, 3]); // [B, heads, T, width]
         let graph = &mut self.graph;
+        let rotary = self.rotary.as_ref();
+        // What is kept are CLS and registers, whose queries are not turned.
+        let turned = rotary.filter(|_| kept.is_none());
+        let per_head = graph.integers(&[0, 0, heads, width]);
+        let mut head = |part: &str, value: &Value, order: [i64; 4], rotary: Option<&Factors>| {
+            let part = format!("{name}.{part}");
+            let mut value = graph.node(&format!("{part}.heads"), "Reshape", &[value, &per_head], vec![]);
+            if let Some(rotary) = rotary {
+                value = rotary.turn(graph, &part, &value);
+            }
+            graph.node(&part, "Transpose", &[&value], vec![ints("perm", &order)])
+        };
+        let q = head("q", &q, [0, 2, 1, 3], turned); // [B, heads, T, width]
+        let k = head("k", &k, [0, 2, 3, 1], rotary); // [B, heads, width, T]
+        let v = head("v", &v, [0, 2, 1, 3], None); // [B, heads, T, width]
         let scale = graph.floats(&format!("{name}.scale"), &[], vec![(width as f32).sqrt().recip()]);
         let q = graph.node(&format!("{name}.q.scaled"), "Mul", &[&q, &scale], vec![]);
         let scores = graph.node(&format!("{name}.scores"), "MatMul", &[&q, &k], vec![]); // [B, heads, T, T]
@@ -297,15 +304,42 @@ impl<'a> Layers<'a> {
         self.linear(&format!("{name}.proj"), &mixed)
     }
 
+    /// GELU of the network's kind.
+    fn gelu(&mut self, name: &str, x: &Value) -> Value {
+        let graph = &mut self.graph;
+        let gelu = format!("{name}.gelu");
+        match self.config.activation {
+            // `approximate` is left at `none`: the exact form, with erf.
+            GeluKind::Gelu => graph.node(&gelu, "Gelu", &[x], vec![]),
+            GeluKind::GeluTanh => graph.node(&gelu, "Gelu", &[x], vec![text("approximate", "tanh")]),
+            GeluKind::QuickGelu => {
+                let factor = graph.floats(&format!("{gelu}.factor"), &[], vec![1.702]);
+                let scaled = graph.node(&format!("{gelu}.scaled"), "Mul", &[x, &factor], vec![]);
+                let gate = graph.node(&format!("{gelu}.gate"), "Sigmoid", &[&scaled], vec![]);
+                graph.node(&gelu, "Mul", &[x, &gate], vec![])
+            }
+        }
+    }
+
+    /// The projection of class tokens `[B, D]`: `[B, E]`. It stays in floats whatever the numbers of other layers.
+    pub fn projection(&mut self, x: &Value) -> Result<Value> {
+        let weight = self.tensor("projection.weight")?;
+        let (out, inputs) = weight.dims2()?;
+        let make = move || values(&weight.t()?);
+        let name = "projection.weight.transposed";
+        let weight = match self.numbers {
+            Numbers::F16 => self.graph.half_weight(name, &[inputs, out], make),
+            _ => self.graph.weight(name, &[inputs, out], make),
+        };
+        Ok(self.graph.node("projection", "MatMul", &[x, &weight], vec![]))
+    }
+
     /// The feed-forward network of a block.
     fn feed_forward(&mut self, name: &str, x: &Value) -> Result<Value> {
         match self.config.feed_forward {
             FeedForwardKind::Mlp => {
                 let hidden = self.linear(&format!("{name}.fc1"), x)?;
-                // `approximate` is left at `none`: the exact form, with erf.
-                let hidden = self
-                    .graph
-                    .node(&format!("{name}.gelu"), "Gelu", &[&hidden], vec![]);
+                let hidden = self.gelu(name, &hidden);
                 self.linear(&format!("{name}.fc2"), &hidden)
             }
             FeedForwardKind::Swiglu => {

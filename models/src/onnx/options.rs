@@ -11,14 +11,14 @@ use crate::{Error, Result};
 /// The image sizes that a file accepts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ImageShape {
-    /// One size, in pixels; the interpolated position table is a constant of the file.
+    /// One size, in pixels; the interpolated position table, or that of rotary angles, is a constant of the file.
     Fixed {
         /// Height H.
         height: usize,
         /// Width W.
         width: usize,
     },
-    /// Every multiple of the patch size; the file interpolates the position table at each run.
+    /// Every multiple of the patch size; the file interpolates the position table, or computes the angles, at each run.
     Dynamic,
 }
 
@@ -65,6 +65,8 @@ pub enum OutputKind {
     PatchMean,
     /// `reg` `[batch, R, D]`: the register tokens.
     Reg,
+    /// `embedding` `[batch, E]`: CLS in the space of the projection, which CLIP compares with text; not normalised.
+    Embedding,
     /// `layer:I.cls` `[batch, D]`: CLS after block `I` (from 0) and the final norm
     /// (DINOv2 `get_intermediate_layers`, `norm=True`).
     LayerCls(usize),
@@ -73,11 +75,15 @@ pub enum OutputKind {
 }
 
 impl OutputKind {
-    /// The outputs of a file whose user names none: `cls`, `patch`, `patch_mean`, and `reg` where there are registers.
+    /// The outputs of a file whose user names none: `cls`, `patch`, `patch_mean`, and `reg` and `embedding` where there
+    /// are registers and a projection.
     pub fn defaults(config: &VitConfig) -> Vec<Self> {
         let mut outputs = vec![Self::Cls, Self::Patch, Self::PatchMean];
         if config.num_registers > 0 {
             outputs.push(Self::Reg);
+        }
+        if config.projection.is_some() {
+            outputs.push(Self::Embedding);
         }
         outputs
     }
@@ -86,7 +92,7 @@ impl OutputKind {
     pub fn block(self, depth: usize) -> usize {
         match self {
             Self::LayerCls(block) | Self::LayerPatch(block) => block,
-            Self::Cls | Self::Patch | Self::PatchMean | Self::Reg => depth - 1,
+            Self::Cls | Self::Patch | Self::PatchMean | Self::Reg | Self::Embedding => depth - 1,
         }
     }
 
@@ -96,18 +102,25 @@ impl OutputKind {
             Self::Cls | Self::PatchMean | Self::LayerCls(_) => vec![config.embed_dim],
             Self::Patch | Self::LayerPatch(_) => vec![rows * columns, config.embed_dim],
             Self::Reg => vec![config.num_registers, config.embed_dim],
+            Self::Embedding => vec![config.projection.unwrap_or(0)],
         }
     }
 
     /// Checks that a network of this geometry has the output.
     ///
     /// # Errors
-    /// `reg` without registers, or a block beyond the last.
+    /// `reg` without registers, `embedding` without a projection, or a block beyond the last.
     pub fn check(self, config: &VitConfig) -> Result<()> {
         if self == Self::Reg && config.num_registers == 0 {
             return Err(Error::config(
                 "outputs",
                 "expected a network with registers for `reg`, found one without",
+            ));
+        }
+        if self == Self::Embedding && config.projection.is_none() {
+            return Err(Error::config(
+                "outputs",
+                "expected a network with a projection for `embedding`, found one without",
             ));
         }
         if self.block(config.depth) >= config.depth {
@@ -127,6 +140,7 @@ impl fmt::Display for OutputKind {
             Self::Patch => f.write_str("patch"),
             Self::PatchMean => f.write_str("patch_mean"),
             Self::Reg => f.write_str("reg"),
+            Self::Embedding => f.write_str("embedding"),
             Self::LayerCls(block) => write!(f, "layer:{block}.cls"),
             Self::LayerPatch(block) => write!(f, "layer:{block}.patch"),
         }
@@ -151,12 +165,15 @@ impl FromStr for OutputKind {
             "patch" => Some(Self::Patch),
             "patch_mean" => Some(Self::PatchMean),
             "reg" => Some(Self::Reg),
+            "embedding" => Some(Self::Embedding),
             _ => name.strip_prefix("layer:").and_then(layer),
         }
         .ok_or_else(|| {
             Error::config(
                 "outputs",
-                format!("expected cls, patch, patch_mean, reg, layer:I.cls or layer:I.patch, found `{name}`"),
+                format!(
+                    "expected cls, patch, patch_mean, reg, embedding, layer:I.cls or layer:I.patch, found `{name}`"
+                ),
             )
         })
     }
@@ -209,6 +226,7 @@ mod tests {
             OutputKind::Patch,
             OutputKind::PatchMean,
             OutputKind::Reg,
+            OutputKind::Embedding,
             OutputKind::LayerCls(9),
             OutputKind::LayerPatch(11),
         ] {

@@ -16,17 +16,21 @@ use crate::vit::{PositionRule, VitConfig, interpolate_table};
 /// Offset that the official rule adds to the grid size (DINOv2 `interpolate_offset`).
 const OFFICIAL_OFFSET: f32 = 0.1;
 
-/// The kernel parameter A of the cubic convolution: PyTorch's without antialias, Pillow's with.
-fn cubic_parameter(rule: PositionRule) -> f32 {
+/// The kernel parameter A of the cubic convolution: PyTorch's without antialias, Pillow's with. `None` for the linear kernel.
+fn cubic_parameter(rule: PositionRule) -> Option<f32> {
     match rule {
-        PositionRule::Official | PositionRule::HuggingFace => -0.75,
-        PositionRule::Registers => -0.5,
+        PositionRule::Official | PositionRule::HuggingFace => Some(-0.75),
+        PositionRule::Registers => Some(-0.5),
+        PositionRule::Bilinear => None,
     }
 }
 
-/// CLS and registers `[1, 1 + R, D]`; CLS takes the first position code of `position` `[1, 1 + N, D]`.
-fn prefix(layers: &Layers<'_>, config: &VitConfig, position: &Tensor) -> Result<Tensor> {
-    let cls = (cpu_f32(layers.tensor("cls_token")?)? + position.narrow(1, 0, 1)?)?;
+/// CLS and registers `[1, 1 + R, D]`; CLS takes the first position code of `position` `[1, 1 + N, D]`, if there is any.
+fn prefix(layers: &Layers<'_>, config: &VitConfig, position: Option<&Tensor>) -> Result<Tensor> {
+    let mut cls = cpu_f32(layers.tensor("cls_token")?)?;
+    if let Some(position) = position {
+        cls = (cls + position.narrow(1, 0, 1)?)?;
+    }
     if config.num_registers == 0 {
         return Ok(cls);
     }
@@ -43,18 +47,41 @@ fn constant(graph: &mut Graph<'_>, name: &str, tensor: &Tensor) -> Result<Value>
 /// The whole table for a grid of `rows` x `columns`, as a constant.
 pub fn fixed(layers: &mut Layers<'_>, config: &VitConfig, rows: usize, columns: usize) -> Result<Value> {
     let position = cpu_f32(layers.tensor("pos_embed")?)?;
-    let prefix = prefix(layers, config, &position)?;
+    let prefix = prefix(layers, config, Some(&position))?;
     let position = interpolate_table(&position, config.position_rule, rows, columns)?;
     let codes = position.narrow(1, 1, rows * columns)?; // [1, N, D]
     let table = Tensor::cat(&[&prefix, &codes], 1)?;
     constant(&mut layers.graph, "token_table", &table)
 }
 
+/// CLS and registers, and zeros in the places of patches `[B, D, rows, columns]`: what rotary positions leave of the table.
+pub fn without_positions(
+    layers: &mut Layers<'_>,
+    config: &VitConfig,
+    patches: &Value,
+    grid: Option<(usize, usize)>,
+) -> Result<Value> {
+    let prefix = prefix(layers, config, None)?;
+    let graph = &mut layers.graph;
+    let prefix = constant(graph, "prefix_tokens", &prefix)?;
+    let pads = match grid {
+        Some((rows, columns)) => graph.integers(&[0, 0, 0, 0, (rows * columns) as i64, 0]),
+        None => {
+            let sides = graph.node("grid", "Shape", &[patches], vec![int("start", 2)]);
+            let count = graph.node("grid.patches", "ReduceProd", &[&sides], vec![int("keepdims", 1)]); // [1]
+            let (before, after) = (graph.integers(&[0, 0, 0, 0]), graph.integers(&[0]));
+            let axis = vec![int("axis", 0)];
+            graph.node("prefix_tokens.pads", "Concat", &[&before, &count, &after], axis)
+        }
+    };
+    Ok(graph.node("token_table", "Pad", &[&prefix, &pads], vec![]))
+}
+
 /// The whole table for the grid of `patches` `[B, D, rows, columns]`, computed by the graph.
 pub fn dynamic(layers: &mut Layers<'_>, config: &VitConfig, patches: &Value) -> Result<Value> {
     let (side, d) = (config.native_grid(), config.embed_dim);
     let position = cpu_f32(layers.tensor("pos_embed")?)?;
-    let prefix = prefix(layers, config, &position)?;
+    let prefix = prefix(layers, config, Some(&position))?;
     let native = position.narrow(1, 1, side * side)?.reshape((side, side * d))?;
     let graph = &mut layers.graph;
     let prefix = constant(graph, "prefix_tokens", &prefix)?;
@@ -103,7 +130,10 @@ fn resize_matrix(
     offset: Option<&Value>,
 ) -> Value {
     let side = config.native_grid();
-    let antialias = config.position_rule == PositionRule::Registers;
+    let antialias = matches!(
+        config.position_rule,
+        PositionRule::Registers | PositionRule::Bilinear
+    );
     let named = |part: &str| format!("{name}.{part}");
     let zero = graph.floats(&named("zero"), &[], vec![0.0]);
     let half = graph.floats(&named("half"), &[], vec![0.5]);
@@ -146,7 +176,10 @@ fn resize_matrix(
         let stretch = graph.node(&named("stretch"), "Max", &[&step, &one], vec![]);
         distance = graph.node(&named("stretched"), "Div", &[&distance, &stretch], vec![]);
     }
-    let weights = cubic_kernel(graph, name, &distance, cubic_parameter(config.position_rule));
+    let weights = match cubic_parameter(config.position_rule) {
+        Some(a) => cubic_kernel(graph, name, &distance, a),
+        None => linear_kernel(graph, name, &distance),
+    };
     if antialias {
         // The window is cut at the border and what is left of it sums to 1.
         let axes = graph.integers(&[1]);
@@ -196,6 +229,14 @@ fn cubic_kernel(graph: &mut Graph<'_>, name: &str, x: &Value, a: f32) -> Value {
     let is_far = graph.node(&named("is_far"), "Less", &[x, &two], vec![]);
     let outer = graph.node(&named("outer"), "Where", &[&is_far, &far, &zero], vec![]);
     graph.node(&named("weights"), "Where", &[&is_near, &near, &outer], vec![])
+}
+
+/// `max(1 - x, 0)` of distances x >= 0.
+fn linear_kernel(graph: &mut Graph<'_>, name: &str, x: &Value) -> Value {
+    let named = |part: &str| format!("{name}.kernel.{part}");
+    let one = graph.floats(&named("one"), &[], vec![1.0]);
+    let falling = graph.node(&named("falling"), "Sub", &[&one, x], vec![]);
+    graph.node(&named("weights"), "Relu", &[&falling], vec![])
 }
 
 /// A polynomial by Horner's rule, coefficients from the highest power down.

@@ -4,8 +4,8 @@
 use candle_core::Tensor;
 
 use super::OutputKind;
-use crate::Result;
 use crate::vit::{Layers, VisionTransformer};
+use crate::{Error, Result};
 
 /// The outputs `kinds` of `network` on `pixels` `[B, C, H, W]`, in the order of `kinds`.
 ///
@@ -44,6 +44,12 @@ pub fn reference_outputs(
             (OutputKind::Patch, Some(last), _) => last.patch.clone(),
             (OutputKind::PatchMean, Some(last), _) => last.patch_mean()?,
             (OutputKind::Reg, Some(last), _) => last.reg.clone(),
+            (OutputKind::Embedding, Some(last), _) => last.embedding.clone().ok_or_else(|| {
+                Error::config(
+                    "outputs",
+                    "expected a network with a projection for `embedding`, found one without",
+                )
+            })?,
             (OutputKind::LayerCls(_), _, Some(layer)) => layer.cls.clone(),
             (OutputKind::LayerPatch(_), _, Some(layer)) => layer.patch.clone(),
             _ => unreachable!("every kind has its forward pass above"),

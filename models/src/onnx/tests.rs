@@ -20,6 +20,10 @@ use crate::weights::Tensors;
 fn golden_config(kind: &str) -> VitConfig {
     let swiglu = kind == "swiglu";
     VitConfig {
+        pre_norm: false,
+        activation: Default::default(),
+        projection: None,
+        rope: None,
         embed_dim: 48,
         depth: 3,
         num_heads: 3,

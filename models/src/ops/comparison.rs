@@ -283,7 +283,7 @@ fn cases() -> Vec<OpCase> {
     ];
     for (name, middle, expanded) in [
         ("attention", Middle::Attention { heads }, 3 * width),
-        ("GELU", Middle::Gelu, 4 * width),
+        ("GELU", Middle::GELU, 4 * width),
         ("SwiGLU", Middle::SwiGlu, 4 * width),
     ] {
         cases.push(branch_case(
@@ -376,6 +376,7 @@ fn branch(
         parameters: &parameters,
         middle,
         samples: Some(&samples),
+        rotary: None,
     };
     let options = StackOptions {
         eps: 1e-6,

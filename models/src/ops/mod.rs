@@ -5,7 +5,8 @@
 //! these operations or plain candle arithmetic. Each file holds one candle `CustomOp`: the function that applies it, the
 //! CPU kernels (arithmetic in f32, rayon over rows or over heads).
 //!
-//! On an NVIDIA GPU operations are made of the kernels of `cuda`, and put into the graph by `node`. On a device without either,
+//! On an NVIDIA GPU operations are made of the kernels of `cuda`, and put into the graph by `node`; a stack with rotary
+//! positions or another GELU than the exact one has none there yet and is composed. On a device without either,
 //! and where `cuda` has nothing for it, an operation is composed of plain candle arithmetic: `composed`, which is also the
 //! oracle of the tests.
 //!
@@ -41,6 +42,7 @@ mod patches;
 mod precision;
 mod residual_branch;
 mod residual_stack;
+mod rotary;
 mod swiglu;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -56,7 +58,7 @@ pub use cpu::with_f32;
 pub use cross_entropy::{product_cross_entropy, soft_cross_entropy};
 pub use direct_gradients::DirectGradients;
 pub use gather_rows::gather_rows;
-pub use gelu::gelu;
+pub use gelu::{GeluKind, gelu, gelu_of};
 pub use l2_normalize::l2_normalize;
 pub use layer_norm::layer_norm;
 pub use linear::{linear, prototype_logits};
@@ -65,5 +67,6 @@ pub use patches::patch_rows;
 pub use precision::has_fast_bf16;
 pub use residual_branch::{BranchParameters, Middle};
 pub use residual_stack::{StackOptions, StackedBranch, packed_residual_stack, residual_stack};
+pub use rotary::{Rotary, rotate};
 pub use swiglu::swiglu;
 pub use weight_norm::weight_norm;

@@ -11,8 +11,9 @@ use super::cpu::{Matrix, ROWS_PER_TASK, with_f32};
 use super::element::Element;
 use super::layer_norm::LayerNorm;
 use super::precision::Precision;
+use super::rotary::Rotary;
 use super::vectors::{beside, dot, filled};
-use super::{gelu, linear, swiglu};
+use super::{GeluKind, gelu, linear, swiglu};
 
 const NAME: &str = "residual-branch";
 
@@ -70,18 +71,21 @@ pub enum Middle {
         /// Number of heads, a divisor of D.
         heads: usize,
     },
-    /// GELU: E = I.
-    Gelu,
+    /// GELU of this kind: E = I.
+    Gelu(GeluKind),
     /// The gate of SwiGLU: E = 2 I.
     SwiGlu,
 }
 
 impl Middle {
+    /// GELU in its exact form.
+    pub const GELU: Self = Self::Gelu(GeluKind::Gelu);
+
     /// Width I behind `expanded` values.
     pub(super) fn inner(self, expanded: usize) -> usize {
         match self {
             Self::Attention { .. } => expanded / 3,
-            Self::Gelu => expanded,
+            Self::Gelu(_) => expanded,
             Self::SwiGlu => expanded / 2,
         }
     }
@@ -115,12 +119,27 @@ pub(super) fn check(parameters: &BranchParameters, middle: Middle, width: usize)
     }
 }
 
+/// Fails unless the table of rotary positions is one for such a branch on images of `tokens`.
+pub(super) fn check_rotary(
+    rotary: Option<&Rotary>,
+    middle: Middle,
+    tokens: usize,
+    width: usize,
+) -> Result<()> {
+    match (rotary, middle) {
+        (None, _) => Ok(()),
+        (Some(rotary), Middle::Attention { heads }) => rotary.check(tokens, width / heads.max(1)),
+        (Some(_), _) => bail!("{NAME}: expected rotary positions with attention alone, found another branch"),
+    }
+}
+
 /// One branch with its parameters at hand, for tokens of one shape.
 pub(super) struct Branch {
     parameters: Vec<Tensor>,
     middle: Middle,
     /// For attention.
     sizes: Option<Sizes>,
+    rotary: Option<Rotary>,
     norm: LayerNorm,
     add_input: bool,
     precision: Precision,
@@ -134,9 +153,10 @@ pub(super) enum Kept {
 
 /// What stands between the products of a branch.
 pub(super) struct Values<T> {
-    normed: Vec<T>,   // [rows, D]
+    normed: Vec<T>, // [rows, D]
+    /// Queries and keys turned, where there are rotary positions.
     expanded: Vec<T>, // [rows, E]
-    inner: Vec<T>,    // [rows, I]
+    inner: Vec<T>,  // [rows, I]
 }
 
 impl Branch {
@@ -144,13 +164,14 @@ impl Branch {
     /// `eps` is the norm's.
     pub(super) fn new(
         parameters: &BranchParameters,
-        middle: Middle,
+        (middle, rotary): (Middle, Option<&Rotary>),
         [batch, tokens, width]: [usize; 3],
         eps: f64,
         add_input: bool,
         precision: Precision,
     ) -> Result<Self> {
         check(parameters, middle, width)?;
+        check_rotary(rotary, middle, tokens, width)?;
         let sizes = match middle {
             Middle::Attention { heads } => Some(Sizes::new(&[batch, tokens, 3, heads, width / heads])?),
             _ => None,
@@ -160,6 +181,7 @@ impl Branch {
             parameters: parameters.into_iter().collect::<Result<_>>()?,
             middle,
             sizes,
+            rotary: rotary.cloned(),
             norm: LayerNorm { eps: eps as f32 },
             add_input,
             precision,
@@ -203,7 +225,10 @@ impl Branch {
     fn values<T: Element>(&self, x: &[f32], parameters: [&[f32]; 7]) -> Values<T> {
         let [norm_weight, norm_bias, expand_weight, expand_bias, ..] = parameters;
         let normed: Vec<T> = self.norm.forward(x, norm_weight, norm_bias);
-        let expanded = linear::forward(self.precision, &normed, expand_weight, expand_bias);
+        let mut expanded = linear::forward(self.precision, &normed, expand_weight, expand_bias);
+        if let (Some(rotary), Some(sizes)) = (&self.rotary, self.sizes) {
+            rotary.turn(&mut expanded, sizes.heads, false);
+        }
         let inner = self.middle_forward(&expanded);
         Values {
             normed,
@@ -248,17 +273,23 @@ impl Branch {
 
     fn middle_forward<T: Element>(&self, expanded: &[T]) -> Vec<T> {
         match (self.middle, self.sizes) {
-            (Middle::SwiGlu, _) => swiglu::forward(expanded, self.expanded_width()),
+            (Middle::Gelu(kind), _) => gelu::forward(expanded, kind),
             (_, Some(sizes)) => Attention::of(sizes, self.precision).forward(sizes, expanded),
-            _ => gelu::forward(expanded),
+            _ => swiglu::forward(expanded, self.expanded_width()),
         }
     }
 
     fn middle_backward<T: Element>(&self, expanded: &[T], grad: &[T]) -> Vec<T> {
         match (self.middle, self.sizes) {
-            (Middle::SwiGlu, _) => swiglu::backward(expanded, self.expanded_width(), grad),
-            (_, Some(sizes)) => Attention::of(sizes, self.precision).backward(sizes, expanded, grad),
-            _ => gelu::backward(expanded, grad),
+            (Middle::Gelu(kind), _) => gelu::backward(expanded, grad, kind),
+            (_, Some(sizes)) => {
+                let mut dqkv = Attention::of(sizes, self.precision).backward(sizes, expanded, grad);
+                if let Some(rotary) = &self.rotary {
+                    rotary.turn(&mut dqkv, sizes.heads, true);
+                }
+                dqkv
+            }
+            _ => swiglu::backward(expanded, self.expanded_width(), grad),
         }
     }
 

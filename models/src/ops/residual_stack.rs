@@ -17,7 +17,8 @@ use super::cuda;
 use super::many_parameters::{Gradients, tie};
 use super::packing::Packing;
 use super::precision::Precision;
-use super::residual_branch::{Branch, BranchParameters, Kept, Middle, check};
+use super::residual_branch::{Branch, BranchParameters, Kept, Middle, check, check_rotary};
+use super::rotary::Rotary;
 
 const NAME: &str = "residual-stack";
 
@@ -31,6 +32,16 @@ pub struct StackedBranch<'a> {
     /// The samples it runs on; `None` is all of them, each with weight 1. With none the branch is passed by, and its
     /// parameters get no gradient.
     pub samples: Option<&'a BranchSamples>,
+    /// Of attention: the angles by which the queries and keys of each token are turned.
+    pub rotary: Option<&'a Rotary>,
+}
+
+impl StackedBranch<'_> {
+    /// Whether the kernels for a GPU compute it.
+    fn has_fused_kernels(&self) -> bool {
+        let activation = !matches!(self.middle, Middle::Gelu(kind) if !kind.is_exact());
+        self.rotary.is_none() && activation
+    }
 }
 
 /// How the branches of a stack compute.
@@ -48,7 +59,8 @@ pub struct StackOptions {
 
 /// `x += gamma * contract(middle(expand(norm(x))))` for each of `branches` in turn: [B, T, D] to [B, T, D]; f32.
 ///
-/// `x` and parameters are f32. Differentiable in `x` and all parameters.
+/// `x` and parameters are f32. Differentiable in `x` and all parameters. Rotary positions and other kinds of GELU than the exact
+/// one have no kernels for a GPU yet: there a stack with either is composed of candle's own operations.
 ///
 /// # Errors
 /// Shapes that do not fit, a sample outside of the batch or named twice, a type other than f32, a device without this
@@ -60,7 +72,11 @@ pub fn residual_stack(x: &Tensor, branches: &[StackedBranch], options: StackOpti
     }
     if !has_cpu_kernels(x.device()) {
         check_all(branches, batch, width)?;
-        return match is_fused(x.device()) {
+        for branch in branches {
+            check_rotary(branch.rotary, branch.middle, tokens, width)?;
+        }
+        let has_kernels = branches.iter().all(StackedBranch::has_fused_kernels);
+        return match is_fused(x.device()) && has_kernels {
             true => cuda::residual_stack(x, Packing::one(batch, tokens), branches, options),
             false => composed::residual_stack(x, branches, options),
         };
@@ -82,7 +98,7 @@ pub fn residual_stack(x: &Tensor, branches: &[StackedBranch], options: StackOpti
             .then(|| {
                 Branch::new(
                     branch.parameters,
-                    branch.middle,
+                    (branch.middle, branch.rotary),
                     [images, tokens, width],
                     options.eps,
                     all,
@@ -124,7 +140,10 @@ pub fn packed_residual_stack(
     if branches.is_empty() {
         return Ok(x.clone());
     }
-    if is_fused(x.device()) {
+    if branches.iter().any(|branch| branch.rotary.is_some()) {
+        bail!("{NAME}: expected images of one size with rotary positions, found a packed sequence")
+    }
+    if is_fused(x.device()) && branches.iter().all(StackedBranch::has_fused_kernels) {
         return cuda::residual_stack(x, packing, branches, options);
     }
     let apart: Vec<Option<[BranchSamples; 2]>> = branches

@@ -33,12 +33,15 @@ impl Attention {
     }
 
     /// What each token attends to, [B, T, D] to [B, heads, T, T].
-    pub(super) fn probabilities(&self, x: &Tensor) -> Result<Tensor> {
+    pub(super) fn probabilities(&self, x: &Tensor, rotary: Option<&ops::Rotary>) -> Result<Tensor> {
         let (batch, tokens, _) = x.dims3()?;
-        let qkv = self
-            .qkv
-            .forward(x, DType::F32)?
-            .reshape((batch, tokens, 3, self.heads, self.head_dim))?;
+        let mut qkv =
+            self.qkv
+                .forward(x, DType::F32)?
+                .reshape((batch, tokens, 3, self.heads, self.head_dim))?;
+        if let Some(rotary) = rotary {
+            qkv = ops::rotate(&qkv, rotary)?;
+        }
         let scale = 1. / (self.head_dim as f64).sqrt();
         Ok(ops::attention_probabilities(&qkv, scale)?)
     }

@@ -8,7 +8,7 @@ use super::attention::Attention;
 use super::feed_forward::FeedForward;
 use super::layers::{LayerNorm, Linear};
 use crate::Result;
-use crate::ops::{BranchParameters, BranchSamples, Middle, StackedBranch};
+use crate::ops::{BranchParameters, BranchSamples, Middle, Rotary, StackedBranch};
 
 /// DINOv2 `layers/block.py`: `x += ls1 attn(norm1(x)); x += ls2 mlp(norm2(x))`.
 #[derive(Debug, Clone)]
@@ -39,15 +39,23 @@ impl Block {
         })
     }
 
-    /// Attention and feed-forward network; `samples` says on which images each runs.
-    pub(super) fn branches<'a>(&'a self, samples: [Option<&'a BranchSamples>; 2]) -> [StackedBranch<'a>; 2] {
+    /// Attention, its queries and keys turned where there are rotary positions, and feed-forward network; `samples` says on
+    /// which images each runs.
+    pub(super) fn branches<'a>(
+        &'a self,
+        samples: [Option<&'a BranchSamples>; 2],
+        rotary: Option<&'a Rotary>,
+    ) -> [StackedBranch<'a>; 2] {
         let [attention, feed_forward] = samples;
-        [self.attention.on(attention), self.feed_forward.on(feed_forward)]
+        [
+            self.attention.on(attention, rotary),
+            self.feed_forward.on(feed_forward, None),
+        ]
     }
 
     /// What each token of `x` [B, T, D] attends to in this block, [B, heads, T, T].
-    pub(super) fn attention_probabilities(&self, x: &Tensor) -> Result<Tensor> {
-        self.attn.probabilities(&self.norm1.forward(x)?)
+    pub(super) fn attention_probabilities(&self, x: &Tensor, rotary: Option<&Rotary>) -> Result<Tensor> {
+        self.attn.probabilities(&self.norm1.forward(x)?, rotary)
     }
 }
 
@@ -72,11 +80,12 @@ impl Branch {
         Self { parameters, middle }
     }
 
-    fn on<'a>(&'a self, samples: Option<&'a BranchSamples>) -> StackedBranch<'a> {
+    fn on<'a>(&'a self, samples: Option<&'a BranchSamples>, rotary: Option<&'a Rotary>) -> StackedBranch<'a> {
         StackedBranch {
             parameters: &self.parameters,
             middle: self.middle,
             samples,
+            rotary,
         }
     }
 }

@@ -2,13 +2,14 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::ops::GeluKind;
 use crate::{Error, Result};
 
 /// The feed-forward network of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FeedForwardKind {
-    /// `fc2(gelu(fc1(x)))`, GELU in its exact (erf) form.
+    /// `fc2(gelu(fc1(x)))`, GELU of [`VitConfig::activation`].
     Mlp,
     /// `w3(silu(a) * b)` with `[a; b] = w12(x)`.
     Swiglu,
@@ -26,6 +27,17 @@ pub enum PositionRule {
     Registers,
     /// Hugging Face `Dinov2Model`: bicubic (A = -0.75), no antialias, by size.
     HuggingFace,
+    /// TIPS: bilinear, antialias, by size.
+    Bilinear,
+}
+
+/// Rotary positions of patches (DINOv3, section 3.2): [`crate::ops::Rotary`].
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RopeConfig {
+    /// Base of the periods, above 0. Default: 100.
+    #[serde(default = "theta")]
+    pub theta: f64,
 }
 
 /// The geometry of a vision transformer (DINOv2 `DinoVisionTransformer`).
@@ -64,8 +76,26 @@ pub struct VitConfig {
     pub layer_norm_eps: f64,
     /// How the position table follows another image size.
     pub position_rule: PositionRule,
+    /// Whether a LayerNorm stands before the blocks (CLIP), `norm_pre`. Default: false.
+    #[serde(default, skip_serializing_if = "is_no")]
+    pub pre_norm: bool,
+    /// The GELU of an MLP. Default: the exact one.
+    #[serde(default, skip_serializing_if = "GeluKind::is_exact")]
+    pub activation: GeluKind,
+    /// Width E of the space that the normalised class token is projected to (CLIP), without a bias. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub projection: Option<usize>,
+    /// Rotary positions in place of the position table (DINOv3). Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rope: Option<RopeConfig>,
 }
 
+fn is_no(value: &bool) -> bool {
+    !value
+}
+fn theta() -> f64 {
+    100.
+}
 fn three() -> usize {
     3
 }
@@ -147,6 +177,10 @@ impl VitConfig {
             } else {
                 PositionRule::Official
             },
+            pre_norm: false,
+            activation: GeluKind::Gelu,
+            projection: None,
+            rope: None,
         };
         config.validate()?;
         Ok(config)
@@ -188,7 +222,28 @@ impl VitConfig {
                 ),
             ));
         }
-        Ok(())
+        if self.projection == Some(0) {
+            return Err(Error::config("projection", "expected at least 1, found 0"));
+        }
+        match self.rope {
+            Some(rope) if !(rope.theta.is_finite() && rope.theta > 0.) => Err(Error::config(
+                "rope.theta",
+                format!("expected a positive number, found {}", rope.theta),
+            )),
+            Some(_) if !self.head_dim().is_multiple_of(4) => Err(Error::config(
+                "num_heads",
+                format!(
+                    "expected heads of a multiple of 4 for rotary positions, found {}",
+                    self.head_dim()
+                ),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Tokens before the patches: the class token and the registers.
+    pub fn prefix(&self) -> usize {
+        1 + self.num_registers
     }
 
     /// Side M of the native patch grid.
@@ -220,14 +275,15 @@ impl VitConfig {
         Ok((height / self.patch_size, width / self.patch_size))
     }
 
-    /// Every parameter with its shape, under its official name (DINOv2 `state_dict`), in the order of the network.
+    /// Every parameter with its shape, under its official name (DINOv2 `state_dict`; `norm_pre.*` and `projection.weight` where
+    /// there are any), in the order of the network.
     pub fn parameters(&self) -> Vec<(String, Vec<usize>)> {
         let (d, h) = (self.embed_dim, self.ffn_hidden);
         let (p, c) = (self.patch_size, self.in_channels);
-        let mut list: Vec<(String, Vec<usize>)> = vec![
-            ("cls_token".into(), vec![1, 1, d]),
-            ("pos_embed".into(), vec![1, 1 + self.native_grid().pow(2), d]),
-        ];
+        let mut list: Vec<(String, Vec<usize>)> = vec![("cls_token".into(), vec![1, 1, d])];
+        if self.rope.is_none() {
+            list.push(("pos_embed".into(), vec![1, 1 + self.native_grid().pow(2), d]));
+        }
         if self.num_registers > 0 {
             list.push(("register_tokens".into(), vec![1, self.num_registers, d]));
         }
@@ -236,6 +292,10 @@ impl VitConfig {
         }
         list.push(("patch_embed.proj.weight".into(), vec![d, c, p, p]));
         list.push(("patch_embed.proj.bias".into(), vec![d]));
+        if self.pre_norm {
+            list.push(("norm_pre.weight".into(), vec![d]));
+            list.push(("norm_pre.bias".into(), vec![d]));
+        }
         for i in 0..self.depth {
             let mut add = |name: &str, shape: Vec<usize>| list.push((format!("blocks.{i}.{name}"), shape));
             let mut linear = |name: &str, out: usize, input: usize| {
@@ -265,6 +325,9 @@ impl VitConfig {
         }
         list.push(("norm.weight".into(), vec![d]));
         list.push(("norm.bias".into(), vec![d]));
+        if let Some(width) = self.projection {
+            list.push(("projection.weight".into(), vec![width, d]));
+        }
         list
     }
 
@@ -298,6 +361,78 @@ mod tests {
         }
         let swiglu_l14 = VitConfig::named("vit-large/14-swiglu", 224).expect("a known name");
         assert_eq!(swiglu_l14.parameter_count(), 303_655_168);
+    }
+
+    /// What a file of today says stays what it was, and what is new reads back.
+    #[test]
+    fn only_what_differs_is_written() {
+        let plain = VitConfig::named("vit-small/14", 518).expect("a known name");
+        let text = serde_json::to_string(&plain).expect("JSON");
+        for field in ["pre_norm", "activation", "projection", "rope"] {
+            assert!(!text.contains(field), "{text}");
+        }
+        let other = VitConfig {
+            pre_norm: true,
+            activation: GeluKind::QuickGelu,
+            projection: Some(512),
+            rope: Some(RopeConfig { theta: 100. }),
+            ..plain.clone()
+        };
+        for config in [plain, other] {
+            let text = serde_json::to_string(&config).expect("JSON");
+            assert_eq!(
+                serde_json::from_str::<VitConfig>(&text).expect("a configuration"),
+                config
+            );
+        }
+    }
+
+    #[test]
+    fn parameters_follow_the_options() {
+        let plain = VitConfig::named("vit-tiny/16", 32).expect("a known name");
+        let names = |config: &VitConfig| {
+            config
+                .parameters()
+                .into_iter()
+                .map(|(name, _)| name)
+                .collect::<Vec<_>>()
+        };
+        let clip = VitConfig {
+            pre_norm: true,
+            projection: Some(24),
+            ..plain.clone()
+        };
+        let more: Vec<String> = names(&clip)
+            .into_iter()
+            .filter(|name| !names(&plain).contains(name))
+            .collect();
+        assert_eq!(more, ["norm_pre.weight", "norm_pre.bias", "projection.weight"]);
+        let rope = |theta| VitConfig {
+            rope: Some(RopeConfig { theta }),
+            ..plain.clone()
+        };
+        assert!(!names(&rope(100.)).contains(&"pos_embed".to_owned()));
+        for (wrong, part) in [
+            (rope(0.), "rope.theta"),
+            (rope(f64::NAN), "rope.theta"),
+            (
+                VitConfig {
+                    num_heads: 32,
+                    ..rope(100.)
+                },
+                "multiple of 4",
+            ),
+            (
+                VitConfig {
+                    projection: Some(0),
+                    ..plain.clone()
+                },
+                "projection",
+            ),
+        ] {
+            let error = wrong.validate().expect_err(part).to_string();
+            assert!(error.contains(part), "{error}");
+        }
     }
 
     #[test]

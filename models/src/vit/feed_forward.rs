@@ -3,7 +3,7 @@
 use candle_nn::VarBuilder;
 
 use super::layers::Linear;
-use super::{FeedForwardKind, VitConfig};
+use super::{FeedForwardKind, GeluKind, VitConfig};
 use crate::{Result, ops};
 
 /// DINOv2 `layers/mlp.py` and `layers/swiglu_ffn.py`, both under the name `mlp`: the layers of a
@@ -11,6 +11,7 @@ use crate::{Result, ops};
 #[derive(Debug, Clone)]
 pub(super) struct FeedForward {
     kind: FeedForwardKind,
+    activation: GeluKind,
     /// `fc1`, or `w12` with the gate in the first half of its outputs.
     pub(super) expand: Linear,
     /// `fc2`, or `w3`.
@@ -26,6 +27,7 @@ impl FeedForward {
         };
         Ok(Self {
             kind: config.feed_forward,
+            activation: config.activation,
             expand: Linear::new(dim, outputs, vb.pp(expand))?,
             contract: Linear::new(hidden, dim, vb.pp(contract))?,
         })
@@ -34,7 +36,7 @@ impl FeedForward {
     /// What stands between the two projections.
     pub(super) fn middle(&self) -> ops::Middle {
         match self.kind {
-            FeedForwardKind::Mlp => ops::Middle::Gelu,
+            FeedForwardKind::Mlp => ops::Middle::Gelu(self.activation),
             FeedForwardKind::Swiglu => ops::Middle::SwiGlu,
         }
     }

@@ -9,7 +9,7 @@ use crate::weights::Tensors;
 
 /// Initial parameters under official names, f32 on the CPU (DINOv2 `init_weights` and what PyTorch gives before it).
 ///
-/// Position table and linear weights: normal of standard deviation 0.02, truncated at +-2. Class and register tokens:
+/// Position table, linear weights and projection: normal of standard deviation 0.02, truncated at +-2. Class and register tokens:
 /// normal of 1e-6. Mask token and biases: 0. Patch projection: PyTorch's `Conv2d`, uniform within `1 / sqrt(fan in)`.
 /// LayerNorm: 1 and 0. LayerScale: the configured value. Drawn in the order of [`VitConfig::parameters`], so a seed decides
 /// every value.

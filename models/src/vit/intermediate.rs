@@ -120,7 +120,7 @@ impl VisionTransformer {
     pub fn block_outputs(&self, pixels: &Tensor, layers: &Layers) -> Result<Vec<Tensor>> {
         let indices = layers.indices(self.config.depth)?;
         let mut outputs = Vec::with_capacity(indices.len());
-        self.run_blocks(self.embed(pixels, None)?, |block, tokens| {
+        self.run_blocks(pixels, |block, tokens| {
             if indices.binary_search(&block).is_ok() {
                 outputs.push(tokens.clone());
             }

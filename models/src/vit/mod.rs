@@ -13,7 +13,8 @@ mod network;
 mod patch_embed;
 mod position;
 
-pub use config::{FeedForwardKind, PositionRule, VitConfig, swiglu_hidden};
+pub use crate::ops::GeluKind;
+pub use config::{FeedForwardKind, PositionRule, RopeConfig, VitConfig, swiglu_hidden};
 pub use drop_path::{DropPathMode, DropPathPlan, DropPathSchedule};
 pub use init::initialise;
 pub(crate) use init::{draw, truncated_normal, uniform};

@@ -11,7 +11,7 @@ use super::layers::LayerNorm;
 use super::patch_embed::PatchEmbed;
 use super::position::interpolate_table;
 use super::{DropPathPlan, VitConfig};
-use crate::ops::{Packing, StackOptions, StackedBranch, is_fused};
+use crate::ops::{Packing, Rotary, StackOptions, StackedBranch, is_fused};
 use crate::{Error, Result, ops};
 
 /// DINOv2 `DinoVisionTransformer`, for inference and for training.
@@ -22,12 +22,15 @@ use crate::{Error, Result, ops};
 pub struct VisionTransformer {
     pub(super) config: VitConfig,
     cls_token: Tensor,
-    pos_embed: Tensor,
+    /// `None` with rotary positions.
+    pos_embed: Option<Tensor>,
     register_tokens: Option<Tensor>,
     mask_token: Option<Tensor>,
     patch_embed: PatchEmbed,
+    norm_pre: Option<LayerNorm>,
     blocks: Vec<Block>,
     norm: LayerNorm,
+    projection: Option<Tensor>,
     compute: DType,
     checkpoint: bool,
     packing: bool,
@@ -38,19 +41,26 @@ struct Tokens {
     /// [B, T, D], or [rows, D] of images of two sizes.
     x: Tensor,
     packing: Packing,
+    /// Of the images' size, where there are rotary positions.
+    rotary: Option<Rotary>,
 }
 
 impl Tokens {
-    fn apart(x: Tensor) -> Result<Self> {
+    fn apart(x: Tensor, rotary: Option<Rotary>) -> Result<Self> {
         Ok(Self {
             packing: Packing::one(x.dim(0)?, x.dim(1)?),
             x,
+            rotary,
         })
     }
 
     fn packed(first: &Tensor, second: &Tensor) -> Result<Self> {
         let (x, packing) = ops::pack(first, second)?;
-        Ok(Self { x, packing })
+        Ok(Self {
+            x,
+            packing,
+            rotary: None,
+        })
     }
 }
 
@@ -67,7 +77,7 @@ pub struct ImageRows<'a> {
     pub rows: &'a [u32],
 }
 
-/// What a forward pass gives (DINOv2 `forward_features`): the first three after the final norm.
+/// What a forward pass gives (DINOv2 `forward_features`): class token, registers and patches after the final norm.
 #[derive(Debug, Clone)]
 pub struct VitOutput {
     /// Class token, [B, D].
@@ -78,6 +88,8 @@ pub struct VitOutput {
     pub patch: Tensor,
     /// All tokens before the final norm, [B, 1 + R + N, D].
     pub prenorm: Tensor,
+    /// The class token in the space of the projection (CLIP), [B, E], where the network has one.
+    pub embedding: Option<Tensor>,
 }
 
 impl VitOutput {
@@ -111,14 +123,25 @@ impl VisionTransformer {
         Ok(Self {
             config: config.clone(),
             cls_token: vb.get((1, 1, dim), "cls_token")?,
-            pos_embed: vb.get((1, 1 + patches, dim), "pos_embed")?,
+            pos_embed: match config.rope {
+                Some(_) => None,
+                None => Some(vb.get((1, 1 + patches, dim), "pos_embed")?),
+            },
             register_tokens,
             mask_token,
             patch_embed: PatchEmbed::new(config, vb.pp("patch_embed"))?,
+            norm_pre: match config.pre_norm {
+                true => Some(LayerNorm::new(dim, config.layer_norm_eps, vb.pp("norm_pre"))?),
+                false => None,
+            },
             blocks: (0..config.depth)
                 .map(|i| Block::new(config, blocks.pp(i)))
                 .collect::<Result<_>>()?,
             norm: LayerNorm::new(dim, config.layer_norm_eps, vb.pp("norm"))?,
+            projection: match config.projection {
+                Some(width) => Some(vb.get((width, dim), "projection.weight")?),
+                None => None,
+            },
             compute: DType::F32,
             checkpoint: false,
             packing: true,
@@ -228,7 +251,8 @@ impl VisionTransformer {
         if rows.is_empty() {
             return Err(Error::config("rows", "expected at least one, found none"));
         }
-        self.chosen_rows(&Tokens::apart(self.embed(pixels, masks)?)?, drop_path, rows)
+        let tokens = Tokens::apart(self.embed(pixels, masks)?, self.rotary(pixels)?)?;
+        self.chosen_rows(&tokens, drop_path, rows)
     }
 
     /// [`Self::forward_rows`] of images of two sizes. With sequence packing they go through the blocks in one sequence, as the crops
@@ -238,7 +262,9 @@ impl VisionTransformer {
     /// As [`Self::forward_rows`].
     pub fn forward_rows_of_two(&self, [first, second]: [ImageRows; 2]) -> Result<[Tensor; 2]> {
         let apart = |set: ImageRows| self.forward_rows(set.pixels, set.masks, set.drop_path, set.rows);
-        if !self.packing || !is_fused(first.pixels.device()) {
+        // With rotary positions every size has angles of its own, and other kinds of GELU are not packed either.
+        let packs = self.config.rope.is_none() && self.config.activation.is_exact();
+        if !self.packing || !packs || !is_fused(first.pixels.device()) {
             return Ok([apart(first)?, apart(second)?]);
         }
         if first.rows.is_empty() || second.rows.is_empty() {
@@ -272,13 +298,19 @@ impl VisionTransformer {
     /// `visible` [B V] are places in [B, N], image by image, as many of each.
     ///
     /// # Errors
-    /// As [`Self::forward_with`]; places that do not belong to V patches of every image.
+    /// As [`Self::forward_with`]; places that do not belong to V patches of every image; a network with rotary positions, whose
+    /// angles belong to whole grids.
     pub fn forward_visible(
         &self,
         pixels: &Tensor,
         drop_path: Option<&DropPathPlan>,
         visible: &[u32],
     ) -> Result<Tensor> {
+        if self.config.rope.is_some() {
+            let reason =
+                "expected a network without rotary positions where patches are left out, found one with";
+            return Err(Error::config("visible", reason));
+        }
         let x = self.embed(pixels, None)?; // [B, T, D]
         let (batch, tokens, width) = x.dims3()?;
         let before = 1 + self.config.num_registers;
@@ -305,13 +337,13 @@ impl VisionTransformer {
         let kept = before + count;
         let seen = ops::gather_rows(&x, &rows)?.reshape((batch, kept, width))?; // [B, 1 + R + V, D]
         let class: Vec<u32> = (0..batch).map(|image| (image * kept) as u32).collect();
-        self.chosen_rows(&Tokens::apart(seen)?, drop_path, &class)
+        self.chosen_rows(&Tokens::apart(seen, None)?, drop_path, &class)
     }
 
     /// `rows` of all tokens behind all blocks and the final norm, [rows, D].
     fn chosen_rows(&self, tokens: &Tokens, drop_path: Option<&DropPathPlan>, rows: &[u32]) -> Result<Tensor> {
         let plan = self.checked(drop_path, tokens.packing.images())?;
-        let mut branches = self.branches(0..self.blocks.len(), plan);
+        let mut branches = self.branches(0..self.blocks.len(), plan, tokens.rotary.as_ref());
         let last = branches.pop();
         let width = self.config.embed_dim;
         let x = match tokens.x.rank() {
@@ -340,7 +372,9 @@ impl VisionTransformer {
         drop_path: Option<&DropPathPlan>,
     ) -> Result<Tensor> {
         let x = self.embed(pixels, masks)?;
-        let branches = self.branches(0..self.blocks.len(), self.checked(drop_path, x.dim(0)?)?);
+        let rotary = self.rotary(pixels)?;
+        let plan = self.checked(drop_path, x.dim(0)?)?;
+        let branches = self.branches(0..self.blocks.len(), plan, rotary.as_ref());
         self.run(&x, &branches)
     }
 
@@ -356,7 +390,8 @@ impl VisionTransformer {
         }
     }
 
-    /// The tokens that enter the first block, [B, 1 + R + N, D]: class token, registers, patches row by row.
+    /// The tokens that enter the first block, [B, 1 + R + N, D]: class token, registers, patches row by row; behind the norm
+    /// that CLIP has there.
     ///
     /// # Errors
     /// As [`Self::forward`].
@@ -372,13 +407,37 @@ impl VisionTransformer {
         if let Some(masks) = masks {
             self.check_masks(&patches, masks)?;
         }
-        let positions = interpolate_table(&self.pos_embed, self.config.position_rule, rows, columns)?;
+        let positions = match &self.pos_embed {
+            Some(table) => interpolate_table(table, self.config.position_rule, rows, columns)?,
+            None => {
+                let shape = (1, 1 + rows * columns, self.config.embed_dim);
+                Tensor::zeros(shape, DType::F32, pixels.device())?
+            }
+        };
         let special = ops::SpecialTokens {
             cls: &self.cls_token,
             registers: self.register_tokens.as_ref(),
             mask: self.mask_token.as_ref(),
         };
-        Ok(ops::assemble_tokens(&patches, &positions, special, masks)?)
+        let tokens = ops::assemble_tokens(&patches, &positions, special, masks)?;
+        match &self.norm_pre {
+            Some(norm) => norm.forward(&tokens),
+            None => Ok(tokens),
+        }
+    }
+
+    /// The angles of `pixels`' tokens, where there are rotary positions.
+    fn rotary(&self, pixels: &Tensor) -> Result<Option<Rotary>> {
+        let Some(rope) = self.config.rope else {
+            return Ok(None);
+        };
+        let (grid, prefix) = (self.grid(pixels)?, self.config.prefix());
+        Ok(Some(Rotary::new(
+            rope.theta,
+            self.config.head_dim(),
+            prefix,
+            grid,
+        )?))
     }
 
     /// The patch grid (rows, columns) of `pixels`.
@@ -414,14 +473,16 @@ impl VisionTransformer {
         Ok(())
     }
 
-    /// Runs the blocks on `x` [B, T, D] without stochastic depth, and hands `visit` the output of each.
+    /// Runs the blocks on `pixels` without stochastic depth, and hands `visit` the output of each, [B, T, D].
     pub(super) fn run_blocks(
         &self,
-        mut x: Tensor,
+        pixels: &Tensor,
         mut visit: impl FnMut(usize, &Tensor) -> Result<()>,
     ) -> Result<Tensor> {
+        let rotary = self.rotary(pixels)?;
+        let mut x = self.embed(pixels, None)?;
         for i in 0..self.blocks.len() {
-            x = self.run(&x, &self.branches(i..i + 1, None))?;
+            x = self.run(&x, &self.branches(i..i + 1, None, rotary.as_ref()))?;
             visit(i, &x)?;
         }
         Ok(x)
@@ -432,9 +493,12 @@ impl VisionTransformer {
         &'a self,
         blocks: Range<usize>,
         drop_path: Option<&'a DropPathPlan>,
+        rotary: Option<&'a Rotary>,
     ) -> Vec<StackedBranch<'a>> {
         let samples = |i| drop_path.map_or([None; 2], |plan| plan.block(i));
-        blocks.flat_map(|i| self.blocks[i].branches(samples(i))).collect()
+        blocks
+            .flat_map(|i| self.blocks[i].branches(samples(i), rotary))
+            .collect()
     }
 
     fn run(&self, x: &Tensor, branches: &[StackedBranch]) -> Result<Tensor> {
@@ -459,8 +523,10 @@ impl VisionTransformer {
             let text = format!("expected a block below {}, found {block}", self.config.depth);
             return Err(Error::config("block", text));
         };
-        let x = self.run(&self.embed(pixels, None)?, &self.branches(0..block, None))?;
-        last.attention_probabilities(&x)
+        let rotary = self.rotary(pixels)?;
+        let before = self.branches(0..block, None, rotary.as_ref());
+        let x = self.run(&self.embed(pixels, None)?, &before)?;
+        last.attention_probabilities(&x, rotary.as_ref())
     }
 
     /// The final norm, on [B, T, D].
@@ -481,7 +547,12 @@ impl VisionTransformer {
 
     fn output(&self, prenorm: Tensor) -> Result<VitOutput> {
         let (cls, reg, patch) = self.split(&self.final_norm(&prenorm)?)?;
+        let embedding = match &self.projection {
+            Some(weight) => Some(ops::linear(&cls, weight, None, DType::F32)?),
+            None => None,
+        };
         Ok(VitOutput {
+            embedding,
             cls,
             reg,
             patch,

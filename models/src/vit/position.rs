@@ -1,4 +1,4 @@
-//! The position table on another patch grid: one matrix per axis for each of the three rules in use.
+//! The position table on another patch grid: one matrix per axis for each of the four rules in use.
 
 use candle_core::Tensor;
 
@@ -17,7 +17,8 @@ pub fn resize_matrix(source: usize, target: usize, rule: PositionRule) -> Vec<f3
     let weights: Vec<f64> = match rule {
         PositionRule::Official => bicubic(source, target, source as f64 / (target as f64 + 0.1)),
         PositionRule::HuggingFace => bicubic(source, target, source as f64 / target as f64),
-        PositionRule::Registers => antialiased(source, target),
+        PositionRule::Registers => antialiased(source, target, 2., |x| cubic(x, -0.5)),
+        PositionRule::Bilinear => antialiased(source, target, 1., |x| (1. - x.abs()).max(0.)),
     };
     weights.into_iter().map(|weight| weight as f32).collect()
 }
@@ -48,18 +49,19 @@ fn bicubic(source: usize, target: usize, step: f64) -> Vec<f64> {
     weights
 }
 
-/// Support widened by the reduction, A = -0.5; the window is cut at the edges and its weights brought to sum to one.
-fn antialiased(source: usize, target: usize) -> Vec<f64> {
+/// A kernel that reaches `reach` samples each way, widened by the reduction; the window is cut at the edges and its weights
+/// brought to sum to one.
+fn antialiased(source: usize, target: usize, reach: f64, kernel: impl Fn(f64) -> f64) -> Vec<f64> {
     let step = source as f64 / target as f64;
     let widening = step.max(1.);
-    let support = 2. * widening;
+    let support = reach * widening;
     let mut weights = vec![0.; target * source];
     for (i, row) in weights.chunks_exact_mut(source).enumerate() {
         let centre = step * (i as f64 + 0.5);
         let start = (centre - support + 0.5).max(0.) as usize;
         let end = ((centre + support + 0.5) as usize).min(source);
         for (j, weight) in row.iter_mut().enumerate().take(end).skip(start) {
-            *weight = cubic((j as f64 - centre + 0.5) / widening, -0.5);
+            *weight = kernel((j as f64 - centre + 0.5) / widening);
         }
         let total: f64 = row.iter().sum();
         row.iter_mut().for_each(|weight| *weight /= total);
@@ -118,10 +120,11 @@ mod tests {
     use crate::ops::testing::{assert_close, random, values};
     use candle_core::{Device, Var};
 
-    const RULES: [PositionRule; 3] = [
+    const RULES: [PositionRule; 4] = [
         PositionRule::Official,
         PositionRule::HuggingFace,
         PositionRule::Registers,
+        PositionRule::Bilinear,
     ];
 
     fn resized(source: usize, target: usize, rule: PositionRule) -> Vec<f64> {

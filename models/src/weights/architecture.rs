@@ -37,17 +37,9 @@ const ARCHITECTURES: &[Architecture] = &[
         is: |names| names.end("flat_param"),
     },
     Architecture {
-        name: "DINOv3 ViT",
-        lacks: "rotary positions are not supported yet",
-        is: |names| {
-            names.part("rope_embed.periods")
-                || names.part("storage_tokens")
-                || (names.part("reg_token") && names.end(".gamma_1"))
-                || (names.part("embeddings.cls_token")
-                    && names.part("layer.0.")
-                    && !names.part("encoder.layer.0.")
-                    && !names.part("embeddings.position_embeddings"))
-        },
+        name: "DINOv3 ViT with a norm of the class token by itself",
+        lacks: "`cls_norm` beside `norm` is not supported",
+        is: |names| names.part("cls_norm.weight") && names.part("rope_embed.periods"),
     },
     Architecture {
         name: "Swin Transformer",
@@ -60,24 +52,14 @@ const ARCHITECTURES: &[Architecture] = &[
         is: |names| names.end("attn.rel_pos_h"),
     },
     Architecture {
-        name: "CLIP ViT",
-        lacks: "a norm before the blocks (ln_pre) is not supported yet",
-        is: |names| {
-            names.end("class_embedding")
-                || names.part("norm_pre.weight")
-                || names.part("pre_layrnorm.weight")
-                || names.part("ln_pre.weight")
-        },
+        name: "ResNet of CLIP",
+        lacks: "convolutional networks are not supported",
+        is: |names| names.part("attnpool."),
     },
     Architecture {
-        name: "SigLIP ViT",
+        name: "ViT with attention pooling (SigLIP, CoCa)",
         lacks: "attention pooling in place of a class token is not supported yet",
         is: |names| names.part("attn_pool.") || names.part("head.probe"),
-    },
-    Architecture {
-        name: "TIPS ViT",
-        lacks: "bilinear positions and feed-forward names `c_fc` and `c_proj` are not supported yet",
-        is: |names| names.part("mlp.c_fc.") && names.end("cls_token"),
     },
     Architecture {
         name: "BEiT or data2vec",
@@ -93,7 +75,9 @@ const ARCHITECTURES: &[Architecture] = &[
         name: "EVA ViT",
         lacks: "rotary positions and norms within attention are not supported",
         is: |names| {
-            names.part("blocks.0.attn.q_proj.") || names.part("blocks.0.gamma_1") || names.part("attn.q_bias")
+            let is_dinov3 = names.end("cls_token") && names.part("reg_token") && !names.part("pos_embed");
+            names.part("blocks.0.attn.q_proj.")
+                || !is_dinov3 && (names.part("blocks.0.gamma_1") || names.part("attn.q_bias"))
         },
     },
     Architecture {
@@ -110,16 +94,6 @@ const ARCHITECTURES: &[Architecture] = &[
         name: "ViT of averaged patches",
         lacks: "`fc_norm` in place of the last norm is not supported",
         is: |names| names.part("fc_norm.weight") && names.part("blocks.0.") && !names.part("norm.weight"),
-    },
-    Architecture {
-        name: "ViT of torchvision",
-        lacks: "its names are in no table yet (timm's and the original's files of such networks are read)",
-        is: |names| names.part("encoder.layers.encoder_layer_0."),
-    },
-    Architecture {
-        name: "ViT of transformers",
-        lacks: "its names are in no table yet (timm's and the original's files of such networks are read)",
-        is: |names| names.part("layernorm_before."),
     },
     Architecture {
         name: "ConvNeXt",
@@ -165,35 +139,41 @@ mod tests {
     #[test]
     fn networks_are_told_by_their_names() {
         for (names, expected) in [
+            (&["cls_token", "storage_tokens", "rope_embed.periods"][..], None),
             (
-                &["cls_token", "storage_tokens", "rope_embed.periods"][..],
-                Some("DINOv3 ViT"),
+                &["cls_token", "cls_norm.weight", "rope_embed.periods"],
+                Some("DINOv3 ViT with a norm of the class token by itself"),
             ),
             (
                 &[
                     "cls_token",
                     "reg_token",
                     "blocks.0.gamma_1",
-                    "blocks.0.norm1.weight",
+                    "blocks.0.attn.q_bias",
                 ],
-                Some("DINOv3 ViT"),
+                None,
             ),
             (
-                &["embeddings.cls_token", "model.layer.0.norm1.weight"],
-                Some("DINOv3 ViT"),
+                &["cls_token", "reg_token", "pos_embed", "blocks.0.gamma_1"],
+                Some("EVA ViT"),
+            ),
+            (&["embeddings.cls_token", "model.layer.0.norm1.weight"], None),
+            (&["visual.class_embedding", "visual.ln_pre.weight"], None),
+            (&["cls_token", "norm_pre.weight"], None),
+            (
+                &["visual.layer1.0.conv1.weight", "visual.attnpool.q_proj.weight"],
+                Some("ResNet of CLIP"),
             ),
             (
-                &["visual.class_embedding", "visual.ln_pre.weight"],
-                Some("CLIP ViT"),
+                &["attn_pool.latent"],
+                Some("ViT with attention pooling (SigLIP, CoCa)"),
             ),
-            (&["cls_token", "norm_pre.weight"], Some("CLIP ViT")),
-            (&["attn_pool.latent"], Some("SigLIP ViT")),
             (
                 &[
                     "vision_encoder.cls_token",
                     "vision_encoder.blocks.0.mlp.c_fc.bias",
                 ],
-                Some("TIPS ViT"),
+                None,
             ),
             (
                 &["cls_token", "blocks.0.attn.relative_position_bias_table"],
@@ -218,11 +198,11 @@ mod tests {
                     "vit.embeddings.cls_token",
                     "vit.encoder.layer.0.layernorm_before.bias",
                 ],
-                Some("ViT of transformers"),
+                None,
             ),
             (
                 &["class_token", "encoder.layers.encoder_layer_0.ln_1.weight"],
-                Some("ViT of torchvision"),
+                None,
             ),
             (
                 &["cls_token", "blocks.0.gamma_1", "blocks_token_only.0.gamma_1"],

@@ -28,4 +28,5 @@ pub(super) const TABLE: Table = Table {
         ("blocks.{i}.mlp.fc2.*", "blocks.{i}.mlp.fc2.*", Whole),
         ("norm.*", "norm.*", Whole),
     ],
+    ..Table::PLAIN
 };

@@ -19,6 +19,8 @@ const BEGINNINGS: &[(&str, &str)] = &[
     ("pre_logits.", "classifier"),
     ("pooler.", "pooler"),
     ("fc_norm.", "norm of averaged patches"),
+    // DINOv3's norm of the class tokens of local crops, in training.
+    ("local_cls_norm.", "norm of local crops"),
     ("projector.", "projection head"),
     ("projection_head.", "projection head"),
     ("contrast_head.", "projection head"),
@@ -43,6 +45,7 @@ const ENDS: &[(&str, &str)] = &[
     ("num_batches_tracked", "counter"),
     ("relative_position_index", "index buffer"),
     ("attn_mask", "index buffer"),
+    ("position_ids", "index buffer"),
     ("total_ops", "counter"),
     ("total_params", "counter"),
 ];

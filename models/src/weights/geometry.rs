@@ -2,10 +2,12 @@
 
 use super::Family;
 use super::family::{Found, Part};
-use crate::vit::{FeedForwardKind, PositionRule, VitConfig};
+use crate::vit::{FeedForwardKind, PositionRule, RopeConfig, VitConfig};
 
 /// Largest value of any field that a file may claim; keeps arithmetic on shapes far from overflow.
 const LARGEST: usize = 1 << 20;
+/// Side of the images of a network without a position table, where nothing else tells.
+const USUAL_SIDE: usize = 224;
 /// Most blocks.
 const DEEPEST: usize = 10_000;
 
@@ -14,7 +16,10 @@ pub(super) fn derive(found: &Found<'_>) -> Result<VitConfig, String> {
     let embed_dim = axis(found, "cls_token", 3, 2)?;
     let patch = "patch_embed.proj.weight";
     let (in_channels, patch_size) = (axis(found, patch, 4, 1)?, axis(found, patch, 4, 3)?);
-    let grid = native_grid(found)?;
+    let image_size = match found.table.rotary {
+        true => (USUAL_SIDE / patch_size).max(1) * patch_size,
+        false => native_grid(found)? * patch_size,
+    };
     let (feed_forward, ffn_hidden) = feed_forward(found)?;
     let num_registers = match found.shape("register_tokens") {
         Some(_) => axis(found, "register_tokens", 3, 1)?,
@@ -23,18 +28,25 @@ pub(super) fn derive(found: &Found<'_>) -> Result<VitConfig, String> {
     let depth = depth(found)?;
     let has_layer_scale = (0..depth).any(|i| found.shape(&format!("blocks.{i}.ls1.gamma")).is_some());
     let config = VitConfig {
+        pre_norm: found.table.pre_norm || found.shape("norm_pre.weight").is_some(),
+        activation: found.table.activation.unwrap_or_default(),
+        projection: match found.shape("projection.weight") {
+            Some(_) => Some(axis(found, "projection.weight", 2, 0)?),
+            None => None,
+        },
+        rope: found.table.rotary.then_some(RopeConfig { theta: 100. }),
         embed_dim,
         depth,
         num_heads: 1,
         patch_size,
-        image_size: grid * patch_size,
+        image_size,
         in_channels,
         num_registers,
         feed_forward,
         ffn_hidden,
         layer_scale: has_layer_scale.then_some(1e-5),
         mask_token: found.table.family == Family::Official || found.shape("mask_token").is_some(),
-        layer_norm_eps: 1e-6,
+        layer_norm_eps: found.table.eps,
         position_rule: position_rule(found.table.family, num_registers),
     };
     Ok(config)
@@ -43,10 +55,18 @@ pub(super) fn derive(found: &Found<'_>) -> Result<VitConfig, String> {
 /// The rule a family resizes its position table by.
 pub(super) fn position_rule(family: Family, num_registers: usize) -> PositionRule {
     match family {
-        Family::Timm => PositionRule::Registers,
+        // open_clip resizes tables as timm does.
+        Family::Timm | Family::TimmClip | Family::OpenClip => PositionRule::Registers,
+        Family::HuggingFaceClip | Family::HuggingFaceVit | Family::Torchvision => PositionRule::HuggingFace,
+        Family::Tips => PositionRule::Bilinear,
+        // In memory TIPSv2 has the names of DINOv2; nobody else has one register.
+        Family::HuggingFace if num_registers == 1 => PositionRule::Bilinear,
         Family::DinoV1 => PositionRule::Official,
         _ if num_registers > 0 => PositionRule::Registers,
-        Family::Official => PositionRule::Official,
+        // Without a table no rule is of any effect.
+        Family::Official | Family::Dinov3 | Family::HuggingFaceDinov3 | Family::TimmDinov3 => {
+            PositionRule::Official
+        }
         // MAE's fine-tuning resizes by size, bicubic, without antialiasing (util/pos_embed.py).
         Family::HuggingFace | Family::Mae => PositionRule::HuggingFace,
     }
@@ -63,6 +83,7 @@ pub(super) fn check_bounds(config: &VitConfig) -> Result<(), String> {
         ("in_channels", config.in_channels, LARGEST),
         ("num_registers", config.num_registers, LARGEST),
         ("ffn_hidden", config.ffn_hidden, LARGEST),
+        ("projection", config.projection.unwrap_or(1), LARGEST),
     ] {
         if value > most {
             return Err(format!("{field}: expected at most {most}, found {value}"));
@@ -109,8 +130,7 @@ fn native_grid(found: &Found<'_>) -> Result<usize, String> {
 pub(super) fn cls_row(found: &Found<'_>, rows: usize) -> bool {
     let may_lack = found
         .table
-        .rows
-        .iter()
+        .all_rows()
         .any(|(_, ours, part)| *ours == "pos_embed" && *part == Part::PositionTable);
     !(may_lack && rows.isqrt().pow(2) == rows && rows > 1)
 }
@@ -143,6 +163,10 @@ fn feed_forward(found: &Found<'_>) -> Result<(FeedForwardKind, usize), String> {
         second("blocks.0.mlp.w3.weight")?,
     );
     match (fc1, fc2, w12, w3) {
+        // Gate and value of a gated one may be called as the layers of an MLP are.
+        (_, _, Some(w12), _) if found.has_all_shares("blocks.0.mlp.w12.weight") => {
+            Ok((FeedForwardKind::Swiglu, w12 / 2))
+        }
         (Some(fc1), Some(fc2), _, _) if fc1 == fc2 => Ok((FeedForwardKind::Mlp, fc1)),
         (_, _, Some(w12), Some(w3)) if w12 == 2 * w3 => Ok((FeedForwardKind::Swiglu, w3)),
         // A misshapen one is reported with the others, once there is a geometry to compare with.

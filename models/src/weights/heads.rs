@@ -26,6 +26,8 @@ const PUBLISHED: &[(usize, usize)] = &[
     (1664, 16),
     (1792, 16),
 ];
+/// Those of DINOv3's and EUPE's, T to H+ and 7B: of the same width as others, with another number of heads.
+const ROTARY: &[(usize, usize)] = &[(192, 3), (384, 6), (768, 12), (1024, 16), (1280, 20), (4096, 32)];
 /// MoCo v3 alone gives its ViT-S twelve heads. Its networks lie below one of these modules.
 const MOCO_V3: [&str; 2] = ["base_encoder.", "momentum_encoder."];
 const MOCO_V3_SMALL: (usize, usize) = (384, 12);
@@ -46,7 +48,11 @@ pub(super) fn heads(
         .map(|heads| (heads, "the given number of heads"));
     let mut said = [known, arch, given].into_iter().flatten();
     let Some((heads, by)) = said.next() else {
-        return assumed(config.embed_dim, prefix);
+        let published = match config.rope {
+            Some(_) => ROTARY,
+            None => PUBLISHED,
+        };
+        return assumed(config.embed_dim, prefix, published);
     };
     match said.find(|(other, _)| *other != heads) {
         Some((other, by_other)) => Err(format!("num_heads: {by} says {heads}, {by_other} says {other}")),
@@ -55,13 +61,17 @@ pub(super) fn heads(
 }
 
 /// The heads of a width, where nobody says.
-fn assumed(width: usize, prefix: &str) -> Result<(usize, Option<String>), String> {
+fn assumed(
+    width: usize,
+    prefix: &str,
+    published: &[(usize, usize)],
+) -> Result<(usize, Option<String>), String> {
     if width == MOCO_V3_SMALL.0 && MOCO_V3.iter().any(|module| prefix.ends_with(module)) {
         let heads = MOCO_V3_SMALL.1;
         let notice = format!("taken for a ViT-S of MoCo v3, with {heads} heads (--heads to change)");
         return Ok((heads, Some(notice)));
     }
-    if let Some((_, heads)) = PUBLISHED.iter().find(|(published, _)| *published == width) {
+    if let Some((_, heads)) = published.iter().find(|(published, _)| *published == width) {
         return Ok((*heads, None));
     }
     if !width.is_multiple_of(HEAD_DIM) {
@@ -137,23 +147,37 @@ mod tests {
             (1536, 24),
             (1664, 16),
         ] {
-            assert_eq!(assumed(width, "backbone."), Ok((heads, None)));
+            assert_eq!(assumed(width, "backbone.", PUBLISHED), Ok((heads, None)));
         }
-        let (heads, notice) = assumed(448, "").expect("a multiple of 64");
+        // As wide as ViT-H, with other heads.
+        assert_eq!(assumed(1280, "", ROTARY), Ok((20, None)));
+        assert_eq!(assumed(4096, "", ROTARY), Ok((32, None)));
+        let (heads, notice) = assumed(448, "", PUBLISHED).expect("a multiple of 64");
         assert_eq!(heads, 7);
         assert!(notice.expect("assumed").contains("448 wide"));
         assert!(
-            assumed(100, "")
+            assumed(100, "", PUBLISHED)
                 .expect_err("no multiple")
                 .contains("the width 100")
         );
     }
 
     #[test]
+    fn rotary_networks_have_heads_of_their_own() {
+        use crate::vit::RopeConfig;
+        let mut config = VitConfig::named("vit-large/16", 224).expect("a known name");
+        config.embed_dim = 1280;
+        let of = |config: &VitConfig| heads(config, "", None, &LoadOptions::default());
+        assert_eq!(of(&config), Ok((16, None)));
+        config.rope = Some(RopeConfig { theta: 100. });
+        assert_eq!(of(&config), Ok((20, None)));
+    }
+
+    #[test]
     fn moco_v3_has_twelve_heads_in_its_small_network() {
-        let (heads, notice) = assumed(384, "state_dict.module.base_encoder.").expect("known");
+        let (heads, notice) = assumed(384, "state_dict.module.base_encoder.", PUBLISHED).expect("known");
         assert_eq!(heads, 12);
         assert!(notice.expect("said").contains("MoCo v3"));
-        assert_eq!(assumed(768, "module.base_encoder."), Ok((12, None)));
+        assert_eq!(assumed(768, "module.base_encoder.", PUBLISHED), Ok((12, None)));
     }
 }

@@ -1,60 +1,182 @@
-//! `config.json` of a Hugging Face folder: what it adds to the tensors, and what it may not contradict.
+//! `config.json` of transformers: what it adds to the tensors, and what it may not contradict. A kind of model is a row of its
+//! names and defaults.
 
 use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::vit::{FeedForwardKind, PositionRule, VitConfig};
+use crate::vit::{FeedForwardKind, GeluKind, PositionRule, RopeConfig, VitConfig};
 use crate::{Error, Result};
 
-/// The fields of transformers' `Dinov2Config` and `Dinov2WithRegistersConfig` that matter, with their defaults.
-#[derive(Debug, Deserialize)]
-#[serde(default)]
-pub(super) struct HfConfig {
-    model_type: String,
+/// The configuration of one kind of model, with transformers' defaults for what it does not say.
+pub(super) struct Kind {
+    /// Its `model_type`.
+    model_type: &'static str,
+    /// The field that holds the settings of the vision tower, where there are others.
+    within: Option<&'static str>,
     hidden_size: usize,
     num_hidden_layers: usize,
     num_attention_heads: usize,
-    mlp_ratio: f64,
-    hidden_act: String,
+    hidden: Hidden,
+    /// `None` where they are not counted here.
+    registers: Option<usize>,
+    /// The field that says that the feed-forward network is gated.
+    gated: Option<&'static str>,
+    /// Whether blocks always have LayerScale.
+    layer_scale: bool,
+    hidden_act: &'static str,
     layer_norm_eps: f64,
-    image_size: Value,
-    patch_size: Value,
-    num_channels: usize,
-    qkv_bias: bool,
-    layerscale_value: f64,
-    use_swiglu_ffn: bool,
-    num_register_tokens: Option<usize>,
-    use_mask_token: bool,
+    image_size: usize,
+    patch_size: usize,
+    rule: PositionRule,
 }
 
-impl Default for HfConfig {
-    fn default() -> Self {
-        Self {
-            model_type: "dinov2".into(),
-            hidden_size: 768,
-            num_hidden_layers: 12,
-            num_attention_heads: 12,
-            mlp_ratio: 4.0,
-            hidden_act: "gelu".into(),
-            layer_norm_eps: 1e-6,
-            image_size: Value::from(224),
-            patch_size: Value::from(14),
-            num_channels: 3,
-            qkv_bias: true,
-            layerscale_value: 1.0,
-            use_swiglu_ffn: false,
-            num_register_tokens: None,
-            use_mask_token: true,
-        }
-    }
+/// How the hidden width of the feed-forward network is told.
+enum Hidden {
+    /// `int(hidden_size * mlp_ratio)`; of SwiGLU two thirds of it, rounded up to a multiple of 8.
+    Ratio(f64),
+    /// `intermediate_size`.
+    Width(usize),
+}
+
+impl Kind {
+    /// ViT-B/16 of 224 pixels.
+    const BASE: Self = Self {
+        model_type: "vit",
+        within: None,
+        hidden_size: 768,
+        num_hidden_layers: 12,
+        num_attention_heads: 12,
+        hidden: Hidden::Width(3072),
+        registers: None,
+        gated: None,
+        layer_scale: false,
+        hidden_act: "gelu",
+        layer_norm_eps: 1e-12,
+        image_size: 224,
+        patch_size: 16,
+        rule: PositionRule::HuggingFace,
+    };
+    /// CLIP's ViT-B/32.
+    const CLIP: Self = Self {
+        model_type: "clip_vision_model",
+        hidden_act: "quick_gelu",
+        layer_norm_eps: 1e-5,
+        patch_size: 32,
+        ..Self::BASE
+    };
+    /// DINOv2's.
+    const DINOV2: Self = Self {
+        model_type: "dinov2",
+        hidden: Hidden::Ratio(4.),
+        registers: Some(0),
+        gated: Some("use_swiglu_ffn"),
+        layer_scale: true,
+        layer_norm_eps: 1e-6,
+        patch_size: 14,
+        ..Self::BASE
+    };
+    /// TIPSv2's.
+    const TIPS: Self = Self {
+        model_type: "tipsv2_vision_model",
+        registers: Some(1),
+        image_size: 448,
+        rule: PositionRule::Bilinear,
+        ..Self::DINOV2
+    };
 }
 
 const WITH_REGISTERS: &str = "dinov2_with_registers";
 
+/// `Dinov2Config` and `Dinov2WithRegistersConfig`.
+pub(super) const DINOV2: [Kind; 2] = [
+    Kind::DINOV2,
+    Kind {
+        model_type: WITH_REGISTERS,
+        registers: Some(4),
+        rule: PositionRule::Registers,
+        ..Kind::DINOV2
+    },
+];
+/// `CLIPConfig` and `CLIPVisionConfig`.
+pub(super) const CLIP: [Kind; 2] = [
+    Kind::CLIP,
+    Kind {
+        model_type: "clip",
+        within: Some("vision_config"),
+        ..Kind::CLIP
+    },
+];
+
+/// `DINOv3ViTConfig`.
+pub(super) const DINOV3: [Kind; 1] = [Kind {
+    model_type: "dinov3_vit",
+    hidden_size: 384,
+    num_attention_heads: 6,
+    hidden: Hidden::Width(1536),
+    registers: Some(0),
+    gated: Some("use_gated_mlp"),
+    layer_scale: true,
+    layer_norm_eps: 1e-5,
+    ..Kind::BASE
+}];
+/// `ViTConfig`, `ViTMAEConfig` and `ViTMSNConfig`.
+pub(super) const VIT: [Kind; 3] = [
+    Kind::BASE,
+    Kind {
+        model_type: "vit_mae",
+        ..Kind::BASE
+    },
+    Kind {
+        model_type: "vit_msn",
+        layer_norm_eps: 1e-6,
+        ..Kind::BASE
+    },
+];
+/// `Tipsv2Config` and `Tipsv2VisionConfig`.
+pub(super) const TIPS: [Kind; 2] = [
+    Kind::TIPS,
+    Kind {
+        model_type: "tipsv2",
+        within: Some("vision_config"),
+        ..Kind::TIPS
+    },
+];
+
+/// The fields that matter.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Fields {
+    hidden_size: Option<usize>,
+    num_hidden_layers: Option<usize>,
+    num_attention_heads: Option<usize>,
+    mlp_ratio: Option<f64>,
+    intermediate_size: Option<usize>,
+    hidden_act: Option<String>,
+    layer_norm_eps: Option<f64>,
+    image_size: Option<Value>,
+    patch_size: Option<Value>,
+    num_channels: Option<usize>,
+    qkv_bias: Option<bool>,
+    layerscale_value: Option<f64>,
+    use_swiglu_ffn: Option<bool>,
+    use_gated_mlp: Option<bool>,
+    num_register_tokens: Option<usize>,
+    use_mask_token: Option<bool>,
+    projection_dim: Option<usize>,
+    rope_theta: Option<f64>,
+}
+
+/// A configuration and the kind that it is of.
+pub(super) struct HfConfig {
+    kind: &'static Kind,
+    fields: Fields,
+    activation: GeluKind,
+}
+
 /// Reads the `config.json` beside a weight file, if there is one.
-pub(super) fn read(weights: &Path) -> Result<Option<HfConfig>> {
+pub(super) fn read(weights: &Path, kinds: &'static [Kind]) -> Result<Option<HfConfig>> {
     let path = weights.with_file_name("config.json");
     if !path.is_file() {
         return Ok(None);
@@ -62,57 +184,122 @@ pub(super) fn read(weights: &Path) -> Result<Option<HfConfig>> {
     let text = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
     let bad = |e: serde_json::Error| Error::corrupt(&path, format!("config.json: {e}"));
     let whole: Value = serde_json::from_slice(&text).map_err(bad)?;
-    let config = HfConfig::deserialize(backbone(&whole)).map_err(bad)?;
-    config.check_kind().map_err(|e| Error::corrupt(&path, e))?;
-    Ok(Some(config))
+    let whole = backbone(&whole, kinds);
+    let kind = kind_of(whole, kinds).map_err(|e| Error::corrupt(&path, e))?;
+    let empty = Value::Object(Default::default());
+    let part = match kind.within {
+        Some(field) => whole.get(field).unwrap_or(&empty),
+        None => whole,
+    };
+    let mut fields = Fields::deserialize(part).map_err(bad)?;
+    if kind.within.is_some() {
+        // The width of the projection is the whole model's; its towers repeat a default.
+        let projection = whole.get("projection_dim").and_then(Value::as_u64);
+        fields.projection_dim = projection.map(|width| width as usize);
+    }
+    let activation = activation(kind, &fields).map_err(|e| Error::corrupt(&path, e))?;
+    Ok(Some(HfConfig {
+        kind,
+        fields,
+        activation,
+    }))
 }
 
 /// The part of a configuration that describes the backbone: a model built on one (Depth Anything, UperNet) keeps it
 /// beside its own fields.
-fn backbone(whole: &Value) -> &Value {
-    let own = |part: &&Value| matches!(part["model_type"].as_str(), Some("dinov2" | WITH_REGISTERS));
+fn backbone<'v>(whole: &'v Value, kinds: &[Kind]) -> &'v Value {
+    let own = |part: &&Value| kinds.iter().any(|kind| part["model_type"] == kind.model_type);
     let part = whole.get("backbone_config").filter(own);
     part.unwrap_or(whole)
+}
+
+/// The kind whose name a configuration has; one without a name is of the first.
+fn kind_of(whole: &Value, kinds: &'static [Kind]) -> std::result::Result<&'static Kind, String> {
+    let Some(found) = whole.get("model_type").and_then(Value::as_str) else {
+        return kinds.first().ok_or_else(|| "model_type: no kind is known".into());
+    };
+    let kind = kinds.iter().find(|kind| kind.model_type == found);
+    kind.ok_or_else(|| {
+        let names: Vec<&str> = kinds.iter().map(|kind| kind.model_type).collect();
+        format!("model_type: expected {}, found {found}", names.join(" or "))
+    })
+}
+
+/// The GELU of an MLP, by its name in transformers; a gated network has SiLU, whatever DINOv2 says.
+fn activation(kind: &Kind, fields: &Fields) -> std::result::Result<GeluKind, String> {
+    let found = fields.hidden_act.as_deref().unwrap_or(kind.hidden_act);
+    if fields.use_gated_mlp == Some(true) {
+        return match found {
+            "silu" | "swish" => Ok(GeluKind::Gelu),
+            _ => Err(format!(
+                "hidden_act: expected silu with use_gated_mlp, found {found}"
+            )),
+        };
+    }
+    // DINOv2 has no name for queries, keys and values without a bias.
+    if kind.gated == Some("use_swiglu_ffn") && fields.qkv_bias == Some(false) {
+        return Err("qkv_bias: expected true, found false".into());
+    }
+    match found {
+        "gelu" | "gelu_python" => Ok(GeluKind::Gelu),
+        "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" => Ok(GeluKind::GeluTanh),
+        "quick_gelu" => Ok(GeluKind::QuickGelu),
+        _ => Err(format!(
+            "hidden_act: expected gelu, gelu_pytorch_tanh or quick_gelu, found {found}"
+        )),
+    }
 }
 
 impl HfConfig {
     /// Heads per block.
     pub fn num_heads(&self) -> usize {
-        self.num_attention_heads
+        self.fields
+            .num_attention_heads
+            .unwrap_or(self.kind.num_attention_heads)
     }
 
-    /// Refuses what this network does not compute.
-    fn check_kind(&self) -> std::result::Result<(), String> {
-        if self.model_type != "dinov2" && self.model_type != WITH_REGISTERS {
-            let found = &self.model_type;
-            return Err(format!(
-                "model_type: expected dinov2 or {WITH_REGISTERS}, found {found}"
-            ));
+    /// The GELU of an MLP.
+    pub fn activation(&self) -> GeluKind {
+        self.activation
+    }
+
+    fn hidden_size(&self) -> usize {
+        self.fields.hidden_size.unwrap_or(self.kind.hidden_size)
+    }
+
+    fn is_gated(&self) -> bool {
+        match self.kind.gated {
+            Some("use_swiglu_ffn") => self.fields.use_swiglu_ffn.unwrap_or(false),
+            Some(_) => self.fields.use_gated_mlp.unwrap_or(false),
+            None => false,
         }
-        if self.hidden_act != "gelu" {
-            return Err(format!("hidden_act: expected gelu, found {}", self.hidden_act));
-        }
-        if !self.qkv_bias {
-            return Err("qkv_bias: expected true, found false".into());
-        }
-        Ok(())
     }
 
     fn registers(&self) -> usize {
-        match self.num_register_tokens {
-            _ if self.model_type != WITH_REGISTERS => 0,
-            Some(count) => count,
-            None => 4,
+        match self.kind.registers {
+            None => 0,
+            // The field of a later kind says nothing of the first.
+            Some(_) if self.kind.model_type == "dinov2" => 0,
+            Some(usual) => self.fields.num_register_tokens.unwrap_or(usual),
         }
     }
 
-    /// `int(hidden_size * mlp_ratio)`; of SwiGLU two thirds of it, rounded up to a multiple of 8.
-    fn ffn_hidden(&self) -> usize {
-        let hidden = (self.hidden_size as f64 * self.mlp_ratio) as usize;
-        if self.use_swiglu_ffn {
-            (hidden * 2 / 3).next_multiple_of(8)
-        } else {
-            hidden
+    /// What tells the hidden width, and what it is.
+    fn hidden(&self) -> (&'static str, usize) {
+        match self.kind.hidden {
+            Hidden::Width(usual) => (
+                "intermediate_size",
+                self.fields.intermediate_size.unwrap_or(usual),
+            ),
+            Hidden::Ratio(usual) => {
+                let ratio = self.fields.mlp_ratio.unwrap_or(usual);
+                let hidden = (self.hidden_size() as f64 * ratio) as usize;
+                let hidden = match self.is_gated() {
+                    true => (hidden.saturating_mul(2) / 3).next_multiple_of(8),
+                    false => hidden,
+                };
+                ("hidden_size * mlp_ratio", hidden)
+            }
         }
     }
 
@@ -121,23 +308,26 @@ impl HfConfig {
     /// # Errors
     /// Every field that contradicts the tensors, with both values.
     pub fn complete(&self, told: VitConfig) -> std::result::Result<VitConfig, String> {
-        let swiglu = told.feed_forward == FeedForwardKind::Swiglu;
-        let fields = [
+        let (fields, kind) = (&self.fields, self.kind);
+        let image_size = side(fields.image_size.as_ref(), kind.image_size);
+        let (hidden_name, hidden) = self.hidden();
+        let layers = fields.num_hidden_layers.unwrap_or(kind.num_hidden_layers);
+        let mut pairs = vec![
             (
                 "hidden_size",
-                self.hidden_size.to_string(),
+                self.hidden_size().to_string(),
                 told.embed_dim.to_string(),
             ),
+            ("num_hidden_layers", layers.to_string(), told.depth.to_string()),
+            ("image_size", image_size.clone(), told.image_size.to_string()),
             (
-                "num_hidden_layers",
-                self.num_hidden_layers.to_string(),
-                told.depth.to_string(),
+                "patch_size",
+                side(fields.patch_size.as_ref(), kind.patch_size),
+                told.patch_size.to_string(),
             ),
-            ("image_size", side(&self.image_size), told.image_size.to_string()),
-            ("patch_size", side(&self.patch_size), told.patch_size.to_string()),
             (
                 "num_channels",
-                self.num_channels.to_string(),
+                fields.num_channels.unwrap_or(3).to_string(),
                 told.in_channels.to_string(),
             ),
             (
@@ -145,18 +335,20 @@ impl HfConfig {
                 self.registers().to_string(),
                 told.num_registers.to_string(),
             ),
-            (
-                "use_swiglu_ffn",
-                self.use_swiglu_ffn.to_string(),
-                swiglu.to_string(),
-            ),
-            (
-                "hidden_size * mlp_ratio",
-                self.ffn_hidden().to_string(),
-                told.ffn_hidden.to_string(),
-            ),
+            (hidden_name, hidden.to_string(), told.ffn_hidden.to_string()),
         ];
-        let wrong: Vec<String> = fields
+        if let Some(name) = kind.gated {
+            let swiglu = told.feed_forward == FeedForwardKind::Swiglu;
+            pairs.push((name, self.is_gated().to_string(), swiglu.to_string()));
+        }
+        if let (Some(said), Some(found)) = (fields.projection_dim, told.projection) {
+            pairs.push(("projection_dim", said.to_string(), found.to_string()));
+        }
+        if told.rope.is_some() {
+            // Without a table of positions no tensor tells the size of the images.
+            pairs.retain(|(field, ..)| *field != "image_size");
+        }
+        let wrong: Vec<String> = pairs
             .iter()
             .filter(|(_, said, found)| said != found)
             .map(|(field, said, found)| format!("{field}: config.json says {said}, the tensors {found}"))
@@ -165,22 +357,45 @@ impl HfConfig {
             return Err(wrong.join("; "));
         }
         Ok(VitConfig {
-            num_heads: self.num_attention_heads,
-            layer_norm_eps: self.layer_norm_eps,
-            layer_scale: Some(self.layerscale_value),
-            mask_token: self.use_mask_token,
-            position_rule: if self.model_type == WITH_REGISTERS {
-                PositionRule::Registers
-            } else {
-                PositionRule::HuggingFace
+            num_heads: self.num_heads(),
+            layer_norm_eps: fields.layer_norm_eps.unwrap_or(kind.layer_norm_eps),
+            layer_scale: match kind.layer_scale {
+                true => Some(fields.layerscale_value.unwrap_or(1.)),
+                false => told.layer_scale,
             },
+            mask_token: match kind.gated {
+                // TIPSv2's has no such field.
+                Some("use_swiglu_ffn") if kind.rule != PositionRule::Bilinear => {
+                    fields.use_mask_token.unwrap_or(true)
+                }
+                _ => told.mask_token,
+            },
+            position_rule: kind.rule,
+            image_size: match told.rope {
+                Some(_) => rotary_side(&image_size, told.patch_size)?,
+                None => told.image_size,
+            },
+            rope: told.rope.map(|rope| RopeConfig {
+                theta: fields.rope_theta.unwrap_or(rope.theta),
+            }),
             ..told
         })
     }
 }
 
+/// The side of the images of a network that takes any: the configuration's, cut down to whole patches.
+fn rotary_side(said: &str, patch_size: usize) -> std::result::Result<usize, String> {
+    let side: usize = said
+        .parse()
+        .map_err(|_| format!("image_size: expected the side of a square, found {said}"))?;
+    Ok((side / patch_size).max(1).saturating_mul(patch_size))
+}
+
 /// The side of a square that may be given as a number or as two equal ones.
-fn side(value: &Value) -> String {
+fn side(value: Option<&Value>, usual: usize) -> String {
+    let Some(value) = value else {
+        return usual.to_string();
+    };
     match value.as_array().map(Vec::as_slice) {
         Some([height, width]) if height == width => height.to_string(),
         _ => value.to_string(),

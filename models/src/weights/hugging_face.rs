@@ -2,11 +2,12 @@
 //! query, key and value apart, and an encoder with names of its own. Since version 5 of transformers the modules in
 //! memory have other names than its files: what `torch.save(model.state_dict())` then writes is [`TABLE_5`].
 
-use super::Family;
 use super::family::{
+    Beside,
     Part::{Share, Whole},
     Table,
 };
+use super::{Family, hf_config};
 
 /// The names of its files.
 pub(super) const TABLE: Table = Table {
@@ -69,6 +70,8 @@ pub(super) const TABLE: Table = Table {
         ),
         ("layernorm.*", "norm.*", Whole),
     ],
+    beside: Beside::Transformers(&hf_config::DINOV2),
+    ..Table::PLAIN
 };
 
 /// The names in memory since version 5.
@@ -133,4 +136,6 @@ pub(super) const TABLE_5: Table = Table {
         ),
         ("layernorm.*", "norm.*", Whole),
     ],
+    beside: Beside::Transformers(&hf_config::DINOV2),
+    ..Table::PLAIN
 };

@@ -5,30 +5,35 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::family::Part;
+use super::family::{PERIODS, Part};
 use super::network::Network;
 use super::plan::Plan;
 use super::raw::{RawTensors, read_tensors};
 use super::save::{CONFIG_KEY, PREPROCESS_KEY, VERSION, VERSION_KEY};
-use super::{Checkpoint, Family, LoadOptions, Tensors, geometry, heads, hf_config};
+use super::stated::{self, Stated};
+use super::{Checkpoint, Family, LoadOptions, Tensors, geometry, heads};
 use crate::vit::VitConfig;
 use crate::{Error, Result};
 
-/// What timm's files with a single register are, and what goes unsaid in them.
+/// What files with a single register are, and what goes unsaid in them.
 const ONE_REGISTER: &str =
     "one register, as in TIPSv2, whose pixels are not normalised: --mean 0,0,0 --std 1,1,1 if it is one";
+
+/// CLIP's normalisation (open_clip `OPENAI_DATASET_MEAN` and `OPENAI_DATASET_STD`).
+const CLIP_PIXELS: &str = "CLIP's pixels have a mean and a deviation of their own, where no file beside it says so: \
+     --mean 0.48145466,0.4578275,0.40821073 --std 0.26862954,0.26130258,0.27577711";
 
 /// Loads a backbone from a file or folder of any known family and gives it its official names, in f32, on the CPU.
 ///
 /// Reads safetensors and `torch.save` files (nothing in them is executed), Hugging Face folders (whole or sharded),
-/// timm files, training checkpoints under any wrapper (the teacher or another average before what it averages) and
+/// timm and open_clip files, training checkpoints under any wrapper (the teacher or another average before what it averages) and
 /// macula's own files and run folders. Holds the network once, and one storage of the file beside it. What was chosen among
 /// copies, passed over or assumed is said as events of `tracing`.
 ///
 /// # Errors
 /// A damaged file; one without a vision transformer that this package computes; tensors that are missing, spare or
 /// misshapen (one error lists them with the shapes expected and found); a `config.json` or an option that contradicts the
-/// tensors; a number of heads that neither the file nor the options tell.
+/// tensors; a number of heads or an activation that neither the file, what lies beside it, nor the options tell.
 pub fn load(path: &Path, options: &LoadOptions) -> Result<Checkpoint> {
     let mut raw = read_tensors(path)?;
     let refuse = |reason: String| Error::Checkpoint {
@@ -39,17 +44,30 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Checkpoint> {
     let network = Network::choose(&raw, stored.is_some()).map_err(refuse)?;
     let by_macula = stored.is_some();
     let (config, assumed) = settle(&raw, &network, stored, options, &refuse)?;
-    let plan = Plan::new(&network, &config).map_err(|e| refuse(network.blame(&e, Some(&config))))?;
+    let mut plan = Plan::new(&network, &config).map_err(|e| refuse(network.blame(&e, Some(&config))))?;
     let mut notices = network.notices(&plan.left_out, by_macula);
     notices.extend(assumed);
-    if network.table.family == Family::Timm && config.num_registers == 1 {
+    if matches!(network.table.family, Family::Timm | Family::Tips) && config.num_registers == 1 {
         notices.push(ONE_REGISTER.into());
     }
+    let is_clip = matches!(
+        network.table.family,
+        Family::OpenClip | Family::HuggingFaceClip | Family::TimmClip
+    );
+    if is_clip && !stated::has_preprocessing(&raw.files[0]) {
+        notices.push(CLIP_PIXELS.into());
+    }
     let position_rows_missing = plan.lacks_cls_row;
+    let zeros = std::mem::take(&mut plan.zeros);
+    let network_periods = network.in_file(PERIODS).to_owned();
     let jobs = jobs(plan, &network);
     let family = network.table.family;
     let source_sha256 = raw.sha256()?;
-    let (mut backbone, heads) = read(&mut raw, &jobs)?;
+    if let (Some(rope), true) = (config.rope, jobs.values().any(Job::is_periods)) {
+        check_periods(&mut raw, &network_periods, rope.theta)?;
+    }
+    let shapes: BTreeMap<String, Vec<usize>> = config.parameters().into_iter().collect();
+    let (mut backbone, heads) = read(&mut raw, &jobs, zeros, &shapes)?;
     if position_rows_missing {
         add_cls_row(&mut backbone, config.embed_dim)?;
     }
@@ -96,28 +114,29 @@ fn settle(
     options: &LoadOptions,
     refuse: &impl Fn(String) -> Error,
 ) -> Result<(VitConfig, Option<String>)> {
-    let (mut config, known_heads) = match stored {
+    let (mut config, said) = match stored {
         Some(config) => {
-            let heads = config.num_heads;
-            (config, Some((heads, CONFIG_KEY)))
+            let said = Stated {
+                heads: Some((config.num_heads, CONFIG_KEY)),
+                activation: Some((config.activation, CONFIG_KEY)),
+            };
+            (config, said)
         }
         None => {
             let told = geometry::derive(&network.found).map_err(|e| refuse(network.blame(&e, None)))?;
-            let hf = match network.table.family {
-                Family::HuggingFace => hf_config::read(&raw.files[0])?,
-                _ => None,
-            };
-            match hf {
-                Some(hf) => {
-                    let heads = hf.num_heads();
-                    (hf.complete(told).map_err(refuse)?, Some((heads, "config.json")))
-                }
-                None => (told, None),
+            let (config, mut said) = stated::beside(network.table, &raw.files[0], told, refuse)?;
+            // Of each head a quarter has periods.
+            let periods = network.found.tensors.get(PERIODS);
+            let periods = periods.and_then(|t| t.shape.first().copied());
+            if let (Some(periods @ 1..), None) = (periods, said.heads) {
+                said.heads = Some((config.embed_dim / 4 / periods, PERIODS));
             }
+            (config, said)
         }
     };
+    config.activation = stated::activation(network.table, &config, &said, options).map_err(refuse)?;
     let (num_heads, assumed) =
-        heads::heads(&config, network.prefix(), known_heads, options).map_err(refuse)?;
+        heads::heads(&config, network.prefix(), said.heads, options).map_err(refuse)?;
     config.num_heads = num_heads;
     if let Some(rule) = options.position_rule {
         config.position_rule = rule;
@@ -130,6 +149,28 @@ fn settle(
 enum Job {
     Backbone(String, Part),
     Head(String),
+}
+
+impl Job {
+    fn is_periods(&self) -> bool {
+        matches!(self, Self::Backbone(_, Part::Periods))
+    }
+}
+
+/// Fails unless the periods of a file are those of `theta`, but for having been rounded to 16 bits: what is computed are the
+/// exact ones, as by transformers and timm.
+fn check_periods(raw: &mut RawTensors, name: &str, theta: f64) -> Result<()> {
+    let periods: Vec<f32> = raw.read(name)?.flatten_all()?.to_vec1()?;
+    let count = periods.len() as f64;
+    for (i, found) in periods.iter().enumerate() {
+        let expected = theta.powf(i as f64 / count);
+        let off = (f64::from(*found) / expected - 1.).abs();
+        if off.is_nan() || off > 0.01 {
+            let reason = format!("{name}: expected {theta}^({i} / {count}) = {expected}, found {found}");
+            return Err(Error::corrupt(&raw.path, reason));
+        }
+    }
+    Ok(())
 }
 
 /// The jobs by the names in the file.
@@ -145,27 +186,75 @@ fn jobs(plan: Plan, network: &Network<'_>) -> BTreeMap<String, Job> {
     backbone.chain(heads).collect()
 }
 
+/// Parts of tensors, such as queries, keys and values, by the name of the whole and their places in it.
+type Shares = BTreeMap<String, BTreeMap<usize, Tensor>>;
+
 /// Reads every tensor that has a job; parts, such as those of `qkv`, are joined as soon as all are there.
-fn read(raw: &mut RawTensors, jobs: &BTreeMap<String, Job>) -> Result<(Tensors, Tensors)> {
-    let (mut backbone, mut heads) = (Tensors::new(), Tensors::new());
-    let mut parts: BTreeMap<&str, BTreeMap<usize, Tensor>> = BTreeMap::new();
+fn read(
+    raw: &mut RawTensors,
+    jobs: &BTreeMap<String, Job>,
+    zeros: Vec<(String, Part, Vec<usize>)>,
+    shapes: &BTreeMap<String, Vec<usize>>,
+) -> Result<(Tensors, Tensors)> {
+    let (mut backbone, mut heads, mut masks) = (Tensors::new(), Tensors::new(), Tensors::new());
+    let mut shares = Shares::new();
+    for (ours, part, shape) in zeros {
+        let tensor = Tensor::zeros(shape, DType::F32, &Device::Cpu)?;
+        place(&mut backbone, &mut shares, &ours, part, tensor)?;
+    }
     let names: Vec<&str> = jobs.keys().map(String::as_str).collect();
     raw.read_each(&names, |name, tensor| {
         match &jobs[name] {
             Job::Head(head) => drop(heads.insert(head.clone(), tensor)),
-            Job::Backbone(ours, Part::Share(which, count)) => {
-                let shares = parts.entry(ours).or_default();
-                shares.insert(*which, tensor);
-                if shares.len() == *count {
-                    let shares: Vec<Tensor> = std::mem::take(shares).into_values().collect();
-                    backbone.insert(ours.clone(), Tensor::cat(&shares, 0)?); // count x [D, ..] -> [count * D, ..]
-                }
+            Job::Backbone(_, Part::Periods) => {}
+            Job::Backbone(ours, Part::Mask) => drop(masks.insert(ours.clone(), tensor)),
+            Job::Backbone(ours, part) => {
+                let tensor = match (part, shapes.get(ours)) {
+                    (Part::Transposed, _) => tensor.t()?.contiguous()?,
+                    (Part::Axes(_), Some(shape)) => tensor.reshape(shape.as_slice())?,
+                    _ => tensor,
+                };
+                place(&mut backbone, &mut shares, ours, *part, tensor)?;
             }
-            Job::Backbone(ours, _) => drop(backbone.insert(ours.clone(), tensor)),
         }
         Ok(())
     })?;
+    for (ours, mask) in masks {
+        if let Some(bias) = backbone.get_mut(&ours) {
+            *bias = masked(bias, &mask).map_err(|e| Error::corrupt(&raw.path, format!("{ours}: {e}")))?;
+        }
+    }
     Ok((backbone, heads))
+}
+
+/// Puts a tensor, or a part of one, in its place.
+fn place(backbone: &mut Tensors, shares: &mut Shares, ours: &str, part: Part, tensor: Tensor) -> Result<()> {
+    let Part::Share(which, count) = part else {
+        backbone.insert(ours.to_owned(), tensor);
+        return Ok(());
+    };
+    let of_ours = shares.entry(ours.to_owned()).or_default();
+    of_ours.insert(which, tensor);
+    if of_ours.len() == count {
+        let all: Vec<Tensor> = std::mem::take(of_ours).into_values().collect();
+        backbone.insert(ours.to_owned(), Tensor::cat(&all, 0)?); // count x [D, ..] -> [count * D, ..]
+    }
+    Ok(())
+}
+
+/// `bias` times `mask`, and 0 where that is 0, whatever `bias` holds there.
+fn masked(bias: &Tensor, mask: &Tensor) -> std::result::Result<Tensor, String> {
+    let values = |tensor: &Tensor| tensor.to_vec1::<f32>().map_err(|e| e.to_string());
+    let (bias, mask) = (values(bias)?, values(mask)?);
+    if mask.iter().any(|factor| factor.is_nan()) {
+        return Err("expected a mask of the bias of numbers, found one that is not set (NaN)".into());
+    }
+    let product = bias.iter().zip(&mask);
+    let product: Vec<f32> = product
+        .map(|(bias, mask)| if *mask == 0. { 0. } else { bias * mask })
+        .collect();
+    let count = product.len();
+    Tensor::from_vec(product, count, &Device::Cpu).map_err(|e| e.to_string())
 }
 
 /// Puts a row of zeros before the patches: the CLS token already holds its position.

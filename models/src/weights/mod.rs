@@ -3,12 +3,15 @@
 //! [`read_tensors`] opens a file or folder and lists what it holds without reading the numbers (`safetensors_file`,
 //! `torch_zip`, `torch_legacy` with the `pickle` machine under them, which calls nothing). [`load`] finds the networks in it
 //! (`roots`), tells the family from keys and shapes, checks every tensor against the geometry, and returns the backbone under
-//! official names; each family is one file holding one table (`official`, `dino`, `mae`, `hugging_face`, `timm`). What is
+//! official names; each family is one file holding one table (`official`, `dino`, `mae`, `hugging_face`, `timm`, `clip`, `dinov3`, `vit`, `tips`); what its tensors do not tell stands in a
+//! configuration beside it (`hf_config`, `open_clip_config`) or in the options, and `stated` brings them together. What is
 //! passed over stands in `extras`, networks that are only recognised in `architecture`, numbers of heads in `heads`.
 //! [`save`] writes.
 
 mod architecture;
+mod clip;
 mod dino;
+mod dinov3;
 mod element;
 mod extras;
 mod family;
@@ -21,6 +24,7 @@ mod load;
 mod mae;
 mod network;
 mod official;
+mod open_clip_config;
 mod options;
 mod pickle;
 mod plan;
@@ -29,10 +33,13 @@ mod roots;
 mod safetensors_file;
 mod save;
 mod source;
+mod stated;
 mod timm;
+mod tips;
 mod torch_legacy;
 mod torch_objects;
 mod torch_zip;
+mod vit;
 
 use std::collections::BTreeMap;
 
@@ -63,6 +70,24 @@ pub enum Family {
     Timm,
     /// facebookresearch/mae, encoder and decoder.
     Mae,
+    /// The image tower of an open_clip or OpenAI CLIP model.
+    OpenClip,
+    /// The image tower of transformers `CLIPModel`, with or without its projection.
+    HuggingFaceClip,
+    /// timm `vit_*_clip_*`.
+    TimmClip,
+    /// facebookresearch/dinov3 ViT, and EUPE's and LingBot's of the same names.
+    Dinov3,
+    /// transformers `DINOv3ViTModel`.
+    HuggingFaceDinov3,
+    /// timm `vit_*_dinov3`.
+    TimmDinov3,
+    /// transformers `ViTModel` (DINO v1, DeiT, supervised), `ViTMAEModel` and `ViTMSNModel`.
+    HuggingFaceVit,
+    /// torchvision `VisionTransformer`.
+    Torchvision,
+    /// The image tower of TIPSv2.
+    Tips,
 }
 
 impl Family {
@@ -74,6 +99,15 @@ impl Family {
             Self::HuggingFace => "DINOv2 backbone of transformers",
             Self::Timm => "DINOv2 backbone of timm",
             Self::Mae => "masked autoencoder (MAE)",
+            Self::OpenClip => "CLIP ViT of open_clip",
+            Self::HuggingFaceClip => "CLIP ViT of transformers",
+            Self::TimmClip => "CLIP ViT of timm",
+            Self::Dinov3 => "DINOv3 ViT",
+            Self::HuggingFaceDinov3 => "DINOv3 ViT of transformers",
+            Self::TimmDinov3 => "DINOv3 ViT of timm",
+            Self::HuggingFaceVit => "plain vision transformer of transformers",
+            Self::Torchvision => "plain vision transformer of torchvision",
+            Self::Tips => "TIPSv2 ViT",
         }
     }
 }

@@ -102,7 +102,7 @@ impl<'a> Network<'a> {
     pub fn choose(raw: &'a RawTensors, by_macula: bool) -> Result<Self, String> {
         let mut roots = roots::find(raw);
         let (index, table) = match pick(&roots, raw) {
-            Picked::Family(index, _) if by_macula => (index, &official::TABLE),
+            Picked::Family(index, _) if by_macula => (index, &official::OWN),
             Picked::Family(index, table) => (index, table),
             Picked::Lacking(architecture) => return Err(architecture.refusal()),
             Picked::Nothing => return Err(no_network(raw)),
@@ -128,8 +128,10 @@ impl<'a> Network<'a> {
             others,
             tie,
         };
+        let mut beside = std::mem::take(&mut roots.beside);
+        network.take_outside(&mut beside);
         network.split(raw);
-        network.look_beside(&roots.beside, raw);
+        network.look_beside(&beside, raw);
         Ok(network)
     }
 
@@ -141,6 +143,17 @@ impl<'a> Network<'a> {
     /// The name in the file of one of the network's tensors.
     pub fn in_file(&self, name: &str) -> &'a str {
         self.root.inside.get(name).copied().unwrap_or_default()
+    }
+
+    /// Takes into the root what belongs to the network and stands beside it, in the nearest wrapper that has it.
+    fn take_outside(&mut self, beside: &mut BTreeMap<String, &'a str>) {
+        let prefix = self.root.prefix.clone();
+        for name in self.table.outside {
+            let mut places = wrappers(&prefix).map(|wrapper| format!("{wrapper}{name}"));
+            if let Some(full) = places.find_map(|place| beside.remove(&place)) {
+                self.root.inside.insert((*name).to_owned(), full);
+            }
+        }
     }
 
     /// Splits the root's tensors into the network's, heads, and what is passed over.
@@ -275,7 +288,7 @@ fn no_network(raw: &RawTensors) -> String {
     let names = raw.tensors.keys().chain(raw.unreadable.keys());
     let some: Vec<&str> = names.take(3).map(String::as_str).collect();
     format!(
-        "expected a vision transformer with `cls_token` or `embeddings.cls_token`, found {} tensors: {}",
+        "expected a vision transformer with `cls_token`, `embeddings.cls_token` or `class_embedding`, found {} tensors: {}",
         raw.tensors.len() + raw.unreadable.len(),
         some.join(", ")
     )

@@ -31,4 +31,14 @@ pub(super) const TABLE: Table = Table {
         ("blocks.{i}.ls2.gamma", "blocks.{i}.ls2.gamma", Whole),
         ("norm.*", "norm.*", Whole),
     ],
+    ..Table::PLAIN
+};
+
+/// What macula itself writes: whatever its configuration names.
+pub(super) const OWN: Table = Table {
+    more: &[
+        ("norm_pre.*", "norm_pre.*", Whole),
+        ("projection.weight", "projection.weight", Whole),
+    ],
+    ..TABLE
 };

@@ -1,6 +1,6 @@
 //! What a caller may say about a checkpoint that its file does not.
 
-use crate::vit::PositionRule;
+use crate::vit::{GeluKind, PositionRule};
 
 /// What the file cannot tell, or what should win over the family's habit. The default says nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -12,4 +12,7 @@ pub struct LoadOptions {
     pub arch: Option<String>,
     /// The position rule, in place of the family's.
     pub position_rule: Option<PositionRule>,
+    /// The GELU of an MLP, which CLIP's files do not hold: without it their configuration has to tell. Contradicting a
+    /// configuration is an error.
+    pub activation: Option<GeluKind>,
 }

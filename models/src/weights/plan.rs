@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::extras;
-use super::family::Part;
+use super::family::{PERIODS, Part, without_ones};
 use super::geometry;
 use super::network::Network;
 use super::raw::RawTensor;
@@ -13,6 +13,8 @@ use crate::vit::VitConfig;
 pub(super) struct Plan {
     /// Their name, our name, and what one is of the other.
     pub jobs: Vec<(String, String, Part)>,
+    /// Our name, part and shape of what the file lacks and what is zeros.
+    pub zeros: Vec<(String, Part, Vec<usize>)>,
     /// Whether the position table has no row for the class token.
     pub lacks_cls_row: bool,
     /// Tensors of the network's root that the table of extras knows.
@@ -31,6 +33,7 @@ impl Plan {
         let found = &network.found;
         let mut plan = Self {
             jobs: Vec::new(),
+            zeros: Vec::new(),
             lacks_cls_row: false,
             left_out: Vec::new(),
         };
@@ -46,7 +49,17 @@ impl Plan {
             for (theirs, part) in sources {
                 let mut expected = shape.clone();
                 match part {
-                    Part::Whole => {}
+                    Part::Whole | Part::Mask | Part::Periods => {}
+                    Part::Axes(_) => {
+                        // Any number of leading axes of 1 is theirs to have.
+                        let tensor = found.tensors.get(theirs.as_str());
+                        if let Some(tensor) =
+                            tensor.filter(|t| without_ones(&t.shape) == without_ones(&shape))
+                        {
+                            expected.clone_from(&tensor.shape);
+                        }
+                    }
+                    Part::Transposed => expected.reverse(),
                     Part::Share(_, count) => expected[0] /= count,
                     Part::PositionTable => {
                         let rows = found
@@ -63,10 +76,21 @@ impl Plan {
                 ) {
                     (Some(tensor), _) => faults.extend(misfit(&theirs, tensor, &expected)),
                     (None, Some(reason)) => faults.push(format!("`{theirs}` cannot be rebuilt: {reason}")),
+                    (None, None) if found.table.may_be_zeros(&theirs, &found.tensors) => {
+                        if part == Part::Mask {
+                            continue;
+                        }
+                        plan.zeros.push((ours.clone(), part, expected));
+                        continue;
+                    }
                     (None, None) => faults.push(format!("missing `{theirs}` {expected:?}")),
                 }
                 plan.jobs.push((theirs, ours.clone(), part));
             }
+        }
+        if let (Some(_), Some(tensor)) = (config.rope, unused.remove(PERIODS)) {
+            faults.extend(misfit(PERIODS, tensor, &[config.head_dim() / 4]));
+            plan.jobs.push((PERIODS.into(), String::new(), Part::Periods));
         }
         let needed: BTreeSet<&str> = plan.jobs.iter().map(|(theirs, ..)| theirs.as_str()).collect();
         let spare = unused

@@ -195,8 +195,14 @@ fn view(tensor: &RawTensor, storage: &[u8]) -> Option<Vec<f32>> {
     Some(values)
 }
 
-/// The weight file of a folder: a macula run first, then the names Hugging Face and timm use.
-const FOLDER_FILES: [&str; 3] = ["teacher.safetensors", "model.safetensors", "pytorch_model.bin"];
+/// The weight file of a folder: a macula run first, then the names that Hugging Face, timm and open_clip use.
+const FOLDER_FILES: [&str; 5] = [
+    "teacher.safetensors",
+    "model.safetensors",
+    "pytorch_model.bin",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+];
 /// The list of shards of a Hugging Face folder.
 const FOLDER_INDEXES: [&str; 2] = ["model.safetensors.index.json", "pytorch_model.bin.index.json"];
 

@@ -18,8 +18,13 @@ const TRANSPARENT: [&str; 4] = [
 ];
 
 /// Names that only the top level of a network has; longer ones first, for one ends like another.
-const ANCHORS: [&str; 4] = [
+const ANCHORS: [&str; 9] = [
     "embeddings.patch_embeddings.projection.weight",
+    "embeddings.patch_embeddings.weight",
+    "embeddings.patch_embedding.weight",
+    "embeddings.class_embedding",
+    "class_embedding",
+    "class_token",
     "embeddings.cls_token",
     "patch_embed.proj.weight",
     "cls_token",
@@ -174,6 +179,8 @@ mod tests {
             ("a.b-c.0.patch_embed.proj.weight", Some("a.b-c.0.")),
             ("dinov2.embeddings.cls_token", Some("dinov2.")),
             ("embeddings.patch_embeddings.projection.weight", Some("")),
+            ("visual.class_embedding", Some("visual.")),
+            ("vision_model.embeddings.class_embedding", Some("vision_model.")),
             ("decoder_cls_token", None),
             ("blocks.0.norm1.weight", None),
         ] {

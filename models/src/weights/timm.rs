@@ -28,4 +28,5 @@ pub(super) const TABLE: Table = Table {
         ("blocks.{i}.ls2.gamma", "blocks.{i}.ls2.gamma", Whole),
         ("norm.*", "norm.*", Whole),
     ],
+    ..Table::PLAIN
 };

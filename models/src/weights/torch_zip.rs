@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::Path;
 
+use zip::read::{ArchiveOffset, Config};
 use zip::{CompressionMethod, ZipArchive};
 
 use super::pickle::{LARGEST_PICKLE, Machine, Parsed};
@@ -15,6 +16,12 @@ use crate::{Error, Result};
 
 type Archive = ZipArchive<BufReader<File>>;
 
+/// The archive begins with the file. Were that to be found out, `torch.save`'s records for large archives, which stand in small
+/// ones too, would count as part of the directory.
+const AT_ITS_BEGINNING: Config = Config {
+    archive_offset: ArchiveOffset::Known(0),
+};
+
 /// Opens the archive and lists the tensors of its pickle.
 pub(super) fn open(path: &Path, file: File) -> Result<RawTensors> {
     let len = file.metadata().map_err(|e| Error::io(path, e))?.len();
@@ -22,7 +29,8 @@ pub(super) fn open(path: &Path, file: File) -> Result<RawTensors> {
 }
 
 fn read(file: File, len: u64, path: &Path) -> Parsed<RawTensors> {
-    let mut archive = ZipArchive::new(BufReader::new(file)).map_err(|e| format!("damaged zip: {e}"))?;
+    let mut archive = ZipArchive::with_config(AT_ITS_BEGINNING, BufReader::new(file))
+        .map_err(|e| format!("damaged zip: {e}"))?;
     let root = root(&archive)?;
     check_byte_order(&mut archive, &root)?;
     let name = format!("{root}data.pkl");

@@ -1,7 +1,7 @@
 //! How a model is opened, and how images run through it.
 
 use clap::Args;
-use macula_models::vit::PositionRule;
+use macula_models::vit::{GeluKind, PositionRule};
 use macula_models::weights::LoadOptions;
 
 use super::{DecodeArgs, INPUT, MODEL, PreprocessArgs, RunArgs};
@@ -20,9 +20,12 @@ pub struct CheckpointArgs {
     /// Architecture: vit-{tiny|small|base|large|giant2}[/PATCH][-regN][-swiglu] [default: told from the tensors]
     #[arg(long, value_name = "NAME")]
     pub arch: Option<String>,
-    /// official, registers or hugging-face [default: the checkpoint family's own]
+    /// official, registers, hugging-face or bilinear [default: the checkpoint family's own]
     #[arg(long, value_name = "RULE", value_parser = position_rule)]
     pub position_rule: Option<PositionRule>,
+    /// gelu, gelu-tanh or quick-gelu, where neither the file nor a configuration beside it says: CLIP's [default: what they say]
+    #[arg(long, value_name = "KIND")]
+    pub activation: Option<GeluKind>,
 }
 
 /// How a model is opened and images run through it.
@@ -53,13 +56,14 @@ impl CheckpointArgs {
             num_heads: self.heads,
             arch: self.arch.clone(),
             position_rule: self.position_rule,
+            activation: self.activation,
         }
     }
 }
 
 fn position_rule(text: &str) -> std::result::Result<PositionRule, String> {
     serde_json::from_value(serde_json::Value::String(text.to_owned()))
-        .map_err(|_| format!("expected official, registers or hugging-face, found `{text}`"))
+        .map_err(|_| format!("expected official, registers, hugging-face or bilinear, found `{text}`"))
 }
 
 impl RunArgs {

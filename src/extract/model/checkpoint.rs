@@ -132,6 +132,9 @@ fn available_outputs(config: &VitConfig) -> Vec<String> {
     if config.num_registers > 0 {
         kinds.push(OutputKind::Reg);
     }
+    if config.projection.is_some() {
+        kinds.push(OutputKind::Embedding);
+    }
     kinds.extend((config.depth.saturating_sub(4)..config.depth).map(OutputKind::LayerCls));
     kinds.extend((0..config.depth).map(OutputKind::LayerPatch));
     kinds.iter().map(ToString::to_string).collect()

@@ -56,6 +56,10 @@ impl BackboneConfig {
     /// Numbers that do not fit together, named as in the file.
     pub fn vit(&self, image_size: usize, masked: bool) -> Result<VitConfig> {
         let config = VitConfig {
+            pre_norm: false,
+            activation: Default::default(),
+            projection: None,
+            rope: None,
             embed_dim: self.embed_dim,
             depth: self.depth,
             num_heads: self.num_heads,

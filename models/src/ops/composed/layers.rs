@@ -2,6 +2,8 @@
 
 use candle_core::{D, Result, Tensor};
 
+use super::super::gelu::{CUBIC, GeluKind, QUICK, TANH};
+use super::super::rotary::Rotary;
 use super::wide;
 
 /// [`super::super::linear`], in the type of `x`.
@@ -21,9 +23,15 @@ pub(in crate::ops) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>)
     .reshape(shape)
 }
 
-/// [`super::super::gelu`], of any float type.
-pub(in crate::ops) fn gelu(x: &Tensor) -> Result<Tensor> {
-    x.gelu_erf()
+/// [`super::super::gelu_of`], of any float type.
+pub(in crate::ops) fn gelu(x: &Tensor, kind: GeluKind) -> Result<Tensor> {
+    let twice = match kind {
+        GeluKind::Gelu => return x.gelu_erf(),
+        GeluKind::GeluTanh => ((x + (x.powf(3.)? * f64::from(CUBIC))?)? * f64::from(2. * TANH))?,
+        GeluKind::QuickGelu => (x * f64::from(QUICK))?,
+    };
+    // 1 / (1 + e^-y), of operations that candle differentiates.
+    x / (twice.neg()?.exp()? + 1.)?
 }
 
 /// [`super::super::swiglu`], of any float type.
@@ -72,6 +80,26 @@ pub(in crate::ops) fn attention(qkv: &Tensor, scale: f64) -> Result<Tensor> {
 pub(in crate::ops) fn attention_probabilities(qkv: &Tensor, scale: f64) -> Result<Tensor> {
     let [query, key, _] = parts(&qkv.detach())?;
     probabilities(&query, &key, scale)
+}
+
+/// [`super::super::rotate`]: in f32 or f64, and back to the type of `qkv`.
+pub(in crate::ops) fn rotate(qkv: &Tensor, rotary: &Rotary) -> Result<Tensor> {
+    let half = rotary.half();
+    let turned = wide(&qkv.narrow(2, 0, 2)?)?; // [B, T, 2, H, d]
+    let table = |values: &[f32]| {
+        let table = Tensor::new(values, qkv.device())?.reshape((1, rotary.tokens(), 1, 1, half))?;
+        table.to_dtype(turned.dtype())
+    };
+    let (cos, sin) = (table(rotary.cos())?, table(rotary.sin())?);
+    let (first, second) = (turned.narrow(4, 0, half)?, turned.narrow(4, half, half)?);
+    let turned = Tensor::cat(
+        &[
+            (first.broadcast_mul(&cos)? - second.broadcast_mul(&sin)?)?,
+            (second.broadcast_mul(&cos)? + first.broadcast_mul(&sin)?)?,
+        ],
+        4,
+    )?;
+    Tensor::cat(&[turned.to_dtype(qkv.dtype())?, qkv.narrow(2, 2, 1)?], 2)
 }
 
 /// Queries, keys and values, each [B, H, T, d].

@@ -15,7 +15,7 @@ use candle_core::{DType, Device, Result, Tensor};
 
 pub(super) use cross_entropy::{product_cross_entropy, soft_cross_entropy};
 pub(super) use layers::{
-    attention, attention_probabilities, gelu, l2_normalize, layer_norm, linear, swiglu, weight_norm,
+    attention, attention_probabilities, gelu, l2_normalize, layer_norm, linear, rotate, swiglu, weight_norm,
 };
 pub(super) use residual_stack::residual_stack;
 pub(super) use tokens::{assemble_tokens, gather_rows};

@@ -3,7 +3,7 @@
 use candle_core::{DType, Result, Tensor};
 
 use super::super::{BranchSamples, Middle, StackOptions, StackedBranch};
-use super::{attention, gelu, layer_norm, linear, swiglu};
+use super::{attention, gelu, layer_norm, linear, rotate, swiglu};
 
 /// [`super::super::residual_stack`]: sums and norms in the type of `x`, everything between them in `compute`. Checkpointing is
 /// left aside.
@@ -50,10 +50,13 @@ fn added(x: &Tensor, branch: &StackedBranch, options: StackOptions) -> Result<Te
     let normed = layer_norm(x, &p.norm_weight, &p.norm_bias, options.eps)?.to_dtype(compute)?;
     let expanded = linear(&normed, &p.expand_weight, Some(&p.expand_bias))?;
     let inner = match branch.middle {
-        Middle::Gelu => gelu(&expanded)?,
+        Middle::Gelu(kind) => gelu(&expanded, kind)?,
         Middle::SwiGlu => swiglu(&expanded)?,
         Middle::Attention { heads } => {
-            let qkv = expanded.reshape((batch, tokens, 3, heads, width / heads))?;
+            let mut qkv = expanded.reshape((batch, tokens, 3, heads, width / heads))?;
+            if let Some(rotary) = branch.rotary {
+                qkv = rotate(&qkv, rotary)?;
+            }
             attention(&qkv, 1. / ((width / heads) as f64).sqrt())?
         }
     };

@@ -161,7 +161,7 @@ impl Branch {
                     };
                     FusedMiddle::Attention(of_branch.sizes().map(attention).collect::<Result<_>>()?)
                 }
-                Middle::Gelu => FusedMiddle::Activation(Activation::Gelu),
+                Middle::Gelu(_) => FusedMiddle::Activation(Activation::Gelu),
                 Middle::SwiGlu => FusedMiddle::Activation(Activation::SwiGlu),
             },
             contract: weight(&parameters.contract_weight)?,

@@ -55,6 +55,7 @@ fn stack(
         parameters,
         middle,
         samples,
+        rotary: None,
     };
     residual_stack(x, &[branch], IN_F32)
 }
@@ -65,29 +66,87 @@ fn oracle(x: &[Tensor], middle: Middle, samples: Option<&BranchSamples>) -> Resu
         parameters: &parameters(x),
         middle,
         samples,
+        rotary: None,
     };
     composed::residual_stack(&x[0], &[branch], IN_F32)
 }
 
 #[test]
 fn bf16_follows_f32() {
-    for middle in [Middle::Gelu, Middle::SwiGlu, Middle::Attention { heads: 2 }] {
+    for middle in [Middle::GELU, Middle::SwiGlu, Middle::Attention { heads: 2 }] {
         check_bf16(&inputs(3, 9, 16, middle), &|x, compute| {
             let branch = StackedBranch {
                 parameters: &parameters(x),
                 middle,
                 samples: None,
+                rotary: None,
             };
             residual_stack(&x[0], &[branch], StackOptions { compute, ..IN_F32 })
         });
     }
 }
 
+/// Queries and keys turned by places, and each kind of GELU, on some samples of the batch too.
+#[test]
+fn rotary_positions_and_kinds_of_gelu_agree_with_the_composition() {
+    use crate::ops::GeluKind;
+    // Angles of a third of a turn: of a half of one the sines would be 0.
+    let rotary = Rotary::new(100., 4, 1, (3, 1)).unwrap();
+    let samples = BranchSamples {
+        kept: vec![2, 0],
+        factors: vec![1.5, 0.5],
+    };
+    let attention = (Middle::Attention { heads: 2 }, Some(&rotary));
+    let gelu = |kind| (Middle::Gelu(kind), None);
+    for (middle, rotary) in [attention, gelu(GeluKind::GeluTanh), gelu(GeluKind::QuickGelu)] {
+        for samples in [None, Some(&samples)] {
+            let of = |x: &[Tensor], composed: bool| {
+                let branch = [StackedBranch {
+                    parameters: &parameters(x),
+                    middle,
+                    samples,
+                    rotary,
+                }];
+                match composed {
+                    true => composed::residual_stack(&x[0], &branch, IN_F32),
+                    false => residual_stack(&x[0], &branch, IN_F32),
+                }
+            };
+            check(&inputs(3, 4, 8, middle), &|x| of(x, false), &|x| of(x, true));
+        }
+        let inputs = inputs(3, 4, 8, middle);
+        check_bf16(&inputs, &|x, compute| {
+            let branch = StackedBranch {
+                parameters: &parameters(x),
+                middle,
+                samples: None,
+                rotary,
+            };
+            residual_stack(&x[0], &[branch], StackOptions { compute, ..IN_F32 })
+        });
+    }
+    // The table matters, and belongs to attention on images of its size.
+    let x = inputs(3, 4, 8, attention.0);
+    let with = |rotary, middle, tokens: usize| {
+        let branch = StackedBranch {
+            parameters: &parameters(&x),
+            middle,
+            samples: None,
+            rotary,
+        };
+        residual_stack(&x[0].narrow(1, 0, tokens)?, &[branch], IN_F32)
+    };
+    let (some, none) = (with(Some(&rotary), attention.0, 4), with(None, attention.0, 4));
+    assert_ne!(values(&some.unwrap()), values(&none.unwrap()));
+    let error = with(Some(&rotary), attention.0, 3).unwrap_err().to_string();
+    assert!(error.contains("expected a table of 3 tokens"), "{error}");
+}
+
 #[test]
 fn agrees_with_the_composition() {
     for (batch, tokens, width, middle) in [
-        (1, 1, 2, Middle::Gelu),
-        (2, 3, 5, Middle::Gelu),
+        (1, 1, 2, Middle::GELU),
+        (2, 3, 5, Middle::GELU),
         (3, 11, 3, Middle::SwiGlu),
         (1, 1, 4, Middle::Attention { heads: 1 }),
         (2, 4, 6, Middle::Attention { heads: 3 }),
@@ -106,7 +165,7 @@ fn a_subset_agrees_with_gather_and_scatter() {
         kept: vec![3, 0],
         factors: vec![2.5, 0.5],
     };
-    for middle in [Middle::Gelu, Middle::Attention { heads: 2 }] {
+    for middle in [Middle::GELU, Middle::Attention { heads: 2 }] {
         check(
             &inputs(4, 3, 4, middle),
             &|x| stack(&x[0], &parameters(x), middle, Some(&samples)),
@@ -135,6 +194,7 @@ fn layers_follow_each_other_and_one_on_no_sample_is_passed_by() {
             parameters,
             middle,
             samples,
+            rotary: None,
         };
         let branches = [branch(&a, first, samples[0]), branch(&b, second, samples[1])];
         residual_stack(&x[0], &branches, IN_F32)
@@ -176,7 +236,7 @@ fn checkpointing_changes_no_bit() {
         kept: vec![2, 0],
         factors: vec![1.5, 0.5],
     };
-    for middle in [Middle::Gelu, Middle::SwiGlu, Middle::Attention { heads: 2 }] {
+    for middle in [Middle::GELU, Middle::SwiGlu, Middle::Attention { heads: 2 }] {
         let inputs = inputs(3, 5, 8, middle);
         for compute in [DType::F32, DType::BF16] {
             let run = |checkpoint: bool| {
@@ -190,6 +250,7 @@ fn checkpointing_changes_no_bit() {
                     parameters: &all,
                     middle,
                     samples,
+                    rotary: None,
                 });
                 let options = StackOptions {
                     compute,
@@ -209,14 +270,14 @@ fn checkpointing_changes_no_bit() {
 
 #[test]
 fn wrong_samples_are_refused() {
-    let x = inputs(3, 1, 2, Middle::Gelu);
+    let x = inputs(3, 1, 2, Middle::GELU);
     for (kept, factors, message) in [
         (vec![0, 3], vec![1.; 2], "expected a sample below 3"),
         (vec![1, 1], vec![1.; 2], "named twice"),
         (vec![1, 2], vec![1.], "expected 2 factors, found 1"),
     ] {
         let samples = BranchSamples { kept, factors };
-        let result = stack(&x[0], &parameters(&x), Middle::Gelu, Some(&samples));
+        let result = stack(&x[0], &parameters(&x), Middle::GELU, Some(&samples));
         let error = result.unwrap_err().to_string();
         assert!(error.contains(message), "{error}");
     }
@@ -225,7 +286,7 @@ fn wrong_samples_are_refused() {
 #[test]
 fn threads_change_nothing_and_a_second_backward_pass_is_like_the_first() {
     let run = |frozen: bool| {
-        let vars: Vec<Var> = inputs(5, 9, 8, Middle::Gelu)
+        let vars: Vec<Var> = inputs(5, 9, 8, Middle::GELU)
             .iter()
             .map(|input| Var::from_tensor(input).unwrap())
             .collect();
@@ -233,7 +294,7 @@ fn threads_change_nothing_and_a_second_backward_pass_is_like_the_first() {
         if frozen {
             x[4] = x[4].detach();
         }
-        let out = stack(&x[0], &parameters(&x), Middle::Gelu, None).unwrap();
+        let out = stack(&x[0], &parameters(&x), Middle::GELU, None).unwrap();
         let loss = (&out * random(9, &[5, 9, 8])).unwrap().sum_all().unwrap();
         let grads = [loss.backward().unwrap(), loss.backward().unwrap()];
         let [first, second] = grads.map(|store| {
@@ -257,14 +318,14 @@ fn wrong_shapes_are_refused() {
         let result = stack(&x[0], &parameters(x), middle, None);
         result.unwrap_err().to_string()
     };
-    let mut x = inputs(1, 2, 4, Middle::Gelu);
+    let mut x = inputs(1, 2, 4, Middle::GELU);
     let found = message(&x, Middle::Attention { heads: 2 });
     assert!(
         found.contains("expected a parameter of shape [4, 3], found [4, 10]"),
         "{found}"
     );
     x[7] = random(1, &[3]);
-    let found = message(&x, Middle::Gelu);
+    let found = message(&x, Middle::GELU);
     assert!(
         found.contains("expected a parameter of shape [4], found [3]"),
         "{found}"

@@ -1,0 +1,128 @@
+//! What the files beside the weights, the options and the habit of a family say of what no tensor tells: heads and the GELU.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::family::{Beside, Table};
+use super::{Family, LoadOptions, hf_config, open_clip_config};
+use crate::vit::{FeedForwardKind, GeluKind, VitConfig};
+use crate::{Error, Result};
+
+/// What is said, and by whom.
+#[derive(Default)]
+pub(super) struct Stated {
+    pub heads: Option<(usize, &'static str)>,
+    pub activation: Option<(GeluKind, &'static str)>,
+}
+
+/// The geometry that the tensors `told`, completed by the configuration beside the file `weights`, if there is one.
+///
+/// # Errors
+/// A configuration that cannot be read, is of another model, or contradicts the tensors (by `refuse`).
+pub(super) fn beside(
+    table: &Table,
+    weights: &Path,
+    told: VitConfig,
+    refuse: &impl Fn(String) -> Error,
+) -> Result<(VitConfig, Stated)> {
+    match table.beside {
+        Beside::Nothing => Ok((told, Stated::default())),
+        Beside::Transformers(kinds) => {
+            let Some(config) = hf_config::read(weights, kinds)? else {
+                return Ok((told, Stated::default()));
+            };
+            let stated = Stated {
+                heads: Some((config.num_heads(), "config.json")),
+                activation: Some((config.activation(), "config.json")),
+            };
+            Ok((config.complete(told).map_err(refuse)?, stated))
+        }
+        Beside::OpenClip => {
+            const FILE: &str = "open_clip_config.json";
+            let Some(config) = open_clip_config::read(weights)? else {
+                return match told.pre_norm {
+                    true => Ok((told, Stated::default())),
+                    false => Err(refuse(format!(
+                        "{}: without `ln_pre.weight` only {FILE} beside it tells what is computed, found none",
+                        Family::OpenClip.name()
+                    ))),
+                };
+            };
+            let stated = Stated {
+                heads: Some((config.num_heads(&told).map_err(refuse)?, FILE)),
+                activation: Some((config.activation, FILE)),
+            };
+            Ok((told, stated))
+        }
+        Beside::Timm => {
+            let activation = timm_activation(weights)?.map(|kind| (kind, "config.json"));
+            let stated = Stated {
+                heads: None,
+                activation,
+            };
+            Ok((told, stated))
+        }
+    }
+}
+
+/// Whether a file that says how images are prepared lies beside the weights.
+pub(super) fn has_preprocessing(weights: &Path) -> bool {
+    const FILES: [&str; 3] = [
+        "preprocessor_config.json",
+        "processor_config.json",
+        "open_clip_config.json",
+    ];
+    let there = |file: &&str| weights.with_file_name(file).is_file();
+    FILES.iter().any(there) || timm_name(weights).is_ok_and(|name| name.is_some())
+}
+
+/// The GELU of a CLIP of timm, by the name of its architecture: `vit_base_patch32_clip_quickgelu_224`.
+fn timm_activation(weights: &Path) -> Result<Option<GeluKind>> {
+    Ok(match timm_name(weights)? {
+        Some(name) if name.contains("_clip_quickgelu") => Some(GeluKind::QuickGelu),
+        Some(name) if name.contains("_clip_") => Some(GeluKind::Gelu),
+        _ => None,
+    })
+}
+
+/// The architecture that the `config.json` of a timm repository names.
+fn timm_name(weights: &Path) -> Result<Option<String>> {
+    let path = weights.with_file_name("config.json");
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let text = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
+    let whole: Value =
+        serde_json::from_slice(&text).map_err(|e| Error::corrupt(&path, format!("config.json: {e}")))?;
+    Ok(whole
+        .get("architecture")
+        .and_then(Value::as_str)
+        .map(str::to_owned))
+}
+
+/// The GELU of a network, on which everyone who names one has to agree.
+///
+/// # Errors
+/// Two that differ; none at all where networks of the family differ.
+pub(super) fn activation(
+    table: &Table,
+    config: &VitConfig,
+    stated: &Stated,
+    options: &LoadOptions,
+) -> std::result::Result<GeluKind, String> {
+    match (stated.activation, options.activation) {
+        (Some((said, by)), Some(given)) if said != given => {
+            Err(format!("activation: {by} says {said}, the given one is {given}"))
+        }
+        (Some((kind, _)), _) | (None, Some(kind)) => Ok(kind),
+        (None, None) if config.feed_forward == FeedForwardKind::Swiglu => Ok(GeluKind::default()),
+        (None, None) => table.activation.ok_or_else(|| {
+            format!(
+                "taken for a {}, whose file does not tell its activation: give it (--activation quick-gelu for \
+                 OpenAI's weights, gelu for LAION's), or put its configuration beside it",
+                table.family.name()
+            )
+        }),
+    }
+}
