@@ -341,7 +341,7 @@ fn wrong_shapes_are_refused() {
 /// Two layers that share weights, one of them frozen, as two sizes of crops have them.
 #[test]
 fn gradients_of_weights_go_straight_to_the_store() {
-    let middle = Middle::Gelu;
+    let middle = Middle::GELU;
     for are_leaves in [true, false] {
         let vars: Vec<Var> = inputs(3, 5, 8, middle)
             .iter()
