@@ -595,6 +595,7 @@ fn gradients_of_weights_go_straight_to_the_store() {
             parameters: &all[branch],
             middle,
             samples: None,
+            rotary: None,
         });
         let options = StackOptions {
             eps: 1e-6,
