@@ -29,7 +29,7 @@ const EXAMPLES: &[&str] = &[
     next_help_heading = TRAINING,
     // They speak of --from.
     mut_args(|arg| match arg.get_id().as_str() {
-        "heads" | "arch" | "position_rule" => arg.help_heading(TRAINING),
+        "heads" | "arch" | "position_rule" | "activation" => arg.help_heading(TRAINING),
         _ => arg,
     }),
     after_help = examples(EXAMPLES),
