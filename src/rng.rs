@@ -1,27 +1,11 @@
 //! Randomness: one seed, many named streams. `seed -> stream name -> counter` decides every random choice, so that
 //! neither threads nor a resumed run can change it.
 
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::SeedableRng;
-use sha2::{Digest, Sha256};
-
-fn digest(seed: u64, stream: &str, counter: u64) -> [u8; 32] {
-    let mut hash = Sha256::new();
-    hash.update(seed.to_le_bytes());
-    hash.update((stream.len() as u64).to_le_bytes());
-    hash.update(stream.as_bytes());
-    hash.update(counter.to_le_bytes());
-    hash.finalize().into()
-}
-
-/// The generator of `stream` at `counter`.
-pub fn stream(seed: u64, stream: &str, counter: u64) -> ChaCha8Rng {
-    ChaCha8Rng::from_seed(digest(seed, stream, counter))
-}
+pub use macula_eval::rng::stream;
 
 /// A seed for a library that wants a number rather than a generator.
 pub fn derived_seed(seed: u64, stream: &str) -> u64 {
-    let bytes = digest(seed, stream, 0);
+    let bytes = macula_eval::rng::digest(seed, stream, 0);
     u64::from_le_bytes(std::array::from_fn(|i| bytes[i]))
 }
 

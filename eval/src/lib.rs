@@ -11,7 +11,7 @@ pub mod linalg;
 pub mod matrix;
 pub mod metrics;
 pub mod protocols;
-mod rng;
+pub mod rng;
 pub mod split;
 pub mod stats;
 pub mod table;

@@ -6,13 +6,18 @@ use rand_chacha::rand_core::SeedableRng;
 use sha2::{Digest, Sha256};
 
 /// The generator of the stream `name` at `counter`.
-pub(crate) fn stream(seed: u64, name: &str, counter: u64) -> ChaCha8Rng {
+pub fn stream(seed: u64, name: &str, counter: u64) -> ChaCha8Rng {
+    ChaCha8Rng::from_seed(digest(seed, name, counter))
+}
+
+/// What decides the stream `name` at `counter`: 32 bytes, as good as random.
+pub fn digest(seed: u64, name: &str, counter: u64) -> [u8; 32] {
     let mut hash = Sha256::new();
     hash.update(seed.to_le_bytes());
     hash.update((name.len() as u64).to_le_bytes());
     hash.update(name.as_bytes());
     hash.update(counter.to_le_bytes());
-    ChaCha8Rng::from_seed(hash.finalize().into())
+    hash.finalize().into()
 }
 
 #[cfg(test)]
