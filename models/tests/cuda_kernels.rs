@@ -50,7 +50,7 @@ fn values(tensor: &Tensor) -> Vec<f64> {
 /// As a share of the largest expected value, or of 1.
 fn assert_close(what: &str, found: &[f64], expected: &[f64], tolerance: f64) {
     assert_eq!(found.len(), expected.len(), "{what}: count");
-    let largest = expected.iter().fold(1f64, |most, value| most.max(value.abs()));
+    let largest = expected.iter().fold(1f64, |max, value| max.max(value.abs()));
     for (i, (a, b)) in found.iter().zip(expected).enumerate() {
         assert!(
             (a - b).abs() <= tolerance * largest,
@@ -682,7 +682,7 @@ fn adamw_moves_all_weights_and_their_followers() {
                 gradient: &gradients[place],
                 factors: factors(place),
             }),
-            follower: (place != 4).then(|| (&teacher[place], [0.75, 0.25])),
+            average: (place != 4).then(|| (&teacher[place], [0.75, 0.25])),
             group: 0,
         })
         .collect();
@@ -695,7 +695,7 @@ fn adamw_moves_all_weights_and_their_followers() {
     let wrong = AdamwUpdate {
         weights: &weights[0],
         moved: None,
-        follower: Some((&teacher[1], [0.; 2])),
+        average: Some((&teacher[1], [0.; 2])),
         group: 0,
     };
     let error = emulated(launcher(), || adamw(&mut Tables::default(), &[wrong], None))
@@ -726,7 +726,7 @@ fn adamw_clips_by_norms_that_stay_on_the_gpu() {
             .collect()
     };
     let gradients = make(40);
-    let (groups, most) = ([1, 0, 1], 20.3);
+    let (groups, max_norm) = ([1, 0, 1], 20.3);
     let step = |clip: &dyn Fn(u32) -> f32, on_gpu: Option<&[f64]>| {
         let all = [make(10), make(20), make(30), make(50)];
         let updates: Vec<AdamwUpdate> = (0..counts.len())
@@ -738,22 +738,22 @@ fn adamw_clips_by_norms_that_stay_on_the_gpu() {
                     gradient: &gradients[place],
                     factors: [clip(groups[place]), 0.1, 0.999, 0.001, 0.99, 0.01, 0.2, 1e-8],
                 }),
-                follower: Some((&all[3][place], [0.75, 0.25])),
+                average: Some((&all[3][place], [0.75, 0.25])),
                 group: groups[place],
             })
             .collect();
         emulated(launcher(), || {
-            let told = on_gpu.map(|told| Tensor::new(told, &Device::Cpu).unwrap());
+            let checked = on_gpu.map(|checked| Tensor::new(checked, &Device::Cpu).unwrap());
             let squares = sums_of_squares(
                 &mut Tables::default(),
                 &[vec![&gradients[1]], vec![&gradients[0], &gradients[2]]],
                 &Device::Cpu,
             );
             let squares = squares.unwrap();
-            let clip = told.as_ref().map(|told| Clip {
+            let clip = checked.as_ref().map(|checked| Clip {
                 squares: &squares,
-                most,
-                told,
+                max_norm,
+                checked,
             });
             adamw(&mut Tables::default(), &updates, clip.as_ref()).unwrap();
             let moved: Vec<Vec<f64>> = all.iter().flatten().map(values).collect();
@@ -763,7 +763,7 @@ fn adamw_clips_by_norms_that_stay_on_the_gpu() {
     let (unclipped, squares) = step(&|_| 1., None);
     let scales: Vec<f32> = squares
         .iter()
-        .map(|square| (most / (square.sqrt() + 1e-6)).min(1.) as f32)
+        .map(|square| (max_norm / (square.sqrt() + 1e-6)).min(1.) as f32)
         .collect();
     assert!(scales[0] < 1. && scales[1] == 1., "{scales:?}");
     let (expected, _) = step(&|group| scales[group as usize], None);
@@ -849,14 +849,14 @@ fn the_tables_of_an_optimizer_stay_on_the_gpu() {
                 .map(|&weights| AdamwUpdate {
                     weights,
                     moved: None,
-                    follower: None,
+                    average: None,
                     group: 0,
                 })
                 .collect();
             let clip = Clip {
                 squares: &squares,
-                most: 3.,
-                told: &squares,
+                max_norm: 3.,
+                checked: &squares,
             };
             adamw(&mut of_adamw, &updates, Some(&clip)).unwrap();
         });
@@ -871,7 +871,7 @@ fn the_tables_of_an_optimizer_stay_on_the_gpu() {
     assert_eq!(second.iter().sum::<usize>(), factors);
 }
 
-/// Two windows of a small image whose levels are told by hand. That crops are the processor's, however they are made, `macula`'s own
+/// Two windows of a small image whose levels are written by hand. That crops are the processor's, however they are made, `macula`'s own
 /// tests show.
 #[test]
 #[ignore = "needs a C++ compiler"]

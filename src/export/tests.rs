@@ -30,7 +30,7 @@ fn request(dtype: Dtype) -> ExportRequest {
         outputs: Vec::new(),
         preprocess: Preprocess::imagenet(28, 28),
         dtype,
-        small: (dtype != Dtype::F32).then(|| SmallRequest {
+        quantize: (dtype != Dtype::F32).then(|| QuantizeRequest {
             data: "sample:train".to_owned(),
             calibration_images: 8,
             compared_images: 16,
@@ -222,8 +222,8 @@ fn right_files_are_far_from_the_limits() {
 fn images_used_twice_are_said_to_be() {
     let checkpoint = golden();
     let mut request = request(Dtype::Int8);
-    let small = request.small.as_mut().unwrap();
-    (small.data, small.calibration_images) = ("sample:test".to_owned(), 1000);
+    let quantize = request.quantize.as_mut().unwrap();
+    (quantize.data, quantize.calibration_images) = ("sample:test".to_owned(), 1000);
     let place = tempfile::tempdir().unwrap();
     let summary = export(&checkpoint, &request, &place.path().join("m.onnx")).unwrap();
     assert!(summary.drift.unwrap().images_shared);

@@ -29,7 +29,7 @@ pub fn update_teacher(teacher: &NamedVars, student: &NamedVars, momentum: f64) -
             .map(|(teacher, student)| AdamwUpdate {
                 weights: student,
                 moved: None,
-                follower: Some((teacher, [keep, take])),
+                average: Some((teacher, [keep, take])),
                 group: 0,
             })
             .collect();

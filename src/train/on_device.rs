@@ -6,7 +6,7 @@ use candle_core::{D, DType, Result, Tensor, Var};
 use macula_models::ops::cuda::targets;
 use macula_models::ops::is_fused;
 
-use super::losses::targets::LEAST_SUM;
+use super::losses::targets::MIN_SUM;
 use super::optimizer::{Moments, adamw_update};
 use super::ranks::Ranks;
 
@@ -92,7 +92,7 @@ pub(super) fn sinkhorn_knopp(
         };
         let sums = ranks.sum(&sums)?; // [1, K]
         let of_prototype = sums
-            .maximum(&Tensor::full(LEAST_SUM, sums.shape(), device)?)?
+            .maximum(&Tensor::full(MIN_SUM, sums.shape(), device)?)?
             .recip()?;
         let last = iteration == iterations;
         match (fused, last) {

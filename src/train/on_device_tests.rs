@@ -139,8 +139,8 @@ fn assert_moved_alike(
             if name.ends_with("weight_g") {
                 assert!(a == b && moved == 0., "{what}, {network} {name} is fixed");
             } else if compared(&name, values) {
-                let least = 1e-6 * (values as f64).sqrt();
-                assert!(moved > least, "{what}, {network} {name} has moved by {moved}");
+                let min = 1e-6 * (values as f64).sqrt();
+                assert!(moved > min, "{what}, {network} {name} has moved by {moved}");
                 let apart = distance(&name, a, b);
                 assert!(
                     apart < weights * moved,

@@ -50,7 +50,7 @@ impl Allowed {
         bf16: [3e-2; 2],
     };
 
-    fn of(self, compute: DType) -> [f64; 2] {
+    fn for_compute(self, compute: DType) -> [f64; 2] {
         match compute {
             DType::BF16 => self.bf16,
             _ => self.f32,
@@ -119,7 +119,7 @@ impl OpCase {
             gradient_error: gradients
                 .map(|(found, expected)| difference(found, expected))
                 .fold(0., f64::max),
-            allowed: self.allowed.of(compute),
+            allowed: self.allowed.for_compute(compute),
             cpu_ms: cpu.ms,
             device_ms: on_device.ms,
         })
@@ -167,11 +167,11 @@ fn difference(found: &[f32], expected: &[f32]) -> f64 {
     }
     let largest = expected
         .iter()
-        .fold(f32::MIN_POSITIVE, |most, value| most.max(value.abs()));
+        .fold(f32::MIN_POSITIVE, |max, value| max.max(value.abs()));
     let worst = found
         .iter()
         .zip(expected)
-        .fold(0f32, |most, (a, b)| most.max((a - b).abs()));
+        .fold(0f32, |max, (a, b)| max.max((a - b).abs()));
     f64::from(worst) / f64::from(largest)
 }
 
@@ -412,8 +412,8 @@ mod tests {
             for ((found, expected), shape) in gradients.zip(&case.shapes) {
                 let error = difference(found, expected);
                 // A bias's and a gain's are sums over rows, which are rounded to bf16 on their way.
-                let most = if shape.len() == 1 { 0.08 } else { 0.02 };
-                assert!(error < most, "{}, gradient of {shape:?}: {error}", case.name);
+                let max = if shape.len() == 1 { 0.08 } else { 0.02 };
+                assert!(error < max, "{}, gradient of {shape:?}: {error}", case.name);
             }
         }
     }
@@ -434,7 +434,7 @@ mod tests {
             let expected = (case.function)(&inputs, DType::F32).unwrap();
             let found = broken(&inputs[0], &inputs[1]).unwrap();
             let error = difference(&values(&found).unwrap(), &values(&expected).unwrap());
-            (error, case.allowed.of(compute)[0])
+            (error, case.allowed.for_compute(compute)[0])
         };
         let exact = |a: &Tensor, b: &Tensor| short(a)?.matmul(&short(b)?.t()?);
         let (error, allowed) = on(&exact_product(), &exact, DType::F32);

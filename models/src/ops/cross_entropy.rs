@@ -76,7 +76,7 @@ pub fn product_cross_entropy(
     }
     let op = ProductCrossEntropy {
         of_logits,
-        precision: Precision::of(PRODUCT_NAME, compute)?,
+        precision: Precision::for_compute(PRODUCT_NAME, compute)?,
         size: [rows, classes, width],
         logits: (points.track_op() || prototypes.track_op()).then(Mutex::default),
     };

@@ -31,7 +31,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, compute: DType
         Some(bias) => bias.contiguous()?,
         None => Tensor::zeros(outputs, weight.dtype(), weight.device())?,
     };
-    let precision = Precision::of(NAME, compute)?;
+    let precision = Precision::for_compute(NAME, compute)?;
     x.contiguous()?
         .apply_op3(&weight.contiguous()?, &bias, Linear { precision })
 }

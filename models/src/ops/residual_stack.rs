@@ -81,7 +81,7 @@ pub fn residual_stack(x: &Tensor, branches: &[StackedBranch], options: StackOpti
             false => composed::residual_stack(x, branches, options),
         };
     }
-    let precision = Precision::of(NAME, options.compute)?;
+    let precision = Precision::for_compute(NAME, options.compute)?;
     let parameters: Vec<&Tensor> = branches
         .iter()
         .flat_map(|branch| branch.parameters.list())

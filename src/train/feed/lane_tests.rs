@@ -178,7 +178,7 @@ impl StandIn {
     /// Asks for something, after which the streams may do some of what they have been asked for.
     fn ask<R>(&self, ask: impl FnOnce(&mut State) -> R) -> R {
         let mut state = self.state.lock().unwrap();
-        let asked = ask(&mut state);
+        let requested = ask(&mut state);
         match self.pace {
             Pace::Late => {}
             Pace::Early => while state.advance(0) || state.advance(1) {},
@@ -195,7 +195,7 @@ impl StandIn {
                 }
             }
         }
-        asked
+        requested
     }
 
     fn is_left_out(&self, waits: &[LeftOut]) -> bool {
@@ -334,7 +334,7 @@ fn run(pace: Pace, left_out: LeftOut) -> Vec<String> {
     let mut lanes = [(); 2].map(|()| StagedLane::new(driver.clone()).unwrap());
     driver.state.lock().unwrap().read = (0..STEPS).map(|_| None).collect();
     let batches: Vec<Batch> = (0..=STEPS).map(batch).collect();
-    let mut sent = lanes[0].send(&Load::of(&batches[0], &crops).unwrap()).unwrap();
+    let mut sent = lanes[0].send(&Load::new(&batches[0], &crops).unwrap()).unwrap();
     for step in 0..STEPS {
         let (lane, next) = (step % 2, (step + 1) % 2);
         lanes[lane].arrived().unwrap();
@@ -342,7 +342,7 @@ fn run(pace: Pace, left_out: LeftOut) -> Vec<String> {
         driver.ask(|state| state.queues[Stream::Computing as usize].push_back(Work::Read(tensors, step)));
         lanes[lane].release().unwrap();
         sent = lanes[next]
-            .send(&Load::of(&batches[step + 1], &crops).unwrap())
+            .send(&Load::new(&batches[step + 1], &crops).unwrap())
             .unwrap();
     }
     drop(sent);

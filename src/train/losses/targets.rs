@@ -14,7 +14,7 @@ pub const SINKHORN_ITERATIONS: usize = 3;
 
 /// Least sum over samples that a prototype is scaled by: far below what f32 exponentials of one batch add up to, it only
 /// keeps the scale of a prototype that no sample is near from overflowing.
-pub(in crate::train) const LEAST_SUM: f32 = 1e-30;
+pub(in crate::train) const MIN_SUM: f32 = 1e-30;
 
 /// `softmax((logits - centre) / temperature)` with a centre that follows the mean of all teacher logits.
 ///
@@ -186,7 +186,7 @@ pub fn target_cases() -> [OpCase; 2] {
 
 /// Written so that NaN stays.
 fn reciprocal(sum: f32) -> f32 {
-    1. / if sum < LEAST_SUM { LEAST_SUM } else { sum }
+    1. / if sum < MIN_SUM { MIN_SUM } else { sum }
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use macula_models::ops::cuda::optimizer::{AdamwUpdate, Clip, Moved, Tables, adam
 use macula_models::ops::is_fused;
 
 use super::adamw_update::Update;
-use super::average::Follower;
+use super::average::AveragedWeight;
 use super::{Average, Parameter, Rates, check, check_state_names, copied};
 use crate::{Error, Result};
 
@@ -167,7 +167,9 @@ impl AdamW {
             return adamw(&mut self.tables, &updates, None).map_err(Error::from);
         }
         for parameter in &self.parameters {
-            let follows = teacher.as_ref().and_then(|teacher| teacher.of(&parameter.name));
+            let follows = teacher
+                .as_ref()
+                .and_then(|teacher| teacher.averaged(&parameter.name));
             let Some(moments) = self.moments.get_mut(&parameter.name) else {
                 continue;
             };
@@ -177,7 +179,7 @@ impl AdamW {
                     let update = Update::new(
                         &self.options,
                         moments.steps,
-                        rates.of(&parameter.group),
+                        rates.for_group(&parameter.group),
                         scale(&parameter.name),
                     );
                     update.apply(&parameter.var, moments, gradient, follows)
@@ -234,7 +236,7 @@ impl AdamW {
                 Some(gradient) => {
                     moments.steps += 1;
                     let gradient = gradient.contiguous()?;
-                    let rates = rates.of(&parameter.group);
+                    let rates = rates.for_group(&parameter.group);
                     let update = Update::new(&self.options, moments.steps, rates, scale(&parameter.name));
                     Some((moments.clone(), gradient, update))
                 }
@@ -243,7 +245,9 @@ impl AdamW {
             updates.push(FusedUpdate {
                 weights: parameter.var.clone(),
                 moved,
-                follower: teacher.as_ref().and_then(|teacher| teacher.of(&parameter.name)),
+                average: teacher
+                    .as_ref()
+                    .and_then(|teacher| teacher.averaged(&parameter.name)),
             });
         }
         Ok(updates)
@@ -254,7 +258,7 @@ impl AdamW {
 struct FusedUpdate<'a> {
     weights: Var,
     moved: Option<(Moments, Tensor, Update)>,
-    follower: Option<Follower<'a>>,
+    average: Option<AveragedWeight<'a>>,
 }
 
 impl FusedUpdate<'_> {
@@ -267,9 +271,9 @@ impl FusedUpdate<'_> {
                 gradient,
                 factors: update.factors(),
             }),
-            follower: self
-                .follower
-                .map(|follower| (follower.weights.as_tensor(), follower.factors())),
+            average: self
+                .average
+                .map(|average| (average.weights.as_tensor(), average.factors())),
             group,
         }
     }
@@ -351,7 +355,7 @@ mod tests {
             let zeros = || Var::zeros(start.shape(), DType::F32, &Device::Cpu).unwrap();
             names.map(|name| (name.to_string(), zeros())).into()
         };
-        let ((mut fused, follower), (mut plain, other)) = ((make(), teacher()), (make(), teacher()));
+        let ((mut fused, average), (mut plain, other)) = ((make(), teacher()), (make(), teacher()));
         for _ in 0..2 {
             let mut store = gradients(&plain, &target);
             let vars: Vec<Var> = plain.parameters().iter().map(|p| p.var.clone()).collect();
@@ -364,7 +368,7 @@ mod tests {
             let norm = gradient_norm("a", [&fused.parameters()[0].var], &store).unwrap();
             let scale = |name: &str| if name == "a" { clip_scale(norm, 3.) } else { 1. };
             let average = Average {
-                teacher: &follower,
+                teacher: &average,
                 momentum: 0.9,
             };
             fused
@@ -377,7 +381,7 @@ mod tests {
                 values(&plain.parameters()[i].var),
                 "{name}"
             );
-            assert_eq!(values(&follower[*name]), values(&other[*name]), "{name}");
+            assert_eq!(values(&average[*name]), values(&other[*name]), "{name}");
             assert_eq!(
                 values(&fused.state()[*name].second),
                 values(&plain.state()[*name].second)

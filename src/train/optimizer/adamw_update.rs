@@ -5,7 +5,7 @@ use macula_models::ops::vectors::wide;
 use macula_models::ops::{is_composed, with_f32};
 use rayon::prelude::*;
 
-use super::average::Follower;
+use super::average::AveragedWeight;
 use super::{AdamWOptions, Moments};
 use crate::train::in_place::{self, ELEMENTS_PER_TASK};
 use crate::train::on_device;
@@ -62,7 +62,7 @@ impl Update {
         weights: &Var,
         moments: &mut Moments,
         gradient: &Tensor,
-        teacher: Option<Follower>,
+        teacher: Option<AveragedWeight>,
     ) -> Result<()> {
         const NAME: &str = "adamw";
         let gradient = gradient.contiguous()?;
@@ -95,7 +95,12 @@ impl Update {
         })?
     }
 
-    fn sweep(&self, changed: [&mut [f32]; 3], gradient: &[f32], teacher: Option<(&mut [f32], &Follower)>) {
+    fn sweep(
+        &self,
+        changed: [&mut [f32]; 3],
+        gradient: &[f32],
+        teacher: Option<(&mut [f32], &AveragedWeight)>,
+    ) {
         let [weights, first, second] = changed.map(|values| values.par_chunks_mut(ELEMENTS_PER_TASK));
         let chunks = weights
             .zip(first.zip(second))

@@ -41,22 +41,22 @@ impl<'a> Average<'a> {
     }
 
     /// The teacher's side of one parameter.
-    pub(super) fn of(&self, name: &str) -> Option<Follower<'a>> {
+    pub(super) fn averaged(&self, name: &str) -> Option<AveragedWeight<'a>> {
         self.teacher
             .get(name)
-            .map(|weights| Follower::new(weights, self.momentum))
+            .map(|weights| AveragedWeight::new(weights, self.momentum))
     }
 }
 
 /// One weight of the teacher and how fast it follows.
 #[derive(Clone, Copy)]
-pub(super) struct Follower<'a> {
+pub(super) struct AveragedWeight<'a> {
     pub(super) weights: &'a Var,
     keep: f32,
     take: f32,
 }
 
-impl<'a> Follower<'a> {
+impl<'a> AveragedWeight<'a> {
     /// Both factors are rounded from f64: 1 - momentum in f32 would lose digits near 1.
     fn new(weights: &'a Var, momentum: f64) -> Self {
         Self {

@@ -15,7 +15,7 @@ pub struct AdamwUpdate<'a> {
     /// Its moments and its gradient, of its shape; without them it stays as it is.
     pub moved: Option<Moved<'a>>,
     /// The weight that follows it, of its shape: `keep` times itself and `take` times the weight.
-    pub follower: Option<(&'a Tensor, [f32; 2])>,
+    pub average: Option<(&'a Tensor, [f32; 2])>,
     /// The group that its gradient is clipped with, where gradients are.
     pub group: u32,
 }
@@ -26,9 +26,9 @@ pub struct Clip<'a> {
     /// The sum of squares of each group of gradients ([`sums_of_squares`]), [G].
     pub squares: &'a Tensor,
     /// The largest norm of a group; infinite to leave gradients as they are.
-    pub most: f64,
+    pub max_norm: f64,
     /// Numbers of which each has to be finite, or nothing moves.
-    pub told: &'a Tensor,
+    pub checked: &'a Tensor,
 }
 
 /// AdamW's side of a weight.
@@ -51,11 +51,11 @@ pub struct Moved<'a> {
 pub struct Tables {
     pieces: Option<Pieces>,
     numbers: Vec<(Vec<u32>, Tensor)>,
-    most: Option<(f64, Tensor)>,
+    max_norm: Option<(f64, Tensor)>,
 }
 
 /// Lists of numbers that [`Tables`] keep at most.
-const MOST_LISTS: usize = 4;
+const MAX_LISTS: usize = 4;
 
 impl Tables {
     fn pieces(&mut self, sizes: &[u32], device: &Device) -> Result<&Pieces> {
@@ -73,7 +73,7 @@ impl Tables {
         if let Some((_, known)) = self.numbers.iter().find(is_known) {
             return Ok(known.clone());
         }
-        if self.numbers.len() == MOST_LISTS {
+        if self.numbers.len() == MAX_LISTS {
             self.numbers.remove(0);
         }
         let uploaded = upload(&numbers, numbers.len(), device)?;
@@ -81,14 +81,15 @@ impl Tables {
         Ok(uploaded)
     }
 
-    fn most(&mut self, most: f64, device: &Device) -> Result<Tensor> {
-        let is_known =
-            |(known, on): &&(f64, Tensor)| known.total_cmp(&most).is_eq() && on.device().same_device(device);
-        if let Some((_, known)) = self.most.as_ref().filter(is_known) {
+    fn max_norm(&mut self, max_norm: f64, device: &Device) -> Result<Tensor> {
+        let is_known = |(known, on): &&(f64, Tensor)| {
+            known.total_cmp(&max_norm).is_eq() && on.device().same_device(device)
+        };
+        if let Some((_, known)) = self.max_norm.as_ref().filter(is_known) {
             return Ok(known.clone());
         }
-        let uploaded = upload(&[most], 1, device)?;
-        self.most = Some((most, uploaded.clone()));
+        let uploaded = upload(&[max_norm], 1, device)?;
+        self.max_norm = Some((max_norm, uploaded.clone()));
         Ok(uploaded)
     }
 }
@@ -106,9 +107,9 @@ pub fn adamw(tables: &mut Tables, updates: &[AdamwUpdate], clip: Option<&Clip>) 
     let mut factors: Vec<f32> = Vec::with_capacity(10 * updates.len());
     for update in updates {
         let moved = update.moved.as_ref();
-        let follower = update.follower.map(|(follower, _)| follower);
+        let average = update.average.map(|(average, _)| average);
         let others = moved.map(|moved| [moved.first, moved.second, moved.gradient]);
-        for tensor in others.iter().flatten().chain(&follower).chain([&update.weights]) {
+        for tensor in others.iter().flatten().chain(&average).chain([&update.weights]) {
             if tensor.dtype() != DType::F32 || tensor.dims() != update.weights.dims() {
                 bail!(
                     "{NAME}: expected {:?} of f32, found {:?} of {:?}",
@@ -123,17 +124,17 @@ pub fn adamw(tables: &mut Tables, updates: &[AdamwUpdate], clip: Option<&Clip>) 
             moved.map(|moved| (moved.first, Access::Change)),
             moved.map(|moved| (moved.second, Access::Change)),
             moved.map(|moved| (moved.gradient, Access::Read)),
-            follower.map(|follower| (follower, Access::Change)),
+            average.map(|average| (average, Access::Change)),
         ]);
         factors.extend(moved.map_or([0.; 8], |moved| moved.factors));
-        factors.extend(update.follower.map_or([0.; 2], |(_, factors)| factors));
+        factors.extend(update.average.map_or([0.; 2], |(_, factors)| factors));
     }
     if let Some(clip) = clip {
         let groups = clip.squares.elem_count();
         if let Some(update) = updates.iter().find(|update| update.group as usize >= groups) {
             bail!("{NAME}: expected a group below {groups}, found {}", update.group)
         }
-        for tensor in [clip.squares, clip.told] {
+        for tensor in [clip.squares, clip.checked] {
             if tensor.dtype() != DType::F64 {
                 bail!("{NAME}: expected sums of f64, found {:?}", tensor.dtype())
             }
@@ -141,7 +142,9 @@ pub fn adamw(tables: &mut Tables, updates: &[AdamwUpdate], clip: Option<&Clip>) 
     }
     let groups = updates.iter().map(|update| update.group).collect();
     let groups = clip.map(|_| tables.numbers(groups, device)).transpose()?;
-    let most = clip.map(|clip| tables.most(clip.most, device)).transpose()?;
+    let max_norm = clip
+        .map(|clip| tables.max_norm(clip.max_norm, device))
+        .transpose()?;
     let factors = upload(&factors, factors.len(), device)?;
     let pieces = tables.pieces(&sizes(updates.iter().map(|update| update.weights))?, device)?;
     launch(
@@ -156,9 +159,9 @@ pub fn adamw(tables: &mut Tables, updates: &[AdamwUpdate], clip: Option<&Clip>) 
             Argument::Read(&pieces.numbers),
             Argument::Optional(groups.as_ref()),
             Argument::Optional(clip.map(|clip| clip.squares)),
-            Argument::Optional(most.as_ref()),
-            Argument::Optional(clip.map(|clip| clip.told)),
-            Argument::Count(clip.map_or(0, |clip| clip.told.elem_count())),
+            Argument::Optional(max_norm.as_ref()),
+            Argument::Optional(clip.map(|clip| clip.checked)),
+            Argument::Count(clip.map_or(0, |clip| clip.checked.elem_count())),
         ],
     )
 }
@@ -179,7 +182,7 @@ pub fn sums_of_squares(tables: &mut Tables, groups: &[Vec<&Tensor>], device: &De
     }
     let mut bounds = vec![0u32];
     for group in groups {
-        let counts = sizes(group.iter().copied())?.into_iter().map(Pieces::of);
+        let counts = sizes(group.iter().copied())?.into_iter().map(Pieces::count_in);
         bounds.push(bounds[bounds.len() - 1] + counts.sum::<u32>());
     }
     let bounds = tables.numbers(bounds, device)?;
@@ -242,7 +245,7 @@ impl Pieces {
     fn new(of: &[u32], device: &Device) -> Result<Self> {
         let mut numbers = Vec::new();
         for (tensor, &size) in (0u32..).zip(of) {
-            numbers.extend((0..Self::of(size)).flat_map(|piece| [tensor, piece]));
+            numbers.extend((0..Self::count_in(size)).flat_map(|piece| [tensor, piece]));
         }
         Ok(Self {
             count: numbers.len() / 2,
@@ -257,7 +260,7 @@ impl Pieces {
     }
 
     /// The pieces of a tensor of `size` values.
-    fn of(size: u32) -> u32 {
+    fn count_in(size: u32) -> u32 {
         size.div_ceil(PIECE as u32)
     }
 }
