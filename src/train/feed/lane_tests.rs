@@ -397,7 +397,7 @@ fn replace(pace: Pace, left_out: LeftOut) -> Vec<&'static str> {
     let crops = MultiCrop::new(MultiCropConfig::small_grey(8, 4)).unwrap();
     let mut lane = StagedLane::new(driver.clone()).unwrap();
     for step in [0, 6] {
-        lane.send(&Load::of(&batch(step), &crops).unwrap()).unwrap();
+        lane.send(&Load::new(&batch(step), &crops).unwrap()).unwrap();
     }
     drop(lane);
     std::mem::take(&mut driver.state.lock().unwrap().faults)
