@@ -655,7 +655,7 @@ fn pooling_and_positions_are_told_by_tensors() {
     );
     let said = |name: &str| loaded(name).notices.join("; ");
     assert_says(&said("siglip_hf"), &["`text_model`"]);
-    assert_says(&said("siglip_open"), &["`text`"]);
+    assert_says(&said("siglip_open"), &["text.token_embedding.weight"]);
     assert_says(&said("ibot_official.pth"), &["masked_embed"]);
     assert_says(&said("ijepa_official.pth"), &["predictor"]);
 }
