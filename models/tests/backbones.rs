@@ -825,7 +825,7 @@ fn the_activation_of_timms_siglip_is_never_guessed() {
     }
 }
 
-/// Networks of other kinds that the projection of patches tells.
+/// Networks of other kinds that a shape tells.
 #[test]
 fn sequences_of_patches_and_videos_are_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
@@ -836,6 +836,12 @@ fn sequences_of_patches_and_videos_are_refused_by_name() {
             "vision_model.embeddings.patch_embedding.weight",
             &[32, 48][..],
             &["NaFlex", "sequences of patches"][..],
+        ),
+        (
+            "eva_timm.safetensors",
+            "cls_token",
+            &[1, 1, 1792],
+            &["EVA-02 E", "norms behind the branches"],
         ),
         (
             "ijepa_official.pth",

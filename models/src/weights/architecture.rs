@@ -105,6 +105,13 @@ pub(super) const NAFLEX: Architecture = Architecture {
     is: |_| false,
 };
 
+/// Told from its width, which no other of these names has.
+pub(super) const EVA_ENORMOUS: Architecture = Architecture {
+    name: "EVA-02 E",
+    lacks: "norms behind the branches of a block are not supported",
+    is: |_| false,
+};
+
 /// Told from the five axes of its projection of patches.
 pub(super) const VIDEO: Architecture = Architecture {
     name: "ViT of videos (V-JEPA, VideoMAE)",

@@ -258,6 +258,7 @@ pub(super) fn detect(prefix: &str, tensors: &BTreeMap<String, &RawTensor>) -> De
     let table = match names.axes_of_patches() {
         Some(2) => return Detected::Lacking(&architecture::NAFLEX),
         Some(5) => return Detected::Lacking(&architecture::VIDEO),
+        _ if names.is_enormous() => return Detected::Lacking(&architecture::EVA_ENORMOUS),
         _ => names
             .transformers()
             .or_else(|| names.special())
@@ -295,6 +296,13 @@ impl Names<'_> {
         let names = ["embeddings.patch_embedding.weight", "patch_embed.proj.weight"];
         let found = names.iter().find_map(|name| self.tensors.get(*name));
         found.map(|tensor| tensor.shape.len())
+    }
+
+    /// Whether it is EVA-02 E, whose tensors have the names of EVA's g and stand elsewhere in a block.
+    fn is_enormous(&self) -> bool {
+        let class_token = self.tensors.get("cls_token");
+        let width = class_token.and_then(|token| token.shape.last());
+        width == Some(&1792) && self.in_block(".attn.q_bias")
     }
 
     /// Whether the network is the trunk of a tower of open_clip.
@@ -442,7 +450,22 @@ mod tests {
         for (names, expected) in [
             (&["class_embedding", "ln_pre.bias"][..], Family::OpenClip),
             (&["embeddings.class_embedding"], Family::HuggingFaceClip),
-            (&[cls, "norm_pre.weight"], Family::TimmClip),
+            (&[cls, "norm_pre.weight", "norm.weight"], Family::TimmClip),
+            (&[cls, "norm_pre.weight"], Family::TimmPe),
+            (
+                &[cls, "norm_pre.weight", "norm.weight", "attn_pool.latent"],
+                Family::TimmPe,
+            ),
+            (
+                &[cls, "blocks.0.attn.relative_position_bias_table"],
+                Family::TimmBeit,
+            ),
+            (&[cls, "blocks.0.attn.q_bias"], Family::TimmEva),
+            (&[cls, "blocks.0.attn.q_proj.weight"], Family::TimmEva),
+            (
+                &["embeddings.cls_token", "layers.0.lambda_1"],
+                Family::HuggingFaceBeit,
+            ),
             (&[cls, "rope_embed.periods"], Family::Dinov3),
             (&[cls, "storage_tokens"], Family::Dinov3),
             (

@@ -29,8 +29,17 @@ const PUBLISHED: &[(usize, usize)] = &[
 ];
 /// Those of DINOv3's and EUPE's, T to H+ and 7B: of the same width as others, with another number of heads.
 const ROTARY: &[(usize, usize)] = &[(192, 3), (384, 6), (768, 12), (1024, 16), (1280, 20), (4096, 32)];
-/// Those that pool by attention, and PE's: as PUBLISHED but for the widest.
-const POOLED: &[(usize, usize)] = &[(192, 3), (384, 6), (768, 12), (1024, 16), (1152, 16), (1536, 16)];
+/// Those that pool by attention or have no class token, and PE's: as PUBLISHED but for the widest.
+const POOLED: &[(usize, usize)] = &[
+    (192, 3),
+    (384, 6),
+    (768, 12),
+    (1024, 16),
+    (1152, 16),
+    (1280, 16),
+    (1408, 16),
+    (1536, 16),
+];
 /// MoCo v3 alone gives its ViT-S twelve heads. Its networks lie below one of these modules.
 const MOCO_V3: [&str; 2] = ["base_encoder.", "momentum_encoder."];
 const MOCO_V3_SMALL: (usize, usize) = (384, 12);
@@ -55,7 +64,7 @@ pub(super) fn heads(
         let published = match config.rope {
             Some(rope) if rope.columns_first() => POOLED,
             Some(rope) if !rope.position_table => ROTARY,
-            _ if pooled => POOLED,
+            _ if pooled || !config.class_token => POOLED,
             _ => PUBLISHED,
         };
         return assumed(config.embed_dim, prefix, published);
@@ -208,6 +217,9 @@ mod tests {
         assert_eq!(of(&config), Ok((16, None)));
         config.rope = None;
         assert_eq!(of(&config), Ok((24, None)));
+        // SigLIP's giant, which averages patches.
+        config.class_token = false;
+        assert_eq!(of(&config), Ok((16, None)));
     }
 
     #[test]
