@@ -106,9 +106,12 @@ fn weight(model: &mut ModelProto) {
     shift(initializer(model, "blocks.0.attn.proj.weight"), 0.02);
 }
 
-/// Ten times what is allowed at the worst value, and a millionth by the angle.
+/// A few times what is allowed at one value of each vector, and far less on average or by the angle.
 fn slight(model: &mut ModelProto) {
-    shift(initializer(model, "blocks.1.mlp.fc1.bias"), 2e-3);
+    let bias = initializer(model, "norm.bias");
+    assert_eq!(bias.data_type, FLOAT);
+    let first = f32::from_le_bytes(*bias.raw_data.first_chunk().unwrap());
+    bias.raw_data[..4].copy_from_slice(&(first + 1e-3).to_le_bytes());
 }
 
 /// The additions of two results: those of the residual stream, among others.
