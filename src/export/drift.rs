@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use macula_eval::protocols::knn::{self, KnnConfig};
 use macula_eval::protocols::logistic::{self, LogisticParams};
-use macula_eval::{LabelSet, MatrixView};
+use macula_eval::{LabelSet, MatrixView, Split, TrainTest};
 use rand::seq::SliceRandom as _;
 use serde::Serialize;
 
@@ -202,17 +202,19 @@ fn labelled_drift(found: &[f32], expected: &[f32], labels: &[String]) -> Result<
     let score = |values: &[f32]| {
         let d = values.len() / n;
         let (train, test) = values.split_at(n_train * d);
-        let (train, test) = (
-            MatrixView::new(train, n_train, d)?,
-            MatrixView::new(test, n_test, d)?,
-        );
+        let data = TrainTest {
+            train: Split::new(MatrixView::new(train, n_train, d)?, train_labels),
+            test: Split::new(MatrixView::new(test, n_test, d)?, test_labels),
+            n_classes: classes.len(),
+        };
         let config = KnnConfig {
             ks: vec![20.min(n_train)],
             ..KnnConfig::default()
         };
-        let by_neighbours = knn::evaluate(train, train_labels, test, test_labels, classes.len(), &config)?;
-        let model = logistic::fit(train, train_labels, classes.len(), &LogisticParams::new(PROBE_C))?;
-        let predicted = model.predict(test)?;
+        let by_neighbours = knn::evaluate(&data, &config)?;
+        let params = LogisticParams::new(PROBE_C);
+        let model = logistic::fit(data.train.features, train_labels, classes.len(), &params)?;
+        let predicted = model.predict(data.test.features)?;
         let right = predicted.iter().zip(test_labels).filter(|(a, b)| a == b).count();
         Ok::<_, Error>((by_neighbours.rows[0].top1, right as f64 / n_test as f64))
     };

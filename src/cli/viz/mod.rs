@@ -13,6 +13,7 @@ use super::args::{
     examples, reworded,
 };
 use super::output;
+use crate::data::{self, Source};
 use crate::device::Precision;
 use crate::extract::model::{ModelOptions, OutputChoice};
 use crate::viz::Choice;
@@ -59,6 +60,34 @@ trait Picture {
 
     /// Draws the file.
     fn draw(&self) -> Result<Shown>;
+}
+
+/// A picture of a network's inside.
+trait Inside {
+    /// Images, network and file.
+    fn inside(&self) -> &InsideArgs;
+
+    /// Draws the file from images of `source`.
+    fn draw(&self, source: &dyn Source) -> Result<Shown>;
+}
+
+impl<T: Inside> Picture for T {
+    fn out(&self) -> &NewArgs {
+        &self.inside().out
+    }
+
+    fn threads(&self) -> &ThreadArgs {
+        &self.inside().run.threads
+    }
+
+    fn check(&self) -> Result<()> {
+        self.inside().tiles.check()
+    }
+
+    fn draw(&self) -> Result<Shown> {
+        let source = data::open(&self.inside().images.source()?)?;
+        Inside::draw(self, source.as_ref())
+    }
 }
 
 /// What a picture shows.

@@ -13,6 +13,7 @@ use macula_eval::protocols::knn::KnnConfig;
 use macula_eval::protocols::robustness::{Classifier, ClassifierConfig, Corrupted, RobustnessResult};
 use macula_eval::stats::BootstrapConfig;
 use macula_eval::table::EvalResult;
+use macula_eval::{Split, TrainTest};
 use serde_json::{Value, json};
 
 use self::baseline::Earlier;
@@ -108,14 +109,12 @@ pub fn robustness(request: &RobustnessRequest, classifier: &ClassifierConfig) ->
     if let Some(baseline) = &baseline {
         baseline.check_counts(train_labels.len(), labels.len())?;
     }
-    let (fitted, wrong) = Classifier::fit(
-        clean_train.matrix.view(),
-        &train_labels,
-        clean.matrix.view(),
-        &labels,
-        known,
-        classifier,
-    )?;
+    let data = TrainTest {
+        train: Split::new(clean_train.matrix.view(), &train_labels),
+        test: Split::new(clean.matrix.view(), &labels),
+        n_classes: known,
+    };
+    let (fitted, wrong) = Classifier::fit(&data, classifier)?;
     tracing::info!("clean: error {:.4}", error(&wrong));
     let corrupted = run.corrupted(&images, &clean.rows, &fitted, &labels)?;
     let bootstrap = BootstrapConfig {
@@ -308,7 +307,7 @@ impl<'a> Run<'a> {
                 let corrupted = images.corrupted(corruption, severity, request.seed);
                 let features = self.features(&corrupted, corrupted.preprocess(), &request.test_data)?;
                 check_same_rows(corruption, rows, &features.rows)?;
-                wrong.push(classifier.wrong(features.matrix.view(), labels)?);
+                wrong.push(classifier.wrong(Split::new(features.matrix.view(), labels))?);
             }
             let errors: Vec<String> = wrong.iter().map(|wrong| format!("{:.4}", error(wrong))).collect();
             tracing::info!(
