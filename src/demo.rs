@@ -13,11 +13,11 @@ use polars::prelude::{Column, DataFrame};
 use serde_json::json;
 
 use crate::data::{self, DecodeOptions};
-use crate::device::{Device, Precision};
+use crate::device::{Device, Dtype};
 use crate::evaluate::Folders;
-use crate::export::{Dtype, ExportRequest, export, untrained};
+use crate::export::{ExportRequest, export, untrained};
 use crate::extract::model::{self, ModelOptions, OutputChoice, PreprocessOverrides};
-use crate::extract::{BatchSize, ErrorPolicy, ExtractOptions, Layout, Values, extract};
+use crate::extract::{BatchSize, ErrorPolicy, ExtractOptions, Layout, extract};
 use crate::lock::FolderLock;
 use crate::runtime::RuntimeOptions;
 use crate::train::recipes::{self, DataFacts, Overrides};
@@ -199,7 +199,7 @@ fn extract_both(options: &DemoOptions, spec: &str, outputs: &[&str], name: &str)
         outputs: OutputChoice::named(outputs),
         preprocess: PreprocessOverrides::default(),
         device: options.device,
-        compute: Precision::F32,
+        compute: Dtype::F32,
         threads: options.threads,
         ort_lib: options.ort_lib.clone(),
         checkpoint: Default::default(),
@@ -211,7 +211,7 @@ fn extract_both(options: &DemoOptions, spec: &str, outputs: &[&str], name: &str)
         force: false,
         resume: false,
         layout: Layout::Parquet,
-        dtype: Values::F32,
+        dtype: Dtype::F32,
         decode: DecodeOptions::default(),
         fast_decode: false,
     };

@@ -9,10 +9,8 @@ mod proof;
 #[cfg(test)]
 mod tests;
 
-use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use macula_models::onnx::{self, ExportOptions, ImageShape, Numbers, OutputKind};
 use macula_models::vit::VitConfig;
@@ -20,7 +18,7 @@ use macula_models::weights::Checkpoint;
 use serde::Serialize;
 
 use crate::data::{self, Preprocess};
-use crate::device::Precision;
+use crate::device::Dtype;
 use crate::files::refuse_existing;
 use crate::runtime::{OnnxModel, Runtime, RuntimeOptions, SessionOptions};
 use crate::{Error, Result, rng};
@@ -30,39 +28,8 @@ pub use calibrate::LayerLoss;
 pub use drift::{DriftReport, LabelledDrift};
 pub use proof::Comparison;
 
-/// What a file's matrices are stored in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Dtype {
-    /// 32-bit floats.
-    #[default]
-    F32,
-    /// 16-bit floats, computed with in f32.
-    F16,
-    /// 8-bit integers in the products of linear layers.
-    Int8,
-}
-
-impl fmt::Display for Dtype {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::F32 => "f32",
-            Self::F16 => "f16",
-            Self::Int8 => "int8",
-        })
-    }
-}
-
-impl FromStr for Dtype {
-    type Err = String;
-
-    fn from_str(text: &str) -> std::result::Result<Self, String> {
-        [Self::F32, Self::F16, Self::Int8]
-            .into_iter()
-            .find(|dtype| dtype.to_string() == text)
-            .ok_or_else(|| format!("expected f32, f16 or int8, found `{text}`"))
-    }
-}
+/// What a file's matrices can be stored in: f16 is computed with in f32, int8 holds in the products of linear layers.
+pub const STORED: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Int8];
 
 /// How a file in f16 or int8 is made and judged.
 #[derive(Debug, Clone)]
@@ -79,15 +46,13 @@ pub struct QuantizeRequest {
     pub max_drift: f64,
 }
 
-impl Dtype {
-    /// The drift that is allowed where nobody says: f16 rounds weights alone, by less than a thousandth, and was never seen to
-    /// drift by more than 1e-6; int8 rounds all that goes into a layer.
-    pub fn default_max_drift(self) -> f64 {
-        match self {
-            Self::F32 => 0.,
-            Self::F16 => 1e-5,
-            Self::Int8 => 0.01,
-        }
+/// The drift that is allowed where nobody says: f16 rounds weights alone, by less than a thousandth, and was never seen to
+/// drift by more than 1e-6; int8 rounds all that goes into a layer.
+pub fn default_max_drift(dtype: Dtype) -> f64 {
+    match dtype {
+        Dtype::F16 => 1e-5,
+        Dtype::Int8 => 0.01,
+        Dtype::F32 | Dtype::Bf16 => 0.,
     }
 }
 
@@ -162,6 +127,7 @@ fn export_with(
     path: &Path,
     write: WriteModel,
 ) -> Result<ExportSummary> {
+    request.dtype.check("dtype", &STORED)?;
     refuse_existing(path, request.force)?;
     let name = path.file_name().ok_or_else(|| {
         Error::input(
@@ -238,7 +204,7 @@ impl Exporter<'_> {
         let mut layers = Vec::new();
         let mut used = 0;
         self.options.numbers = match request.dtype {
-            Dtype::F32 => Numbers::F32,
+            Dtype::F32 | Dtype::Bf16 => Numbers::F32,
             Dtype::F16 => Numbers::F16,
             Dtype::Int8 => {
                 used = quantize.calibration_images;
@@ -327,7 +293,7 @@ fn open_session(file: &Path, runtime: &RuntimeOptions, threads: usize) -> Result
     let options = SessionOptions {
         device: crate::device::Device::Cpu,
         threads,
-        compute: Precision::F32,
+        compute: Dtype::F32,
     };
     OnnxModel::open(Runtime::open(runtime)?, file, &options)
 }

@@ -14,7 +14,7 @@ use super::args::{
 };
 use super::output;
 use crate::data::{self, Source};
-use crate::device::Precision;
+use crate::device::Dtype;
 use crate::extract::model::{ModelOptions, OutputChoice};
 use crate::viz::Choice;
 use crate::{Error, Result};
@@ -192,7 +192,7 @@ impl InsideArgs {
             OutputChoice::Default,
             &self.checkpoint,
             &self.preprocess,
-            Precision::F32,
+            Dtype::F32,
         )
     }
 }
