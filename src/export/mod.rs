@@ -22,7 +22,7 @@ use crate::device::Dtype;
 use crate::files::refuse_existing;
 use crate::runtime::{OnnxModel, Runtime, RuntimeOptions, SessionOptions};
 use crate::{Error, Result, rng};
-use drift::Images;
+use drift::{Images, OpenFile};
 
 pub use calibrate::LayerLoss;
 pub use drift::{DriftReport, LabelledDrift};
@@ -208,7 +208,7 @@ impl Exporter<'_> {
             Dtype::F16 => Numbers::F16,
             Dtype::Int8 => {
                 used = quantize.calibration_images;
-                let images = draw((0, used))?;
+                let images = draw(0..used)?;
                 let found = calibrate::calibrate(
                     self.checkpoint,
                     &self.options,
@@ -226,14 +226,20 @@ impl Exporter<'_> {
             .metadata
             .insert("macula.dtype".to_owned(), request.dtype.to_string());
         (self.write)(&self.options, draft)?;
-        let mut of_small = open_session(draft, &request.runtime, request.threads)?;
-        let mut of_whole = open_session(&whole, &request.runtime, request.threads)?;
+        let open = |path: &Path| {
+            Ok::<_, Error>(OpenFile {
+                model: open_session(path, &request.runtime, request.threads)?,
+                bytes: bytes_of(path)?,
+            })
+        };
+        let (mut of_small, mut of_whole) = (open(draft)?, open(&whole)?);
         let outputs: Vec<String> = of_whole
+            .model
             .outputs()
             .iter()
             .map(|output| output.name.clone())
             .collect();
-        let images = draw((used, quantize.compared_images))?;
+        let images = draw(used..used.saturating_add(quantize.compared_images))?;
         if images.shared {
             tracing::warn!(
                 "{}: {} images, no more than the ranges of int8 are taken from: the drift is measured on the same ones and \
@@ -242,12 +248,7 @@ impl Exporter<'_> {
                 source.len()
             );
         }
-        let drift = drift::measure(
-            (&mut of_small, bytes_of(draft)?),
-            (&mut of_whole, bytes_of(&whole)?),
-            &outputs,
-            &images,
-        )?;
+        let drift = drift::measure(&mut of_small, &mut of_whole, &outputs, &images)?;
         let of_one = (request.dtype == Dtype::F16).then_some(10. * quantize.max_drift);
         drift::refuse(self.path, &drift, quantize.max_drift, of_one)?;
         if let Some(max) = of_one {

@@ -160,7 +160,7 @@ pub fn extract(
     let decode = options.decode_for(preprocess)?;
     let reader = BatchReader::new(preprocess, &decode)?;
     let shard = options.shard.unwrap_or(Shard { index: 0, count: 1 });
-    let meta = describe(source, model, (preprocess, &decode), options, shard)?;
+    let meta = describe(source, model, preprocess, &decode, options, shard)?;
     let folder = match options.shard {
         Some(shard) => out.join(format!("shard-{:05}-of-{:05}", shard.index, shard.count)),
         None => out.to_owned(),
@@ -247,7 +247,8 @@ fn part_rows(outputs: &[OutputSpec]) -> u64 {
 fn describe(
     source: &dyn Source,
     model: &dyn FeatureModel,
-    (preprocess, decode): (&Preprocess, &DecodeOptions),
+    preprocess: &Preprocess,
+    decode: &DecodeOptions,
     options: &ExtractOptions,
     shard: Shard,
 ) -> Result<Meta> {
