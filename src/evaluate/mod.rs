@@ -4,7 +4,7 @@
 //! from images with masks or depths to a result without a folder between, `robustness` from images that are corrupted first.
 
 pub mod dense;
-pub mod labels;
+pub(crate) mod labels;
 mod leak;
 pub mod robustness;
 mod single;
