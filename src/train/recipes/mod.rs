@@ -250,7 +250,7 @@ fn small(facts: &DataFacts) -> TrainConfig {
 /// crops: of so few pixels they tell little, and without them the same time shows the network 1.6 times the images. The class
 /// token also tells what it saw, of images of up to 32 pixels the oriented gradients, of larger ones the pixels: agreement of crops
 /// alone loses what they do not share, and features stay below raw pixels. Of small images the student then sees every patch, and
-/// there is no iBOT term (all measured on images of 28 pixels: `benchmarks/NOTES.md`).
+/// there is no iBOT term (all measured on images of 28 pixels: `benchmarks/history/NOTES.md`).
 fn dinov2_small(facts: &DataFacts) -> TrainConfig {
     let mut config = small(facts);
     config.backbone.layer_scale = 0.;

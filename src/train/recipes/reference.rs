@@ -14,7 +14,7 @@ use crate::train::config::{
 /// LayerScale, the published rate and a constant temperature.
 ///
 /// Images of up to 128 pixels get the sizes and crops of the small recipes, a teacher that follows faster (0.99) and no stochastic
-/// depth; with four times the rate and sharper targets small data ends on a few prototypes (measured: `benchmarks/NOTES.md`).
+/// depth; with four times the rate and sharper targets small data ends on a few prototypes (measured: `benchmarks/history/NOTES.md`).
 ///
 /// Larger ones get what the script does unless told otherwise, with the 8 GPUs of its README: batches of 512, 100 passes, ViT-S/16,
 /// two global crops of 0.4 to 1 and eight local ones of 0.05 to 0.4 of the image, blurred as often as declared, 65,536 prototypes
