@@ -27,4 +27,4 @@ pub mod tables;
 pub mod train;
 pub mod viz;
 
-pub use error::{Error, Result};
+pub use error::{Error, ErrorKind, Result};

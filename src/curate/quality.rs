@@ -112,8 +112,8 @@ impl Step for QualityOptions {
 
     fn judge(&self, input: &InputOptions, _seed: u64) -> Result<Judged> {
         let Some(spec) = &input.data else {
-            return Err(Error::input(
-                "--data",
+            return Err(Error::setting(
+                "data",
                 "expected the images to look at, found none",
             ));
         };

@@ -40,8 +40,8 @@ impl Device {
             Self::Cpu => Ok(candle_core::Device::Cpu),
             Self::Auto if CUDA_TRAINER => Ok(gpu::open(0).unwrap_or(candle_core::Device::Cpu)),
             Self::Auto => Ok(candle_core::Device::Cpu),
-            Self::OpenVino | Self::TensorRt(_) => Err(Error::input(
-                format!("--device {self}"),
+            Self::OpenVino | Self::TensorRt(_) => Err(Error::setting(
+                format!("device {self}"),
                 "it runs ONNX files only; expected cpu or cuda here, or export to ONNX first",
             )),
             Self::Cuda(number) if CUDA_TRAINER => gpu::open(number)
@@ -88,8 +88,8 @@ impl FromStr for Device {
             },
         };
         device.ok_or_else(|| {
-            Error::input(
-                "--device",
+            Error::setting(
+                "device",
                 format!("expected auto, cpu, openvino, cuda[:N] or tensorrt[:N], found `{text}`"),
             )
         })
@@ -130,7 +130,7 @@ mod tests {
             let error = text.parse::<Device>().unwrap_err().to_string();
             assert_eq!(
                 error,
-                format!("--device: expected auto, cpu, openvino, cuda[:N] or tensorrt[:N], found `{text}`")
+                format!("device: expected auto, cpu, openvino, cuda[:N] or tensorrt[:N], found `{text}`")
             );
         }
     }

@@ -139,7 +139,7 @@ pub(super) fn measure(
         })
         .min_by(|a, b| nan_first(a.0, b.0));
     let (mean_cosine, output) =
-        worst.ok_or_else(|| Error::input("--outputs", "expected at least one, found none"))?;
+        worst.ok_or_else(|| Error::setting("outputs", "expected at least one, found none"))?;
     let labelled = match &images.labels {
         Some(labels) => labelled_drift(&found[0], &expected[0], labels)?,
         None => None,

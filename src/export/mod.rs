@@ -129,12 +129,9 @@ fn export_with(
 ) -> Result<ExportSummary> {
     request.dtype.check("dtype", &STORED)?;
     refuse_existing(path, request.force)?;
-    let name = path.file_name().ok_or_else(|| {
-        Error::input(
-            "--out",
-            format!("expected a file name, found `{}`", path.display()),
-        )
-    })?;
+    let name = path
+        .file_name()
+        .ok_or_else(|| Error::setting("out", format!("expected a file name, found `{}`", path.display())))?;
     // The model names its data file, so both keep their names and only their folder changes.
     let workshop = macula_files::folder_beside(path).map_err(|e| Error::io(path, e))?;
     let draft = workshop.path().join(name);

@@ -101,8 +101,8 @@ impl ExtractOptions {
             return Ok(decode);
         }
         let resize = preprocess.resize.ok_or_else(|| {
-            Error::input(
-                "--fast-decode",
+            Error::setting(
+                "fast_decode",
                 "expected a model whose images are resized, found one that takes them as they are",
             )
         })?;

@@ -140,7 +140,7 @@ pub fn available(_loaded: &Runtime) -> Vec<&'static str> {
 /// # Errors
 /// When the library does not offer what was asked for by name, or nothing computes in that precision.
 pub fn choose(runtime: &Runtime, device: Device, precision: Dtype) -> Result<Vec<Provider>> {
-    precision.check("--compute", &COMPUTED)?;
+    precision.check("compute", &COMPUTED)?;
     choose_from(
         &available(runtime),
         &runtime.library().path,
@@ -168,8 +168,8 @@ fn choose_from(
             library.display()
         );
         let mend = format!("run `macula runtime install --flavor {flavor}` or name one with --ort-lib FILE");
-        Err(Error::input(
-            format!("--device {device}"),
+        Err(Error::setting(
+            format!("device {device}"),
             format!("{found} with {}; {mend}", available.join(", ")),
         ))
     };
@@ -179,8 +179,8 @@ fn choose_from(
         (Device::TensorRt(number), _) => had(Flavor::Cuda, Provider::TensorRt(number, precision)),
         // What else there is computes in single precision only.
         (Device::Auto, Dtype::Bf16 | Dtype::F16) if has(openvino) => Ok(vec![openvino]),
-        (_, Dtype::Bf16 | Dtype::F16 | Dtype::Int8) => Err(Error::input(
-            format!("--compute {precision}"),
+        (_, Dtype::Bf16 | Dtype::F16 | Dtype::Int8) => Err(Error::setting(
+            format!("compute {precision}"),
             format!(
                 "expected --device openvino, tensorrt or a checkpoint with it, found an ONNX file with --device {device}, which computes in \
                  f32"
@@ -247,7 +247,7 @@ mod tests {
         assert_eq!(error.exit_code(), 2);
         assert_eq!(
             error.to_string(),
-            "--device cuda:1: expected a library with the CUDAExecutionProvider, found /lib/libonnxruntime.so with \
+            "device cuda:1: expected a library with the CUDAExecutionProvider, found /lib/libonnxruntime.so with \
              CPUExecutionProvider; run `macula runtime install --flavor cuda` or name one with --ort-lib FILE"
         );
         let error = chosen(WITH_CUDA, "tensorrt", Dtype::F16, true)
@@ -281,7 +281,7 @@ mod tests {
                 .unwrap_err()
                 .to_string();
             let expected = format!(
-                "--compute bf16: expected --device openvino, tensorrt or a checkpoint with it, found an ONNX file with --device {device}"
+                "compute bf16: expected --device openvino, tensorrt or a checkpoint with it, found an ONNX file with --device {device}"
             );
             assert!(error.starts_with(&expected), "{error}");
         }

@@ -568,7 +568,7 @@ fn check_older_run(out: &Path, source: &dyn Source) -> Result<()> {
     for key in ["images", "sha256"] {
         if let Some(differs) = difference(&format!("source.{key}"), &env["source"][key], &now[key]) {
             let reason = format!("the run began with other data: {differs}");
-            return Err(Error::input(path.display().to_string(), reason));
+            return Err(Error::mismatch(path.display().to_string(), reason));
         }
     }
     Ok(())

@@ -107,7 +107,7 @@ impl FeatureFolder {
     pub fn check_source(&self, features: &Features, source: &dyn Source, spec: &str) -> Result<()> {
         let made_from = |found: String| {
             let folder = self.path.display();
-            Error::input(
+            Error::mismatch(
                 spec,
                 format!("expected the images that {folder} was made from, {found}"),
             )

@@ -123,7 +123,7 @@ impl FolderWriter {
             crate::identity::difference("", &share(&self.meta), &share(&found))
         });
         if let Some(difference) = difference {
-            return Err(Error::input(
+            return Err(Error::mismatch(
                 self.path.join(META_FILE).display().to_string(),
                 format!(
                     "holds features made with other settings ({difference}); give --force to replace them, or another \

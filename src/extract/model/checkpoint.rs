@@ -107,8 +107,8 @@ pub(super) fn open(path: &Path, options: &ModelOptions) -> Result<OpenModel> {
 fn dtype(compute: Dtype) -> Result<DType> {
     match compute {
         Dtype::F32 | Dtype::Bf16 => Ok(compute.dtype()),
-        Dtype::F16 | Dtype::Int8 => Err(Error::input(
-            "--compute",
+        Dtype::F16 | Dtype::Int8 => Err(Error::setting(
+            "compute",
             format!("expected f32 or bf16 for a checkpoint, found {compute}"),
         )),
     }

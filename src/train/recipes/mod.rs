@@ -156,7 +156,7 @@ pub fn recipe(name: &str, source: &str, facts: &DataFacts) -> Result<TrainConfig
         "dinov2-vitl16-short" => vit_large_16_short(),
         _ => {
             let reason = format!("expected {} or a .toml file, found `{name}`", NAMES.join(", "));
-            return Err(Error::input("--recipe", reason));
+            return Err(Error::setting("recipe", reason));
         }
     };
     config.recipe = name.to_owned();

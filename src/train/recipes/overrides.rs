@@ -71,7 +71,7 @@ impl Overrides {
     pub fn set(&mut self, assignment: &str) -> Result<()> {
         let wrong = || {
             let reason = format!("expected section.field=value, found `{assignment}`");
-            Error::input("--set", reason)
+            Error::setting("set", reason)
         };
         let (key, text) = assignment.split_once('=').ok_or_else(wrong)?;
         let (key, text) = (key.trim(), text.trim());
