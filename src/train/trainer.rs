@@ -174,7 +174,8 @@ impl Trainer {
     }
 
     /// As [`Self::method`], for a look at one micro-batch.
-    pub fn method_mut(&mut self) -> &mut Method {
+    #[cfg(test)]
+    pub(crate) fn method_mut(&mut self) -> &mut Method {
         &mut self.method
     }
 
