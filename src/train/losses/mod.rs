@@ -13,7 +13,6 @@ mod info_nce;
 mod key_queue;
 mod koleo;
 mod relational;
-mod rows;
 pub mod targets;
 mod told;
 

@@ -15,7 +15,7 @@ const MOST_PARTIALS: usize = 1024;
 /// Most blocks of the backward pass of a norm, each of which leaves a row of partial sums.
 const MOST_NORM_BLOCKS: usize = 2048;
 /// Most blocks along the second axis.
-const MOST_CHUNKS: usize = 32_768;
+const MAX_CHUNKS: usize = 32_768;
 /// Threads of a block that adds up partial sums, of one that has a row, and of one that has a piece of a weight.
 const PARTIALS_BLOCK: usize = 1024;
 const ROW_BLOCK: usize = 256;
@@ -84,7 +84,7 @@ pub(super) struct Chunked {
 impl Chunked {
     /// For a kernel that leaves nothing of a chunk behind.
     pub(super) fn new(rows: usize, width: usize, is_wide: bool) -> Self {
-        Self::of(rows, width, is_wide, 8.max(rows.div_ceil(MOST_CHUNKS)))
+        Self::of(rows, width, is_wide, 8.max(rows.div_ceil(MAX_CHUNKS)))
     }
 
     /// For a kernel that leaves a partial sum of each column.
@@ -127,7 +127,7 @@ pub(super) fn norm_backward(rows: usize, width: usize) -> Option<Launch> {
 
 /// A thread for every column of every token; `None` where these are more than a grid has rows.
 pub(super) fn tokens(tokens: usize, width: usize) -> Option<Launch> {
-    let fits = tokens <= MOST_CHUNKS;
+    let fits = tokens <= MAX_CHUNKS;
     fits.then(|| Launch::new([width.div_ceil(COLUMNS), tokens], COLUMNS, 0))
 }
 
@@ -139,7 +139,7 @@ pub(super) fn block_rows(rows: usize) -> Launch {
 /// Blocks for every 4,096 values of every row.
 pub(super) fn wide_rows(rows: usize, width: usize) -> Launch {
     Launch::new(
-        [rows, width.div_ceil(16 * ROW_BLOCK).min(MOST_CHUNKS)],
+        [rows, width.div_ceil(16 * ROW_BLOCK).min(MAX_CHUNKS)],
         ROW_BLOCK,
         0,
     )
@@ -153,9 +153,9 @@ pub(super) fn pieces(pieces: usize) -> Launch {
 /// Values of a piece.
 pub(super) const PIECE: usize = PIECE_BLOCK * PER_THREAD;
 
-/// A line of blocks for every crop, which share up to `most` pixels of it.
-pub(super) fn crop_pixels(crops: usize, most: usize) -> Launch {
-    let blocks = most.div_ceil(CROP_BLOCK * CROP_PIXELS).clamp(1, MOST_CHUNKS);
+/// A line of blocks for every crop, which share up to `max` pixels of it.
+pub(super) fn crop_pixels(crops: usize, max: usize) -> Launch {
+    let blocks = max.div_ceil(CROP_BLOCK * CROP_PIXELS).clamp(1, MAX_CHUNKS);
     Launch::new([crops, blocks], CROP_BLOCK, 0)
 }
 

@@ -14,10 +14,21 @@ pub struct AdamwUpdate<'a> {
     pub weights: &'a Tensor,
     /// Its moments and its gradient, of its shape; without them it stays as it is.
     pub moved: Option<Moved<'a>>,
-    /// The weight that follows it, of its shape: `keep` times itself and `take` times the weight.
-    pub follower: Option<(&'a Tensor, [f32; 2])>,
+    /// The weight that follows it.
+    pub follower: Option<Follower<'a>>,
     /// The group that its gradient is clipped with, where gradients are.
     pub group: u32,
+}
+
+/// A weight of the teacher, which becomes `keep` times itself and `take` times the student's.
+#[derive(Debug, Clone, Copy)]
+pub struct Follower<'a> {
+    /// The weight, of the student's shape.
+    pub weights: &'a Tensor,
+    /// What stays of it.
+    pub keep: f32,
+    /// What is added of the student's.
+    pub take: f32,
 }
 
 /// Clipping that the host need not know of. Tensors are f64.
@@ -26,7 +37,7 @@ pub struct Clip<'a> {
     /// The sum of squares of each group of gradients ([`sums_of_squares`]), [G].
     pub squares: &'a Tensor,
     /// The largest norm of a group; infinite to leave gradients as they are.
-    pub most: f64,
+    pub max_norm: f64,
     /// Numbers of which each has to be finite, or nothing moves.
     pub told: &'a Tensor,
 }
@@ -40,9 +51,53 @@ pub struct Moved<'a> {
     pub second: &'a Tensor,
     /// The gradient.
     pub gradient: &'a Tensor,
-    /// On the gradient; its share in the mean; what stays of the squared mean, and what of the squared gradient is added; what
-    /// decay leaves of the weight; step length, root of the squared mean's correction, and what keeps it from 0.
-    pub factors: [f32; 8],
+    /// The numbers of the update.
+    pub factors: AdamwFactors,
+}
+
+/// The numbers of AdamW's update of one weight `w` with gradient `g` and moments `m` and `v`, which move in this order:
+///
+/// ```text
+/// g = g scale
+/// m = m + (g - m) towards
+/// v = v keep + g^2 add
+/// w = w shrink - size m / (sqrt(v) / root + eps)
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamwFactors {
+    /// On the gradient.
+    pub scale: f32,
+    /// Share of the gradient in the mean.
+    pub towards: f32,
+    /// What stays of the squared mean.
+    pub keep: f32,
+    /// What of the squared gradient is added to it.
+    pub add: f32,
+    /// What decay leaves of the weight.
+    pub shrink: f32,
+    /// The step length.
+    pub size: f32,
+    /// The root of the squared mean's correction.
+    pub root: f32,
+    /// What keeps the divisor from 0.
+    pub eps: f32,
+}
+
+impl AdamwFactors {
+    /// As the kernel reads them (`optimizer.cu`).
+    fn words(self) -> [f32; 8] {
+        let Self {
+            scale,
+            towards,
+            keep,
+            add,
+            shrink,
+            size,
+            root,
+            eps,
+        } = self;
+        [scale, towards, keep, add, shrink, size, root, eps]
+    }
 }
 
 /// What a launch over the same tensors needs again: how they are cut into pieces, and other numbers that stay from step to step. They
@@ -51,11 +106,11 @@ pub struct Moved<'a> {
 pub struct Tables {
     pieces: Option<Pieces>,
     numbers: Vec<(Vec<u32>, Tensor)>,
-    most: Option<(f64, Tensor)>,
+    max_norm: Option<(f64, Tensor)>,
 }
 
 /// Lists of numbers that [`Tables`] keep at most.
-const MOST_LISTS: usize = 4;
+const MAX_LISTS: usize = 4;
 
 impl Tables {
     fn pieces(&mut self, sizes: &[u32], device: &Device) -> Result<&Pieces> {
@@ -73,7 +128,7 @@ impl Tables {
         if let Some((_, known)) = self.numbers.iter().find(is_known) {
             return Ok(known.clone());
         }
-        if self.numbers.len() == MOST_LISTS {
+        if self.numbers.len() == MAX_LISTS {
             self.numbers.remove(0);
         }
         let uploaded = upload(&numbers, numbers.len(), device)?;
@@ -81,14 +136,15 @@ impl Tables {
         Ok(uploaded)
     }
 
-    fn most(&mut self, most: f64, device: &Device) -> Result<Tensor> {
-        let is_known =
-            |(known, on): &&(f64, Tensor)| known.total_cmp(&most).is_eq() && on.device().same_device(device);
-        if let Some((_, known)) = self.most.as_ref().filter(is_known) {
+    fn max_norm(&mut self, max_norm: f64, device: &Device) -> Result<Tensor> {
+        let is_known = |(known, on): &&(f64, Tensor)| {
+            known.total_cmp(&max_norm).is_eq() && on.device().same_device(device)
+        };
+        if let Some((_, known)) = self.max_norm.as_ref().filter(is_known) {
             return Ok(known.clone());
         }
-        let uploaded = upload(&[most], 1, device)?;
-        self.most = Some((most, uploaded.clone()));
+        let uploaded = upload(&[max_norm], 1, device)?;
+        self.max_norm = Some((max_norm, uploaded.clone()));
         Ok(uploaded)
     }
 }
@@ -106,7 +162,7 @@ pub fn adamw(tables: &mut Tables, updates: &[AdamwUpdate], clip: Option<&Clip>) 
     let mut factors: Vec<f32> = Vec::with_capacity(10 * updates.len());
     for update in updates {
         let moved = update.moved.as_ref();
-        let follower = update.follower.map(|(follower, _)| follower);
+        let follower = update.follower.map(|follower| follower.weights);
         let others = moved.map(|moved| [moved.first, moved.second, moved.gradient]);
         for tensor in others.iter().flatten().chain(&follower).chain([&update.weights]) {
             if tensor.dtype() != DType::F32 || tensor.dims() != update.weights.dims() {
@@ -125,8 +181,9 @@ pub fn adamw(tables: &mut Tables, updates: &[AdamwUpdate], clip: Option<&Clip>) 
             moved.map(|moved| (moved.gradient, Access::Read)),
             follower.map(|follower| (follower, Access::Change)),
         ]);
-        factors.extend(moved.map_or([0.; 8], |moved| moved.factors));
-        factors.extend(update.follower.map_or([0.; 2], |(_, factors)| factors));
+        factors.extend(moved.map_or([0.; 8], |moved| moved.factors.words()));
+        let of_follower = |follower: Follower| [follower.keep, follower.take];
+        factors.extend(update.follower.map_or([0.; 2], of_follower));
     }
     if let Some(clip) = clip {
         let groups = clip.squares.elem_count();
@@ -141,7 +198,8 @@ pub fn adamw(tables: &mut Tables, updates: &[AdamwUpdate], clip: Option<&Clip>) 
     }
     let groups = updates.iter().map(|update| update.group).collect();
     let groups = clip.map(|_| tables.numbers(groups, device)).transpose()?;
-    let most = clip.map(|clip| tables.most(clip.most, device)).transpose()?;
+    let max_norm = clip.map(|clip| tables.max_norm(clip.max_norm, device));
+    let max_norm = max_norm.transpose()?;
     let factors = upload(&factors, factors.len(), device)?;
     let pieces = tables.pieces(&sizes(updates.iter().map(|update| update.weights))?, device)?;
     launch(
@@ -156,7 +214,7 @@ pub fn adamw(tables: &mut Tables, updates: &[AdamwUpdate], clip: Option<&Clip>) 
             Argument::Read(&pieces.numbers),
             Argument::Optional(groups.as_ref()),
             Argument::Optional(clip.map(|clip| clip.squares)),
-            Argument::Optional(most.as_ref()),
+            Argument::Optional(max_norm.as_ref()),
             Argument::Optional(clip.map(|clip| clip.told)),
             Argument::Count(clip.map_or(0, |clip| clip.told.elem_count())),
         ],

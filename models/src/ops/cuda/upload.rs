@@ -1,5 +1,5 @@
 //! Numbers of the host on a GPU, without a wait for it. The driver stages a copy from memory that is not page-locked, and from
-//! [`MOST_AT_ONCE`] on the host may have to wait until the stream has come to it: what is longer goes in several copies.
+//! [`MAX_AT_ONCE`] on the host may have to wait until the stream has come to it: what is longer goes in several copies.
 
 #[cfg(feature = "cuda")]
 use candle_core::cuda_backend::{CudaDType, cudarc::driver::DeviceRepr};
@@ -7,8 +7,8 @@ use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Result, Shape, Tensor,
 
 use super::launch::{emulator, uninitialised};
 
-/// Most bytes of one copy: up to 64 KiB the driver takes them over at once.
-pub(super) const MOST_AT_ONCE: usize = 64 << 10;
+/// The largest number of bytes of one copy: up to 64 KiB the driver takes them over at once.
+pub(super) const MAX_AT_ONCE: usize = 64 << 10;
 
 /// A number that is uploaded.
 #[cfg(feature = "cuda")]
@@ -44,7 +44,7 @@ pub fn upload<T: Number>(values: &[T], shape: impl Into<Shape>, device: &Device)
 
 /// The values that one copy takes.
 pub(super) fn at_once<T>() -> usize {
-    (MOST_AT_ONCE / size_of::<T>()).max(1)
+    (MAX_AT_ONCE / size_of::<T>()).max(1)
 }
 
 struct Fill<'a, T> {
