@@ -1,4 +1,4 @@
-"""Curation on heaps whose answer is known: planted copies, a skewed heap, planted test images, and scale.
+"""Curation on pools whose answer is known: planted copies, a skewed pool, planted test images, and scale.
 
     python benchmarks/curate.py copies  --data FASHION --model m.onnx [--work DIR]
     python benchmarks/curate.py copies  --emoji EMOJI --columns pixels [--work DIR]
@@ -110,8 +110,8 @@ def copies(args):
     rng = np.random.default_rng(0)
     images, labels = emoji(args.emoji) if args.emoji else fashion(args.data, "train")
     images, labels = images[:20_000], labels[:20_000]
-    heap = len(images)
-    originals = rng.choice(heap, min(1000, heap // 2), replace=False)
+    pool = len(images)
+    originals = rng.choice(pool, min(1000, pool // 2), replace=False)
     kinds = [KINDS[i % len(KINDS)] for i in range(len(originals))]
     planted = np.stack([changed(images[o], kind, rng) for o, kind in zip(originals, kinds)])
     spec = write_idx(args.work / "copies", np.concatenate([images, planted]), np.concatenate([labels, labels[originals]]))
@@ -127,10 +127,10 @@ def copies(args):
             json_ = macula("curate", "dedup", "--features", folder, "--out", out, "--force", "--json", *flags)
             found = pl.read_parquet(out / "list.parquet").sort("row")
             component, kept = found["component"].to_numpy(), found["kept"].to_numpy()
-            together = component[originals] == component[heap + np.arange(len(originals))]
+            together = component[originals] == component[pool + np.arange(len(originals))]
             recall = [together[[k == kind for k in kinds]].mean() for kind in KINDS]
             # A row that left rightly has the original or the copy of it in its component.
-            pairs = {int(o): heap + i for i, o in enumerate(originals)}
+            pairs = {int(o): pool + i for i, o in enumerate(originals)}
             pairs |= {copy: original for original, copy in pairs.items()}
             removed = np.flatnonzero(~kept)
             right = sum(int(row) in pairs and component[pairs[int(row)]] == component[row] for row in removed)
@@ -140,15 +140,15 @@ def copies(args):
 
 
 def overlap(args):
-    """Planted test images in a heap of training images: are all found, and what else is named?"""
+    """Planted test images in a pool of training images: are all found, and what else is named?"""
     rng = np.random.default_rng(1)
     images, labels = fashion(args.data, "train")
     test_images, test_labels = fashion(args.data, "t10k")
     chosen = rng.choice(len(test_images), 200, replace=False)
-    heap = np.concatenate([images[:20_000], test_images[chosen]])
-    spec = write_idx(args.work / "heap", heap, np.concatenate([labels[:20_000], test_labels[chosen]]))
+    pool = np.concatenate([images[:20_000], test_images[chosen]])
+    spec = write_idx(args.work / "pool", pool, np.concatenate([labels[:20_000], test_labels[chosen]]))
     test = dict(features(args, f"idx:{args.data}#test", "test"))
-    for column, folder in features(args, spec, "heap"):
+    for column, folder in features(args, spec, "pool"):
         for threshold in args.thresholds:
             out = args.work / f"overlap-{column}-{threshold}"
             words = ["--features", folder, "--against", test[column], "--threshold", threshold, "--component-threshold", 1]
@@ -165,7 +165,7 @@ def overlap(args):
 
 
 def balance(args):
-    """Class entropy of a heap skewed 100 to 1, and of 20 % of it."""
+    """Class entropy of a pool skewed 100 to 1, and of 20 % of it."""
     images, labels = fashion(args.data, "train")
     rng = np.random.default_rng(2)
     wanted = [round(6000 * 100 ** (-c / 9)) for c in range(10)]

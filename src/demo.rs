@@ -98,7 +98,7 @@ pub fn run(options: &DemoOptions) -> Result<EvalResult> {
 
 /// Makes `out` a fresh demo folder; an older demo is replaced, anything else is left alone.
 fn start_folder(out: &Path) -> Result<FolderLock> {
-    let lock = FolderLock::of(out)?;
+    let lock = FolderLock::acquire(out)?;
     if !out.join(MARKER).is_file() && !FolderLock::is_alone_in(out) {
         return Err(Error::input(
             out.display().to_string(),
@@ -172,7 +172,7 @@ fn export_network(options: &DemoOptions, checkpoint: &Checkpoint, name: &str) ->
                 )?,
             },
             dtype: Dtype::F32,
-            small: None,
+            quantize: None,
             tolerance: 1e-4,
             seed: options.seed,
             force: false,

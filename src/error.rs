@@ -127,18 +127,18 @@ mod tests {
 
     #[test]
     fn an_error_about_a_file_s_values_names_the_file_once() {
-        let told = |error: Error| error.in_file("a/recipe.toml").to_string();
+        let message = |error: Error| error.in_file("a/recipe.toml").to_string();
         assert_eq!(
-            told(Error::input("steps", "expected a number")),
+            message(Error::input("steps", "expected a number")),
             "a/recipe.toml: steps: expected a number"
         );
         assert_eq!(
-            told(Error::input("a/recipe.toml: steps", "expected a number")),
+            message(Error::input("a/recipe.toml: steps", "expected a number")),
             "a/recipe.toml: steps: expected a number"
         );
         // What went wrong by itself is not the file's fault.
         assert_eq!(
-            told(Error::failed("step 3", "out of memory")),
+            message(Error::failed("step 3", "out of memory")),
             "step 3: out of memory"
         );
     }

@@ -27,7 +27,7 @@ impl FolderLock {
     ///
     /// # Errors
     /// A folder that another run writes, or that cannot be made.
-    pub fn of(folder: &Path) -> Result<Self> {
+    pub fn acquire(folder: &Path) -> Result<Self> {
         Self::take(folder, folder.join(LOCK_FILE), folder)
     }
 
@@ -38,7 +38,7 @@ impl FolderLock {
     pub fn beside(folder: &Path) -> Result<Self> {
         let whole = std::path::absolute(folder).map_err(|e| Error::io(folder, e))?;
         let (Some(parent), Some(name)) = (whole.parent(), whole.file_name()) else {
-            return Self::of(folder);
+            return Self::acquire(folder);
         };
         let mut file = std::ffi::OsString::from(LOCK_FILE);
         file.push(".");
@@ -52,7 +52,7 @@ impl FolderLock {
     /// As [`Self::of`].
     pub fn check(folder: &Path) -> Result<()> {
         match folder.join(LOCK_FILE).is_file() {
-            true => Self::of(folder).map(drop),
+            true => Self::acquire(folder).map(drop),
             false => Ok(()),
         }
     }
@@ -111,10 +111,10 @@ impl FolderLock {
 
     fn held(mut file: File, path: PathBuf, made: Vec<PathBuf>) -> Self {
         // For the message of the run that is refused; the lock does not depend on it.
-        let told = file
+        let written = file
             .set_len(0)
             .and_then(|()| write!(file, "{}", std::process::id()));
-        if let Err(error) = told {
+        if let Err(error) = written {
             tracing::debug!("{}: {error}", path.display());
         }
         Self {
@@ -184,7 +184,7 @@ mod tests {
     fn the_second_is_refused_until_the_first_has_ended() {
         let place = tempfile::tempdir().unwrap();
         let folder = place.path().join("new/run");
-        for lock in [FolderLock::of, FolderLock::beside] {
+        for lock in [FolderLock::acquire, FolderLock::beside] {
             let first = lock(&folder).unwrap();
             let error = lock(&folder).unwrap_err();
             assert_eq!(error.exit_code(), 2);
@@ -206,7 +206,7 @@ mod tests {
         fs::write(place.path().join(LOCK_FILE), "12345").unwrap();
         FolderLock::check(place.path()).unwrap();
         fs::write(place.path().join(LOCK_FILE), "12345").unwrap();
-        let lock = FolderLock::of(place.path()).unwrap();
+        let lock = FolderLock::acquire(place.path()).unwrap();
         assert!(FolderLock::check(place.path()).is_err());
         drop(lock);
         assert!(names(place.path()).is_empty());
@@ -216,7 +216,7 @@ mod tests {
     fn a_folder_that_got_a_file_stays() {
         let place = tempfile::tempdir().unwrap();
         let folder = place.path().join("run");
-        let lock = FolderLock::of(&folder).unwrap();
+        let lock = FolderLock::acquire(&folder).unwrap();
         fs::write(folder.join("result.json"), "{}").unwrap();
         drop(lock);
         assert_eq!(names(&folder), ["result.json"]);
@@ -230,7 +230,7 @@ mod tests {
             for _ in 0..8 {
                 scope.spawn(|| {
                     for _ in 0..200 {
-                        let Ok(_lock) = FolderLock::of(place.path()) else {
+                        let Ok(_lock) = FolderLock::acquire(place.path()) else {
                             continue;
                         };
                         use std::sync::atomic::Ordering::SeqCst;

@@ -9,11 +9,11 @@ pub(crate) struct Expected(Value);
 pub(crate) fn reference(name: &str) -> Expected {
     let text = include_str!("../tests/fixtures/reference.expected.json");
     let all: Value = serde_json::from_str(text).expect("JSON");
-    Expected(all).of(name)
+    Expected(all).named(name)
 }
 
 impl Expected {
-    pub(crate) fn of(&self, name: &str) -> Self {
+    pub(crate) fn named(&self, name: &str) -> Self {
         Self(self.0.get(name).unwrap_or_else(|| panic!("no {name}")).clone())
     }
 
@@ -65,14 +65,14 @@ impl Expected {
     }
 
     pub(crate) fn f32s(&self, name: &str) -> Vec<f32> {
-        self.of(name).floats()
+        self.named(name).floats()
     }
 }
 
 /// Fails where two lists differ by more than `tolerance` of the largest expected value.
 pub(crate) fn assert_near(found: &[f32], expected: &[f32], tolerance: f32, what: &str) {
     assert_eq!(found.len(), expected.len(), "{what}");
-    let largest = expected.iter().fold(0.0f32, |most, value| most.max(value.abs()));
+    let largest = expected.iter().fold(0.0f32, |max, value| max.max(value.abs()));
     for (place, (found, expected)) in found.iter().zip(expected).enumerate() {
         let error = (found - expected).abs() / largest;
         assert!(

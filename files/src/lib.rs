@@ -24,7 +24,7 @@ pub fn write_whole<E>(
     failed: impl Fn(io::Error) -> E,
     write: impl FnOnce(&mut File) -> Result<(), E>,
 ) -> Result<(), E> {
-    let mut beside = Beside::of(path).map_err(&failed)?;
+    let mut beside = Beside::for_path(path).map_err(&failed)?;
     write(beside.file())?;
     beside.rename_to(path).map_err(&failed)
 }
@@ -38,7 +38,7 @@ impl Beside {
     ///
     /// # Errors
     /// The system's word.
-    pub fn of(path: &Path) -> io::Result<Self> {
+    pub fn for_path(path: &Path) -> io::Result<Self> {
         let mut builder = tempfile::Builder::new();
         builder.prefix(TEMPORARY_PREFIX);
         #[cfg(unix)]

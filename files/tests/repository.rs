@@ -40,8 +40,8 @@ const LIST: &str = "tests/fixtures/made.tsv";
 
 /// Scripts and what they tell, and what Python leaves beside them, are no fixtures.
 fn is_fixture(path: &str) -> bool {
-    let told = [".py", ".pyc", ".md"].iter().any(|end| path.ends_with(end));
-    !told && path != LIST && !path.starts_with("tests/fixtures/make/")
+    let is_source = [".py", ".pyc", ".md"].iter().any(|end| path.ends_with(end));
+    !is_source && path != LIST && !path.starts_with("tests/fixtures/make/")
 }
 
 #[test]
@@ -78,7 +78,7 @@ fn every_fixture_is_listed_with_its_hash_and_what_makes_it() {
         let hash: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
         match listed.remove(&file) {
             None => wrong.push(format!("{file}: not in {LIST}; its hash is {hash}")),
-            Some(told) if told != hash => wrong.push(format!("{file}: expected {told}, found {hash}")),
+            Some(listed) if listed != hash => wrong.push(format!("{file}: expected {listed}, found {hash}")),
             Some(_) => {}
         }
     }

@@ -81,7 +81,7 @@ fn deviation(found: &Tensor, expected: &Tensor) -> f32 {
     assert_eq!(found.dims(), expected.dims());
     let (found, expected) = (numbers(found), numbers(expected));
     assert!(found.iter().all(|value| value.is_finite()));
-    let largest = expected.iter().fold(0f32, |most, value| most.max(value.abs()));
+    let largest = expected.iter().fold(0f32, |max, value| max.max(value.abs()));
     let pairs = found.iter().zip(&expected);
     pairs.fold(0f32, |worst, (a, b)| worst.max((a - b).abs())) / largest
 }
@@ -132,7 +132,7 @@ fn every_backbone_computes_what_its_library_does() {
     }
 }
 
-/// What is told by tensors and configurations beyond the numbers.
+/// What is derived from tensors and configurations beyond the numbers.
 #[test]
 fn geometry_is_told_by_file_and_configuration() {
     let clip = loaded("clip_open").config;
@@ -371,12 +371,12 @@ fn the_activation_of_clip_is_never_guessed() {
             let checkpoint = load(&file, &options).unwrap();
             assert_eq!(checkpoint.config.activation, kind);
             let worst = deviations(&network(&checkpoint), &expected(name));
-            let worst = worst.into_iter().fold(0f32, |most, (_, worst)| most.max(worst));
+            let worst = worst.into_iter().fold(0f32, |max, (_, worst)| max.max(worst));
             assert_eq!(worst <= TOLERANCE, right, "{name} with {kind}: {worst:e}");
             // With its configuration beside it another kind is a contradiction.
             let stated = load(&path(name), &options).map(|_| ());
-            let told = loaded(name).config.activation;
-            match (kind == told, stated) {
+            let found = loaded(name).config.activation;
+            match (kind == found, stated) {
                 (true, stated) => stated.unwrap(),
                 (false, stated) => assert_says(
                     &stated.unwrap_err().to_string(),

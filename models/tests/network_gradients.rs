@@ -188,7 +188,7 @@ fn network_gradients_are_those_of_double_precision() {
         let data = map.data().lock().unwrap();
         for (of, var) in data.iter().collect::<BTreeMap<_, _>>() {
             let expected = flat(&golden[&format!("grad.{of}")]);
-            let largest = expected.iter().fold(0f32, |most, value| most.max(value.abs()));
+            let largest = expected.iter().fold(0f32, |max, value| max.max(value.abs()));
             let found = flat(
                 grads
                     .get(var)
@@ -515,11 +515,11 @@ fn network_seen_in_part() {
     assert!(near(&cls(&pixels, &all), &whole));
 
     // The last patch of the second image is the only one of either that is not seen here.
-    let seen: Vec<u32> = (0..15).chain(16..31).collect();
+    let visible: Vec<u32> = (0..15).chain(16..31).collect();
     let ones = Tensor::ones((1, 3, 4, 4), DType::F32, &Device::Cpu).unwrap();
     let changed = pixels.slice_assign(&[1..2, 0..3, 12..16, 12..16], &ones).unwrap();
-    assert_eq!(cls(&changed, &seen), cls(&pixels, &seen));
-    assert!(!near(&cls(&changed, &all), &whole) && !near(&cls(&pixels, &seen), &whole));
+    assert_eq!(cls(&changed, &visible), cls(&pixels, &visible));
+    assert!(!near(&cls(&changed, &all), &whole) && !near(&cls(&pixels, &visible), &whole));
 
     for wrong in [&[0, 1, 16][..], &[0, 1, 2, 16], &[16, 0], &[0, 32]] {
         let error = vit.forward_visible(&pixels, None, wrong).unwrap_err().to_string();

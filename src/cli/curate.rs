@@ -18,8 +18,8 @@ const STEP: &str = "Step";
 /// Arguments of `macula curate`.
 #[derive(Debug, Args)]
 #[command(after_help = examples(&[
-    "macula curate dedup --features heap --threshold 0.99 --out curated/1",
-    "macula curate sample --features heap --list curated/1/list.parquet --size 0.2 --out curated/2",
+    "macula curate dedup --features pool --threshold 0.99 --out curated/1",
+    "macula curate sample --features pool --list curated/1/list.parquet --size 0.2 --out curated/2",
     "macula train --data curated/2/list.parquet --out runs/curated",
 ]))]
 pub struct CurateArgs {
@@ -31,26 +31,26 @@ pub struct CurateArgs {
 enum Action {
     /// Keep one row of every component of near-copies
     #[command(after_help = examples(&[
-        "macula curate dedup --features features/heap --threshold 0.99 --out curated/1",
-        "macula curate dedup --features features/heap --pixels hash --keep largest --out curated/1",
+        "macula curate dedup --features features/pool --threshold 0.99 --out curated/1",
+        "macula curate dedup --features features/pool --pixels hash --keep largest --out curated/1",
     ]))]
     Dedup(StepArgs<DedupOptions>),
-    /// Drop what the heap shares with evaluation sets
+    /// Drop what the pool shares with evaluation sets
     #[command(after_help = examples(&[
-        "macula curate overlap --features features/heap --against features/test --out curated/2",
-        "macula curate overlap --features heap --list list.parquet --against test --out curated/2",
+        "macula curate overlap --features features/pool --against features/test --out curated/2",
+        "macula curate overlap --features pool --list list.parquet --against test --out curated/2",
     ]))]
     Overlap(StepArgs<OverlapOptions>),
     /// Keep what resembles a curated seed
     #[command(after_help = examples(&[
-        "macula curate retrieve --features features/heap --seeds features/seed --k 4 --out curated/3",
-        "macula curate retrieve --features heap --seeds seed --method cluster --out curated/3",
+        "macula curate retrieve --features features/pool --seeds features/seed --k 4 --out curated/3",
+        "macula curate retrieve --features pool --seeds seed --method cluster --out curated/3",
     ]))]
     Retrieve(StepArgs<RetrieveOptions>),
     /// Take a balanced subset by hierarchical k-means
     #[command(after_help = examples(&[
-        "macula curate sample --features features/heap --size 0.2 --out curated/4",
-        "macula curate sample --features features/heap --size 10000 --levels 1000,100,10 --out curated/4",
+        "macula curate sample --features features/pool --size 0.2 --out curated/4",
+        "macula curate sample --features features/pool --size 10000 --levels 1000,100,10 --out curated/4",
     ]))]
     Sample(StepArgs<SampleOptions>),
     /// Flag images that are small, dark, bright, flat, blurred, of odd shape or unreadable
@@ -123,7 +123,7 @@ impl<S: Args + Step> StepArgs<S> {
         self.threads.start()?;
         let mut input = self.input.clone();
         input.data = match input.data {
-            Some(data) => Some(self.columns.of(&data)?),
+            Some(data) => Some(self.columns.apply_to(&data)?),
             None => self.columns.need("--data").map(|()| None)?,
         };
         let outcome = run_step(

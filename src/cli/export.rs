@@ -11,7 +11,8 @@ use super::args::{
 };
 use super::output;
 use crate::export::{
-    Comparison, DriftReport, Dtype, ExportRequest, ExportSummary, LayerLoss, SmallRequest, export, untrained,
+    Comparison, DriftReport, Dtype, ExportRequest, ExportSummary, LayerLoss, QuantizeRequest, export,
+    untrained,
 };
 use crate::extract::model::{Size, default_side, imagenet, of_checkpoint};
 use crate::{Error, Result};
@@ -126,7 +127,7 @@ impl ExportArgs {
             image,
             outputs: output_kinds(&self.outputs, &checkpoint.config)?,
             dtype: self.dtype,
-            small: self.small()?,
+            quantize: self.quantize()?,
             preprocess,
             tolerance: self.tolerance,
             seed: self.random.seed,
@@ -144,7 +145,7 @@ impl ExportArgs {
     }
 
     /// How f16 and int8 are made and judged.
-    fn small(&self) -> Result<Option<SmallRequest>> {
+    fn quantize(&self) -> Result<Option<QuantizeRequest>> {
         if self.dtype == Dtype::F32 {
             return Ok(None);
         }
@@ -165,9 +166,9 @@ impl ExportArgs {
                 return Err(Error::input(flag, "expected at least 1, found 0"));
             }
         }
-        Ok(Some(SmallRequest {
+        Ok(Some(QuantizeRequest {
             data: match &self.calibration {
-                Some(calibration) => self.columns.of(calibration)?,
+                Some(calibration) => self.columns.apply_to(calibration)?,
                 None => {
                     self.columns.need("--calibration")?;
                     self.own_images()

@@ -76,7 +76,7 @@ enum Verb {
     Extract(Box<extract::ExtractArgs>),
     /// Evaluate features with one protocol.
     Eval(eval::EvalArgs),
-    /// Curate a heap of images: copies, leaks, retrieval, balance, quality.
+    /// Curate a pool of images: copies, leaks, retrieval, balance, quality.
     Curate(Box<curate::CurateArgs>),
     /// Build, query and score nearest-neighbour indexes.
     Index(index::IndexArgs),

@@ -67,7 +67,7 @@ impl ReportArgs {
     /// Puts the results together, keeps and prints them.
     pub fn run(&self) -> Result<()> {
         self.threads.start()?;
-        let _lock = self.result.out.as_deref().map(FolderLock::of).transpose()?;
+        let _lock = self.result.out.as_deref().map(FolderLock::acquire).transpose()?;
         if let Some(out) = &self.result.out {
             for file in [REPORT_FILE, PAGE_FILE] {
                 files::refuse_existing(&out.join(file), self.result.force)?;

@@ -112,8 +112,8 @@ impl LoaderArgs {
         if self.exif {
             loader.exif = true;
         }
-        if let Some(most) = self.max_pixels {
-            loader.max_pixels = most;
+        if let Some(max) = self.max_pixels {
+            loader.max_pixels = max;
         }
         if self.background.is_some() {
             loader.background = self.background;
@@ -132,10 +132,10 @@ impl RunFolderArgs {
         let data = self.data.as_deref().unwrap_or_default();
         match &self.knn_data {
             Some(labelled) => {
-                let [data, labelled] = self.columns.of_both(data, labelled)?;
+                let [data, labelled] = self.columns.apply_to_both(data, labelled)?;
                 Ok((data, Some(labelled)))
             }
-            None => Ok((self.columns.of(data)?, None)),
+            None => Ok((self.columns.apply_to(data)?, None)),
         }
     }
 
@@ -149,7 +149,7 @@ impl RunFolderArgs {
             return Err(Error::input("--seed", reason));
         }
         let data = match &self.data {
-            Some(data) => Some(self.columns.of(data)?),
+            Some(data) => Some(self.columns.apply_to(data)?),
             None => self.columns.need("--data").map(|()| None)?,
         };
         if let Some(data) = data.filter(|data| *data != config.data.source) {
@@ -192,9 +192,9 @@ impl RunFolderArgs {
 
     /// How many images there are, how large they are and whether they are grey.
     pub fn facts(&self, source: &dyn Source) -> Result<DataFacts> {
-        let most = self.loader.max_pixels;
+        let max = self.loader.max_pixels;
         let decode = DecodeOptions {
-            max_pixels: most.unwrap_or(DecodeOptions::default().max_pixels),
+            max_pixels: max.unwrap_or(DecodeOptions::default().max_pixels),
             ..DecodeOptions::default()
         };
         look_at(source, &decode)

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::input::{Heap, InputOptions, open_other};
+use super::input::{InputOptions, Pool, open_other};
 use super::ledger::Ledger;
 use super::pixels::{self, PixelMatch};
 use super::{Judged, Step, setting_name};
@@ -136,14 +136,14 @@ impl Step for DedupOptions {
     fn judge(&self, input: &InputOptions, seed: u64) -> Result<Judged> {
         check_threshold("--threshold", self.threshold)?;
         pixels::check_bits(self.hash_bits)?;
-        let mut heap = Heap::open(input)?;
-        let n = heap.len();
+        let mut pool = Pool::open(input)?;
+        let n = pool.len();
         let seed = rng::derived_seed(seed, "curate-dedup");
 
         let mut by_pixels = Components::new(n);
         if self.pixels != PixelMatch::None {
-            let source = heap.origin.source("--pixels")?;
-            let rows: Vec<u64> = (0..n).map(|place| heap.row(place)).collect();
+            let source = pool.origin.source("--pixels")?;
+            let rows: Vec<u64> = (0..n).map(|place| pool.row(place)).collect();
             let decode = DecodeOptions {
                 sample_range: self.sample_range,
                 ..DecodeOptions::default()
@@ -158,11 +158,11 @@ impl Step for DedupOptions {
             )?;
         }
         let mut components = by_pixels.clone();
-        let found = self.join(&heap, &mut components, seed)?;
+        let found = self.join(&pool, &mut components, seed)?;
         let (numbers, count) = components.numbered();
         let groups = Groups {
-            keepers: self.keepers(&heap, &numbers, count)?,
-            known: self.known_already(&heap, input, seed)?,
+            keepers: self.keepers(&pool, &numbers, count)?,
+            known: self.known_already(&pool, input, seed)?,
             by_pixels: by_pixels.numbered().0,
             pixel_reason: match self.pixels {
                 PixelMatch::Hash => "nearly the same pixels",
@@ -170,10 +170,10 @@ impl Step for DedupOptions {
             },
             numbers,
         };
-        let ledger = groups.verdicts(&mut heap);
+        let ledger = groups.verdicts(&mut pool);
         let sizes = groups.sizes();
         let largest = sizes.iter().copied().max().unwrap_or(0);
-        let mut judged = Judged::new(ledger, heap.into_origin());
+        let mut judged = Judged::new(ledger, pool.into_origin());
         judged.count("components", count);
         judged.count(
             "components_of_several",
@@ -204,7 +204,7 @@ struct Groups {
     keepers: Vec<u32>,
     /// Component of each row by its pixels alone.
     by_pixels: Vec<u32>,
-    /// What a row is told that goes for its pixels.
+    /// The reason of a row that is dropped for its pixels.
     pixel_reason: &'static str,
     /// The row of a curated folder that each row is like, and the cosine.
     known: Vec<Option<(u64, f32)>>,
@@ -219,14 +219,14 @@ impl Groups {
         sizes
     }
 
-    fn verdicts(&self, heap: &mut Heap) -> Ledger {
+    fn verdicts(&self, pool: &mut Pool) -> Ledger {
         let mut known_component = vec![false; self.keepers.len()];
         for (&number, known) in self.numbers.iter().zip(&self.known) {
             known_component[number as usize] |= known.is_some();
         }
-        let mut ledger = heap.ledger("component");
+        let mut ledger = pool.ledger("component");
         for (place, &number) in self.numbers.iter().enumerate() {
-            let all = heap.judged[place];
+            let all = pool.judged[place];
             let keeper = self.keepers[number as usize] as usize;
             ledger.groups[all] = Some(number);
             if let Some((row, similarity)) = self.known[place] {
@@ -238,8 +238,8 @@ impl Groups {
             } else if keeper != place {
                 let same = self.by_pixels[keeper] == self.by_pixels[place];
                 ledger.drop_row(all, if same { self.pixel_reason } else { "copy" });
-                ledger.of[all] = Some(ledger.rows[heap.judged[keeper]]);
-                let rows = heap.unit.view();
+                ledger.of[all] = Some(ledger.rows[pool.judged[keeper]]);
+                let rows = pool.unit.view();
                 ledger.similarities[all] = Some(cosine(rows.row(keeper), rows.row(place)));
             }
         }
@@ -256,13 +256,13 @@ pub(super) fn join_neighbours(
 ) -> Result<u64> {
     let mut edges = 0;
     let mut last = Instant::now();
-    let told = |done| {
+    let progress = |done| {
         if last.elapsed() > PROGRESS {
             last = Instant::now();
             tracing::info!("neighbours of {done} rows");
         }
     };
-    searcher.search_itself(k, threshold, told, |row, hits| {
+    searcher.search_itself(k, threshold, progress, |row, hits| {
         edges += hits.len() as u64;
         hits.iter().for_each(|hit| {
             components.join(row as u32, hit.row);
@@ -284,8 +284,8 @@ struct Found {
 }
 
 impl DedupOptions {
-    /// Joins the rows of the heap that are copies. No cosine is above 1 but by rounding, so nothing is searched then.
-    fn join(&self, heap: &Heap, components: &mut Components, seed: u64) -> Result<Found> {
+    /// Joins the rows of the pool that are copies. No cosine is above 1 but by rounding, so nothing is searched then.
+    fn join(&self, pool: &Pool, components: &mut Components, seed: u64) -> Result<Found> {
         if self.threshold >= 1.0 {
             return Ok(Found {
                 edges: 0,
@@ -294,7 +294,7 @@ impl DedupOptions {
             });
         }
         let threshold = self.threshold as f32;
-        let searcher = Searcher::new(heap.unit.view(), self.search, seed)?;
+        let searcher = Searcher::new(pool.unit.view(), self.search, seed)?;
         let edges = join_neighbours(&searcher, components, self.k, threshold)?;
         let recall = match searcher.method() {
             Search::Exact => None,
@@ -308,8 +308,8 @@ impl DedupOptions {
     }
 
     /// For each row the nearest row of the curated folder above the threshold: its row there and the cosine.
-    fn known_already(&self, heap: &Heap, input: &InputOptions, seed: u64) -> Result<Vec<Option<(u64, f32)>>> {
-        let mut known = vec![None; heap.len()];
+    fn known_already(&self, pool: &Pool, input: &InputOptions, seed: u64) -> Result<Vec<Option<(u64, f32)>>> {
+        let mut known = vec![None; pool.len()];
         let Some(against) = &self.against else {
             return Ok(known);
         };
@@ -318,10 +318,10 @@ impl DedupOptions {
             against,
             self.against_list.clone(),
             input.column.as_deref(),
-            heap,
+            pool,
         )?;
         let searcher = Searcher::new(curated.unit.view(), self.search, seed)?;
-        searcher.search(heap.unit.view(), 1, self.threshold as f32, |row, hits| {
+        searcher.search(pool.unit.view(), 1, self.threshold as f32, |row, hits| {
             known[row] = hits
                 .first()
                 .map(|hit| (curated.row(hit.row as usize), hit.similarity));
@@ -330,12 +330,12 @@ impl DedupOptions {
     }
 
     /// The row of each component that is kept.
-    fn keepers(&self, heap: &Heap, numbers: &[u32], count: usize) -> Result<Vec<u32>> {
+    fn keepers(&self, pool: &Pool, numbers: &[u32], count: usize) -> Result<Vec<u32>> {
         let scores: Vec<u64> = match self.keep {
-            Keep::Central => return Ok(central_rows(heap.unit.view(), numbers, count)),
-            Keep::First => vec![0; heap.len()],
-            Keep::Largest => self.scores(heap, numbers, count, file_size)?,
-            Keep::HighestResolution => self.scores(heap, numbers, count, pixel_count)?,
+            Keep::Central => return Ok(central_rows(pool.unit.view(), numbers, count)),
+            Keep::First => vec![0; pool.len()],
+            Keep::Largest => self.scores(pool, numbers, count, file_size)?,
+            Keep::HighestResolution => self.scores(pool, numbers, count, pixel_count)?,
         };
         let mut keepers: Vec<Option<u32>> = vec![None; count];
         for (place, &number) in numbers.iter().enumerate() {
@@ -350,21 +350,21 @@ impl DedupOptions {
     /// `score` of every row that has copies; 0 of the others, whose images need not be read.
     fn scores(
         &self,
-        heap: &Heap,
+        pool: &Pool,
         numbers: &[u32],
         count: usize,
         score: fn(&dyn Source, u64) -> Result<u64>,
     ) -> Result<Vec<u64>> {
-        let source = heap
+        let source = pool
             .origin
             .source(&format!("--keep {}", setting_name(&self.keep)))?;
         let mut sizes = vec![0usize; count];
         numbers.iter().for_each(|&number| sizes[number as usize] += 1);
-        (0..heap.len())
+        (0..pool.len())
             .into_par_iter()
             .map(|place| match sizes[numbers[place] as usize] {
                 1 => Ok(0),
-                _ => score(source, heap.row(place)),
+                _ => score(source, pool.row(place)),
             })
             .collect()
     }

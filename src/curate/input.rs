@@ -18,7 +18,7 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct InputOptions {
-    /// Feature folder of the heap
+    /// Feature folder of the pool
     #[arg(long, value_name = "FEATURES")]
     pub features: Option<PathBuf>,
     /// Column of features [default: cls, or else the first]
@@ -34,7 +34,7 @@ pub struct InputOptions {
 }
 
 /// The rows of a feature folder, and the features of those that are judged.
-pub(crate) struct Heap {
+pub(crate) struct Pool {
     /// Names of all rows; the features have moved to `unit`.
     pub(crate) rows: Vec<u64>,
     pub(crate) paths: Vec<String>,
@@ -50,16 +50,16 @@ pub(crate) struct Heap {
     earlier: Option<Earlier>,
 }
 
-impl Heap {
+impl Pool {
     /// Reads the rows of `options`, normalised.
     ///
     /// # Errors
     /// No feature folder, a folder, column or list that cannot be read or do not fit, or a list that keeps no row.
     pub(crate) fn open(options: &InputOptions) -> Result<Self> {
-        let mut heap = Self::open_raw(options)?;
+        let mut pool = Self::open_raw(options)?;
         let empty = Matrix::new(Vec::new(), 0, 1)?;
-        heap.unit = l2_normalised(std::mem::replace(&mut heap.unit, empty))?;
-        Ok(heap)
+        pool.unit = l2_normalised(std::mem::replace(&mut pool.unit, empty))?;
+        Ok(pool)
     }
 
     /// As [`Self::open`], the features as they are.
@@ -155,7 +155,9 @@ pub(crate) fn judged(
     };
     let mut kept = Vec::new();
     for (place, (&row, path)) in rows.iter().zip(paths).enumerate() {
-        let Some(verdict) = earlier.of(row) else { continue };
+        let Some(verdict) = earlier.verdict(row) else {
+            continue;
+        };
         if !same_file(&verdict.path, path) {
             return Err(Error::input(
                 list.display().to_string(),
@@ -184,31 +186,31 @@ fn same_file(listed: &str, path: &str) -> bool {
     listed.is_empty() || name(listed) == name(path)
 }
 
-/// Reads the normalised rows of another folder (a seed, an evaluation set, a curated heap), with its source, to be compared
+/// Reads the normalised rows of another folder (a seed, an evaluation set, a curated pool), with its source, to be compared
 /// with those of `own`; says where that is unfair.
 ///
 /// # Errors
-/// As [`Heap::open`]; features of another width than those of `own`.
+/// As [`Pool::open`]; features of another width than those of `own`.
 pub(crate) fn open_other(
     role: &str,
     folder: &Path,
     list: Option<PathBuf>,
     column: Option<&str>,
-    own: &Heap,
-) -> Result<Heap> {
-    let heap = Heap::open(&InputOptions {
+    own: &Pool,
+) -> Result<Pool> {
+    let pool = Pool::open(&InputOptions {
         features: Some(folder.to_owned()),
         column: column.map(str::to_owned),
         list,
         data: None,
     })?;
-    let (found, dim) = (heap.unit.view().dim(), own.unit.view().dim());
+    let (found, dim) = (pool.unit.view().dim(), own.unit.view().dim());
     if found != dim {
         return Err(Error::input(
             format!("{role} {}", folder.display()),
-            format!("expected features of width {dim} as the heap's, found {found}"),
+            format!("expected features of width {dim} as the pool's, found {found}"),
         ));
     }
-    heap.folder.notice_unfair(&own.folder);
-    Ok(heap)
+    pool.folder.notice_unfair(&own.folder);
+    Ok(pool)
 }

@@ -73,7 +73,7 @@ impl Ledger {
         judged.iter().for_each(|&place| is_judged[place] = true);
         for (place, _) in is_judged.iter().enumerate().filter(|(_, judged)| !**judged) {
             let reason = earlier
-                .and_then(|earlier| earlier.of(self.rows[place]))
+                .and_then(|earlier| earlier.verdict(self.rows[place]))
                 .map(|v| v.reason.clone());
             self.kept[place] = false;
             self.reasons[place] = reason.map_or(Cow::Borrowed(NOT_LISTED), Cow::Owned);
@@ -262,7 +262,7 @@ impl Earlier {
     }
 
     /// The verdict on `row`, where the list has one.
-    pub(crate) fn of(&self, row: u64) -> Option<&Verdict> {
+    pub(crate) fn verdict(&self, row: u64) -> Option<&Verdict> {
         let place = self
             .verdicts
             .binary_search_by_key(&row, |verdict| verdict.row)
@@ -300,9 +300,9 @@ mod tests {
             Earlier::read(&path).map_err(|error| error.to_string())
         };
         let list = read("row,path,kept,reason\n7,a.png,false,copy\n3,b.png,true,kept\n").unwrap();
-        assert_eq!(list.of(7).unwrap().reason, "copy");
-        assert!(list.of(3).unwrap().kept && list.of(4).is_none());
-        assert!(read("row\n5\n").unwrap().of(5).unwrap().kept);
+        assert_eq!(list.verdict(7).unwrap().reason, "copy");
+        assert!(list.verdict(3).unwrap().kept && list.verdict(4).is_none());
+        assert!(read("row\n5\n").unwrap().verdict(5).unwrap().kept);
         for (text, word) in [
             ("path\na.png\n", "column `row`"),
             ("row\nfive\n", "whole numbers"),

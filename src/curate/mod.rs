@@ -1,4 +1,4 @@
-//! Curation of a heap of images on its feature folder. Each step is one file: it reads features (narrowed by the list of an
+//! Curation of a pool of images on its feature folder. Each step is one file: it reads features (narrowed by the list of an
 //! earlier step), asks `macula_eval::curation` for rows, and returns a verdict on every row. What steps share: `input`
 //! (features, list, source), `origin` (where a row's image lies), `ledger` (the verdicts and `list.parquet`), `output` (the
 //! folder a step writes, whole or not at all), `pixels` (hashes of images), `pairs` (matches as table and pictures).

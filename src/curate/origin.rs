@@ -32,7 +32,7 @@ impl Origin {
             Ok(source)
         };
         if let Some(spec) = data {
-            return Ok(Self::of(spec, check(spec)?));
+            return Ok(Self::new(spec, check(spec)?));
         }
         let paths_are_files = described["kind"] == "paths";
         let without = |missing: String| Self {
@@ -47,13 +47,13 @@ impl Origin {
             )));
         };
         Ok(match check(&spec) {
-            Ok(source) => Self::of(&spec, source),
+            Ok(source) => Self::new(&spec, source),
             Err(error) => without(format!("{error}; give --data")),
         })
     }
 
     /// The source that `spec` names.
-    pub(crate) fn of(spec: &str, source: Box<dyn Source>) -> Self {
+    pub(crate) fn new(spec: &str, source: Box<dyn Source>) -> Self {
         Self {
             source: Some((absolute_spec(spec, source.as_ref()), source)),
             paths_are_files: false,

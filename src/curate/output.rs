@@ -146,7 +146,7 @@ fn describe(
     Ok((summary, json))
 }
 
-/// What a step reads, with hashes: whether its folder still stands for the same inputs is told by them.
+/// What a step reads, with hashes: whether its folder still stands for the same inputs is decided by them.
 ///
 /// # Errors
 /// Files that cannot be read.
@@ -193,17 +193,17 @@ fn folder_hash(folder: &Path) -> Result<String> {
             .unwrap_or_default()
             .to_string_lossy()
             .into_owned();
-        let told = |e| Error::io(&path, e);
+        let failed = |e| Error::io(&path, e);
         if path.is_dir() {
             // A shard; other folders (`img_emb`) repeat what the parts hold.
             if path.join(META_FILE).is_file() {
                 hash.update(folder_hash(&path)?);
             }
         } else if name == META_FILE {
-            hash.update(std::fs::read(&path).map_err(told)?);
+            hash.update(std::fs::read(&path).map_err(failed)?);
         } else if name == SUCCESS_FILE || name.ends_with(".parquet") {
             hash.update(&name);
-            hash.update(std::fs::metadata(&path).map_err(told)?.len().to_le_bytes());
+            hash.update(std::fs::metadata(&path).map_err(failed)?.len().to_le_bytes());
         }
     }
     Ok(files::hex(&hash.finalize()))

@@ -1,5 +1,5 @@
-//! `curate overlap`: what the heap shares with evaluation sets goes, whole components of it (Oquab et al. 2023, appendix A.3):
-//! rows with a cosine above the threshold to an evaluation row, and all that are joined to them by copies in the heap.
+//! `curate overlap`: what the pool shares with evaluation sets goes, whole components of it (Oquab et al. 2023, appendix A.3):
+//! rows with a cosine above the threshold to an evaluation row, and all that are joined to them by copies in the pool.
 
 use std::path::PathBuf;
 
@@ -9,12 +9,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::dedup::{check_threshold, join_neighbours, search};
-use super::input::{Heap, InputOptions, open_other};
+use super::input::{InputOptions, Pool, open_other};
 use super::pairs::{self, Pair};
 use super::{Judged, Step};
 use crate::{Error, Result, rng};
 
-/// Evaluation rows listed for a row of the heap at most.
+/// Evaluation rows listed for a row of the pool at most.
 const PAIRS_PER_ROW: usize = 4;
 
 /// Settings of `curate overlap`.
@@ -27,10 +27,10 @@ pub struct OverlapOptions {
     /// Rows with a cosine similarity above this to an evaluation row match it, -1 to 1
     #[arg(long, default_value_t = Self::default().threshold, allow_negative_numbers = true)]
     pub threshold: f64,
-    /// Rows of the heap above this belong to one component, 1 for none but the row itself [default: --threshold]
+    /// Rows of the pool above this belong to one component, 1 for none but the row itself [default: --threshold]
     #[arg(long, value_name = "COSINE", allow_negative_numbers = true)]
     pub component_threshold: Option<f64>,
-    /// Nearest neighbours looked at within the heap
+    /// Nearest neighbours looked at within the pool
     #[arg(long, default_value_t = Self::default().k)]
     pub k: usize,
     /// How neighbours are found: auto (exact up to 50,000 rows, else lists), exact, lists, hnsw
@@ -76,15 +76,15 @@ impl Step for OverlapOptions {
                 "expected the features of an evaluation set, found none",
             ));
         }
-        let mut heap = Heap::open(input)?;
+        let mut pool = Pool::open(input)?;
         let seed = rng::derived_seed(seed, "curate-overlap");
-        let n = heap.len();
-        let mut others: Vec<(String, Heap)> = Vec::with_capacity(self.against.len());
+        let n = pool.len();
+        let mut others: Vec<(String, Pool)> = Vec::with_capacity(self.against.len());
         for path in &self.against {
-            let other = open_other("--against", path, None, input.column.as_deref(), &heap)?;
+            let other = open_other("--against", path, None, input.column.as_deref(), &pool)?;
             others.push((path.display().to_string(), other));
         }
-        let pairs = self.matches(&heap, &others, seed)?;
+        let pairs = self.matches(&pool, &others, seed)?;
         // The pairs of a row come from near to far: the first is its nearest.
         let mut nearest: Vec<Option<&Pair>> = vec![None; n];
         for pair in &pairs {
@@ -95,7 +95,7 @@ impl Step for OverlapOptions {
         let mut components = Components::new(n);
         // No cosine is above 1 but by rounding.
         if within < 1.0 && matched > 0 {
-            let searcher = Searcher::new(heap.unit.view(), self.search, seed)?;
+            let searcher = Searcher::new(pool.unit.view(), self.search, seed)?;
             join_neighbours(&searcher, &mut components, self.k, within as f32)?;
         }
         let (numbers, count) = components.numbered();
@@ -104,13 +104,13 @@ impl Step for OverlapOptions {
             spoiled[numbers[pair.place] as usize].get_or_insert(pair);
         }
 
-        let table = pairs::table(&pairs, &heap, &others)?;
+        let table = pairs::table(&pairs, &pool, &others)?;
         let title = format!("Overlap above cosine {}", self.threshold);
-        let sheet = (!pairs.is_empty()).then(|| pairs::sheet(&pairs, &heap, &others, title));
-        let rows: Vec<u64> = (0..n).map(|place| heap.row(place)).collect();
-        let mut ledger = heap.ledger("component");
+        let sheet = (!pairs.is_empty()).then(|| pairs::sheet(&pairs, &pool, &others, title));
+        let rows: Vec<u64> = (0..n).map(|place| pool.row(place)).collect();
+        let mut ledger = pool.ledger("component");
         for place in 0..n {
-            let all = heap.judged[place];
+            let all = pool.judged[place];
             ledger.groups[all] = Some(numbers[place]);
             if let Some(pair) = nearest[place] {
                 ledger.drop_row(all, format!("matches {}", others[pair.other.0].0));
@@ -122,7 +122,7 @@ impl Step for OverlapOptions {
             }
         }
         let removed = n - ledger.n_kept();
-        let mut judged = Judged::new(ledger, heap.into_origin());
+        let mut judged = Judged::new(ledger, pool.into_origin());
         judged.count("matched", matched);
         judged.count("by_component", removed - matched);
         judged.count("pairs", pairs.len());
@@ -148,12 +148,12 @@ impl Step for OverlapOptions {
 
 impl OverlapOptions {
     /// Pairs above the threshold, the most similar first.
-    fn matches(&self, heap: &Heap, others: &[(String, Heap)], seed: u64) -> Result<Vec<Pair>> {
+    fn matches(&self, pool: &Pool, others: &[(String, Pool)], seed: u64) -> Result<Vec<Pair>> {
         let mut pairs: Vec<Pair> = Vec::new();
         for (number, (_, other)) in others.iter().enumerate() {
             let searcher = Searcher::new(other.unit.view(), self.search, seed)?;
             searcher.search(
-                heap.unit.view(),
+                pool.unit.view(),
                 PAIRS_PER_ROW,
                 self.threshold as f32,
                 |place, hits| {

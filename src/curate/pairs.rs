@@ -1,10 +1,10 @@
-//! Pairs of a row of the heap and a row it matches, as a table and as pictures to judge them by.
+//! Pairs of a row of the pool and a row it matches, as a table and as pictures to judge them by.
 
 use polars::prelude::{DataFrame, df};
 
 use macula_eval::Error as EvalError;
 
-use super::input::Heap;
+use super::input::Pool;
 use super::origin::Origin;
 use crate::Result;
 use crate::data::{DecodeOptions, RgbImage};
@@ -17,10 +17,10 @@ const ACROSS: usize = 3;
 /// Side of a picture on the sheet, in pixels.
 const SIDE: u32 = 112;
 
-/// A row of the heap beside a row of another folder.
+/// A row of the pool beside a row of another folder.
 #[derive(Debug, Clone)]
 pub(crate) struct Pair {
-    /// Place among the judged rows of the heap.
+    /// Place among the judged rows of the pool.
     pub(crate) place: usize,
     /// Number of the other folder, and place in it.
     pub(crate) other: (usize, usize),
@@ -32,11 +32,11 @@ pub(crate) struct Pair {
 ///
 /// # Errors
 /// What Polars says.
-pub(crate) fn table(pairs: &[Pair], heap: &Heap, others: &[(String, Heap)]) -> Result<DataFrame> {
+pub(crate) fn table(pairs: &[Pair], pool: &Pool, others: &[(String, Pool)]) -> Result<DataFrame> {
     let other = |pair: &Pair| (&others[pair.other.0], pair.other.1);
     let table = df!(
-        "row" => pairs.iter().map(|pair| heap.row(pair.place)).collect::<Vec<u64>>(),
-        "path" => pairs.iter().map(|pair| located(&heap.origin, heap, pair.place)).collect::<Vec<_>>(),
+        "row" => pairs.iter().map(|pair| pool.row(pair.place)).collect::<Vec<u64>>(),
+        "path" => pairs.iter().map(|pair| located(&pool.origin, pool, pair.place)).collect::<Vec<_>>(),
         "against" => pairs.iter().map(|pair| other(pair).0.0.as_str()).collect::<Vec<_>>(),
         "against_row" => pairs.iter().map(|pair| other(pair).0.1.row(other(pair).1)).collect::<Vec<u64>>(),
         "against_path" => pairs
@@ -48,8 +48,8 @@ pub(crate) fn table(pairs: &[Pair], heap: &Heap, others: &[(String, Heap)]) -> R
     Ok(table.map_err(EvalError::from)?)
 }
 
-fn located(origin: &Origin, heap: &Heap, place: usize) -> String {
-    origin.locate(heap.row(place), heap.path(place)).0
+fn located(origin: &Origin, pool: &Pool, place: usize) -> String {
+    origin.locate(pool.row(place), pool.path(place)).0
 }
 
 /// Pictures of pairs spread evenly from the most to the least similar, so that both the sure ones and those at the threshold
@@ -57,26 +57,26 @@ fn located(origin: &Origin, heap: &Heap, place: usize) -> String {
 ///
 /// # Errors
 /// Images that cannot be read, with the reason.
-pub(crate) fn sheet(pairs: &[Pair], heap: &Heap, others: &[(String, Heap)], title: String) -> Result<Sheet> {
+pub(crate) fn sheet(pairs: &[Pair], pool: &Pool, others: &[(String, Pool)], title: String) -> Result<Sheet> {
     let step = pairs.len().div_ceil(SHOWN).max(1);
-    let picture = |heap: &Heap, place: usize| -> Result<RgbImage> {
-        Ok(heap
+    let picture = |pool: &Pool, place: usize| -> Result<RgbImage> {
+        Ok(pool
             .origin
             .source("contact sheet")?
-            .load(heap.row(place), &DecodeOptions::default())?)
+            .load(pool.row(place), &DecodeOptions::default())?)
     };
     let mut tiles: Vec<Tile> = Vec::new();
     for pair in pairs.iter().step_by(step) {
         let (other, place) = (&others[pair.other.0].1, pair.other.1);
         tiles.push(Tile::new(
-            picture(heap, pair.place)?,
-            format!("row {}", heap.row(pair.place)),
+            picture(pool, pair.place)?,
+            format!("row {}", pool.row(pair.place)),
         ));
         let caption = format!("{} · {:.3}", other.row(place), pair.similarity);
         tiles.push(Tile::new(picture(other, place)?, caption));
     }
     let headings: Vec<String> = (0..ACROSS)
-        .flat_map(|_| ["heap", "match"])
+        .flat_map(|_| ["pool", "match"])
         .map(str::to_owned)
         .collect();
     Ok(Sheet {

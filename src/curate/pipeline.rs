@@ -101,7 +101,7 @@ impl Pipeline {
     pub fn run(&self, force: bool, resume: bool, mut progress: impl FnMut(&str)) -> Result<PipelineOutcome> {
         FolderLock::check(&self.out)?;
         refuse_existing(&self.out, force || resume)?;
-        let _lock = FolderLock::of(&self.out)?;
+        let _lock = FolderLock::acquire(&self.out)?;
         // Marks the folder as curate's own while steps are missing.
         files::write_json(
             &self.out.join(CURATE_FILE),

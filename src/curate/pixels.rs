@@ -1,4 +1,4 @@
-//! Images that are copies by their pixels, before any network is asked. Equal pixels are told by SHA-256; nearly equal ones by
+//! Images that are copies by their pixels, before any network runs. Equal pixels are found by SHA-256; nearly equal ones by
 //! a difference hash: the image shrunk to 17 x 16 in grey, one bit for each pair of neighbours in a row, set where the right
 //! one is brighter by a margin, so that flat areas stay 0 under the noise of a codec. Hashes only propose: simple pictures
 //! share them without being copies, so two images are joined when their shrunken pixels correlate as well.
@@ -19,12 +19,12 @@ const SIDE: usize = 16;
 /// How much brighter the right pixel must be, of 255.
 const MARGIN: i32 = 4;
 /// A hash with fewer bits set is that of a nearly flat image, which resembles every other such.
-const LEAST_BITS: u32 = 16;
+const MIN_BITS: u32 = 16;
 /// Correlation of the shrunken pixels above which two images with close hashes are copies. Of Fashion-MNIST's images one in
 /// a hundred has another above it, and nine in ten of the recompressed and brightened copies of `benchmarks/curate.py`.
 const CORRELATION: f64 = 0.995;
 /// The most bits in which two hashes may differ.
-const MOST_BITS: u32 = 32;
+const MAX_BITS: u32 = 32;
 
 /// Which images are joined by their pixels.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
@@ -45,7 +45,7 @@ type Hash = [u64; 4];
 type Thumb = [u8; SIDE * (SIDE + 1)];
 
 /// What is kept of an image.
-struct Seen {
+struct Summary {
     /// SHA-256 of its size and pixels.
     digest: [u8; 32],
     /// None where only equal pixels are asked for, or the image is nearly flat.
@@ -54,12 +54,12 @@ struct Seen {
 
 /// Refuses a number of bits that would join everything.
 pub(super) fn check_bits(bits: u32) -> Result<()> {
-    if bits <= MOST_BITS {
+    if bits <= MAX_BITS {
         return Ok(());
     }
     Err(Error::input(
         "--hash-bits",
-        format!("expected 0 to {MOST_BITS} bits, found {bits}"),
+        format!("expected 0 to {MAX_BITS} bits, found {bits}"),
     ))
 }
 
@@ -75,7 +75,7 @@ pub(super) fn join(
     decode: &DecodeOptions,
     components: &mut Components,
 ) -> Result<()> {
-    let see = |&row: &u64| -> Result<Seen> {
+    let summary = |&row: &u64| -> Result<Summary> {
         let image = source.load(row, decode)?;
         let thumb = if kind == PixelMatch::Hash {
             thumb(&image)
@@ -83,22 +83,22 @@ pub(super) fn join(
             None
         };
         let small = thumb.map(|thumb| (difference_hash(&thumb), thumb));
-        Ok(Seen {
+        Ok(Summary {
             digest: digest(&image),
-            small: small.filter(|(hash, _)| distance(hash, &[0; 4]) >= LEAST_BITS),
+            small: small.filter(|(hash, _)| distance(hash, &[0; 4]) >= MIN_BITS),
         })
     };
-    let seen: Vec<Seen> = rows.par_iter().map(see).collect::<Result<_>>()?;
-    let mut first_of: HashMap<[u8; 32], u32> = HashMap::with_capacity(seen.len());
+    let summaries: Vec<Summary> = rows.par_iter().map(summary).collect::<Result<_>>()?;
+    let mut first_of: HashMap<[u8; 32], u32> = HashMap::with_capacity(summaries.len());
     let mut hashes: Vec<(u32, Hash)> = Vec::new();
-    for (place, seen) in (0u32..).zip(&seen) {
-        let first = *first_of.entry(seen.digest).or_insert(place);
+    for (place, summaries) in (0u32..).zip(&summaries) {
+        let first = *first_of.entry(summaries.digest).or_insert(place);
         components.join(first, place);
-        if let Some((hash, _)) = seen.small.filter(|_| first == place) {
+        if let Some((hash, _)) = summaries.small.filter(|_| first == place) {
             hashes.push((place, hash));
         }
     }
-    let correlate = |a: u32, b: u32| match (&seen[a as usize].small, &seen[b as usize].small) {
+    let correlate = |a: u32, b: u32| match (&summaries[a as usize].small, &summaries[b as usize].small) {
         (Some((_, a)), Some((_, b))) => correlation(a, b) > CORRELATION,
         _ => false,
     };

@@ -149,7 +149,7 @@ impl Step for QualityOptions {
             }
         }
         let table = table(&ledger, &places, &measured, &flags)?;
-        let mut judged = Judged::new(ledger, Origin::of(spec, source));
+        let mut judged = Judged::new(ledger, Origin::new(spec, source));
         for flag in Flag::value_variants() {
             let count = flags.iter().filter(|flags| flags.contains(flag)).count();
             judged.count(&setting_name(flag), count);
@@ -200,14 +200,14 @@ fn measure(image: &RgbImage) -> Measures {
             )
         })
         .flatten();
-    let seen = small.as_ref().unwrap_or(image);
-    let grey: Vec<f64> = seen
+    let image = small.as_ref().unwrap_or(image);
+    let grey: Vec<f64> = image
         .data()
         .chunks_exact(3)
         .map(|pixel| f64::from(luma(pixel)) / 255.0)
         .collect();
     let (mean, variance) = moments(&grey);
-    let (width, height) = (seen.width() as usize, seen.height() as usize);
+    let (width, height) = (image.width() as usize, image.height() as usize);
     let mut laplacian = Vec::with_capacity(grey.len());
     for y in 1..height.saturating_sub(1) {
         for x in 1..width.saturating_sub(1) {

@@ -1,4 +1,4 @@
-//! `curate retrieve`: rows of the heap that resemble a curated seed, the nearest to each of its rows or those of the clusters
+//! `curate retrieve`: rows of the pool that resemble a curated seed, the nearest to each of its rows or those of the clusters
 //! that its rows fall into (Oquab et al. 2023, appendix A.4). Several seeds add up.
 
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::dedup::search;
-use super::input::{Heap, InputOptions, open_other};
+use super::input::{InputOptions, Pool, open_other};
 use super::{Judged, Step};
 use crate::{Error, Result, rng};
 
@@ -39,10 +39,10 @@ pub struct RetrieveOptions {
     /// The nearest of every seed row, or rows of the clusters that seed rows fall into
     #[arg(long, value_enum, default_value = "sample")]
     pub method: RetrieveMethod,
-    /// Method sample: rows of the heap for each seed row; one that several ask for counts once
+    /// Method sample: rows of the pool for each seed row; one that several ask for counts once
     #[arg(long, default_value_t = Self::default().k)]
     pub k: usize,
-    /// Method cluster: clusters of the heap [default: a 1,000th of its rows, at least 10]
+    /// Method cluster: clusters of the pool [default: a 1,000th of its rows, at least 10]
     #[arg(long, value_name = "N")]
     pub clusters: Option<usize>,
     /// Method cluster: a cluster is taken from when more than this many seed rows fall into it
@@ -97,28 +97,28 @@ impl Step for RetrieveOptions {
         if self.target == Some(0) {
             return Err(Error::input("--target", "expected at least 1 row, found 0"));
         }
-        let heap = Heap::open(input)?;
+        let pool = Pool::open(input)?;
         let seed = rng::derived_seed(seed, "curate-retrieve");
         match self.method {
-            RetrieveMethod::Sample => self.by_sample(heap, input, seed),
-            RetrieveMethod::Cluster => self.by_cluster(heap, input, seed),
+            RetrieveMethod::Sample => self.by_sample(pool, input, seed),
+            RetrieveMethod::Cluster => self.by_cluster(pool, input, seed),
         }
     }
 }
 
 impl RetrieveOptions {
-    fn by_sample(&self, mut heap: Heap, input: &InputOptions, seed: u64) -> Result<Judged> {
-        let n = heap.len();
+    fn by_sample(&self, mut pool: Pool, input: &InputOptions, seed: u64) -> Result<Judged> {
+        let n = pool.len();
         let mut best: Vec<Option<(NearestSeed, u64)>> = vec![None; n];
-        let (mut n_seeds, mut asked, mut once) = (0, 0u64, 0);
-        let searcher = Searcher::new(heap.unit.view(), self.search, seed)?;
+        let (mut n_seeds, mut requested, mut once) = (0, 0u64, 0);
+        let searcher = Searcher::new(pool.unit.view(), self.search, seed)?;
         for path in &self.seeds {
-            let seeds = open_other("--seeds", path, None, input.column.as_deref(), &heap)?;
+            let seeds = open_other("--seeds", path, None, input.column.as_deref(), &pool)?;
             let found = retrieve_by_sample(&searcher, n, seeds.unit.view(), self.k, self.target)?;
             n_seeds += seeds.len();
             for (best, found) in best.iter_mut().zip(found) {
                 let Some(found) = found else { continue };
-                asked += u64::from(found.hits);
+                requested += u64::from(found.hits);
                 once += 1;
                 if best.is_none_or(|(before, _)| found.similarity > before.similarity) {
                     *best = Some((found, seeds.row(found.seed as usize)));
@@ -126,8 +126,8 @@ impl RetrieveOptions {
             }
         }
         let method = searcher.method();
-        let mut ledger = heap.ledger("cluster");
-        for (&all, best) in heap.judged.iter().zip(&best) {
+        let mut ledger = pool.ledger("cluster");
+        for (&all, best) in pool.judged.iter().zip(&best) {
             match best {
                 None => ledger.drop_row(all, NOT_RETRIEVED),
                 Some((found, row)) => {
@@ -137,21 +137,21 @@ impl RetrieveOptions {
                 }
             }
         }
-        let mut judged = Judged::new(ledger, heap.into_origin());
+        let mut judged = Judged::new(ledger, pool.into_origin());
         judged.count("seeds", n_seeds);
-        judged.count("collisions", asked - once);
+        judged.count("collisions", requested - once);
         judged.count("search", method.name());
         Ok(judged)
     }
 
-    fn by_cluster(&self, mut heap: Heap, input: &InputOptions, seed: u64) -> Result<Judged> {
-        let n = heap.len();
+    fn by_cluster(&self, mut pool: Pool, input: &InputOptions, seed: u64) -> Result<Judged> {
+        let n = pool.len();
         let clusters = self.clusters.unwrap_or_else(|| (n / 1000).max(10).min(n));
         let mut taken = vec![false; n];
         let mut numbers: Vec<u32> = Vec::new();
         let (mut n_seeds, mut n_hit) = (0, 0);
         for (number, path) in self.seeds.iter().enumerate() {
-            let seeds = open_other("--seeds", path, None, input.column.as_deref(), &heap)?;
+            let seeds = open_other("--seeds", path, None, input.column.as_deref(), &pool)?;
             let config = ClusterRetrieval {
                 clusters,
                 more_than: self.more_than,
@@ -160,7 +160,7 @@ impl RetrieveOptions {
                 seed: seed.wrapping_add(number as u64 * 2),
                 ..ClusterRetrieval::default()
             };
-            let (found, clusters, hits) = retrieve_by_cluster(heap.unit.view(), seeds.unit.view(), &config)?;
+            let (found, clusters, hits) = retrieve_by_cluster(pool.unit.view(), seeds.unit.view(), &config)?;
             taken
                 .iter_mut()
                 .zip(found)
@@ -174,8 +174,8 @@ impl RetrieveOptions {
         }
         // Of several seeds each has a clustering of its own, and a row no one number.
         let named = self.seeds.len() == 1;
-        let mut ledger = heap.ledger("cluster");
-        for (place, &all) in heap.judged.iter().enumerate() {
+        let mut ledger = pool.ledger("cluster");
+        for (place, &all) in pool.judged.iter().enumerate() {
             ledger.groups[all] = named.then_some(numbers[place]);
             if taken[place] {
                 ledger.reasons[all] = "cluster of seeds".into();
@@ -183,7 +183,7 @@ impl RetrieveOptions {
                 ledger.drop_row(all, NOT_RETRIEVED);
             }
         }
-        let mut judged = Judged::new(ledger, heap.into_origin());
+        let mut judged = Judged::new(ledger, pool.into_origin());
         judged.count("seeds", n_seeds);
         judged.count("clusters", clusters);
         judged.count("clusters_taken_from", n_hit);

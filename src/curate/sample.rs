@@ -11,7 +11,7 @@ use polars::prelude::{Column, DataFrame};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::input::{Heap, InputOptions};
+use super::input::{InputOptions, Pool};
 use super::{Judged, Step};
 use crate::{Result, rng};
 
@@ -20,8 +20,8 @@ const ROWS_PER_CLUSTER: usize = 20;
 /// How many times fewer clusters the next level has.
 const FACTOR: usize = 10;
 /// Levels at most, and the fewest clusters a level may have, where levels are not given.
-const MOST_LEVELS: usize = 4;
-const LEAST_CLUSTERS: usize = 10;
+const MAX_LEVELS: usize = 4;
+const MIN_CLUSTERS: usize = 10;
 /// Rows nearest to a centroid that a level above the lowest is resampled from.
 const RESAMPLED: usize = 5;
 
@@ -36,7 +36,7 @@ pub enum SampleSize {
 }
 
 impl SampleSize {
-    fn of(self, n: usize) -> usize {
+    fn count(self, n: usize) -> usize {
         match self {
             Self::Rows(rows) => rows.min(n),
             Self::Fraction(fraction) => ((fraction * n as f64).round() as usize).clamp(1, n),
@@ -169,13 +169,13 @@ impl Step for SampleOptions {
     }
 
     fn judge(&self, input: &InputOptions, seed: u64) -> Result<Judged> {
-        let mut heap = if self.raw {
-            Heap::open_raw(input)?
+        let mut pool = if self.raw {
+            Pool::open_raw(input)?
         } else {
-            Heap::open(input)?
+            Pool::open(input)?
         };
-        let n = heap.len();
-        let target = self.size.of(n);
+        let n = pool.len();
+        let target = self.size.count(n);
         let seed = rng::derived_seed(seed, "curate-sample");
         let order = if self.closest {
             SampleOrder::Closest
@@ -185,8 +185,8 @@ impl Step for SampleOptions {
         let levels = match self.method {
             SampleMethod::Random => Vec::new(),
             _ => {
-                let told = |text: &str| tracing::info!("{text}");
-                hierarchy(heap.unit.view(), &self.hierarchy(n, seed), told)?
+                let report = |text: &str| tracing::info!("{text}");
+                hierarchy(pool.unit.view(), &self.hierarchy(n, seed), report)?
             }
         };
         let taken = if levels.is_empty() {
@@ -197,10 +197,10 @@ impl Step for SampleOptions {
         let mut is_taken = vec![false; n];
         taken.iter().for_each(|&row| is_taken[row as usize] = true);
         let table = (!levels.is_empty())
-            .then(|| clusters_table(&heap, &levels))
+            .then(|| clusters_table(&pool, &levels))
             .transpose()?;
-        let mut ledger = heap.ledger("cluster");
-        for (place, &all) in heap.judged.iter().enumerate() {
+        let mut ledger = pool.ledger("cluster");
+        for (place, &all) in pool.judged.iter().enumerate() {
             ledger.groups[all] = levels.first().map(|level| level.clusters[place]);
             if is_taken[place] {
                 ledger.reasons[all] = "sampled".into();
@@ -208,7 +208,7 @@ impl Step for SampleOptions {
                 ledger.drop_row(all, "not sampled");
             }
         }
-        let mut judged = Judged::new(ledger, heap.into_origin());
+        let mut judged = Judged::new(ledger, pool.into_origin());
         let sizes: Vec<usize> = levels.iter().map(|level| level.centroids.view().rows()).collect();
         judged.count("clusters", json!(sizes));
         judged
@@ -255,10 +255,10 @@ impl SampleOptions {
 
 /// Falling numbers of clusters for `n` rows.
 fn default_levels(n: usize) -> Vec<usize> {
-    let mut levels = vec![(n / ROWS_PER_CLUSTER).max(LEAST_CLUSTERS).min(n)];
-    while levels.len() < MOST_LEVELS {
+    let mut levels = vec![(n / ROWS_PER_CLUSTER).max(MIN_CLUSTERS).min(n)];
+    while levels.len() < MAX_LEVELS {
         let next = levels[levels.len() - 1] / FACTOR;
-        if next < LEAST_CLUSTERS {
+        if next < MIN_CLUSTERS {
             break;
         }
         levels.push(next);
@@ -267,9 +267,9 @@ fn default_levels(n: usize) -> Vec<usize> {
 }
 
 /// `row` and its cluster at every level, `level_1` being the lowest.
-fn clusters_table(heap: &Heap, levels: &[Level]) -> Result<DataFrame> {
-    let n = heap.len();
-    let rows: Vec<u64> = (0..n).map(|place| heap.row(place)).collect();
+fn clusters_table(pool: &Pool, levels: &[Level]) -> Result<DataFrame> {
+    let n = pool.len();
+    let rows: Vec<u64> = (0..n).map(|place| pool.row(place)).collect();
     let mut columns = vec![Column::new("row".into(), rows)];
     let mut clusters: Vec<u32> = Vec::new();
     for (number, level) in levels.iter().enumerate() {
@@ -301,8 +301,8 @@ mod tests {
             let message = wrong.parse::<SampleSize>().unwrap_err();
             assert!(message.ends_with(&format!("found `{wrong}`")), "{message}");
         }
-        assert_eq!(SampleSize::Fraction(0.5).of(7), 4);
-        assert_eq!(SampleSize::Rows(9).of(7), 7);
+        assert_eq!(SampleSize::Fraction(0.5).count(7), 4);
+        assert_eq!(SampleSize::Rows(9).count(7), 7);
         for text in ["1", "1.0", "0.2", "300"] {
             let size: SampleSize = text.parse().unwrap();
             assert_eq!(SampleSize::try_from(Value::from(size)), Ok(size));

@@ -55,8 +55,8 @@ impl MaskConfig {
                 self.probability.to_string(),
             );
         }
-        let [least, most] = self.ratio;
-        if !(0.0 <= least && least <= most && most <= 1.0) {
+        let [min, max] = self.ratio;
+        if !(0.0 <= min && min <= max && max <= 1.0) {
             return refuse(
                 "ratio",
                 "two rising numbers from 0 to 1",
@@ -66,8 +66,8 @@ impl MaskConfig {
         if self.min_block == 0 {
             return refuse("min_block", "at least 1 patch", "0".to_owned());
         }
-        let [least, most] = self.aspect;
-        if !(0.0 < least && least <= most && most.is_finite()) {
+        let [min, max] = self.aspect;
+        if !(0.0 < min && min <= max && max.is_finite()) {
             return refuse(
                 "aspect",
                 "two rising numbers above 0",
@@ -187,8 +187,8 @@ pub fn block_mask(grid: Grid, target: usize, cfg: &MaskConfig, rng: &mut impl Rn
     let mut mask = vec![0; grid.patches()];
     let mut count = 0;
     while count < target {
-        let most = (target - count).min(grid.max_block());
-        match add_block(&mut mask, grid, most, cfg, rng) {
+        let max = (target - count).min(grid.max_block());
+        match add_block(&mut mask, grid, max, cfg, rng) {
             0 => break,
             added => count += added,
         }
@@ -196,13 +196,13 @@ pub fn block_mask(grid: Grid, target: usize, cfg: &MaskConfig, rng: &mut impl Rn
     mask
 }
 
-/// Masks one more block that adds `most` patches at most and leaves at least one row and one column of the grid free;
+/// Masks one more block that adds `max` patches at most and leaves at least one row and one column of the grid free;
 /// returns how many it added, 0 when no attempt fitted.
-fn add_block(mask: &mut [u8], grid: Grid, most: usize, cfg: &MaskConfig, rng: &mut impl Rng) -> usize {
+fn add_block(mask: &mut [u8], grid: Grid, max: usize, cfg: &MaskConfig, rng: &mut impl Rng) -> usize {
     let log_aspect = cfg.aspect.map(f64::ln);
     for _ in 0..ATTEMPTS {
-        // Near the target `most` may be the smaller end.
-        let area = uniform([cfg.min_block as f64, most as f64], rng);
+        // Near the target `max` may be the smaller end.
+        let area = uniform([cfg.min_block as f64, max as f64], rng);
         let aspect = uniform(log_aspect, rng).exp();
         let rows = (area * aspect).sqrt().round_ties_even() as usize;
         let columns = (area / aspect).sqrt().round_ties_even() as usize;
@@ -213,7 +213,7 @@ fn add_block(mask: &mut [u8], grid: Grid, most: usize, cfg: &MaskConfig, rng: &m
         let left = rng.random_range(0..=grid.columns - columns);
         let rectangle = (top..top + rows, left..left + columns);
         let free = cells(mask, grid, &rectangle).filter(|cell| **cell == 0).count();
-        if (1..=most).contains(&free) {
+        if (1..=max).contains(&free) {
             cells(mask, grid, &rectangle).for_each(|cell| *cell = 1);
             return free;
         }
@@ -256,8 +256,8 @@ mod tests {
     #[test]
     fn a_block_may_be_as_large_as_the_references() {
         let sizes = [(224, 14), (224, 16), (518, 14)];
-        let most = sizes.map(|(size, patch)| square(size, patch).max_block());
-        assert_eq!(most, [128, 98, 666]);
+        let max = sizes.map(|(size, patch)| square(size, patch).max_block());
+        assert_eq!(max, [128, 98, 666]);
     }
 
     #[test]
@@ -279,7 +279,7 @@ mod tests {
     fn a_first_block_keeps_its_bounds() {
         let mut rng = rng::stream(6, "masks", 0);
         let cfg = MaskConfig::default();
-        let (mut least, mut most) = (usize::MAX, 0);
+        let (mut min, mut max) = (usize::MAX, 0);
         let grid = Grid { rows: 6, columns: 9 };
         for _ in 0..3000 {
             let mut mask = vec![0; grid.patches()];
@@ -290,13 +290,10 @@ mod tests {
             // One rectangle, smaller than the grid both ways.
             assert_eq!(rows.len() * columns.len(), added);
             assert!(rows.len() < grid.rows && columns.len() < grid.columns);
-            least = least.min(added);
-            most = most.max(added);
+            min = min.min(added);
+            max = max.max(added);
         }
-        assert!(
-            least >= 3 && most <= grid.max_block() && most > 20,
-            "{least} {most}"
-        );
+        assert!(min >= 3 && max <= grid.max_block() && max > 20, "{min} {max}");
     }
 
     #[test]

@@ -241,18 +241,18 @@ fn damaged_files_are_refused_in_one_line() {
 const GAVE_UP: &str = "the decoder gave up on damaged data";
 
 /// Decodes damaged bytes: an image of the pixels it says, or an error of one line. The codec must not have panicked.
-fn decode_damaged(bytes: &[u8], options: &DecodeOptions, told: &str) -> Result<RgbImage, DecodeError> {
+fn decode_damaged(bytes: &[u8], options: &DecodeOptions, context: &str) -> Result<RgbImage, DecodeError> {
     let result = decode(bytes, options);
     match &result {
         Ok(image) => assert_eq!(
             image.data().len(),
             image.width() as usize * image.height() as usize * 3,
-            "{told}"
+            "{context}"
         ),
         Err(error) => {
             let line = error.to_string();
-            assert!(!line.contains('\n'), "{told}: {line}");
-            assert!(!line.contains(GAVE_UP), "{told}: a panic, caught");
+            assert!(!line.contains('\n'), "{context}: {line}");
+            assert!(!line.contains(GAVE_UP), "{context}: a panic, caught");
         }
     }
     result
@@ -269,9 +269,9 @@ fn no_damage_is_a_crash() {
         let whole = fs::read(&path).unwrap();
         for cut in 0..20 {
             let end = whole.len() * cut / 20;
-            let told = format!("{name}: {end} of {} bytes", whole.len());
-            let result = decode_damaged(&whole[..end], &DecodeOptions::default(), &told);
-            assert!(result.is_err() || cut >= 18 || is_gif, "{told}: decoded");
+            let context = format!("{name}: {end} of {} bytes", whole.len());
+            let result = decode_damaged(&whole[..end], &DecodeOptions::default(), &context);
+            assert!(result.is_err() || cut >= 18 || is_gif, "{context}: decoded");
         }
         for step in 0..40 {
             let mut damaged = whole.clone();
@@ -284,8 +284,8 @@ fn no_damage_is_a_crash() {
             };
             for options in [DecodeOptions::default(), small] {
                 // Either may come of it.
-                let told = format!("{name}: bytes {at} to {end} overwritten");
-                decode_damaged(&damaged, &options, &told).ok();
+                let context = format!("{name}: bytes {at} to {end} overwritten");
+                decode_damaged(&damaged, &options, &context).ok();
             }
         }
     }
@@ -307,8 +307,8 @@ fn wide_samples_become_what_their_range_says() {
             ..DecodeOptions::default()
         };
         let file = fs::read(fixture("ranges").join(&key[..at])).unwrap();
-        let mut most = false;
-        let image = decode::decode_counting(&file, &options, &mut most).unwrap();
+        let mut mostly = false;
+        let image = decode::decode_counting(&file, &options, &mut mostly).unwrap();
         if image.data() != wanted.data() {
             wrong.push(format!(
                 "{key}: differs by {}",
@@ -316,9 +316,9 @@ fn wide_samples_become_what_their_range_says() {
             ));
         }
         if let Some(lost) = lost.get(&key)
-            && most != *lost
+            && mostly != *lost
         {
-            wrong.push(format!("{key}: most of it is said to be lost: {most}"));
+            wrong.push(format!("{key}: most of it is said to be lost: {mostly}"));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));

@@ -188,9 +188,9 @@ impl Preprocess {
     pub fn pixels(&self, image: &RgbImage) -> Result<RgbImage> {
         self.validate()?;
         let plan = self.plan(image.width(), image.height());
-        let seen = self.seen(&image.view(), &plan)?;
-        if plan.output == (seen.width(), seen.height()) {
-            return Ok(seen);
+        let cropped = self.window(&image.view(), &plan)?;
+        if plan.output == (cropped.width(), cropped.height()) {
+            return Ok(cropped);
         }
         let (width, height) = plan.output;
         let mut data = vec![0; width as usize * height as usize * 3];
@@ -198,8 +198,8 @@ impl Preprocess {
         let rows = data
             .chunks_exact_mut(width as usize * 3)
             .skip(plan.offset.1 as usize);
-        for (row, y) in rows.zip(0..seen.height()) {
-            let samples = seen.view().row(y);
+        for (row, y) in rows.zip(0..cropped.height()) {
+            let samples = cropped.view().row(y);
             row[left..left + samples.len()].copy_from_slice(samples);
         }
         RgbImage::new(width, height, data)
@@ -250,7 +250,7 @@ impl Preprocess {
     }
 
     /// The part of the image that is seen, resized.
-    fn seen(&self, image: &ImageView, plan: &Plan) -> Result<RgbImage> {
+    fn window(&self, image: &ImageView, plan: &Plan) -> Result<RgbImage> {
         let (width, height) = plan.resized;
         let area = u64::from(plan.window.width) * u64::from(plan.window.height);
         // A crop bounds the work whatever the proportions are; without one the whole resized image is made.

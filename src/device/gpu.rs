@@ -73,7 +73,7 @@ struct Rounding {
 }
 
 impl Rounding {
-    fn of(compute: DType) -> Self {
+    fn for_compute(compute: DType) -> Self {
         let is_rough = compute == DType::BF16;
         Self {
             tf32: is_rough,
@@ -89,7 +89,7 @@ impl Rounding {
 /// # Errors
 /// A GPU that does not answer.
 pub(crate) fn set_products(device: &Device, compute: DType) -> candle_core::Result<()> {
-    let rounding = Rounding::of(compute);
+    let rounding = Rounding::for_compute(compute);
     candle_core::cuda::set_gemm_reduced_precision_f32(rounding.tf32);
     #[cfg(feature = "cuda")]
     if let Device::Cuda(gpu) = device {
@@ -123,15 +123,15 @@ pub(crate) fn peak_memory(device: &Device) -> Option<u64> {
     if !stream.context().has_async_alloc() {
         return None;
     }
-    let mut most = 0_u64;
+    let mut max = 0_u64;
     // SAFETY: the device is that of a context in use, its default pool lives as long, and this attribute is a number of 64 bits.
     #[allow(unsafe_code)]
     unsafe {
         let pool = result::device::get_default_mem_pool(stream.context().cu_device()).ok()?;
         let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
-        result::mem_pool::get_attribute(pool, attribute, (&raw mut most).cast()).ok()?;
+        result::mem_pool::get_attribute(pool, attribute, (&raw mut max).cast()).ok()?;
     }
-    Some(most)
+    Some(max)
 }
 
 /// As in a build with CUDA.
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_did_not_answer_is_asked_again() {
+    fn one_that_did_not_answer_is_queried_again() {
         let opened = Opened(Mutex::new(BTreeMap::new()));
         let fails = || Err(candle_core::Error::Msg("busy".into()));
         assert!(opened.get_or_open(0, fails).is_err());
@@ -221,7 +221,7 @@ mod tests {
     #[test]
     fn f32_is_never_rounded_and_bf16_only_in_its_factors() {
         let of = |compute| {
-            let Rounding { tf32, pedantic } = Rounding::of(compute);
+            let Rounding { tf32, pedantic } = Rounding::for_compute(compute);
             (tf32, pedantic)
         };
         assert_eq!(of(DType::F32), (false, true));

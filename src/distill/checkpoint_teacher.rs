@@ -41,7 +41,7 @@ struct Classifier {
     reads: ClassifierInput,
 }
 
-/// What a classifier reads, told from its width.
+/// What a classifier reads, derived from its width.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ClassifierInput {
     /// The class token.
@@ -66,7 +66,7 @@ impl CheckpointTeacher {
     /// A run without a checkpoint, files that cannot be read or do not fit its settings.
     pub fn of_run(folder: &Path, device: &Device) -> Result<Self> {
         let config = saved_config(folder)?;
-        let Saved { state, sha256, .. } = Checkpoints::of(folder).load_last()?.ok_or_else(|| {
+        let Saved { state, sha256, .. } = Checkpoints::in_folder(folder).load_last()?.ok_or_else(|| {
             let reason = "expected a run with a checkpoint, found none";
             Error::input(folder.display().to_string(), reason)
         })?;
@@ -186,7 +186,7 @@ impl CheckpointTeacher {
     }
 }
 
-/// The settings of the head under `prefix`, told from the shapes of its tensors.
+/// The settings of the head under `prefix`, derived from the shapes of its tensors.
 fn dino_head_settings(heads: &Tensors, prefix: &str, width: usize) -> Option<HeadConfig> {
     let shape = |name: &str| {
         heads
@@ -304,15 +304,15 @@ impl FrozenTeacher for CheckpointTeacher {
             .detach();
         let (_, _, height, width) = pixels.dims4().map_err(macula_models::Error::from)?;
         let (rows, columns) = self.vit.config().grid(height, width)?;
-        let seen = self.vit.forward(&pixels, None)?;
+        let output = self.vit.forward(&pixels, None)?;
         let scores = wanted
             .scores
-            .then(|| self.scores(&pixels, &seen.cls))
+            .then(|| self.scores(&pixels, &output.cls))
             .transpose()?;
         Ok(TeacherFeatures {
-            patch_mean: wanted.patch_mean.then(|| seen.patch_mean()).transpose()?,
-            cls: wanted.cls.then_some(seen.cls),
-            patch: wanted.patch.then_some((seen.patch, Grid { rows, columns })),
+            patch_mean: wanted.patch_mean.then(|| output.patch_mean()).transpose()?,
+            cls: wanted.cls.then_some(output.cls),
+            patch: wanted.patch.then_some((output.patch, Grid { rows, columns })),
             scores,
         })
     }

@@ -203,7 +203,7 @@ mod tests {
         grey: true,
     };
 
-    fn of(name: &str, facts: &DataFacts, teacher: &TeacherFacts) -> Result<TrainConfig> {
+    fn recipe_of(name: &str, facts: &DataFacts, teacher: &TeacherFacts) -> Result<TrainConfig> {
         recipe(name, "images", facts, &DistillConfig::new("teacher"), teacher)
     }
 
@@ -211,7 +211,7 @@ mod tests {
     fn every_recipe_is_valid_and_survives_its_file() {
         for name in NAMES {
             for facts in [LARGE, SMALL] {
-                let config = of(name, &facts, &teacher("vit-base/14")).unwrap();
+                let config = recipe_of(name, &facts, &teacher("vit-base/14")).unwrap();
                 config
                     .validate()
                     .unwrap_or_else(|e| panic!("{name}, {facts:?}: {e}"));
@@ -228,7 +228,7 @@ mod tests {
             ("vit-base/14", 384, 12, 6),
             ("vit-small/14", 192, 12, 3),
         ] {
-            let config = of(DINOV2, &LARGE, &teacher(arch)).unwrap();
+            let config = recipe_of(DINOV2, &LARGE, &teacher(arch)).unwrap();
             let backbone = &config.backbone;
             assert_eq!(
                 (backbone.embed_dim, backbone.depth, backbone.num_heads),
@@ -252,7 +252,7 @@ mod tests {
             cls: 512,
             ..TeacherOffer::default()
         };
-        let config = of(FEATURES, &SMALL, &features).unwrap();
+        let config = recipe_of(FEATURES, &SMALL, &features).unwrap();
         let distill = config.distill.as_ref().unwrap();
         let on: Vec<Term> = Term::ALL.into_iter().filter(|term| distill.has(*term)).collect();
         assert_eq!(on, [Term::Cls, Term::Relation]);
@@ -264,7 +264,7 @@ mod tests {
                 offer,
                 ..features.clone()
             };
-            of(name, &SMALL, &facts).unwrap_err().to_string()
+            recipe_of(name, &SMALL, &facts).unwrap_err().to_string()
         };
         let text = refused(DINOV2, features.offer);
         assert!(
@@ -286,11 +286,11 @@ mod tests {
     #[test]
     fn logits_are_class_scores_where_there_are_any() {
         let mut facts = teacher("vit-small/14");
-        let config = of(LOGITS, &SMALL, &facts).unwrap();
+        let config = recipe_of(LOGITS, &SMALL, &facts).unwrap();
         let distill = config.distill.unwrap();
         assert!(distill.logits_are_prototypes() && distill.temperature == 0.1);
         facts.offer.classes = 10;
-        let distill = of(LOGITS, &SMALL, &facts).unwrap().distill.unwrap();
+        let distill = recipe_of(LOGITS, &SMALL, &facts).unwrap().distill.unwrap();
         assert_eq!((distill.classifier(), distill.temperature), (10, 4.));
     }
 }

@@ -30,7 +30,7 @@ pub fn settle(mut config: TrainConfig, teacher: &TeacherFacts, source: &dyn Sour
         }
     }
     if distill.has_labels() {
-        distill.label_classes = Labels::of(source)?.classes();
+        distill.label_classes = Labels::read(source)?.classes();
         if distill.classifier() != distill.label_classes {
             let reason = format!(
                 "expected labels of the teacher's {} classes, found {} in the source",

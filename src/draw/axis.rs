@@ -88,8 +88,8 @@ impl Axis {
 /// A range that is not empty: a single value gets room on both sides.
 fn widened(low: f64, high: f64) -> (f64, f64) {
     // Less than f32's digits apart is one value.
-    let least = 1e-6 * low.abs().max(high.abs());
-    if high - low > least {
+    let min = 1e-6 * low.abs().max(high.abs());
+    if high - low > min {
         return (low, high);
     }
     let room = if low == 0.0 { 1.0 } else { 0.1 * low.abs() };

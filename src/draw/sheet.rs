@@ -22,7 +22,7 @@ const LINE: f32 = 20.0;
 /// Width of a border that marks.
 const BORDER: f32 = 4.0;
 /// The smallest sheet, so that its title can be read.
-const LEAST_WIDTH: f32 = 420.0;
+const MIN_WIDTH: f32 = 420.0;
 const RIGHT: Color = COLORS[0];
 const WRONG: Color = COLORS[1];
 
@@ -174,7 +174,7 @@ impl Sheet {
             .map(|row| self.side as f32 + Self::under(row) + GAP)
             .sum();
         (
-            width.max(LEAST_WIDTH).ceil(),
+            width.max(MIN_WIDTH).ceil(),
             (self.top() + rows - GAP + MARGIN).ceil(),
         )
     }

@@ -34,7 +34,7 @@ pub struct Classes {
     pub unknown: Option<UnknownLabels>,
 }
 
-/// Holds the labels of test against those of train. With `allow_unknown`, labels that train lacks are told in a notice.
+/// Holds the labels of test against those of train. With `allow_unknown`, labels that train lacks become a notice.
 ///
 /// # Errors
 /// Train rows of a single class, named; without `allow_unknown`, test labels that train lacks: which, in how many rows,

@@ -54,7 +54,7 @@ impl NearDuplicates {
     /// The system's word with the path.
     pub fn save(&self, out: &Path) -> Result<()> {
         let path = out.join(PAIRS_FILE);
-        let told = |e: PolarsError| Error::failed(path.display().to_string(), e.to_string());
+        let failed = |e: PolarsError| Error::failed(path.display().to_string(), e.to_string());
         let column = |value: fn(&(String, String, f32)) -> &str| -> Vec<&str> {
             self.pairs.iter().map(value).collect()
         };
@@ -64,9 +64,9 @@ impl NearDuplicates {
             "train" => column(|pair| &pair.1),
             "similarity" => similarities,
         )
-        .map_err(told)?;
+        .map_err(failed)?;
         let mut csv = Vec::new();
-        CsvWriter::new(&mut csv).finish(&mut table).map_err(told)?;
+        CsvWriter::new(&mut csv).finish(&mut table).map_err(failed)?;
         files::write_bytes(&path, &csv)
     }
 }

@@ -1,7 +1,7 @@
 //! From feature folders to a protocol: reads columns, matches labels of train and test ([`labels`]), and checks that the
 //! two folders belong together. `single` reads what protocols without a training set take, `leak` looks for test
 //! rows among the training rows. `dense` goes
-//! from images with masks or depths to a result without a folder between, `robustness` from images that are spoilt first.
+//! from images with masks or depths to a result without a folder between, `robustness` from images that are corrupted first.
 
 pub mod dense;
 pub mod labels;

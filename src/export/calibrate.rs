@@ -39,7 +39,7 @@ pub(super) struct Calibration {
 
 /// What is known of a layer after some batches.
 #[derive(Default)]
-struct Seen {
+struct LayerInputs {
     low: f64,
     high: f64,
     batches: usize,
@@ -57,13 +57,13 @@ pub(super) fn calibrate(
     runtime: &RuntimeOptions,
     threads: usize,
 ) -> Result<Calibration> {
-    let seen = run(checkpoint, options, pixels, image, runtime, threads)?;
-    let mut losses: Vec<LayerLoss> = seen
+    let observed = run(checkpoint, options, pixels, image, runtime, threads)?;
+    let mut losses: Vec<LayerLoss> = observed
         .par_iter()
-        .map(|(layer, seen)| {
+        .map(|(layer, observed)| {
             Ok(LayerLoss {
                 layer: layer.clone(),
-                relative_error: loss(checkpoint, layer, seen)?,
+                relative_error: loss(checkpoint, layer, observed)?,
                 left: false,
             })
         })
@@ -78,7 +78,7 @@ pub(super) fn calibrate(
     let ranges = losses
         .iter()
         .filter(|loss| !loss.left)
-        .filter_map(|loss| Some((loss.layer.clone(), seen.get(&loss.layer)?.range())))
+        .filter_map(|loss| Some((loss.layer.clone(), observed.get(&loss.layer)?.range())))
         .collect();
     Ok(Calibration { ranges, losses })
 }
@@ -90,7 +90,7 @@ fn run(
     [channels, height, width]: [usize; 3],
     runtime: &RuntimeOptions,
     threads: usize,
-) -> Result<BTreeMap<String, Seen>> {
+) -> Result<BTreeMap<String, LayerInputs>> {
     let folder = tempfile::tempdir().map_err(|e| Error::io(std::env::temp_dir(), e))?;
     let file = folder.path().join("layer-inputs.onnx");
     let options = ExportOptions {
@@ -105,20 +105,20 @@ fn run(
         .map(|output| output.name.clone())
         .filter(|name| name.starts_with(LAYER_INPUT))
         .collect();
-    let mut seen: BTreeMap<String, Seen> = BTreeMap::new();
+    let mut observed: BTreeMap<String, LayerInputs> = BTreeMap::new();
     let plane = channels * height * width;
     for batch in pixels.chunks(BATCH * plane) {
         let shape = [batch.len() / plane, channels, height, width];
         for output in session.run(batch, shape, &names)? {
             let layer = output.name.trim_start_matches(LAYER_INPUT).to_owned();
             let width = output.shape.last().copied().unwrap_or(1);
-            seen.entry(layer).or_default().take(&output.data, width);
+            observed.entry(layer).or_default().take(&output.data, width);
         }
     }
-    Ok(seen)
+    Ok(observed)
 }
 
-impl Seen {
+impl LayerInputs {
     fn take(&mut self, values: &[f32], width: usize) {
         let (low, high) = ends(values);
         self.low += f64::from(low);
@@ -158,19 +158,19 @@ fn ends(values: &[f32]) -> (f32, f32) {
 }
 
 /// Squared error of a layer in int8 over its output's variance, on the rows kept.
-fn loss(checkpoint: &Checkpoint, layer: &str, seen: &Seen) -> Result<f64> {
+fn loss(checkpoint: &Checkpoint, layer: &str, observed: &LayerInputs) -> Result<f64> {
     let (weight, inputs) = weight_of(checkpoint, layer)?; // [out, in]
-    if inputs != seen.width {
+    if inputs != observed.width {
         return Err(Error::failed(
             format!("calibration of {layer}"),
-            format!("expected inputs of {inputs} values, found {}", seen.width),
+            format!("expected inputs of {inputs} values, found {}", observed.width),
         ));
     }
     let scales = weight_scales(&weight, inputs);
     let steps = weight_steps(&weight, inputs, &scales);
-    let range = seen.range();
+    let range = observed.range();
     let (mut error, mut sum, mut squares, mut count) = (0f64, 0f64, 0f64, 0usize);
-    for row in seen.rows.chunks_exact(inputs) {
+    for row in observed.rows.chunks_exact(inputs) {
         let rounded: Vec<f32> = row.iter().map(|&value| range.rounded(value)).collect();
         for ((weight, steps), scale) in weight
             .chunks_exact(inputs)
@@ -227,11 +227,11 @@ mod tests {
         assert_eq!(ends(&[3., -1., 2.]), (-1., 3.));
         let (low, high) = ends(&values);
         assert!(low < 0.001 && high <= 1., "{low} {high}");
-        let mut seen = Seen::default();
-        seen.take(&[0., 2.], 2);
-        seen.take(&[-2., 4.], 2);
-        let range = seen.range();
+        let mut observed = LayerInputs::default();
+        observed.take(&[0., 2.], 2);
+        observed.take(&[-2., 4.], 2);
+        let range = observed.range();
         assert_eq!((range.low, range.high), (-1., 3.));
-        assert_eq!(seen.rows, [0., 2., -2., 4.]);
+        assert_eq!(observed.rows, [0., 2., -2., 4.]);
     }
 }

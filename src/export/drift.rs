@@ -241,13 +241,13 @@ fn nan_first(a: f64, b: f64) -> std::cmp::Ordering {
     b.is_nan().cmp(&a.is_nan()).then(a.total_cmp(&b))
 }
 
-/// Fails where the features have drifted further than `most` (1 - mean cosine), or those of any one image further than `of_one`.
-pub(super) fn refuse(path: &Path, report: &DriftReport, most: f64, of_one: Option<f64>) -> Result<()> {
+/// Fails where the features have drifted further than `max` (1 - mean cosine), or those of any one image further than `of_one`.
+pub(super) fn refuse(path: &Path, report: &DriftReport, max: f64, of_one: Option<f64>) -> Result<()> {
     let limits = [
         (
             format!("output `{}` has a mean cosine", report.output),
             report.mean_cosine,
-            Some(most),
+            Some(max),
         ),
         ("an image has a cosine".to_owned(), report.min_cosine, of_one),
     ];

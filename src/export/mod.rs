@@ -66,7 +66,7 @@ impl FromStr for Dtype {
 
 /// How a file in f16 or int8 is made and judged.
 #[derive(Debug, Clone)]
-pub struct SmallRequest {
+pub struct QuantizeRequest {
     /// Images for the ranges of int8 and for the comparison, as `--data` names them.
     pub data: String,
     /// Images that ranges are taken from.
@@ -103,7 +103,7 @@ pub struct ExportRequest {
     /// What the matrices are stored in.
     pub dtype: Dtype,
     /// For another type than f32.
-    pub small: Option<SmallRequest>,
+    pub quantize: Option<QuantizeRequest>,
     /// Largest deviation of an f32 file allowed, relative to the largest value of an output.
     pub tolerance: f64,
     /// Seed of the random test input.
@@ -185,8 +185,8 @@ fn export_with(
         options,
         write,
     };
-    let (comparisons, drift, layers) = match (&request.small, request.dtype) {
-        (Some(small), Dtype::F16 | Dtype::Int8) => exporter.write_small(small, &draft)?,
+    let (comparisons, drift, layers) = match (&request.quantize, request.dtype) {
+        (Some(quantize), Dtype::F16 | Dtype::Int8) => exporter.write_quantized(quantize, &draft)?,
         _ => (exporter.write_proved(&draft)?, None, Vec::new()),
     };
     let bytes = bytes_of(&draft)?;
@@ -224,16 +224,16 @@ impl Exporter<'_> {
     }
 
     /// Writes the file at `draft` in f16 or int8 and compares it with one in f32, which is written elsewhere and proved first.
-    fn write_small(
+    fn write_quantized(
         &mut self,
-        small: &SmallRequest,
+        quantize: &QuantizeRequest,
         draft: &Path,
     ) -> Result<(Vec<Comparison>, Option<DriftReport>, Vec<LayerLoss>)> {
         let request = self.request;
         let elsewhere = tempfile::tempdir().map_err(|e| Error::io(std::env::temp_dir(), e))?;
         let whole: PathBuf = elsewhere.path().join("f32.onnx");
         let comparisons = self.write_proved(&whole)?;
-        let source = data::open(&small.data)?;
+        let source = data::open(&quantize.data)?;
         let draw = |range| Images::draw(source.as_ref(), &request.preprocess, range, request.seed);
         let mut layers = Vec::new();
         let mut used = 0;
@@ -241,14 +241,14 @@ impl Exporter<'_> {
             Dtype::F32 => Numbers::F32,
             Dtype::F16 => Numbers::F16,
             Dtype::Int8 => {
-                used = small.calibration_images;
+                used = quantize.calibration_images;
                 let images = draw((0, used))?;
                 let found = calibrate::calibrate(
                     self.checkpoint,
                     &self.options,
                     &images.pixels,
                     images.shape,
-                    small.float_layers,
+                    quantize.float_layers,
                     &request.runtime,
                     request.threads,
                 )?;
@@ -267,12 +267,12 @@ impl Exporter<'_> {
             .iter()
             .map(|output| output.name.clone())
             .collect();
-        let images = draw((used, small.compared_images))?;
+        let images = draw((used, quantize.compared_images))?;
         if images.shared {
             tracing::warn!(
                 "{}: {} images, no more than the ranges of int8 are taken from: the drift is measured on the same ones and \
                  will be larger on others",
-                small.data,
+                quantize.data,
                 source.len()
             );
         }
@@ -282,12 +282,12 @@ impl Exporter<'_> {
             &outputs,
             &images,
         )?;
-        let of_one = (request.dtype == Dtype::F16).then_some(10. * small.max_drift);
-        drift::refuse(self.path, &drift, small.max_drift, of_one)?;
-        if let Some(most) = of_one {
+        let of_one = (request.dtype == Dtype::F16).then_some(10. * quantize.max_drift);
+        drift::refuse(self.path, &drift, quantize.max_drift, of_one)?;
+        if let Some(max) = of_one {
             // At the sizes of a dynamic file too, of which the images have one.
             let beside_candle = proof::compare(self.checkpoint, request, draft)?;
-            proof::refuse_turn(self.path, &beside_candle, most)?;
+            proof::refuse_turn(self.path, &beside_candle, max)?;
         }
         Ok((comparisons, Some(drift), layers))
     }

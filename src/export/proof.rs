@@ -164,16 +164,16 @@ pub(super) fn refuse_deviation(path: &Path, comparisons: &[Comparison], toleranc
     }
 }
 
-/// Fails where an image's output has turned from the candle network's by more than `most` (1 - cosine).
-pub(super) fn refuse_turn(path: &Path, comparisons: &[Comparison], most: f64) -> Result<()> {
-    let turned = |c: &&Comparison| (1. - c.min_cosine).is_nan() || 1. - c.min_cosine > most;
+/// Fails where an image's output has turned from the candle network's by more than `max` (1 - cosine).
+pub(super) fn refuse_turn(path: &Path, comparisons: &[Comparison], max: f64) -> Result<()> {
+    let turned = |c: &&Comparison| (1. - c.min_cosine).is_nan() || 1. - c.min_cosine > max;
     match comparisons.iter().find(turned) {
         None => Ok(()),
         Some(c) => Err(Error::failed(
             path.display().to_string(),
             format!(
                 "not written: output `{}` has a cosine of {:.7} to the candle network's on {} of {}x{}, a drift of {:.2e}, \
-                 allowed {most:.0e}",
+                 allowed {max:.0e}",
                 c.output,
                 c.min_cosine,
                 c.input,

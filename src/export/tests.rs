@@ -30,7 +30,7 @@ fn request(dtype: Dtype) -> ExportRequest {
         outputs: Vec::new(),
         preprocess: Preprocess::imagenet(28, 28),
         dtype,
-        small: (dtype != Dtype::F32).then(|| SmallRequest {
+        quantize: (dtype != Dtype::F32).then(|| QuantizeRequest {
             data: "sample:train".to_owned(),
             calibration_images: 8,
             compared_images: 16,
@@ -106,9 +106,12 @@ fn weight(model: &mut ModelProto) {
     shift(initializer(model, "blocks.0.attn.proj.weight"), 0.02);
 }
 
-/// Ten times what is allowed at the worst value, and a millionth by the angle.
+/// A few times what is allowed at one value of each vector, and far less on average or by the angle.
 fn slight(model: &mut ModelProto) {
-    shift(initializer(model, "blocks.1.mlp.fc1.bias"), 2e-3);
+    let bias = initializer(model, "norm.bias");
+    assert_eq!(bias.data_type, FLOAT);
+    let first = f32::from_le_bytes(*bias.raw_data.first_chunk().unwrap());
+    bias.raw_data[..4].copy_from_slice(&(first + 1e-3).to_le_bytes());
 }
 
 /// The additions of two results: those of the residual stream, among others.
@@ -219,8 +222,8 @@ fn right_files_are_far_from_the_limits() {
 fn images_used_twice_are_said_to_be() {
     let checkpoint = golden();
     let mut request = request(Dtype::Int8);
-    let small = request.small.as_mut().unwrap();
-    (small.data, small.calibration_images) = ("sample:test".to_owned(), 1000);
+    let quantize = request.quantize.as_mut().unwrap();
+    (quantize.data, quantize.calibration_images) = ("sample:test".to_owned(), 1000);
     let place = tempfile::tempdir().unwrap();
     let summary = export(&checkpoint, &request, &place.path().join("m.onnx")).unwrap();
     assert!(summary.drift.unwrap().images_shared);

@@ -249,8 +249,8 @@ fn describe(
 ) -> Result<Meta> {
     let n_rows = source.len().saturating_sub(shard.index).div_ceil(shard.count);
     let model_description = model.describe();
-    let images = SourceIdentity::of(source);
-    let fingerprint = Fingerprint::of(&model_description, preprocess, decode, images)?;
+    let images = SourceIdentity::from_source(source);
+    let fingerprint = Fingerprint::new(&model_description, preprocess, decode, images)?;
     Ok(Meta {
         format_version: FORMAT_VERSION,
         tool_version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -42,7 +42,7 @@ impl Fingerprint {
     ///
     /// # Errors
     /// None for any options; the type follows serde's.
-    pub fn of(
+    pub fn new(
         model: &Value,
         preprocess: &Preprocess,
         decode: &DecodeOptions,
@@ -226,8 +226,8 @@ fn short(value: &Value) -> String {
         other => other.to_string(),
     };
     let is_hash = text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-    let most = if is_hash { HASH_DIGITS } else { VALUE_CHARACTERS };
-    match text.char_indices().nth(most) {
+    let max = if is_hash { HASH_DIGITS } else { VALUE_CHARACTERS };
+    match text.char_indices().nth(max) {
         Some((end, _)) => format!("{}...", &text[..end]),
         None => text,
     }

@@ -100,7 +100,7 @@ fn build_index(
     progress: impl Fn(usize, usize),
 ) -> Result<(Index, Option<usize>, Option<MeasuredRecall>)> {
     let view = rows.matrix.view();
-    let told = |done| progress(done, view.rows());
+    let report = |done| progress(done, view.rows());
     match (options.kind, options.recall) {
         (Kind::Exact, None) => Ok((Index::Exact(ExactIndex::build(view)?), None, None)),
         (Kind::Exact, Some(_)) => Err(Error::input(
@@ -108,12 +108,12 @@ fn build_index(
             "an exact index finds every row; use --kind hnsw",
         )),
         (Kind::Hnsw, None) => {
-            let index = HnswIndex::build(view, &options.hnsw, told)?;
+            let index = HnswIndex::build(view, &options.hnsw, report)?;
             Ok((Index::Hnsw(index), Some(DEFAULT_EF_SEARCH), None))
         }
         (Kind::Hnsw, Some(target)) => {
             let seed = rng::derived_seed(options.seed, "index-recall");
-            let (index, tuning) = build_for_recall(view, &options.hnsw, target, RECALL_K, seed, told)?;
+            let (index, tuning) = build_for_recall(view, &options.hnsw, target, RECALL_K, seed, report)?;
             if tuning.recall < target {
                 tracing::warn!(
                     "recall {:.4} at ef {}, below the {target} asked for: raise --m or --ef-construction",
@@ -170,12 +170,13 @@ fn write_words(path: &Path, mut words: impl Iterator<Item = [u8; 4]>) -> Result<
 }
 
 fn write_rows(path: &Path, rows: &Features) -> Result<()> {
-    let told = |e: PolarsError| Error::failed(path.display().to_string(), e.to_string());
+    let failed = |e: PolarsError| Error::failed(path.display().to_string(), e.to_string());
     let labels: Vec<Option<&str>> = rows.labels.iter().map(Option::as_deref).collect();
     let paths: Vec<&str> = rows.paths.iter().map(String::as_str).collect();
-    let mut table: DataFrame = df!("row" => &rows.rows, "path" => paths, "label" => labels).map_err(told)?;
+    let mut table: DataFrame =
+        df!("row" => &rows.rows, "path" => paths, "label" => labels).map_err(failed)?;
     files::write_whole(path, |file| {
-        ParquetWriter::new(file).finish(&mut table).map_err(told)?;
+        ParquetWriter::new(file).finish(&mut table).map_err(failed)?;
         Ok(())
     })
 }

@@ -70,8 +70,8 @@ impl OpenIndex {
     }
 
     /// The width of the walk to search `k` rows with: what was asked for, else what the index was built for.
-    pub fn ef(&self, asked: Option<usize>, k: usize) -> usize {
-        asked.or(self.manifest.ef_search).unwrap_or(k).max(k)
+    pub fn ef(&self, requested: Option<usize>, k: usize) -> usize {
+        requested.or(self.manifest.ef_search).unwrap_or(k).max(k)
     }
 
     fn read_rows(&mut self) -> Result<()> {

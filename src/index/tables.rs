@@ -17,7 +17,7 @@ use crate::{Error, Result, files};
 /// # Errors
 /// The system's or Polars' word with the path.
 pub fn write_hits(out: &Path, index: &OpenIndex, queries: &Features, hits: &[Vec<Hit>]) -> Result<()> {
-    let told = |e: PolarsError| Error::failed(out.display().to_string(), e.to_string());
+    let failed = |e: PolarsError| Error::failed(out.display().to_string(), e.to_string());
     let places = || {
         hits.iter()
             .enumerate()
@@ -44,9 +44,9 @@ pub fn write_hits(out: &Path, index: &OpenIndex, queries: &Features, hits: &[Vec
         "similarity" => similarities,
         "label" => labels,
     )
-    .map_err(told)?;
+    .map_err(failed)?;
     files::write_whole(out, |file| {
-        ParquetWriter::new(file).finish(&mut table).map_err(told)?;
+        ParquetWriter::new(file).finish(&mut table).map_err(failed)?;
         Ok(())
     })
 }

@@ -65,7 +65,7 @@ impl Report {
     /// measure with different values, and for a baseline that is no model.
     pub fn build(specs: &[String], options: &ReportOptions) -> Result<Self> {
         let results = read_all(specs)?;
-        let (mut table, notes) = Table::of(&results, options.k)?;
+        let (mut table, notes) = Table::from_results(&results, options.k)?;
         if let Some(baseline) = &options.baseline {
             baseline::compare(&mut table, &results, baseline, &options.bootstrap)?;
         }
@@ -135,7 +135,7 @@ impl Report {
     /// # Errors
     /// Whatever Polars has against the columns; none is known.
     pub fn to_json(&self) -> Result<Value> {
-        let most =
+        let max =
             |count: fn(&StoredResult) -> u64| self.results.iter().map(count).max().unwrap_or(0) as usize;
         let result = macula_eval::table::EvalResult::new(
             "report",
@@ -146,8 +146,8 @@ impl Report {
                 "notes": self.notes,
                 "tool_version": env!("CARGO_PKG_VERSION"),
             }),
-            most(|result| result.n_train),
-            most(|result| result.n_test),
+            max(|result| result.n_train),
+            max(|result| result.n_test),
             frames::long(&self.table, &self.results)?,
         )?;
         Ok(result.to_json()?)

@@ -180,18 +180,19 @@ fn tell_apart(all: &mut [Data], results: &[StoredResult], more: impl Fn(&StoredR
 /// Of each result a text that is equal for equal images: by their fingerprints, or for results without by what they say of
 /// their sources. A result without joins those with a fingerprint that say the same of their sources.
 fn keys(results: &[StoredResult]) -> Vec<String> {
-    let told: Vec<String> = results.iter().map(told_key).collect();
+    let stated: Vec<String> = results.iter().map(stated_key).collect();
     let made: Vec<Option<String>> = results.iter().map(fingerprint_key).collect();
-    let known = |told_here: &String| {
-        let mut others = told.iter().zip(&made);
-        others.find_map(|(other, made)| made.clone().filter(|_| other == told_here))
+    let known = |stated_here: &String| {
+        let mut others = stated.iter().zip(&made);
+        others.find_map(|(other, made)| made.clone().filter(|_| other == stated_here))
     };
-    told.iter()
+    stated
+        .iter()
         .zip(&made)
-        .map(|(told, made)| {
+        .map(|(stated, made)| {
             made.clone()
-                .or_else(|| known(told))
-                .unwrap_or_else(|| told.clone())
+                .or_else(|| known(stated))
+                .unwrap_or_else(|| stated.clone())
         })
         .collect()
 }
@@ -209,7 +210,7 @@ fn fingerprint_key(result: &StoredResult) -> Option<String> {
     Some(format!("{test} after {train}"))
 }
 
-fn told_key(result: &StoredResult) -> String {
+fn stated_key(result: &StoredResult) -> String {
     let key = |source: Option<&Value>| {
         let sha256 = source
             .and_then(|source| source.get("sha256"))

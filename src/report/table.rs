@@ -71,7 +71,7 @@ impl Table {
     ///
     /// # Errors
     /// A result that has no number to show, and two of one model and measure that say different things (both are named).
-    pub fn of(results: &[StoredResult], k: Option<u64>) -> Result<(Self, Vec<String>)> {
+    pub fn from_results(results: &[StoredResult], k: Option<u64>) -> Result<(Self, Vec<String>)> {
         let numbers = tasks::numbers(results, k)?;
         let (names, data) = (names::models(results), names::data(results));
         let mut models: Vec<String> = Vec::new();

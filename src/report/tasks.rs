@@ -212,14 +212,14 @@ impl Task {
         &self,
         result: &StoredResult,
         results: &[StoredResult],
-        asked: Option<u64>,
+        requested: Option<u64>,
     ) -> Result<Option<u64>> {
         let Rows::ByK(preferred) = self.rows else {
             return Ok(None);
         };
-        let asked = asked.filter(|_| preferred.is_some());
+        let requested = requested.filter(|_| preferred.is_some());
         let mut common = ks(result);
-        if let Some(k) = asked
+        if let Some(k) = requested
             && few_shot(result).is_none()
             && !common.contains(&k)
         {
@@ -235,7 +235,7 @@ impl Task {
             }
         }
         let wanted = |k: &u64| common.contains(k);
-        let chosen = asked.filter(wanted).or(preferred.filter(wanted));
+        let chosen = requested.filter(wanted).or(preferred.filter(wanted));
         Ok(chosen.or_else(|| common.iter().copied().min()))
     }
 

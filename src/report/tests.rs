@@ -608,8 +608,8 @@ fn images_are_told_by_their_fingerprints_where_results_have_them() {
     keep(&results, "b", Some("two"), Value::Null);
     let (data, notes) = columns_and_notes(&results);
     assert!(data.iter().any(|label| *label != data[0]), "{data:?}");
-    let told = "speak of different test images (source.samples one and two)";
-    assert!(notes.len() == 1 && notes[0].contains(told), "{notes:?}");
+    let note = "speak of different test images (source.samples one and two)";
+    assert!(notes.len() == 1 && notes[0].contains(note), "{notes:?}");
 
     // A result without a fingerprint belongs to those that say the same of their sources.
     let results = Results::new();
@@ -627,6 +627,6 @@ fn images_are_told_by_their_fingerprints_where_results_have_them() {
     keep(&results, "b", Some("one"), json!([255, 255, 255]));
     let (data, notes) = columns_and_notes(&results);
     assert!(data.iter().all(|label| *label == data[0]), "{data:?}");
-    let told = "read their images differently (decode.background none and [255,255,255])";
-    assert!(notes.len() == 1 && notes[0].contains(told), "{notes:?}");
+    let note = "read their images differently (decode.background none and [255,255,255])";
+    assert!(notes.len() == 1 && notes[0].contains(note), "{notes:?}");
 }

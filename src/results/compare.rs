@@ -188,11 +188,11 @@ fn one_classifier(name: &str, table: DataFrame, k: Option<u64>) -> Result<(DataF
     let wanted = match (k, held.as_slice()) {
         (None, [only]) => *only,
         (Some(k), held) if held.contains(&k) => k,
-        (asked, held) => {
-            let asked = asked.map_or("no --k".to_owned(), |k| format!("--k {k}"));
+        (requested, held) => {
+            let requested = requested.map_or("no --k".to_owned(), |k| format!("--k {k}"));
             return Err(Error::input(
                 name,
-                format!("expected --k with one of {held:?}, found {asked}"),
+                format!("expected --k with one of {held:?}, found {requested}"),
             ));
         }
     };

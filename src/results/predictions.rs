@@ -18,7 +18,7 @@ pub const PAIRS_FILE: &str = "near_duplicates.csv";
 const PER_CLASS_FILE: &str = "per_class.csv";
 const CONFUSION_PREFIX: &str = "confusion";
 /// A confusion matrix of more classes is a file nobody can read.
-const MOST_CLASSES: usize = 2_000;
+const MAX_CLASSES: usize = 2_000;
 
 /// Writes the files into `out`, made if need be, in place of those of an earlier run. Nothing is written for no
 /// classifier.
@@ -42,15 +42,15 @@ pub fn save_predictions(
     let mut bytes = Vec::new();
     ParquetWriter::new(&mut bytes)
         .finish(&mut all)
-        .map_err(told(&path))?;
+        .map_err(failed_at(&path))?;
     files::write_bytes(&path, &bytes)?;
     write_csv(
         &out.join(PER_CLASS_FILE),
         per_class(predictions, labels, classes)?,
     )?;
-    if classes.len() > MOST_CLASSES {
+    if classes.len() > MAX_CLASSES {
         tracing::info!(
-            "no confusion matrix of {} classes (at most {MOST_CLASSES})",
+            "no confusion matrix of {} classes (at most {MAX_CLASSES})",
             classes.len()
         );
         return Ok(());
@@ -123,10 +123,10 @@ fn write_csv(path: &Path, mut table: DataFrame) -> Result<()> {
     let mut bytes = Vec::new();
     CsvWriter::new(&mut bytes)
         .finish(&mut table)
-        .map_err(told(path))?;
+        .map_err(failed_at(path))?;
     files::write_bytes(path, &bytes)
 }
 
-fn told(path: &Path) -> impl Fn(PolarsError) -> Error + '_ {
+fn failed_at(path: &Path) -> impl Fn(PolarsError) -> Error + '_ {
     move |e| Error::failed(path.display().to_string(), e.to_string())
 }

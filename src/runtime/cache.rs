@@ -63,7 +63,7 @@ pub fn install_dir(cache: &Path, wheel: &Wheel) -> PathBuf {
 mod tests {
     use super::*;
 
-    fn of(os: &str, variables: &[(&str, &str)]) -> Result<PathBuf> {
+    fn cache_of(os: &str, variables: &[(&str, &str)]) -> Result<PathBuf> {
         cache_dir_from(os, |name| {
             variables
                 .iter()
@@ -73,46 +73,49 @@ mod tests {
     }
 
     #[test]
-    fn the_variables_are_asked_in_order() {
+    fn the_variables_are_read_in_order() {
         let all = [
             ("MACULA_CACHE", "/m"),
             ("XDG_CACHE_HOME", "/x"),
             ("HOME", "/h"),
             ("LOCALAPPDATA", "/l"),
         ];
-        assert_eq!(of("linux", &all).unwrap(), Path::new("/m"));
-        assert_eq!(of("linux", &all[1..]).unwrap(), Path::new("/x/macula"));
-        assert_eq!(of("linux", &all[2..]).unwrap(), Path::new("/h/.cache/macula"));
+        assert_eq!(cache_of("linux", &all).unwrap(), Path::new("/m"));
+        assert_eq!(cache_of("linux", &all[1..]).unwrap(), Path::new("/x/macula"));
         assert_eq!(
-            of("macos", &all[2..]).unwrap(),
-            Path::new("/h/Library/Caches/macula")
-        );
-        assert_eq!(of("windows", &all[2..]).unwrap(), Path::new("/l/macula"));
-        assert_eq!(
-            of("linux", &[("XDG_CACHE_HOME", "relative"), ("HOME", "/h")]).unwrap(),
+            cache_of("linux", &all[2..]).unwrap(),
             Path::new("/h/.cache/macula")
         );
         assert_eq!(
-            of("linux", &[("MACULA_CACHE", ""), ("HOME", "/h")]).unwrap(),
+            cache_of("macos", &all[2..]).unwrap(),
+            Path::new("/h/Library/Caches/macula")
+        );
+        assert_eq!(cache_of("windows", &all[2..]).unwrap(), Path::new("/l/macula"));
+        assert_eq!(
+            cache_of("linux", &[("XDG_CACHE_HOME", "relative"), ("HOME", "/h")]).unwrap(),
+            Path::new("/h/.cache/macula")
+        );
+        assert_eq!(
+            cache_of("linux", &[("MACULA_CACHE", ""), ("HOME", "/h")]).unwrap(),
             Path::new("/h/.cache/macula")
         );
     }
 
     #[test]
     fn it_is_never_relative_to_the_working_directory() {
-        let error = of("linux", &[("MACULA_CACHE", "cache"), ("HOME", "/h")]).unwrap_err();
+        let error = cache_of("linux", &[("MACULA_CACHE", "cache"), ("HOME", "/h")]).unwrap_err();
         assert_eq!(
             error.to_string(),
             "MACULA_CACHE: expected an absolute path, found `cache`"
         );
         assert_eq!(error.exit_code(), 2);
-        assert!(of("linux", &[("HOME", ".")]).is_err());
-        assert!(of("macos", &[("HOME", "h")]).is_err());
+        assert!(cache_of("linux", &[("HOME", ".")]).is_err());
+        assert!(cache_of("macos", &[("HOME", "h")]).is_err());
     }
 
     #[test]
     fn without_any_variable_the_error_names_them() {
-        let error = of("linux", &[]).unwrap_err().to_string();
+        let error = cache_of("linux", &[]).unwrap_err().to_string();
         assert_eq!(
             error,
             "cache folder: neither MACULA_CACHE nor HOME is set; set MACULA_CACHE to a folder"

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::locate::output_within;
 use crate::programs;
 
-/// By their names on Linux, in the order in which their lack is told. `libcublasLt` is what `libcublas` loads.
+/// By their names on Linux, in the order in which their lack is reported. `libcublasLt` is what `libcublas` loads.
 const NEEDED: [&str; 5] = [
     "libcuda.so.1",
     "libcudart.so.13",

@@ -84,20 +84,20 @@ impl Runtime {
     }
 
     fn agrees_with(&self, options: &RuntimeOptions) -> Result<()> {
-        let Some(asked) = &options.ort_lib else {
+        let Some(requested) = &options.ort_lib else {
             return Ok(());
         };
         let same =
             |a: &Path, b: &Path| matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
         let folder = self.library.path.parent().unwrap_or(&self.library.path);
-        if same(asked, &self.library.path) || same(asked, folder) {
+        if same(requested, &self.library.path) || same(requested, folder) {
             return Ok(());
         }
         let reason = format!(
             "this process already uses {}; it can load one library only",
             self.library.path.display()
         );
-        Err(Error::input(format!("--ort-lib {}", asked.display()), reason))
+        Err(Error::input(format!("--ort-lib {}", requested.display()), reason))
     }
 }
 
@@ -245,15 +245,15 @@ mod tests {
             .env(ALONE, name)
             .output()
             .expect("it runs");
-        let told = String::from_utf8_lossy(&output.stdout);
+        let stdout = String::from_utf8_lossy(&output.stdout);
         assert!(
             output.status.success(),
-            "{told}{}",
+            "{stdout}{}",
             String::from_utf8_lossy(&output.stderr)
         );
         assert!(
-            told.contains("1 passed"),
-            "expected one test called {test}: {told}"
+            stdout.contains("1 passed"),
+            "expected one test called {test}: {stdout}"
         );
     }
 

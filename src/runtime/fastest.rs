@@ -12,7 +12,7 @@ const IMAGES: usize = 4;
 /// Side of an image where the model leaves it open, a multiple of all common patch sizes.
 const SIDE: usize = 224;
 /// Least cosine to the outputs of the processor's kernels: what f32 in another order of sums keeps.
-const LEAST_COSINE: f64 = 0.9999;
+const MIN_COSINE: f64 = 0.9999;
 
 /// What a candidate did with the images: images a second, and the least cosine of one to the outputs of the processor's kernels.
 #[derive(Debug, Clone, Copy)]
@@ -33,7 +33,7 @@ pub(super) fn fastest(mut candidates: Vec<OnnxModel>) -> (OnnxModel, Vec<String>
     let measure = |run: &Result<(f64, Vec<OutputTensor>)>| match (run, &expected) {
         (Ok((rate, found)), Ok(expected)) => Ok(Measured {
             rate: *rate,
-            cosine: least_cosine(found, expected),
+            cosine: min_cosine(found, expected),
         }),
         (Err(error), _) | (_, Err(error)) => Err(error.to_string()),
     };
@@ -42,8 +42,10 @@ pub(super) fn fastest(mut candidates: Vec<OnnxModel>) -> (OnnxModel, Vec<String>
     let notices = providers
         .zip(&measured)
         .map(|(provider, measured)| match measured {
-            Ok(Measured { rate, cosine }) if *cosine < LEAST_COSINE => {
-                format!("{provider} {rate:.1} images/s, but a cosine of {cosine:.5} to cpu, expected {LEAST_COSINE}")
+            Ok(Measured { rate, cosine }) if *cosine < MIN_COSINE => {
+                format!(
+                    "{provider} {rate:.1} images/s, but a cosine of {cosine:.5} to cpu, expected {MIN_COSINE}"
+                )
             }
             Ok(Measured { rate, .. }) => format!("{provider} {rate:.1} images/s"),
             Err(reason) => format!("{provider} was not measured: {reason}"),
@@ -57,7 +59,7 @@ pub(super) fn fastest(mut candidates: Vec<OnnxModel>) -> (OnnxModel, Vec<String>
 fn choose(measured: &[std::result::Result<Measured, String>]) -> Option<usize> {
     let agreeing = measured.iter().enumerate().filter_map(|(index, measured)| {
         let measured = measured.as_ref().ok()?;
-        (measured.cosine >= LEAST_COSINE).then_some((index, measured.rate))
+        (measured.cosine >= MIN_COSINE).then_some((index, measured.rate))
     });
     agreeing
         .max_by(|(_, a), (_, b)| a.total_cmp(b))
@@ -90,8 +92,8 @@ fn pixel(index: usize) -> f32 {
 }
 
 /// The least cosine of one image's values in any output.
-fn least_cosine(found: &[OutputTensor], expected: &[OutputTensor]) -> f64 {
-    let mut least = 1f64;
+fn min_cosine(found: &[OutputTensor], expected: &[OutputTensor]) -> f64 {
+    let mut min = 1f64;
     for (found, expected) in found.iter().zip(expected) {
         let images = expected.shape.first().copied().unwrap_or(1).max(1);
         let width = (expected.data.len() / images).max(1);
@@ -101,14 +103,14 @@ fn least_cosine(found: &[OutputTensor], expected: &[OutputTensor]) -> f64 {
         for (a, b) in found.data.chunks(width).zip(expected.data.chunks(width)) {
             // A cosine that is no number agrees with nothing; `min` would pass it over.
             let cosine = if a == b { 1. } else { cosine(a, b) };
-            least = if cosine.is_nan() {
+            min = if cosine.is_nan() {
                 f64::NEG_INFINITY
             } else {
-                least.min(cosine)
+                min.min(cosine)
             };
         }
     }
-    least
+    min
 }
 
 #[cfg(test)]
@@ -140,11 +142,11 @@ mod tests {
             data: data.to_vec(),
         };
         let expected = [tensor(&[1., 0., 0., 100.])];
-        let least = |data: &[f32]| least_cosine(&[tensor(data)], &expected);
-        assert_eq!(least(&[2., 0., 0., 1.]), 1.);
-        assert_eq!(least(&[0., 1., 0., 100.]), 0.);
-        assert!(least(&[f32::NAN, 0., 0., 100.]) < 0. && least(&[1., 0.]) < 0.);
+        let min = |data: &[f32]| min_cosine(&[tensor(data)], &expected);
+        assert_eq!(min(&[2., 0., 0., 1.]), 1.);
+        assert_eq!(min(&[0., 1., 0., 100.]), 0.);
+        assert!(min(&[f32::NAN, 0., 0., 100.]) < 0. && min(&[1., 0.]) < 0.);
         let zeros = [tensor(&[0., 0., 0., 0.])];
-        assert_eq!(least_cosine(&zeros, &zeros), 1.);
+        assert_eq!(min_cosine(&zeros, &zeros), 1.);
     }
 }

@@ -361,9 +361,9 @@ mod tests {
         let batch = |value: f32| [0.5, -65504.0, value, f32::NAN];
         assert_eq!(of("f16").check_range(&batch(65504.0)), Ok(()));
         assert_eq!(of("f32").check_range(&batch(1e9)), Ok(()));
-        let told = of("f16").check_range(&batch(-1e9)).unwrap_err();
+        let error = of("f16").check_range(&batch(-1e9)).unwrap_err();
         assert_eq!(
-            told,
+            error,
             "input `pixel_values`: expected values up to 65504 for f16, found -1000000000"
         );
     }

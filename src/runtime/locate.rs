@@ -59,13 +59,14 @@ impl Places {
             Origin::Variable => self.variable.iter().map(|path| by_variable(path)).collect(),
             Origin::Cache => self.in_cache(wanted),
             Origin::Python => {
-                let told = self.pythons.iter().find_map(|python| ask_python(python));
-                told.iter()
-                    .flat_map(|told| {
-                        let libraries = in_folder(&told.folder, origin);
+                let answer = self.pythons.iter().find_map(|python| ask_python(python));
+                answer
+                    .iter()
+                    .flat_map(|answer| {
+                        let libraries = in_folder(&answer.folder, origin);
                         libraries
                             .into_iter()
-                            .map(move |library| check_place(library, &told.own))
+                            .map(move |library| check_place(library, &answer.own))
                     })
                     .collect()
             }
@@ -457,7 +458,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn python_is_asked_and_not_waited_for_long() {
+    fn python_is_queried_and_not_waited_for_long() {
         use std::os::unix::fs::PermissionsExt as _;
         let place = tempfile::tempdir().unwrap();
         let capi = place.path().join("capi");

@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_asked_for_by_name_is_never_replaced() {
+    fn what_was_requested_by_name_is_never_replaced() {
         let error = chosen(CPU_ONLY, "cuda:1", Precision::F32, true).unwrap_err();
         assert_eq!(error.exit_code(), 2);
         assert_eq!(

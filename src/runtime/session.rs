@@ -212,12 +212,12 @@ impl OnnxModel {
     }
 
     /// The outputs to compute: those asked for, each known and of floats; all of floats when none is.
-    fn output_names(&self, asked: &[String]) -> Result<Vec<String>> {
-        if asked.is_empty() {
+    fn output_names(&self, requested: &[String]) -> Result<Vec<String>> {
+        if requested.is_empty() {
             let floats = self.outputs.iter().filter(|output| output.is_float());
             return Ok(floats.map(|output| output.name.clone()).collect());
         }
-        for name in asked {
+        for name in requested {
             let output = self.output(name)?;
             if !output.is_float() {
                 return Err(self.bad(format!(
@@ -226,7 +226,7 @@ impl OnnxModel {
                 )));
             }
         }
-        Ok(asked.to_vec())
+        Ok(requested.to_vec())
     }
 
     fn check_batch(&self, batch: &[f32], shape: [usize; 4]) -> Result<()> {
@@ -392,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn outputs_come_by_name_in_the_order_asked() {
+    fn outputs_come_by_name_in_the_order_requested() {
         let mut model = open("pool.onnx").unwrap();
         let batch: Vec<f32> = (0..2 * 3 * 2 * 2).map(|x| x as f32).collect();
         let shape = [2, 3, 2, 2];
@@ -405,10 +405,10 @@ mod tests {
         assert_eq!(all[0].data, [1.5, 5.5, 9.5, 13.5, 17.5, 21.5]);
         assert_eq!(all[1].shape, [2, 4, 3]);
         assert_eq!(all[1].data[..6], [0.0, 4.0, 8.0, 1.0, 5.0, 9.0]);
-        let asked = model
+        let requested = model
             .run(&batch, shape, &["patch".to_owned(), "cls".to_owned()])
             .unwrap();
-        assert_eq!([&asked[0], &asked[1]], [&all[1], &all[0]]);
+        assert_eq!([&requested[0], &requested[1]], [&all[1], &all[0]]);
         let mut borrowed = false;
         model
             .run_with(&batch, shape, &["cls".to_owned()], |view| {

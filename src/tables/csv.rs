@@ -155,7 +155,7 @@ fn separator_of(text: Vec<u8>) -> (u8, Vec<u8>) {
             }
         }
     }
-    let most = counts.iter().copied().max().unwrap_or_default();
-    let place = counts.iter().position(|&count| count == most && most > 0);
+    let max = counts.iter().copied().max().unwrap_or_default();
+    let place = counts.iter().position(|&count| count == max && max > 0);
     (place.map_or(NONE, |place| SEPARATORS[place]), text)
 }

@@ -122,20 +122,20 @@ fn check_delta(page: &DataPage) -> PolarsResult<()> {
     Ok(())
 }
 
-/// What follows a sequence of delta-encoded numbers (parquet-format, Encodings.md, DELTA_BINARY_PACKED) of at most `most`.
-fn skip_delta(values: &[u8], most: usize) -> PolarsResult<&[u8]> {
-    match delta_end(values, most as u64) {
+/// What follows a sequence of delta-encoded numbers (parquet-format, Encodings.md, DELTA_BINARY_PACKED) of at most `max`.
+fn skip_delta(values: &[u8], max: usize) -> PolarsResult<&[u8]> {
+    match delta_end(values, max as u64) {
         Some(rest) => Ok(rest),
-        None => polars_bail!(ComputeError: "delta-encoded numbers are not in a page of {} values", most),
+        None => polars_bail!(ComputeError: "delta-encoded numbers are not in a page of {} values", max),
     }
 }
 
-fn delta_end(mut rest: &[u8], most: u64) -> Option<&[u8]> {
+fn delta_end(mut rest: &[u8], max: u64) -> Option<&[u8]> {
     let block = varint(&mut rest)?;
     let miniblocks = varint(&mut rest)?;
     let count = varint(&mut rest)?;
     varint(&mut rest)?; // the first value
-    let sound = block <= BLOCK && block % 128 == 0 && miniblocks > 0 && count <= most;
+    let sound = block <= BLOCK && block % 128 == 0 && miniblocks > 0 && count <= max;
     if !sound || block % miniblocks != 0 || (block / miniblocks) % 32 != 0 || block == 0 {
         return None;
     }

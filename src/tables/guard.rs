@@ -43,13 +43,13 @@ mod tests {
 
     #[test]
     fn errors_and_panics_name_the_file_in_one_line() {
-        let told = |read: fn() -> PolarsResult<u8>| {
+        let guarded = |read: fn() -> PolarsResult<u8>| {
             let read = guarded(Path::new("a.parquet"), read);
             read.map_err(|error| error.to_string())
         };
-        assert_eq!(told(|| Ok(7)), Ok(7));
-        let failed = told(|| Err(polars_err!(ComputeError: "no\nmore"))).unwrap_err();
-        let panicked = told(|| panic!("{} of {}", 3, 2)).unwrap_err();
+        assert_eq!(guarded(|| Ok(7)), Ok(7));
+        let failed = guarded(|| Err(polars_err!(ComputeError: "no\nmore"))).unwrap_err();
+        let panicked = guarded(|| panic!("{} of {}", 3, 2)).unwrap_err();
         assert!(
             failed.starts_with("a.parquet: damaged") && failed.ends_with("no"),
             "{failed}"

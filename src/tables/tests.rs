@@ -77,11 +77,11 @@ fn values_of_every_type_have_one_text() {
 }
 
 #[test]
-fn what_has_no_text_is_named_when_it_is_asked_for() {
+fn what_has_no_text_is_named_when_it_is_requested() {
     let table = Table::open(&fixture("types.parquet")).unwrap();
     for column in ["list", "struct", "map", "not_text", "decimal_longer"] {
-        let told = message(table.text(column));
-        assert!(told.contains("types.parquet"), "{column}: {told}");
+        let text = message(table.text(column));
+        assert!(text.contains("types.parquet"), "{column}: {text}");
     }
     assert!(message(table.text("not_text")).contains("column `not_text`, row 0"));
     for (column, kind) in [
@@ -124,16 +124,16 @@ fn csv_is_read_as_spreadsheets_write_it() {
         utf16("path,label\na,x\nb,y\n"),
     ] {
         let table = csv(&bytes).unwrap();
-        let told = String::from_utf8_lossy(&bytes).into_owned();
+        let text = String::from_utf8_lossy(&bytes).into_owned();
         assert_eq!(
             table.text("path").unwrap(),
             Some(texts(&[Some("a"), Some("b")])),
-            "{told}"
+            "{text}"
         );
         assert_eq!(
             table.text("label").unwrap(),
             Some(texts(&[Some("x"), Some("y")])),
-            "{told}"
+            "{text}"
         );
     }
     let one = csv(b"path\na, b.png\n\"c;d\"\n").unwrap();
@@ -154,16 +154,16 @@ fn csv_is_read_as_spreadsheets_write_it() {
 
 #[test]
 fn csv_that_cannot_be_read_says_why() {
-    let asked = |bytes: &[u8]| message(csv(bytes).and_then(|table| table.text("path")));
+    let error_of = |bytes: &[u8]| message(csv(bytes).and_then(|table| table.text("path")));
     assert!(
-        asked(b"path,label\na,b,c\n").contains("line 2: expected 2 fields as in the first line, found 3")
+        error_of(b"path,label\na,b,c\n").contains("line 2: expected 2 fields as in the first line, found 3")
     );
-    assert!(asked(b"path,path\na,b\n").contains("found two of that name"));
-    assert!(asked(b"").contains("names the columns"));
-    assert!(asked(b"\n\n").contains("names the columns"));
-    assert!(asked(b"p\0a\0t\0h\0").contains("byte-order mark"));
-    assert!(asked(b"\xff\xfep\0a\0t").contains("UTF-16"));
-    assert!(asked(b"\x1f\x8b\x08").contains("gzip"));
+    assert!(error_of(b"path,path\na,b\n").contains("found two of that name"));
+    assert!(error_of(b"").contains("names the columns"));
+    assert!(error_of(b"\n\n").contains("names the columns"));
+    assert!(error_of(b"p\0a\0t\0h\0").contains("byte-order mark"));
+    assert!(error_of(b"\xff\xfep\0a\0t").contains("UTF-16"));
+    assert!(error_of(b"\x1f\x8b\x08").contains("gzip"));
 }
 
 /// Bytes changed, runs of bytes overwritten, and ends cut off, the same ones in every run of the tests.
@@ -217,10 +217,10 @@ fn damaged_parquet_is_an_error_of_one_line() {
                 match outcome {
                     Ok(()) => read += 1,
                     Err(error) => {
-                        let told = error.to_string();
+                        let text = error.to_string();
                         assert!(
-                            told.contains("damaged.parquet") && told.lines().count() == 1,
-                            "{told}"
+                            text.contains("damaged.parquet") && text.lines().count() == 1,
+                            "{text}"
                         );
                         refused += 1;
                     }

@@ -10,9 +10,9 @@ use serde::Serialize;
 
 use super::config::{Compute, TrainConfig};
 use super::cost::step_operations;
-use super::feed::{Feed, Part, Sent};
+use super::feed::{DeviceBatch, Feed, MicroBatch};
 use super::kernels::kernels;
-use super::product_rates::least_seconds;
+use super::product_rates::min_seconds;
 use super::run::start_feed;
 use super::trainer::{StepReport, StepSeconds, Trainer};
 use crate::data::augment::{MultiCrop, PlannedImage};
@@ -81,16 +81,16 @@ pub fn bench(
     steps: usize,
 ) -> Result<StepBench> {
     let mut trainer = Trainer::fresh(config, device)?;
-    let mut parts = match source {
-        Some(source) => Parts::Images(start_feed(config, source, 0, device)?),
-        None => Parts::Noise(resident(noise(config)?, config, device)?),
+    let mut micro_batches = match source {
+        Some(source) => MicroBatches::Images(start_feed(config, source, 0, device)?),
+        None => MicroBatches::Noise(resident(noise(config)?, config, device)?),
     };
     let mut seconds = Vec::with_capacity(steps);
     let mut split = StepSeconds::default();
     let mut waited = Duration::ZERO;
     for number in 0..steps + 2 {
         let start = Instant::now();
-        let (report, wait) = parts.advance(&mut trainer, config.accumulate)?;
+        let (report, wait) = micro_batches.advance(&mut trainer, config.accumulate)?;
         device.synchronize()?;
         if number >= 2 {
             seconds.push(start.elapsed().as_secs_f64());
@@ -106,7 +106,7 @@ pub fn bench(
         split = StepSeconds::default();
         let start = Instant::now();
         for _ in 0..steps {
-            split.add(&parts.advance(&mut trainer, config.accumulate)?.0.seconds);
+            split.add(&micro_batches.advance(&mut trainer, config.accumulate)?.0.seconds);
         }
         of_parts = start.elapsed().as_secs_f64();
     }
@@ -125,7 +125,7 @@ pub fn bench(
         parameters: weights.map(|(_, var)| var.elem_count()).sum(),
         step_seconds: median,
         images_per_second: config.batch_size as f64 / median,
-        data_wait: matches!(parts, Parts::Images(_)).then(|| waited.as_secs_f64() / total),
+        data_wait: matches!(micro_batches, MicroBatches::Images(_)).then(|| waited.as_secs_f64() / total),
         teacher: split.teacher / of_parts,
         student: split.student / of_parts,
         backward: split.backward / of_parts,
@@ -139,23 +139,23 @@ pub fn bench(
     })
 }
 
-/// Where the parts of a step come from.
-enum Parts {
+/// Where the micro-batches of a step come from.
+enum MicroBatches {
     /// The same for every step.
     Noise(Vec<Resident>),
     Images(Feed),
 }
 
-impl Parts {
-    /// A step on the next `count` parts, and how long they had to be waited for.
+impl MicroBatches {
+    /// A step on the next `count` micro-batches, and how long they had to be waited for.
     fn advance(&mut self, trainer: &mut Trainer, count: usize) -> Result<(StepReport, Duration)> {
         match self {
-            Self::Noise(parts) => Ok((trainer.advance(parts)?, Duration::ZERO)),
+            Self::Noise(micro_batches) => Ok((trainer.advance(micro_batches)?, Duration::ZERO)),
             Self::Images(feed) => {
-                let (parts, waited) = feed.fetch_parts(count)?;
-                let report = trainer.advance(&parts)?;
-                for part in parts {
-                    feed.recycle(part)?;
+                let (micro_batches, waited) = feed.fetch_micro_batches(count)?;
+                let report = trainer.advance(&micro_batches)?;
+                for micro_batch in micro_batches {
+                    feed.recycle(micro_batch)?;
                 }
                 Ok((report, waited))
             }
@@ -167,16 +167,16 @@ impl Parts {
 /// while the step before computes.
 struct Resident {
     batch: Batch,
-    sent: Option<Sent>,
+    on_device: Option<DeviceBatch>,
 }
 
-impl Part for Resident {
+impl MicroBatch for Resident {
     fn batch(&self) -> &Batch {
         &self.batch
     }
 
-    fn sent(&self) -> Option<&Sent> {
-        self.sent.as_ref()
+    fn on_device(&self) -> Option<&DeviceBatch> {
+        self.on_device.as_ref()
     }
 }
 
@@ -184,30 +184,32 @@ fn resident(batches: Vec<Batch>, config: &TrainConfig, device: &Device) -> Resul
     let crops = MultiCrop::new(config.crops.clone())?;
     let resident = |batch| {
         let sends = !kernels(device).reads_host_memory();
-        let sent = sends.then(|| Sent::now(&batch, &crops, device)).transpose()?;
-        Ok(Resident { batch, sent })
+        let on_device = sends
+            .then(|| DeviceBatch::upload(&batch, &crops, device))
+            .transpose()?;
+        Ok(Resident { batch, on_device })
     };
     batches.into_iter().map(resident).collect()
 }
 
-/// The parts of a step, of noise: crops, or images and plans where the step makes them.
+/// The micro-batches of a step, of noise: crops, or images and plans where the step makes them.
 fn noise(config: &TrainConfig) -> Result<Vec<Batch>> {
     let plan = config.batch_plan()?;
     let size = plan.size(u64::MAX);
     (0..config.accumulate as u64)
-        .map(|part| {
-            let mut rng = rng::stream(config.seed, "bench", part);
+        .map(|micro_batch| {
+            let mut rng = rng::stream(config.seed, "bench", micro_batch);
             let (global, local) = (&config.crops.global, &config.crops.local);
             let crops = global.count * size;
             let masks = match config.draws_masks() {
                 true => {
-                    let mut rng = rng::stream(config.seed, "masks", part);
+                    let mut rng = rng::stream(config.seed, "masks", micro_batch);
                     Some(masks_for_batch(crops, config.grid()?, &config.masks, &mut rng)?)
                 }
                 false => None,
             };
             let mut batch = Batch {
-                step: part,
+                step: micro_batch,
                 size,
                 rows: (0..size as u64).collect(),
                 views: vec![None; size],
@@ -247,7 +249,7 @@ fn gemm_rate(device: &Device, compute: Compute) -> candle_core::Result<f64> {
     };
     let matrix = || Tensor::randn(0f32, 1., (side, side), device)?.to_dtype(dtype);
     let (left, right) = (matrix()?, matrix()?);
-    let best = least_seconds(device, || linear(&left, &right, None, compute.dtype()).map(drop))?;
+    let best = min_seconds(device, || linear(&left, &right, None, compute.dtype()).map(drop))?;
     Ok(2. * (side as f64).powi(3) / best)
 }
 
@@ -282,17 +284,24 @@ mod tests {
     #[test]
     fn noise_lies_on_a_gpu_before_the_clock_starts_and_passes_through_on_the_cpu() {
         let config = config("dinov2-small", &[]);
-        let parts = || resident(noise(&config).unwrap(), &config, &Device::Cpu).unwrap();
-        assert!(parts().iter().all(|part| part.sent().is_none()));
-        let on_gpu = emulated(Arc::new(NoKernels), parts);
+        let micro_batches = || resident(noise(&config).unwrap(), &config, &Device::Cpu).unwrap();
+        assert!(
+            micro_batches()
+                .iter()
+                .all(|micro_batch| micro_batch.on_device().is_none())
+        );
+        let on_gpu = emulated(Arc::new(NoKernels), micro_batches);
         assert_eq!(on_gpu.len(), config.accumulate);
-        for part in on_gpu {
-            let (global, local) = part.sent().unwrap().crops(&config.crops).unwrap();
+        for micro_batch in on_gpu {
+            let (global, local) = micro_batch.on_device().unwrap().crops(&config.crops).unwrap();
             let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-            assert_eq!(values(&global), part.batch().global);
+            assert_eq!(values(&global), micro_batch.batch().global);
             let local = local.map(|local| values(&local)).unwrap_or_default();
-            assert_eq!(local, part.batch().local);
-            assert_eq!(part.sent().unwrap().masks().is_some(), config.draws_masks());
+            assert_eq!(local, micro_batch.batch().local);
+            assert_eq!(
+                micro_batch.on_device().unwrap().masks().is_some(),
+                config.draws_masks()
+            );
         }
     }
 
@@ -339,14 +348,14 @@ mod tests {
     }
 
     /// What each of `steps` steps of `config` asks for: kernels, and copies from the host.
-    fn asked_for(config: &TrainConfig, steps: usize) -> Vec<(Counts, Vec<usize>)> {
+    fn requested(config: &TrainConfig, steps: usize) -> Vec<(Counts, Vec<usize>)> {
         let counting = Arc::new(Counting::default());
         let all = || {
             let mut trainer = Trainer::fresh(config, &Device::Cpu).unwrap();
-            let parts = resident(noise(config).unwrap(), config, &Device::Cpu).unwrap();
+            let micro_batches = resident(noise(config).unwrap(), config, &Device::Cpu).unwrap();
             let step = |_| {
                 // The losses are whatever was in memory.
-                let _ = trainer.advance(&parts);
+                let _ = trainer.advance(&micro_batches);
                 let launches = std::mem::take(&mut *counting.launches.lock().unwrap());
                 (launches, std::mem::take(&mut *counting.copies.lock().unwrap()))
             };
@@ -360,7 +369,7 @@ mod tests {
     #[test]
     fn what_stays_is_copied_to_a_gpu_by_the_first_step_alone() {
         let config = config("dinov2-small", &["compute=bf16"]);
-        let steps = asked_for(&config, 3);
+        let steps = requested(&config, 3);
         let counted: Vec<usize> = steps.iter().map(|(_, copies)| copies.iter().sum()).collect();
         assert!(counted[0] > counted[1] && counted[1] == counted[2], "{counted:?}");
         assert_eq!(steps[1].0, steps[0].0);
@@ -408,7 +417,7 @@ mod tests {
             let mut base = recipes::recipe("dinov2-small", "noise", &facts).unwrap();
             base.batch_warmup_steps = 0;
             let config = overrides.apply(base, facts.images).unwrap();
-            asked_for(&config, 2).remove(1).0
+            requested(&config, 2).remove(1).0
         };
         let [a, b, c, d] = [(1, 2), (2, 2), (1, 4), (2, 4)].map(|(depth, batch)| counted(depth, batch));
         let (depth, batch) = (12., 64.);

@@ -59,7 +59,7 @@ pub struct Checkpoints {
 
 impl Checkpoints {
     /// Those of the run in `run`; the folder need not exist yet.
-    pub fn of(run: &Path) -> Self {
+    pub fn in_folder(run: &Path) -> Self {
         Self {
             folder: run.join("checkpoints"),
         }

@@ -13,10 +13,10 @@ fn product(m: f64, k: f64, n: f64) -> f64 {
     2. * m * k * n
 }
 
-/// Operations of one forward pass over one image of `side` pixels, of whose patches a share `seen` are tokens.
-fn vit_forward(vit: &VitConfig, side: usize, seen: f64) -> f64 {
+/// Operations of one forward pass over one image of `side` pixels, of whose patches a share `visible` are tokens.
+fn vit_forward(vit: &VitConfig, side: usize, visible: f64) -> f64 {
     let patches = ((side / vit.patch_size).pow(2)) as f64;
-    let tokens = (patches * seen).round() + 1. + vit.num_registers as f64;
+    let tokens = (patches * visible).round() + 1. + vit.num_registers as f64;
     let (d, hidden) = (vit.embed_dim as f64, vit.ffn_hidden as f64);
     let patch = (vit.in_channels * vit.patch_size.pow(2)) as f64;
     let feed_forward = match vit.feed_forward {
@@ -48,8 +48,8 @@ pub fn step_operations(config: &TrainConfig) -> Result<f64> {
     let batch = config.batch_size as f64;
     let (global, local) = (&config.crops.global, &config.crops.local);
     let on_global = batch * vit_forward(vit, global.size as usize, 1.);
-    let seen = 1. - config.backbone.patch_drop_rate;
-    let on_seen = batch * vit_forward(vit, global.size as usize, seen);
+    let visible = 1. - config.backbone.patch_drop_rate;
+    let on_visible = batch * vit_forward(vit, global.size as usize, visible);
     if config.has_info_nce() {
         let (directions, nce) = (
             if config.loss.info_nce.symmetric { 2. } else { 1. },
@@ -59,7 +59,7 @@ pub fn step_operations(config: &TrainConfig) -> Result<f64> {
             [vit.embed_dim, nce.hidden, nce.output, nce.queue].map(|width| width as f64);
         let projection = batch * (product(1., width, hidden) + product(1., hidden, output));
         let against = batch * product(1., output, queue);
-        return Ok(directions * (on_global + 3. * on_seen + 4. * projection + 2. * against));
+        return Ok(directions * (on_global + 3. * on_visible + 4. * projection + 2. * against));
     }
     let globals = global.count as f64;
     let locals = if config.has_dino() { local.count as f64 } else { 0. };
@@ -80,13 +80,13 @@ pub fn step_operations(config: &TrainConfig) -> Result<f64> {
     let of_class = if config.has_dino() { batch * row } else { 0. };
     let teacher = globals * (on_global + of_class) + masked;
     let decoders = [&network.pixel_decoder, &network.hog_decoder];
-    let told = decoders.into_iter().flatten().map(|decoder| {
+    let decoding = decoders.into_iter().flatten().map(|decoder| {
         let [input, hidden, output] =
             [decoder.input, decoder.hidden, decoder.output].map(|width| width as f64);
         batch * (product(1., input, hidden) + product(1., hidden, output))
     });
-    let told: f64 = told.sum();
-    let student = globals * (on_seen + of_class + told) + locals * (on_local + of_class) + masked;
+    let decoding: f64 = decoding.sum();
+    let student = globals * (on_visible + of_class + decoding) + locals * (on_local + of_class) + masked;
     Ok(teacher + 3. * student)
 }
 
@@ -147,8 +147,8 @@ mod tests {
         ];
         let step = counted("dino", &settings);
         let pixels = 2. * (4. * 8. + 8. * 3. * 28. * 28.);
-        let told = pixels + 2. * (4. * 8. + 8. * 8. * 14. * 14.);
-        let expected = 2. * (vit(5.) + HEAD) + 3. * 2. * (vit(3.) + HEAD + told);
+        let decoding = pixels + 2. * (4. * 8. + 8. * 8. * 14. * 14.);
+        let expected = 2. * (vit(5.) + HEAD) + 3. * 2. * (vit(3.) + HEAD + decoding);
         assert!((step - expected).abs() < 1., "{step} {expected}");
     }
 }

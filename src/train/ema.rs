@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{Tensor, Var};
 
-use super::kernels::{Follower, kernels};
+use super::kernels::{AveragedWeight, kernels};
 use crate::{Error, Result};
 
 /// Weights by name.
@@ -23,10 +23,10 @@ pub fn update_teacher(teacher: &NamedVars, student: &NamedVars, momentum: f64) -
         return Ok(());
     };
     let pairs = teacher.values().zip(student.values());
-    let pairs: Vec<(Follower, &Tensor)> = pairs
-        .map(|(teacher, student)| (Follower::new(teacher, momentum), student.as_tensor()))
+    let pairs: Vec<(AveragedWeight, &Tensor)> = pairs
+        .map(|(teacher, student)| (AveragedWeight::new(teacher, momentum), student.as_tensor()))
         .collect();
-    kernels(first.device()).follow(&pairs).map_err(Error::from)
+    kernels(first.device()).average(&pairs).map_err(Error::from)
 }
 
 /// Fails unless `momentum` is from 0 to 1.

@@ -82,9 +82,9 @@ mod tests {
     use super::*;
     use crate::data::open;
 
-    fn of(spec: &str, teacher: Option<Value>) -> RunIdentity {
+    fn identity_of(spec: &str, teacher: Option<Value>) -> RunIdentity {
         RunIdentity {
-            source: SourceIdentity::of(open(spec).unwrap().as_ref()),
+            source: SourceIdentity::from_source(open(spec).unwrap().as_ref()),
             knn_source: None,
             teacher,
         }
@@ -94,20 +94,20 @@ mod tests {
     fn what_a_run_learns_from_may_not_change() {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(RunIdentity::read(folder.path()).unwrap(), None);
-        let began = of("sample:test", Some(json!({ "sha256": "11" })));
+        let began = identity_of("sample:test", Some(json!({ "sha256": "11" })));
         began.write(folder.path()).unwrap();
         assert_eq!(RunIdentity::read(folder.path()).unwrap().unwrap(), began);
         began.check(&began, folder.path()).unwrap();
         for (now, words) in [
             (
-                of("sample:train", began.teacher.clone()),
+                identity_of("sample:train", began.teacher.clone()),
                 "source.images: expected 1000, found 6000",
             ),
             (
-                of("sample:test", Some(json!({ "sha256": "22" }))),
+                identity_of("sample:test", Some(json!({ "sha256": "22" }))),
                 "teacher.sha256: expected 11, found 22",
             ),
-            (of("sample:test", None), "teacher: expected "),
+            (identity_of("sample:test", None), "teacher: expected "),
         ] {
             let error = began.check(&now, folder.path()).unwrap_err();
             assert_eq!(error.exit_code(), 2);

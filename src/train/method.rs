@@ -15,11 +15,11 @@ use rand::seq::index;
 use super::clock::Clock;
 use super::config::{Centering, StepValues, Term, TrainConfig};
 use super::distillation::FrozenTargets;
-use super::feed::{Part, Sent};
+use super::feed::{DeviceBatch, MicroBatch};
 use super::losses::targets::{SINKHORN_ITERATIONS, SoftmaxCentering, sinkhorn_knopp};
 use super::losses::{
-    KeyQueue, Logits, dino_cls_loss, hog_targets, ibot_patch_loss, info_nce_loss, koleo_loss, reduced,
-    told_loss,
+    KeyQueue, Logits, dino_cls_loss, hog_targets, ibot_patch_loss, info_nce_loss, koleo_loss,
+    reconstruction_loss, reduced,
 };
 use super::network::{Gradients, Network, NetworkConfig};
 use super::ranks::{OneRank, Ranks};
@@ -72,19 +72,19 @@ pub struct RelationQueues {
     student: KeyQueue,
 }
 
-/// What one part of a step came to.
+/// The loss of one micro-batch.
 pub struct StepLoss {
     /// The weighted sum of all terms, scalar.
     pub total: Tensor,
     /// The terms by name, weighted, scalars.
-    pub parts: Vec<(&'static str, Tensor)>,
+    pub terms: Vec<(&'static str, Tensor)>,
     /// The teacher's distributions over the prototypes for the class tokens [2 B, K], where the DINO term is on.
     pub cls_targets: Option<Tensor>,
     /// Seconds the teacher's passes and targets took.
     pub teacher_seconds: f64,
 }
 
-/// The crops of a part of a step as tensors.
+/// The crops of a micro-batch as tensors.
 struct Crops {
     global: Tensor,        // [2 B, 3, S, S]
     local: Option<Tensor>, // [L B, 3, s, s]
@@ -99,20 +99,20 @@ struct Masks {
     per_crop: Vec<usize>,
 }
 
-/// What a pass saw, after the final norm.
-struct Seen {
+/// Tokens that a pass gives, after the final norm.
+struct BackboneOutput {
     cls: Tensor,             // [B, D]
-    patches: Option<Tensor>, // [M, D], those that were asked for
+    patches: Option<Tensor>, // [M, D], the requested ones
 }
 
-/// What the student saw of a part's crops, after the final norm.
-struct SeenCrops {
-    global: Seen,
-    local: Option<Tensor>, // class tokens [L B, D], where they were asked for
+/// The student's tokens of a micro-batch's crops, after the final norm.
+struct CropOutputs {
+    global: BackboneOutput,
+    local: Option<Tensor>, // class tokens [L B, D], where requested
 }
 
-/// What a pass over a part's crops is asked for.
-struct Asked<'a> {
+/// Which outputs of a micro-batch's crops are wanted.
+struct ForwardRequest<'a> {
     /// Where not 0, patches of global crops [2 B, N] are hidden.
     hidden: Option<&'a Tensor>,
     /// Places in [2 B, N] of the patches that are looked at.
@@ -131,7 +131,7 @@ struct PrototypeTargets {
 struct Pass<'a> {
     name: &'a str,
     crops: Side,
-    part: u64,
+    micro_batch: u64,
 }
 
 /// Which crops a pass is over.
@@ -189,42 +189,50 @@ impl Method {
         self.frozen = Some(frozen);
     }
 
-    /// The objective on one part of a step. `part` numbers the parts of the whole run: it decides the stochastic depth.
+    /// The objective on one micro-batch. `number` numbers those of the whole run: it decides the stochastic depth.
     ///
     /// # Errors
     /// Crops of another size than configured, failures of candle.
-    pub fn loss(&mut self, fed: &impl Part, part: u64, values: &StepValues) -> Result<StepLoss> {
-        let batch = fed.batch();
-        let crops = match fed.sent() {
-            Some(sent) => self.crops(batch, sent),
-            None => self.crops(batch, &Sent::now(batch, &self.multi_crop, &self.device)?),
+    pub fn loss(
+        &mut self,
+        micro_batch: &impl MicroBatch,
+        number: u64,
+        values: &StepValues,
+    ) -> Result<StepLoss> {
+        let batch = micro_batch.batch();
+        let crops = match micro_batch.on_device() {
+            Some(on_device) => self.crops(batch, on_device),
+            None => self.crops(
+                batch,
+                &DeviceBatch::upload(batch, &self.multi_crop, &self.device)?,
+            ),
         };
         let crops = crops?;
         let mut loss = StepLoss {
             total: Tensor::zeros((), candle_core::DType::F32, &self.device)?,
-            parts: Vec::new(),
+            terms: Vec::new(),
             cls_targets: None,
             teacher_seconds: 0.,
         };
         if self.config.has_info_nce() {
-            self.contrast(&crops, part, values, &mut loss)?;
+            self.contrast(&crops, number, values, &mut loss)?;
         }
         if self.config.distill.is_some() {
-            self.distil(&crops, batch, part, values, &mut loss)?;
+            self.distil(&crops, batch, number, values, &mut loss)?;
         } else if self.config.has_dino() || self.config.has_ibot() {
-            self.self_distil(&crops, part, values, &mut loss)?;
+            self.self_distil(&crops, number, values, &mut loss)?;
         }
-        for (_, term) in &loss.parts {
+        for (_, term) in &loss.terms {
             loss.total = (&loss.total + term)?;
         }
         Ok(loss)
     }
 
     /// The crops of `batch`, of which `sent` lies on the device.
-    fn crops(&self, batch: &Batch, sent: &Sent) -> candle_core::Result<Crops> {
-        let (global, local) = sent.crops(&self.config.crops)?;
+    fn crops(&self, batch: &Batch, on_device: &DeviceBatch) -> candle_core::Result<Crops> {
+        let (global, local) = on_device.crops(&self.config.crops)?;
         let crops = global.dim(0)?;
-        let masks = batch.masks.as_ref().zip(sent.masks());
+        let masks = batch.masks.as_ref().zip(on_device.masks());
         let masks = masks.map(|(masks, bits)| Masks::new(masks, bits, crops));
         Ok(Crops {
             global,
@@ -235,19 +243,28 @@ impl Method {
     }
 
     /// What the student sees of all crops, with stochastic depth drawn for each side of them.
-    fn student_sees_crops(&self, crops: &Crops, asked: &Asked, part: u64) -> Result<SeenCrops> {
-        let pass = |name, crops| Pass { name, crops, part };
+    fn student_outputs(
+        &self,
+        crops: &Crops,
+        request: &ForwardRequest,
+        micro_batch: u64,
+    ) -> Result<CropOutputs> {
+        let pass = |name, crops| Pass {
+            name,
+            crops,
+            micro_batch,
+        };
         let (globals, locals) = (pass("globals", Side::Global), pass("locals", Side::Local));
-        let Some(local) = crops.local.as_ref().filter(|_| asked.locals) else {
-            return Ok(SeenCrops {
-                global: self.student_sees(&crops.global, asked.hidden, &globals, asked.places)?,
+        let Some(local) = crops.local.as_ref().filter(|_| request.locals) else {
+            return Ok(CropOutputs {
+                global: self.student_output(&crops.global, request.hidden, &globals, request.places)?,
                 local: None,
             });
         };
         if self.config.backbone.patch_drop_rate > 0. {
-            return Ok(SeenCrops {
-                global: self.student_sees(&crops.global, asked.hidden, &globals, asked.places)?,
-                local: Some(self.student_sees(local, None, &locals, &[])?.cls),
+            return Ok(CropOutputs {
+                global: self.student_output(&crops.global, request.hidden, &globals, request.places)?,
+                local: Some(self.student_output(local, None, &locals, &[])?.cls),
             });
         }
         let vit = &self.student.vit;
@@ -256,13 +273,13 @@ impl Method {
             self.drop_path(&locals, local)?,
         ];
         let rows = [
-            rows_of(vit, &crops.global, asked.places)?,
+            rows_of(vit, &crops.global, request.places)?,
             rows_of(vit, local, &[])?,
         ];
         let [global, local] = vit.forward_rows_of_two([
             ImageRows {
                 pixels: &crops.global,
-                masks: asked.hidden,
+                masks: request.hidden,
                 drop_path: plans[0].as_ref(),
                 rows: &rows[0],
             },
@@ -273,20 +290,20 @@ impl Method {
                 rows: &rows[1],
             },
         ])?;
-        Ok(SeenCrops {
-            global: Seen::of(&global, asked.places.len())?,
+        Ok(CropOutputs {
+            global: BackboneOutput::split(&global, request.places.len())?,
             local: Some(local),
         })
     }
 
     /// What the student sees of one size of crops: class tokens, and the patches at `places`.
-    fn student_sees(
+    fn student_output(
         &self,
         pixels: &Tensor,
         hidden: Option<&Tensor>,
         pass: &Pass,
         places: &[u32],
-    ) -> Result<Seen> {
+    ) -> Result<BackboneOutput> {
         let plan = self.drop_path(pass, pixels)?;
         if pass.crops == Side::Global && self.config.backbone.patch_drop_rate > 0. {
             let visible = self.visible_patches(pixels.dim(0)?, pass)?;
@@ -294,9 +311,9 @@ impl Method {
                 .student
                 .vit
                 .forward_visible(pixels, plan.as_ref(), &visible)?;
-            return Ok(Seen { cls, patches: None });
+            return Ok(BackboneOutput { cls, patches: None });
         }
-        Seen::by(&self.student.vit, pixels, hidden, plan.as_ref(), places)
+        BackboneOutput::forward(&self.student.vit, pixels, hidden, plan.as_ref(), places)
     }
 
     /// Stochastic depth of a pass over `pixels`, where there is any.
@@ -312,7 +329,7 @@ impl Method {
             DropPathMode::BatchSubset,
             backbone.depth,
             pixels.dim(0)?,
-            &mut rng::stream(self.config.seed, &stream, pass.part),
+            &mut rng::stream(self.config.seed, &stream, pass.micro_batch),
         );
         Ok(Some(plan?))
     }
@@ -320,14 +337,16 @@ impl Method {
     /// The patches of `crops` global crops that a pass sees, as places in [crops, N], rising, as many of each crop.
     fn visible_patches(&self, crops: usize, pass: &Pass) -> Result<Vec<u32>> {
         let stream = format!("patch drop of {}", pass.name);
-        let mut rng = rng::stream(self.config.seed, &stream, pass.part);
+        let mut rng = rng::stream(self.config.seed, &stream, pass.micro_batch);
         let patches = self.config.grid()?.patches();
         let kept = patches as f64 * (1. - self.config.backbone.patch_drop_rate);
         let kept = (kept.round() as usize).clamp(1, patches);
         let of_crop = |crop: usize| {
-            let mut seen = index::sample(&mut rng, patches, kept).into_vec();
-            seen.sort_unstable();
-            seen.into_iter().map(move |patch| (crop * patches + patch) as u32)
+            let mut visible = index::sample(&mut rng, patches, kept).into_vec();
+            visible.sort_unstable();
+            visible
+                .into_iter()
+                .map(move |patch| (crop * patches + patch) as u32)
         };
         Ok((0..crops).flat_map(of_crop).collect())
     }
@@ -336,7 +355,7 @@ impl Method {
     fn self_distil(
         &mut self,
         crops: &Crops,
-        part: u64,
+        micro_batch: u64,
         values: &StepValues,
         loss: &mut StepLoss,
     ) -> Result<()> {
@@ -345,15 +364,15 @@ impl Method {
 
         let start = Instant::now();
         let vit = &self.teacher.vit;
-        let seen = Seen::by(vit, &crops.global, None, None, places(masks))?;
+        let teacher = BackboneOutput::forward(vit, &crops.global, None, None, places(masks))?;
         let cls_targets = match &self.teacher.dino_head {
             Some(head) if config.has_dino() => {
-                let logits = head.forward(&seen.cls)?;
+                let logits = head.forward(&teacher.cls)?;
                 Some(self.cls_targets(&logits, values)?)
             }
             _ => None,
         };
-        let patch_targets = match (self.teacher.patch_head(), &seen.patches) {
+        let patch_targets = match (self.teacher.patch_head(), &teacher.patches) {
             (Some(head), Some(patches)) if config.has_ibot() => {
                 let logits = head.forward(patches)?;
                 Some(self.patch_targets(&logits, values)?)
@@ -367,27 +386,27 @@ impl Method {
             cls: cls_targets,
             patch: patch_targets.zip(masks.map(|masks| masks.per_crop.clone())),
         };
-        let asked = Asked {
+        let request = ForwardRequest {
             hidden: masks.map(|masks| &masks.bits),
             places: places(masks),
             locals: targets.cls.is_some(),
         };
-        let seen = self.student_sees_crops(crops, &asked, part)?;
-        self.told_terms(crops, &seen.global.cls, loss)?;
-        self.prototype_terms(crops, &seen, targets, loss)
+        let outputs = self.student_outputs(crops, &request, micro_batch)?;
+        self.reconstruction_terms(crops, &outputs.global.cls, loss)?;
+        self.prototype_terms(crops, &outputs, targets, loss)
     }
 
     /// What the class tokens of the global crops say of them.
-    fn told_terms(&self, crops: &Crops, cls: &Tensor, loss: &mut StepLoss) -> Result<()> {
+    fn reconstruction_terms(&self, crops: &Crops, cls: &Tensor, loss: &mut StepLoss) -> Result<()> {
         let weights = &self.config.loss;
         if let Some(decoder) = &self.student.pixel_decoder {
             let pixels = reduced(&crops.global)?;
-            let term = told_loss("pixels", &decoder.project(cls)?, &pixels);
+            let term = reconstruction_loss("pixels", &decoder.project(cls)?, &pixels);
             loss.push("pixels", &term?, weights.pixel_weight)?;
         }
         if let Some(decoder) = &self.student.hog_decoder {
             let histograms = hog_targets(&crops.global)?;
-            let term = told_loss("hog", &decoder.project(cls)?, &histograms);
+            let term = reconstruction_loss("hog", &decoder.project(cls)?, &histograms);
             loss.push("hog", &term?, weights.hog_weight)?;
         }
         Ok(())
@@ -397,14 +416,14 @@ impl Method {
     fn prototype_terms(
         &self,
         crops: &Crops,
-        SeenCrops { global, local }: &SeenCrops,
+        CropOutputs { global, local }: &CropOutputs,
         targets: PrototypeTargets,
         loss: &mut StepLoss,
     ) -> Result<()> {
         let config = &self.config;
         let temperature = config.loss.student_temperature;
         if let (Some(head), Some(targets)) = (&self.student.dino_head, &targets.cls) {
-            let points = ClassPoints::of(head, &global.cls, local.as_ref())?;
+            let points = ClassPoints::new(head, &global.cls, local.as_ref())?;
             let prototypes = head.prototypes()?;
             let logits = |points| Logits::Product {
                 points,
@@ -463,7 +482,13 @@ impl Method {
     }
 
     /// The contrastive term: the first crop asks for the second, and the other way round where that is configured.
-    fn contrast(&mut self, crops: &Crops, part: u64, values: &StepValues, loss: &mut StepLoss) -> Result<()> {
+    fn contrast(
+        &mut self,
+        crops: &Crops,
+        micro_batch: u64,
+        values: &StepValues,
+        loss: &mut StepLoss,
+    ) -> Result<()> {
         let settings = &self.config.loss.info_nce;
         let missing = || Error::failed("contrastive term", "the network has no projection");
         let view = |crop: usize| {
@@ -482,17 +507,17 @@ impl Method {
             let start = Instant::now();
             let vit = &self.teacher.vit;
             let head = self.teacher.projection.as_ref().ok_or_else(missing)?;
-            let keys = head.forward(&Seen::by(vit, &views[key], None, None, &[])?.cls)?;
+            let keys = head.forward(&BackboneOutput::forward(vit, &views[key], None, None, &[])?.cls)?;
             loss.teacher_seconds += self.clock.since(start)?;
             let name = ["first crop", "second crop"][query];
             let pass = Pass {
                 name,
                 crops: Side::Global,
-                part,
+                micro_batch,
             };
-            let seen = self.student_sees(&views[query], None, &pass, &[])?;
+            let outputs = self.student_output(&views[query], None, &pass, &[])?;
             let head = self.student.projection.as_ref().ok_or_else(missing)?;
-            let queries = head.forward(&seen.cls)?;
+            let queries = head.forward(&outputs.cls)?;
             let queue = self.memory.queue.as_ref().ok_or_else(missing)?;
             let term = info_nce_loss(&queries, &keys, queue.keys(), values.info_nce_temperature);
             let name = ["info_nce", "info_nce_second"][query];
@@ -523,7 +548,7 @@ impl Masks {
 impl StepLoss {
     fn push(&mut self, name: &'static str, term: &Tensor, weight: f64) -> Result<()> {
         let weighted = (term * weight)?;
-        self.parts.push((name, weighted));
+        self.terms.push((name, weighted));
         Ok(())
     }
 }
@@ -656,9 +681,9 @@ fn places(masks: Option<&Masks>) -> &[u32] {
     masks.map_or(&[], |masks| &masks.indices)
 }
 
-impl Seen {
+impl BackboneOutput {
     /// What `vit` sees of `pixels`, hidden where `hidden` says so: class tokens, and the patches at `places` in [B, N].
-    fn by(
+    fn forward(
         vit: &VisionTransformer,
         pixels: &Tensor,
         hidden: Option<&Tensor>,
@@ -666,11 +691,11 @@ impl Seen {
         places: &[u32],
     ) -> Result<Self> {
         let rows = rows_of(vit, pixels, places)?;
-        Self::of(&vit.forward_rows(pixels, hidden, plan, &rows)?, places.len())
+        Self::split(&vit.forward_rows(pixels, hidden, plan, &rows)?, places.len())
     }
 
     /// `normed` [B + M, D] taken apart, M = `patches`.
-    fn of(normed: &Tensor, patches: usize) -> Result<Self> {
+    fn split(normed: &Tensor, patches: usize) -> Result<Self> {
         let images = normed.dim(0)? - patches;
         let cls = normed.narrow(0, 0, images)?;
         let patches = match patches {
@@ -702,7 +727,7 @@ struct ClassPoints {
 }
 
 impl ClassPoints {
-    fn of(head: &DinoHead, global: &Tensor, local: Option<&Tensor>) -> Result<Self> {
+    fn new(head: &DinoHead, global: &Tensor, local: Option<&Tensor>) -> Result<Self> {
         let Some(local) = local else {
             return Ok(Self {
                 global: head.bottleneck(global)?,

@@ -71,7 +71,7 @@ pub struct LinearPart {
 impl LinearPart {
     /// Those that the terms of `distill` need: a projection each for class token, mean patch token and patch tokens, and a
     /// classifier.
-    fn of(distill: &DistillConfig) -> Vec<Self> {
+    fn for_distillation(distill: &DistillConfig) -> Vec<Self> {
         let widths = [distill.offer.cls, distill.offer.patch_mean, distill.offer.patch];
         let projections = (0..).zip(PROJECTED).zip(widths);
         let projections = projections.filter(|((_, (term, _)), _)| distill.has(*term)).map(
@@ -130,7 +130,7 @@ impl NetworkConfig {
                 .has_pixels()
                 .then(|| decoder(loss.pixel_hidden, 3 * reconstruction_side(side).pow(2))),
             hog_decoder: config.has_hog().then(|| decoder(loss.hog_hidden, hog_size(side))),
-            linears: distill.map(LinearPart::of).unwrap_or_default(),
+            linears: distill.map(LinearPart::for_distillation).unwrap_or_default(),
             compute: config.compute,
             gradient_checkpointing: config.gradient_checkpointing,
             sequence_packing: config.sequence_packing,

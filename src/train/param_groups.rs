@@ -1,4 +1,4 @@
-//! How each parameter takes part in learning, told from its name: a multiplier on the learning rate and one on the weight
+//! How each parameter takes part in learning, derived from its name: a multiplier on the learning rate and one on the weight
 //! decay (facebookresearch/dinov2 `utils/param_groups.py`; layer-wise decay after Clark et al. 2020).
 
 use crate::{Error, Result};

@@ -57,17 +57,17 @@ pub fn product_rate(size: [usize; 3], compute: DType, device: &Device) -> Result
     let x = Var::randn(0f32, 1., (rows, inputs), device)?;
     let weight = Var::randn(0f32, 1., (outputs, inputs), device)?;
     let operations = 2. * rows as f64 * outputs as f64 * inputs as f64;
-    let forward = least_seconds(device, || {
+    let forward = min_seconds(device, || {
         linear(&x.detach(), &weight.detach(), None, compute).map(drop)
     })?;
     // A backward pass without the product: the gradient of the sum and candle's walk over the graph.
     let nothing = {
         let y = Var::zeros((rows, outputs), DType::F32, device)?.sum_all()?;
-        least_seconds(device, || y.backward().map(drop))?
+        min_seconds(device, || y.backward().map(drop))?
     };
     let backward = |x: &Tensor, weight: &Tensor| -> Result<f64> {
         let y = linear(x, weight, None, compute)?.sum_all()?;
-        let whole = least_seconds(device, || y.backward().map(drop))?;
+        let whole = min_seconds(device, || y.backward().map(drop))?;
         // Where a product is so small that the rest hides it, a lower bound of its rate.
         Ok(if whole > nothing { whole - nothing } else { whole })
     };
@@ -81,7 +81,7 @@ pub fn product_rate(size: [usize; 3], compute: DType, device: &Device) -> Result
 }
 
 /// The least time of `work`.
-pub(super) fn least_seconds(device: &Device, work: impl Fn() -> Result<()>) -> Result<f64> {
+pub(super) fn min_seconds(device: &Device, work: impl Fn() -> Result<()>) -> Result<f64> {
     let mut best = f64::INFINITY;
     for _ in 0..=REPETITIONS {
         let start = Instant::now();

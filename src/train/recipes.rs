@@ -65,7 +65,7 @@ struct Geometry {
 impl Geometry {
     /// A small network on whole small images, of few patches: on two cores the number of images seen counts for more than
     /// the detail of each. ViT-S/16 on 224 pixels, as DINO has it, from 129 pixels up.
-    fn of(facts: &DataFacts) -> Self {
+    fn for_data(facts: &DataFacts) -> Self {
         let (patch_size, embed_dim, depth) = match facts.side {
             0..=28 => (7, 192, 4),
             29..=80 => (8, 192, 6),
@@ -177,7 +177,7 @@ fn small(facts: &DataFacts) -> TrainConfig {
         crops,
         batch_size,
         head,
-    } = Geometry::of(facts);
+    } = Geometry::for_data(facts);
     let steps = default_steps(facts, batch_size);
     TrainConfig {
         recipe: String::new(),
@@ -444,9 +444,9 @@ fn vit_giant2_14() -> BackboneConfig {
 /// for among those. What differs from the reference:
 ///
 /// - it computes in fp16 with loss scaling, this in f32 or, with `compute=bf16`, bf16, whose range needs no scaling;
-/// - it draws masks for each GPU's images, this for each part of a step ([`TrainConfig::accumulate`]): half of its crops are masked,
+/// - it draws masks for each GPU's images, this for each micro-batch ([`TrainConfig::accumulate`]): half of its crops are masked,
 ///   with shares spread evenly over the range;
-/// - in parts (`accumulate` above 1, which a batch of thousands needs on most machines) the targets' statistics are each part's own,
+/// - in micro-batches (`accumulate` above 1, which a batch of thousands needs on most machines) the targets' statistics are each micro-batch's own,
 ///   while the reference takes them over the whole batch.
 fn published(backbone: BackboneConfig, images_a_gpu: usize) -> TrainConfig {
     let facts = DataFacts {
@@ -754,7 +754,7 @@ mod tests {
         grey: true,
     };
 
-    fn of(name: &str) -> TrainConfig {
+    fn recipe_of(name: &str) -> TrainConfig {
         recipe(name, "images", &SMALL_GREY).unwrap()
     }
 
@@ -763,7 +763,7 @@ mod tests {
         for setting in settings {
             overrides.set(setting)?;
         }
-        overrides.apply(of(DEFAULT), SMALL_GREY.images)
+        overrides.apply(recipe_of(DEFAULT), SMALL_GREY.images)
     }
 
     #[test]
@@ -794,7 +794,7 @@ mod tests {
 
     #[test]
     fn the_published_recipe_has_the_published_numbers() {
-        let config = of("dinov2");
+        let config = recipe_of("dinov2");
         let values = |step| config.schedules().at(step);
         assert_eq!((config.steps, config.batch_size), (625_000, 3072));
         assert_eq!(values(0).learning_rate, 0.);
@@ -814,16 +814,17 @@ mod tests {
         );
         assert_eq!(config.loss.ibot_head.as_ref().unwrap().bottleneck, 256);
         assert_eq!((config.crops.local.size, config.crops.local.count), (98, 8));
-        let giant = of("dinov2-vitg14").vit().unwrap();
+        let giant = recipe_of("dinov2-vitg14").vit().unwrap();
         assert_eq!((giant.embed_dim, giant.depth, giant.ffn_hidden), (1536, 40, 4096));
-        let short = of("dinov2-vitl16-short");
+        let short = recipe_of("dinov2-vitl16-short");
         assert!((short.schedules().at(12_500).learning_rate - 0.004 * 2f64.sqrt()).abs() < 1e-9);
         assert_eq!((short.steps, short.optimizer.layer_decay), (125_000, 0.9));
         assert_eq!(short.teacher.centering, Centering::Softmax);
         assert!(short.loss.ibot_head.is_none());
-        let groups = ["dinov2", "dinov2-vitg14", "dinov2-vitl16-short"].map(|name| of(name).loss.koleo_group);
+        let groups =
+            ["dinov2", "dinov2-vitg14", "dinov2-vitl16-short"].map(|name| recipe_of(name).loss.koleo_group);
         assert_eq!(groups, [32, 12, 64], "images of a GPU");
-        assert_eq!(of(DEFAULT).loss.koleo_group, 0);
+        assert_eq!(recipe_of(DEFAULT).loss.koleo_group, 0);
     }
 
     /// The numbers of `main_dino.py` (defaults) and of the command in iBOT's README, on images like ImageNet's.
@@ -908,7 +909,7 @@ mod tests {
             [1., 0.1, 0.5]
         );
         // Small images keep the small recipes' sizes.
-        let small = of("dino");
+        let small = recipe_of("dino");
         assert_eq!(
             (small.loss.head.prototypes, small.backbone.drop_path_rate),
             (1024, 0.)
@@ -918,7 +919,7 @@ mod tests {
 
     #[test]
     fn geometry_follows_the_images() {
-        let config = of("dinov2-small");
+        let config = recipe_of("dinov2-small");
         assert_eq!((config.crops.global.size, config.backbone.patch_size), (28, 7));
         assert_eq!(config.crops.jitter.hue, 0., "no hue on grey images");
         let colour = DataFacts {
@@ -936,7 +937,7 @@ mod tests {
 
     #[test]
     fn a_shorter_run_has_shorter_warm_ups_unless_they_are_given() {
-        let base = of(DEFAULT);
+        let base = recipe_of(DEFAULT);
         let config = with(&["steps=1000"]).unwrap();
         assert_eq!(config.steps, 1000);
         let share = |config: &TrainConfig| config.optimizer.warmup_steps as f64 / config.steps as f64;

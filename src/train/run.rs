@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use super::checkpoint::Checkpoints;
 use super::config::TrainConfig;
 use super::distillation::{FrozenTargets, FrozenTeacher};
-use super::feed::{Fed, Feed, Part};
+use super::feed::{Feed, LoadedBatch, MicroBatch};
 use super::identity::RunIdentity;
 use super::observe::meters::{self, TargetReadings};
 use super::observe::{
@@ -174,7 +174,7 @@ impl Tally {
 
 impl Run {
     fn new(mut request: TrainRequest) -> Result<Self> {
-        let lock = FolderLock::of(&request.out)?;
+        let lock = FolderLock::acquire(&request.out)?;
         let source = Arc::clone(&request.source);
         let teacher = request.teacher.as_deref().map(identity_of);
         let frozen = frozen_targets(&mut request, source.as_ref())?;
@@ -192,7 +192,7 @@ impl Run {
             teacher,
         };
         let known = check_identity(&request, &identity)?;
-        let checkpoints = Checkpoints::of(out);
+        let checkpoints = Checkpoints::in_folder(out);
         let (mut trainer, best_knn) = match &request.start {
             Start::Resume => restored(config, &checkpoints, &request.device)?,
             start => (trainer(config, start, &request.device)?, None),
@@ -240,7 +240,7 @@ impl Run {
         }
         let config = &self.request.config;
         let reason = format!(
-            "the GPU's memory does not hold a part of {} images; try `--set compute=bf16`, `--set \
+            "the GPU's memory does not hold a micro-batch of {} images; try `--set compute=bf16`, `--set \
              gradient_checkpointing=true`, `--set accumulate={}` or a smaller batch_size",
             config.batch_size / config.accumulate,
             2 * config.accumulate
@@ -304,12 +304,12 @@ impl Run {
     }
 
     /// The parts of the next step.
-    fn fetch(&mut self) -> Result<Vec<Fed>> {
-        let (parts, waited) = self.feed.fetch_parts(self.request.config.accumulate)?;
+    fn fetch(&mut self) -> Result<Vec<LoadedBatch>> {
+        let (micro_batches, waited) = self.feed.fetch_micro_batches(self.request.config.accumulate)?;
         self.total.wait += waited;
         self.since_log.wait += waited;
         self.note_bad_images()?;
-        Ok(parts)
+        Ok(micro_batches)
     }
 
     /// Keeps the list of unreadable images up to date.
@@ -321,14 +321,14 @@ impl Run {
         let bad = loader.bad_rows();
         self.bad_images = bad.len();
         let path = self.request.out.join(BAD_IMAGES);
-        let told = |e: csv::Error| Error::failed(path.display().to_string(), e.to_string());
+        let failed = |e: csv::Error| Error::failed(path.display().to_string(), e.to_string());
         let mut table = csv::Writer::from_writer(Vec::new());
-        table.write_record(["row", "path", "error"]).map_err(told)?;
+        table.write_record(["row", "path", "error"]).map_err(failed)?;
         for entry in &bad {
             let row = entry.row.to_string();
             table
                 .write_record([row.as_str(), &entry.error.path, &entry.error.reason])
-                .map_err(told)?;
+                .map_err(failed)?;
         }
         let bytes = table.into_inner().map_err(|e| Error::io(&path, e.into_error()))?;
         files::write_bytes(&path, &bytes)
@@ -377,7 +377,7 @@ impl Run {
         let mut put = |key: &str, value: Value| drop(metrics.insert(key.to_owned(), value));
         put(keys::STEP, json!(report.step + 1));
         put(keys::LOSS, json!(report.loss));
-        for (name, value) in &report.parts {
+        for (name, value) in &report.terms {
             put(&format!("{}{name}", keys::LOSS_PART), json!(value));
         }
         put(keys::LR, json!(report.values.learning_rate));
@@ -469,7 +469,7 @@ impl Run {
     }
 
     /// Writes down the images of a step whose loss is not finite.
-    fn not_finite(&self, error: Error, batches: &[Fed]) -> Error {
+    fn not_finite(&self, error: Error, batches: &[LoadedBatch]) -> Error {
         let step = self.trainer.step();
         let name = format!("not-finite-step-{step}.json");
         let rows = batches.iter().flat_map(|fed| &fed.batch().rows);
@@ -558,16 +558,16 @@ fn check_identity(request: &TrainRequest, now: &RunIdentity) -> Result<bool> {
     }
 }
 
-/// A run begun before runs kept a fingerprint has told its source: as many images, of the same hash where there is one.
+/// A run begun before runs kept a fingerprint has recorded its source: as many images, of the same hash where there is one.
 fn check_older_run(out: &Path, source: &dyn Source) -> Result<()> {
     let path = out.join(ENVIRONMENT);
-    let told = std::fs::read_to_string(&path).ok();
-    let Some(told) = told.and_then(|text| serde_json::from_str::<Value>(&text).ok()) else {
+    let env = std::fs::read_to_string(&path).ok();
+    let Some(env) = env.and_then(|text| serde_json::from_str::<Value>(&text).ok()) else {
         return Ok(());
     };
     let now = source.describe();
     for key in ["images", "sha256"] {
-        if let Some(differs) = difference(&format!("source.{key}"), &told["source"][key], &now[key]) {
+        if let Some(differs) = difference(&format!("source.{key}"), &env["source"][key], &now[key]) {
             let reason = format!("the run began with other data: {differs}");
             return Err(Error::input(path.display().to_string(), reason));
         }
@@ -577,7 +577,7 @@ fn check_older_run(out: &Path, source: &dyn Source) -> Result<()> {
 
 /// The images of `source` as `config` learns from them.
 fn learnt_from(config: &TrainConfig, source: &dyn Source) -> SourceIdentity {
-    let identity = SourceIdentity::of(source);
+    let identity = SourceIdentity::from_source(source);
     match config
         .distill
         .as_ref()

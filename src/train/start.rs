@@ -102,7 +102,7 @@ pub fn restored(
 }
 
 fn last(folder: &Path) -> Result<Saved> {
-    Checkpoints::of(folder).load_last()?.ok_or_else(|| {
+    Checkpoints::in_folder(folder).load_last()?.ok_or_else(|| {
         let reason = "expected a run with a checkpoint, found none";
         Error::input(folder.display().to_string(), reason)
     })
@@ -121,8 +121,8 @@ fn completed(mut tensors: Tensors, initial: &Tensors) -> Tensors {
         }
     }
     for (name, tensor) in initial {
-        let told = DECODERS.iter().any(|decoder| name.starts_with(decoder));
-        if (name == MASK_TOKEN || told) && !tensors.contains_key(name) {
+        let is_decoder = DECODERS.iter().any(|decoder| name.starts_with(decoder));
+        if (name == MASK_TOKEN || is_decoder) && !tensors.contains_key(name) {
             tensors.insert(name.clone(), tensor.clone());
         }
     }

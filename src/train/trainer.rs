@@ -13,7 +13,7 @@ use super::clock::Clock;
 use super::config::{Compute, Schedules, StepValues, TrainConfig};
 use super::distillation::FrozenTargets;
 use super::ema::NamedVars;
-use super::feed::{self, Part};
+use super::feed::{self, MicroBatch};
 use super::kernels::{Clip, Tables};
 use super::method::{Method, StepLoss};
 use super::network::{Network, NetworkConfig, is_backbone, part_of};
@@ -31,7 +31,7 @@ pub struct Trainer {
     method: Method,
     optimizer: Optimizer,
     /// The teacher's side of the trained weights.
-    followers: NamedVars,
+    averaged: NamedVars,
     /// What a GPU keeps from step to step for the norms of gradients.
     tables: Tables,
     clock: Clock,
@@ -46,12 +46,12 @@ pub struct StepReport {
     /// Sum of the terms.
     pub loss: f64,
     /// The terms by name, weighted.
-    pub parts: BTreeMap<&'static str, f64>,
+    pub terms: BTreeMap<&'static str, f64>,
     /// Gradient norm of each sub-module before clipping.
     pub grad_norms: BTreeMap<String, f64>,
     /// The scheduled values.
     pub values: StepValues,
-    /// The teacher's distributions for class tokens [2 B, K] of the step's last part.
+    /// The teacher's distributions for class tokens [2 B, K] of the step's last micro-batch.
     pub cls_targets: Option<Tensor>,
     /// Seconds of each part of the step.
     pub seconds: StepSeconds,
@@ -128,13 +128,13 @@ impl Trainer {
         let method = Method::with_teacher(config, student, teacher, device)?;
         let of_teacher =
             |(name, _): (&String, &Var)| Some((name.clone(), method.teacher.weights().get(name)?.clone()));
-        let followers = method.student.trained().filter_map(of_teacher).collect();
+        let averaged = method.student.trained().filter_map(of_teacher).collect();
         Ok(Self {
             optimizer: Optimizer::new(&config.optimizer, parameters(config, &method)?)?,
             schedules: config.schedules(),
             config: config.clone(),
             method,
-            followers,
+            averaged,
             tables: Tables::default(),
             clock: Clock::default(),
             step: 0,
@@ -173,7 +173,7 @@ impl Trainer {
         &self.method
     }
 
-    /// As [`Self::method`], for a look at one part of a step.
+    /// As [`Self::method`], for a look at one micro-batch.
     pub fn method_mut(&mut self) -> &mut Method {
         &mut self.method
     }
@@ -183,38 +183,38 @@ impl Trainer {
         &self.config
     }
 
-    /// One step on the step's parts, each a batch of the loader or of a feed.
+    /// One step on its micro-batches, each a batch of the loader or of a feed.
     ///
     /// # Errors
     /// [`Error::NotFinite`] when a loss or a gradient is: the weights are then those of the step before. Failures of
     /// candle.
-    pub fn advance(&mut self, parts: &[impl Part]) -> Result<StepReport> {
+    pub fn advance(&mut self, micro_batches: &[impl MicroBatch]) -> Result<StepReport> {
         // On a thread of the pool: from outside of it every parallel loop would put this thread to sleep and wake it again.
-        rayon::scope(|_| self.step_on(parts))
+        rayon::scope(|_| self.step_on(micro_batches))
     }
 
-    fn step_on(&mut self, parts: &[impl Part]) -> Result<StepReport> {
+    fn step_on(&mut self, micro_batches: &[impl MicroBatch]) -> Result<StepReport> {
         let values = self.schedules.at(self.step);
         let mut report = StepReport {
             step: self.step,
             loss: 0.,
-            parts: BTreeMap::new(),
+            terms: BTreeMap::new(),
             grad_norms: BTreeMap::new(),
             values,
             cls_targets: None,
             seconds: StepSeconds::default(),
         };
-        let share = 1. / parts.len().max(1) as f64;
+        let share = 1. / micro_batches.len().max(1) as f64;
         let clips_on_device = self.optimizer.clipping_on_device().is_some();
         let mut unread = Vec::new();
         let mut gradients: Option<GradStore> = None;
-        for (number, batch) in parts.iter().enumerate() {
-            let part = self.step * self.config.accumulate as u64 + number as u64;
+        for (place, batch) in micro_batches.iter().enumerate() {
+            let number = self.step * self.config.accumulate as u64 + place as u64;
             let start = Instant::now();
             let pass = DirectGradients::default();
-            let loss = pass.forward(|| self.method.loss(batch, part, &values))?;
+            let loss = pass.forward(|| self.method.loss(batch, number, &values))?;
             match clips_on_device {
-                true => unread.extend(loss.parts.iter().cloned()),
+                true => unread.extend(loss.terms.iter().cloned()),
                 false => report.add(&loss, share)?,
             }
             report.seconds.teacher += loss.teacher_seconds;
@@ -244,7 +244,7 @@ impl Trainer {
         Ok(report)
     }
 
-    /// The sum of two parts' gradients of the trained weights.
+    /// The sum of two micro-batches' gradients of the trained weights.
     fn added(&self, mut sum: GradStore, new: GradStore) -> Result<GradStore> {
         for (_, var) in self.method.student.trained() {
             let Some(gradient) = new.get(var) else { continue };
@@ -259,13 +259,13 @@ impl Trainer {
 
     /// Clips each sub-module by itself, moves the weights and lets the teacher follow.
     fn update(&mut self, gradients: &mut GradStore, report: &StepReport) -> Result<()> {
-        let most = self.config.optimizer.most_norm();
+        let max_norm = self.config.optimizer.max_norm();
         let scale = |name: &str| {
             let norm = report.grad_norms.get(part_of(name).0);
-            norm.map_or(1., |&norm| clip_scale(norm, most))
+            norm.map_or(1., |&norm| clip_scale(norm, max_norm))
         };
         let teacher = Average {
-            teacher: &self.followers,
+            teacher: &self.averaged,
             momentum: report.values.momentum,
         };
         self.optimizer
@@ -290,29 +290,29 @@ impl Trainer {
         let modules = modules(&self.method.student);
         let device = self.method.device();
         let squares = squares_on_device(clipping, &mut self.tables, &modules, gradients, device)?;
-        let told = || {
+        let gathered = || {
             let terms: Vec<Tensor> = unread.iter().map(|(_, term)| term.detach()).collect();
             let terms = Tensor::stack(&terms, 0)?.to_dtype(DType::F64)?;
             Tensor::cat(&[&terms, &squares], 0)
         };
-        let told = told()?;
+        let checked = gathered()?;
         let clip = Clip {
             squares: &squares,
-            max_norm: self.config.optimizer.most_norm(),
-            told: &told,
+            max_norm: self.config.optimizer.max_norm(),
+            checked: &checked,
         };
         let group_of = |name: &str| {
             let before = modules.keys().take_while(|&&module| module != part_of(name).0);
             before.count() as u32
         };
         let teacher = Average {
-            teacher: &self.followers,
+            teacher: &self.averaged,
             momentum: report.values.momentum,
         };
         let rates = report.values.rates();
         adamw.step_clipped((clipping, &clip), gradients, &rates, group_of, teacher)?;
-        let told: Vec<f64> = told.to_vec1()?;
-        let (terms, squares) = told.split_at(unread.len());
+        let scalars: Vec<f64> = checked.to_vec1()?;
+        let (terms, squares) = scalars.split_at(unread.len());
         for ((name, _), term) in unread.iter().zip(terms) {
             report.add_term(name, *term, share)?;
         }
@@ -350,7 +350,7 @@ impl Trainer {
 impl StepReport {
     fn add(&mut self, loss: &StepLoss, share: f64) -> Result<()> {
         let value = |tensor: &Tensor| tensor.to_scalar::<f32>().map(f64::from).map_err(Error::from);
-        for (name, term) in &loss.parts {
+        for (name, term) in &loss.terms {
             self.add_term(name, value(term)?, share)?;
         }
         Ok(())
@@ -363,7 +363,7 @@ impl StepReport {
                 value: term,
             });
         }
-        *self.parts.entry(name).or_default() += term * share;
+        *self.terms.entry(name).or_default() += term * share;
         self.loss += term * share;
         Ok(())
     }

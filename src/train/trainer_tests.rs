@@ -119,8 +119,8 @@ fn every_trained_tensor_of_every_recipe_gets_a_gradient() {
             "loss.ibot_weight=1.0",
         ][..],
     );
-    let half_seen = ("dinov2-small", &["backbone.patch_drop_rate=0.5"][..]);
-    for (recipe, settings) in named.into_iter().chain([larger, half_seen]) {
+    let half_visible = ("dinov2-small", &["backbone.patch_drop_rate=0.5"][..]);
+    for (recipe, settings) in named.into_iter().chain([larger, half_visible]) {
         // LayerScale at its published 1e-5 is tested too: gradients are small there, not absent.
         let config = config(recipe, settings);
         let weights = NetworkConfig::new(&config).unwrap().initialise(3).unwrap();
@@ -136,7 +136,7 @@ fn every_trained_tensor_of_every_recipe_gets_a_gradient() {
                 .unwrap_or_else(|| panic!("{recipe}: {name}: no gradient"));
             let largest = values(gradient)
                 .iter()
-                .fold(0f64, |most, value| most.max(value.abs()));
+                .fold(0f64, |max, value| max.max(value.abs()));
             assert!(
                 largest > 0. && largest.is_finite(),
                 "{recipe}: {name}: largest gradient {largest}"
@@ -173,7 +173,7 @@ fn a_resumed_run_holds_the_bytes_of_one_that_never_stopped() {
 
         let mut first = Trainer::fresh(&config, &Device::Cpu).unwrap();
         run(&mut first, 0, 3);
-        let checkpoints = Checkpoints::of(&folder.path().join(recipe));
+        let checkpoints = Checkpoints::in_folder(&folder.path().join(recipe));
         let vit = config.vit().unwrap();
         let path = checkpoints
             .save(&first.state().unwrap(), &vit, config.seed, Some(0.5), true)
@@ -323,7 +323,7 @@ fn at_once_and_in_halves(recipe: &str, settings: &[&str]) -> [Stepped; 2] {
     ]
 }
 
-/// What is a mean over images is the same in parts: both terms with targets that look at no other image, stochastic depth aside.
+/// What is a mean over images is the same in micro-batches: both terms with targets that look at no other image, stochastic depth aside.
 #[test]
 fn a_step_in_two_different_parts_is_the_step_in_one_where_terms_are_means_over_images() {
     for (recipe, settings) in [
@@ -355,7 +355,7 @@ fn a_step_in_two_different_parts_is_the_step_in_one_where_terms_are_means_over_i
             );
         }
         for ((name, found), (_, expected)) in halves.1.iter().zip(&whole.1) {
-            let largest = expected.iter().fold(0f64, |most, value| most.max(value.abs()));
+            let largest = expected.iter().fold(0f64, |max, value| max.max(value.abs()));
             for (a, b) in found.iter().zip(expected) {
                 assert!(
                     (a - b).abs() <= 2e-5 * largest,
@@ -366,7 +366,7 @@ fn a_step_in_two_different_parts_is_the_step_in_one_where_terms_are_means_over_i
     }
 }
 
-/// And what looks at other images looks at those of its part, as [`TrainConfig::accumulate`] says.
+/// And what looks at other images looks at those of its micro-batch, as [`TrainConfig::accumulate`] says.
 #[test]
 fn targets_and_neighbours_are_of_a_part() {
     for settings in [

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use candle_core::Tensor;
 
-use super::images::{Choice, Seen};
+use super::images::{Choice, ModelInputs};
 use super::palette::heat;
 use crate::data::{DecodeOptions, RgbImage, Source};
 use crate::draw::sheet::enlarged;
@@ -46,24 +46,24 @@ pub fn attention(
     if !path.exists() {
         return Err(Error::input(spec, "no such file; expected a checkpoint"));
     }
-    let rows = choice.of(source.len(), "--data")?;
+    let rows = choice.rows_in(source.len(), "--data")?;
     let OpenNetwork {
         network,
         preprocess,
         device,
     } = open_network(path, model)?;
-    let seen = Seen::read(source, &rows, &preprocess, decode)?;
+    let inputs = ModelInputs::read(source, &rows, &preprocess, decode)?;
     let config = network.config();
-    let grid = config.grid(seen.size.0, seen.size.1)?;
+    let grid = config.grid(inputs.size.0, inputs.size.1)?;
     let block = options.block.unwrap_or(config.depth.saturating_sub(1));
     let mut sheet_rows = Vec::with_capacity(rows.len());
-    let pictures = seen
+    let pictures = inputs
         .pictures
         .iter()
-        .zip(&seen.captions)
-        .zip(seen.pixels.chunks_exact(seen.image_len()));
+        .zip(&inputs.captions)
+        .zip(inputs.pixels.chunks_exact(inputs.image_len()));
     for ((picture, caption), pixels) in pictures {
-        let pixels = Tensor::from_slice(pixels, (1, 3, seen.size.0, seen.size.1), &device)
+        let pixels = Tensor::from_slice(pixels, (1, 3, inputs.size.0, inputs.size.1), &device)
             .map_err(macula_models::Error::from)?;
         let probabilities = network.attention_probabilities(&pixels, block)?; // [1, heads, T, T]
         let heads = class_rows(&probabilities, 1 + config.num_registers)?;

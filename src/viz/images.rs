@@ -28,7 +28,7 @@ impl Choice {
     ///
     /// # Errors
     /// A row that is not there, or a count out of range.
-    pub fn of(&self, len: u64, what: &str) -> Result<Vec<u64>> {
+    pub fn rows_in(&self, len: u64, what: &str) -> Result<Vec<u64>> {
         if let Some(row) = self.rows.iter().find(|&&row| row >= len) {
             return Err(Error::input(
                 "--rows",
@@ -58,7 +58,7 @@ impl Choice {
 
 /// Images as a model sees them: resized and cropped.
 #[derive(Debug)]
-pub struct Seen {
+pub struct ModelInputs {
     /// The pictures, all of one size.
     pub pictures: Vec<RgbImage>,
     /// Their labels, or their names where they have none.
@@ -69,7 +69,7 @@ pub struct Seen {
     pub size: (usize, usize),
 }
 
-impl Seen {
+impl ModelInputs {
     /// Reads `rows` of `source`.
     ///
     /// # Errors
@@ -82,19 +82,19 @@ impl Seen {
     ) -> Result<Self> {
         let reader = BatchReader::new(preprocess, decode)?;
         let len = reader.image_len();
-        let mut seen = Self {
+        let mut inputs = Self {
             pictures: Vec::with_capacity(rows.len()),
             captions: Vec::with_capacity(rows.len()),
             pixels: vec![0.0; rows.len() * len],
             size: reader.size(),
         };
-        for (&row, out) in rows.iter().zip(seen.pixels.chunks_exact_mut(len)) {
+        for (&row, out) in rows.iter().zip(inputs.pixels.chunks_exact_mut(len)) {
             let image = reader.read_one(source, row, out)?;
-            seen.pictures.push(preprocess.pixels(&image)?);
+            inputs.pictures.push(preprocess.pixels(&image)?);
             let record = source.record(row);
-            seen.captions.push(record.label.unwrap_or(record.path));
+            inputs.captions.push(record.label.unwrap_or(record.path));
         }
-        Ok(seen)
+        Ok(inputs)
     }
 
     /// Values of one image.
@@ -128,12 +128,12 @@ mod tests {
             count,
             seed: 3,
         };
-        assert_eq!(choice(&[4, 1], 9).of(5, "data").unwrap(), [4, 1]);
-        assert_eq!(choice(&[], 9).of(3, "data").unwrap(), [0, 1, 2]);
-        let drawn = choice(&[], 5).of(100, "data").unwrap();
-        assert_eq!(drawn, choice(&[], 5).of(100, "data").unwrap());
+        assert_eq!(choice(&[4, 1], 9).rows_in(5, "data").unwrap(), [4, 1]);
+        assert_eq!(choice(&[], 9).rows_in(3, "data").unwrap(), [0, 1, 2]);
+        let drawn = choice(&[], 5).rows_in(100, "data").unwrap();
+        assert_eq!(drawn, choice(&[], 5).rows_in(100, "data").unwrap());
         assert!(drawn.len() == 5 && drawn.windows(2).all(|pair| pair[0] < pair[1]));
-        let error = |choice: Choice| choice.of(5, "photos").unwrap_err().to_string();
+        let error = |choice: Choice| choice.rows_in(5, "photos").unwrap_err().to_string();
         assert_eq!(
             error(choice(&[5], 1)),
             "--rows: expected rows below 5 (the rows of photos), found 5"

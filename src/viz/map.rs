@@ -24,7 +24,7 @@ const PLOT: (f32, f32, f32, f32) = (76.0, 900.0, 86.0, 796.0);
 const LEGEND: f32 = 930.0;
 const LEGEND_LINE: f32 = 25.0;
 /// Classes with colours of their own; the others are grey.
-const MOST_CLASSES: usize = 26;
+const MAX_CLASSES: usize = 26;
 /// Share of the rows at each end of an axis that may lie on its border.
 const OUTSIDE: f64 = 0.002;
 const OTHERS: Color = [0xa9, 0xb0, 0xb8, 0xff];
@@ -127,7 +127,7 @@ fn shown_classes(labels: &[Option<String>], classes: &LabelSet) -> Vec<(String, 
         .map(|(place, name)| (place, name.clone(), counts[name.as_str()]))
         .collect();
     named.sort_by_key(|(place, _, count)| (std::cmp::Reverse(*count), *place));
-    named.truncate(MOST_CLASSES);
+    named.truncate(MAX_CLASSES);
     named.sort_by_key(|(place, ..)| *place);
     named.into_iter().map(|(_, name, count)| (name, count)).collect()
 }
@@ -342,7 +342,7 @@ mod tests {
             .collect();
         let classes = LabelSet::from_labels(labels.iter().flatten().map(String::as_str));
         let shown = shown_classes(&labels, &classes);
-        assert_eq!(shown.len(), MOST_CLASSES);
+        assert_eq!(shown.len(), MAX_CLASSES);
         // All of the larger ones, and the first of the smaller, in numeric order.
         let names: Vec<&str> = shown.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names[..8], ["0", "1", "2", "3", "4", "5", "20", "21"]);

@@ -77,18 +77,18 @@ pub fn neighbours(
         }
         None => None,
     };
-    let asked = queries.as_ref().unwrap_or(&database);
-    let places = asked.places(choice)?;
+    let query_side = queries.as_ref().unwrap_or(&database);
+    let places = query_side.places(choice)?;
     let left_out = usize::from(queries.is_none());
     let n = database.features.rows.len();
     if options.k == 0 || options.k + left_out > n {
-        let most = n - left_out.min(n);
+        let max = n - left_out.min(n);
         return Err(Error::input(
             "--k",
-            format!("expected 1 to {most} neighbours, found {}", options.k),
+            format!("expected 1 to {max} neighbours, found {}", options.k),
         ));
     }
-    let rows = asked.features.matrix.view().select(&places);
+    let rows = query_side.features.matrix.view().select(&places);
     let (rows, base) = (
         l2_normalise(rows.view())?,
         l2_normalise(database.features.matrix.view())?,
@@ -100,8 +100,11 @@ pub fn neighbours(
     };
     let mut sheet_rows = Vec::with_capacity(places.len());
     for (query, &place) in places.iter().enumerate() {
-        let label = &asked.features.labels[place];
-        let mut tiles = vec![Tile::new(asked.picture(place, decode)?, asked.name_of(place))];
+        let label = &query_side.features.labels[place];
+        let mut tiles = vec![Tile::new(
+            query_side.picture(place, decode)?,
+            query_side.name_of(place),
+        )];
         let hits = found.indices_of(query).iter().zip(found.similarities_of(query));
         let others = hits.filter(|(hit, _)| left_out == 0 || **hit as usize != place);
         for (&hit, similarity) in others.take(options.k) {
@@ -146,7 +149,7 @@ impl Side {
     fn places(&self, choice: &Choice) -> Result<Vec<usize>> {
         if choice.rows.is_empty() {
             // Drawn among the rows that have features.
-            let drawn = choice.of(self.features.rows.len() as u64, &self.name)?;
+            let drawn = choice.rows_in(self.features.rows.len() as u64, &self.name)?;
             return Ok(drawn.into_iter().map(|place| place as usize).collect());
         }
         let find = |row: u64| {
@@ -162,7 +165,7 @@ impl Side {
             })
         };
         choice
-            .of(self.source.len(), &self.name)?
+            .rows_in(self.source.len(), &self.name)?
             .into_iter()
             .map(find)
             .collect()

@@ -7,7 +7,7 @@ use std::path::Path;
 use macula_eval::linalg::pca::Pca;
 use macula_eval::{Matrix, MatrixView};
 
-use super::images::{Choice, Seen};
+use super::images::{Choice, ModelInputs};
 use crate::data::{DecodeOptions, RgbImage, Source};
 use crate::draw::sheet::enlarged;
 use crate::draw::{Sheet, Tile};
@@ -15,7 +15,7 @@ use crate::extract::model::{self, ModelOptions, OpenModel, OutputChoice};
 use crate::{Error, Result};
 
 /// Fewer foreground patches than this cannot be told apart by three colours.
-const LEAST_FOREGROUND: usize = 8;
+const MIN_FOREGROUND: usize = 8;
 /// Share of foreground patches at each end of a component that may saturate.
 const TAIL: f64 = 0.01;
 /// Bins of the histogram that the threshold is searched in.
@@ -86,7 +86,7 @@ pub fn pca(
             format!("expected 0 to 1, found {found}"),
         ));
     }
-    let rows = choice.of(source.len(), "--data")?;
+    let rows = choice.rows_in(source.len(), "--data")?;
     let model_options = ModelOptions {
         outputs: OutputChoice::Named(vec!["patch".to_owned()]),
         ..model.clone()
@@ -95,7 +95,7 @@ pub fn pca(
         mut model,
         preprocess,
     } = model::open(spec, source, &model_options)?;
-    let seen = Seen::read(source, &rows, &preprocess, decode)?;
+    let inputs = ModelInputs::read(source, &rows, &preprocess, decode)?;
     let shape = model.outputs()[0].shape.clone();
     let [n, dim] = shape[..] else {
         return Err(Error::input(
@@ -103,12 +103,12 @@ pub fn pca(
             format!("output `patch`: expected [patches, width], found {shape:?}"),
         ));
     };
-    let grid = grid(spec, n, seen.size)?;
-    let tokens = seen.first_output(model.as_mut())?.into_data();
+    let grid = grid(spec, n, inputs.size)?;
+    let tokens = inputs.first_output(model.as_mut())?.into_data();
     let tokens = Matrix::new(tokens, rows.len() * n, dim)?;
     let colours = colours(tokens.view(), grid, options)?;
     let foreground = colours.patches.iter().flatten().count() as f64 / colours.patches.len() as f64;
-    sheet(spec, &seen, grid, &colours, foreground, options).save(out)?;
+    sheet(spec, &inputs, grid, &colours, foreground, options).save(out)?;
     Ok(foreground)
 }
 
@@ -143,11 +143,11 @@ pub fn colours(tokens: MatrixView<'_>, grid: (usize, usize), options: &PcaOption
             (0..tokens.rows()).filter(|&patch| inside[patch]).collect()
         }
     };
-    if foreground.len() < LEAST_FOREGROUND.min(tokens.rows()) {
+    if foreground.len() < MIN_FOREGROUND.min(tokens.rows()) {
         return Err(Error::input(
             "--foreground",
             format!(
-                "expected at least {LEAST_FOREGROUND} foreground patches, found {} of {}; give another --threshold, or --foreground all",
+                "expected at least {MIN_FOREGROUND} foreground patches, found {} of {}; give another --threshold, or --foreground all",
                 foreground.len(),
                 tokens.rows()
             ),
@@ -253,21 +253,21 @@ fn range(projected: MatrixView<'_>, component: usize) -> (f32, f32) {
 
 fn sheet(
     spec: &str,
-    seen: &Seen,
+    inputs: &ModelInputs,
     grid: (usize, usize),
     colours: &Colours,
     foreground: f64,
     options: &PcaOptions,
 ) -> Sheet {
     let n = grid.0 * grid.1;
-    let pairs = seen
+    let pairs = inputs
         .pictures
         .iter()
-        .zip(&seen.captions)
+        .zip(&inputs.captions)
         .zip(colours.patches.chunks(n));
     let tiles: Vec<[Tile; 2]> = pairs
         .map(|((picture, caption), patches)| {
-            let components = painted(patches, grid, seen.size);
+            let components = painted(patches, grid, inputs.size);
             [Tile::new(picture.clone(), caption), Tile::new(components, "")]
         })
         .collect();
@@ -282,7 +282,7 @@ fn sheet(
         notes: vec![
             format!(
                 "{} images in one PCA, {} x {} patches each; {:.0} % of the patches are foreground",
-                seen.pictures.len(),
+                inputs.pictures.len(),
                 grid.0,
                 grid.1,
                 100.0 * foreground

@@ -107,7 +107,7 @@ fn null_keeps_every_row_in_its_place() {
     assert_eq!(good_files.len(), good, "{all:?}");
     for (index, (row, name)) in good_files.iter().enumerate() {
         assert_eq!(read.rows[index], *row, "{name}");
-        // One name is not UTF-8: it is told by its row alone.
+        // One name is not UTF-8: it is named by its row alone.
         if !name.contains('\u{fffd}') {
             assert!(
                 read.paths[index].ends_with(name.as_str()),

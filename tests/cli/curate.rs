@@ -1,4 +1,4 @@
-//! Curation: each verb on a heap whose answer is known, lists that compose and train, pipelines that resume.
+//! Curation: each verb on a pool whose answer is known, lists that compose and train, pipelines that resume.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -44,7 +44,7 @@ fn near(axis: usize, off: f32) -> Vec<f32> {
 }
 
 /// Rows of direction `axes`, each copy a little further off than the one before.
-fn heap(w: &Workspace, name: &str, axes: &[usize]) {
+fn pool(w: &Workspace, name: &str, axes: &[usize]) {
     let rows: Vec<_> = axes
         .iter()
         .enumerate()
@@ -56,7 +56,7 @@ fn heap(w: &Workspace, name: &str, axes: &[usize]) {
 #[test]
 fn dedup_keeps_one_of_each_component() {
     let w = Workspace::new();
-    heap(&w, "f", &[0, 1, 0, 2, 0, 1]);
+    pool(&w, "f", &[0, 1, 0, 2, 0, 1]);
     let run = w.succeeds("curate dedup --features f --out d --json");
     let json = run.json();
     assert_eq!(json["task"], "curate-dedup");
@@ -98,7 +98,7 @@ fn dedup_keeps_one_of_each_component() {
     );
     assert_eq!(kept(&w, "d").len(), 3);
     // Copies of rows 0 and 2 lie in a folder that is curated already: all of their components go.
-    heap(&w, "curated", &[2, 5]);
+    pool(&w, "curated", &[2, 5]);
     w.succeeds("curate dedup --features f --out against --against curated --search lists");
     assert_eq!(kept(&w, "against"), [0, 1]);
     assert_eq!(verdicts(&w, "against")[3].2, "copy of the curated");
@@ -110,7 +110,7 @@ fn dedup_keeps_one_of_each_component() {
 #[test]
 fn lists_narrow_and_say_why_a_row_left() {
     let w = Workspace::new();
-    heap(&w, "f", &[0, 1, 0, 2, 0, 1]);
+    pool(&w, "f", &[0, 1, 0, 2, 0, 1]);
     w.succeeds("curate dedup --features f --out 1");
     w.write("some.csv", "row,kept\n0,true\n1,false\n2,true\n3,true\n");
     w.succeeds("curate dedup --features f --list some.csv --out 2");
@@ -134,9 +134,9 @@ fn overlap_drops_components_and_shows_pairs() {
     // Row 1 is near the evaluation row, row 2 only near row 1, and row 3 near neither.
     let rows = [(3, 0.0), (0, 0.9), (0, 2.6), (5, 0.0)];
     let rows: Vec<_> = rows.iter().map(|&(axis, off)| (None, near(axis, off))).collect();
-    w.features("heap", &rows);
+    w.features("pool", &rows);
     w.features("test", &[(None, near(0, -0.6)), (None, near(6, 0.0))]);
-    let overlap = "curate overlap --features heap --against test --threshold 0.7";
+    let overlap = "curate overlap --features pool --against test --threshold 0.7";
     let json = w.succeeds(&format!("{overlap} --out o --json")).json();
     assert_eq!(
         (&json["counts"]["matched"], &json["counts"]["by_component"]),
@@ -302,8 +302,8 @@ fn sampling_balances_what_is_skewed() {
 #[test]
 fn retrieve_takes_what_is_near_the_seed() {
     let w = Workspace::new();
-    heap(&w, "f", &[0, 1, 2, 3, 0, 1, 2, 3]);
-    heap(&w, "seed", &[1, 1, 1, 1, 1]);
+    pool(&w, "f", &[0, 1, 2, 3, 0, 1, 2, 3]);
+    pool(&w, "seed", &[1, 1, 1, 1, 1]);
     let json = w
         .succeeds("curate retrieve --features f --seeds seed --k 2 --out r --json")
         .json();
@@ -320,7 +320,7 @@ fn retrieve_takes_what_is_near_the_seed() {
         "curate retrieve --features f --seeds seed --method cluster --clusters 4 --more-than 5 --out none",
     );
     assert_eq!(kept(&w, "none").len(), 0);
-    heap(&w, "seed2", &[3]);
+    pool(&w, "seed2", &[3]);
     w.succeeds("curate retrieve --features f --seeds seed --seeds seed2 --k 2 --out both");
     assert_eq!(kept(&w, "both"), [1, 3, 5, 7]);
 }
@@ -369,8 +369,8 @@ const PIPELINE: &str = "features = \"f\"\nout = \"p\"\nseed = 3\n\n[[step]]\nver
 #[test]
 fn a_pipeline_runs_resumes_and_does_again_what_changed() {
     let w = Workspace::new();
-    heap(&w, "f", &[0, 1, 0, 2, 4, 1, 6]);
-    heap(&w, "test", &[2]);
+    pool(&w, "f", &[0, 1, 0, 2, 4, 1, 6]);
+    pool(&w, "test", &[2]);
     w.write("pipeline.toml", PIPELINE);
     let run = w.succeeds("curate run pipeline.toml --json");
     assert_eq!(
@@ -425,7 +425,7 @@ fn a_pipeline_runs_resumes_and_does_again_what_changed() {
 #[test]
 fn input_that_cannot_be_curated_is_refused_in_one_line() {
     let w = Workspace::new();
-    heap(&w, "f", &[0, 1, 0]);
+    pool(&w, "f", &[0, 1, 0]);
     w.features("narrow", &[(None, vec![1.0, 0.0])]);
     w.features("nan", &[(None, vec![f32::NAN, 0.0])]);
     w.write("rows.csv", "row,path,kept\n0,other.png,true\n");

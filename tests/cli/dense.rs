@@ -163,7 +163,7 @@ fn depth_beats_the_mean() {
 }
 
 #[test]
-fn the_papers_training_is_asked_for_and_recorded() {
+fn the_papers_training_is_requested_and_recorded() {
     let w = Workspace::new();
     scenes(&w, "train", 5, 24, 20);
     scenes(&w, "test", 2, 24, 20);

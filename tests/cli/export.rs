@@ -53,7 +53,7 @@ fn smaller_files_state_their_drift() {
     );
     // The files are ordinary models: among the features in f32, those of an image are nearest to its own.
     w.succeeds(&arguments("f32", ""));
-    for (dtype, least) in [("f32", 0.999), ("f16", 0.999), ("int8", 0.99)] {
+    for (dtype, min) in [("f32", 0.999), ("f16", 0.999), ("int8", 0.99)] {
         w.succeeds(&format!(
             "extract --model {dtype}.onnx --data sample:test --out features-{dtype}"
         ));
@@ -64,7 +64,7 @@ fn smaller_files_state_their_drift() {
             "index query --index index-f32 --features features-{dtype} --k 1 --out hits-{dtype}.parquet"
         ));
         let same = own_neighbours(&w, &format!("hits-{dtype}.parquet"));
-        assert!(same >= least, "{dtype}: {same}");
+        assert!(same >= min, "{dtype}: {same}");
     }
 }
 

@@ -74,24 +74,24 @@ impl Workspace {
     /// Runs `macula` and expects exit code `code` and one error line that holds every one of `words`.
     pub fn fails(&self, code: i32, arguments: &str, words: &[&str]) {
         let run = self.macula(arguments);
-        let told = format!("macula {arguments}\n{}", run.stderr);
-        assert_eq!(run.code, code, "{told}");
+        let context = format!("macula {arguments}\n{}", run.stderr);
+        assert_eq!(run.code, code, "{context}");
         let errors: Vec<&str> = run
             .stderr
             .lines()
             .filter(|line| line.starts_with("error: "))
             .collect();
-        assert_eq!(errors.len(), 1, "expected one error line: {told}");
-        assert!(!run.stderr.contains("panicked"), "{told}");
+        assert_eq!(errors.len(), 1, "expected one error line: {context}");
+        assert!(!run.stderr.contains("panicked"), "{context}");
         assert!(
             run.stdout.is_empty(),
             "expected nothing on stdout: {}",
             run.stdout
         );
         let last = run.stderr.lines().last().unwrap_or_default();
-        assert_eq!(errors[0], last, "expected the error last: {told}");
+        assert_eq!(errors[0], last, "expected the error last: {context}");
         for word in words {
-            assert!(errors[0].contains(word), "expected `{word}` in: {told}");
+            assert!(errors[0].contains(word), "expected `{word}` in: {context}");
         }
     }
 }

@@ -364,7 +364,7 @@ fn training_goes_on_with_the_same_images() {
     ];
     w.fails(2, "train --out run --resume", &words);
 
-    // A run begun before there were fingerprints has told how many images there were.
+    // A run begun before there were fingerprints has recorded how many images there were.
     fs::remove_file(w.path("run/fingerprint.json")).expect("removed");
     w.fails(
         2,
@@ -442,7 +442,7 @@ fn a_folder_that_is_being_written_is_refused() {
     ];
     w.succeeds("eval knn --train a --test a --k 1 --out result");
     for (folder, command) in cases {
-        let lock = FolderLock::of(&w.path(folder)).expect("free");
+        let lock = FolderLock::acquire(&w.path(folder)).expect("free");
         w.fails(
             2,
             command,
@@ -463,14 +463,14 @@ fn a_folder_that_is_being_written_is_refused() {
         );
         drop(lock);
     }
-    let lock = FolderLock::of(&w.path("run")).expect("free");
+    let lock = FolderLock::acquire(&w.path("run")).expect("free");
     for force in ["", " --force"] {
         let command = format!("train --data photos --out run {TINY}{force}");
         w.fails(2, &command, &["run", "another run (process "]);
     }
     drop(lock);
     // Another shard of the same folder is another folder.
-    let lock = FolderLock::of(&w.path("s/shard-00000-of-00002")).expect("free");
+    let lock = FolderLock::acquire(&w.path("s/shard-00000-of-00002")).expect("free");
     extract(&w, "photos", "s", "--shard 1/2");
     w.fails(
         2,

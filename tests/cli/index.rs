@@ -93,14 +93,15 @@ fn recall_chooses_the_width_and_score_measures_it() {
     scattered(&w, "q", 50, 16, 2);
     let build = "index build --features f --kind hnsw --m 8 --ef-construction 40";
     let built = w
-        .succeeds(&format!("{build} --out i --recall 0.95 --json"))
+        .succeeds(&format!("{build} --out i --recall 0.99 --json"))
         .json();
     assert!(
-        built["measured"]["reached"].as_f64().expect("a number") >= 0.95,
+        built["measured"]["reached"].as_f64().expect("a number") >= 0.99,
         "{built}"
     );
     assert_eq!(built["measured"]["n_queries"], 90);
     let ef = built["ef_search"].as_u64().expect("a width");
+    assert!(ef > 16, "more than the first width tried is needed: {built}");
     let scored = w
         .succeeds("index score --index i --features q --ef 10,400 --json")
         .json();
@@ -109,7 +110,7 @@ fn recall_chooses_the_width_and_score_measures_it() {
     let recall = |ef: u64| at(ef)["recall"].as_f64().expect("a number");
     assert!(recall(400) > 0.99 && recall(10) < recall(400), "{scored}");
     // The width was chosen on rows held back, queries like these; 50 of them and any order of insertion leave some room.
-    assert!(recall(ef) >= 0.9 && recall(ef) <= recall(400), "{scored}");
+    assert!(recall(ef) >= 0.97 && recall(ef) <= recall(400), "{scored}");
     for key in ["queries_per_second", "build_seconds", "bytes_per_vector"] {
         assert!(at(ef)[key].as_f64().expect("a number") > 0.0, "{key}");
     }

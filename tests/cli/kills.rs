@@ -48,12 +48,12 @@ fn survives(space: &Workspace, kind: &Kind) {
         },
         |text| text.parse().expect("MACULA_KILL_SEED is a number"),
     );
-    let told = format!("MACULA_KILL_SEED={seed}, {}", kind.start);
+    let context = format!("MACULA_KILL_SEED={seed}, {}", kind.start);
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
 
     let begin = Instant::now();
     space.succeeds(&format!("{} --out whole", kind.start));
-    let mut most = begin.elapsed();
+    let mut max = begin.elapsed();
     // What the undisturbed run has put aside would help the other one.
     let cache = space.path(CACHE);
     if cache.exists() {
@@ -65,14 +65,14 @@ fn survives(space: &Workspace, kind: &Kind) {
     for start in 0.. {
         assert!(
             start < STARTS,
-            "{told}: {kills} kills in {start} starts, {hits} of them in the middle"
+            "{context}: {kills} kills in {start} starts, {hits} of them in the middle"
         );
         let arguments = match out.exists() {
             true => kind.resume,
             false => kind.start,
         };
         let mut child = spawn(space, &format!("{arguments} --out killed"));
-        std::thread::sleep(most.mul_f64(rng.random_range(0.1..0.9)));
+        std::thread::sleep(max.mul_f64(rng.random_range(0.1..0.9)));
         child.kill().expect("a signal is sent");
         let status = child.wait().expect("ended");
         if status.signal() == Some(SIGKILL) {
@@ -89,18 +89,18 @@ fn survives(space: &Workspace, kind: &Kind) {
         let nothing_there = ["config.toml", "meta.json"]
             .iter()
             .any(|name| text.contains(name));
-        assert!(status.success() || nothing_there, "{told}: {status}: {text}");
+        assert!(status.success() || nothing_there, "{context}: {status}: {text}");
         if out.exists() {
             std::fs::remove_dir_all(&out).expect("removed");
         }
-        (kills, hits, most) = (0, 0, most.mul_f64(0.7));
+        (kills, hits, max) = (0, 0, max.mul_f64(0.7));
     }
     space.succeeds(&format!("{} --out killed", kind.resume));
     let (whole, killed) = ((kind.left)(&space.path("whole")), (kind.left)(&out));
     let found: Vec<&String> = killed.keys().collect();
-    assert_eq!(found, whole.keys().collect::<Vec<_>>(), "{told}");
+    assert_eq!(found, whole.keys().collect::<Vec<_>>(), "{context}");
     for (name, bytes) in &whole {
-        assert!(*bytes == killed[name], "{told}: {name} differs");
+        assert!(*bytes == killed[name], "{context}: {name} differs");
     }
 }
 

@@ -47,12 +47,12 @@ fn peak(child: &Child) -> Option<u64> {
 #[cfg(target_os = "linux")]
 fn peak_of(w: &Workspace, arguments: &str) -> u64 {
     let mut child = start(w, arguments);
-    let mut most = 0;
+    let mut max = 0;
     loop {
-        most = peak(&child).unwrap_or(0).max(most);
+        max = peak(&child).unwrap_or(0).max(max);
         if let Some(status) = child.try_wait().expect("waited for") {
             assert!(status.success(), "macula {arguments}: {status}");
-            return most;
+            return max;
         }
         std::thread::sleep(Duration::from_millis(2));
     }
@@ -70,9 +70,9 @@ fn memory_is_that_of_a_few_parts_however_many_images_there_are() {
         let image = w.path(&format!("images/{:04}.png", number % 240));
         fs::hard_link(image, w.path(&format!("images/{number:04}.png"))).expect("linked");
     }
-    let most = peak_of(&w, &format!("{EXTRACT} --data images --out f"));
-    println!("{most} MiB");
-    assert!((100..760).contains(&most), "{most} MiB");
+    let max = peak_of(&w, &format!("{EXTRACT} --data images --out f"));
+    println!("{max} MiB");
+    assert!((100..760).contains(&max), "{max} MiB");
 }
 
 fn files_of(folder: &Path) -> BTreeMap<String, Vec<u8>> {

@@ -103,8 +103,8 @@ fn columns_are_named_by_flags_and_found_by_usual_names() {
         run.stderr
     );
     let eval = "eval knn --model pixels --resize 4 --crop 4 --train-data list.csv --test-data list.csv --k 1 --json --label-column";
-    let told = w.succeeds(&format!("{eval} kind")).json();
-    assert_eq!(told["rows"][0]["top1"], 1.0);
+    let result = w.succeeds(&format!("{eval} kind")).json();
+    assert_eq!(result["rows"][0]["top1"], 1.0);
     // The features of other labels are not taken for these.
     w.fails(
         2,

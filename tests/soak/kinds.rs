@@ -478,22 +478,22 @@ const FACTS: DataFacts = DataFacts {
 
 fn recipe(path: &Path, _: u64) -> Answer {
     let (overrides, base) = Overrides::from_file(&path.join("recipe.toml")).map_err(said)?;
-    let told = |error| said(overrides.named(error));
+    let named = |error| said(overrides.named(error));
     let base = base.as_deref().unwrap_or("dinov2-small");
-    let base = train::recipes::recipe(base, "common/images", &FACTS).map_err(told)?;
+    let base = train::recipes::recipe(base, "common/images", &FACTS).map_err(named)?;
     let config = overrides.apply(base, FACTS.images).map_err(said)?;
     // What a run derives from its settings first.
     let _ = (
-        config.vit().map_err(told)?,
-        config.grid().map_err(told)?,
-        config.batch_plan().map_err(told)?,
+        config.vit().map_err(named)?,
+        config.grid().map_err(named)?,
+        config.batch_plan().map_err(named)?,
     );
     Ok(())
 }
 
 fn run(path: &Path, _: u64) -> Answer {
     train::run::saved_config(path).map_err(said)?;
-    Checkpoints::of(path).load_last().map_err(said)?;
+    Checkpoints::in_folder(path).load_last().map_err(said)?;
     checkpoint(path)
 }
 

@@ -64,7 +64,7 @@ fn main() -> ExitCode {
     };
     let mut plan = Plan {
         duration: Duration::from_secs(600),
-        most: FIXED_INPUTS,
+        max: FIXED_INPUTS,
         seed: number("--seed", 1.) as u64,
         threads: number("--threads", 2.) as usize,
         kinds: supervisor::chosen(
@@ -80,8 +80,8 @@ fn main() -> ExitCode {
     };
     if value("--seconds").is_some() {
         plan.duration = Duration::from_secs_f64(number("--seconds", 60.));
-        plan.most = (1 << 39, 1 << 39);
-    } else if value("--kinds").is_none() && !is_asked_for(&arguments) {
+        plan.max = (1 << 39, 1 << 39);
+    } else if value("--kinds").is_none() && !is_requested(&arguments) {
         return ExitCode::SUCCESS;
     }
     assert!(!plan.kinds.is_empty(), "--kinds: no such kind");
@@ -104,7 +104,7 @@ fn main() -> ExitCode {
 }
 
 /// Whether the arguments of the test harness ask for the fixed part; says so as the harness does.
-fn is_asked_for(arguments: &[String]) -> bool {
+fn is_requested(arguments: &[String]) -> bool {
     if arguments.iter().any(|argument| argument == "--list") {
         println!("{FIXED}: test");
         return false;
@@ -114,9 +114,9 @@ fn is_asked_for(arguments: &[String]) -> bool {
         .filter(|argument| !argument.starts_with('-'))
         .collect();
     let ignored_only = arguments.iter().any(|argument| argument == "--ignored");
-    let asked = !ignored_only && (names.is_empty() || names.iter().any(|name| FIXED.contains(name.as_str())));
-    println!("\nrunning {} test", u8::from(asked));
-    asked
+    let runs = !ignored_only && (names.is_empty() || names.iter().any(|name| FIXED.contains(name.as_str())));
+    println!("\nrunning {} test", u8::from(runs));
+    runs
 }
 
 /// Answers the input of a kept finding again.

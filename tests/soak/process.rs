@@ -86,8 +86,8 @@ pub fn macula(folder: &Path, arguments: &str, limits: &Limits) -> Ran {
         Some((arguments, file)) => (arguments, fs::File::open(folder.join(file)).map(Stdio::from).ok()),
         None => (arguments, None),
     };
-    let told = folder.join("stderr.txt");
-    let child = fs::File::create(&told).and_then(|stderr| {
+    let stderr_file = folder.join("stderr.txt");
+    let child = fs::File::create(&stderr_file).and_then(|stderr| {
         limited(program, limits)
             .args(arguments.split_whitespace())
             .current_dir(folder)
@@ -104,7 +104,7 @@ pub fn macula(folder: &Path, arguments: &str, limits: &Limits) -> Ran {
         if let Some(status) = child.try_wait().expect("macula can be waited for") {
             break end_of(status);
         }
-        if let Some(end) = excess(&Usage::of(child.id()), start.elapsed(), limits) {
+        if let Some(end) = excess(&Usage::read(child.id()), start.elapsed(), limits) {
             stop(&mut child);
             break end;
         }
@@ -114,7 +114,7 @@ pub fn macula(folder: &Path, arguments: &str, limits: &Limits) -> Ran {
             Duration::from_millis(10)
         });
     };
-    let stderr = fs::read(&told).unwrap_or_default();
+    let stderr = fs::read(&stderr_file).unwrap_or_default();
     Ran {
         end,
         stderr: String::from_utf8_lossy(&stderr).into_owned(),
@@ -156,7 +156,7 @@ pub struct Usage {
 
 impl Usage {
     /// Of a process.
-    pub fn of(process: u32) -> Self {
+    pub fn read(process: u32) -> Self {
         let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
         // The name, in brackets, may hold anything.
         let fields: Vec<&str> = stat

@@ -31,7 +31,7 @@ pub struct Plan {
     /// How long.
     pub duration: Duration,
     /// The most inputs of a kind, through the library and through the binary.
-    pub most: (u64, u64),
+    pub max: (u64, u64),
     /// What every choice follows from.
     pub seed: u64,
     /// Workers at a time.
@@ -100,8 +100,8 @@ pub fn soak(plan: &Plan) -> Outcome {
             spent: Duration::ZERO,
             busy: false,
         };
-        let library = (kind.read.is_some() && plan.most.0 > 0).then(|| job(false));
-        let binary = (!kind.commands.is_empty() && plan.most.1 > 0).then(|| job(true));
+        let library = (kind.read.is_some() && plan.max.0 > 0).then(|| job(false));
+        let binary = (!kind.commands.is_empty() && plan.max.1 > 0).then(|| job(true));
         [library, binary].into_iter().flatten()
     };
     let state = Mutex::new(State {
@@ -167,12 +167,12 @@ fn next_job(plan: &Plan, state: &Mutex<State>, start: Instant) -> Option<usize> 
 
 /// Inputs that a job may still take.
 fn left(plan: &Plan, job: &Job) -> u64 {
-    let (first, most) = if job.binary {
-        (FIRST_FOR_BINARY, plan.most.1)
+    let (first, max) = if job.binary {
+        (FIRST_FOR_BINARY, plan.max.1)
     } else {
-        (0, plan.most.0)
+        (0, plan.max.0)
     };
-    (first + most).saturating_sub(job.next)
+    (first + max).saturating_sub(job.next)
 }
 
 /// Lets a worker work on a job for a while.
@@ -275,7 +275,7 @@ struct Watched {
 /// Starts a worker, watches it, and ends it where it takes too much.
 fn watch(work: &Work) -> Watched {
     std::fs::create_dir_all(&work.folder).expect("a folder");
-    let told = work.folder.join("worker-stderr.txt");
+    let stderr_file = work.folder.join("worker-stderr.txt");
     let program = std::env::current_exe().expect("this program");
     let mut limits = Limits::for_inputs();
     if work.binary {
@@ -286,7 +286,7 @@ fn watch(work: &Work) -> Watched {
         .args(["--work", &serde_json::to_string(work).expect("written")])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(std::fs::File::create(&told).expect("a file"))
+        .stderr(std::fs::File::create(&stderr_file).expect("a file"))
         .spawn()
         .expect("a worker starts");
     let now = Arc::new(AtomicU64::new(work.first));
@@ -308,7 +308,7 @@ fn watch(work: &Work) -> Watched {
             Ok(Word::Done(next, tally)) => (watched.next, watched.tally, done) = (next, tally, true),
             Err(RecvTimeoutError::Disconnected) => break,
             Err(RecvTimeoutError::Timeout) => {
-                let usage = Usage::of(child.id());
+                let usage = Usage::read(child.id());
                 let current = now.load(Ordering::SeqCst);
                 if current != number {
                     (number, since, used) = (current, Instant::now(), usage);
@@ -344,7 +344,7 @@ fn watch(work: &Work) -> Watched {
         watched.died = Some((number, fault, place));
     }
     process::stop(&mut child);
-    watched.stderr = tail(&told);
+    watched.stderr = tail(&stderr_file);
     watched
 }
 

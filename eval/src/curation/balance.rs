@@ -27,7 +27,7 @@ pub fn balanced_shares(sizes: &[u64], target: u64, rng: &mut ChaCha8Rng) -> Vec<
     if sizes.iter().sum::<u64>() <= target {
         return sizes.to_vec();
     }
-    let total = |most: u64| sizes.iter().map(|&size| size.min(most)).sum::<u64>();
+    let total = |max: u64| sizes.iter().map(|&size| size.min(max)).sum::<u64>();
     let (mut fits, mut exceeds) = (0, sizes.iter().copied().max().unwrap_or(0));
     while exceeds - fits > 1 {
         let middle = fits + (exceeds - fits) / 2;
@@ -181,8 +181,8 @@ mod tests {
             let shares = balanced_shares(&sizes, target, &mut ChaCha8Rng::seed_from_u64(seed));
             let dealt = round_robin(&sizes, target);
             prop_assert_eq!(shares.iter().sum::<u64>(), target.min(sizes.iter().sum()));
-            for ((share, least), size) in shares.iter().zip(&dealt).zip(&sizes) {
-                prop_assert!(share <= size && (share == least || *share == least + 1), "{shares:?} {dealt:?}");
+            for ((share, min), size) in shares.iter().zip(&dealt).zip(&sizes) {
+                prop_assert!(share <= size && (share == min || *share == min + 1), "{shares:?} {dealt:?}");
             }
         }
 
@@ -204,8 +204,8 @@ mod tests {
                 let mut shares = [0u64; 3];
                 taken.iter().for_each(|&row| shares[top(row)] += 1);
                 let dealt = round_robin(&sizes, (target as u64).min(sizes.iter().sum()));
-                for (share, least) in shares.iter().zip(dealt) {
-                    prop_assert!(*share == least || *share == least + 1, "{shares:?}");
+                for (share, min) in shares.iter().zip(dealt) {
+                    prop_assert!(*share == min || *share == min + 1, "{shares:?}");
                 }
                 prop_assert_eq!(&taken, &balanced_sample(&levels, target, order, 1).unwrap());
             }

@@ -71,9 +71,9 @@ mod tests {
         loop {
             let before = smallest.clone();
             for &(a, b) in edges {
-                let least = smallest[a as usize].min(smallest[b as usize]);
-                smallest[a as usize] = least;
-                smallest[b as usize] = least;
+                let min = smallest[a as usize].min(smallest[b as usize]);
+                smallest[a as usize] = min;
+                smallest[b as usize] = min;
             }
             if smallest == before {
                 break;

@@ -289,10 +289,10 @@ mod tests {
             for row in 0..below.rows() {
                 let to = |cluster: usize| squared(below.row(row), level.centroids.view().row(cluster));
                 let own = to(level.clusters[row] as usize);
-                let least = (0..level.centroids.view().rows())
+                let min = (0..level.centroids.view().rows())
                     .map(to)
                     .fold(f64::MAX, f64::min);
-                assert!(own <= least + 1e-6, "{own} {least}");
+                assert!(own <= min + 1e-6, "{own} {min}");
                 assert!((own - level.distances[row]).abs() < 1e-6);
             }
             below = level.centroids.view();

@@ -151,10 +151,10 @@ impl<'a> InvertedLists<'a> {
         for same_list in probed.chunk_by(|a, b| a.0 == b.0) {
             let list = same_list[0].0 as usize;
             let members: Vec<u32> = same_list.iter().map(|&(_, member)| member).collect();
-            let asked = gathered_from(&block, queries.dim(), &members); // [members, d]
+            let chosen = gathered_from(&block, queries.dim(), &members); // [members, d]
             for rows in self.rows[self.starts[list]..self.starts[list + 1]].chunks(ROWS) {
                 let target = gathered(self.database, rows); // [rows, d]
-                let products = product(&asked, members.len(), &target, rows.len(), queries.dim());
+                let products = product(&chosen, members.len(), &target, rows.len(), queries.dim());
                 for (scores, &member) in products.chunks_exact(rows.len()).zip(&members) {
                     let itself = own.map(|own| own[group[member as usize] as usize]);
                     let keys = &mut keys[member as usize];

@@ -1,4 +1,4 @@
-//! Rows of a heap that resemble a seed (Oquab et al. 2023, appendix A.4): the nearest to each seed row, or those of the
+//! Rows of a pool that resemble a seed (Oquab et al. 2023, appendix A.4): the nearest to each seed row, or those of the
 //! clusters that seed rows fall into.
 
 use rand::seq::SliceRandom as _;
@@ -10,12 +10,12 @@ use super::search::Searcher;
 use crate::linalg::kmeans::{KMeansConfig, assign, by_cluster, kmeans};
 use crate::{Error, MatrixView, Result};
 
-/// The seed row that asks for a row of the heap most.
+/// The seed row that asks for a row of the pool most.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct NearestSeed {
     /// The seed row.
     pub seed: u32,
-    /// Place of the heap's row among that seed's nearest, from 0.
+    /// Place of the pool's row among that seed's nearest, from 0.
     pub rank: u32,
     /// Cosine similarity.
     pub similarity: f32,
@@ -23,9 +23,9 @@ pub struct NearestSeed {
     pub hits: u32,
 }
 
-/// The `k` rows of the heap nearest to each row of `seeds` (unit rows), for each row of the heap the seed that ranks it
+/// The `k` rows of the pool nearest to each row of `seeds` (unit rows), for each row of the pool the seed that ranks it
 /// best, none where no seed asks for it: a row that several ask for counts once. With a `target`, only so many rows, the
-/// best-ranked first, of equal rank the most similar. `n` is the number of rows of the heap.
+/// best-ranked first, of equal rank the most similar. `n` is the number of rows of the pool.
 ///
 /// # Errors
 /// As [`Searcher::search`].
@@ -42,15 +42,15 @@ pub fn retrieve_by_sample(
         for (rank, hit) in hits.iter().enumerate() {
             let place = &mut found[hit.row as usize];
             let hits = place.map_or(0, |before| before.hits) + 1;
-            let asked = NearestSeed {
+            let candidate = NearestSeed {
                 seed: seed as u32,
                 rank: rank as u32,
                 similarity: hit.similarity,
                 hits,
             };
             match place {
-                Some(before) if !better(&asked, before) => before.hits = hits,
-                _ => *place = Some(asked),
+                Some(before) if !better(&candidate, before) => before.hits = hits,
+                _ => *place = Some(candidate),
             }
         }
     })?;
@@ -72,7 +72,11 @@ fn better(a: &NearestSeed, b: &NearestSeed) -> bool {
 
 fn keep_best(found: &mut [Option<NearestSeed>], target: usize) {
     let mut order: Vec<usize> = (0..found.len()).filter(|&row| found[row].is_some()).collect();
-    let key = |row: usize| found[row].map_or((u32::MAX, 0.0), |asked| (asked.rank, asked.similarity));
+    let key = |row: usize| {
+        found[row].map_or((u32::MAX, 0.0), |candidate| {
+            (candidate.rank, candidate.similarity)
+        })
+    };
     order.sort_by(|&a, &b| {
         let (a_key, b_key) = (key(a), key(b));
         a_key
@@ -90,7 +94,7 @@ fn keep_best(found: &mut [Option<NearestSeed>], target: usize) {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ClusterRetrieval {
-    /// Clusters of the heap.
+    /// Clusters of the pool.
     pub clusters: usize,
     /// A cluster is taken from when more than this many seed rows fall into it, 3 by default.
     pub more_than: usize,
@@ -117,13 +121,13 @@ impl Default for ClusterRetrieval {
     }
 }
 
-/// Clusters the heap and takes rows, drawn at random, of the clusters that more than `more_than` seed rows fall into.
-/// Gives whether each row is taken, the cluster of each row of the heap, and how many seed rows fall into each cluster.
+/// Clusters the pool and takes rows, drawn at random, of the clusters that more than `more_than` seed rows fall into.
+/// Gives whether each row is taken, the cluster of each row of the pool, and how many seed rows fall into each cluster.
 ///
 /// # Errors
 /// No cluster, or more than rows; NaN or infinity; widths that differ.
 pub fn retrieve_by_cluster(
-    heap: MatrixView<'_>,
+    pool: MatrixView<'_>,
     seeds: MatrixView<'_>,
     config: &ClusterRetrieval,
 ) -> Result<(Vec<bool>, Vec<u32>, Vec<u32>)> {
@@ -133,10 +137,10 @@ pub fn retrieve_by_cluster(
     let settings = KMeansConfig {
         k: config.clusters,
         iterations: config.iterations,
-        seeding_rows: (heap.rows() / 32 > config.clusters).then_some(32 * config.clusters),
+        seeding_rows: (pool.rows() / 32 > config.clusters).then_some(32 * config.clusters),
         seed: config.seed,
     };
-    let found = kmeans(heap, &settings)?;
+    let found = kmeans(pool, &settings)?;
     let mut hits = vec![0u32; config.clusters];
     for cluster in assign(seeds, found.centroids.view())?.clusters {
         hits[cluster as usize] += 1;
@@ -157,7 +161,7 @@ pub fn retrieve_by_cluster(
         let (drawn, _) = chosen.partial_shuffle(&mut rng, target);
         chosen = drawn.to_vec();
     }
-    let mut taken = vec![false; heap.rows()];
+    let mut taken = vec![false; pool.rows()];
     chosen.iter().for_each(|&row| taken[row as usize] = true);
     Ok((taken, found.clusters, hits))
 }
@@ -170,13 +174,13 @@ mod tests {
 
     #[test]
     fn each_seed_gets_its_nearest_and_collisions_count_once() {
-        let (heap, seeds) = (clustered(200, 8, 9, 0.4, 1), clustered(15, 8, 9, 0.4, 1));
-        let searcher = Searcher::new(heap.view(), Search::Exact, 0).unwrap();
+        let (pool, seeds) = (clustered(200, 8, 9, 0.4, 1), clustered(15, 8, 9, 0.4, 1));
+        let searcher = Searcher::new(pool.view(), Search::Exact, 0).unwrap();
         let found = retrieve_by_sample(&searcher, 200, seeds.view(), 4, None).unwrap();
         let mut hits = vec![0u32; 200];
         for seed in 0..15 {
             let mut order: Vec<usize> = (0..200).collect();
-            let similarity = |row: usize| dot(heap.view().row(row), seeds.view().row(seed));
+            let similarity = |row: usize| dot(pool.view().row(row), seeds.view().row(seed));
             order.sort_by(|&a, &b| similarity(b).total_cmp(&similarity(a)));
             order[..4].iter().for_each(|&row| hits[row] += 1);
             let first = found[order[0]].unwrap();
@@ -214,7 +218,7 @@ mod tests {
                 .collect();
             crate::Matrix::new(data, places.len(), 3).unwrap()
         };
-        let heap = rows(
+        let pool = rows(
             &(0..60)
                 .map(|i| (i % 3) as f32 + i as f32 / 100.0)
                 .collect::<Vec<_>>(),
@@ -224,7 +228,7 @@ mod tests {
             clusters: 3,
             ..ClusterRetrieval::default()
         };
-        let (taken, clusters, hits) = retrieve_by_cluster(heap.view(), seeds.view(), &config).unwrap();
+        let (taken, clusters, hits) = retrieve_by_cluster(pool.view(), seeds.view(), &config).unwrap();
         let rows: Vec<usize> = (0..60).filter(|&row| taken[row]).collect();
         assert_eq!(rows, (0..60).step_by(3).collect::<Vec<_>>());
         assert_eq!(hits[clusters[0] as usize], 4);
@@ -233,13 +237,13 @@ mod tests {
             more_than: 2,
             ..config.clone()
         };
-        let (taken, _, _) = retrieve_by_cluster(heap.view(), seeds.view(), &few).unwrap();
+        let (taken, _, _) = retrieve_by_cluster(pool.view(), seeds.view(), &few).unwrap();
         assert_eq!(taken.iter().filter(|&&t| t).count(), 10);
         let sized = ClusterRetrieval {
             target: Some(7),
             ..config
         };
-        let (taken, _, _) = retrieve_by_cluster(heap.view(), seeds.view(), &sized).unwrap();
+        let (taken, _, _) = retrieve_by_cluster(pool.view(), seeds.view(), &sized).unwrap();
         assert_eq!(taken.iter().filter(|&&t| t).count(), 7);
     }
 }

@@ -17,7 +17,7 @@ pub const EXACT_ROWS: usize = 50_000;
 /// Queries searched at a time: their hits are held, `k` of 8 bytes each.
 const QUERY_BLOCK: usize = 8192;
 /// The narrowest walk through a graph.
-const LEAST_EF: usize = 128;
+const MIN_EF: usize = 128;
 
 /// How neighbours are found.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -151,12 +151,12 @@ impl<'a> Searcher<'a> {
         if let Kind::Lists(lists) = &self.kind {
             return lists.search(queries, own, k, threshold, visit);
         }
-        let most = (k + usize::from(own.is_some())).min(self.database.rows());
+        let max = (k + usize::from(own.is_some())).min(self.database.rows());
         let dim = queries.dim();
         for (number, block) in queries.data().chunks(QUERY_BLOCK * dim).enumerate() {
             let block = MatrixView::new(block, block.len() / dim, dim)?;
             let first = number * QUERY_BLOCK;
-            for (place, found) in self.block(block, most)?.into_iter().enumerate() {
+            for (place, found) in self.block(block, max)?.into_iter().enumerate() {
                 let query = first + place;
                 let itself = own.map(|own| own[query]);
                 let mut hits = found;
@@ -171,7 +171,7 @@ impl<'a> Searcher<'a> {
     /// The `k` nearest of each query of a block, best first.
     fn block(&self, queries: MatrixView<'_>, k: usize) -> Result<Vec<Vec<Hit>>> {
         if let Kind::Graph(index) = &self.kind {
-            return index.search(queries, k, (2 * k).max(LEAST_EF));
+            return index.search(queries, k, (2 * k).max(MIN_EF));
         }
         let found = nearest_neighbours(queries, self.database, k)?;
         let hits = |query| {

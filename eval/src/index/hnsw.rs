@@ -90,7 +90,7 @@ impl Builder {
     /// The index of what is inserted; `unit` are the rows it was made for.
     pub(super) fn index(&self, unit: Matrix) -> HnswIndex {
         HnswIndex {
-            links: Links::of(&self.graph, self.rows),
+            links: Links::from_graph(&self.graph, self.rows),
             vectors: unit,
             walkers: Walkers::default(),
         }

@@ -26,7 +26,7 @@ struct Layer {
 }
 
 impl Layer {
-    fn of(lists: impl Iterator<Item = Vec<u32>>) -> Self {
+    fn from_lists(lists: impl Iterator<Item = Vec<u32>>) -> Self {
         let (mut ends, mut links) = (Vec::new(), Vec::new());
         for list in lists {
             links.extend(list);
@@ -55,7 +55,7 @@ struct Sparse {
 
 impl Links {
     /// The links of `graph`, whose rows are numbered 0 to below `n`. Rows that it does not hold have none.
-    pub(super) fn of(graph: &Hnsw<'static, f32, UnitCosine>, n: usize) -> Self {
+    pub(super) fn from_graph(graph: &Hnsw<'static, f32, UnitCosine>, n: usize) -> Self {
         let points = graph.get_point_indexation();
         let top = usize::from(points.get_max_level_observed());
         let mut layers: Vec<Vec<(u32, Vec<u32>)>> = vec![Vec::new(); top + 1];
@@ -80,12 +80,12 @@ impl Links {
             let (rows, lists): (Vec<u32>, Vec<_>) = layer.into_iter().unzip();
             Sparse {
                 rows,
-                lists: Layer::of(lists.into_iter()),
+                lists: Layer::from_lists(lists.into_iter()),
             }
         };
         Self {
             entry,
-            bottom: Layer::of(bottom.into_iter()),
+            bottom: Layer::from_lists(bottom.into_iter()),
             upper: layers.map(sparse).collect(),
         }
     }
@@ -156,7 +156,7 @@ impl Links {
             }
             upper.push(Sparse {
                 rows,
-                lists: Layer::of(lists.into_iter()),
+                lists: Layer::from_lists(lists.into_iter()),
             });
         }
         if !reader.words.is_empty() {
@@ -168,7 +168,7 @@ impl Links {
         }
         Ok(Self {
             entry,
-            bottom: Layer::of(bottom.into_iter()),
+            bottom: Layer::from_lists(bottom.into_iter()),
             upper,
         })
     }

@@ -20,14 +20,14 @@ pub struct IndexScore {
     pub queries_per_second: f64,
 }
 
-/// Share of the `k` true neighbours found, as a mean over the queries. `least` is the similarity of the k-th true
+/// Share of the `k` true neighbours found, as a mean over the queries. `thresholds` is the similarity of the k-th true
 /// neighbour of each: a hit counts when it is as near, for of several equal rows any is right.
-pub fn recall(found: &[Vec<Hit>], least: &[f32], k: usize) -> f64 {
-    let right = found.iter().zip(least).map(|(hits, &least)| {
+pub fn recall(found: &[Vec<Hit>], thresholds: &[f32], k: usize) -> f64 {
+    let right = found.iter().zip(thresholds).map(|(hits, &threshold)| {
         let near = hits
             .iter()
             .take(k)
-            .filter(|hit| hit.similarity >= least - ROUNDING);
+            .filter(|hit| hit.similarity >= threshold - ROUNDING);
         near.count()
     });
     right.sum::<usize>() as f64 / (k * found.len()) as f64
@@ -40,7 +40,7 @@ pub fn recall(found: &[Vec<Hit>], least: &[f32], k: usize) -> f64 {
 pub fn score(index: &Index, queries: MatrixView<'_>, k: usize, efs: &[usize]) -> Result<Vec<IndexScore>> {
     let unit = super::prepare(queries, index.dim(), index.len(), k)?;
     let truth = nearest_neighbours(unit.view(), index.vectors().view(), k)?;
-    let least: Vec<f32> = (0..queries.rows())
+    let thresholds: Vec<f32> = (0..queries.rows())
         .map(|query| truth.similarities_of(query)[k - 1])
         .collect();
     let settings: Vec<Option<usize>> = match index {
@@ -55,7 +55,7 @@ pub fn score(index: &Index, queries: MatrixView<'_>, k: usize, efs: &[usize]) ->
             let seconds = start.elapsed().as_secs_f64();
             Ok(IndexScore {
                 ef,
-                recall: recall(&found, &least, k),
+                recall: recall(&found, &thresholds, k),
                 queries_per_second: queries.rows() as f64 / seconds,
             })
         })

@@ -28,8 +28,8 @@ fn a_wide_walk_finds_what_exact_search_finds() {
     assert_eq!((graph.len(), graph.dim(), graph.kind()), (2_000, 12, "hnsw"));
     let truth = exact.search(queries.view(), 10, 10).unwrap();
     let found = graph.search(queries.view(), 10, 400).unwrap();
-    let least: Vec<f32> = truth.iter().map(|hits| hits[9].similarity).collect();
-    assert!(recall(&found, &least, 10) > 0.99);
+    let thresholds: Vec<f32> = truth.iter().map(|hits| hits[9].similarity).collect();
+    assert!(recall(&found, &thresholds, 10) > 0.99);
     for (found, truth) in found.iter().zip(&truth) {
         assert!(
             found

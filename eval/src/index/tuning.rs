@@ -13,7 +13,7 @@ use crate::linalg::topk::{self, Reservoir};
 use crate::{Error, Matrix, MatrixView, Result};
 
 /// Most rows held back.
-const MOST_QUERIES: usize = 1_000;
+const MAX_QUERIES: usize = 1_000;
 /// Widths that are tried, in this order.
 const WIDTHS: [usize; 13] = [16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024];
 
@@ -49,7 +49,7 @@ pub fn build_for_recall(
         ));
     }
     let n = features.rows();
-    let n_queries = (n / 10).clamp(1, MOST_QUERIES);
+    let n_queries = (n / 10).clamp(1, MAX_QUERIES);
     if k == 0 || n < n_queries + k {
         return Err(Error::config(
             "k",
@@ -69,7 +69,7 @@ pub fn build_for_recall(
     let builder = Builder::new(unit.view(), config);
     builder.insert(unit.view(), &others, &progress);
     let queries = unit.view().select(&held_back);
-    let least = kth_similarities(&queries, unit.view(), &held_back, k)?;
+    let thresholds = kth_similarities(&queries, unit.view(), &held_back, k)?;
     let index = builder.index(unit);
     let mut tuning = Tuning {
         ef_search: k,
@@ -82,7 +82,7 @@ pub fn build_for_recall(
         .chain((k > WIDTHS[WIDTHS.len() - 1]).then_some(k))
     {
         tuning.ef_search = ef;
-        tuning.recall = recall(&index.search_unit(queries.view(), k, ef), &least, k);
+        tuning.recall = recall(&index.search_unit(queries.view(), k, ef), &thresholds, k);
         if tuning.recall >= target {
             break;
         }
@@ -105,10 +105,10 @@ fn kth_similarities(
         let mut best = Reservoir::new(k);
         best.offer(&scores, 0);
         let keys = best.into_keys();
-        let least = keys
+        let thresholds = keys
             .iter()
             .min()
             .expect("k is at least 1 and there are more rows");
-        Ok(topk::similarity(*least))
+        Ok(topk::similarity(*thresholds))
     })
 }

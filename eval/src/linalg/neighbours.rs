@@ -187,13 +187,13 @@ fn search(
     best.into_iter().map(Reservoir::into_keys).collect()
 }
 
-/// `values`, with zeros after them if they are fewer than `least`.
-pub(super) fn filled_up(values: &[f32], least: usize) -> Cow<'_, [f32]> {
-    if values.len() >= least {
+/// `values`, with zeros after them if they are fewer than `min`.
+pub(super) fn filled_up(values: &[f32], min: usize) -> Cow<'_, [f32]> {
+    if values.len() >= min {
         return Cow::Borrowed(values);
     }
     let mut filled = values.to_vec();
-    filled.resize(least, 0.0);
+    filled.resize(min, 0.0);
     Cow::Owned(filled)
 }
 

@@ -9,7 +9,7 @@ use crate::{Error, Matrix, MatrixView, Result};
 /// Rows in one product.
 const ROW_BLOCK: usize = 4096;
 /// An axis with less than this share of the greatest variance is rounding.
-const LEAST_VARIANCE: f64 = 1e-9;
+const MIN_VARIANCE: f64 = 1e-9;
 
 /// All axes of some rows, widest first.
 pub(super) struct Spectrum {
@@ -23,7 +23,7 @@ pub(super) struct Spectrum {
 
 impl Spectrum {
     /// The axes of `rows`, at least one; `what` names them in errors.
-    pub(super) fn of(rows: MatrixView<'_>, what: &str) -> Result<Self> {
+    pub(super) fn from_rows(rows: MatrixView<'_>, what: &str) -> Result<Self> {
         rows.check_finite(what)?;
         let dim = rows.dim();
         let mean = mean(rows);
@@ -46,10 +46,10 @@ impl Spectrum {
         if greatest <= 0.0 {
             return 0;
         }
-        let least = greatest * LEAST_VARIANCE;
+        let min = greatest * MIN_VARIANCE;
         self.variances
             .iter()
-            .take_while(|&&variance| variance > least)
+            .take_while(|&&variance| variance > min)
             .count()
     }
 }
@@ -80,7 +80,7 @@ impl Pca {
                 format!("expected at least two rows for principal components, found {n}"),
             ));
         }
-        let spectrum = Spectrum::of(rows, "features")?;
+        let spectrum = Spectrum::from_rows(rows, "features")?;
         let components = components.min(spectrum.rank());
         if components == 0 {
             return Err(Error::data(

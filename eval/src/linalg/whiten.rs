@@ -25,7 +25,7 @@ impl Whitening {
                 format!("expected at least two rows to whiten with, found {n}"),
             ));
         }
-        let spectrum = Spectrum::of(training, "training features")?;
+        let spectrum = Spectrum::from_rows(training, "training features")?;
         // A narrower axis is rounding, and cannot be scaled to unit variance.
         let rank = spectrum.rank();
         let Spectrum {

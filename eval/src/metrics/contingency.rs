@@ -22,7 +22,7 @@ impl Contingency {
     ///
     /// # Panics
     /// If the lengths differ.
-    pub fn of(clusters: &[u32], classes: &[u32]) -> Self {
+    pub fn new(clusters: &[u32], classes: &[u32]) -> Self {
         assert_eq!(clusters.len(), classes.len(), "one class a row");
         let size = |numbers: &[u32]| numbers.iter().max().map_or(0, |&number| number as usize + 1);
         let (n_clusters, n_classes) = (size(clusters), size(classes));
@@ -50,11 +50,11 @@ mod tests {
 
     #[test]
     fn counts_and_sums() {
-        let table = Contingency::of(&[0, 0, 2, 2, 2], &[1, 1, 0, 1, 1]);
+        let table = Contingency::new(&[0, 0, 2, 2, 2], &[1, 1, 0, 1, 1]);
         assert_eq!(table.counts, [0, 2, 0, 0, 1, 2]);
         assert_eq!((table.clusters, table.classes), (vec![2, 0, 3], vec![1, 4]));
         assert_eq!((table.n_clusters, table.n_classes, table.total), (3, 2, 5));
-        let none = Contingency::of(&[], &[]);
+        let none = Contingency::new(&[], &[]);
         assert_eq!((none.n_clusters, none.n_classes, none.total), (0, 0, 0));
     }
 }

@@ -38,7 +38,7 @@ impl DepthErrors {
     ///
     /// # Panics
     /// If the lengths differ.
-    pub fn of(predicted: &[f32], truth: &[f32], range: (f32, f32)) -> Option<Self> {
+    pub fn compare(predicted: &[f32], truth: &[f32], range: (f32, f32)) -> Option<Self> {
         assert_eq!(predicted.len(), truth.len(), "one true depth a pixel");
         let mut sums = [0.0f64; 8];
         let (mut n, mut logs) = (0u64, 0.0);
@@ -106,7 +106,7 @@ mod tests {
     fn values_by_hand() {
         let truth = [2.0, 4.0, 0.0, 1.0, 11.0, 8.0];
         let predicted = [2.5, 3.0, 9.0, 1.2, 1.0, 8.0];
-        let found = DepthErrors::of(&predicted, &truth, (0.0, 10.0)).unwrap();
+        let found = DepthErrors::compare(&predicted, &truth, (0.0, 10.0)).unwrap();
         // errors 0.5, -1, 0.2, 0: squares 0.25 + 1 + 0.04 + 0
         assert!((found.rmse - (1.29f64 / 4.0).sqrt()).abs() < 1e-6);
         assert!((found.abs_rel - (0.25 + 0.25 + 0.2) / 4.0).abs() < 1e-6);
@@ -118,7 +118,7 @@ mod tests {
     fn values_are_the_toolboxs() {
         let expected = crate::testing::reference("depth_metrics");
         let (predicted, truth) = (expected.f32s("predicted"), expected.f32s("truth"));
-        let found = DepthErrors::of(&predicted, &truth, (1e-3, 10.0)).unwrap();
+        let found = DepthErrors::compare(&predicted, &truth, (1e-3, 10.0)).unwrap();
         let theirs = [
             "rmse", "abs_rel", "a1", "a2", "a3", "sq_rel", "rmse_log", "log_10", "silog",
         ];
@@ -134,11 +134,11 @@ mod tests {
 
     #[test]
     fn one_pixel_is_enough_and_within_is_not_beyond() {
-        let close = DepthErrors::of(&[2.2, 9.0], &[2.0, 0.0], (0.0, 10.0)).unwrap();
+        let close = DepthErrors::compare(&[2.2, 9.0], &[2.0, 0.0], (0.0, 10.0)).unwrap();
         assert_eq!(close.delta1, 1.0);
         assert!((close.rmse - 0.2).abs() < 1e-6 && (close.abs_rel - 0.1).abs() < 1e-6);
         // 2 of 3 are beyond the factor, one too far and one too near
-        let mixed = DepthErrors::of(&[2.2, 2.6, 1.5], &[2.0; 3], (0.0, 10.0)).unwrap();
+        let mixed = DepthErrors::compare(&[2.2, 2.6, 1.5], &[2.0; 3], (0.0, 10.0)).unwrap();
         assert_eq!(mixed.delta1, 1.0 / 3.0);
     }
 
@@ -150,6 +150,9 @@ mod tests {
 
     #[test]
     fn an_image_without_valid_pixels_has_no_errors() {
-        assert_eq!(DepthErrors::of(&[1.0, 1.0], &[0.0, f32::NAN], (0.0, 10.0)), None);
+        assert_eq!(
+            DepthErrors::compare(&[1.0, 1.0], &[0.0, f32::NAN], (0.0, 10.0)),
+            None
+        );
     }
 }

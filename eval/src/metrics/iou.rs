@@ -31,7 +31,7 @@ impl PixelCounts {
     ///
     /// # Panics
     /// If the lengths differ, a prediction is not below `classes`, or a label neither that nor [`VOID`].
-    pub fn of(predicted: &[u8], labels: &[u8], classes: usize) -> Self {
+    pub fn count(predicted: &[u8], labels: &[u8], classes: usize) -> Self {
         assert_eq!(predicted.len(), labels.len(), "one label a pixel");
         let mut counts = Self::new(classes);
         for (&predicted, &label) in predicted.iter().zip(labels) {
@@ -117,7 +117,7 @@ mod tests {
         // 0 0 0 1 1 1 2 and one pixel left out, predicted as 0 0 1 1 1 0 3, 0 there.
         let labels = [0, 0, 0, 1, VOID, 1, 1, 2];
         let predicted = [0, 0, 1, 1, 0, 1, 0, 3];
-        let counts = PixelCounts::of(&predicted, &labels, 5);
+        let counts = PixelCounts::count(&predicted, &labels, 5);
         assert_eq!(counts.agreed, [2, 2, 0, 0, 0]);
         assert_eq!(counts.labelled, [3, 3, 1, 0, 0]);
         assert_eq!(counts.predicted, [3, 3, 0, 1, 0]);
@@ -134,8 +134,8 @@ mod tests {
 
     #[test]
     fn images_are_pooled_before_the_ratio() {
-        let mut all = PixelCounts::of(&[0, 0, 0, 1], &[0, 0, 1, 1], 2);
-        all += &PixelCounts::of(&[1, 1], &[0, 1], 2);
+        let mut all = PixelCounts::count(&[0, 0, 0, 1], &[0, 0, 1, 1], 2);
+        all += &PixelCounts::count(&[1, 1], &[0, 1], 2);
         // class 0: 2 agreed, 3 labelled, 3 predicted; class 1: 2, 3, 3
         assert_eq!(all.iou(), [Some(0.5), Some(0.5)]);
         let mut twice = PixelCounts::new(2);
@@ -149,11 +149,15 @@ mod tests {
         let expected = crate::testing::reference("mean_iou");
         let classes = expected.number("classes") as usize;
         let mut all = PixelCounts::new(classes);
-        for (predicted, labels) in expected.of("predicted").rows().zip(expected.of("labels").rows()) {
-            all += &PixelCounts::of(&predicted.bytes(), &labels.bytes(), classes);
+        for (predicted, labels) in expected
+            .named("predicted")
+            .rows()
+            .zip(expected.named("labels").rows())
+        {
+            all += &PixelCounts::count(&predicted.bytes(), &labels.bytes(), classes);
         }
         for (name, found) in [("iou", all.iou()), ("accuracy", all.accuracy())] {
-            for (found, expected) in found.iter().zip(expected.of(name).options()) {
+            for (found, expected) in found.iter().zip(expected.named(name).options()) {
                 let close = match (found, expected) {
                     (Some(found), Some(expected)) => (found - expected).abs() < 1e-12,
                     // numpy's NaN: a class that is nowhere.

@@ -7,7 +7,7 @@ use super::contingency::Contingency;
 pub fn best_matching(table: &Contingency) -> Vec<Option<usize>> {
     let n = table.n_clusters.max(table.n_classes);
     // The square problem with costs: what a pair does not have in common.
-    let most = table.counts.iter().max().copied().unwrap_or(0);
+    let max = table.counts.iter().max().copied().unwrap_or(0);
     let count = |cluster: usize, class: usize| {
         let inside = cluster < table.n_clusters && class < table.n_classes;
         if inside {
@@ -16,7 +16,7 @@ pub fn best_matching(table: &Contingency) -> Vec<Option<usize>> {
             0
         }
     };
-    let matched = cheapest_assignment(n, |cluster, class| (most - count(cluster, class)) as i64);
+    let matched = cheapest_assignment(n, |cluster, class| (max - count(cluster, class)) as i64);
     let classes = matched.into_iter().take(table.n_clusters);
     classes
         .map(|class| (class < table.n_classes).then_some(class))
@@ -90,7 +90,7 @@ mod tests {
     #[test]
     fn left_over_clusters_are_wrong() {
         let score =
-            |clusters: &[u32], classes: &[u32]| hungarian_accuracy(&Contingency::of(clusters, classes));
+            |clusters: &[u32], classes: &[u32]| hungarian_accuracy(&Contingency::new(clusters, classes));
         assert_eq!(score(&[2, 2, 0, 0, 1, 1], &[0, 0, 1, 1, 2, 2]), 1.0);
         // greedy would give cluster 0 to class 0 (3 rows) and leave 1 row: best is 2 + 3
         let clusters = [0, 0, 0, 0, 0, 1, 1, 1, 1];

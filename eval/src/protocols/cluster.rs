@@ -131,7 +131,7 @@ pub fn evaluate(
                 seed: config.seed,
             },
         )?;
-        let table = Contingency::of(&found.clusters, labels);
+        let table = Contingency::new(&found.clusters, labels);
         let matching = best_matching(&table);
         let right = |(&cluster, &label): (&u32, &u32)| matching[cluster as usize] == Some(label as usize);
         let hits: Vec<f32> = found

@@ -281,7 +281,7 @@ fn rows_of_classes_that_train_lacks_are_refused_or_wrong() {
 }
 
 #[test]
-fn ks_that_nobody_asked_for_fit_the_rows() {
+fn ks_that_nobody_requested_fit_the_rows() {
     let expected: [(usize, &[usize]); 7] = [
         (1, &[1]),
         (9, &[9]),

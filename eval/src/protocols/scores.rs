@@ -24,7 +24,13 @@ pub struct TestScores {
 
 impl TestScores {
     /// Scores logits `[n, K]`, row after row. A label of K or more is a class that training never saw: the row is wrong.
-    pub(crate) fn of(logits: &[f32], labels: &[u32], classes: usize, resamples: usize, seed: u64) -> Self {
+    pub(crate) fn from_logits(
+        logits: &[f32],
+        labels: &[u32],
+        classes: usize,
+        resamples: usize,
+        seed: u64,
+    ) -> Self {
         let ranks = ranks(logits, labels, classes);
         let hits = hits_at(&ranks, 1);
         let interval = bootstrap_mean(
@@ -126,7 +132,7 @@ mod tests {
             [0.0, 1.0, 0.0, 0.0, 0.0, 0.0],
         ]
         .concat();
-        let scores = TestScores::of(&logits, &[0, 0, 5, 1], 6, 0, 0);
+        let scores = TestScores::from_logits(&logits, &[0, 0, 5, 1], 6, 0, 0);
         assert_eq!((scores.top1, scores.top5), (0.5, 0.75));
         assert_eq!(scores.mean_per_class, (0.5 + 0.0 + 1.0) / 3.0);
         assert!(scores.top1_low.is_nan());
@@ -136,7 +142,7 @@ mod tests {
     #[test]
     fn a_class_that_training_never_saw_is_wrong_in_every_column() {
         let logits = [[3.0, 2.0, 1.0], [0.0, 1.0, 2.0], [5.0, 0.0, 0.0]].concat();
-        let scores = TestScores::of(&logits, &[0, 3, 7], 3, 0, 0);
+        let scores = TestScores::from_logits(&logits, &[0, 3, 7], 3, 0, 0);
         assert_eq!((scores.top1, scores.top5), (1.0 / 3.0, 1.0 / 3.0));
         assert_eq!(scores.mean_per_class, 1.0 / 3.0, "three classes occur");
     }

@@ -7,11 +7,11 @@ pub fn holm(p_values: &[f64]) -> Vec<f64> {
     let mut order: Vec<usize> = (0..p_values.len()).collect();
     order.sort_by(|&a, &b| p_values[a].total_cmp(&p_values[b]));
     let mut corrected = vec![0.0; p_values.len()];
-    let mut least = 0.0f64;
+    let mut floor = 0.0f64;
     for (place, &test) in order.iter().enumerate() {
         let factor = (p_values.len() - place) as f64;
-        least = least.max((factor * p_values[test]).min(1.0));
-        corrected[test] = least;
+        floor = floor.max((factor * p_values[test]).min(1.0));
+        corrected[test] = floor;
     }
     corrected
 }

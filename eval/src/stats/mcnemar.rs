@@ -28,14 +28,14 @@ pub fn mcnemar(right_a: &[bool], right_b: &[bool]) -> McNemar {
 }
 
 /// `2 P(X <= least)` for X binomial over `n` fair coins, at most 1.
-fn two_sided_binomial(least: usize, n: usize) -> f64 {
+fn two_sided_binomial(smaller: usize, n: usize) -> f64 {
     // ln of the greatest term, C(n, least) / 2^n; the terms below it follow by their ratios.
-    let log_choose: f64 = (0..least)
+    let log_choose: f64 = (0..smaller)
         .map(|i| ((n - i) as f64).ln() - ((i + 1) as f64).ln())
         .sum();
     let greatest = log_choose - n as f64 * std::f64::consts::LN_2;
     let (mut term, mut sum) = (1.0, 1.0);
-    for i in (0..least).rev() {
+    for i in (0..smaller).rev() {
         term *= (i + 1) as f64 / (n - i) as f64;
         sum += term;
         if term < 1e-18 * sum {

@@ -69,7 +69,7 @@ pub fn write(
         (constants.iter().map(header).collect(), None)
     };
     let io = |e| Error::io(path, e);
-    let mut model_file = Beside::of(path).map_err(io)?;
+    let mut model_file = Beside::for_path(path).map_err(io)?;
     write_model(model_file.file(), path, model, graph, constants, &headers)?;
     // The data first: a model must never name a file that is not there.
     let data = match data {
@@ -167,7 +167,7 @@ struct External {
 /// Writes the large constants to a file beside `path`, which is called `model`.
 fn write_external(constants: &[Initializer<'_>], model: &str, path: &Path) -> Result<External> {
     let io = |e| Error::io(path, e);
-    let mut file = Beside::of(path).map_err(io)?;
+    let mut file = Beside::for_path(path).map_err(io)?;
     let mut headers = Vec::with_capacity(constants.len());
     let mut checksum = Sha256::new();
     let mut writer = BufWriter::new(file.file());

@@ -376,11 +376,11 @@ mod tests {
         // Rounds to 65504.
         assert_eq!(of(65519.0).unwrap()[2..], [0xff, 0x7b]);
         for value in [65520.0, -1e6] {
-            let told = of(value).unwrap_err();
+            let error = of(value).unwrap_err();
             assert!(
-                told.contains("blocks.0.attn.qkv.weight")
-                    && told.contains(&format!("expected values up to 65504 for f16, found {value}")),
-                "{told}"
+                error.contains("blocks.0.attn.qkv.weight")
+                    && error.contains(&format!("expected values up to 65504 for f16, found {value}")),
+                "{error}"
             );
         }
     }

@@ -52,7 +52,7 @@ impl InputRange {
 /// Scales of the outputs of a weight `[out, in]`, row-major.
 pub fn weight_scales(weight: &[f32], inputs: usize) -> Vec<f32> {
     let scale = |row: &[f32]| {
-        let largest = row.iter().fold(0f32, |most, value| most.max(value.abs()));
+        let largest = row.iter().fold(0f32, |max, value| max.max(value.abs()));
         (largest / LARGEST_WEIGHT).max(f32::MIN_POSITIVE)
     };
     weight.chunks_exact(inputs.max(1)).map(scale).collect()

@@ -161,7 +161,7 @@ impl Attention {
     }
 
     /// With scores scaled by `1 / sqrt(d)`.
-    pub(super) fn of(sizes: Sizes, precision: Precision) -> Self {
+    pub(super) fn new(sizes: Sizes, precision: Precision) -> Self {
         Self {
             scale: 1. / (sizes.head_dim as f32).sqrt(),
             precision,

@@ -51,7 +51,7 @@ impl Allowed {
         bf16: [3e-2; 2],
     };
 
-    fn of(self, compute: DType) -> [f64; 2] {
+    fn for_compute(self, compute: DType) -> [f64; 2] {
         match compute {
             DType::BF16 => self.bf16,
             _ => self.f32,
@@ -140,7 +140,7 @@ impl OpCase {
             gradient_error: gradients
                 .map(|(found, expected)| difference(found, expected))
                 .fold(0., f64::max),
-            allowed: self.allowed.of(compute),
+            allowed: self.allowed.for_compute(compute),
             cpu_ms: expected.ms,
             device_ms: found.ms,
         }
@@ -455,7 +455,7 @@ mod tests {
             let expected = (case.function)(&inputs, DType::F32).unwrap();
             let found = broken(&inputs[0], &inputs[1]).unwrap();
             let error = difference(&values(&found).unwrap(), &values(&expected).unwrap());
-            (error, case.allowed.of(compute)[0])
+            (error, case.allowed.for_compute(compute)[0])
         };
         let exact = |a: &Tensor, b: &Tensor| short(a)?.matmul(&short(b)?.t()?);
         let (error, allowed) = on(&exact_product(), &exact, DType::F32);

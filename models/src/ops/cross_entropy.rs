@@ -94,7 +94,7 @@ pub(super) fn product_on_cpu(
     let ((rows, width), classes) = (points.dims2()?, prototypes.dim(0)?);
     let op = ProductCrossEntropy {
         of_logits: SoftCrossEntropy::new(target_rows, temperature),
-        precision: Precision::of(PRODUCT_NAME, compute)?,
+        precision: Precision::for_compute(PRODUCT_NAME, compute)?,
         size: [rows, classes, width],
         logits: (points.track_op() || prototypes.track_op()).then(Mutex::default),
     };

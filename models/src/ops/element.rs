@@ -20,7 +20,7 @@ pub(super) trait Element: Copy + Default + Send + Sync + ElementVectors + 'stati
     const DTYPE: DType;
 
     /// The nearest to `value`.
-    fn of(value: f32) -> Self;
+    fn rounded(value: f32) -> Self;
 
     /// Its value.
     fn value(self) -> f32;
@@ -33,7 +33,7 @@ impl Element for f32 {
     const DTYPE: DType = DType::F32;
 
     #[inline(always)]
-    fn of(value: f32) -> Self {
+    fn rounded(value: f32) -> Self {
         value
     }
 
@@ -52,7 +52,7 @@ impl Element for bf16 {
 
     /// To the nearest, ties to even, as `half` does it, in arithmetic that vectorises.
     #[inline(always)]
-    fn of(value: f32) -> Self {
+    fn rounded(value: f32) -> Self {
         let bits = value.to_bits();
         let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
         // Rounding would carry some NaNs over to infinity.
@@ -80,7 +80,7 @@ mod tests {
         for _ in 0..200_000 {
             bits = bits.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             let value = f32::from_bits(bits);
-            let (found, expected) = (<bf16 as Element>::of(value), bf16::from_f32(value));
+            let (found, expected) = (<bf16 as Element>::rounded(value), bf16::from_f32(value));
             match value.is_nan() {
                 true => assert!(found.is_nan()),
                 false => assert_eq!(found.to_bits(), expected.to_bits(), "{value}"),
@@ -95,7 +95,7 @@ mod tests {
             1.003_906_3,
             1.011_718_8,
         ] {
-            let found = <bf16 as Element>::of(value);
+            let found = <bf16 as Element>::rounded(value);
             assert_eq!(found.to_bits(), bf16::from_f32(value).to_bits(), "{value}");
             assert_eq!(Element::value(found), bf16::from_f32(value).to_f32());
         }

@@ -201,7 +201,7 @@ fn mapped<T: Element>(x: &[T], value: impl Fn(f32) -> f32 + Sync + Send) -> Vec<
         |task, out| {
             let x = beside(x, task, ELEMENTS_PER_TASK, out.len());
             for (out, x) in out.iter_mut().zip(x) {
-                *out = T::of(value(x.value()));
+                *out = T::rounded(value(x.value()));
             }
         },
     )
@@ -217,7 +217,7 @@ fn scaled<T: Element>(x: &[T], grad: &[T], slope: impl Fn(f32) -> f32 + Sync + S
         |task, out| {
             let [x, grad] = [x, grad].map(|all| beside(all, task, ELEMENTS_PER_TASK, out.len()));
             for (out, (x, grad)) in out.iter_mut().zip(x.iter().zip(grad)) {
-                *out = T::of(grad.value() * slope(x.value()));
+                *out = T::rounded(grad.value() * slope(x.value()));
             }
         },
     )

@@ -67,7 +67,7 @@ impl LayerNorm {
                 for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
                     let (mean, rstd) = self.statistics(x);
                     for (((out, x), w), b) in out.iter_mut().zip(x).zip(weight).zip(bias) {
-                        *out = T::of((x - mean) * rstd * w + b);
+                        *out = T::rounded((x - mean) * rstd * w + b);
                     }
                 }
             },

@@ -39,7 +39,7 @@ pub(super) fn on_cpu(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, compute
         Some(bias) => bias.contiguous()?,
         None => Tensor::zeros(outputs(weight)?, weight.dtype(), weight.device())?,
     };
-    let precision = Precision::of(NAME, compute)?;
+    let precision = Precision::for_compute(NAME, compute)?;
     x.contiguous()?
         .apply_op3(&weight.contiguous()?, &bias, Linear { precision })
 }

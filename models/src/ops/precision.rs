@@ -41,7 +41,7 @@ pub(super) enum Precision {
 impl Precision {
     /// # Errors
     /// A type other than f32 and bf16; `op` names the operation.
-    pub(super) fn of(op: &str, compute: DType) -> Result<Self> {
+    pub(super) fn for_compute(op: &str, compute: DType) -> Result<Self> {
         match compute {
             DType::F32 => Ok(Self::F32),
             DType::BF16 => Ok(Self::Bf16),
@@ -197,7 +197,7 @@ impl Precision {
             f32_product_into(size, sums.as_mut_ptr(), n, start, lhs, rhs, threads);
             for (row, sums) in sums.chunks_exact(n).enumerate() {
                 for (column, &sum) in sums.iter().enumerate() {
-                    dst.add(row * row_stride + column).write(D::of(sum));
+                    dst.add(row * row_stride + column).write(D::rounded(sum));
                 }
             }
         }
@@ -221,7 +221,7 @@ impl Precision {
             let value = values[i / columns * row_stride + i % columns * column_stride].value();
             match self {
                 Self::F32 => value,
-                Self::Bf16 => bf16::of(value).value(),
+                Self::Bf16 => bf16::rounded(value).value(),
             }
         };
         let values = match threads {
@@ -252,7 +252,7 @@ fn rows_of<D: Element>(rows: usize, columns: usize, start: Start) -> Vec<D> {
     match start {
         Start::Row(row) => row
             .iter()
-            .map(|&value| D::of(value))
+            .map(|&value| D::rounded(value))
             .collect::<Vec<_>>()
             .repeat(rows),
         Start::Zero | Start::Destination => vec![D::default(); rows * columns],
@@ -315,7 +315,7 @@ mod tests {
     }
 
     fn narrow(values: &[f32]) -> Vec<bf16> {
-        values.iter().map(|&value| bf16::of(value)).collect()
+        values.iter().map(|&value| bf16::rounded(value)).collect()
     }
 
     fn rounded(values: &[f32]) -> Vec<f32> {
@@ -497,7 +497,9 @@ mod tests {
 
     #[test]
     fn other_types_are_refused() {
-        let error = Precision::of("linear", DType::F16).unwrap_err().to_string();
+        let error = Precision::for_compute("linear", DType::F16)
+            .unwrap_err()
+            .to_string();
         assert!(
             error.contains("linear: expected to compute in f32 or bf16, found F16"),
             "{error}"

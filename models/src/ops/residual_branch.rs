@@ -272,7 +272,7 @@ impl Branch {
     fn middle_forward<T: Element>(&self, expanded: &[T]) -> Vec<T> {
         match (self.middle, self.sizes) {
             (Middle::Gelu(kind), _) => gelu::forward(expanded, kind),
-            (_, Some(sizes)) => Attention::of(sizes, self.precision).forward(sizes, expanded),
+            (_, Some(sizes)) => Attention::new(sizes, self.precision).forward(sizes, expanded),
             _ => swiglu::forward(expanded, self.expanded_width()),
         }
     }
@@ -281,7 +281,7 @@ impl Branch {
         match (self.middle, self.sizes) {
             (Middle::Gelu(kind), _) => gelu::backward(expanded, grad, kind),
             (_, Some(sizes)) => {
-                let mut dqkv = Attention::of(sizes, self.precision).backward(sizes, expanded, grad);
+                let mut dqkv = Attention::new(sizes, self.precision).backward(sizes, expanded, grad);
                 if let Some(rotary) = &self.rotary {
                     rotary.turn(&mut dqkv, sizes.heads, true);
                 }

@@ -70,7 +70,7 @@ pub fn residual_stack(x: &Tensor, branches: &[StackedBranch], options: StackOpti
 /// [`residual_stack`] by the kernels for processors, of branches that have been checked.
 pub(super) fn on_cpu(x: &Tensor, branches: &[StackedBranch], options: StackOptions) -> Result<Tensor> {
     let (batch, tokens, width) = x.dims3()?;
-    let precision = Precision::of(NAME, options.compute)?;
+    let precision = Precision::for_compute(NAME, options.compute)?;
     let parameters: Vec<&Tensor> = branches
         .iter()
         .flat_map(|branch| branch.parameters.list())

@@ -96,8 +96,8 @@ impl Rotary {
                         let table = cos.iter().zip(sin);
                         for ((a, b), (cos, sin)) in first.iter_mut().zip(second).zip(table) {
                             let (x, y, sin) = (a.value(), b.value(), sign * sin);
-                            *a = T::of(x * cos - y * sin);
-                            *b = T::of(y * cos + x * sin);
+                            *a = T::rounded(x * cos - y * sin);
+                            *b = T::rounded(y * cos + x * sin);
                         }
                     }
                 }

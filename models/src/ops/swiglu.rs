@@ -69,7 +69,7 @@ pub(super) fn forward<T: Element>(x: &[T], width: usize) -> Vec<T> {
                 let (gate, value) = x.split_at(half);
                 for (out, (a, b)) in out.iter_mut().zip(gate.iter().zip(value)) {
                     let (a, b) = (a.value(), b.value());
-                    *out = T::of(a * sigmoid(a) * b);
+                    *out = T::rounded(a * sigmoid(a) * b);
                 }
             }
         },
@@ -93,8 +93,8 @@ pub(super) fn backward<T: Element>(x: &[T], width: usize, grad: &[T]) -> Vec<T> 
                 for ((da, db), ((a, b), grad)) in da.iter_mut().zip(db).zip(inputs) {
                     let (a, b, grad) = (a.value(), b.value(), grad.value());
                     let s = sigmoid(a);
-                    *da = T::of(grad * b * s * (1. + a * (1. - s)));
-                    *db = T::of(grad * a * s);
+                    *da = T::rounded(grad * b * s * (1. + a * (1. - s)));
+                    *db = T::rounded(grad * a * s);
                 }
             }
         },

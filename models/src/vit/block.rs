@@ -14,9 +14,9 @@ use crate::ops::{BranchParameters, BranchSamples, Middle, Rotary, StackedBranch}
 #[derive(Debug, Clone)]
 pub(super) struct Block {
     norm1: LayerNorm,
-    attn: Attention,
-    attention: Branch,
-    feed_forward: Branch,
+    attention: Attention,
+    attention_branch: Branch,
+    feed_forward_branch: Branch,
 }
 
 impl Block {
@@ -28,14 +28,20 @@ impl Block {
             None => Tensor::ones(dim, vb.dtype(), vb.device()),
         };
         let norm1 = LayerNorm::new(dim, eps, vb.pp("norm1"))?;
-        let attn = Attention::new(config, vb.pp("attn"))?;
+        let attention = Attention::new(config, vb.pp("attn"))?;
         let norm2 = LayerNorm::new(dim, eps, vb.pp("norm2"))?;
         let mlp = FeedForward::new(config, vb.pp("mlp"))?;
         Ok(Self {
-            attention: Branch::new(&norm1, &attn.qkv, attn.middle(), &attn.proj, gamma("ls1")?),
-            feed_forward: Branch::new(&norm2, &mlp.expand, mlp.middle(), &mlp.contract, gamma("ls2")?),
+            attention_branch: Branch::new(
+                &norm1,
+                &attention.qkv,
+                attention.middle(),
+                &attention.proj,
+                gamma("ls1")?,
+            ),
+            feed_forward_branch: Branch::new(&norm2, &mlp.expand, mlp.middle(), &mlp.contract, gamma("ls2")?),
             norm1,
-            attn,
+            attention,
         })
     }
 
@@ -48,14 +54,14 @@ impl Block {
     ) -> [StackedBranch<'a>; 2] {
         let [attention, feed_forward] = samples;
         [
-            self.attention.on(attention, rotary),
-            self.feed_forward.on(feed_forward, None),
+            self.attention_branch.on(attention, rotary),
+            self.feed_forward_branch.on(feed_forward, None),
         ]
     }
 
     /// What each token of `x` [B, T, D] attends to in this block, [B, heads, T, T].
     pub(super) fn attention_probabilities(&self, x: &Tensor, rotary: Option<&Rotary>) -> Result<Tensor> {
-        self.attn.probabilities(&self.norm1.forward(x)?, rotary)
+        self.attention.probabilities(&self.norm1.forward(x)?, rotary)
     }
 }
 

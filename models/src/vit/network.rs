@@ -336,9 +336,9 @@ impl VisionTransformer {
             );
         }
         let kept = before + count;
-        let seen = ops::gather_rows(&x, &rows)?.reshape((batch, kept, width))?; // [B, 1 + R + V, D]
+        let visible = ops::gather_rows(&x, &rows)?.reshape((batch, kept, width))?; // [B, 1 + R + V, D]
         let class: Vec<u32> = (0..batch).map(|image| (image * kept) as u32).collect();
-        self.chosen_rows(&Tokens::apart(seen, None)?, drop_path, &class)
+        self.chosen_rows(&Tokens::apart(visible, None)?, drop_path, &class)
     }
 
     /// `rows` of all tokens behind all blocks and the final norm, [rows, D].

@@ -64,7 +64,7 @@ pub(super) fn known(name: &str) -> Option<&'static str> {
 }
 
 /// Most groups that one notice lists.
-const MOST_GROUPS: usize = 6;
+const MAX_GROUPS: usize = 6;
 
 /// `12 of decoder_blocks, mask_token and 2 of optimizer`: names by what they begin with, largest groups first.
 pub(super) fn summary<'n>(names: impl Iterator<Item = &'n str>) -> String {
@@ -78,14 +78,14 @@ pub(super) fn summary<'n>(names: impl Iterator<Item = &'n str>) -> String {
     groups.sort_by_key(|(group, names)| (std::cmp::Reverse(names.len()), *group));
     let mut parts: Vec<String> = groups
         .iter()
-        .take(MOST_GROUPS)
+        .take(MAX_GROUPS)
         .map(|(group, names)| match names.as_slice() {
             [only] => format!("`{only}`"),
             many => format!("{} of `{group}`", many.len()),
         })
         .collect();
-    if count > MOST_GROUPS {
-        let rest: usize = groups[MOST_GROUPS..].iter().map(|(_, names)| names.len()).sum();
+    if count > MAX_GROUPS {
+        let rest: usize = groups[MAX_GROUPS..].iter().map(|(_, names)| names.len()).sum();
         parts.push(format!("{rest} more"));
     }
     parts.join(", ")

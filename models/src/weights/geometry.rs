@@ -1,4 +1,4 @@
-//! The geometry of a network, told from the shapes of its tensors.
+//! The geometry of a network, derived from the shapes of its tensors.
 
 use super::Family;
 use super::family::{Found, Part};
@@ -74,7 +74,7 @@ pub(super) fn position_rule(family: Family, num_registers: usize) -> PositionRul
 
 /// Refuses values that no network has, before anything is computed from them.
 pub(super) fn check_bounds(config: &VitConfig) -> Result<(), String> {
-    for (field, value, most) in [
+    for (field, value, max) in [
         ("embed_dim", config.embed_dim, LARGEST),
         ("depth", config.depth, DEEPEST),
         ("num_heads", config.num_heads, LARGEST),
@@ -85,8 +85,8 @@ pub(super) fn check_bounds(config: &VitConfig) -> Result<(), String> {
         ("ffn_hidden", config.ffn_hidden, LARGEST),
         ("projection", config.projection.unwrap_or(1), LARGEST),
     ] {
-        if value > most {
-            return Err(format!("{field}: expected at most {most}, found {value}"));
+        if value > max {
+            return Err(format!("{field}: expected at most {max}, found {value}"));
         }
     }
     if !(config.layer_norm_eps > 0.0 && config.layer_norm_eps < 1.0) {

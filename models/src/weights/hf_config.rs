@@ -32,7 +32,7 @@ pub(super) struct Kind {
     rule: PositionRule,
 }
 
-/// How the hidden width of the feed-forward network is told.
+/// How the hidden width of the feed-forward network is stated.
 enum Hidden {
     /// `int(hidden_size * mlp_ratio)`; of SwiGLU two thirds of it, rounded up to a multiple of 8.
     Ratio(f64),
@@ -307,7 +307,7 @@ impl HfConfig {
     ///
     /// # Errors
     /// Every field that contradicts the tensors, with both values.
-    pub fn complete(&self, told: VitConfig) -> std::result::Result<VitConfig, String> {
+    pub fn complete(&self, derived: VitConfig) -> std::result::Result<VitConfig, String> {
         let (fields, kind) = (&self.fields, self.kind);
         let image_size = side(fields.image_size.as_ref(), kind.image_size);
         let (hidden_name, hidden) = self.hidden();
@@ -316,35 +316,35 @@ impl HfConfig {
             (
                 "hidden_size",
                 self.hidden_size().to_string(),
-                told.embed_dim.to_string(),
+                derived.embed_dim.to_string(),
             ),
-            ("num_hidden_layers", layers.to_string(), told.depth.to_string()),
-            ("image_size", image_size.clone(), told.image_size.to_string()),
+            ("num_hidden_layers", layers.to_string(), derived.depth.to_string()),
+            ("image_size", image_size.clone(), derived.image_size.to_string()),
             (
                 "patch_size",
                 side(fields.patch_size.as_ref(), kind.patch_size),
-                told.patch_size.to_string(),
+                derived.patch_size.to_string(),
             ),
             (
                 "num_channels",
                 fields.num_channels.unwrap_or(3).to_string(),
-                told.in_channels.to_string(),
+                derived.in_channels.to_string(),
             ),
             (
                 "num_register_tokens",
                 self.registers().to_string(),
-                told.num_registers.to_string(),
+                derived.num_registers.to_string(),
             ),
-            (hidden_name, hidden.to_string(), told.ffn_hidden.to_string()),
+            (hidden_name, hidden.to_string(), derived.ffn_hidden.to_string()),
         ];
         if let Some(name) = kind.gated {
-            let swiglu = told.feed_forward == FeedForwardKind::Swiglu;
+            let swiglu = derived.feed_forward == FeedForwardKind::Swiglu;
             pairs.push((name, self.is_gated().to_string(), swiglu.to_string()));
         }
-        if let (Some(said), Some(found)) = (fields.projection_dim, told.projection) {
+        if let (Some(said), Some(found)) = (fields.projection_dim, derived.projection) {
             pairs.push(("projection_dim", said.to_string(), found.to_string()));
         }
-        if told.rope.is_some() {
+        if derived.rope.is_some() {
             // Without a table of positions no tensor tells the size of the images.
             pairs.retain(|(field, ..)| *field != "image_size");
         }
@@ -361,24 +361,24 @@ impl HfConfig {
             layer_norm_eps: fields.layer_norm_eps.unwrap_or(kind.layer_norm_eps),
             layer_scale: match kind.layer_scale {
                 true => Some(fields.layerscale_value.unwrap_or(1.)),
-                false => told.layer_scale,
+                false => derived.layer_scale,
             },
             mask_token: match kind.gated {
                 // TIPSv2's has no such field.
                 Some("use_swiglu_ffn") if kind.rule != PositionRule::Bilinear => {
                     fields.use_mask_token.unwrap_or(true)
                 }
-                _ => told.mask_token,
+                _ => derived.mask_token,
             },
             position_rule: kind.rule,
-            image_size: match told.rope {
-                Some(_) => rotary_side(&image_size, told.patch_size)?,
-                None => told.image_size,
+            image_size: match derived.rope {
+                Some(_) => rotary_side(&image_size, derived.patch_size)?,
+                None => derived.image_size,
             },
-            rope: told.rope.map(|rope| RopeConfig {
+            rope: derived.rope.map(|rope| RopeConfig {
                 theta: fields.rope_theta.unwrap_or(rope.theta),
             }),
-            ..told
+            ..derived
         })
     }
 }

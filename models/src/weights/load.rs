@@ -123,8 +123,8 @@ fn settle(
             (config, said)
         }
         None => {
-            let told = geometry::derive(&network.found).map_err(|e| refuse(network.blame(&e, None)))?;
-            let (config, mut said) = stated::beside(network.table, &raw.files[0], told, refuse)?;
+            let derived = geometry::derive(&network.found).map_err(|e| refuse(network.blame(&e, None)))?;
+            let (config, mut said) = stated::beside(network.table, &raw.files[0], derived, refuse)?;
             // Of each head a quarter has periods.
             let periods = network.found.tensors.get(PERIODS);
             let periods = periods.and_then(|t| t.shape.first().copied());

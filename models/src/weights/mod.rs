@@ -57,7 +57,7 @@ pub use save::{PREPROCESS_KEY, config_metadata, save};
 /// Tensors by name, in the order of their names.
 pub type Tensors = BTreeMap<String, Tensor>;
 
-/// Who wrote a checkpoint, told from its keys and shapes.
+/// Who wrote a checkpoint, recognised by its keys and shapes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
     /// facebookresearch/dinov2 backbone, or one written by macula.

@@ -10,9 +10,9 @@ use super::{architecture, official};
 use crate::vit::VitConfig;
 
 /// Most other networks that a notice lists.
-const MOST_LISTED: usize = 4;
+const MAX_LISTED: usize = 4;
 
-/// A network, told and split into what it is made of.
+/// A network, recognised and split into what it is made of.
 pub(super) struct Network<'a> {
     pub table: &'static Table,
     /// Tensors of the root that are no heads.
@@ -226,9 +226,9 @@ impl<'a> Network<'a> {
     pub fn notices(&self, left_out: &[String], by_macula: bool) -> Vec<String> {
         let mut notices = Vec::new();
         if !self.others.is_empty() {
-            let mut others: Vec<String> = self.others.iter().take(MOST_LISTED).map(other_network).collect();
-            if self.others.len() > MOST_LISTED {
-                others.push(format!("{} more", self.others.len() - MOST_LISTED));
+            let mut others: Vec<String> = self.others.iter().take(MAX_LISTED).map(other_network).collect();
+            if self.others.len() > MAX_LISTED {
+                others.push(format!("{} more", self.others.len() - MAX_LISTED));
             }
             let only = if self.tie { " (the first of equals)" } else { "" };
             notices.push(format!(

@@ -95,7 +95,7 @@ impl OpenClipConfig {
     ///
     /// # Errors
     /// Every field that contradicts the tensors, with both values; heads that do not fill the width.
-    pub fn num_heads(&self, told: &VitConfig) -> std::result::Result<usize, String> {
+    pub fn num_heads(&self, derived: &VitConfig) -> std::result::Result<usize, String> {
         let number = |field: &str| match self.vision.get(field) {
             None | Some(Value::Null) => Ok(None),
             Some(Value::Array(sides)) if sides.len() == 2 && sides[0] == sides[1] => Ok(sides[0].as_u64()),
@@ -108,10 +108,10 @@ impl OpenClipConfig {
         };
         let mut wrong = Vec::new();
         for (field, found) in [
-            ("width", told.embed_dim),
-            ("layers", told.depth),
-            ("patch_size", told.patch_size),
-            ("image_size", told.image_size),
+            ("width", derived.embed_dim),
+            ("layers", derived.depth),
+            ("patch_size", derived.patch_size),
+            ("image_size", derived.image_size),
         ] {
             match number(field)? {
                 Some(said) if said != found as u64 => {
@@ -123,7 +123,7 @@ impl OpenClipConfig {
             }
         }
         let head_width = number("head_width")?.unwrap_or(HEAD_WIDTH);
-        let width = told.embed_dim as u64;
+        let width = derived.embed_dim as u64;
         if head_width == 0 || !width.is_multiple_of(head_width) {
             wrong.push(format!(
                 "vision_cfg.head_width: expected a divisor of the width {width}, found {head_width}"

@@ -14,9 +14,9 @@ use super::torch_objects::StorageRef;
 /// Longest pickle that is read, in bytes. That of ViT-g is under 100 kB; optimizer states and logs take a few MB.
 pub(super) const LARGEST_PICKLE: u64 = 64 << 20;
 /// Most containers, stack places and memo places.
-const MOST_OBJECTS: usize = 4 << 20;
+const MAX_OBJECTS: usize = 4 << 20;
 /// Most items copied out of containers, as arguments.
-const MOST_COPIES: usize = 16 << 20;
+const MAX_COPIES: usize = 16 << 20;
 
 /// What can go wrong, as a line that says where in the pickle.
 pub(super) type Parsed<T> = std::result::Result<T, String>;
@@ -115,8 +115,8 @@ impl<'a> Machine<'a> {
             if let Some(value) = done {
                 return Ok(value);
             }
-            if self.stack.len().max(self.marks.len()).max(self.memo.len()) > MOST_OBJECTS {
-                return Err(format!("pickle, byte {at}: more than {MOST_OBJECTS} values"));
+            if self.stack.len().max(self.marks.len()).max(self.memo.len()) > MAX_OBJECTS {
+                return Err(format!("pickle, byte {at}: more than {MAX_OBJECTS} values"));
             }
         }
     }
@@ -418,8 +418,8 @@ impl<'a> Machine<'a> {
     /// Counts items that are about to be copied: one long container could be named again and again.
     pub fn spend(&mut self, items: usize) -> Parsed<()> {
         self.copied = self.copied.saturating_add(items);
-        if self.copied > MOST_COPIES {
-            return Err(format!("more than {MOST_COPIES} arguments"));
+        if self.copied > MAX_COPIES {
+            return Err(format!("more than {MAX_COPIES} arguments"));
         }
         Ok(())
     }
@@ -519,8 +519,8 @@ impl<'a> Machine<'a> {
     }
 
     fn store(&mut self, items: Vec<Value<'a>>) -> Parsed<usize> {
-        if self.arena.len() >= MOST_OBJECTS {
-            return Err(format!("more than {MOST_OBJECTS} containers"));
+        if self.arena.len() >= MAX_OBJECTS {
+            return Err(format!("more than {MAX_OBJECTS} containers"));
         }
         self.arena.push(items);
         Ok(self.arena.len() - 1)

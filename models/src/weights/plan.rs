@@ -22,7 +22,7 @@ pub(super) struct Plan {
 }
 
 /// Most faults that one error lists.
-const MOST_LISTED: usize = 8;
+const MAX_LISTED: usize = 8;
 
 impl Plan {
     /// Accounts for every tensor of the network and of its root in the file.
@@ -115,11 +115,11 @@ impl Plan {
 /// The faults in one line.
 fn listed(mut faults: Vec<String>) -> String {
     let count = faults.len();
-    let more = match count.saturating_sub(MOST_LISTED) {
+    let more = match count.saturating_sub(MAX_LISTED) {
         0 => String::new(),
         more => format!("; and {more} more"),
     };
-    faults.truncate(MOST_LISTED);
+    faults.truncate(MAX_LISTED);
     let tensors = if count == 1 { "tensor does" } else { "tensors do" };
     format!(
         "{count} {tensors} not fit the network: {}{more}",

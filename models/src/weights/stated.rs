@@ -16,33 +16,33 @@ pub(super) struct Stated {
     pub activation: Option<(GeluKind, &'static str)>,
 }
 
-/// The geometry that the tensors `told`, completed by the configuration beside the file `weights`, if there is one.
+/// The geometry that the tensors `derived`, completed by the configuration beside the file `weights`, if there is one.
 ///
 /// # Errors
 /// A configuration that cannot be read, is of another model, or contradicts the tensors (by `refuse`).
 pub(super) fn beside(
     table: &Table,
     weights: &Path,
-    told: VitConfig,
+    derived: VitConfig,
     refuse: &impl Fn(String) -> Error,
 ) -> Result<(VitConfig, Stated)> {
     match table.beside {
-        Beside::Nothing => Ok((told, Stated::default())),
+        Beside::Nothing => Ok((derived, Stated::default())),
         Beside::Transformers(kinds) => {
             let Some(config) = hf_config::read(weights, kinds)? else {
-                return Ok((told, Stated::default()));
+                return Ok((derived, Stated::default()));
             };
             let stated = Stated {
                 heads: Some((config.num_heads(), "config.json")),
                 activation: Some((config.activation(), "config.json")),
             };
-            Ok((config.complete(told).map_err(refuse)?, stated))
+            Ok((config.complete(derived).map_err(refuse)?, stated))
         }
         Beside::OpenClip => {
             const FILE: &str = "open_clip_config.json";
             let Some(config) = open_clip_config::read(weights)? else {
-                return match told.pre_norm {
-                    true => Ok((told, Stated::default())),
+                return match derived.pre_norm {
+                    true => Ok((derived, Stated::default())),
                     false => Err(refuse(format!(
                         "{}: without `ln_pre.weight` only {FILE} beside it tells what is computed, found none",
                         Family::OpenClip.name()
@@ -50,10 +50,10 @@ pub(super) fn beside(
                 };
             };
             let stated = Stated {
-                heads: Some((config.num_heads(&told).map_err(refuse)?, FILE)),
+                heads: Some((config.num_heads(&derived).map_err(refuse)?, FILE)),
                 activation: Some((config.activation, FILE)),
             };
-            Ok((told, stated))
+            Ok((derived, stated))
         }
         Beside::Timm => {
             let activation = timm_activation(weights)?.map(|kind| (kind, "config.json"));
@@ -61,7 +61,7 @@ pub(super) fn beside(
                 heads: None,
                 activation,
             };
-            Ok((told, stated))
+            Ok((derived, stated))
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::{Error, Result};
 /// and as protocols 0 and 1 do.
 const MAGIC: &[u8] = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
 const MAGIC_LINE: &[u8] = b"L119547037146038801333356L\n.";
-/// First bytes of a file by which its kind is told.
+/// First bytes of a file by which its kind is recognised.
 pub(super) const HEAD: usize = 32;
 const PROTOCOL: i64 = 1001;
 

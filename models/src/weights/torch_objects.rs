@@ -143,8 +143,8 @@ impl<'a> Machine<'a> {
             offset: count(offset, "the offset")?,
             strides: self.counts(strides, "a stride")?,
         };
-        if self.tensors.len() >= MOST_TENSORS {
-            return Err(format!("more than {MOST_TENSORS} tensors"));
+        if self.tensors.len() >= MAX_TENSORS {
+            return Err(format!("more than {MAX_TENSORS} tensors"));
         }
         tensor.check(self.storages[storage].bytes()? / element.size())?;
         self.tensors.push(tensor);
@@ -153,8 +153,8 @@ impl<'a> Machine<'a> {
 
     fn counts(&self, value: &Value<'a>, what: &str) -> Parsed<Vec<usize>> {
         match value {
-            Value::Sequence(items) if self.arena[*items].len() > MOST_AXES => Err(format!(
-                "expected at most {MOST_AXES} axes, found {}",
+            Value::Sequence(items) if self.arena[*items].len() > MAX_AXES => Err(format!(
+                "expected at most {MAX_AXES} axes, found {}",
                 self.arena[*items].len()
             )),
             Value::Sequence(items) => self.arena[*items].iter().map(|item| count(item, what)).collect(),
@@ -274,13 +274,13 @@ pub(super) struct Named {
 }
 
 /// Most tensors. An optimizer state of ViT-g has a few thousand.
-const MOST_TENSORS: usize = 1 << 20;
+const MAX_TENSORS: usize = 1 << 20;
 /// Most axes of a tensor.
-const MOST_AXES: usize = 16;
+const MAX_AXES: usize = 16;
 /// Deepest nesting of dictionaries and lists with tensors in them.
 const DEEPEST: usize = 32;
 /// Most values below the top. Shared containers are visited once for every way to them.
-const MOST_VISITS: usize = 2 << 20;
+const MAX_VISITS: usize = 2 << 20;
 /// Longest name of a tensor.
 const LONGEST_NAME: usize = 1024;
 
@@ -309,9 +309,9 @@ impl<'a> Walk<'_, 'a> {
             return Ok(());
         }
         self.visits += 1 + items.map_or(0, |items| self.machine.arena[items].len());
-        if depth > DEEPEST || self.visits > MOST_VISITS || name.len() > LONGEST_NAME {
+        if depth > DEEPEST || self.visits > MAX_VISITS || name.len() > LONGEST_NAME {
             return Err(format!(
-                "expected at most {DEEPEST} levels, {MOST_VISITS} values and names of {LONGEST_NAME} bytes"
+                "expected at most {DEEPEST} levels, {MAX_VISITS} values and names of {LONGEST_NAME} bytes"
             ));
         }
         match value {

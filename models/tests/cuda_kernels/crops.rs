@@ -7,7 +7,7 @@ use macula_models::ops::cuda::emulated;
 use crate::cuda_emulation::launcher;
 use crate::values;
 
-/// Two windows of a small image whose levels are told by hand. That crops are the processor's, however they are made, `macula`'s own
+/// Two windows of a small image whose levels are written by hand. That crops are the processor's, however they are made, `macula`'s own
 /// tests show.
 #[test]
 #[ignore = "needs a C++ compiler"]

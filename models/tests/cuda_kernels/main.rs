@@ -51,7 +51,7 @@ fn values(tensor: &Tensor) -> Vec<f64> {
 /// As a share of the largest expected value, or of 1.
 fn assert_close(what: &str, found: &[f64], expected: &[f64], tolerance: f64) {
     assert_eq!(found.len(), expected.len(), "{what}: count");
-    let largest = expected.iter().fold(1f64, |most, value| most.max(value.abs()));
+    let largest = expected.iter().fold(1f64, |max, value| max.max(value.abs()));
     for (i, (a, b)) in found.iter().zip(expected).enumerate() {
         assert!(
             (a - b).abs() <= tolerance * largest,

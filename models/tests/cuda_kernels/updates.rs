@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use candle_core::{Device, Tensor};
 use macula_models::ops::cuda::geometry::Launch;
 use macula_models::ops::cuda::optimizer::{
-    AdamwFactors, AdamwUpdate, Clip, Follower, Moved, Tables, adamw, sums_of_squares,
+    AdamwFactors, AdamwUpdate, AveragedWeight, Clip, Moved, Tables, adamw, sums_of_squares,
 };
 use macula_models::ops::cuda::{Cell, Launcher, emulated};
 
@@ -23,8 +23,8 @@ const FACTORS: AdamwFactors = AdamwFactors {
     eps: 1e-8,
 };
 
-fn following(weights: &Tensor) -> Follower<'_> {
-    Follower {
+fn averaging(weights: &Tensor) -> AveragedWeight<'_> {
+    AveragedWeight {
         weights,
         keep: 0.75,
         take: 0.25,
@@ -34,7 +34,7 @@ fn following(weights: &Tensor) -> Follower<'_> {
 #[test]
 #[ignore = "needs a C++ compiler"]
 fn adamw_moves_all_weights_and_their_followers() {
-    // Less than a warp, a piece exactly, more than one, one without a gradient, one without a follower.
+    // Less than a warp, a piece exactly, more than one, one without a gradient, one without an average.
     let counts = [3, 4096, 10_007, 50, 33];
     let make = |seed: u64| -> Vec<Tensor> {
         counts
@@ -88,7 +88,7 @@ fn adamw_moves_all_weights_and_their_followers() {
                 gradient: &gradients[place],
                 factors: factors(place),
             }),
-            follower: (place != 4).then(|| following(&teacher[place])),
+            average: (place != 4).then(|| averaging(&teacher[place])),
             group: 0,
         })
         .collect();
@@ -101,7 +101,7 @@ fn adamw_moves_all_weights_and_their_followers() {
     let wrong = AdamwUpdate {
         weights: &weights[0],
         moved: None,
-        follower: Some(following(&teacher[1])),
+        average: Some(averaging(&teacher[1])),
         group: 0,
     };
     let error = emulated(launcher(), || adamw(&mut Tables::default(), &[wrong], None))
@@ -147,22 +147,22 @@ fn adamw_clips_by_norms_that_stay_on_the_gpu() {
                         ..FACTORS
                     },
                 }),
-                follower: Some(following(&all[3][place])),
+                average: Some(averaging(&all[3][place])),
                 group: groups[place],
             })
             .collect();
         emulated(launcher(), || {
-            let told = on_gpu.map(|told| Tensor::new(told, &Device::Cpu).unwrap());
+            let checked = on_gpu.map(|checked| Tensor::new(checked, &Device::Cpu).unwrap());
             let squares = sums_of_squares(
                 &mut Tables::default(),
                 &[vec![&gradients[1]], vec![&gradients[0], &gradients[2]]],
                 &Device::Cpu,
             );
             let squares = squares.unwrap();
-            let clip = told.as_ref().map(|told| Clip {
+            let clip = checked.as_ref().map(|checked| Clip {
                 squares: &squares,
                 max_norm,
-                told,
+                checked,
             });
             adamw(&mut Tables::default(), &updates, clip.as_ref()).unwrap();
             let moved: Vec<Vec<f64>> = all.iter().flatten().map(values).collect();
@@ -258,14 +258,14 @@ fn the_tables_of_an_optimizer_stay_on_the_gpu() {
                 .map(|&weights| AdamwUpdate {
                     weights,
                     moved: None,
-                    follower: None,
+                    average: None,
                     group: 0,
                 })
                 .collect();
             let clip = Clip {
                 squares: &squares,
                 max_norm: 3.,
-                told: &squares,
+                checked: &squares,
             };
             adamw(&mut of_adamw, &updates, Some(&clip)).unwrap();
         });

@@ -10,7 +10,7 @@ use crate::runtime::{Flavor, RuntimeOptions};
 use crate::{Error, Result};
 
 /// The most threads that may be asked for: more than any machine of today has, and few enough to start anywhere.
-const MOST_THREADS: usize = 1024;
+const MAX_THREADS: usize = 1024;
 
 /// How many threads to run on.
 #[derive(Debug, Args)]
@@ -42,10 +42,10 @@ impl ThreadArgs {
     /// A process has one such pool: where it stands already, it must have as many threads as are asked for.
     pub fn start(&self) -> Result<()> {
         let threads = self.threads;
-        if threads > MOST_THREADS {
+        if threads > MAX_THREADS {
             return Err(Error::input(
                 "--threads",
-                format!("expected at most {MOST_THREADS}, or 0 for all cores, found {threads}"),
+                format!("expected at most {MAX_THREADS}, or 0 for all cores, found {threads}"),
             ));
         }
         if threads == 0 {

@@ -66,7 +66,7 @@ impl ResultArgs {
     /// Takes the folder of the result for this run; refuses one that holds a result, unless that is to be replaced.
     pub fn take(&self) -> Result<Option<FolderLock>> {
         let Some(out) = &self.out else { return Ok(None) };
-        let lock = FolderLock::of(out)?;
+        let lock = FolderLock::acquire(out)?;
         files::refuse_existing(&out.join(RESULT_FILE), self.force)?;
         Ok(Some(lock))
     }

@@ -67,7 +67,7 @@ impl ColumnArgs {
     }
 
     /// The source `spec` with the columns that the flags name.
-    pub fn of(&self, spec: &str) -> Result<String> {
+    pub fn apply_to(&self, spec: &str) -> Result<String> {
         self.columns().over(spec)
     }
 
@@ -84,7 +84,7 @@ impl ColumnArgs {
     }
 
     /// Two sources, of which those that are tables get the columns that the flags name.
-    pub fn of_both(&self, one: &str, other: &str) -> Result<[String; 2]> {
+    pub fn apply_to_both(&self, one: &str, other: &str) -> Result<[String; 2]> {
         self.columns().over_tables([one, other])
     }
 }
@@ -92,7 +92,7 @@ impl ColumnArgs {
 impl ImagesArgs {
     /// The source with the columns that the flags name.
     pub fn source(&self) -> Result<String> {
-        self.columns.of(&self.data)
+        self.columns.apply_to(&self.data)
     }
 
     /// The source as it was typed.
@@ -104,13 +104,13 @@ impl ImagesArgs {
 impl TrainTestArgs {
     /// Both sources, those that are tables with the columns that the flags name: `[train, test]`.
     pub fn sources(&self) -> Result<[String; 2]> {
-        self.columns.of_both(&self.train_data, &self.test_data)
+        self.columns.apply_to_both(&self.train_data, &self.test_data)
     }
 }
 
 impl FeatureColumnArgs {
     /// The column that was named, or the folder's default.
-    pub fn of(&self, folder: &FeatureFolder) -> String {
+    pub fn name_in(&self, folder: &FeatureFolder) -> String {
         self.column.clone().unwrap_or_else(|| default_column(folder))
     }
 }

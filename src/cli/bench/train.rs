@@ -141,7 +141,7 @@ impl TrainBenchArgs {
             overrides.set(setting)?;
         }
         let spec = match &self.data {
-            Some(data) => self.columns.of(data)?,
+            Some(data) => self.columns.apply_to(data)?,
             None => "noise".to_owned(),
         };
         let source = match &self.data {

@@ -39,7 +39,7 @@ pub(super) struct DepthArgs {
 
 /// What the head's training is by default.
 fn training(protocol: Protocol) -> Training {
-    let config = DepthConfig::of(protocol);
+    let config = DepthConfig::for_protocol(protocol);
     Training {
         learning_rates: config.learning_rates,
         weight_decay: config.weight_decay,
@@ -53,7 +53,7 @@ impl DepthArgs {
     /// Trains, scores and prints the table.
     pub fn run(&self) -> Result<()> {
         let dense = &self.dense;
-        let defaults = DepthConfig::of(dense.protocol);
+        let defaults = DepthConfig::for_protocol(dense.protocol);
         let config = DepthConfig {
             protocol: dense.protocol,
             range: (self.min_depth, self.max_depth),

@@ -31,7 +31,7 @@ impl FolderArgs {
 
     /// The column that was named, or the folder's default.
     pub fn column(&self, folder: &FeatureFolder) -> String {
-        self.column.of(folder)
+        self.column.name_in(folder)
     }
 
     /// Says in `result` which folders it speaks of, keeps it and prints it.

@@ -84,7 +84,7 @@ impl PairArgs {
                 }
             }
             (_, _, Some(model), Some(train_data), Some(test_data)) => {
-                let [train_data, test_data] = self.columns.of_both(train_data, test_data)?;
+                let [train_data, test_data] = self.columns.apply_to_both(train_data, test_data)?;
                 ModelRequest {
                     model: model.clone(),
                     train_data,

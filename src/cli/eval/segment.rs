@@ -38,7 +38,7 @@ pub(super) struct SegmentArgs {
 
 /// What the head's training is by default.
 fn training(protocol: Protocol) -> Training {
-    let config = SegmentConfig::of(protocol);
+    let config = SegmentConfig::for_protocol(protocol);
     Training {
         learning_rates: config.learning_rates,
         weight_decay: config.weight_decay,
@@ -52,7 +52,7 @@ impl SegmentArgs {
     /// Trains, scores and prints the table.
     pub fn run(&self) -> Result<()> {
         let dense = &self.dense;
-        let defaults = SegmentConfig::of(dense.protocol);
+        let defaults = SegmentConfig::for_protocol(dense.protocol);
         let config = SegmentConfig {
             protocol: dense.protocol,
             learning_rates: dense.learning_rates(defaults.learning_rates),

@@ -71,10 +71,10 @@ impl Picture for NeighboursArgs {
     fn draw(&self) -> Result<Shown> {
         let (data, query_data) = match &self.query_data {
             Some(query_data) => {
-                let [data, query_data] = self.columns.of_both(&self.data, query_data)?;
+                let [data, query_data] = self.columns.apply_to_both(&self.data, query_data)?;
                 (data, Some(query_data))
             }
-            None => (self.columns.of(&self.data)?, None),
+            None => (self.columns.apply_to(&self.data)?, None),
         };
         let queries = self.query.clone().zip(query_data);
         let found = viz::neighbours(

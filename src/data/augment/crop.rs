@@ -42,7 +42,7 @@ pub fn random_window(
 /// The largest centred rectangle whose width over height lies in `aspect`.
 fn centred(width: u32, height: u32, aspect: [f64; 2]) -> Window {
     let proportion = f64::from(width) / f64::from(height);
-    let side = |exact: f64, most: u32| (exact.round_ties_even() as u32).clamp(1, most);
+    let side = |exact: f64, max: u32| (exact.round_ties_even() as u32).clamp(1, max);
     let (columns, rows) = if proportion < aspect[0] {
         (width, side(f64::from(width) / aspect[0], height))
     } else if proportion > aspect[1] {

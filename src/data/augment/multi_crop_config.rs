@@ -213,11 +213,11 @@ impl ViewConfig {
         3 * self.size as usize * self.size as usize
     }
 
-    fn validate(&self, name: &str, least: usize) -> Result<()> {
-        if !(least..=MAX_COUNT).contains(&self.count) {
+    fn validate(&self, name: &str, min: usize) -> Result<()> {
+        if !(min..=MAX_COUNT).contains(&self.count) {
             return refuse(
                 &format!("{name}.count"),
-                format!("{least} to {MAX_COUNT} crops"),
+                format!("{min} to {MAX_COUNT} crops"),
                 self.count,
             );
         }
@@ -284,27 +284,27 @@ fn refuse(field: &str, expected: impl std::fmt::Display, found: impl std::fmt::D
     Err(Error::input(field, format!("expected {expected}, found {found}")))
 }
 
-/// Checks that `value` lies from 0 to `most`.
-fn within(field: &str, value: f64, most: f64) -> Result<()> {
-    if (0.0..=most).contains(&value) {
+/// Checks that `value` lies from 0 to `max`.
+fn within(field: &str, value: f64, max: f64) -> Result<()> {
+    if (0.0..=max).contains(&value) {
         return Ok(());
     }
-    let expected = match most {
+    let expected = match max {
         f64::MAX => "a finite number, 0 or above".to_owned(),
-        _ => format!("a number from 0 to {most}"),
+        _ => format!("a number from 0 to {max}"),
     };
     refuse(field, expected, value)
 }
 
-/// Checks that `range` rises, begins above 0 and ends at `most` or below.
-fn rising(field: &str, range: [f64; 2], most: f64) -> Result<()> {
-    let [least, largest] = range;
-    if 0.0 < least && least <= largest && largest <= most {
+/// Checks that `range` rises, begins above 0 and ends at `max` or below.
+fn rising(field: &str, range: [f64; 2], max: f64) -> Result<()> {
+    let [min, largest] = range;
+    if 0.0 < min && min <= largest && largest <= max {
         return Ok(());
     }
-    let expected = match most {
+    let expected = match max {
         f64::MAX => "two rising finite numbers above 0".to_owned(),
-        _ => format!("two rising numbers above 0, at most {most}"),
+        _ => format!("two rising numbers above 0, at most {max}"),
     };
     refuse(field, expected, format!("{range:?}"))
 }

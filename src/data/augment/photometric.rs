@@ -30,7 +30,7 @@ pub fn saturation(image: RgbImage, factor: f64) -> RgbImage {
 /// pixel keeps its colour while others may lose a few levels on the way.
 pub fn hue(image: RgbImage, turns: f64) -> RgbImage {
     let shift = hue_shift(turns);
-    let turned: [Sector; 256] = std::array::from_fn(|hue| Sector::of(shift.wrapping_add(hue as u8)));
+    let turned: [Sector; 256] = std::array::from_fn(|hue| Sector::from_hue(shift.wrapping_add(hue as u8)));
     with_samples(image, |samples| {
         for pixel in samples.as_chunks_mut::<3>().0 {
             let [hue, saturation, value] = rgb_to_hsv(*pixel);
@@ -110,11 +110,11 @@ fn blend(from: u8, to: u8, factor: f32) -> u8 {
 /// level where a result is cut off, so this follows C's promotions.
 fn rgb_to_hsv([red, green, blue]: [u8; 3]) -> [u8; 3] {
     let value = red.max(green).max(blue);
-    let least = red.min(green).min(blue);
-    if value == least {
+    let min = red.min(green).min(blue);
+    if value == min {
         return [0, 0, value];
     }
-    let chroma = f32::from(value - least);
+    let chroma = f32::from(value - min);
     let saturation = chroma / f32::from(value);
     let distance = |sample: u8| f64::from(f32::from(value - sample) / chroma);
     // Chosen without a jump, which no processor could foresee from pixel to pixel.
@@ -144,7 +144,7 @@ struct Sector {
 }
 
 impl Sector {
-    fn of(hue: u8) -> Self {
+    fn from_hue(hue: u8) -> Self {
         const ORDER: [[u8; 3]; 6] = [[0, 1, 3], [2, 0, 3], [3, 0, 1], [3, 2, 0], [1, 3, 0], [0, 3, 2]];
         let position = f64::from(hue) * 6.0 / 255.0;
         let sector = position as u8;
@@ -159,10 +159,10 @@ impl Sector {
 fn hsv_to_rgb(hue: &Sector, saturation: u8, value: u8) -> [u8; 3] {
     let strength = f64::from((f64::from(saturation) / 255.0) as f32);
     let level = |part: f64| (f64::from(value) * part + 0.5) as u8;
-    let least = level(1.0 - strength);
+    let min = level(1.0 - strength);
     let falling = level(1.0 - strength * hue.rest);
     let rising = level(1.0 - strength * (1.0 - hue.rest));
-    let levels = [value, rising, falling, least];
+    let levels = [value, rising, falling, min];
     hue.channels.map(|place| levels[usize::from(place & 3)])
 }
 
@@ -225,7 +225,7 @@ mod tests {
         );
         assert_eq!(
             digest_of_every_triple(|[hue, saturation, value]| hsv_to_rgb(
-                &Sector::of(hue),
+                &Sector::from_hue(hue),
                 saturation,
                 value
             )),

@@ -45,15 +45,15 @@ impl PlannedImage {
         let sides = (image.width(), image.height());
         let config = crops.config();
         let global = (0..config.global.count).map(|place| crops.plan_global(place, sides, rng));
-        let global = PlannedCrops::of(global, config.global.size, crops);
+        let global = PlannedCrops::from_plans(global, config.global.size, crops);
         let local = (0..config.local.count).map(|_| crops.plan_local(sides, rng));
-        let local = PlannedCrops::of(local, config.local.size, crops);
+        let local = PlannedCrops::from_plans(local, config.local.size, crops);
         Self { image, global, local }
     }
 }
 
 impl PlannedCrops {
-    fn of(plans: impl Iterator<Item = CropPlan>, size: u32, crops: &MultiCrop) -> Self {
+    fn from_plans(plans: impl Iterator<Item = CropPlan>, size: u32, crops: &MultiCrop) -> Self {
         let filter = crops.config().interpolation;
         let mut weights = Vec::new();
         let crops = plans.map(|plan| PlannedCrop {

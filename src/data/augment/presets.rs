@@ -5,7 +5,7 @@ use super::multi_crop_config::{BlurConfig, BlurConvention, JitterConfig, MultiCr
 /// Local crops of an image, where there are any.
 const LOCAL_COUNT: usize = 6;
 /// From this size on, in pixels, global crops of colour images are blurred.
-const LEAST_BLURRED: u32 = 64;
+const MIN_BLURRED: u32 = 64;
 
 impl MultiCropConfig {
     /// For small grey images such as Fashion-MNIST's: 2 global crops of `global_size` pixels from 0.4 to 1 of the image and
@@ -32,7 +32,7 @@ impl MultiCropConfig {
     /// with a largest sigma as large to the crop as DINOv2's 2 pixels are to 224. A `local_size` of 0 makes no local crops.
     pub fn small_colour(global_size: u32, local_size: u32) -> Self {
         let small = Self::small(global_size, local_size);
-        if global_size < LEAST_BLURRED {
+        if global_size < MIN_BLURRED {
             return small;
         }
         Self {
@@ -90,11 +90,11 @@ mod tests {
 
     #[test]
     fn only_larger_colour_images_are_blurred() {
-        let most = |config: &MultiCropConfig| config.blur.effective(config.blur.other_global);
-        assert_eq!(most(&MultiCropConfig::small_colour(32, 16)), 0.0);
-        assert_eq!(most(&MultiCropConfig::small_grey(96, 32)), 0.0);
+        let max = |config: &MultiCropConfig| config.blur.effective(config.blur.other_global);
+        assert_eq!(max(&MultiCropConfig::small_colour(32, 16)), 0.0);
+        assert_eq!(max(&MultiCropConfig::small_grey(96, 32)), 0.0);
         let large = MultiCropConfig::small_colour(112, 48);
-        assert_eq!((most(&large), large.blur.sigma), (0.5, [0.1, 1.0]));
+        assert_eq!((max(&large), large.blur.sigma), (0.5, [0.1, 1.0]));
         assert_eq!(large.blur.effective(large.blur.local), 0.0);
         assert_eq!(large.jitter, JitterConfig::default());
         assert_eq!(large.grey, 0.2);

@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gaussian_keeps_the_sum_and_is_as_wide_as_asked_for() {
+    fn a_gaussian_keeps_the_sum_and_is_as_wide_as_requested() {
         let blurred = gaussian_blur(&dot(41, 41, 20, 20), 3.0, 4.0);
         let sum: f32 = blurred.data.iter().sum();
         assert!((sum - 1.0).abs() < 1e-5, "{sum}");

@@ -20,7 +20,7 @@ const STEM: (f32, f32) = (0.25, 0.7);
 const BRANCH_ANGLE: f32 = std::f32::consts::FRAC_PI_3;
 /// Room between two branches, in pixels at 224, and at least, in pixels.
 const BRANCH_SPACE: f32 = 5.0;
-const LEAST_BRANCH_SPACE: f32 = 2.0;
+const MIN_BRANCH_SPACE: f32 = 2.0;
 
 pub(super) fn frost(image: Raster, level: usize, rng: &mut ChaCha8Rng) -> Raster {
     let (image_share, frost_share) = SHARES[level];
@@ -41,7 +41,7 @@ fn ice(image: &Raster, rng: &mut ChaCha8Rng) -> Raster {
     let cloud = plasma(image.width, image.height, 1.3, rng);
     let mut crystals = Raster::plane(image.width, image.height, || 0.0);
     let side = width.min(height);
-    let space = (BRANCH_SPACE * image.unit()).max(LEAST_BRANCH_SPACE);
+    let space = (BRANCH_SPACE * image.unit()).max(MIN_BRANCH_SPACE);
     for _ in 0..CRYSTALS {
         let root = (uniform(0.0, width, rng), uniform(0.0, height, rng));
         let angle = uniform(0.0, std::f32::consts::TAU, rng);

@@ -17,7 +17,7 @@ const WARPS: [(f32, f32, f32); 5] = [
 /// The published code says 244 for images of 224 pixels.
 const LENGTH: f32 = 244.0;
 /// The narrowest Gaussian that smooths displacements, in pixels.
-const LEAST_SIGMA: f32 = 1.0;
+const MIN_SIGMA: f32 = 1.0;
 
 pub(super) fn elastic(image: &Raster, level: usize, rng: &mut ChaCha8Rng) -> Raster {
     let (strength, smoothness, moved) = WARPS[level];
@@ -29,7 +29,7 @@ pub(super) fn elastic(image: &Raster, level: usize, rng: &mut ChaCha8Rng) -> Ras
     });
     // The Gaussian of deviation s leaves uniform noise at about 1 / s of its strength, so that displacements are as
     // strength over s; both, and the displacement, are lengths.
-    let sigma = (smoothness * length).max(LEAST_SIGMA);
+    let sigma = (smoothness * length).max(MIN_SIGMA);
     let amplitude = strength / smoothness * image.unit() * sigma;
     let mut field = || {
         let noise = Raster::plane(image.width, image.height, || uniform(-1.0, 1.0, rng));
@@ -51,8 +51,8 @@ pub(super) fn elastic(image: &Raster, level: usize, rng: &mut ChaCha8Rng) -> Ras
 struct Affine([f32; 6]);
 
 impl Affine {
-    /// The map that moves three corners of a square in the middle by up to `most` pixels in each direction.
-    fn drawn(image: &Raster, most: f32, rng: &mut ChaCha8Rng) -> Self {
+    /// The map that moves three corners of a square in the middle by up to `max` pixels in each direction.
+    fn drawn(image: &Raster, max: f32, rng: &mut ChaCha8Rng) -> Self {
         let (cx, cy) = ((image.width / 2) as f32, (image.height / 2) as f32);
         let half = (image.width.min(image.height) / 3).max(1) as f32;
         let before = [
@@ -60,7 +60,7 @@ impl Affine {
             (cx + half, cy - half),
             (cx - half, cy - half),
         ];
-        let after = before.map(|(x, y)| (x + uniform(-most, most, rng), y + uniform(-most, most, rng)));
+        let after = before.map(|(x, y)| (x + uniform(-max, max, rng), y + uniform(-max, max, rng)));
         Self::between(after, before)
     }
 

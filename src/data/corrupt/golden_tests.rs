@@ -80,12 +80,12 @@ fn what_is_not_random_gives_the_published_pixels() {
         for severity in Severity::all() {
             let found = kept(&corruption.apply(&clean, severity, 0, 0).unwrap());
             let published = expected.tensor(&format!("{as_published}.{severity}")).unwrap();
-            let (most, mean) = differences(&found, published.data());
-            let told = format!("{as_published} {severity}: {most} at most, {mean:.3} on average");
-            println!("{told}");
-            let (most_allowed, mean_allowed) = allowed(as_published, severity.get());
-            if most > most_allowed || mean > mean_allowed {
-                wrong.push(told);
+            let (max, mean) = differences(&found, published.data());
+            let text = format!("{as_published} {severity}: {max} at most, {mean:.3} on average");
+            println!("{text}");
+            let (max_allowed, mean_allowed) = allowed(as_published, severity.get());
+            if max > max_allowed || mean > mean_allowed {
+                wrong.push(text);
             }
         }
     }
@@ -153,8 +153,8 @@ fn what_is_random_is_distributed_as_published() {
         for severity in Severity::all() {
             let mut found = vec![0.0; published.measures.len()];
             for row in 0..DRAWS {
-                let spoilt = corruption.apply(&clean, severity, 0, row).unwrap();
-                let drawn = measures(&spoilt, &clean);
+                let corrupted = corruption.apply(&clean, severity, 0, row).unwrap();
+                let drawn = measures(&corrupted, &clean);
                 found
                     .iter_mut()
                     .zip(drawn)

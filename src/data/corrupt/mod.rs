@@ -34,7 +34,7 @@ use crate::{Error, Result, rng};
 /// The side at which the published lengths hold, in pixels.
 const PUBLISHED_SIDE: f32 = 224.0;
 
-/// One of the 15 ways to spoil an image.
+/// One of the 15 ways to corrupt an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Corruption {
     /// Normal noise.
@@ -99,7 +99,7 @@ impl Corruption {
         NAMED[self as usize].1
     }
 
-    /// `image` spoilt. The random numbers come from `seed`, the corruption, the severity and `row`, so that neither batches
+    /// `image` corrupted. The random numbers come from `seed`, the corruption, the severity and `row`, so that neither batches
     /// nor threads nor other rows change them. Any size of at least one pixel will do.
     ///
     /// # Errors
@@ -107,7 +107,9 @@ impl Corruption {
     pub fn apply(self, image: &RgbImage, severity: Severity, seed: u64, row: u64) -> Result<RgbImage> {
         let stream = format!("corrupt/{self}/{severity}");
         let mut rng = rng::stream(seed, &stream, row);
-        Ok(self.on(Raster::of(image), severity.place(), &mut rng)?.to_image())
+        Ok(self
+            .on(Raster::from_image(image), severity.place(), &mut rng)?
+            .to_image())
     }
 
     fn on(self, image: Raster, level: usize, rng: &mut ChaCha8Rng) -> Result<Raster> {
@@ -152,7 +154,7 @@ impl FromStr for Corruption {
     }
 }
 
-/// How much an image is spoilt: 1 to 5.
+/// How much an image is corrupted: 1 to 5.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Severity(u8);
 

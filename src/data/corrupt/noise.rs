@@ -63,10 +63,10 @@ mod tests {
     }
 
     #[test]
-    fn impulses_are_as_many_as_asked_for_and_nothing_else_changes() {
+    fn impulses_are_as_many_as_requested_and_nothing_else_changes() {
         let grey = Raster::plane(100, 100, || 0.5);
-        let spoilt = impulse(grey, 4, &mut crate::rng::stream(0, "test", 0));
-        let count = |wanted: f32| spoilt.data.iter().filter(|&&value| value == wanted).count();
+        let corrupted = impulse(grey, 4, &mut crate::rng::stream(0, "test", 0));
+        let count = |wanted: f32| corrupted.data.iter().filter(|&&value| value == wanted).count();
         let (black, white) = (count(0.0), count(1.0));
         assert_eq!(black + white + count(0.5), 10_000);
         assert!(

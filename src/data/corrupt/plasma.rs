@@ -68,14 +68,14 @@ impl Map {
 
     /// The top left corner, of values that reach from 0 to 1 over the whole square.
     fn cropped(&self, width: usize, height: usize) -> Raster {
-        let least = self.values.iter().copied().fold(f32::INFINITY, f32::min);
+        let min = self.values.iter().copied().fold(f32::INFINITY, f32::min);
         let greatest = self.values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let range = (greatest - least).max(f32::MIN_POSITIVE);
+        let range = (greatest - min).max(f32::MIN_POSITIVE);
         let mut place = 0;
         Raster::plane(width, height, || {
             let value = self.values[self.at((place % width, place / width))];
             place += 1;
-            (value - least) / range
+            (value - min) / range
         })
     }
 }
@@ -88,9 +88,9 @@ mod tests {
     fn clouds_reach_from_0_to_1_and_decay_smooths_them() {
         let roughness = |decay: f32| {
             let cloud = plasma(64, 64, decay, &mut crate::rng::stream(0, "test", 0));
-            let least = cloud.data.iter().copied().fold(1.0, f32::min);
+            let min = cloud.data.iter().copied().fold(1.0, f32::min);
             let greatest = cloud.data.iter().copied().fold(0.0, f32::max);
-            assert_eq!((least, greatest), (0.0, 1.0));
+            assert_eq!((min, greatest), (0.0, 1.0));
             let steps = cloud.data.windows(2).map(|pair| (pair[1] - pair[0]).abs());
             steps.sum::<f32>()
         };

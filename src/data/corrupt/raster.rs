@@ -16,7 +16,7 @@ pub(super) struct Raster {
 
 impl Raster {
     /// The levels of `image` over 255.
-    pub fn of(image: &RgbImage) -> Self {
+    pub fn from_image(image: &RgbImage) -> Self {
         let pixels = image.data().as_chunks::<3>().0;
         let grey = pixels.iter().all(|[r, g, b]| r == g && g == b);
         let float = |&level: &u8| f32::from(level) / 255.0;
@@ -131,10 +131,10 @@ mod tests {
     #[test]
     fn levels_survive_and_grey_is_one_channel() {
         let grey = RgbImage::from_grey(16, 16, &std::array::from_fn::<u8, 256, _>(|i| i as u8)).unwrap();
-        let raster = Raster::of(&grey);
+        let raster = Raster::from_image(&grey);
         assert_eq!((raster.channels, raster.to_image()), (1, grey));
         let colour = RgbImage::new(1, 1, vec![1, 2, 255]).unwrap();
-        let raster = Raster::of(&colour);
+        let raster = Raster::from_image(&colour);
         assert_eq!((raster.channels, raster.to_image()), (3, colour));
         assert_eq!(
             [-3.0, f32::NAN, 0.5, 7.0].map(level),

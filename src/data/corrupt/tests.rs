@@ -69,20 +69,23 @@ fn effects_grow_with_severity() {
             for corruption in Corruption::all() {
                 let effects: Vec<f64> = Severity::all()
                     .map(|severity| {
-                        let spoilt = (0..rows).map(|row| corruption.apply(&clean, severity, 0, row).unwrap());
-                        spoilt.map(|image| difference(&image, &clean)).sum::<f64>() / rows as f64
+                        let corrupted =
+                            (0..rows).map(|row| corruption.apply(&clean, severity, 0, row).unwrap());
+                        corrupted.map(|image| difference(&image, &clean)).sum::<f64>() / rows as f64
                     })
                     .collect();
-                let told = format!("{corruption} at {side}, grey {grey}: {effects:?}");
-                assert!(effects[0] > 0.5, "no effect: {told}");
+                let context = format!("{corruption} at {side}, grey {grey}: {effects:?}");
+                assert!(effects[0] > 0.5, "no effect: {context}");
                 match corruption {
                     // Its first two severities move the whole image, the last three its details.
-                    ElasticTransform => assert!(effects[4] > effects[2] && effects[1] > effects[0], "{told}"),
+                    ElasticTransform => {
+                        assert!(effects[4] > effects[2] && effects[1] > effects[0], "{context}")
+                    }
                     GaussianNoise | ShotNoise | ImpulseNoise | Brightness | Contrast => {
-                        assert!(effects.is_sorted_by(|a, b| a < b), "{told}");
+                        assert!(effects.is_sorted_by(|a, b| a < b), "{context}");
                     }
                     GlassBlur => {}
-                    _ => assert!(effects[4] > effects[0], "{told}"),
+                    _ => assert!(effects[4] > effects[0], "{context}"),
                 }
             }
         }
@@ -112,9 +115,13 @@ fn grey_stays_grey_and_any_size_will_do() {
             let clean = scene(width, height, grey);
             for corruption in Corruption::all() {
                 for severity in Severity::all() {
-                    let spoilt = corruption.apply(&clean, severity, 0, 0).unwrap();
-                    assert_eq!((spoilt.width(), spoilt.height()), (width, height), "{corruption}");
-                    let pixels = spoilt.data().as_chunks::<3>().0;
+                    let corrupted = corruption.apply(&clean, severity, 0, 0).unwrap();
+                    assert_eq!(
+                        (corrupted.width(), corrupted.height()),
+                        (width, height),
+                        "{corruption}"
+                    );
+                    let pixels = corrupted.data().as_chunks::<3>().0;
                     let still_grey = pixels.iter().all(|[r, g, b]| r == g && g == b);
                     assert!(
                         still_grey || !grey,

@@ -289,12 +289,12 @@ fn bmp_channel_bits(bytes: &[u8]) -> Option<[u32; 3]> {
 /// Pillow rounds down where the codec rounds to the nearest in spreading `bits` over 0 to 255.
 fn spread_as_pillow(image: RgbImage, bits: [u32; 3]) -> RgbImage {
     let (width, height) = (image.width(), image.height());
-    let most = bits.map(|bits| (1_u32 << bits.clamp(1, 8)) - 1);
+    let max = bits.map(|bits| (1_u32 << bits.clamp(1, 8)) - 1);
     let mut data = image.into_data();
     for pixel in data.chunks_exact_mut(3) {
-        for (sample, most) in pixel.iter_mut().zip(most) {
-            let level = (u32::from(*sample) * most + 127) / 255;
-            *sample = (level * 255 / most) as u8;
+        for (sample, max) in pixel.iter_mut().zip(max) {
+            let level = (u32::from(*sample) * max + 127) / 255;
+            *sample = (level * 255 / max) as u8;
         }
     }
     RgbImage::new(width, height, data).expect("no sample came or went")

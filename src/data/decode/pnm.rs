@@ -9,7 +9,7 @@ use crate::data::image::RgbImage;
 
 const NAME: &str = "PNM";
 /// A longer number is none.
-const MOST_DIGITS: usize = 10;
+const MAX_DIGITS: usize = 10;
 const BLACK: u8 = 0;
 const WHITE: u8 = 255;
 
@@ -137,9 +137,9 @@ impl<'a> Tokens<'a> {
                 }
                 byte if is_blank(byte) && token.is_empty() => {}
                 byte if is_blank(byte) => break,
-                _ if token.len() == MOST_DIGITS => {
+                _ if token.len() == MAX_DIGITS => {
                     return Err(wrong(format!(
-                        "expected a number, found more than {MOST_DIGITS} digits"
+                        "expected a number, found more than {MAX_DIGITS} digits"
                     )));
                 }
                 byte => token.push(char::from(byte)),

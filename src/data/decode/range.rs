@@ -47,11 +47,11 @@ impl SampleRange {
         *self == Self::Clip
     }
 
-    /// What becomes 0 and what 255 of a type whose samples go up to `most`.
-    fn ends(self, most: f64) -> Option<(f64, f64)> {
+    /// What becomes 0 and what 255 of a type whose samples go up to `max`.
+    fn ends(self, max: f64) -> Option<(f64, f64)> {
         match self {
             Self::Clip => None,
-            Self::Auto => Some((0.0, most)),
+            Self::Auto => Some((0.0, max)),
             Self::Linear { low, high } => Some((low, high)),
         }
     }
@@ -120,10 +120,10 @@ pub(super) struct Narrow {
 }
 
 impl Narrow {
-    /// For samples of a type that goes up to `most`: 65,535 for 16 bits without a sign, 1 for floats.
-    pub(super) fn new(range: SampleRange, most: f64) -> Self {
+    /// For samples of a type that goes up to `max`: 65,535 for 16 bits without a sign, 1 for floats.
+    pub(super) fn new(range: SampleRange, max: f64) -> Self {
         Self {
-            ends: range.ends(most),
+            ends: range.ends(max),
             lost: 0,
             seen: 0,
         }

@@ -157,15 +157,15 @@ struct Wide<'a> {
 }
 
 impl Wide<'_> {
-    /// Samples of a type that goes up to `most`; those that `is_alpha` finds by their place have the type's whole range.
+    /// Samples of a type that goes up to `max`; those that `is_alpha` finds by their place have the type's whole range.
     fn narrow(
         self,
         values: impl Iterator<Item = f64>,
-        most: f64,
+        max: f64,
         is_alpha: impl Fn(usize) -> bool,
     ) -> Vec<u8> {
-        let mut colours = Narrow::new(self.range, most);
-        let mut alphas = Narrow::new(SampleRange::Auto, most);
+        let mut colours = Narrow::new(self.range, max);
+        let mut alphas = Narrow::new(SampleRange::Auto, max);
         let narrow = |(place, value)| match is_alpha(place) {
             true => alphas.narrow(value),
             false => colours.narrow(value),
@@ -207,11 +207,11 @@ fn read_samples(
         buffer => {
             // 16-bit grey is, unlike 8-bit grey, not inverted where white is 0; the codec has inverted it.
             let mirrored = photometric == Some(WHITE_IS_ZERO);
-            let (values, most) = values(&buffer, bits, mirrored, wide.range)
+            let (values, max) = values(&buffer, bits, mirrored, wide.range)
                 .ok_or_else(|| damaged(format!("{bits}-bit samples of an unsupported kind")))?;
             let channels = (values.len() / area).max(1);
             let has_alpha = matches!(colours, Colours::Rgba | Colours::Premultiplied);
-            wide.narrow(values, most, |place| {
+            wide.narrow(values, max, |place| {
                 let channel = if planar { place / area } else { place % channels };
                 has_alpha && channel == 3
             })

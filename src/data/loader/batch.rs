@@ -40,7 +40,7 @@ pub(super) struct SampleShape {
 
 impl SampleShape {
     /// As `config` makes them.
-    pub(super) fn of(config: &MultiCropConfig, on: CropsOn) -> Self {
+    pub(super) fn new(config: &MultiCropConfig, on: CropsOn) -> Self {
         Self {
             on,
             global_values: config.global.values(),

@@ -95,14 +95,14 @@ impl Default for LoaderConfig {
 impl LoaderConfig {
     /// Checks every field's range; the error names the field as it stands in the file.
     pub fn validate(&self) -> Result<()> {
-        for (field, value, most) in [
+        for (field, value, max) in [
             ("workers", self.workers, MAX_WORKERS),
             ("prefetch", self.prefetch, MAX_PREFETCH),
         ] {
-            if value > most {
+            if value > max {
                 return Err(Error::input(
                     field,
-                    format!("expected at most {most}, found {value}"),
+                    format!("expected at most {max}, found {value}"),
                 ));
             }
         }
@@ -209,7 +209,7 @@ impl Loader {
         }
         let order = Order::new(seed, source.len())?;
         let cache_bytes = config.cache_mb.saturating_mul(1 << 20);
-        let sample = SampleShape::of(crops.config(), config.crops_on);
+        let sample = SampleShape::new(crops.config(), config.crops_on);
         let shared = Shared {
             reader: Reader::new(source, config, seed, cache_bytes),
             queue: Queue::new(plan, sample, order, masks.is_some(), config.prefetch, first_step),
@@ -243,9 +243,9 @@ impl Loader {
         reason = "an endless stream of results is no iterator"
     )]
     pub fn next(&mut self) -> Result<(Batch, Duration)> {
-        let asked = Instant::now();
+        let start = Instant::now();
         let batch = self.shared.queue.fetch()?;
-        Ok((batch, asked.elapsed()))
+        Ok((batch, start.elapsed()))
     }
 
     /// Another end of this loader. Its batches and those of [`Loader::next`] are the same ones: each goes to who asks first.
@@ -284,7 +284,7 @@ impl Batches {
         self.0.queue.recycle(batch);
     }
 
-    /// Ends the work: whoever waits for a batch is told that there is none.
+    /// Ends the work: whoever waits for a batch learns that there is none.
     pub fn stop(&self) {
         self.0.queue.stop();
     }

@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ends_are_as_asked() {
+    fn the_ends_are_as_requested() {
         let plan = BatchPlan::warmup(64, 256, 4);
         let sizes: Vec<usize> = (0..6).map(|step| plan.size(step)).collect();
         assert_eq!(sizes, [64, 112, 160, 208, 256, 256]);

@@ -142,7 +142,7 @@ fn an_epoch_has_every_row_once_and_a_batch_may_span_many() {
 }
 
 #[test]
-fn crops_come_again_after_as_many_passes_as_asked_for() {
+fn crops_come_again_after_as_many_passes_as_requested() {
     let repeating = LoaderConfig {
         view_epochs: 2,
         ..config(2)
@@ -401,9 +401,9 @@ fn a_full_loader_ends_at_once_and_reads_no_further_than_it_may() {
     }
     thread::sleep(Duration::from_millis(50));
     assert_eq!(reads.reads.load(Ordering::Relaxed), 20);
-    let asked = Instant::now();
+    let start = Instant::now();
     drop(loader);
-    assert!(asked.elapsed() < Duration::from_secs(5));
+    assert!(start.elapsed() < Duration::from_secs(5));
     assert_eq!(Arc::strong_count(&reads), 1);
 }
 
@@ -414,9 +414,9 @@ fn dropping_waits_for_the_images_in_work_only() {
         ..Images::new(1000)
     };
     let loader = start(slow, BatchPlan::constant(1000), &config(2), 0);
-    let asked = Instant::now();
+    let start = Instant::now();
     drop(loader);
-    assert!(asked.elapsed() < Duration::from_secs(5));
+    assert!(start.elapsed() < Duration::from_secs(5));
 }
 
 #[test]

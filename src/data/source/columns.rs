@@ -128,25 +128,30 @@ pub(super) fn is_image(kind: Kind) -> bool {
     matches!(kind, Kind::Bytes | Kind::Image)
 }
 
-/// The column of `table` for `role`: `asked`, or one that is found by its name; `None` where there is none.
+/// The column of `table` for `role`: `requested`, or one that is found by its name; `None` where there is none.
 ///
 /// # Errors
 /// A column that is asked for and is not there or holds something else; several columns that would do.
-pub(super) fn choose(table: &Table, file: &Path, role: &Role, asked: Option<&str>) -> Result<Option<String>> {
+pub(super) fn choose(
+    table: &Table,
+    file: &Path,
+    role: &Role,
+    requested: Option<&str>,
+) -> Result<Option<String>> {
     let names = table.names();
     let fits = |name: &str| table.kind(name).is_some_and(role.fits);
-    if let Some(asked) = asked {
-        if names.contains(&asked) {
-            return match fits(asked) {
-                true => Ok(Some(asked.to_owned())),
-                false => Err(holds_something_else(table, file, role, asked)),
+    if let Some(requested) = requested {
+        if names.contains(&requested) {
+            return match fits(requested) {
+                true => Ok(Some(requested.to_owned())),
+                false => Err(holds_something_else(table, file, role, requested)),
             };
         }
-        if asked == NO_LABELS && role.flag == LABEL.flag {
+        if requested == NO_LABELS && role.flag == LABEL.flag {
             return Ok(None);
         }
         let reason = format!(
-            "expected column `{asked}` ({}), found {}",
+            "expected column `{requested}` ({}), found {}",
             role.flag,
             listed(&names)
         );
@@ -169,9 +174,9 @@ pub(super) fn choose(table: &Table, file: &Path, role: &Role, asked: Option<&str
 ///
 /// # Errors
 /// As [`choose`].
-pub(super) fn choose_label(table: &Table, file: &Path, asked: Option<&str>) -> Result<Option<String>> {
-    let found = choose(table, file, &LABEL, asked)?;
-    if found.is_some() || asked.is_some() {
+pub(super) fn choose_label(table: &Table, file: &Path, requested: Option<&str>) -> Result<Option<String>> {
+    let found = choose(table, file, &LABEL, requested)?;
+    if found.is_some() || requested.is_some() {
         return Ok(found);
     }
     let names = table.names();

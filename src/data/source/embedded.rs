@@ -73,9 +73,9 @@ enum Place {
 }
 
 impl Embedded {
-    /// Reads the labels of `place`: a file, `data/{000..012}.parquet`, or a pattern with `*` in the file's name. `asked` are
+    /// Reads the labels of `place`: a file, `data/{000..012}.parquet`, or a pattern with `*` in the file's name. `requested` are
     /// the columns that the user names.
-    pub(super) fn open(place: &str, asked: &Columns) -> Result<Self> {
+    pub(super) fn open(place: &str, requested: &Columns) -> Result<Self> {
         let files = shards::expand(place)?;
         let (mut tables, mut groups, mut rows) = (Vec::new(), Vec::new(), Vec::new());
         let mut listing = String::new();
@@ -84,9 +84,9 @@ impl Embedded {
             let table = Table::open(file)?;
             // What the first file's columns are called, those of the others are.
             let wanted = match &chosen {
-                None => asked.clone(),
+                None => requested.clone(),
                 Some((image, label)) => Columns {
-                    path: asked.path.clone(),
+                    path: requested.path.clone(),
                     label: Some(label.clone().unwrap_or_else(|| columns::NO_LABELS.to_owned())),
                     image: Some(image.clone()),
                 },
@@ -201,15 +201,15 @@ impl Held {
 }
 
 /// The column of images: the one that the user names, a usual one, or the only one of bytes in a table that has no paths.
-pub(super) fn image_column(table: &Table, file: &Path, asked: &Columns) -> Result<Option<String>> {
-    let found = choose(table, file, &columns::IMAGE, asked.image.as_deref())?;
+pub(super) fn image_column(table: &Table, file: &Path, requested: &Columns) -> Result<Option<String>> {
+    let found = choose(table, file, &columns::IMAGE, requested.image.as_deref())?;
     if found.is_some() {
         return Ok(found);
     }
     let names = table.names();
     let of = |kind: Kind| names.iter().filter(move |name| table.kind(name) == Some(kind));
     let has_paths = || {
-        let paths = asked.path.as_deref();
+        let paths = requested.path.as_deref();
         paths.is_some() || matches!(choose(table, file, &columns::PATH, paths), Ok(Some(_)) | Err(_))
     };
     let images: Vec<&&str> = of(Kind::Image).collect();

@@ -1,4 +1,4 @@
-//! Which images a source has, told without decoding any: their names, sizes, labels and order, and the bytes of a few. How
+//! Which images a source has, found without decoding any: their names, sizes, labels and order, and the bytes of a few. How
 //! the source was spelled is no part of it: `photos`, `./photos` and its absolute path are one, and so is a copy elsewhere.
 //!
 //! A million images cost a million calls for a file's size and at most [`SAMPLES`] short reads, on all threads.
@@ -14,7 +14,7 @@ use sha2::{Digest as _, Sha256};
 use super::{Record, Source};
 use crate::files::hex;
 
-/// Rows whose bytes are looked at, spread over the source: a replaced set of images is told by them where its names and
+/// Rows whose bytes are looked at, spread over the source: a replaced set of images is noticed by them where its names and
 /// sizes are the same.
 const SAMPLES: u64 = 256;
 /// Most bytes that are read of one of them, half from its beginning and half from its end.
@@ -52,7 +52,7 @@ pub enum Bytes<'a> {
 
 impl Stamp<'_> {
     /// A row that `record` names well and that has a file of its own, or none.
-    pub(super) fn of(record: Record, file: Option<PathBuf>) -> Self {
+    pub(super) fn new(record: Record, file: Option<PathBuf>) -> Self {
         Self {
             name: record.path,
             bytes: file.map_or(Bytes::Unknown, Bytes::File),
@@ -80,7 +80,7 @@ pub struct SourceIdentity {
 
 impl SourceIdentity {
     /// Looks at the rows of `source`.
-    pub fn of(source: &dyn Source) -> Self {
+    pub fn from_source(source: &dyn Source) -> Self {
         let mut hashes = Hashes::default();
         for first in (0..source.len()).step_by(ROWS as usize) {
             let rows = first..(first + ROWS).min(source.len());
@@ -235,7 +235,7 @@ fn ends(path: &Path, start: u64, size: u64) -> Vec<u8> {
     bytes
 }
 
-fn read(path: &Path, start: u64, most: u64) -> std::io::Result<Vec<u8>> {
+fn read(path: &Path, start: u64, max: u64) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     // Opening a pipe would wait for ever.
     if !fs::metadata(path)?.is_file() {
@@ -243,7 +243,7 @@ fn read(path: &Path, start: u64, most: u64) -> std::io::Result<Vec<u8>> {
     }
     let mut file = File::open(path)?;
     file.seek(SeekFrom::Start(start))?;
-    file.take(most).read_to_end(&mut bytes)?;
+    file.take(max).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 

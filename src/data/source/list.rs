@@ -33,23 +33,24 @@ struct Row {
 }
 
 impl List {
-    /// Reads the table; the files that it names are not looked at. `asked` are the columns that the user names.
-    pub(super) fn open(table: &Path, asked: &Columns) -> Result<Self> {
+    /// Reads the table; the files that it names are not looked at. `requested` are the columns that the user names.
+    pub(super) fn open(table: &Path, requested: &Columns) -> Result<Self> {
         let bytes = std::fs::read(table).map_err(|error| Error::io(table, error))?;
-        if let Some(column) = &asked.image {
+        if let Some(column) = &requested.image {
             let reason = format!(
                 "expected a Parquet file with images in column `{column}` (--image-column), found a list of paths"
             );
             return Err(Error::input(lossless(table), reason));
         }
         let frame = Table::open(table)?;
-        let path_column = choose(&frame, table, &columns::PATH, asked.path.as_deref())?.ok_or_else(|| {
-            let reason = format!(
-                "expected a column `path` or `image` (--path-column names another), found {}",
-                listed(&frame.names())
-            );
-            Error::input(lossless(table), reason)
-        })?;
+        let path_column =
+            choose(&frame, table, &columns::PATH, requested.path.as_deref())?.ok_or_else(|| {
+                let reason = format!(
+                    "expected a column `path` or `image` (--path-column names another), found {}",
+                    listed(&frame.names())
+                );
+                Error::input(lossless(table), reason)
+            })?;
         let path = frame.text(&path_column)?.unwrap_or_default();
         if path.is_empty() {
             return Err(Error::input(
@@ -61,7 +62,7 @@ impl List {
         let optional = |name| -> Result<Vec<Option<String>>> {
             Ok(frame.text(name)?.unwrap_or_else(|| vec![None; count]))
         };
-        let label_column = choose_label(&frame, table, asked.label.as_deref())?;
+        let label_column = choose_label(&frame, table, requested.label.as_deref())?;
         let labels = match &label_column {
             Some(column) => columns::labels(&frame, table, column)?,
             None => vec![None; count],
@@ -210,7 +211,7 @@ impl Source for List {
     fn stamp(&self, row: u64) -> Stamp<'_> {
         match self.rows[place(row)].elsewhere {
             Some((source, row)) => self.sources[source].stamp(row),
-            None => Stamp::of(self.record(row), self.file(row)),
+            None => Stamp::new(self.record(row), self.file(row)),
         }
     }
 

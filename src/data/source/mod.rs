@@ -73,7 +73,7 @@ pub trait Source: Send + Sync {
     /// What tells the image of a row from any other, for [`SourceIdentity`]. A source whose rows are named by how it was
     /// spelled, or have no file each, says so itself. Panics when `row` is not below [`Source::len`].
     fn stamp(&self, row: u64) -> Stamp<'_> {
-        Stamp::of(self.record(row), self.file(row))
+        Stamp::new(self.record(row), self.file(row))
     }
 
     /// What was read, for `meta.json`: the kind of source, where it is, how many images, and a hash where that is cheap.

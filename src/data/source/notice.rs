@@ -68,7 +68,7 @@ impl PassedOver {
 
     /// One line for all, if anything was passed over: `passed over: 2 hidden (first: .git), 1 of ..`.
     pub(super) fn line(&self) -> Option<String> {
-        let told = |(reason, entries): (&&str, &Entries)| {
+        let counted = |(reason, entries): (&&str, &Entries)| {
             let extensions: Vec<&str> = entries.extensions.iter().map(String::as_str).collect();
             let mut named = String::new();
             if let Some(some) = extensions.get(..extensions.len().min(NAMED_EXTENSIONS))
@@ -79,8 +79,8 @@ impl PassedOver {
             }
             format!("{} {reason} ({named}first: {})", entries.count, entries.first)
         };
-        let told: Vec<String> = self.reasons.iter().map(told).collect();
-        (!told.is_empty()).then(|| format!("passed over: {}", told.join(", ")))
+        let lines: Vec<String> = self.reasons.iter().map(counted).collect();
+        (!lines.is_empty()).then(|| format!("passed over: {}", lines.join(", ")))
     }
 
     /// Says the line about `source`.

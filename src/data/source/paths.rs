@@ -98,7 +98,7 @@ impl Source for Paths {
         let whole = whole(file);
         Stamp {
             name: lossless(whole.strip_prefix(&self.common).unwrap_or(&whole)),
-            ..Stamp::of(self.record(row), Some(file.clone()))
+            ..Stamp::new(self.record(row), Some(file.clone()))
         }
     }
 

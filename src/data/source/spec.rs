@@ -52,19 +52,19 @@ impl Columns {
     /// # Errors
     /// No table among them.
     pub fn over_tables<const N: usize>(&self, specs: [&str; N]) -> Result<[String; N]> {
-        let mut told = specs.map(str::to_owned);
+        let mut named = specs.map(str::to_owned);
         let mut any = self.is_empty();
-        for (told, spec) in told.iter_mut().zip(specs) {
+        for (named, spec) in named.iter_mut().zip(specs) {
             if is_table_name(split(spec)?.0) {
-                *told = self.over(spec)?;
+                *named = self.over(spec)?;
                 any = true;
             }
         }
         match any {
-            true => Ok(told),
+            true => Ok(named),
             false => self
                 .over(specs.first().copied().unwrap_or_default())
-                .map(|_| told),
+                .map(|_| named),
         }
     }
 

@@ -26,7 +26,7 @@ const LABEL_BYTES: u64 = 1 << 20;
 /// The unit of a tar.
 const BLOCK: u64 = 512;
 /// Links that lead to links; more are a loop.
-const MOST_LINKS: usize = 40;
+const MAX_LINKS: usize = 40;
 /// How names of tars end, compressed ones among them: those are refused unless they are none.
 const ENDINGS: [&str; 7] = [
     ".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2", ".tbz2",
@@ -316,7 +316,7 @@ impl Scan<'_> {
                 return true;
             };
             let mut at = &*target;
-            for _ in 0..MOST_LINKS {
+            for _ in 0..MAX_LINKS {
                 if let Some(&(offset, size)) = files.get(at) {
                     (row.offset, row.size) = (offset, size);
                     return true;

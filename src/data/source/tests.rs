@@ -351,12 +351,16 @@ fn an_idx_pair_is_read_zipped_or_not() {
     let image = source.load(1, &DecodeOptions::default()).unwrap();
     assert_eq!((image.width(), image.height()), (3, 1));
     assert_eq!(image.data(), [4, 4, 4, 5, 5, 5, 6, 6, 6]);
-    let told = source.describe();
+    let description = source.describe();
     assert_eq!(
-        (&told["images"], &told["width"], &told["classes"]),
+        (
+            &description["images"],
+            &description["width"],
+            &description["classes"]
+        ),
         (&2.into(), &3.into(), &2.into())
     );
-    assert_eq!(told["sha256"].as_str().unwrap().len(), 64);
+    assert_eq!(description["sha256"].as_str().unwrap().len(), 64);
     let message = refusal(&spec.replace("#train", "#test"));
     assert!(message.contains("t10k-images-idx3-ubyte"), "{message}");
 }

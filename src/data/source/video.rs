@@ -22,9 +22,9 @@ use crate::data::image::RgbImage;
 use crate::{Error, Result, programs};
 
 const PREFIX: &str = "video:";
-/// Bytes of frames that are kept; at least [`LEAST_KEPT`] frames.
+/// Bytes of frames that are kept; at least [`MIN_KEPT`] frames.
 const KEPT_BYTES: usize = 256 << 20;
-const LEAST_KEPT: usize = 16;
+const MIN_KEPT: usize = 16;
 /// What `ffmpeg` may take the file for, by the names of its demuxers: containers and streams that hold their own frames.
 const FORMATS: &str = "mov,matroska,avi,mpegts,mpeg,mpegvideo,m4v,flv,asf,ogg,mxf,gxf,nut,ivf,rm,wtv,dv,h264,hevc,vvc,av1,obu,vc1,\
                        dirac,h263,mjpeg,yuv4mpegpipe,gif,apng,webp_anim,webp_pipe";
@@ -121,9 +121,9 @@ impl Video {
                 .and_then(|frame| frame.ok_or_else(|| stream.complaint("it ends before this frame")));
             // What is left of the output after an error is no whole frame.
             let frame = read.inspect_err(|_| *reader = Reader::default())?;
-            let most = (KEPT_BYTES / frame.data().len().max(1)).max(LEAST_KEPT);
+            let max = (KEPT_BYTES / frame.data().len().max(1)).max(MIN_KEPT);
             reader.kept.push_back(frame);
-            while reader.kept.len() > most {
+            while reader.kept.len() > max {
                 reader.kept.pop_front();
                 reader.first += 1;
             }
@@ -256,8 +256,8 @@ impl Stream {
                 words.push(String::new());
                 continue;
             }
-            let [magic, width, height, most] = [0, 1, 2, 3].map(|place| words[place].as_str());
-            match (magic, width.parse(), height.parse(), most) {
+            let [magic, width, height, max] = [0, 1, 2, 3].map(|place| words[place].as_str());
+            match (magic, width.parse(), height.parse(), max) {
                 ("P6", Ok(width), Ok(height), "255") => return Ok(Some([width, height])),
                 _ => break,
             }

@@ -96,7 +96,9 @@ pub(super) fn teacher_run(folder: &Path, recipe: &str) -> PathBuf {
     std::fs::write(run.join(CONFIG), toml::to_string(&config).unwrap()).unwrap();
     let state = trainer.state().unwrap();
     let vit = config.vit().unwrap();
-    Checkpoints::of(&run).save(&state, &vit, 0, None, false).unwrap();
+    Checkpoints::in_folder(&run)
+        .save(&state, &vit, 0, None, false)
+        .unwrap();
     let mut metadata = weights::config_metadata(&vit).unwrap();
     metadata.insert(
         weights::PREPROCESS_KEY.to_owned(),

@@ -60,7 +60,7 @@ fn every_trained_tensor_gets_a_gradient_from_every_term() {
         let batch = batches(&config, 1, 1).remove(0).remove(0);
         let values_of_step = config.schedules().at(1);
         let loss = trainer.method_mut().loss(&batch, 1, &values_of_step).unwrap();
-        assert!(!loss.parts.is_empty());
+        assert!(!loss.terms.is_empty());
         let gradients = loss.total.backward().unwrap();
         for (name, var) in trainer.method().student.trained() {
             let gradient = gradients
@@ -68,7 +68,7 @@ fn every_trained_tensor_gets_a_gradient_from_every_term() {
                 .unwrap_or_else(|| panic!("{recipe} {settings:?}: {name}: no gradient"));
             let largest = values(gradient)
                 .iter()
-                .fold(0f64, |most, value| most.max(value.abs()));
+                .fold(0f64, |max, value| max.max(value.abs()));
             assert!(
                 largest > 0. && largest.is_finite(),
                 "{recipe} {settings:?}: {name}: largest gradient {largest}"
@@ -197,7 +197,7 @@ fn a_resumed_run_holds_the_bytes_of_one_that_never_stopped() {
         run(&mut whole, 0, 6);
         let mut first = trainer(&config, fresh().1);
         run(&mut first, 0, 3);
-        let checkpoints = Checkpoints::of(&folder.path().join("resumed").join(recipe));
+        let checkpoints = Checkpoints::in_folder(&folder.path().join("resumed").join(recipe));
         let path = checkpoints
             .save(&first.state().unwrap(), &config.vit().unwrap(), 0, None, false)
             .unwrap();
@@ -222,8 +222,8 @@ fn the_teacher_stays_what_it_is() {
         ..Wanted::default()
     };
     let outputs = |teacher: &mut dyn FrozenTeacher| {
-        let seen = teacher.features(&pixels, &wanted).unwrap();
-        let (cls, (patch, _)) = (seen.cls.unwrap(), seen.patch.unwrap());
+        let features = teacher.features(&pixels, &wanted).unwrap();
+        let (cls, (patch, _)) = (features.cls.unwrap(), features.patch.unwrap());
         let heads = [
             teacher.cls_logits(&cls),
             teacher.patch_logits(&patch.flatten(0, 1).unwrap()),

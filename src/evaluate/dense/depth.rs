@@ -76,7 +76,7 @@ fn score(
         let truth = &image.target;
         let predicted = canvas.finish((truth.height, truth.width), |depth| depth[0]);
         let mean = vec![estimator.mean(); truth.values.len()];
-        let errors = |predicted: &[f32]| DepthErrors::of(predicted, &truth.values, config.range);
+        let errors = |predicted: &[f32]| DepthErrors::compare(predicted, &truth.values, config.range);
         if let (Some(head), Some(mean)) = (errors(&predicted), errors(&mean)) {
             let scores: Vec<(&str, f64)> = DepthErrors::NAMES.into_iter().zip(head.values()).collect();
             per_image.add(&image.record, &scores);

@@ -118,8 +118,8 @@ impl Opened {
         all["train_source"] = self.train.describe();
         all["test_source"] = self.test.describe();
         for (role, source) in [("train", &self.train), ("test", &self.test)] {
-            let identity = SourceIdentity::of(source.as_ref());
-            let made = Fingerprint::of(&all["model"], &self.model.preprocess, &request.decode, identity)?;
+            let identity = SourceIdentity::from_source(source.as_ref());
+            let made = Fingerprint::new(&all["model"], &self.model.preprocess, &request.decode, identity)?;
             all[format!("{role}_fingerprint")] = json!(made);
         }
         all["tool_version"] = json!(env!("CARGO_PKG_VERSION"));

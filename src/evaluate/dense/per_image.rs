@@ -49,12 +49,12 @@ impl PerImage {
                 .iter()
                 .map(|(name, values)| Column::new((*name).into(), values)),
         );
-        let told = |error: polars::prelude::PolarsError| {
+        let failed = |error: polars::prelude::PolarsError| {
             Error::failed(path.display().to_string(), error.to_string())
         };
-        let mut table = DataFrame::new(self.rows.len(), columns).map_err(told)?;
+        let mut table = DataFrame::new(self.rows.len(), columns).map_err(failed)?;
         let mut bytes = Vec::new();
-        CsvWriter::new(&mut bytes).finish(&mut table).map_err(told)?;
+        CsvWriter::new(&mut bytes).finish(&mut table).map_err(failed)?;
         files::write_bytes(&path, &bytes)
     }
 }

@@ -46,8 +46,8 @@ impl Classes {
         if let Self::Names(names) = self {
             return Ok(names.clone());
         }
-        let seen = labels.iter().filter(|&&label| label != VOID).max();
-        let count = match (self.count(), seen) {
+        let largest = labels.iter().filter(|&&label| label != VOID).max();
+        let count = match (self.count(), largest) {
             (Some(count), _) => count,
             (None, Some(&highest)) => usize::from(highest) + 1,
             (None, None) => {
@@ -131,7 +131,7 @@ fn score(
             canvas.add(&segmenter.logits(features), segmenter.to_pixels(), top, left);
         }
         let predicted = canvas.finish((image.target.height, image.target.width), class_of);
-        let counts = PixelCounts::of(&predicted, &image.target.values, segmenter.classes());
+        let counts = PixelCounts::count(&predicted, &image.target.values, segmenter.classes());
         let scores = [
             ("mean_iou", counts.mean_iou()),
             ("pixel_accuracy", counts.pixel_accuracy()),

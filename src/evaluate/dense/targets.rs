@@ -72,9 +72,9 @@ pub(super) trait Target: Sync {
     fn plane(&self, samples: &Samples) -> std::result::Result<Plane<Self::Value>, String> {
         let width = samples.width as usize;
         let values = samples.values.iter().enumerate().map(|(place, &sample)| {
-            let told =
+            let failed =
                 |reason: String| format!("{reason} in column {}, row {}", place % width, place / width);
-            self.value(sample).map_err(told)
+            self.value(sample).map_err(failed)
         });
         let mut plane = Plane {
             height: samples.height as usize,

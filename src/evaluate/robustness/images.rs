@@ -1,4 +1,4 @@
-//! Some rows of a source as the model is about to see them, clean or spoilt.
+//! Some rows of a source as the model is about to see them, clean or corrupted.
 
 use std::borrow::Cow;
 
@@ -12,10 +12,10 @@ use crate::data::{DecodeOptions, Preprocess, Record, RgbImage, RowError, Source}
 pub(super) struct TestImages<'a> {
     source: &'a dyn Source,
     rows: &'a [u64],
-    seen: &'a Preprocess,
+    preprocess: &'a Preprocess,
     /// What is left to do: normalisation.
     rest: Cow<'a, Preprocess>,
-    spoilt: Option<(Corruption, Severity, u64)>,
+    corrupted: Option<(Corruption, Severity, u64)>,
 }
 
 impl<'a> TestImages<'a> {
@@ -24,21 +24,21 @@ impl<'a> TestImages<'a> {
         Self {
             source,
             rows,
-            seen: preprocess,
+            preprocess,
             // A crop to the size that an image has leaves it as it is.
             rest: Cow::Owned(Preprocess {
                 resize: None,
                 ..preprocess.clone()
             }),
-            spoilt: None,
+            corrupted: None,
         }
     }
 
     /// The same images under a corruption.
-    pub fn spoilt(&'a self, corruption: Corruption, severity: Severity, seed: u64) -> Self {
+    pub fn corrupted(&'a self, corruption: Corruption, severity: Severity, seed: u64) -> Self {
         Self {
             rest: Cow::Borrowed(&self.rest),
-            spoilt: Some((corruption, severity, seed)),
+            corrupted: Some((corruption, severity, seed)),
             ..*self
         }
     }
@@ -69,10 +69,10 @@ impl Source for TestImages<'_> {
             reason: error.to_string(),
         };
         let image = self
-            .seen
+            .preprocess
             .pixels(&self.source.load(row, options)?)
             .map_err(error)?;
-        match self.spoilt {
+        match self.corrupted {
             None => Ok(image),
             Some((corruption, severity, seed)) => {
                 corruption.apply(&image, severity, seed, row).map_err(error)
@@ -81,7 +81,7 @@ impl Source for TestImages<'_> {
     }
 
     fn describe(&self) -> Value {
-        let corruption = self.spoilt.map(
+        let corruption = self.corrupted.map(
             |(corruption, severity, _)| json!({ "name": corruption.name(), "severity": severity.get() }),
         );
         json!({ "kind": "corrupted", "source": self.source.describe(), "rows": self.rows.len(), "corruption": corruption })
@@ -108,9 +108,9 @@ mod tests {
         let severity = Severity::new(4).unwrap();
         let load = |rows: &[u64], place: u64| {
             let images = TestImages::new(source.as_ref(), rows, &preprocess);
-            let spoilt = images.spoilt(Corruption::GaussianNoise, severity, 3);
-            assert_eq!(spoilt.record(place).row, rows[place as usize]);
-            spoilt.load(place, &decode).unwrap()
+            let corrupted = images.corrupted(Corruption::GaussianNoise, severity, 3);
+            assert_eq!(corrupted.record(place).row, rows[place as usize]);
+            corrupted.load(place, &decode).unwrap()
         };
         assert_eq!(load(&[5, 9], 1), load(&[9], 0));
         assert_ne!(load(&[5, 9], 0), load(&[5, 9], 1));

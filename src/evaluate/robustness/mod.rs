@@ -90,7 +90,7 @@ pub fn robustness(request: &RobustnessRequest, classifier: &ClassifierConfig) ->
     let classifier = &fitting(classifier, request.k_by_default, train.len())?;
     let mut settings = settings(request, classifier, test.as_ref(), &rows)?;
     settings["unknown_labels"] = labels::describe_unknown(unknown.as_ref());
-    let images_of_test = SourceIdentity::of(test.as_ref());
+    let images_of_test = SourceIdentity::from_source(test.as_ref());
     let baseline = match &request.baseline {
         Some(path) => Some(Earlier::read(path, &settings, &images_of_test)?),
         None => None,
@@ -131,10 +131,10 @@ pub fn robustness(request: &RobustnessRequest, classifier: &ClassifierConfig) ->
     settings["preprocess"] = json!(preprocess);
     settings["train_source"] = train.describe();
     for (role, images) in [
-        ("train", SourceIdentity::of(train.as_ref())),
+        ("train", SourceIdentity::from_source(train.as_ref())),
         ("test", images_of_test),
     ] {
-        let made = Fingerprint::of(&settings["model"], &preprocess, &request.extract.decode, images)?;
+        let made = Fingerprint::new(&settings["model"], &preprocess, &request.extract.decode, images)?;
         settings[format!("{role}_fingerprint")] = json!(made);
     }
     settings["baseline"] = json!(baseline.as_ref().map(Earlier::describe));
@@ -144,17 +144,17 @@ pub fn robustness(request: &RobustnessRequest, classifier: &ClassifierConfig) ->
 /// The rows of the test source that are used, ascending.
 fn test_rows(request: &RobustnessRequest, len: u64) -> Result<Vec<u64>> {
     let mut rows: Vec<u64> = (0..len).collect();
-    let Some(most) = request.max_test else {
+    let Some(max) = request.max_test else {
         return Ok(rows);
     };
-    if most == 0 {
+    if max == 0 {
         return Err(Error::input("--max-test", "expected at least 1, found 0"));
     }
-    if most < rows.len() {
+    if max < rows.len() {
         use rand::seq::SliceRandom as _;
         let mut rng = rng::stream(request.seed, "robustness/test-rows", 0);
-        rows.partial_shuffle(&mut rng, most);
-        rows.truncate(most);
+        rows.partial_shuffle(&mut rng, max);
+        rows.truncate(max);
         rows.sort_unstable();
     }
     Ok(rows)
@@ -305,8 +305,8 @@ impl<'a> Run<'a> {
         for &corruption in &request.corruptions {
             let mut wrong = Vec::with_capacity(request.severities.len());
             for &severity in &request.severities {
-                let spoilt = images.spoilt(corruption, severity, request.seed);
-                let features = self.features(&spoilt, spoilt.preprocess(), &request.test_data)?;
+                let corrupted = images.corrupted(corruption, severity, request.seed);
+                let features = self.features(&corrupted, corrupted.preprocess(), &request.test_data)?;
                 check_same_rows(corruption, rows, &features.rows)?;
                 wrong.push(classifier.wrong(features.matrix.view(), labels)?);
             }

@@ -23,10 +23,10 @@ pub(super) fn draw(images: &TestImages<'_>, request: &RobustnessRequest, file: &
     for &corruption in &request.corruptions {
         let mut tiles = vec![Tile::new(clean.clone(), corruption.name())];
         for &severity in &request.severities {
-            let spoilt = images
-                .spoilt(corruption, severity, request.seed)
+            let corrupted = images
+                .corrupted(corruption, severity, request.seed)
                 .load(0, decode)?;
-            tiles.push(Tile::new(spoilt, ""));
+            tiles.push(Tile::new(corrupted, ""));
         }
         rows.push(tiles);
     }

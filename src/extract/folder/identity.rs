@@ -70,11 +70,11 @@ mod tests {
         let model = json!({ "kind": "onnx", "file": format!("{sha256}.onnx"), "sha256": sha256 });
         let preprocess = Preprocess::imagenet(256, 224);
         let source = open("sample:test").unwrap();
-        let identity = crate::data::SourceIdentity::of(source.as_ref());
+        let identity = crate::data::SourceIdentity::from_source(source.as_ref());
         Meta {
             format_version: FORMAT_VERSION,
             tool_version: "test".to_owned(),
-            fingerprint: Some(Fingerprint::of(&model, &preprocess, &decode, identity).unwrap()),
+            fingerprint: Some(Fingerprint::new(&model, &preprocess, &decode, identity).unwrap()),
             model,
             preprocess: json!(preprocess),
             outputs: Vec::new(),

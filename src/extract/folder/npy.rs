@@ -47,10 +47,10 @@ pub(super) fn write(folder: &Path, index: u64, part: &PartRows, width: usize, dt
     let paths: Vec<&str> = rows.iter().map(|&i| part.paths[i].as_str()).collect();
     let labels: Vec<Option<&str>> = rows.iter().map(|&i| part.labels[i].as_deref()).collect();
     let numbers: Vec<u64> = rows.iter().map(|&i| part.rows[i]).collect();
-    let told = |e: PolarsError| Error::failed(metadata.display().to_string(), e.to_string());
-    let mut frame = df!("image_path" => paths, "label" => labels, "row" => numbers).map_err(told)?;
+    let failed = |e: PolarsError| Error::failed(metadata.display().to_string(), e.to_string());
+    let mut frame = df!("image_path" => paths, "label" => labels, "row" => numbers).map_err(failed)?;
     write_whole(&metadata, |file| {
-        ParquetWriter::new(file).finish(&mut frame).map_err(told)?;
+        ParquetWriter::new(file).finish(&mut frame).map_err(failed)?;
         Ok(())
     })
 }

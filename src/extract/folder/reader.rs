@@ -104,17 +104,17 @@ impl FeatureFolder {
     /// # Errors
     /// Names the first row, or else the first field, that differs.
     pub fn check_source(&self, features: &Features, source: &dyn Source, spec: &str) -> Result<()> {
-        let made_from = |told: String| {
+        let made_from = |found: String| {
             let folder = self.path.display();
             Error::input(
                 spec,
-                format!("expected the images that {folder} was made from, {told}"),
+                format!("expected the images that {folder} was made from, {found}"),
             )
         };
         let differs = match &self.meta().fingerprint {
             None => None,
             Some(made) => {
-                let found = SourceIdentity::of(source).without_labels();
+                let found = SourceIdentity::from_source(source).without_labels();
                 match source_difference(&made.source.without_labels(), &found) {
                     None => return Ok(()),
                     differs => differs,

@@ -88,7 +88,7 @@ impl FolderWriter {
             n_written: 0,
             errors: Vec::new(),
             created,
-            lock: FolderLock::of(path)?,
+            lock: FolderLock::acquire(path)?,
         };
         if !FolderLock::is_alone_in(path) {
             if resume {

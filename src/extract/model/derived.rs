@@ -12,7 +12,7 @@ const GEM: &str = "patch_gem";
 /// Its exponent (Radenovic et al. 2019, section 3.2).
 const GEM_POWER: f64 = 3.;
 /// Least value that is raised to it, as there.
-const GEM_LEAST: f64 = 1e-6;
+const GEM_MIN: f64 = 1e-6;
 
 /// One part of an output.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -169,7 +169,7 @@ fn generalised_mean(tokens: &[f32], out: &mut [f32]) {
     let mut sums = vec![0f64; width];
     for token in tokens.chunks_exact(width) {
         for (sum, &value) in sums.iter_mut().zip(token) {
-            *sum += f64::from(value).max(GEM_LEAST).powf(GEM_POWER);
+            *sum += f64::from(value).max(GEM_MIN).powf(GEM_POWER);
         }
     }
     let count = (tokens.len() / width).max(1) as f64;

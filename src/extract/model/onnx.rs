@@ -421,14 +421,14 @@ mod tests {
             .to_owned();
         assert_eq!(taken, "the class token (first of 5) of last_hidden_state");
         close(&run(&mut model, &pixels, 3)[0], &means(&cells, 1.0));
-        let asked = [
+        let requested = [
             "pooler_output",
             "patch",
             "image_embeds",
             "patch_mean",
             "last_hidden_state",
         ];
-        let mut model = open_fixture("hidden_state.onnx", &asked).unwrap();
+        let mut model = open_fixture("hidden_state.onnx", &requested).unwrap();
         let shapes: Vec<Vec<usize>> = model.model.outputs().iter().map(|o| o.shape.clone()).collect();
         assert_eq!(shapes, [vec![3], vec![4, 3], vec![3], vec![3], vec![5, 3]]);
         let outputs = run(&mut model, &pixels, 3);

@@ -9,7 +9,7 @@ use super::escaped;
 use crate::results::StoredResult;
 
 /// A matrix of more classes cannot be read on a page.
-const MOST_CLASSES: usize = 40;
+const MAX_CLASSES: usize = 40;
 /// Cells that have room for their numbers.
 const NUMBERED: usize = 15;
 /// Width of a letter of a name, about.
@@ -48,7 +48,7 @@ fn read(path: &std::path::Path) -> Option<(Vec<String>, Vec<Vec<f64>>)> {
         .skip(1)
         .map(|column| column.name().to_string())
         .collect();
-    if names.is_empty() || names.len() > MOST_CLASSES || table.height() != names.len() {
+    if names.is_empty() || names.len() > MAX_CLASSES || table.height() != names.len() {
         return None;
     }
     let cell = |column: usize, row: usize| columns[column].get(row).ok()?.extract::<f64>();

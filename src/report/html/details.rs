@@ -8,9 +8,9 @@ use crate::report::table::Table;
 use crate::results::StoredResult;
 
 /// Rows of a result's own table that are shown.
-const MOST_ROWS: usize = 200;
+const MAX_ROWS: usize = 200;
 /// Letters of one setting that are shown.
-const MOST_LETTERS: usize = 400;
+const MAX_LETTERS: usize = 400;
 
 /// All results, one that opens by a click each.
 pub(super) fn section(table: &Table, results: &[StoredResult]) -> String {
@@ -75,7 +75,7 @@ fn rows(rows: &[Map<String, Value>]) -> String {
         html += &format!("<th scope=\"col\"{class}>{}</th>", escaped(name));
     }
     html += "</tr></thead>\n<tbody>\n";
-    for row in rows.iter().take(MOST_ROWS) {
+    for row in rows.iter().take(MAX_ROWS) {
         html += "<tr>";
         for name in &names {
             let cell = row.get(*name).unwrap_or(&Value::Null);
@@ -85,10 +85,10 @@ fn rows(rows: &[Map<String, Value>]) -> String {
         html += "</tr>\n";
     }
     html += "</tbody></table></div>\n";
-    if rows.len() > MOST_ROWS {
+    if rows.len() > MAX_ROWS {
         html += &format!(
             "<p class=\"note\">{} more rows are in the file.</p>\n",
-            rows.len() - MOST_ROWS
+            rows.len() - MAX_ROWS
         );
     }
     html
@@ -117,8 +117,8 @@ fn plain(setting: &Value) -> String {
         Value::Null => "none".to_owned(),
         other => other.to_string(),
     };
-    if text.chars().count() <= MOST_LETTERS {
+    if text.chars().count() <= MAX_LETTERS {
         return text;
     }
-    text.chars().take(MOST_LETTERS).collect::<String>() + "…"
+    text.chars().take(MAX_LETTERS).collect::<String>() + "…"
 }

@@ -272,11 +272,11 @@ impl DistillConfig {
     /// # Errors
     /// The first field out of range, named as in the file.
     pub fn validate(&self) -> Result<()> {
-        let number = |field: &str, value: f64, least: f64| {
-            if value.is_finite() && value >= least {
+        let number = |field: &str, value: f64, min: f64| {
+            if value.is_finite() && value >= min {
                 return Ok(());
             }
-            let reason = format!("expected a finite number of at least {least}, found {value}");
+            let reason = format!("expected a finite number of at least {min}, found {value}");
             Err(Error::input(field, reason))
         };
         for term in Term::ALL {

@@ -13,27 +13,27 @@ pub struct LossConfig {
     pub ibot_weight: f64,
     /// Weight of KoLeo, which spreads the class tokens of each global crop; 0.1 in DINOv2.
     pub koleo_weight: f64,
-    /// Images of a crop among which KoLeo looks for each one's nearest neighbour, one after the other in the batch; 0 for all of a part
+    /// Images of a crop among which KoLeo looks for each one's nearest neighbour, one after the other in the batch; 0 for all of a micro-batch
     /// (`accumulate`). The reference looks among the images of one GPU (12 to 64), which pushes less than a batch of thousands, where
-    /// nearest neighbours are nearer. What is left over joins the last group; of a part with fewer images all are one group. At least
+    /// nearest neighbours are nearer. What is left over joins the last group; of a micro-batch with fewer images all are one group. At least
     /// 2. Default 0.
     #[serde(default)]
     pub koleo_group: usize,
     /// Weight of the contrastive term (MoCo). It needs exactly two global crops.
     pub info_nce_weight: f64,
-    /// Weight of telling the pixels of each global crop from its class token, which keeps what small images need and crops do
+    /// Weight of predicting the pixels of each global crop from its class token, which keeps what small images need and crops do
     /// not share. Default 0.
     #[serde(default)]
     pub pixel_weight: f64,
-    /// Hidden width of what tells them. Default 512.
-    #[serde(default = "told_hidden")]
+    /// Hidden width of the network that predicts them. Default 512.
+    #[serde(default = "decoder_hidden")]
     pub pixel_hidden: usize,
     /// Weight of telling histograms of oriented gradients of each global crop from its class token (Wei et al. 2021): where edges
     /// are and how they run. Default 0.
     #[serde(default)]
     pub hog_weight: f64,
-    /// Hidden width of what tells them. Default 512.
-    #[serde(default = "told_hidden")]
+    /// Hidden width of the network that predicts them. Default 512.
+    #[serde(default = "decoder_hidden")]
     pub hog_hidden: usize,
     /// Temperature of the student's softmax. 0.1 in DINO and DINOv2.
     pub student_temperature: f64,
@@ -47,7 +47,7 @@ pub struct LossConfig {
     pub info_nce: InfoNceConfig,
 }
 
-fn told_hidden() -> usize {
+fn decoder_hidden() -> usize {
     512
 }
 

@@ -42,13 +42,13 @@ pub struct TrainConfig {
     pub steps: u64,
     /// Images an optimizer step, at least 2 where KoLeo is on.
     pub batch_size: usize,
-    /// Parts a step's batch is computed in, one after the other: less memory, the same number of images. A divisor of `batch_size`;
+    /// Micro-batches that a step's batch is computed in, one after the other: less memory, the same number of images. A divisor of `batch_size`;
     /// 1 for the whole batch at once.
     ///
-    /// The gradient is the mean of the parts' gradients. What a term computes over a batch it computes over each part: targets by
-    /// Sinkhorn-Knopp, centres (which move once a part), KoLeo's neighbours, the variance that told pixels and histograms are
-    /// measured by, batch norm of the contrastive projection, the queue (which takes up the keys of a part before the next is
-    /// compared with it), the shares of masked patches and stochastic depth. So two parts are not the step in one, nor that of
+    /// The gradient is the mean of the micro-batches' gradients. What a term computes over a batch it computes over each micro-batch: targets by
+    /// Sinkhorn-Knopp, centres (which move once a micro-batch), KoLeo's neighbours, the variance that predicted pixels and histograms are
+    /// measured by, batch norm of the contrastive projection, the queue (which takes up the keys of a micro-batch before the next is
+    /// compared with it), the shares of masked patches and stochastic depth. So two micro-batches are not the step in one, nor that of
     /// DINOv2 on many GPUs, whose Sinkhorn-Knopp and centres run over the images of all GPUs.
     pub accumulate: usize,
     /// Steps over which the batch grows linearly from `batch_warmup_start`; 0 for none.
@@ -183,12 +183,12 @@ impl TrainConfig {
         self.loss.info_nce_weight > 0.
     }
 
-    /// Whether the pixels of crops are told from their class tokens. Not where a frozen teacher says what to learn.
+    /// Whether the pixels of crops are predicted from their class tokens. Not where a frozen teacher says what to learn.
     pub fn has_pixels(&self) -> bool {
         self.loss.pixel_weight > 0. && self.distill.is_none()
     }
 
-    /// Whether histograms of oriented gradients are told likewise.
+    /// Whether histograms of oriented gradients are predicted likewise.
     pub fn has_hog(&self) -> bool {
         self.loss.hog_weight > 0. && self.distill.is_none()
     }
@@ -217,7 +217,7 @@ impl TrainConfig {
         self.backbone.vit(self.crops.global.size as usize, masked)
     }
 
-    /// Images of each part of a step, by the number of the part.
+    /// Images of each micro-batch, by its number.
     ///
     /// # Errors
     /// Sizes that do not fit together.

@@ -62,7 +62,7 @@ pub struct OptimizerConfig {
 
 impl OptimizerConfig {
     /// The largest gradient norm of a sub-module; infinite without clipping.
-    pub fn most_norm(&self) -> f64 {
+    pub fn max_norm(&self) -> f64 {
         match self.clip_norm {
             0. => f64::INFINITY,
             norm => norm,

@@ -9,21 +9,21 @@ fn within(field: &str, value: f64, range: std::ops::RangeInclusive<f64>) -> Resu
     if range.contains(&value) {
         return Ok(());
     }
-    let (least, most) = (range.start(), range.end());
-    let expected = match *most {
-        f64::MAX => format!("a finite number of at least {least}"),
-        _ => format!("a number from {least} to {most}"),
+    let (min, max) = (range.start(), range.end());
+    let expected = match *max {
+        f64::MAX => format!("a finite number of at least {min}"),
+        _ => format!("a number from {min} to {max}"),
     };
     Err(Error::input(field, format!("expected {expected}, found {value}")))
 }
 
-fn at_least(field: &str, value: u64, least: u64) -> Result<()> {
-    if value >= least {
+fn at_least(field: &str, value: u64, min: u64) -> Result<()> {
+    if value >= min {
         return Ok(());
     }
     Err(Error::input(
         field,
-        format!("expected at least {least}, found {value}"),
+        format!("expected at least {min}, found {value}"),
     ))
 }
 
@@ -73,14 +73,15 @@ impl TrainConfig {
         let views = self.batch_size / self.accumulate * self.crops.global.count;
         if distill.has(Term::Relation) && distill.relation_queue < views {
             let reason = format!(
-                "expected room for the {views} global crops of a part, found {}",
+                "expected room for the {views} global crops of a micro-batch, found {}",
                 distill.relation_queue
             );
             return Err(Error::input("distill.relation_queue", reason));
         }
         if distill.has(Term::Relation) && views < 2 {
-            let reason =
-                format!("expected at least 2 crops a part where relations are compared, found {views}");
+            let reason = format!(
+                "expected at least 2 crops a micro-batch where relations are compared, found {views}"
+            );
             return Err(Error::input("batch_size", reason));
         }
         Ok(())
@@ -161,11 +162,12 @@ impl TrainConfig {
             _ => self.batch_warmup_start,
         };
         if loss.koleo_weight > 0. && smallest < 2 {
-            let reason = format!("expected at least 2 images a part where KoLeo is on, found {smallest}");
+            let reason =
+                format!("expected at least 2 images a micro-batch where KoLeo is on, found {smallest}");
             return Err(Error::input("batch_size", reason));
         }
         if loss.koleo_group == 1 {
-            let reason = "expected 0 for the whole part, or at least 2 images, found 1";
+            let reason = "expected 0 for the whole micro-batch, or at least 2 images, found 1";
             return Err(Error::input("loss.koleo_group", reason));
         }
         let crops = self.crops.global.count;

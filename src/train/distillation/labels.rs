@@ -20,7 +20,7 @@ impl Labels {
     ///
     /// # Errors
     /// A source without any label.
-    pub fn of(source: &dyn Source) -> Result<Self> {
+    pub fn read(source: &dyn Source) -> Result<Self> {
         let labels = || (0..source.len()).map(|row| source.record(row).label);
         let names: BTreeSet<String> = labels().flatten().collect();
         if names.is_empty() {
@@ -58,7 +58,7 @@ mod tests {
         let list = folder.path().join("list.csv");
         std::fs::write(&list, "path,label\na.png,pear\nb.png,apple\nc.png,\nd.png,pear\n").unwrap();
         let source = data::open(list.to_str().unwrap()).unwrap();
-        let labels = Labels::of(source.as_ref()).unwrap();
+        let labels = Labels::read(source.as_ref()).unwrap();
         assert_eq!(labels.classes(), 2);
         let classes: Vec<_> = (0..4).map(|row| labels.class(row)).collect();
         assert_eq!(classes, [Some(1), Some(0), None, Some(1)]);
@@ -70,7 +70,7 @@ mod tests {
         let list = folder.path().join("list.csv");
         std::fs::write(&list, "path\na.png\n").unwrap();
         let source = data::open(list.to_str().unwrap()).unwrap();
-        let error = Labels::of(source.as_ref()).unwrap_err().to_string();
+        let error = Labels::read(source.as_ref()).unwrap_err().to_string();
         assert!(error.starts_with("distill.label_weight: expected 0"), "{error}");
     }
 }

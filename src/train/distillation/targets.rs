@@ -70,7 +70,7 @@ impl FrozenTargets {
         let wanted = wanted(config, distill);
         let layout = Layout::new(config, distill, &wanted, grid);
         let labels = match distill.has_labels() {
-            true => Some(Labels::of(source)?),
+            true => Some(Labels::read(source)?),
             false => None,
         };
         let cache = match &distill.cache {
@@ -101,7 +101,7 @@ impl FrozenTargets {
     /// Failures of the teacher or of the cache's disk.
     pub fn features(&mut self, global: &Tensor, batch: &Batch) -> Result<TeacherFeatures> {
         if !self.alone {
-            return self.seen(global);
+            return self.forward(global);
         }
         let mut records = Vec::with_capacity(batch.size);
         let mut new = Vec::new();
@@ -158,14 +158,14 @@ impl FrozenTargets {
     }
 
     /// One pass of the teacher over crops [n, 3, S, S].
-    fn seen(&mut self, crops: &Tensor) -> Result<TeacherFeatures> {
+    fn forward(&mut self, crops: &Tensor) -> Result<TeacherFeatures> {
         let pixels = self.fit.apply(crops)?;
-        let mut seen = self.teacher.features(&pixels, &self.wanted)?;
-        if let Some((tokens, grid)) = seen.patch.take() {
+        let mut features = self.teacher.features(&pixels, &self.wanted)?;
+        if let Some((tokens, grid)) = features.patch.take() {
             let tokens = resample_grid(&tokens, grid, self.grid)?;
-            seen.patch = Some((tokens, self.grid));
+            features.patch = Some((tokens, self.grid));
         }
-        Ok(seen)
+        Ok(features)
     }
 
     /// The record of one image.
@@ -174,10 +174,10 @@ impl FrozenTargets {
             .map(|crop| global.narrow(0, crop * batch + sample, 1))
             .collect();
         let crops = crops.and_then(|crops| Tensor::cat(&crops, 0))?;
-        let seen = self.seen(&crops)?;
+        let features = self.forward(&crops)?;
         let mut record = Vec::with_capacity(self.layout.record());
-        let patch = seen.patch.map(|(tokens, _)| tokens);
-        for (output, values) in [seen.cls, patch, seen.patch_mean, seen.scores]
+        let patch = features.patch.map(|(tokens, _)| tokens);
+        for (output, values) in [features.cls, patch, features.patch_mean, features.scores]
             .into_iter()
             .zip(self.layout.values)
         {
@@ -232,7 +232,7 @@ fn cache_key(
         "crops": config.crops,
         "decode": decoding_of(&config.data.loader.decode())?,
         "seed": config.seed,
-        "source": SourceIdentity::of(source).without_labels(),
+        "source": SourceIdentity::from_source(source).without_labels(),
     }))
 }
 

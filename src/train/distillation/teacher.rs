@@ -48,11 +48,11 @@ impl TeacherSize {
         let (taken, expected) = match self {
             Self::Fixed(fixed) => (fixed, format!("the {fixed} pixels that the teacher takes")),
             Self::MultipleOf(step) => {
-                let least = side.div_ceil(step) * step;
+                let min = side.div_ceil(step) * step;
                 let taken = if wanted > 0 && wanted.is_multiple_of(step) {
                     wanted
                 } else {
-                    least
+                    min
                 };
                 (taken, format!("a multiple of {step}"))
             }

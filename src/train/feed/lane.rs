@@ -11,7 +11,7 @@ use std::ops::Range;
 use candle_core::{DType, Result, Tensor, bail};
 
 use super::Lane;
-use super::load::{Load, Piece, Sent};
+use super::load::{DeviceBatch, Load, Piece};
 
 /// Bytes at whose multiples pieces begin.
 const ALIGNMENT: usize = 256;
@@ -127,7 +127,7 @@ impl<S: Streams> StagedLane<S> {
 }
 
 impl<S: Streams> Lane for StagedLane<S> {
-    fn send(&mut self, load: &Load) -> Result<Sent> {
+    fn send(&mut self, load: &Load) -> Result<DeviceBatch> {
         let mut ranges = Vec::with_capacity(load.pieces.len());
         let mut end = 0;
         for piece in &load.pieces {

@@ -178,7 +178,7 @@ impl StandIn {
     /// Asks for something, after which the streams may do some of what they have been asked for.
     fn ask<R>(&self, ask: impl FnOnce(&mut State) -> R) -> R {
         let mut state = self.state.lock().unwrap();
-        let asked = ask(&mut state);
+        let requested = ask(&mut state);
         match self.pace {
             Pace::Late => {}
             Pace::Early => while state.advance(0) || state.advance(1) {},
@@ -195,7 +195,7 @@ impl StandIn {
                 }
             }
         }
-        asked
+        requested
     }
 
     fn is_left_out(&self, waits: &[LeftOut]) -> bool {
@@ -219,8 +219,20 @@ impl Streams for StandIn {
     }
 
     fn write(&self, host: &mut Host, start: usize, piece: &Piece) -> Result<()> {
-        let mut memory = host.0.bytes.lock().unwrap();
-        piece.write(&mut memory[start..start + piece.bytes()]);
+        let end = start + piece.bytes();
+        let mut state = self.state.lock().unwrap();
+        let is_pending = state.queues.iter().flatten().any(|work| match work {
+            Work::Copy(memory, bytes, _) => {
+                Arc::ptr_eq(memory, &host.0) && bytes.start < end && start < bytes.end
+            }
+            _ => false,
+        });
+        if is_pending {
+            state
+                .faults
+                .push("memory was written before it had been copied from");
+        }
+        piece.write(&mut host.0.bytes.lock().unwrap()[start..end]);
         Ok(())
     }
 
@@ -322,7 +334,7 @@ fn run(pace: Pace, left_out: LeftOut) -> Vec<String> {
     let mut lanes = [(); 2].map(|()| StagedLane::new(driver.clone()).unwrap());
     driver.state.lock().unwrap().read = (0..STEPS).map(|_| None).collect();
     let batches: Vec<Batch> = (0..=STEPS).map(batch).collect();
-    let mut sent = lanes[0].send(&Load::of(&batches[0], &crops).unwrap()).unwrap();
+    let mut sent = lanes[0].send(&Load::new(&batches[0], &crops).unwrap()).unwrap();
     for step in 0..STEPS {
         let (lane, next) = (step % 2, (step + 1) % 2);
         lanes[lane].arrived().unwrap();
@@ -330,7 +342,7 @@ fn run(pace: Pace, left_out: LeftOut) -> Vec<String> {
         driver.ask(|state| state.queues[Stream::Computing as usize].push_back(Work::Read(tensors, step)));
         lanes[lane].release().unwrap();
         sent = lanes[next]
-            .send(&Load::of(&batches[step + 1], &crops).unwrap())
+            .send(&Load::new(&batches[step + 1], &crops).unwrap())
             .unwrap();
     }
     drop(sent);
@@ -377,4 +389,24 @@ fn without_a_wait_something_else_arrives() {
         let seen = paces().any(|pace| !run(pace, left_out).is_empty());
         assert!(seen, "nothing went wrong without {left_out:?}");
     }
+}
+
+/// Two batches of one size through one lane, of which the first is never taken.
+fn replace(pace: Pace, left_out: LeftOut) -> Vec<&'static str> {
+    let driver = StandIn::new(pace, left_out);
+    let crops = MultiCrop::new(MultiCropConfig::small_grey(8, 4)).unwrap();
+    let mut lane = StagedLane::new(driver.clone()).unwrap();
+    for step in [0, 6] {
+        lane.send(&Load::new(&batch(step), &crops).unwrap()).unwrap();
+    }
+    drop(lane);
+    std::mem::take(&mut driver.state.lock().unwrap().faults)
+}
+
+#[test]
+fn a_batch_that_no_step_takes_is_copied_before_the_next_is_written() {
+    for pace in paces() {
+        assert!(replace(pace, LeftOut::Nothing).is_empty(), "{pace:?}");
+    }
+    assert!(!replace(Pace::Late, LeftOut::Host).is_empty());
 }

@@ -45,7 +45,7 @@ enum Kind {
 }
 
 /// What a step needs of a batch on its device.
-pub struct Sent {
+pub struct DeviceBatch {
     tensors: Vec<Tensor>, // one a piece, flat
     kind: Kind,
     size: usize,
@@ -55,7 +55,7 @@ pub struct Sent {
 impl Piece<'_> {
     /// A flat tensor of them, copied while the caller waits.
     pub(super) fn tensor(&self, device: &Device) -> candle_core::Result<Tensor> {
-        fn of<T: candle_core::WithDType>(
+        fn flat<T: candle_core::WithDType>(
             parts: &[Cow<'_, [T]>],
             device: &Device,
         ) -> candle_core::Result<Tensor> {
@@ -69,9 +69,9 @@ impl Piece<'_> {
             }
         }
         match self {
-            Self::F32(parts) => of(parts, device),
-            Self::U32(parts) => of(parts, device),
-            Self::U8(parts) => of(parts, device),
+            Self::F32(parts) => flat(parts, device),
+            Self::U32(parts) => flat(parts, device),
+            Self::U8(parts) => flat(parts, device),
         }
     }
 }
@@ -137,7 +137,7 @@ impl<'a> Load<'a> {
     ///
     /// # Errors
     /// A batch that is not complete, or too large for what names its pixels.
-    pub(super) fn of(batch: &'a Batch, crops: &MultiCrop) -> Result<Self> {
+    pub(super) fn new(batch: &'a Batch, crops: &MultiCrop) -> Result<Self> {
         let (mut pieces, kind) = if batch.planned.is_empty() {
             let has_local = crops.config().local.count > 0;
             let values = |values: &'a [f32]| Piece::F32(vec![Cow::Borrowed(values)]);
@@ -161,8 +161,8 @@ impl<'a> Load<'a> {
     }
 
     /// What has arrived, flat tensors in the order of the pieces.
-    pub(super) fn arrived(&self, tensors: Vec<Tensor>) -> Sent {
-        Sent {
+    pub(super) fn arrived(&self, tensors: Vec<Tensor>) -> DeviceBatch {
+        DeviceBatch {
             tensors,
             kind: self.kind,
             size: self.size,
@@ -263,13 +263,13 @@ fn change(colour: Colour) -> Change {
     }
 }
 
-impl Sent {
+impl DeviceBatch {
     /// Copies `batch` to `device` while the caller waits.
     ///
     /// # Errors
     /// A batch that is not complete or too large; failures of candle.
-    pub fn now(batch: &Batch, crops: &MultiCrop, device: &Device) -> Result<Self> {
-        let load = Load::of(batch, crops)?;
+    pub fn upload(batch: &Batch, crops: &MultiCrop, device: &Device) -> Result<Self> {
+        let load = Load::new(batch, crops)?;
         let tensors = load.pieces.iter().map(|piece| piece.tensor(device));
         let tensors: candle_core::Result<_> = tensors.collect();
         Ok(load.arrived(tensors?))

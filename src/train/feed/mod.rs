@@ -3,7 +3,7 @@
 //! into page-locked memory and has it copied by a stream of its own while the current step computes (`lane`, `pinned`).
 //!
 //! Each batch ahead has a [`Lane`]: memory on both sides that it goes through, and that the next one goes through when the step has
-//! given it back. There are two for each part of a step, so that the lanes bound both memory and how far the thread is ahead.
+//! given it back. There are two for each micro-batch of a step, so that the lanes bound both memory and how far the thread is ahead.
 
 #[cfg(any(feature = "cuda", test))]
 mod lane;
@@ -21,8 +21,8 @@ use std::time::{Duration, Instant};
 
 use candle_core::Device;
 
+pub use load::DeviceBatch;
 use load::Load;
-pub use load::Sent;
 
 use super::config::TrainConfig;
 use super::kernels::kernels;
@@ -30,24 +30,24 @@ use crate::data::augment::MultiCrop;
 use crate::data::loader::{Batch, Batches, CropsOn, Loader};
 use crate::{Error, Result};
 
-/// Lanes for each part of a step: one it computes on, and one that is filled meanwhile.
-const LANES_A_PART: usize = 2;
+/// Lanes for each micro-batch of a step: one it computes on, and one that is filled meanwhile.
+const LANES_A_MICRO_BATCH: usize = 2;
 
-/// A part of a step: a batch, on its device already or not.
-pub trait Part: Sync {
+/// What of a step is computed at once: a batch, on its device already or not.
+pub trait MicroBatch: Sync {
     /// The batch.
     fn batch(&self) -> &Batch;
 
     /// What of it lies on the device; without it the step sends it there itself.
-    fn sent(&self) -> Option<&Sent>;
+    fn on_device(&self) -> Option<&DeviceBatch>;
 }
 
-impl Part for Batch {
+impl MicroBatch for Batch {
     fn batch(&self) -> &Batch {
         self
     }
 
-    fn sent(&self) -> Option<&Sent> {
+    fn on_device(&self) -> Option<&DeviceBatch> {
         None
     }
 }
@@ -55,7 +55,7 @@ impl Part for Batch {
 /// A way to the device. It carries one batch at a time.
 trait Lane: Send + Sync {
     /// Sends `load` on its way, in memory whose last batch has been released.
-    fn send(&mut self, load: &Load) -> candle_core::Result<Sent>;
+    fn send(&mut self, load: &Load) -> candle_core::Result<DeviceBatch>;
 
     /// Waits until what was sent has arrived.
     fn arrived(&self) -> candle_core::Result<()>;
@@ -65,18 +65,18 @@ trait Lane: Send + Sync {
 }
 
 /// A batch of the feed.
-pub struct Fed {
+pub struct LoadedBatch {
     batch: Batch,
-    ahead: Option<(Sent, Box<dyn Lane>)>,
+    ahead: Option<(DeviceBatch, Box<dyn Lane>)>,
 }
 
-impl Part for Fed {
+impl MicroBatch for LoadedBatch {
     fn batch(&self) -> &Batch {
         &self.batch
     }
 
-    fn sent(&self) -> Option<&Sent> {
-        self.ahead.as_ref().map(|(sent, _)| sent)
+    fn on_device(&self) -> Option<&DeviceBatch> {
+        self.ahead.as_ref().map(|(on_device, _)| on_device)
     }
 }
 
@@ -91,7 +91,7 @@ pub struct Feed {
 struct Ahead {
     /// None once the feed has ended.
     free: Option<Sender<Box<dyn Lane>>>,
-    ready: Receiver<Result<Fed>>,
+    ready: Receiver<Result<LoadedBatch>>,
     batches: Batches,
     thread: Option<JoinHandle<()>>,
 }
@@ -117,7 +117,7 @@ impl Feed {
     /// # Errors
     /// A GPU that does not answer, or no thread to be had.
     pub fn start(loader: Loader, config: &TrainConfig, device: &Device) -> Result<Self> {
-        let lanes = lanes(device, LANES_A_PART * config.accumulate)?;
+        let lanes = lanes(device, LANES_A_MICRO_BATCH * config.accumulate)?;
         let crops = MultiCrop::new(config.crops.clone())?;
         Self::with_lanes(loader, crops, lanes)
     }
@@ -136,46 +136,46 @@ impl Feed {
     ///
     /// # Errors
     /// What went wrong with the batch's images or on their way; after that the feed has ended.
-    pub fn fetch(&mut self) -> Result<(Fed, Duration)> {
+    pub fn fetch(&mut self) -> Result<(LoadedBatch, Duration)> {
         let Some(ahead) = &self.ahead else {
             let (batch, waited) = self.loader.next()?;
-            return Ok((Fed { batch, ahead: None }, waited));
+            return Ok((LoadedBatch { batch, ahead: None }, waited));
         };
-        let asked = Instant::now();
+        let start = Instant::now();
         let ended = |_| Error::failed("feed", "stopped; see the error before");
-        let fed = ahead.ready.recv().map_err(ended)??;
-        if let Some((_, lane)) = &fed.ahead {
+        let loaded = ahead.ready.recv().map_err(ended)??;
+        if let Some((_, lane)) = &loaded.ahead {
             lane.arrived()?;
         }
-        Ok((fed, asked.elapsed()))
+        Ok((loaded, start.elapsed()))
     }
 
-    /// The next `count` batches, which are the parts of a step, and how long the caller waited for all of them.
+    /// The next `count` batches, which are those of a step, and how long the caller waited for all of them.
     ///
     /// # Errors
     /// As [`Feed::fetch`].
-    pub fn fetch_parts(&mut self, count: usize) -> Result<(Vec<Fed>, Duration)> {
+    pub fn fetch_micro_batches(&mut self, count: usize) -> Result<(Vec<LoadedBatch>, Duration)> {
         let mut waited = Duration::ZERO;
-        let mut parts = Vec::with_capacity(count);
+        let mut micro_batches = Vec::with_capacity(count);
         for _ in 0..count {
-            let (part, wait) = self.fetch()?;
+            let (micro_batch, wait) = self.fetch()?;
             waited += wait;
-            parts.push(part);
+            micro_batches.push(micro_batch);
         }
-        Ok((parts, waited))
+        Ok((micro_batches, waited))
     }
 
     /// Takes a batch back once its step is done: its memory carries a later one. No tensor of it may be read afterwards.
     ///
     /// # Errors
     /// A GPU that does not answer.
-    pub fn recycle(&mut self, fed: Fed) -> Result<()> {
-        let Fed { batch, ahead } = fed;
-        let Some((sent, mut lane)) = ahead else {
+    pub fn recycle(&mut self, loaded: LoadedBatch) -> Result<()> {
+        let LoadedBatch { batch, ahead } = loaded;
+        let Some((on_device, mut lane)) = ahead else {
             self.loader.recycle(batch);
             return Ok(());
         };
-        drop(sent);
+        drop(on_device);
         lane.release()?;
         if let Some(free) = self.ahead.as_ref().and_then(|ahead| ahead.free.as_ref()) {
             // Nobody takes it where the thread has ended with an error, which the next batch tells.
@@ -217,12 +217,12 @@ fn send_all(
     batches: &Batches,
     crops: &MultiCrop,
     free: &Receiver<Box<dyn Lane>>,
-    filled: &Sender<Result<Fed>>,
+    filled: &Sender<Result<LoadedBatch>>,
 ) {
     while let Ok(mut lane) = free.recv() {
-        let fed = batches.fetch().and_then(|mut batch| {
-            let load = Load::of(&batch, crops)?;
-            let sent = lane.send(&load)?;
+        let loaded = batches.fetch().and_then(|mut batch| {
+            let load = Load::new(&batch, crops)?;
+            let on_device = lane.send(&load)?;
             drop(load);
             // What has been sent is not needed here: the loader writes the next crops over it.
             batches.recycle(Batch {
@@ -231,11 +231,11 @@ fn send_all(
                 planned: std::mem::take(&mut batch.planned),
                 ..Batch::default()
             });
-            let ahead = Some((sent, lane));
-            Ok(Fed { batch, ahead })
+            let ahead = Some((on_device, lane));
+            Ok(LoadedBatch { batch, ahead })
         });
-        let failed = fed.is_err();
-        if filled.send(fed).is_err() || failed {
+        let failed = loaded.is_err();
+        if filled.send(loaded).is_err() || failed {
             return;
         }
     }

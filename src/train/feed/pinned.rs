@@ -159,15 +159,15 @@ impl Streams for GpuStreams {
 
 /// Where a tensor begins on the GPU.
 fn address(place: &Tensor) -> Result<sys::CUdeviceptr> {
-    fn of<T: DeviceRepr>(slice: &CudaSlice<T>) -> sys::CUdeviceptr {
+    fn pointer<T: DeviceRepr>(slice: &CudaSlice<T>) -> sys::CUdeviceptr {
         slice.device_ptr(slice.stream()).0
     }
     let (storage, _) = place.storage_and_layout();
     match &*storage {
         Storage::Cuda(storage) => match &storage.slice {
-            CudaStorageSlice::F32(values) => Ok(of(values)),
-            CudaStorageSlice::U32(values) => Ok(of(values)),
-            CudaStorageSlice::U8(values) => Ok(of(values)),
+            CudaStorageSlice::F32(values) => Ok(pointer(values)),
+            CudaStorageSlice::U32(values) => Ok(pointer(values)),
+            CudaStorageSlice::U8(values) => Ok(pointer(values)),
             _ => bail!("feed: expected f32, u32 or u8"),
         },
         _ => bail!("feed: expected a tensor on the GPU"),

@@ -125,7 +125,7 @@ fn crops_of_an_emulated_gpu_are_the_processors_to_the_bit() {
 fn assert_made(images: &[RgbImage], crops: &MultiCrop) {
     let (batch, global, local) = planned(images, crops);
     let (found, of_local) = emulated(launcher(), || {
-        let sent = Sent::now(&batch, crops, &Device::Cpu).unwrap();
+        let sent = DeviceBatch::upload(&batch, crops, &Device::Cpu).unwrap();
         sent.crops(crops.config()).unwrap()
     });
     // Without the values in the message: they are too many.
@@ -208,7 +208,7 @@ fn pieces_are_written_as_they_lie_in_tensors() {
     let crops = MultiCrop::new(everything(5, 2)).unwrap();
     let (mut batch, global, local) = planned(&[noise(4, 3, 1), noise(5, 1, 2)], &crops);
     for _ in 0..2 {
-        let load = Load::of(&batch, &crops).unwrap();
+        let load = Load::new(&batch, &crops).unwrap();
         for piece in &load.pieces {
             let mut bytes = vec![0; piece.bytes()];
             piece.write(&mut bytes);
@@ -227,7 +227,7 @@ fn pieces_are_written_as_they_lie_in_tensors() {
         (batch.planned, batch.global, batch.local) = (Vec::new(), global.clone(), local.clone());
     }
     batch.planned = vec![None; 2];
-    let error = Load::of(&batch, &crops).err().unwrap().to_string();
+    let error = Load::new(&batch, &crops).err().unwrap().to_string();
     assert!(error.contains("expected 2 planned images, found 0"), "{error}");
 }
 
@@ -283,26 +283,26 @@ fn loader(crops_on: CropsOn, bad: Option<u64>) -> Loader {
 
 /// What has happened to the lanes of a test.
 #[derive(Default)]
-struct Seen {
+struct Counts {
     on_the_way: AtomicUsize,
-    most: AtomicUsize,
+    max: AtomicUsize,
     dropped: AtomicUsize,
 }
 
 /// A lane that copies while its sender waits.
 struct Copied {
-    seen: Arc<Seen>,
+    counts: Arc<Counts>,
     is_taken: AtomicBool,
 }
 
 impl Lane for Copied {
-    fn send(&mut self, load: &Load) -> candle_core::Result<Sent> {
+    fn send(&mut self, load: &Load) -> candle_core::Result<DeviceBatch> {
         assert!(
             !self.is_taken.swap(true, Ordering::Relaxed),
             "a lane carries one batch"
         );
-        let now = self.seen.on_the_way.fetch_add(1, Ordering::Relaxed) + 1;
-        self.seen.most.fetch_max(now, Ordering::Relaxed);
+        let now = self.counts.on_the_way.fetch_add(1, Ordering::Relaxed) + 1;
+        self.counts.max.fetch_max(now, Ordering::Relaxed);
         let tensors: candle_core::Result<_> = load
             .pieces
             .iter()
@@ -317,7 +317,7 @@ impl Lane for Copied {
     }
 
     fn release(&mut self) -> candle_core::Result<()> {
-        self.seen.on_the_way.fetch_sub(1, Ordering::Relaxed);
+        self.counts.on_the_way.fetch_sub(1, Ordering::Relaxed);
         self.is_taken.store(false, Ordering::Relaxed);
         Ok(())
     }
@@ -325,36 +325,36 @@ impl Lane for Copied {
 
 impl Drop for Copied {
     fn drop(&mut self) {
-        self.seen.dropped.fetch_add(1, Ordering::Relaxed);
+        self.counts.dropped.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-fn feed(loader: Loader, lanes: usize) -> (Feed, Arc<Seen>) {
-    let seen = Arc::new(Seen::default());
+fn feed(loader: Loader, lanes: usize) -> (Feed, Arc<Counts>) {
+    let counts = Arc::new(Counts::default());
     let lane = |_| {
         Box::new(Copied {
-            seen: Arc::clone(&seen),
+            counts: Arc::clone(&counts),
             is_taken: AtomicBool::new(false),
         }) as Box<dyn Lane>
     };
     let lanes = (0..lanes).map(lane).collect();
-    (Feed::with_lanes(loader, small(), lanes).unwrap(), seen)
+    (Feed::with_lanes(loader, small(), lanes).unwrap(), counts)
 }
 
 #[test]
 fn what_goes_ahead_is_what_passes_through() {
     for crops_on in [CropsOn::Cpu, CropsOn::Gpu] {
         let mut through = Feed::with_lanes(loader(crops_on, None), small(), Vec::new()).unwrap();
-        let (mut ahead, seen) = feed(loader(crops_on, None), 4);
+        let (mut ahead, counts) = feed(loader(crops_on, None), 4);
         for _ in 0..6 {
             // Two parts a step.
             let mut parts = Vec::new();
             for _ in 0..2 {
                 let (expected, _) = through.fetch().unwrap();
                 let (found, _) = ahead.fetch().unwrap();
-                assert!(expected.sent().is_none());
-                let sent = Sent::now(expected.batch(), &small(), &Device::Cpu).unwrap();
-                let on_the_way = found.sent().unwrap();
+                assert!(expected.on_device().is_none());
+                let sent = DeviceBatch::upload(expected.batch(), &small(), &Device::Cpu).unwrap();
+                let on_the_way = found.on_device().unwrap();
                 let pairs = sent.tensors().iter().zip(on_the_way.tensors());
                 assert_eq!(sent.tensors().len(), on_the_way.tensors().len());
                 for (expected, found) in pairs {
@@ -381,9 +381,9 @@ fn what_goes_ahead_is_what_passes_through() {
                 ahead.recycle(part).unwrap();
             }
         }
-        assert!((2..=4).contains(&seen.most.load(Ordering::Relaxed)));
+        assert!((2..=4).contains(&counts.max.load(Ordering::Relaxed)));
         drop(ahead);
-        assert_eq!(seen.dropped.load(Ordering::Relaxed), 4);
+        assert_eq!(counts.dropped.load(Ordering::Relaxed), 4);
     }
 }
 
@@ -408,11 +408,11 @@ fn a_failure_ahead_comes_after_the_batches_before_it() {
 #[test]
 fn a_feed_ends_whatever_its_thread_waits_for() {
     // For a lane: all are taken.
-    let (mut taken, seen) = feed(loader(CropsOn::Gpu, None), 2);
+    let (mut taken, counts) = feed(loader(CropsOn::Gpu, None), 2);
     let parts = [taken.fetch().unwrap(), taken.fetch().unwrap()];
     drop(taken);
     drop(parts);
-    assert_eq!(seen.dropped.load(Ordering::Relaxed), 2);
+    assert_eq!(counts.dropped.load(Ordering::Relaxed), 2);
     // For nothing: it is at work.
     drop(feed(loader(CropsOn::Cpu, None), 3));
 }

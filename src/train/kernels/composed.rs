@@ -4,19 +4,19 @@
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use macula_models::ops::cuda::optimizer::AdamwFactors;
 
-use super::{AdamwUpdate, Follower, Kernels, MIN_SUM, Moved, SgdFactors, expect_shape};
+use super::{AdamwUpdate, AveragedWeight, Kernels, MIN_SUM, Moved, SgdFactors, expect_shape};
 use crate::train::ranks::Ranks;
 
 /// `target = target * keep + source * take`.
-fn average(target: &Var, source: &Tensor, keep: f32, take: f32) -> Result<()> {
+fn mix(target: &Var, source: &Tensor, keep: f32, take: f32) -> Result<()> {
     let kept = (target.as_detached_tensor() * f64::from(keep))?;
     target.set(&(kept + (source * f64::from(take))?)?)
 }
 
-pub(super) fn follow(pairs: &[(Follower, &Tensor)]) -> Result<()> {
-    for (follower, student) in pairs {
-        expect_shape("teacher average", follower.weights, student)?;
-        average(follower.weights, &student.detach(), follower.keep, follower.take)?;
+pub(super) fn average(pairs: &[(AveragedWeight, &Tensor)]) -> Result<()> {
+    for (average, student) in pairs {
+        expect_shape("teacher average", average.weights, student)?;
+        mix(average.weights, &student.detach(), average.keep, average.take)?;
     }
     Ok(())
 }
@@ -26,8 +26,8 @@ pub(super) fn adamw(updates: Vec<AdamwUpdate>) -> Result<()> {
         if let Some(moved) = update.moved {
             move_weights(update.weights, moved)?;
         }
-        if let Some(follower) = update.follower {
-            follow(&[(follower, update.weights)])?;
+        if let Some(of_weight) = update.average {
+            average(&[(of_weight, update.weights)])?;
         }
     }
     Ok(())
@@ -62,8 +62,8 @@ fn move_weights(weights: &Var, moved: Moved) -> Result<()> {
 
 pub(super) fn sgd(weights: &Var, velocity: &Var, gradient: &Tensor, factors: SgdFactors) -> Result<()> {
     let decayed = (weights.as_detached_tensor() * f64::from(factors.decay))?;
-    average(velocity, &(gradient + decayed)?, factors.keep, 1.)?;
-    average(weights, velocity, 1., -factors.rate)
+    mix(velocity, &(gradient + decayed)?, factors.keep, 1.)?;
+    mix(weights, velocity, 1., -factors.rate)
 }
 
 /// Each brought to the host once.

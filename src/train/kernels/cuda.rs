@@ -5,7 +5,7 @@ use candle_core::{Device, Result, Tensor};
 use macula_models::ops::cuda::optimizer::{self, Clip, Tables};
 use macula_models::ops::cuda::{augment, targets};
 
-use super::{AdamwUpdate, Clipping, CropKernel, Follower, Kernels, composed};
+use super::{AdamwUpdate, AveragedWeight, Clipping, CropKernel, Kernels, composed};
 
 pub(super) struct Cuda;
 
@@ -14,13 +14,13 @@ impl Kernels for Cuda {
         adamw(tables, &updates, None)
     }
 
-    fn follow(&self, pairs: &[(Follower, &Tensor)]) -> Result<()> {
+    fn average(&self, pairs: &[(AveragedWeight, &Tensor)]) -> Result<()> {
         let updates: Vec<optimizer::AdamwUpdate> = pairs
             .iter()
-            .map(|(follower, weights)| optimizer::AdamwUpdate {
+            .map(|(average, weights)| optimizer::AdamwUpdate {
                 weights,
                 moved: None,
-                follower: Some(following(follower)),
+                average: Some(averaged(average)),
                 group: 0,
             })
             .collect();
@@ -97,17 +97,17 @@ fn adamw(tables: &mut Tables, updates: &[AdamwUpdate], clip: Option<&Clip>) -> R
                 gradient: &moved.gradient,
                 factors: moved.factors,
             }),
-            follower: update.follower.as_ref().map(following),
+            average: update.average.as_ref().map(averaged),
             group: update.group,
         })
         .collect();
     optimizer::adamw(tables, &updates, clip)
 }
 
-fn following<'a>(follower: &Follower<'a>) -> optimizer::Follower<'a> {
-    optimizer::Follower {
-        weights: follower.weights,
-        keep: follower.keep,
-        take: follower.take,
+fn averaged<'a>(average: &AveragedWeight<'a>) -> optimizer::AveragedWeight<'a> {
+    optimizer::AveragedWeight {
+        weights: average.weights,
+        keep: average.keep,
+        take: average.take,
     }
 }

@@ -21,10 +21,10 @@ const MIN_SUM: f32 = 1e-30;
 
 /// The updates and targets, of tensors on one device. Weights, gradients and logits are f32.
 pub(super) trait Kernels: Sync {
-    /// AdamW's update of weights, each with the teacher's after it. `tables` are those of the step before, of the same weights.
+    /// AdamW's update of weights, each with the teacher's average after it. `tables` are those of the step before, of the same weights.
     ///
     /// # Errors
-    /// Gradients or followers of another shape than their weights, other types than f32.
+    /// Gradients or averages of another shape than their weights, other types than f32.
     fn adamw(&self, _tables: &mut Tables, updates: Vec<AdamwUpdate>) -> Result<()> {
         composed::adamw(updates)
     }
@@ -37,12 +37,12 @@ pub(super) trait Kernels: Sync {
         composed::sgd(weights, velocity, gradient, factors)
     }
 
-    /// The teacher's weights after their student's.
+    /// The teacher's weights, averaged with their student's.
     ///
     /// # Errors
     /// As [`Self::sgd`].
-    fn follow(&self, pairs: &[(Follower, &Tensor)]) -> Result<()> {
-        composed::follow(pairs)
+    fn average(&self, pairs: &[(AveragedWeight, &Tensor)]) -> Result<()> {
+        composed::average(pairs)
     }
 
     /// The sum of squares of each group of gradients, on the host.
@@ -141,7 +141,7 @@ pub(super) trait Clipping: Sync {
         device: &Device,
     ) -> Result<Tensor>;
 
-    /// [`Kernels::adamw`] of gradients that are clipped first, each with its group; nothing moves where a number that `clip` tells of
+    /// [`Kernels::adamw`] of gradients that are clipped first, each with its group; nothing moves where a number that `clip` has checked
     /// is not finite.
     ///
     /// # Errors
@@ -155,8 +155,8 @@ pub(super) struct AdamwUpdate<'a> {
     pub(super) weights: &'a Var,
     /// Without it the weight stays as it is.
     pub(super) moved: Option<Moved<'a>>,
-    /// The teacher's weight, which follows it.
-    pub(super) follower: Option<Follower<'a>>,
+    /// The teacher's weight, which averages it.
+    pub(super) average: Option<AveragedWeight<'a>>,
     /// The group that its gradient is clipped with, where gradients are.
     pub(super) group: u32,
 }
@@ -186,7 +186,7 @@ pub(super) struct SgdFactors {
 
 /// One weight of the teacher and how fast it follows.
 #[derive(Clone, Copy)]
-pub(super) struct Follower<'a> {
+pub(super) struct AveragedWeight<'a> {
     /// The weight.
     pub(super) weights: &'a Var,
     /// What stays of it.
@@ -195,7 +195,7 @@ pub(super) struct Follower<'a> {
     pub(super) take: f32,
 }
 
-impl<'a> Follower<'a> {
+impl<'a> AveragedWeight<'a> {
     /// Both factors are rounded from f64: 1 - momentum in f32 would lose digits near 1.
     pub(super) fn new(weights: &'a Var, momentum: f64) -> Self {
         Self {

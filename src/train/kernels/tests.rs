@@ -140,8 +140,8 @@ fn assert_moved_alike(
             if name.ends_with("weight_g") {
                 assert!(a == b && moved == 0., "{what}, {network} {name} is fixed");
             } else if compared(&name, values) {
-                let least = 1e-6 * (values as f64).sqrt();
-                assert!(moved > least, "{what}, {network} {name} has moved by {moved}");
+                let min = 1e-6 * (values as f64).sqrt();
+                assert!(moved > min, "{what}, {network} {name} has moved by {moved}");
                 let apart = distance(&name, a, b);
                 assert!(
                     apart < weights * moved,
@@ -320,7 +320,7 @@ const CASES: [Case; 10] = [
         }
         let mut updates = Vec::new();
         for (place, (first, second)) in first.iter_mut().zip(&mut second).enumerate() {
-            // One without a gradient, and one that nothing follows.
+            // One without a gradient, and one that nothing averages.
             let moved = Moved {
                 first,
                 second,
@@ -330,7 +330,7 @@ const CASES: [Case; 10] = [
             updates.push(AdamwUpdate {
                 weights: &weights[place],
                 moved: (place != 1).then_some(moved),
-                follower: (place != 2).then(|| Follower::new(&teacher[place], 0.75)),
+                average: (place != 2).then(|| AveragedWeight::new(&teacher[place], 0.75)),
                 group: 0,
             });
         }
@@ -352,11 +352,11 @@ const CASES: [Case; 10] = [
         }
         [tensors(&weights), tensors(&velocities)].concat()
     }),
-    ("follow", |kernels| {
+    ("average", |kernels| {
         let (teacher, student) = (make(1), make(2));
-        let followers = teacher.iter().map(|weights| Follower::new(weights, 0.75));
-        let pairs: Vec<(Follower, &Tensor)> = followers.zip(student.iter().map(|var| &**var)).collect();
-        kernels.follow(&pairs).unwrap();
+        let averages = teacher.iter().map(|weights| AveragedWeight::new(weights, 0.75));
+        let pairs: Vec<(AveragedWeight, &Tensor)> = averages.zip(student.iter().map(|var| &**var)).collect();
+        kernels.average(&pairs).unwrap();
         [tensors(&teacher), tensors(&student)].concat()
     }),
     ("sums_of_squares", |kernels| {
@@ -473,19 +473,19 @@ fn averages_and_squares() {
         target
             .set(&Tensor::new(&[1f32, -2.], &Device::Cpu).unwrap())
             .unwrap();
-        let follower = Follower {
+        let average = AveragedWeight {
             weights: &target,
             keep: 0.5,
             take: 0.25,
         };
-        kernels.follow(&[(follower, &source)]).unwrap();
+        kernels.average(&[(average, &source)]).unwrap();
         assert_eq!(values(&target), [1.25, 0.]);
         let squares = kernels
             .sums_of_squares(&[vec![&source, &source], vec![]])
             .unwrap();
         assert_eq!(squares, [50., 0.]);
         let short = source.narrow(0, 0, 1).unwrap();
-        let error = kernels.follow(&[(follower, &short)]).unwrap_err().to_string();
+        let error = kernels.average(&[(average, &short)]).unwrap_err().to_string();
         assert!(
             error.starts_with("teacher average: expected shape [2], found [1]"),
             "{error}"

@@ -3,7 +3,7 @@
 
 use candle_core::{Result, Tensor};
 
-use super::told::{reconstruction_side, reduced};
+use super::reconstruction::{reconstruction_side, reduced};
 
 /// Directions of gradients, all around: a bright edge differs from a dark one.
 const DIRECTIONS: usize = 8;
@@ -12,7 +12,7 @@ const CELL: usize = 2;
 /// Cells to each side of one that its contrast is measured by.
 const NEIGHBOURS: usize = 1;
 /// Contrast, in standard deviations of pixels, under which cells stay flat: noise is no edge.
-const LEAST_CONTRAST: f64 = 0.1;
+const MIN_CONTRAST: f64 = 0.1;
 /// Keeps the direction of no gradient finite.
 const EPS: f64 = 1e-6;
 
@@ -55,7 +55,7 @@ pub fn hog_targets(crops: &Tensor) -> Result<Tensor> {
         .pad_with_same(2, NEIGHBOURS, NEIGHBOURS)?
         .pad_with_same(3, NEIGHBOURS, NEIGHBOURS)?
         .avg_pool2d_with_stride(2 * NEIGHBOURS + 1, 1)?;
-    cells.broadcast_div(&(around + LEAST_CONTRAST.powi(2))?.sqrt()?)
+    cells.broadcast_div(&(around + MIN_CONTRAST.powi(2))?.sqrt()?)
 }
 
 #[cfg(test)]

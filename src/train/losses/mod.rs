@@ -12,9 +12,9 @@ mod ibot_patch;
 mod info_nce;
 mod key_queue;
 mod koleo;
+mod reconstruction;
 mod relational;
 pub mod targets;
-mod told;
 
 use candle_core::{D, DType, Result, Tensor, bail};
 use macula_models::ops;
@@ -27,8 +27,8 @@ pub use ibot_patch::ibot_patch_loss;
 pub use info_nce::info_nce_loss;
 pub use key_queue::KeyQueue;
 pub use koleo::koleo_loss;
+pub use reconstruction::{reconstruction_loss, reconstruction_side, reduced};
 pub use relational::{Relations, relational_loss};
-pub use told::{reconstruction_side, reduced, told_loss};
 
 /// `log softmax(logits / temperature)` over the last dimension: [.., K] to [.., K], f32.
 ///

@@ -9,7 +9,10 @@ use candle_nn::loss::cross_entropy;
 use macula_models::ops;
 use macula_models::ops::cuda::upload;
 
-use super::{Asked, Crops, Method, PrototypeTargets, RelationQueues, Seen, SeenCrops, StepLoss, places};
+use super::{
+    BackboneOutput, CropOutputs, Crops, ForwardRequest, Method, PrototypeTargets, RelationQueues, StepLoss,
+    places,
+};
 use crate::data::loader::Batch;
 use crate::train::config::StepValues;
 use crate::train::config::{DistillConfig, IbotTokens, Term};
@@ -34,12 +37,12 @@ struct Student {
 }
 
 impl Method {
-    /// The terms of a distillation on one part of a step.
+    /// The terms of a distillation on one micro-batch.
     pub(super) fn distil(
         &mut self,
         crops: &Crops,
         batch: &Batch,
-        part: u64,
+        micro_batch: u64,
         values: &StepValues,
         loss: &mut StepLoss,
     ) -> Result<()> {
@@ -50,7 +53,7 @@ impl Method {
                 "expected a frozen teacher, found none",
             ));
         };
-        let result = self.distil_from(&mut frozen, &distill, (crops, batch, part), values, loss);
+        let result = self.distil_from(&mut frozen, &distill, (crops, batch, micro_batch), values, loss);
         self.frozen = Some(frozen);
         result
     }
@@ -59,31 +62,32 @@ impl Method {
         &mut self,
         frozen: &mut FrozenTargets,
         distill: &DistillConfig,
-        (crops, batch, part): (&Crops, &Batch, u64),
+        (crops, batch, micro_batch): (&Crops, &Batch, u64),
         values: &StepValues,
         loss: &mut StepLoss,
     ) -> Result<()> {
         let start = Instant::now();
-        let seen = frozen.features(&crops.global, batch)?;
+        let teacher = frozen.features(&crops.global, batch)?;
         let compared = self.compared_patches(crops, distill)?;
-        let targets = self.prototype_targets(frozen, &seen, &compared, values)?;
+        let targets = self.prototype_targets(frozen, &teacher, &compared, values)?;
         loss.teacher_seconds += self.clock.since(start)?;
 
-        let (global, local) = self.student_under(distill, crops, &compared, (part, targets.cls.is_some()))?;
-        let of_heads = SeenCrops {
-            global: Seen {
+        let (global, local) =
+            self.student_under(distill, crops, &compared, (micro_batch, targets.cls.is_some()))?;
+        let of_heads = CropOutputs {
+            global: BackboneOutput {
                 cls: global.cls.clone(),
                 patches: global.compared.clone(),
             },
             local,
         };
         self.prototype_terms(crops, &of_heads, targets, loss)?;
-        self.feature_terms(distill, &seen, &global, loss)?;
+        self.feature_terms(distill, &teacher, &global, loss)?;
         if distill.has(Term::Relation) {
-            self.relation_term(distill, &seen, (crops, &global.cls, part), loss)?;
+            self.relation_term(distill, &teacher, (crops, &global.cls, micro_batch), loss)?;
         }
         if distill.has(Term::Logits) {
-            self.logits_term(frozen, distill, &seen, &global.cls, loss)?;
+            self.logits_term(frozen, distill, &teacher, &global.cls, loss)?;
         }
         if distill.has_labels() {
             self.label_term(frozen, distill, batch, &global.cls, loss)?;
@@ -117,7 +121,7 @@ impl Method {
         distill: &DistillConfig,
         crops: &Crops,
         compared: &Compared,
-        (part, locals): (u64, bool),
+        (micro_batch, locals): (u64, bool),
     ) -> Result<(Student, Option<Tensor>)> {
         let features = distill.has(Term::Patch) || distill.has(Term::PatchMean);
         let count = crops.global.dim(0)?;
@@ -126,12 +130,12 @@ impl Method {
             true => (0..(count * patches) as u32).collect(),
             false => Vec::new(),
         };
-        let asked = Asked {
+        let request = ForwardRequest {
             hidden: None,
             places: if features { &all } else { &compared.places },
             locals,
         };
-        let SeenCrops { global, local } = self.student_sees_crops(crops, &asked, part)?;
+        let CropOutputs { global, local } = self.student_outputs(crops, &request, micro_batch)?;
         if !features {
             let student = Student {
                 cls: global.cls,
@@ -163,18 +167,18 @@ impl Method {
     fn prototype_targets(
         &mut self,
         frozen: &FrozenTargets,
-        seen: &TeacherFeatures,
+        teacher: &TeacherFeatures,
         compared: &Compared,
         values: &StepValues,
     ) -> Result<PrototypeTargets> {
-        let cls = match &seen.cls {
+        let cls = match &teacher.cls {
             Some(tokens) if self.config.has_dino() => {
                 let logits = frozen.cls_logits(tokens)?;
                 Some(self.cls_targets(&logits, values)?)
             }
             _ => None,
         };
-        let patch = match &seen.patch {
+        let patch = match &teacher.patch {
             Some((tokens, _)) if !compared.places.is_empty() => {
                 let count = compared.places.len();
                 let chosen = upload(&compared.places, count, &self.device)
@@ -192,14 +196,14 @@ impl Method {
     fn feature_terms(
         &self,
         distill: &DistillConfig,
-        seen: &TeacherFeatures,
+        teacher: &TeacherFeatures,
         global: &Student,
         loss: &mut StepLoss,
     ) -> Result<()> {
-        let patch = seen.patch.as_ref().map(|(tokens, _)| tokens);
+        let patch = teacher.patch.as_ref().map(|(tokens, _)| tokens);
         for (term, name, teacher) in [
-            (Term::Cls, "feature_cls", seen.cls.as_ref()),
-            (Term::PatchMean, "feature_patch_mean", seen.patch_mean.as_ref()),
+            (Term::Cls, "feature_cls", teacher.cls.as_ref()),
+            (Term::PatchMean, "feature_patch_mean", teacher.patch_mean.as_ref()),
             (Term::Patch, "feature_patch", patch),
         ] {
             let (Some(projection), Some(teacher)) = (self.student.distill_projection(term), teacher) else {
@@ -221,18 +225,18 @@ impl Method {
     fn relation_term(
         &mut self,
         distill: &DistillConfig,
-        seen: &TeacherFeatures,
-        (crops, cls, part): (&Crops, &Tensor, u64),
+        teacher: &TeacherFeatures,
+        (crops, cls, micro_batch): (&Crops, &Tensor, u64),
         loss: &mut StepLoss,
     ) -> Result<()> {
         let start = Instant::now();
         let vit = &self.teacher.vit;
-        let averaged = Seen::by(vit, &crops.global, None, None, &[])?.cls;
-        let known = self.known_relations(distill, crops, part)?;
+        let averaged = BackboneOutput::forward(vit, &crops.global, None, None, &[])?.cls;
+        let known = self.known_relations(distill, crops, micro_batch)?;
         let missing = || Error::failed("relation term", "expected features and their queue, found none");
         let (Some(RelationQueues { teacher, student }), Some(of_teacher)) = (
             &mut self.memory.relations,
-            seen.cls.as_ref().or(seen.patch_mean.as_ref()),
+            teacher.cls.as_ref().or(teacher.patch_mean.as_ref()),
         ) else {
             return Err(missing());
         };
@@ -259,9 +263,9 @@ impl Method {
         loss.push("relation", &term, distill.weight(Term::Relation))
     }
 
-    /// Images in the queues once this part's are: until these are full the rest of them is what they began with.
-    fn known_relations(&self, distill: &DistillConfig, crops: &Crops, part: u64) -> Result<usize> {
-        let before = self.config.batch_plan()?.images_before(part);
+    /// Images in the queues once this micro-batch's are: until these are full the rest of them is what they began with.
+    fn known_relations(&self, distill: &DistillConfig, crops: &Crops, micro_batch: u64) -> Result<usize> {
+        let before = self.config.batch_plan()?.images_before(micro_batch);
         let images = before.saturating_add(crops.batch as u64);
         let rows = images.saturating_mul(self.config.crops.global.count as u64);
         Ok(rows.min(distill.relation_queue as u64) as usize)
@@ -272,7 +276,7 @@ impl Method {
         &self,
         frozen: &FrozenTargets,
         distill: &DistillConfig,
-        seen: &TeacherFeatures,
+        teacher: &TeacherFeatures,
         cls: &Tensor,
         loss: &mut StepLoss,
     ) -> Result<()> {
@@ -284,11 +288,11 @@ impl Method {
         };
         let (student, teacher) = if distill.logits_are_prototypes() {
             let head = self.student.dino_head.as_ref().ok_or_else(missing)?;
-            let tokens = seen.cls.as_ref().ok_or_else(missing)?;
+            let tokens = teacher.cls.as_ref().ok_or_else(missing)?;
             (head.forward(cls)?, frozen.cls_logits(tokens)?)
         } else {
             let classifier = self.student.distill_classifier().ok_or_else(missing)?;
-            let scores = seen.scores.clone().ok_or_else(missing)?;
+            let scores = teacher.scores.clone().ok_or_else(missing)?;
             (classifier.forward(cls)?, scores)
         };
         let term = distillation_kl_loss(&student, &teacher, distill.temperature);

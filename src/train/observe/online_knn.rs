@@ -75,7 +75,7 @@ impl OnlineKnn {
 
     /// Which labelled images it is measured on.
     pub fn images(&self) -> SourceIdentity {
-        SourceIdentity::of(self.source.as_ref())
+        SourceIdentity::from_source(self.source.as_ref())
     }
 
     /// Draws the sample of `source` (named `config.data` in errors) and reads its images where they fit in memory. An image

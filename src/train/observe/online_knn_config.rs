@@ -59,11 +59,11 @@ impl OnlineKnnConfig {
             let reason = format!("expected {expected}, found {found}");
             Err(Error::input(format!("online_knn.{name}"), reason))
         };
-        let least = 2 * QUERY_SHARE;
-        if self.max_images < least {
+        let min = 2 * QUERY_SHARE;
+        if self.max_images < min {
             return wrong(
                 "max_images",
-                &format!("at least {least}"),
+                &format!("at least {min}"),
                 self.max_images.to_string(),
             );
         }

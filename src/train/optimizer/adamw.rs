@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Tensor, Var};
+use candle_core::{DType, Tensor};
 
 use super::{Average, Parameter, Rates, check, check_state_names, copied};
 use crate::train::kernels::{AdamwFactors, AdamwUpdate, Clip, Clipping, Kernels, Moved, Tables, kernels};
@@ -221,7 +221,7 @@ impl AdamW {
             let moved = match gradients.get(&parameter.var) {
                 Some(gradient) => {
                     moments.steps += 1;
-                    let rates = rates.of(&parameter.group);
+                    let rates = rates.for_group(&parameter.group);
                     Some(Moved {
                         gradient: gradient.contiguous()?,
                         factors: self.options.factors(moments.steps, rates, scale(&parameter.name)),
@@ -234,7 +234,9 @@ impl AdamW {
             updates.push(AdamwUpdate {
                 weights: &parameter.var,
                 moved,
-                follower: teacher.as_ref().and_then(|teacher| teacher.of(&parameter.name)),
+                average: teacher
+                    .as_ref()
+                    .and_then(|teacher| teacher.averaged(&parameter.name)),
                 group: group_of(&parameter.name),
             });
         }
@@ -249,7 +251,7 @@ mod tests {
     use crate::train::optimizer::{clip_gradients, clip_scale, gradient_norm};
     use crate::train::param_groups::ParamGroup;
     use crate::train::testing::{assert_close, fixture, values, values as all};
-    use candle_core::Device;
+    use candle_core::{Device, Var};
 
     const PLAIN: ParamGroup = ParamGroup {
         lr_multiplier: 1.,
@@ -318,7 +320,7 @@ mod tests {
             let zeros = || Var::zeros(start.shape(), DType::F32, &Device::Cpu).unwrap();
             names.map(|name| (name.to_string(), zeros())).into()
         };
-        let ((mut fused, follower), (mut plain, other)) = ((make(), teacher()), (make(), teacher()));
+        let ((mut fused, average), (mut plain, other)) = ((make(), teacher()), (make(), teacher()));
         for _ in 0..2 {
             let mut store = gradients(&plain, &target);
             let vars: Vec<Var> = plain.parameters().iter().map(|p| p.var.clone()).collect();
@@ -331,7 +333,7 @@ mod tests {
             let norm = gradient_norm("a", [&fused.parameters()[0].var], &store).unwrap();
             let scale = |name: &str| if name == "a" { clip_scale(norm, 3.) } else { 1. };
             let average = Average {
-                teacher: &follower,
+                teacher: &average,
                 momentum: 0.9,
             };
             fused
@@ -344,7 +346,7 @@ mod tests {
                 values(&plain.parameters()[i].var),
                 "{name}"
             );
-            assert_eq!(values(&follower[*name]), values(&other[*name]), "{name}");
+            assert_eq!(values(&average[*name]), values(&other[*name]), "{name}");
             assert_eq!(
                 values(&fused.state()[*name].second),
                 values(&plain.state()[*name].second)

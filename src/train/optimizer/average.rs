@@ -2,7 +2,7 @@
 
 use super::Parameter;
 use crate::train::ema::{self, NamedVars};
-use crate::train::kernels::Follower;
+use crate::train::kernels::AveragedWeight;
 use crate::{Error, Result};
 
 /// A teacher that follows the parameters: `teacher = momentum * teacher + (1 - momentum) * weight` after each step.
@@ -39,9 +39,9 @@ impl<'a> Average<'a> {
     }
 
     /// The teacher's side of one parameter.
-    pub(super) fn of(&self, name: &str) -> Option<Follower<'a>> {
+    pub(super) fn averaged(&self, name: &str) -> Option<AveragedWeight<'a>> {
         self.teacher
             .get(name)
-            .map(|weights| Follower::new(weights, self.momentum))
+            .map(|weights| AveragedWeight::new(weights, self.momentum))
     }
 }

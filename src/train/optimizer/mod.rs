@@ -45,7 +45,7 @@ pub struct Rates {
 
 impl Rates {
     /// Learning rate and weight decay of a parameter of `group`.
-    pub fn of(&self, group: &ParamGroup) -> (f64, f64) {
+    pub fn for_group(&self, group: &ParamGroup) -> (f64, f64) {
         let rate = if group.is_last_layer {
             self.last_layer_learning_rate
         } else {

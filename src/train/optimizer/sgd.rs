@@ -80,7 +80,7 @@ impl Sgd {
             let (Some(gradient), Some(velocity)) = (gradient, self.velocities.get(&parameter.name)) else {
                 continue;
             };
-            let (rate, decay) = rates.of(&parameter.group);
+            let (rate, decay) = rates.for_group(&parameter.group);
             self.advance(parameter, velocity, gradient, rate, decay)?;
         }
         Ok(())

@@ -19,7 +19,7 @@ impl Package {
     ///
     /// # Errors
     /// A folder that is not there, or folders of two packages.
-    pub fn of(root: &Path, folders: &[String]) -> Result<Self> {
+    pub fn holding_all(root: &Path, folders: &[String]) -> Result<Self> {
         let mut found: Option<Self> = None;
         for folder in folders {
             if !root.join(folder).exists() {

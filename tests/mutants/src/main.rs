@@ -33,7 +33,7 @@ fn main() -> ExitCode {
 pub type Result<T> = std::result::Result<T, String>;
 
 fn run(arguments: &Arguments) -> Result<()> {
-    let package = Package::of(&arguments.root, &arguments.folders)?;
+    let package = Package::holding_all(&arguments.root, &arguments.folders)?;
     let built = arguments.work.join(format!("{}.json", package.name));
     if arguments.build {
         build(arguments, &package)?.write(&built)?;

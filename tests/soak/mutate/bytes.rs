@@ -43,8 +43,8 @@ pub fn place(len: usize, rng: &mut Rng) -> usize {
 
 /// The end of a stretch of bytes that starts at `start`, mostly short.
 fn end(start: usize, len: usize, rng: &mut Rng) -> usize {
-    let most = [4, 16, 64, 512, len][rng.random_range(0..5)];
-    (start + rng.random_range(1..=most.max(1))).min(len)
+    let max = [4, 16, 64, 512, len][rng.random_range(0..5)];
+    (start + rng.random_range(1..=max.max(1))).min(len)
 }
 
 /// A number at which something turns.

@@ -15,11 +15,11 @@ const ROW_BLOCK: usize = 384;
 /// and above 64, as `neighbours` says of its own blocks, but small, or a thousand centroids would cost as much as 1,536.
 const CENTROID_TILE: usize = 96;
 /// Most centroids in one product.
-const MOST_CENTROIDS: usize = 12 * CENTROID_TILE;
+const MAX_CENTROIDS: usize = 12 * CENTROID_TILE;
 
 /// Centroids in one product: blocks of one size that hold `k` with little to spare.
 fn centroid_block(k: usize) -> usize {
-    let blocks = k.div_ceil(MOST_CENTROIDS).max(1);
+    let blocks = k.div_ceil(MAX_CENTROIDS).max(1);
     k.div_ceil(blocks)
         .next_multiple_of(CENTROID_TILE)
         .max(CENTROID_TILE)
@@ -188,8 +188,8 @@ fn nearer(products: &[f32], half_norms: &[f32], first: usize, left_out: u32, fou
                 .map(|(product, half_norm)| product - half_norm)
         };
         // No early exit: the compiler turns this into a few vector comparisons, and few blocks hold a nearer centroid.
-        let least = found.second;
-        if !scores().fold(false, |any, score| any | (score > least)) {
+        let min = found.second;
+        if !scores().fold(false, |any, score| any | (score > min)) {
             continue;
         }
         for (lane, score) in scores().enumerate() {
@@ -238,7 +238,7 @@ mod tests {
             let block = centroid_block(k);
             let padded = k.div_ceil(block) * block;
             assert!(
-                block.is_multiple_of(CENTROID_TILE) && block <= MOST_CENTROIDS,
+                block.is_multiple_of(CENTROID_TILE) && block <= MAX_CENTROIDS,
                 "{k}: {block}"
             );
             assert!(

@@ -141,7 +141,7 @@ impl<'a> Lloyd<'a> {
 
     fn settled(&self, row: usize, others_moved: f64) -> bool {
         let away = self.others[row] - others_moved;
-        away > 0.0 && away * away > self.distances[row] + 2.0 * self.slack.of(self.lengths[row])
+        away > 0.0 && away * away > self.distances[row] + 2.0 * self.slack.at(self.lengths[row])
     }
 
     /// Rows that no centroid can be nearer to than their own if none moved farther than `others_moved`, and the others.
@@ -152,7 +152,7 @@ impl<'a> Lloyd<'a> {
     }
 
     /// Scores `movers` for `rows`, settled otherwise: moves the rows that one of them is now nearest to, and returns those
-    /// of which that cannot be told.
+    /// of which that cannot be decided.
     fn score_movers(&mut self, rows: &[u32], movers: &[u32]) -> Vec<u32> {
         let mut place_of = vec![NONE; self.centroids.view().rows()];
         for (place, &mover) in movers.iter().enumerate() {
@@ -173,7 +173,7 @@ impl<'a> Lloyd<'a> {
         let mut unsure = Vec::new();
         for (&row, found) in rows.iter().zip(found) {
             let at = row as usize;
-            let off = self.slack.of(self.lengths[at]);
+            let off = self.slack.at(self.lengths[at]);
             let (best, second) = self.squared(at, found);
             if best - off > self.distances[at] + off {
                 self.others[at] = self.others[at].min((best - off).sqrt());
@@ -206,7 +206,7 @@ impl<'a> Lloyd<'a> {
                 let at = row as usize;
                 let centroid = self.centroids.view().row(found.place as usize);
                 let (_, second) = self.squared(at, found);
-                let others = (second - self.slack.of(self.lengths[at])).max(0.0).sqrt();
+                let others = (second - self.slack.at(self.lengths[at])).max(0.0).sqrt();
                 (squared_distance(self.features.row(at), centroid), others)
             })
             .collect();
@@ -246,7 +246,7 @@ impl Slack {
         }
     }
 
-    fn of(self, length: f64) -> f64 {
+    fn at(self, length: f64) -> f64 {
         self.share * (length + self.longest)
     }
 }

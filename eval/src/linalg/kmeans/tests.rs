@@ -25,7 +25,7 @@ fn config(k: usize) -> KMeansConfig {
 }
 
 fn agreement(a: &[u32], b: &[u32]) -> f64 {
-    adjusted_rand_index(&Contingency::of(a, b))
+    adjusted_rand_index(&Contingency::new(a, b))
 }
 
 #[test]

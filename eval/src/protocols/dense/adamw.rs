@@ -66,11 +66,11 @@ impl Moments {
     }
 }
 
-/// Scales gradients whose norm, all of them together, is above `most` down to it (torch's `clip_grad_norm_`).
-pub(crate) fn clip(gradients: &mut [Vec<f32>], most: f64) {
+/// Scales gradients whose norm, all of them together, is above `max` down to it (torch's `clip_grad_norm_`).
+pub(crate) fn clip(gradients: &mut [Vec<f32>], max: f64) {
     let square = |value: &f32| f64::from(*value) * f64::from(*value);
     let norm = gradients.iter().flatten().map(square).sum::<f64>().sqrt();
-    let scale = (most / (norm + 1e-6)) as f32;
+    let scale = (max / (norm + 1e-6)) as f32;
     if scale < 1.0 {
         gradients.iter_mut().flatten().for_each(|value| *value *= scale);
     }

@@ -98,7 +98,7 @@ pub(crate) struct ChannelMoments {
 
 impl ChannelMoments {
     /// Over the patches of `windows`.
-    pub(crate) fn of(features: &PatchFeatures, windows: &[usize]) -> Self {
+    pub(crate) fn from_features(features: &PatchFeatures, windows: &[usize]) -> Self {
         let dim = features.dim;
         let blocks: Vec<Vec<f64>> = windows
             .par_chunks(BLOCK)
@@ -138,8 +138,8 @@ pub(crate) struct Standard {
 
 impl Standard {
     /// Channels with mean 0 and deviation 1 over the patches of `windows`.
-    pub(crate) fn of(features: &PatchFeatures, windows: &[usize]) -> Self {
-        let moments = ChannelMoments::of(features, windows);
+    pub(crate) fn from_features(features: &PatchFeatures, windows: &[usize]) -> Self {
+        let moments = ChannelMoments::from_features(features, windows);
         Self::from_moments(&moments.mean, &moments.variance)
     }
 
@@ -186,7 +186,7 @@ mod tests {
             (features.len(), features.window(1)),
             (3, [5.0, 4.0, 7.0, 4.0].as_slice())
         );
-        let standard = Standard::of(&features, &[0, 1]);
+        let standard = Standard::from_features(&features, &[0, 1]);
         let mut out = Vec::new();
         standard.apply(features.window(0), &mut out);
         let deviation = (5.0f32 + 1e-5).sqrt(); // of 1, 3, 5, 7

@@ -130,7 +130,7 @@ impl BatchNorm {
 
     /// The statistics of a batch, which the running ones follow; their variance is divided by n - 1.
     fn of_batch(&mut self, features: &PatchFeatures, batch: &[usize]) -> Standard {
-        let found = ChannelMoments::of(features, batch);
+        let found = ChannelMoments::from_features(features, batch);
         let unbiased = found.n as f64 / found.n.saturating_sub(1).max(1) as f64;
         let follow = |running: &mut f64, new: f64| *running += BATCH_SHARE * (new - *running);
         let means = self.mean.iter_mut().zip(&found.mean);
@@ -213,7 +213,7 @@ impl Layer {
         };
         let before = match recipe.normalisation {
             Normalisation::None => Before::Fixed(Standard::identity(dim)),
-            Normalisation::AllPatches => Before::Fixed(Standard::of(features, windows)),
+            Normalisation::AllPatches => Before::Fixed(Standard::from_features(features, windows)),
             Normalisation::BatchNorm => Before::BatchNorm(BatchNorm::new(dim)),
         };
         Self {
@@ -237,8 +237,8 @@ impl Layer {
         let losses = (0..training.iterations).map(|iteration| {
             next(&mut batch);
             let (value, mut gradients) = self.loss_gradient(features, &batch, loss, iteration);
-            if let Some(most) = recipe.clip {
-                clip(&mut gradients, most);
+            if let Some(max) = recipe.clip {
+                clip(&mut gradients, max);
             }
             let step = Step {
                 rate: training.learning_rate * recipe.rate(iteration, training.iterations),
@@ -344,7 +344,7 @@ pub(crate) mod testing {
         warmup: 0.0,
         warmup_ratio: 1.0,
         decay: Decay::Linear,
-        least: 0.0,
+        min: 0.0,
         clip: None,
         cycles: false,
     };
@@ -412,7 +412,7 @@ pub(crate) mod testing {
         let largest = gradients
             .iter()
             .flatten()
-            .fold(0.0f64, |most, &g| most.max(f64::from(g.abs())));
+            .fold(0.0f64, |max, &g| max.max(f64::from(g.abs())));
         assert!(largest > 1e-4, "a gradient to compare with");
         let step = 3e-4;
         let mut worst = 0.0f64;
@@ -513,13 +513,13 @@ mod tests {
             ..testing::PLAIN
         };
         let layer = Layer::new(&waves(1, 16), &[0], 50, 0, &recipe);
-        let (least, most) = layer
+        let (min, max) = layer
             .weights
             .iter()
-            .fold((0f32, 0f32), |(least, most), &w| (least.min(w), most.max(w)));
+            .fold((0f32, 0f32), |(min, max), &w| (min.min(w), max.max(w)));
         assert!(
-            (-0.25..-0.24).contains(&least) && (0.24..0.25).contains(&most),
-            "{least} {most}"
+            (-0.25..-0.24).contains(&min) && (0.24..0.25).contains(&max),
+            "{min} {max}"
         );
         assert!(layer.biases.iter().any(|bias| *bias != 0.0));
         let before = Layer::new(&waves(1, 16), &[0], 50, 0, &testing::PLAIN);

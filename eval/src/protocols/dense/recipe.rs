@@ -62,7 +62,7 @@ pub(crate) enum Start {
 pub(crate) enum Decay {
     /// In a straight line to 0 (mmcv's `poly` with power 1).
     Linear,
-    /// Half a cosine, to `least` of the rate.
+    /// Half a cosine, to `min` of the rate.
     Cosine,
 }
 
@@ -78,7 +78,7 @@ pub(crate) struct Recipe {
     pub warmup_ratio: f64,
     pub decay: Decay,
     /// What the rate falls to, as a share of it.
-    pub least: f64,
+    pub min: f64,
     /// Largest norm of the whole gradient.
     pub clip: Option<f64>,
     /// Whether AdamW's first momentum goes from 0.95 to 0.85 over 30 % of the iterations and back (mmcv's `OneCycle`).
@@ -98,7 +98,7 @@ impl Recipe {
         } else {
             1.0
         };
-        (self.least + (1.0 - self.least) * falling) * rising
+        (self.min + (1.0 - self.min) * falling) * rising
     }
 
     /// AdamW's first momentum in an iteration.
@@ -131,7 +131,7 @@ mod tests {
             warmup: 0.2,
             warmup_ratio: 1e-6,
             decay: Decay::Linear,
-            least: 0.0,
+            min: 0.0,
             clip: None,
             cycles: false,
         }
@@ -147,7 +147,7 @@ mod tests {
         let cosine = Recipe {
             decay: Decay::Cosine,
             warmup: 0.0,
-            least: 0.2,
+            min: 0.2,
             ..recipe()
         };
         assert!((cosine.rate(0, 10) - 1.0).abs() < 1e-12 && (cosine.rate(5, 10) - 0.6).abs() < 1e-12);

@@ -2,7 +2,7 @@
 //! `[heads * K, F]` matrix. Groups of such heads never meet, so each is trained by one thread from start to end.
 
 use super::inputs::{Input, InputView, ProbeFeatures};
-use super::{LEAST_EPOCHS, Length, LinearProbeConfig, REFERENCE_STEPS};
+use super::{Length, LinearProbeConfig, MIN_EPOCHS, REFERENCE_STEPS};
 use crate::draws::{Order, normal};
 use crate::linalg::gemm::{Operand, Threads, gemm};
 use crate::protocols::logistic::product;
@@ -64,7 +64,7 @@ impl Schedule {
         let batch = config.batch_size.min(rows).max(1);
         let of_epochs = |epochs: usize| (rows.saturating_mul(epochs) / batch).max(1);
         let steps = match config.length {
-            Length::Reference => of_epochs(LEAST_EPOCHS).max(REFERENCE_STEPS),
+            Length::Reference => of_epochs(MIN_EPOCHS).max(REFERENCE_STEPS),
             Length::Epochs(epochs) => of_epochs(epochs),
             Length::Steps(steps) => steps.max(1),
         };
@@ -368,20 +368,25 @@ mod tests {
         let matrix = |values: Vec<f32>| crate::Matrix::new(values, n, dim).unwrap();
         let features = ProbeFeatures {
             cls_blocks: expected
-                .of("cls")
+                .named("cls")
                 .rows()
                 .map(|block| matrix(block.floats()))
                 .collect(),
             patch_mean: Some(matrix(expected.f32s("patch_mean"))),
         };
-        let labels: Vec<u32> = expected.of("labels").bytes().into_iter().map(u32::from).collect();
+        let labels: Vec<u32> = expected
+            .named("labels")
+            .bytes()
+            .into_iter()
+            .map(u32::from)
+            .collect();
         let config = LinearProbeConfig {
             length: Length::Steps(expected.count("steps")),
             batch_size: n,
             ..LinearProbeConfig::default()
         };
         let rows: Vec<usize> = (0..n).collect();
-        let heads: Vec<_> = expected.of("heads").rows().collect();
+        let heads: Vec<_> = expected.named("heads").rows().collect();
         assert_eq!(heads.len(), 8);
         for (index, head) in heads.iter().enumerate() {
             let input = Input {
@@ -394,7 +399,7 @@ mod tests {
                 learning_rate: head.number("learning_rate"),
             }];
             let mut group = Group::new(&one, features.view(input), classes, &config);
-            let (start, end) = (head.of("start"), head.of("end"));
+            let (start, end) = (head.named("start"), head.named("end"));
             (group.weights, group.biases) = (start.f32s("weights"), start.f32s("biases"));
             group.train(&labels, &rows, &config);
             let what = one[0].key();

@@ -44,7 +44,7 @@ pub struct LinearProbeConfig {
 }
 
 /// Passes over the training rows that are the least by default.
-const LEAST_EPOCHS: usize = 10;
+const MIN_EPOCHS: usize = 10;
 /// Steps of the reference, whatever the data: 10 times 1,250.
 const REFERENCE_STEPS: usize = 12_500;
 
@@ -65,7 +65,7 @@ impl Length {
     fn describe(self) -> String {
         match self {
             Self::Reference => {
-                format!("{REFERENCE_STEPS} steps or {LEAST_EPOCHS} epochs, whichever is longer")
+                format!("{REFERENCE_STEPS} steps or {MIN_EPOCHS} epochs, whichever is longer")
             }
             Self::Epochs(epochs) => format!("{epochs} epochs"),
             Self::Steps(steps) => format!("{steps} steps"),
@@ -218,7 +218,7 @@ pub fn evaluate(
     let winner = &grid[chosen..=chosen];
     let trained = heads::train(train, train_labels, &every_row, winner, n_classes, config);
     let logits = heads::logits(test, &trained[0], n_classes);
-    let test_scores = TestScores::of(
+    let test_scores = TestScores::from_logits(
         &logits,
         test_labels,
         n_classes,

@@ -48,8 +48,8 @@ impl<'a> Objective<'a> {
     pub(super) fn new(x: MatrixView<'a>, labels: &'a [u32], classes: usize) -> Self {
         let blocks = x.rows().div_ceil(BLOCK_ROWS);
         let lane_bytes = (x.dim() + 1) * classes * size_of::<f64>();
-        let most_lanes = (PARTIAL_BYTES / lane_bytes).clamp(8, 64);
-        let lane_rows = blocks.div_ceil(most_lanes).max(1) * BLOCK_ROWS;
+        let max_lanes = (PARTIAL_BYTES / lane_bytes).clamp(8, 64);
+        let lane_rows = blocks.div_ceil(max_lanes).max(1) * BLOCK_ROWS;
         let lanes = (0..x.rows().div_ceil(lane_rows))
             .map(|_| Lane::default())
             .collect();

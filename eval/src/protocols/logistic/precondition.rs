@@ -147,8 +147,8 @@ pub(super) fn per_class(objective: &Objective<'_>, c: f64, penalty: f64) -> Prec
     let factors = (0..objective.classes()).map(|class| {
         let weights = objective.class_weights(class);
         let total: f64 = weights.iter().map(|w| f64::from(*w)).sum();
-        let least = (NEGLIGIBLE * total / weights.len() as f64) as f32;
-        let kept: Vec<usize> = (0..weights.len()).filter(|&row| weights[row] >= least).collect();
+        let min = (NEGLIGIBLE * total / weights.len() as f64) as f32;
+        let kept: Vec<usize> = (0..weights.len()).filter(|&row| weights[row] >= min).collect();
         let wanted = kept.len().min(CLASS_ROWS_PER_COLUMN * x.dim());
         let sampled: Vec<usize> = (0..wanted).map(|i| kept[i * kept.len() / wanted]).collect();
         let roots: Vec<f32> = sampled.iter().map(|&row| weights[row].sqrt()).collect();

@@ -173,7 +173,7 @@ pub fn evaluate(
     let model =
         LogisticSolver::new(train, train_labels, n_classes)?.fit(&params, selection.start.as_ref())?;
     let logits = model.logits(test)?;
-    let test_scores = TestScores::of(
+    let test_scores = TestScores::from_logits(
         &logits,
         test_labels,
         n_classes,

@@ -76,7 +76,7 @@ fn the_reference_of_clustering_scores() {
     let golden = golden();
     let clusters: Vec<u32> = serde_json::from_value(golden["clusters"].clone()).unwrap();
     let labels: Vec<u32> = serde_json::from_value(golden["test_labels"].clone()).unwrap();
-    let table = Contingency::of(&clusters, &labels);
+    let table = Contingency::new(&clusters, &labels);
     assert!((nmi(&table) - golden["nmi"].as_f64().unwrap()).abs() < 1e-9);
     assert!((adjusted_rand_index(&table) - golden["ari"].as_f64().unwrap()).abs() < 1e-9);
 }

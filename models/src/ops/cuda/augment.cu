@@ -123,10 +123,10 @@ __device__ inline int level_of(int value, double part) {
 
 // Hue turned by `shift` of 256 through 8-bit HSV. Which operations are in f32 and which in f64 decides the level.
 __device__ inline Pixel turned(Pixel pixel, int shift) {
-    const int value = max(pixel.red, max(pixel.green, pixel.blue)), least = min(pixel.red, min(pixel.green, pixel.blue));
+    const int value = max(pixel.red, max(pixel.green, pixel.blue)), low = min(pixel.red, min(pixel.green, pixel.blue));
     int hue = 0, saturation = 0;
-    if (value != least) {
-        const float chroma = static_cast<float>(value - least);
+    if (value != low) {
+        const float chroma = static_cast<float>(value - low);
         saturation = cut_off(static_cast<double>(__fdiv_rn(chroma, static_cast<float>(value))) * 255.);
         double base = 4.;
         int after = pixel.green, before = pixel.red;

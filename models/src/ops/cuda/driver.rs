@@ -72,9 +72,9 @@ pub(super) fn copy<T: DeviceRepr + 'static>(
     values: &[T],
     target: &mut CudaSlice<T>,
 ) -> Result<()> {
-    let most = at_once::<T>();
-    for (number, part) in values.chunks(most).enumerate() {
-        let start = number * most;
+    let max = at_once::<T>();
+    for (number, part) in values.chunks(max).enumerate() {
+        let start = number * max;
         device.memcpy_htod(part, &mut target.slice_mut(start..start + part.len()))?;
     }
     Ok(())
@@ -136,15 +136,15 @@ pub(super) fn launch(
 
 /// Where a storage is.
 pub(super) fn address(kernel: &str, storage: &CudaStorage) -> Result<u64> {
-    fn of<T: DeviceRepr>(slice: &CudaSlice<T>) -> u64 {
+    fn pointer<T: DeviceRepr>(slice: &CudaSlice<T>) -> u64 {
         slice.device_ptr(slice.stream()).0
     }
     match &storage.slice {
-        CudaStorageSlice::F32(values) => Ok(of(values)),
-        CudaStorageSlice::F64(values) => Ok(of(values)),
-        CudaStorageSlice::BF16(values) => Ok(of(values)),
-        CudaStorageSlice::U32(values) => Ok(of(values)),
-        CudaStorageSlice::U8(values) => Ok(of(values)),
+        CudaStorageSlice::F32(values) => Ok(pointer(values)),
+        CudaStorageSlice::F64(values) => Ok(pointer(values)),
+        CudaStorageSlice::BF16(values) => Ok(pointer(values)),
+        CudaStorageSlice::U32(values) => Ok(pointer(values)),
+        CudaStorageSlice::U8(values) => Ok(pointer(values)),
         _ => bail!("{kernel}: expected f32, f64, bf16, u32 or u8"),
     }
 }

@@ -296,20 +296,20 @@ struct Softmax {
     // Turns the scores of a row into weights, relative to the largest score so far, and what is summed up of it as well.
     template <int CHUNKS>
     __device__ inline void weigh(Sums<2 * CHUNKS> &scores, int half) {
-        float most = -INFINITY;
+        float high = -INFINITY;
 #pragma unroll
         for (int i = 0; i < 2 * CHUNKS; i++) {
-            most = fmaxf(most, fmaxf(scores.values[i][2 * half], scores.values[i][2 * half + 1]));
+            high = fmaxf(high, fmaxf(scores.values[i][2 * half], scores.values[i][2 * half + 1]));
         }
-        most = fmaxf(largest[half], quad_max(most) * LOG2_E);
-        const float shrink = power_of_two(largest[half] - most);
-        largest[half] = most;
+        high = fmaxf(largest[half], quad_max(high) * LOG2_E);
+        const float shrink = power_of_two(largest[half] - high);
+        largest[half] = high;
         sum[half] *= shrink;
 #pragma unroll
         for (int i = 0; i < 2 * CHUNKS; i++) {
 #pragma unroll
             for (int place = 2 * half; place < 2 * half + 2; place++) {
-                const float weight = power_of_two(scores.values[i][place] * LOG2_E - most);
+                const float weight = power_of_two(scores.values[i][place] * LOG2_E - high);
                 scores.values[i][place] = weight;
                 sum[half] += weight;
             }

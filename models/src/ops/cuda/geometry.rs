@@ -11,9 +11,9 @@ pub(super) const WIDE: usize = 8;
 const STRIP_BLOCK: usize = 256;
 const ENOUGH_THREADS: usize = 1 << 17;
 /// Most chunks of rows whose partial sums are added up.
-const MOST_PARTIALS: usize = 1024;
+const MAX_PARTIALS: usize = 1024;
 /// Most blocks of the backward pass of a norm, each of which leaves a row of partial sums.
-const MOST_NORM_BLOCKS: usize = 2048;
+const MAX_NORM_BLOCKS: usize = 2048;
 /// Most blocks along the second axis.
 const MAX_CHUNKS: usize = 32_768;
 /// Threads of a block that adds up partial sums, of one that has a row, and of one that has a piece of a weight.
@@ -36,8 +36,8 @@ const OWN_ROWS: usize = 16;
 const TILE_ROWS: usize = 64;
 const ROW_PADDING: usize = 8;
 /// Most warps of a block of it, and of one that has all rows of a head.
-const MOST_ROW_WARPS: usize = 6;
-const MOST_HEAD_WARPS: usize = 4;
+const MAX_ROW_WARPS: usize = 6;
+const MAX_HEAD_WARPS: usize = 4;
 /// Bytes of shared memory that every GPU gives a block.
 const SHARED: usize = 48 << 10;
 
@@ -84,17 +84,17 @@ pub(super) struct Chunked {
 impl Chunked {
     /// For a kernel that leaves nothing of a chunk behind.
     pub(super) fn new(rows: usize, width: usize, is_wide: bool) -> Self {
-        Self::of(rows, width, is_wide, 8.max(rows.div_ceil(MAX_CHUNKS)))
+        Self::with_chunk_rows(rows, width, is_wide, 8.max(rows.div_ceil(MAX_CHUNKS)))
     }
 
     /// For a kernel that leaves a partial sum of each column.
     pub(super) fn with_sums(rows: usize, width: usize, is_wide: bool) -> Self {
         let threads = width.div_ceil(if is_wide { WIDE } else { 1 }).max(1);
-        let chunks = (ENOUGH_THREADS / threads).clamp(16, MOST_PARTIALS);
-        Self::of(rows, width, is_wide, 16.max(rows.div_ceil(chunks)))
+        let chunks = (ENOUGH_THREADS / threads).clamp(16, MAX_PARTIALS);
+        Self::with_chunk_rows(rows, width, is_wide, 16.max(rows.div_ceil(chunks)))
     }
 
-    fn of(rows: usize, width: usize, is_wide: bool, chunk_rows: usize) -> Self {
+    fn with_chunk_rows(rows: usize, width: usize, is_wide: bool, chunk_rows: usize) -> Self {
         let chunks = rows.div_ceil(chunk_rows);
         let threads = width.div_ceil(if is_wide { WIDE } else { 1 }).max(1);
         let across = threads.div_ceil(threads.div_ceil(STRIP_BLOCK));
@@ -122,7 +122,7 @@ pub(super) fn norm_backward(rows: usize, width: usize) -> Option<Launch> {
     // A multiple of 16 bytes, at which shared memory then also ends where it is emulated.
     let floats = 2 * width + (2 * (block / WARP)).next_multiple_of(4);
     let fits = floats * size_of::<f32>() <= SHARED;
-    fits.then(|| Launch::new([rows.min(MOST_NORM_BLOCKS), 1], block, floats))
+    fits.then(|| Launch::new([rows.min(MAX_NORM_BLOCKS), 1], block, floats))
 }
 
 /// A thread for every column of every token; `None` where these are more than a grid has rows.
@@ -182,7 +182,7 @@ fn padded_rows(rows: usize, width: usize) -> usize {
 /// A warp for every [`OWN_ROWS`] of the `tokens` rows of each matrix, in blocks of about the same number of them.
 pub(super) fn attention_rows(matrices: usize, tokens: usize, head_dim: usize) -> Launch {
     let warps = tokens.div_ceil(OWN_ROWS);
-    let warps = warps.div_ceil(warps.div_ceil(MOST_ROW_WARPS));
+    let warps = warps.div_ceil(warps.div_ceil(MAX_ROW_WARPS));
     let own = warps * OWN_ROWS;
     // Two tiles of two matrices, in one of which own rows find room when it is empty; two numbers a row of them, or one a row of its own.
     let floats = padded_rows(4 * TILE_ROWS, head_dim) + 4 * TILE_ROWS;
@@ -194,7 +194,7 @@ pub(super) fn attention_of_few(matrices: usize, tokens: usize, head_dim: usize) 
     let warps = tokens.div_ceil(OWN_ROWS);
     let rows = warps * OWN_ROWS;
     let floats = padded_rows(5 * rows, head_dim) + 2 * rows;
-    let fits = warps <= MOST_HEAD_WARPS && floats * size_of::<f32>() <= SHARED;
+    let fits = warps <= MAX_HEAD_WARPS && floats * size_of::<f32>() <= SHARED;
     fits.then(|| Launch::new([matrices, 1], warps * WARP, floats))
 }
 
@@ -217,7 +217,7 @@ mod tests {
                         assert!(chunked.chunks * chunked.chunk_rows >= rows);
                         assert!(chunked.launch.block <= 256 && chunked.launch.block % 32 == 0);
                     }
-                    assert!(with_sums.chunks <= MOST_PARTIALS);
+                    assert!(with_sums.chunks <= MAX_PARTIALS);
                 }
                 assert!(warp_rows(rows).grid[0] as usize * 8 >= rows);
             }
@@ -237,7 +237,7 @@ mod tests {
             let launch = attention_rows(6, tokens, 64);
             let own = launch.block as usize / WARP * OWN_ROWS;
             assert!(launch.grid[0] as usize / 6 * own >= tokens && launch.shared as usize <= SHARED);
-            assert!(launch.block as usize <= MOST_ROW_WARPS * WARP);
+            assert!(launch.block as usize <= MAX_ROW_WARPS * WARP);
             let of_few = attention_of_few(6, tokens, 64);
             assert_eq!(of_few.is_some(), tokens <= 64);
             assert!(of_few.is_none_or(|launch| launch.shared as usize <= SHARED));

@@ -19,10 +19,10 @@ static const double CLIP_EPS = 1e-6;
 // The scale of gradients that must not be applied.
 static const float NOT_AT_ALL = -1.f;
 
-// What brings a gradient's norm, of which this is the square, down to `max_norm`; NOT_AT_ALL where any of `told` is not finite.
-__device__ inline float clip_scale(double square, double max_norm, const double *told, int told_count) {
-    for (int number = 0; number < told_count; number++) {
-        if (!isfinite(told[number])) {
+// What brings a gradient's norm, of which this is the square, down to `max_norm`; NOT_AT_ALL where any of `checked` is not finite.
+__device__ inline float clip_scale(double square, double max_norm, const double *checked, int checked_count) {
+    for (int number = 0; number < checked_count; number++) {
+        if (!isfinite(checked[number])) {
             return NOT_AT_ALL;
         }
     }
@@ -30,9 +30,9 @@ __device__ inline float clip_scale(double square, double max_norm, const double 
 }
 
 // A tensor without a gradient stays as it is, and its teacher follows it. Without a teacher, nothing follows. With `squares`, the
-// gradients of a tensor of group g are clipped by their norm, and nothing moves where a number of `told` is not finite.
+// gradients of a tensor of group g are clipped by their norm, and nothing moves where a number of `checked` is not finite.
 KERNEL(adamw, const unsigned long long *table, const float *factors, const unsigned *sizes, const unsigned *pieces,
-       const unsigned *groups, const double *squares, const double *max_norm, const double *told, int told_count) {
+       const unsigned *groups, const double *squares, const double *max_norm, const double *checked, int checked_count) {
     SHARED_FLOATS(shared);
     const unsigned tensor = pieces[2 * blockIdx.x], piece = pieces[2 * blockIdx.x + 1];
     const unsigned long long *addresses = table + static_cast<offset_t>(tensor) * ADDRESSES;
@@ -43,7 +43,7 @@ KERNEL(adamw, const unsigned long long *table, const float *factors, const unsig
     float clip = 1.f;
     if (squares != nullptr) {
         if (threadIdx.x == 0) {
-            shared[0] = clip_scale(squares[groups[tensor]], max_norm[0], told, told_count);
+            shared[0] = clip_scale(squares[groups[tensor]], max_norm[0], checked, checked_count);
         }
         __syncthreads();
         clip = shared[0];

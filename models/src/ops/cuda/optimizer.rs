@@ -14,15 +14,15 @@ pub struct AdamwUpdate<'a> {
     pub weights: &'a Tensor,
     /// Its moments and its gradient, of its shape; without them it stays as it is.
     pub moved: Option<Moved<'a>>,
-    /// The weight that follows it.
-    pub follower: Option<Follower<'a>>,
+    /// The weight that averages it.
+    pub average: Option<AveragedWeight<'a>>,
     /// The group that its gradient is clipped with, where gradients are.
     pub group: u32,
 }
 
 /// A weight of the teacher, which becomes `keep` times itself and `take` times the student's.
 #[derive(Debug, Clone, Copy)]
-pub struct Follower<'a> {
+pub struct AveragedWeight<'a> {
     /// The weight, of the student's shape.
     pub weights: &'a Tensor,
     /// What stays of it.
@@ -39,7 +39,7 @@ pub struct Clip<'a> {
     /// The largest norm of a group; infinite to leave gradients as they are.
     pub max_norm: f64,
     /// Numbers of which each has to be finite, or nothing moves.
-    pub told: &'a Tensor,
+    pub checked: &'a Tensor,
 }
 
 /// AdamW's side of a weight.
@@ -162,9 +162,9 @@ pub fn adamw(tables: &mut Tables, updates: &[AdamwUpdate], clip: Option<&Clip>) 
     let mut factors: Vec<f32> = Vec::with_capacity(10 * updates.len());
     for update in updates {
         let moved = update.moved.as_ref();
-        let follower = update.follower.map(|follower| follower.weights);
+        let average = update.average.map(|average| average.weights);
         let others = moved.map(|moved| [moved.first, moved.second, moved.gradient]);
-        for tensor in others.iter().flatten().chain(&follower).chain([&update.weights]) {
+        for tensor in others.iter().flatten().chain(&average).chain([&update.weights]) {
             if tensor.dtype() != DType::F32 || tensor.dims() != update.weights.dims() {
                 bail!(
                     "{NAME}: expected {:?} of f32, found {:?} of {:?}",
@@ -179,18 +179,18 @@ pub fn adamw(tables: &mut Tables, updates: &[AdamwUpdate], clip: Option<&Clip>) 
             moved.map(|moved| (moved.first, Access::Change)),
             moved.map(|moved| (moved.second, Access::Change)),
             moved.map(|moved| (moved.gradient, Access::Read)),
-            follower.map(|follower| (follower, Access::Change)),
+            average.map(|average| (average, Access::Change)),
         ]);
         factors.extend(moved.map_or([0.; 8], |moved| moved.factors.words()));
-        let of_follower = |follower: Follower| [follower.keep, follower.take];
-        factors.extend(update.follower.map_or([0.; 2], of_follower));
+        let shares = |average: AveragedWeight| [average.keep, average.take];
+        factors.extend(update.average.map_or([0.; 2], shares));
     }
     if let Some(clip) = clip {
         let groups = clip.squares.elem_count();
         if let Some(update) = updates.iter().find(|update| update.group as usize >= groups) {
             bail!("{NAME}: expected a group below {groups}, found {}", update.group)
         }
-        for tensor in [clip.squares, clip.told] {
+        for tensor in [clip.squares, clip.checked] {
             if tensor.dtype() != DType::F64 {
                 bail!("{NAME}: expected sums of f64, found {:?}", tensor.dtype())
             }
@@ -215,8 +215,8 @@ pub fn adamw(tables: &mut Tables, updates: &[AdamwUpdate], clip: Option<&Clip>) 
             Argument::Optional(groups.as_ref()),
             Argument::Optional(clip.map(|clip| clip.squares)),
             Argument::Optional(max_norm.as_ref()),
-            Argument::Optional(clip.map(|clip| clip.told)),
-            Argument::Count(clip.map_or(0, |clip| clip.told.elem_count())),
+            Argument::Optional(clip.map(|clip| clip.checked)),
+            Argument::Count(clip.map_or(0, |clip| clip.checked.elem_count())),
         ],
     )
 }
@@ -237,7 +237,7 @@ pub fn sums_of_squares(tables: &mut Tables, groups: &[Vec<&Tensor>], device: &De
     }
     let mut bounds = vec![0u32];
     for group in groups {
-        let counts = sizes(group.iter().copied())?.into_iter().map(Pieces::of);
+        let counts = sizes(group.iter().copied())?.into_iter().map(Pieces::count_in);
         bounds.push(bounds[bounds.len() - 1] + counts.sum::<u32>());
     }
     let bounds = tables.numbers(bounds, device)?;
@@ -300,7 +300,7 @@ impl Pieces {
     fn new(of: &[u32], device: &Device) -> Result<Self> {
         let mut numbers = Vec::new();
         for (tensor, &size) in (0u32..).zip(of) {
-            numbers.extend((0..Self::of(size)).flat_map(|piece| [tensor, piece]));
+            numbers.extend((0..Self::count_in(size)).flat_map(|piece| [tensor, piece]));
         }
         Ok(Self {
             count: numbers.len() / 2,
@@ -315,7 +315,7 @@ impl Pieces {
     }
 
     /// The pieces of a tensor of `size` values.
-    fn of(size: u32) -> u32 {
+    fn count_in(size: u32) -> u32 {
         size.div_ceil(PIECE as u32)
     }
 }

@@ -29,7 +29,7 @@ pub(super) struct Samples {
 
 impl Samples {
     /// For every set of samples of a batch, with one copy to the device; `None` where a branch runs on all.
-    pub(super) fn of(
+    pub(super) fn new(
         sets: &[Option<&BranchSamples>],
         packing: Packing,
         device: &Device,

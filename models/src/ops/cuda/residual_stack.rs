@@ -39,7 +39,7 @@ pub(in crate::ops) fn residual_stack(
     let (tied, gradients) = tie(&parameters)?;
     let keep = x.track_op() || tied.track_op();
     let sets: Vec<_> = branches.iter().map(|branch| branch.samples).collect();
-    let samples = Samples::of(&sets, packing, x.device())?;
+    let samples = Samples::new(&sets, packing, x.device())?;
     let mut sum = x.detach().contiguous()?;
     let mut layers = Vec::with_capacity(branches.len());
     for (branch, samples) in branches.iter().zip(samples) {
@@ -184,7 +184,8 @@ impl Branch {
             FusedMiddle::Attention(sizes) => {
                 let inner = uninitialised(normed.shape(), dtype, normed.device())?; // [rows, D]
                 for (rows, attention) in sizes {
-                    let kept = attention.forward(&of(&expanded, rows)?, bias, &of(&inner, rows)?)?;
+                    let kept =
+                        attention.forward(&rows_of(&expanded, rows)?, bias, &rows_of(&inner, rows)?)?;
                     kept_of_attention.push(kept);
                 }
                 inner
@@ -220,8 +221,8 @@ impl Branch {
                 let expanded = &kept.expanded;
                 let dexpanded = uninitialised(expanded.shape(), expanded.dtype(), expanded.device())?;
                 for ((rows, attention), of_size) in sizes.iter().zip(&kept.attention) {
-                    let (qkv, dqkv) = (of(expanded, rows)?, of(&dexpanded, rows)?);
-                    let (inner, dinner) = (of(&kept.inner, rows)?, of(&dinner, rows)?);
+                    let (qkv, dqkv) = (rows_of(expanded, rows)?, rows_of(&dexpanded, rows)?);
+                    let (inner, dinner) = (rows_of(&kept.inner, rows)?, rows_of(&dinner, rows)?);
                     attention.backward(&qkv, bias, &inner, of_size, &dinner, &dqkv)?;
                 }
                 (dexpanded, None)
@@ -250,6 +251,6 @@ impl Branch {
 }
 
 /// Some rows of a tensor of rows.
-fn of(tensor: &Tensor, rows: &Range<usize>) -> Result<Tensor> {
+fn rows_of(tensor: &Tensor, rows: &Range<usize>) -> Result<Tensor> {
     tensor.narrow(0, rows.start, rows.len())
 }

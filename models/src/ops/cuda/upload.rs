@@ -7,7 +7,7 @@ use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Result, Shape, Tensor,
 
 use super::launch::{emulator, uninitialised};
 
-/// The largest number of bytes of one copy: up to 64 KiB the driver takes them over at once.
+/// Most bytes of one copy: up to 64 KiB the driver takes them over at once.
 pub(super) const MAX_AT_ONCE: usize = 64 << 10;
 
 /// A number that is uploaded.

@@ -180,12 +180,12 @@ fn for_each(threads: Threads, count: usize, task: impl Fn(usize) + Sync + Send) 
 
 /// Rows of a task out of `rows`, beside as many tasks as there are for columns. Fewer where blocks are longer than usual.
 fn task_rows<K: Kernel>(rows: usize, column_tasks: usize, block_units: usize, threads: Threads) -> usize {
-    let most = (K::TASK_ROWS * UNITS / block_units.max(UNITS)).max(K::TILE_ROWS);
+    let max = (K::TASK_ROWS * UNITS / block_units.max(UNITS)).max(K::TILE_ROWS);
     let enough = match threads {
         Threads::One => 1,
         Threads::All => (TASKS_PER_THREAD * rayon::current_num_threads()).div_ceil(column_tasks),
     };
-    let tasks = rows.div_ceil(most).max(enough);
+    let tasks = rows.div_ceil(max).max(enough);
     rows.div_ceil(tasks).next_multiple_of(K::TILE_ROWS)
 }
 

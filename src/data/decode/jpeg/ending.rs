@@ -9,7 +9,7 @@ use super::stream::{Fault, Stream};
 /// Bytes that Pillow reads at a time.
 pub(super) const CHUNK: usize = 1 << 16;
 /// libjpeg reads until it has this many bits.
-const LEAST_BITS: u32 = 57;
+const MIN_BITS: u32 = 57;
 /// Bits of a code that it looks up at once.
 const LOOKUP: u32 = 8;
 /// Bytes a block that it wants before it does without looking for the end.
@@ -54,15 +54,15 @@ impl Bits<'_> {
     }
 
     fn fill(&mut self, wanted: u32) -> Result<(), Wanting> {
-        while self.marker == 0 && self.left < LEAST_BITS {
+        while self.marker == 0 && self.left < MIN_BITS {
             if let Some(byte) = self.byte()? {
                 self.push(byte);
             }
         }
         if self.marker != 0 && wanted > self.left {
             self.has_run_out = true;
-            self.bits <<= LEAST_BITS - self.left;
-            self.left = LEAST_BITS;
+            self.bits <<= MIN_BITS - self.left;
+            self.left = MIN_BITS;
         }
         Ok(())
     }

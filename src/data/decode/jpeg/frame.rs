@@ -58,7 +58,7 @@ pub(super) struct Frame {
     /// Width and height of the decoded image.
     pub size: (usize, usize),
     /// The most blocks that a component has of an MCU, across and down.
-    pub most: (usize, usize),
+    pub max: (usize, usize),
     /// Samples of a block of the components with the most, across and down.
     pub block: usize,
     /// MCUs of a scan of all components, across and down.
@@ -77,7 +77,7 @@ impl Frame {
             colour: Colour::Grey,
             stored,
             size: stored,
-            most: (1, 1),
+            max: (1, 1),
             block: 8,
             mcus: (0, 0),
         }
@@ -98,43 +98,43 @@ impl Frame {
             if !(1..=4).contains(&across) || !(1..=4).contains(&down) {
                 return damaged(format!("sampling factors {across}x{down}, expected 1 to 4"));
             }
-            self.most = (self.most.0.max(across), self.most.1.max(down));
+            self.max = (self.max.0.max(across), self.max.1.max(down));
         }
-        let (most_across, most_down) = self.most;
+        let (max_across, max_down) = self.max;
         let fraction = if self.is_lossless { 1 } else { fraction };
         self.block = unit / fraction;
         self.size = (width.div_ceil(fraction), height.div_ceil(fraction));
         self.mcus = (
-            width.div_ceil(most_across * unit),
-            height.div_ceil(most_down * unit),
+            width.div_ceil(max_across * unit),
+            height.div_ceil(max_down * unit),
         );
         for component in &mut self.components {
             let (across, down) = component.sampling;
             component.blocks = (
-                (width * across).div_ceil(most_across * unit),
-                (height * down).div_ceil(most_down * unit),
+                (width * across).div_ceil(max_across * unit),
+                (height * down).div_ceil(max_down * unit),
             );
             component.padded = (self.mcus.0 * across, self.mcus.1 * down);
             // Components of fewer samples are decoded larger rather than upsampled, as far as powers of two go.
             let mut size = self.block;
             while size < unit
-                && (most_across * self.block).is_multiple_of(across * size * 2)
-                && (most_down * self.block).is_multiple_of(down * size * 2)
+                && (max_across * self.block).is_multiple_of(across * size * 2)
+                && (max_down * self.block).is_multiple_of(down * size * 2)
             {
                 size *= 2;
             }
             component.size = size;
             component.samples = (
-                (width * across * size).div_ceil(most_across * unit),
-                (height * down * size).div_ceil(most_down * unit),
+                (width * across * size).div_ceil(max_across * unit),
+                (height * down * size).div_ceil(max_down * unit),
             );
             let grouped = (across * size / self.block, down * size / self.block);
             let fancy = self.block > 1;
-            let upsampling = Upsampling::new(grouped, self.most, fancy, component.samples.0);
+            let upsampling = Upsampling::new(grouped, self.max, fancy, component.samples.0);
             component.upsampling = match upsampling {
                 Some(upsampling) => upsampling,
                 None => {
-                    let text = format!("sampling factors {across}x{down} beside {most_across}x{most_down}");
+                    let text = format!("sampling factors {across}x{down} beside {max_across}x{max_down}");
                     return damaged(text);
                 }
             };

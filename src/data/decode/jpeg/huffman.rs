@@ -229,13 +229,13 @@ impl Table {
             }
             code <<= 1;
         }
-        let most = match purpose {
+        let max = match purpose {
             Use::Means => 15,
             Use::Differences => 16,
             Use::Band => 255,
         };
-        if spec.symbols[..place].iter().any(|&symbol| symbol > most) {
-            return damaged(format!("a Huffman table of values above {most} bits"));
+        if spec.symbols[..place].iter().any(|&symbol| symbol > max) {
+            return damaged(format!("a Huffman table of values above {max} bits"));
         }
         Ok(table)
     }

@@ -37,8 +37,8 @@ use crate::data::image::RgbImage;
 
 /// The most scans an image may have, and the most blocks in all of them beyond a hundred: a few bytes a scan would otherwise keep
 /// a processor busy for hours.
-const MOST_SCANS: usize = 1000;
-const MOST_BLOCKS: usize = 1 << 28;
+const MAX_SCANS: usize = 1000;
+const MAX_BLOCKS: usize = 1 << 28;
 
 /// Decodes a JPEG as Pillow's `Image.open(f).convert("RGB")` does. With `options.jpeg_shorter_side`, as after
 /// `draft("RGB", (side, side))`: at an eighth, a quarter or a half of the size, the smallest that leaves the shorter side that
@@ -186,11 +186,11 @@ fn decode_scans(stream: &mut Stream, frame: &mut Frame, first: ScanHeader) -> Re
         last_good: 0,
     };
     let blocks: usize = scans.coefficients.iter().map(|plane| plane.blocks.len()).sum();
-    let most = (MOST_BLOCKS / blocks.max(1)).clamp(100, MOST_SCANS);
+    let max = (MAX_BLOCKS / blocks.max(1)).clamp(100, MAX_SCANS);
     let mut scan = first;
     for number in 1.. {
-        if number > most {
-            return damaged(format!("more than {most} scans"));
+        if number > max {
+            return damaged(format!("more than {max} scans"));
         }
         let layout = Layout::new(stream, frame, &scan.components)?;
         read_scan(stream, frame, &layout, &scan, number, &mut scans)?;

@@ -53,7 +53,7 @@ impl<'f> Picture<'f> {
         }
         let mut upsamplings = frame.components.iter().map(|component| component.upsampling);
         let held_back = if upsamplings.any(Upsampling::needs_neighbours) {
-            frame.most.1
+            frame.max.1
         } else {
             0
         };
@@ -92,7 +92,7 @@ impl<'f> Picture<'f> {
     /// Converts what row `row` of units, the last one put, completes.
     pub(super) fn end_row(&mut self, row: usize) {
         let height = self.frame.size.1;
-        let ready = (row + 1) * self.frame.most.1 * self.frame.block;
+        let ready = (row + 1) * self.frame.max.1 * self.frame.block;
         let ready = if row + 1 == self.frame.mcus.1 {
             height
         } else {

@@ -90,7 +90,7 @@ fn read_application<'a>(
     header: &mut Header<'a>,
     first_profile: &mut Option<&'a [u8]>,
 ) -> Result<(), Fault> {
-    let is_short = |mark: &[u8], least: usize| body.starts_with(mark) && body.len() < least;
+    let is_short = |mark: &[u8], min: usize| body.starts_with(mark) && body.len() < min;
     if marker == 0xE0 && is_short(b"JFIF", 7) || marker == 0xEE && is_short(b"Adobe", 7) {
         return damaged("a JFIF or Adobe segment cut short");
     }

@@ -109,8 +109,8 @@ pub(super) fn smooth_row(
             }
             let mut value = estimate(weights, place);
             if bits > 0 {
-                let most = (1 << bits) - 1;
-                value = value.clamp(-most, most);
+                let max = (1 << bits) - 1;
+                value = value.clamp(-max, max);
             }
             block[place] = value as i16;
         }

@@ -17,30 +17,30 @@ pub(super) enum Upsampling {
 }
 
 impl Upsampling {
-    /// Chooses from the samples that a component has for `most` (columns, rows) pixels. `fancy` is off at an eighth of
+    /// Chooses from the samples that a component has for `max` (columns, rows) pixels. `fancy` is off at an eighth of
     /// the size, and a component of one or two columns is never interpolated across. `None` where no whole number of pixels
     /// comes to a sample.
     pub(super) fn new(
         samples: (usize, usize),
-        most: (usize, usize),
+        max: (usize, usize),
         fancy: bool,
         width: usize,
     ) -> Option<Self> {
-        let ((across, down), (most_across, most_down)) = (samples, most);
-        let halves = (across * 2 == most_across, down * 2 == most_down);
+        let ((across, down), (max_across, max_down)) = (samples, max);
+        let halves = (across * 2 == max_across, down * 2 == max_down);
         let wide = fancy && width > 2;
-        if samples == most {
+        if samples == max {
             Some(Self::None)
-        } else if halves.0 && down == most_down && wide {
+        } else if halves.0 && down == max_down && wide {
             Some(Self::Across)
-        } else if halves.1 && across == most_across && fancy {
+        } else if halves.1 && across == max_across && fancy {
             Some(Self::Down)
         } else if halves == (true, true) && wide {
             Some(Self::Both)
-        } else if most_across.is_multiple_of(across) && most_down.is_multiple_of(down) {
+        } else if max_across.is_multiple_of(across) && max_down.is_multiple_of(down) {
             Some(Self::Box {
-                across: most_across / across,
-                down: most_down / down,
+                across: max_across / across,
+                down: max_down / down,
             })
         } else {
             None
@@ -171,7 +171,7 @@ mod tests {
     fn the_choice_is_libjpegs() {
         use Upsampling as U;
         let boxed = |across, down| Some(U::Box { across, down });
-        for (samples, most, fancy, width, expected) in [
+        for (samples, max, fancy, width, expected) in [
             ((2, 2), (2, 2), true, 9, Some(U::None)),
             ((1, 2), (2, 2), true, 9, Some(U::Across)),
             ((1, 2), (2, 2), true, 2, boxed(2, 1)),
@@ -184,9 +184,9 @@ mod tests {
             ((2, 1), (3, 1), true, 9, None),
         ] {
             assert_eq!(
-                U::new(samples, most, fancy, width),
+                U::new(samples, max, fancy, width),
                 expected,
-                "{samples:?} of {most:?}"
+                "{samples:?} of {max:?}"
             );
         }
     }

@@ -7,8 +7,8 @@ use crate::data::source::paths::Paths;
 use crate::data::source::tests::png;
 use crate::data::source::{DecodeOptions, RgbImage, RowError, open};
 
-fn of(spec: &str) -> SourceIdentity {
-    SourceIdentity::of(open(spec).unwrap().as_ref())
+fn identity_of(spec: &str) -> SourceIdentity {
+    SourceIdentity::from_source(open(spec).unwrap().as_ref())
 }
 
 fn put(folder: &Path, name: &str, bytes: impl AsRef<[u8]>) {
@@ -34,9 +34,9 @@ fn a_folder_is_one_however_it_is_spelled_and_wherever_it_lies() {
         put(place.path(), name, png(3));
     }
     let root = place.path().to_str().unwrap();
-    let first = of(&format!("{root}/photos"));
+    let first = identity_of(&format!("{root}/photos"));
     for other in ["photos/", "./photos", "photos/../photos", "copy"] {
-        assert_eq!(of(&format!("{root}/{other}")), first, "{other}");
+        assert_eq!(identity_of(&format!("{root}/{other}")), first, "{other}");
     }
     assert_eq!((first.images, first.bytes), (2, 2 * png(3).len() as u64));
 }
@@ -48,7 +48,7 @@ fn another_name_size_label_order_or_content_is_another_source() {
         for (file, bytes) in files {
             put(&place.path().join(name), file, bytes);
         }
-        of(place.path().join(name).to_str().unwrap())
+        identity_of(place.path().join(name).to_str().unwrap())
     };
     let (one, two) = (png(10), png(20));
     assert_eq!(one.len(), two.len(), "what follows is of equal sizes");
@@ -79,7 +79,7 @@ fn a_list_follows_its_table() {
     put(place.path(), "2.png", png(2));
     let list = |name: &str, text: &str| {
         put(place.path(), name, text);
-        of(place.path().join(name).to_str().unwrap())
+        identity_of(place.path().join(name).to_str().unwrap())
     };
     let base = list("one.csv", "path,label\n1.png,cat\n2.png,dog\n");
     assert_eq!(
@@ -94,7 +94,7 @@ fn a_list_follows_its_table() {
     // A file that is not there is a row's trouble, and another source once it is.
     let missing = list("five.csv", "path,label\n1.png,cat\n3.png,dog\n");
     put(place.path(), "3.png", png(3));
-    let found = of(place.path().join("five.csv").to_str().unwrap());
+    let found = identity_of(place.path().join("five.csv").to_str().unwrap());
     assert!(differing(&missing, &found).contains(&"sizes".to_owned()));
 }
 
@@ -105,9 +105,12 @@ fn masks_are_part_of_a_source() {
     put(place.path(), "mask.png", png(7));
     put(place.path(), "list.csv", "path,mask\n1.png,mask.png\n");
     let spec = place.path().join("list.csv");
-    let before = of(spec.to_str().unwrap());
+    let before = identity_of(spec.to_str().unwrap());
     put(place.path(), "mask.png", png(8));
-    assert_eq!(differing(&before, &of(spec.to_str().unwrap())), ["samples"]);
+    assert_eq!(
+        differing(&before, &identity_of(spec.to_str().unwrap())),
+        ["samples"]
+    );
 }
 
 #[test]
@@ -124,7 +127,7 @@ fn a_tar_is_told_by_its_members() {
                 .unwrap();
         }
         builder.finish().unwrap();
-        of(place.path().join(name).to_str().unwrap())
+        identity_of(place.path().join(name).to_str().unwrap())
     };
     let text = |text: &str| text.as_bytes().to_vec();
     let base = build("one.tar", &[("a.png", png(1)), ("a.cls", text("3"))]);
@@ -141,9 +144,9 @@ fn a_tar_is_told_by_its_members() {
 
 #[test]
 fn images_in_memory_are_told_by_every_byte() {
-    let (train, test) = (of("sample:train"), of("sample:test"));
+    let (train, test) = (identity_of("sample:train"), identity_of("sample:test"));
     assert_eq!((train.images, train.bytes), (6000, 6000 * 784));
-    assert_eq!(of("sample:train"), train);
+    assert_eq!(identity_of("sample:train"), train);
     let fields = differing(&train, &test);
     assert_eq!(fields, ["bytes", "images", "labels", "names", "samples", "sizes"]);
 }
@@ -157,7 +160,7 @@ fn paths_on_standard_input_are_relative_to_the_folder_that_all_lie_in() {
     let read = |lines: &[&str]| {
         let root = place.path().display();
         let text: String = lines.iter().map(|line| format!("{root}/{line}\n")).collect();
-        SourceIdentity::of(&Paths::read("-", text.as_bytes()).unwrap())
+        SourceIdentity::from_source(&Paths::read("-", text.as_bytes()).unwrap())
     };
     let base = read(&["x/a/1.png", "x/b/2.png"]);
     assert_eq!(read(&["./x/a/1.png", "x//b/2.png"]), base);
@@ -202,7 +205,7 @@ fn a_file_of_many_images_is_looked_at_from_end_to_end() {
     let place = tempdir().unwrap();
     let write = |name: &str, bytes: &[u8]| {
         put(place.path(), name, bytes);
-        SourceIdentity::of(&Many {
+        SourceIdentity::from_source(&Many {
             path: place.path().join(name),
             rows: 3,
         })
@@ -226,11 +229,11 @@ fn many_rows_are_sampled_from_the_first_to_the_last() {
         put(place.path(), &format!("{row:03}.png"), png(1));
     }
     let spec = place.path().to_str().unwrap().to_owned();
-    let before = of(&spec);
+    let before = identity_of(&spec);
     for last in ["000.png", "599.png"] {
         put(place.path(), last, png(2));
-        assert_eq!(differing(&before, &of(&spec)), ["samples"], "{last}");
+        assert_eq!(differing(&before, &identity_of(&spec)), ["samples"], "{last}");
         put(place.path(), last, png(1));
     }
-    assert_eq!(of(&spec), before);
+    assert_eq!(identity_of(&spec), before);
 }

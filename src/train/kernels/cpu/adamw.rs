@@ -5,13 +5,13 @@ use macula_models::ops::vectors::wide;
 use macula_models::ops::with_f32;
 use rayon::prelude::*;
 
-use super::super::{AdamwFactors, Follower, Moved, expect_shape};
+use super::super::{AdamwFactors, AveragedWeight, Moved, expect_shape};
 use super::in_place::{self, ELEMENTS_PER_TASK};
 
 const NAME: &str = "adamw";
 
 /// Moves weights and moments, and the teacher after them.
-pub(super) fn move_weights(weights: &Var, moved: Moved, follower: Option<Follower>) -> Result<()> {
+pub(super) fn move_weights(weights: &Var, moved: Moved, average: Option<AveragedWeight>) -> Result<()> {
     expect_shape(NAME, weights, &moved.gradient)?;
     let factors = moved.factors;
     with_f32(NAME, [&moved.gradient], |[gradient]| {
@@ -19,13 +19,13 @@ pub(super) fn move_weights(weights: &Var, moved: Moved, follower: Option<Followe
             in_place::with_values_mut(NAME, moved.first, |first| {
                 in_place::with_values_mut(NAME, moved.second, |second| {
                     let changed = [weights, first, second];
-                    match follower {
+                    match average {
                         None => {
                             sweep(factors, changed, gradient, None);
                             Ok(())
                         }
-                        Some(follower) => in_place::with_values_mut(NAME, follower.weights, |values| {
-                            sweep(factors, changed, gradient, Some((values, follower)));
+                        Some(average) => in_place::with_values_mut(NAME, average.weights, |values| {
+                            sweep(factors, changed, gradient, Some((values, average)));
                             Ok(())
                         }),
                     }
@@ -39,7 +39,7 @@ fn sweep(
     factors: AdamwFactors,
     changed: [&mut [f32]; 3],
     gradient: &[f32],
-    teacher: Option<(&mut [f32], Follower)>,
+    teacher: Option<(&mut [f32], AveragedWeight)>,
 ) {
     let [weights, first, second] = changed.map(|values| values.par_chunks_mut(ELEMENTS_PER_TASK));
     let chunks = weights
@@ -61,7 +61,7 @@ fn sweep(
                     moved(weights, first, second, gradient);
                     wide(
                         #[inline(always)]
-                        || follow(teacher, values, weights),
+                        || mix(teacher, values, weights),
                     );
                 },
             );
@@ -89,8 +89,8 @@ fn move_chunk(
 }
 
 #[inline(always)]
-fn follow(follower: Follower, teacher: &mut [f32], student: &[f32]) {
+fn mix(average: AveragedWeight, teacher: &mut [f32], student: &[f32]) {
     for (teacher, student) in teacher.iter_mut().zip(student) {
-        *teacher = *teacher * follower.keep + student * follower.take;
+        *teacher = *teacher * average.keep + student * average.take;
     }
 }

@@ -7,7 +7,7 @@ mod targets;
 
 use candle_core::{Result, Tensor, Var};
 
-use super::{AdamwUpdate, Follower, Kernels, SgdFactors, Tables};
+use super::{AdamwUpdate, AveragedWeight, Kernels, SgdFactors, Tables};
 use crate::train::ranks::Ranks;
 
 pub(super) struct Cpu;
@@ -15,9 +15,9 @@ pub(super) struct Cpu;
 impl Kernels for Cpu {
     fn adamw(&self, _tables: &mut Tables, updates: Vec<AdamwUpdate>) -> Result<()> {
         for update in updates {
-            match (update.moved, update.follower) {
-                (Some(moved), follower) => adamw::move_weights(update.weights, moved, follower)?,
-                (None, Some(follower)) => self.follow(&[(follower, update.weights)])?,
+            match (update.moved, update.average) {
+                (Some(moved), average) => adamw::move_weights(update.weights, moved, average)?,
+                (None, Some(average)) => self.average(&[(average, update.weights)])?,
                 (None, None) => {}
             }
         }
@@ -33,9 +33,9 @@ impl Kernels for Cpu {
         in_place::update("sgd", weights, velocity, |w, v| *w -= rate * v)
     }
 
-    fn follow(&self, pairs: &[(Follower, &Tensor)]) -> Result<()> {
-        for (follower, student) in pairs {
-            let Follower { weights, keep, take } = *follower;
+    fn average(&self, pairs: &[(AveragedWeight, &Tensor)]) -> Result<()> {
+        for (average, student) in pairs {
+            let AveragedWeight { weights, keep, take } = *average;
             in_place::update("teacher average", weights, &student.detach(), |target, source| {
                 *target = *target * keep + source * take;
             })?;

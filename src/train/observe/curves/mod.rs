@@ -115,7 +115,7 @@ fn panels(metrics: &[Map<String, Value>]) -> Vec<Panel> {
     let panel = |plan: &Plan| {
         let series = plan.keys.iter().flat_map(|key| matching(metrics, key));
         let series: Vec<Series> = series
-            .map(|(key, name)| Series::of(metrics, &key, name))
+            .map(|(key, name)| Series::from_metrics(metrics, &key, name))
             .filter(|series| !series.points.is_empty())
             .collect();
         (!series.is_empty()).then_some(Panel {

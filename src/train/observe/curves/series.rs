@@ -26,7 +26,7 @@ pub struct Series {
 
 impl Series {
     /// The values of `key`. Lines without it, and values that are no finite number, are passed over.
-    pub fn of(metrics: &[Map<String, Value>], key: &str, name: String) -> Self {
+    pub fn from_metrics(metrics: &[Map<String, Value>], key: &str, name: String) -> Self {
         let number = |line: &Map<String, Value>, key: &str| {
             let value = line.get(key).and_then(Value::as_f64);
             value.filter(|value| value.is_finite())
@@ -146,7 +146,7 @@ mod tests {
             .iter()
             .map(|line| line.as_object().expect("an object").clone())
             .collect();
-        let series = Series::of(&lines, "loss", "total".to_owned());
+        let series = Series::from_metrics(&lines, "loss", "total".to_owned());
         assert_eq!(series.points, [(1.0, 2.0), (5.0, 4.0)]);
         assert_eq!(series.last(), Some((5.0, 4.0)));
     }

@@ -123,10 +123,10 @@ fn few_prototypes(targets: &TargetReadings) -> Option<String> {
 
 fn low_rank(effective_rank: Option<(f64, usize)>) -> Option<String> {
     let (rank, possible) = effective_rank?;
-    let least = LOW_RANK.max(LOW_RANK_SHARE * possible as f64);
-    (possible >= JUDGED_RANK && rank < least).then(|| {
+    let min = LOW_RANK.max(LOW_RANK_SHARE * possible as f64);
+    (possible >= JUDGED_RANK && rank < min).then(|| {
         format!(
-            "dimensional collapse: the features use about {rank:.1} of {possible} directions (below {least:.1}); try KoLeo \
+            "dimensional collapse: the features use about {rank:.1} of {possible} directions (below {min:.1}); try KoLeo \
              with more weight, a larger batch, stronger augmentation or a lower weight decay"
         )
     })

@@ -67,14 +67,14 @@ pub fn effective_rank(features: &[f32], n: usize, d: usize) -> f64 {
     entropy.exp()
 }
 
-/// At most `most` of the rows of `[n, d]`, evenly spaced over all of them, and how many they are. Features of online k-NN lie
+/// At most `max` of the rows of `[n, d]`, evenly spaced over all of them, and how many they are. Features of online k-NN lie
 /// in the order of the source, often class after class, so that the first rows would not do.
 ///
 /// # Panics
 /// If `features` does not hold `n * d` values.
-pub fn spread_rows(features: &[f32], n: usize, d: usize, most: usize) -> (Vec<f32>, usize) {
+pub fn spread_rows(features: &[f32], n: usize, d: usize, max: usize) -> (Vec<f32>, usize) {
     check(features, n, d);
-    let taken = n.min(most);
+    let taken = n.min(max);
     let place = |i: usize| i * n / taken;
     let rows = (0..taken).flat_map(|i| &features[place(i) * d..(place(i) + 1) * d]);
     (rows.copied().collect(), taken)

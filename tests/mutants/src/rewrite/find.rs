@@ -57,7 +57,7 @@ struct Finder<'a> {
 }
 
 impl<'a> Finder<'a> {
-    fn of(&self, part: &impl Spanned) -> &'a str {
+    fn text_of(&self, part: &impl Spanned) -> &'a str {
         &self.text[part.span().byte_range()]
     }
 
@@ -86,7 +86,7 @@ impl<'a> Finder<'a> {
 
     fn condition(&mut self, condition: &Expr, kind: &'static str, values: &[&str]) {
         if !holds_let(condition) {
-            let was = short(self.of(condition));
+            let was = short(self.text_of(condition));
             let mutants = values
                 .iter()
                 .map(|&value| (value.to_owned(), format!("{was} -> {value}")))
@@ -159,7 +159,7 @@ impl<'ast> Visit<'ast> for Finder<'_> {
     fn visit_expr(&mut self, expression: &'ast Expr) {
         match expression {
             Expr::Lit(literal) => {
-                let was = self.of(literal).to_owned();
+                let was = self.text_of(literal).to_owned();
                 let values = table::literals(&literal.lit).into_iter();
                 let mutants = values
                     .map(|value| (value.clone(), format!("{was} -> {value}")))
@@ -177,7 +177,7 @@ impl<'ast> Visit<'ast> for Finder<'_> {
         if let Some((kind, was, others)) = table::operators(&binary.op)
             && !(choice && (holds_let(&binary.left) || holds_let(&binary.right)))
         {
-            let (left, right) = (self.of(&binary.left), self.of(&binary.right));
+            let (left, right) = (self.text_of(&binary.left), self.text_of(&binary.right));
             let mutants = others.iter().map(|other| {
                 let text = format!("({left}) {other} ({right})");
                 (text, format!("{} {was} {} -> {other}", short(left), short(right)))
@@ -194,15 +194,15 @@ impl<'ast> Visit<'ast> for Finder<'_> {
             UnOp::Neg(_) => "sign",
             _ => return visit::visit_expr_unary(self, unary),
         };
-        let inner = self.of(&unary.expr).to_owned();
-        let change = format!("{} -> {}", short(self.of(unary)), short(&inner));
+        let inner = self.text_of(&unary.expr).to_owned();
+        let change = format!("{} -> {}", short(self.text_of(unary)), short(&inner));
         self.expression(unary, kind, vec![(format!("({inner})"), change)]);
         visit::visit_expr_unary(self, unary);
     }
 
     fn visit_expr_method_call(&mut self, call: &'ast ExprMethodCall) {
         let name = call.method.to_string();
-        let receiver = self.of(&call.receiver);
+        let receiver = self.text_of(&call.receiver);
         if let Some(other) = table::method(&name) {
             let rest = &self.text[call.method.span().byte_range().end..call.span().byte_range().end];
             let text = format!("{receiver}.{other}{rest}");
@@ -218,7 +218,7 @@ impl<'ast> Visit<'ast> for Finder<'_> {
         for end in [&range.start, &range.end].into_iter().flatten() {
             // One more of a literal is made where literals are.
             if !matches!(**end, Expr::Lit(_)) {
-                let was = self.of(end).to_owned();
+                let was = self.text_of(end).to_owned();
                 let mutants =
                     ["+", "-"].map(|sign| (format!("({was}) {sign} 1"), format!("{} {sign} 1", short(&was))));
                 self.expression(end, "range", mutants.into());
@@ -252,7 +252,7 @@ impl<'ast> Visit<'ast> for Finder<'_> {
         if let Stmt::Expr(expression, Some(_)) = statement
             && can_be_left_out(expression)
         {
-            let change = format!("without {}", short(self.of(statement)));
+            let change = format!("without {}", short(self.text_of(statement)));
             let mutants = vec![mutant(String::new(), "statement", change)];
             self.add(
                 statement.span(),
@@ -325,8 +325,8 @@ fn is_for_tests(attributes: &[Attribute]) -> bool {
         let syn::Meta::List(list) = &attribute.meta else {
             return false;
         };
-        let asked = list.tokens.to_string();
-        attribute.path().is_ident("cfg") && (asked == "test" || asked.starts_with("feature"))
+        let traits = list.tokens.to_string();
+        attribute.path().is_ident("cfg") && (traits == "test" || traits.starts_with("feature"))
     })
 }
 

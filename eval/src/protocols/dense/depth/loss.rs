@@ -303,7 +303,7 @@ mod tests {
                 };
                 differences.push((moved(1e-6) - moved(-1e-6)) / 2e-6);
             }
-            let largest = differences.iter().fold(0.0f64, |most, g| most.max(g.abs()));
+            let largest = differences.iter().fold(0.0f64, |max, g| max.max(g.abs()));
             assert!(largest > 1e-3, "{together}, {iteration}: {largest}");
             for (place, (found, expected)) in found.iter().flatten().zip(&differences).enumerate() {
                 assert!(

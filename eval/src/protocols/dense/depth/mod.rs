@@ -33,7 +33,7 @@ const FAST: Recipe = Recipe {
     warmup: WARMUP,
     warmup_ratio: 1e-6,
     decay: Decay::Cosine,
-    least: 0.0,
+    min: 0.0,
     clip: None,
     cycles: false,
 };
@@ -46,7 +46,7 @@ const PAPER: Recipe = Recipe {
     warmup: WARMUP,
     warmup_ratio: 1e-3,
     decay: Decay::Cosine,
-    least: 1e-8,
+    min: 1e-8,
     clip: Some(35.0),
     cycles: true,
 };
@@ -98,7 +98,7 @@ impl Default for DepthConfig {
 
 impl DepthConfig {
     /// The defaults of a protocol.
-    pub fn of(protocol: Protocol) -> Self {
+    pub fn for_protocol(protocol: Protocol) -> Self {
         match protocol {
             Protocol::Fast => Self::default(),
             Protocol::Paper => Self {
@@ -140,11 +140,11 @@ impl DepthConfig {
     /// # Errors
     /// Names the first setting out of range.
     pub fn validate(&self) -> Result<()> {
-        let (least, greatest) = self.range;
-        if !(least >= 0.0 && greatest > least && greatest.is_finite()) {
+        let (min, greatest) = self.range;
+        if !(min >= 0.0 && greatest > min && greatest.is_finite()) {
             return Err(Error::config(
                 "min_depth, max_depth",
-                format!("expected 0 <= min < max, found {least} and {greatest}"),
+                format!("expected 0 <= min < max, found {min} and {greatest}"),
             ));
         }
         if self.bins < 2 {
@@ -303,7 +303,7 @@ fn rmse(head: &Head, train: &DepthData, windows: &[usize], loss: &SigLoss<'_>, r
         .map(|&window| {
             let depths = loss.bins.depths(&head.logits(train.features.window(window)));
             let truth = &train.depths[window * pixels..(window + 1) * pixels];
-            let found = DepthErrors::of(&loss.to_pixels.resize(&depths, 1), truth, range);
+            let found = DepthErrors::compare(&loss.to_pixels.resize(&depths, 1), truth, range);
             found.map(|errors| errors.rmse)
         })
         .collect();

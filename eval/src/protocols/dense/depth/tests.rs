@@ -59,7 +59,7 @@ fn depth_that_the_features_tell_beats_the_mean() {
             let predicted = estimator.to_pixels().resize(&map, 1);
             assert!(predicted.iter().all(|depth| (0.1..=5.0).contains(depth)));
             let truth = &data.depths[image * 16..(image + 1) * 16];
-            let errors = |predicted: &[f32]| DepthErrors::of(predicted, truth, config().range).unwrap();
+            let errors = |predicted: &[f32]| DepthErrors::compare(predicted, truth, config().range).unwrap();
             ImageErrors {
                 head: errors(&predicted),
                 mean: errors(&[estimator.mean(); 16]),
@@ -165,7 +165,7 @@ fn the_papers_training_is_the_references() {
         bins,
         iterations: expected.count("iterations"),
         weight_decay: expected.number("weight_decay"),
-        ..DepthConfig::of(Protocol::Paper)
+        ..DepthConfig::for_protocol(Protocol::Paper)
     };
     let bins = Bins::new(bins, paper.range, grid, size);
     let to_pixels = Bilinear::new(bins.fine(), size);
@@ -188,7 +188,7 @@ fn the_papers_training_is_the_references() {
     };
     let windows = [0, 1];
     let mut layer = Layer::new(&features, &windows, paper.bins, 0, &training.recipe);
-    let start = expected.of("start");
+    let start = expected.named("start");
     layer.set(start.f32s("weights"), start.f32s("biases"));
     let losses = layer.train(&features, &loss, &training, |batch| {
         *batch = windows.to_vec();
@@ -198,7 +198,7 @@ fn the_papers_training_is_the_references() {
     // What is left out is 0 for the two images of a process.
     assert!(expected.f32s("gradient_losses").iter().all(|&loss| loss == 0.0));
     let head = layer.head();
-    let end = expected.of("end");
+    let end = expected.named("end");
     let (weights, biases) = head.parameters();
     assert_near(weights, &end.f32s("weights"), 1e-4, "weights");
     assert_near(biases, &end.f32s("biases"), 1e-4, "biases");

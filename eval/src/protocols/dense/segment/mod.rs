@@ -28,7 +28,7 @@ const FAST: Recipe = Recipe {
     warmup: WARMUP,
     warmup_ratio: 1e-6,
     decay: Decay::Linear,
-    least: 0.0,
+    min: 0.0,
     clip: None,
     cycles: false,
 };
@@ -80,7 +80,7 @@ impl Default for SegmentConfig {
 
 impl SegmentConfig {
     /// The defaults of a protocol.
-    pub fn of(protocol: Protocol) -> Self {
+    pub fn for_protocol(protocol: Protocol) -> Self {
         match protocol {
             Protocol::Fast => Self::default(),
             Protocol::Paper => Self {
@@ -286,7 +286,7 @@ fn mean_iou(
                 predicted.extend(row.chunks_exact(classes).map(class_of));
             }
             let labels = &train.labels[window * pixels..(window + 1) * pixels];
-            PixelCounts::of(&predicted, labels, classes)
+            PixelCounts::count(&predicted, labels, classes)
         })
         .collect();
     let mut all = PixelCounts::new(classes);

@@ -64,7 +64,7 @@ fn classes_that_the_features_tell_are_found() {
                 0,
             );
             let predicted = canvas.finish((4, 4), class_of);
-            PixelCounts::of(&predicted, &data.labels[image * 16..(image + 1) * 16], 3)
+            PixelCounts::count(&predicted, &data.labels[image * 16..(image + 1) * 16], 3)
         })
         .collect();
     let result = SegmentResult::new(&segmenter, &names(3), &images, &config());
@@ -103,8 +103,8 @@ fn the_interval_is_of_pooled_pixels() {
     .unwrap();
     // One image all right and one all wrong: every draw of two has a mean of 0, 1 or what both give.
     let images = [
-        PixelCounts::of(&[0, 1, 2], &[0, 1, 2], 3),
-        PixelCounts::of(&[1, 2, 0], &[0, 1, 2], 3),
+        PixelCounts::count(&[0, 1, 2], &[0, 1, 2], 3),
+        PixelCounts::count(&[1, 2, 0], &[0, 1, 2], 3),
     ];
     let result = SegmentResult::new(&segmenter, &names(3), &images, &config());
     assert!((result.counts.mean_iou() - 1.0 / 3.0).abs() < 1e-12);
@@ -184,11 +184,11 @@ fn the_papers_training_is_the_references() {
     let paper = SegmentConfig {
         iterations: expected.count("iterations"),
         weight_decay: expected.number("weight_decay"),
-        ..SegmentConfig::of(Protocol::Paper)
+        ..SegmentConfig::for_protocol(Protocol::Paper)
     };
     let loss = PixelCrossEntropy {
         to_pixels: &Bilinear::new(grid, size),
-        labels: &expected.of("labels").bytes(),
+        labels: &expected.named("labels").bytes(),
         classes,
         over_all: true,
     };
@@ -212,7 +212,7 @@ fn the_paper_has_one_rate_and_no_held_out_images() {
     let config = SegmentConfig {
         iterations: 3,
         bootstrap_resamples: 0,
-        ..SegmentConfig::of(Protocol::Paper)
+        ..SegmentConfig::for_protocol(Protocol::Paper)
     };
     let segmenter = Segmenter::fit(&data(), &names(3), &config).unwrap();
     let settings = segmenter.settings(&config);
@@ -228,5 +228,5 @@ fn the_paper_has_one_rate_and_no_held_out_images() {
             &0.001.into()
         )
     );
-    assert_eq!(SegmentConfig::of(Protocol::Paper).iterations, 40_000);
+    assert_eq!(SegmentConfig::for_protocol(Protocol::Paper).iterations, 40_000);
 }

@@ -1,5 +1,5 @@
-//! Crops told from their class tokens: how much of the variance of the pixels, or of what [`super::hog`] makes of them, a small
-//! network cannot say. Networks trained to agree on crops alone forget what crops do not share, and on small images that is much
+//! Crops predicted from their class tokens: how much of the variance of the pixels, or of what [`super::hog`] makes of them, a
+//! small network misses. Networks trained to agree on crops alone forget what crops do not share, and on small images that is much
 //! of what tells classes apart (ours; after reconstruction beside contrast in Atito et al. 2021, SiT).
 
 use candle_core::{DType, Result, Tensor, bail};
@@ -8,9 +8,9 @@ use super::matrix;
 
 /// Side in pixels above which crops are averaged down before they are compared.
 const MAX_SIDE: usize = 32;
-/// Variance of targets below which there is nothing to tell: a tenth of the deviation that pixels and histograms of real
+/// Variance of targets below which there is nothing to predict: a tenth of the deviation that pixels and histograms of real
 /// images have. Batches below it, of images of one colour for instance, are measured by this instead of by noise.
-const LEAST_VARIANCE: f64 = 0.01;
+const MIN_VARIANCE: f64 = 0.01;
 
 /// Side of the reconstruction of crops of `side` pixels: the largest divisor of at most 32.
 pub fn reconstruction_side(side: usize) -> usize {
@@ -21,7 +21,7 @@ pub fn reconstruction_side(side: usize) -> usize {
         .unwrap_or(1)
 }
 
-/// `crops` [B, C, S, S] as a student is to tell them, averaged to [B, C, s, s] with s of [`reconstruction_side`]; f32, without a
+/// `crops` [B, C, S, S] as a student is to predict them, averaged to [B, C, s, s] with s of [`reconstruction_side`]; f32, without a
 /// gradient.
 ///
 /// # Errors
@@ -38,25 +38,25 @@ pub fn reduced(crops: &Tensor) -> Result<Tensor> {
     }
 }
 
-/// Mean square of what is missing, over the variance around the mean of each channel, which counts as [`LEAST_VARIANCE`] at
-/// least: 0 for perfect, 1 for saying the mean.
+/// Mean square of what is missing, over the variance around the mean of each channel, which counts as [`MIN_VARIANCE`] at
+/// least: 0 for perfect, 1 for predicting the mean.
 ///
-/// `said` [B, C s s] is the student's, `targets` [B, C, s, s] has no gradient; `what` names the term.
+/// `predicted` [B, C s s] is the student's, `targets` [B, C, s, s] has no gradient; `what` names the term.
 ///
 /// # Errors
 /// Shapes that do not fit.
-pub fn told_loss(what: &str, said: &Tensor, targets: &Tensor) -> Result<Tensor> {
+pub fn reconstruction_loss(what: &str, predicted: &Tensor, targets: &Tensor) -> Result<Tensor> {
     let (batch, channels, height, width) = targets.dims4()?;
     let expected = (batch, channels * height * width);
-    let found = matrix(what, said)?;
+    let found = matrix(what, predicted)?;
     if found != expected {
-        bail!("{what}: expected {expected:?} told, found {found:?}")
+        bail!("{what}: expected {expected:?} predicted, found {found:?}")
     }
     let targets = targets.detach().reshape((batch, channels, height * width))?;
     let mean = targets.mean_keepdim((0, 2))?; // [1, C, 1]
-    let least = LEAST_VARIANCE * targets.elem_count() as f64;
-    let variance = targets.broadcast_sub(&mean)?.sqr()?.sum_all()?.maximum(least)?;
-    let missing = (said.to_dtype(DType::F32)? - targets.reshape(expected)?)?;
+    let min = MIN_VARIANCE * targets.elem_count() as f64;
+    let variance = targets.broadcast_sub(&mean)?.sqr()?.sum_all()?.maximum(min)?;
+    let missing = (predicted.to_dtype(DType::F32)? - targets.reshape(expected)?)?;
     missing.sqr()?.sum_all()?.broadcast_div(&variance)
 }
 
@@ -66,8 +66,8 @@ mod tests {
     use crate::train::testing::{assert_scalar, scalar};
     use candle_core::{Device, Var};
 
-    fn pixel_loss(said: &Tensor, crops: &Tensor) -> Result<Tensor> {
-        told_loss("pixels", said, &reduced(crops)?)
+    fn pixel_loss(predicted: &Tensor, crops: &Tensor) -> Result<Tensor> {
+        reconstruction_loss("pixels", predicted, &reduced(crops)?)
     }
 
     fn crops(side: usize) -> Tensor {
@@ -115,20 +115,25 @@ mod tests {
     #[test]
     fn flat_images_cannot_make_the_loss_explode() {
         let flat = Tensor::full(-2.1f32, (8, 3, 28, 28), &Device::Cpu).unwrap();
-        let said = Tensor::zeros((8, 3 * 28 * 28), DType::F32, &Device::Cpu).unwrap();
+        let predicted = Tensor::zeros((8, 3 * 28 * 28), DType::F32, &Device::Cpu).unwrap();
         assert_scalar(
             "pixels",
-            &pixel_loss(&said, &flat).unwrap(),
-            2.1 * 2.1 / LEAST_VARIANCE,
+            &pixel_loss(&predicted, &flat).unwrap(),
+            2.1 * 2.1 / MIN_VARIANCE,
             1e-3,
         );
         let histograms = super::super::hog_targets(&flat).unwrap();
         let size = histograms.elem_count() / 8;
-        let said = Tensor::full(0.05f32, (8, size), &Device::Cpu).unwrap();
-        assert_scalar("hog", &told_loss("hog", &said, &histograms).unwrap(), 0.25, 1e-3);
+        let predicted = Tensor::full(0.05f32, (8, size), &Device::Cpu).unwrap();
+        assert_scalar(
+            "hog",
+            &reconstruction_loss("hog", &predicted, &histograms).unwrap(),
+            0.25,
+            1e-3,
+        );
         // What real images have is left as it is.
         let wave = crops(28);
-        let said = Tensor::zeros((2, 3 * 28 * 28), DType::F32, &Device::Cpu).unwrap();
+        let predicted = Tensor::zeros((2, 3 * 28 * 28), DType::F32, &Device::Cpu).unwrap();
         let mean = wave.mean_keepdim((0, 2, 3)).unwrap();
         let variance = wave
             .broadcast_sub(&mean)
@@ -138,7 +143,7 @@ mod tests {
             .sum_all()
             .unwrap();
         let expected = scalar(&wave.sqr().unwrap().sum_all().unwrap()) / scalar(&variance);
-        assert_scalar("wave", &pixel_loss(&said, &wave).unwrap(), expected, 1e-5);
+        assert_scalar("wave", &pixel_loss(&predicted, &wave).unwrap(), expected, 1e-5);
     }
 
     #[test]
@@ -151,13 +156,14 @@ mod tests {
     fn gradient_is_right(crops: &Tensor, tolerance: f64) {
         let values: Vec<f32> = (0..24).map(|i| (i as f32 * 0.31).cos()).collect();
         let at = |values: &[f32]| {
-            let said = Tensor::from_slice(values, (2, 12), &Device::Cpu).unwrap();
-            scalar(&pixel_loss(&said, crops).unwrap())
+            let predicted = Tensor::from_slice(values, (2, 12), &Device::Cpu).unwrap();
+            scalar(&pixel_loss(&predicted, crops).unwrap())
         };
-        let said = Var::from_tensor(&Tensor::from_slice(&values, (2, 12), &Device::Cpu).unwrap()).unwrap();
-        let store = pixel_loss(&said, crops).unwrap().backward().unwrap();
+        let predicted =
+            Var::from_tensor(&Tensor::from_slice(&values, (2, 12), &Device::Cpu).unwrap()).unwrap();
+        let store = pixel_loss(&predicted, crops).unwrap().backward().unwrap();
         let gradient = store
-            .get(&said)
+            .get(&predicted)
             .unwrap()
             .flatten_all()
             .unwrap()
@@ -179,8 +185,8 @@ mod tests {
 
     #[test]
     fn another_width_is_refused() {
-        let said = Tensor::zeros((2, 47), DType::F32, &Device::Cpu).unwrap();
-        let error = pixel_loss(&said, &crops(4)).unwrap_err().to_string();
+        let predicted = Tensor::zeros((2, 47), DType::F32, &Device::Cpu).unwrap();
+        let error = pixel_loss(&predicted, &crops(4)).unwrap_err().to_string();
         assert!(error.contains("expected (2, 48)"), "{error}");
     }
 }
