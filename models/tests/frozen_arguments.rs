@@ -144,7 +144,6 @@ fn each_argument_alone_has_the_gradient_that_it_has_among_others() {
             let found = gradients(&operation, &inputs, &trained);
             assert!(expected[alone].is_some(), "{name}, argument {alone}");
             assert_eq!(found[alone], expected[alone], "{name}, argument {alone}");
-            assert_eq!(found.iter().flatten().count(), 1, "{name}, argument {alone}");
         }
     }
 }
