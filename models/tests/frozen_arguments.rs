@@ -95,24 +95,8 @@ fn operations() -> Vec<(&'static str, Vec<Vec<usize>>, Operation)> {
             "residual_stack",
             shapes,
             Box::new(move |x| {
-                let [
-                    norm_weight,
-                    norm_bias,
-                    expand_weight,
-                    expand_bias,
-                    contract_weight,
-                    contract_bias,
-                    gamma,
-                ] = std::array::from_fn(|i| x[i + 1].clone());
-                let parameters = BranchParameters {
-                    norm_weight,
-                    norm_bias,
-                    expand_weight,
-                    expand_bias,
-                    contract_weight,
-                    contract_bias,
-                    gamma,
-                };
+                let parameters =
+                    BranchParameters::from_list(std::array::from_fn(|place| x[1 + place].clone()));
                 let branch = StackedBranch {
                     parameters: &parameters,
                     middle,
