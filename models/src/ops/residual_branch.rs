@@ -50,6 +50,28 @@ impl BranchParameters {
         ]
     }
 
+    /// The parameters given in the order of the fields.
+    pub fn from_list(list: [Tensor; 7]) -> Self {
+        let [
+            norm_weight,
+            norm_bias,
+            expand_weight,
+            expand_bias,
+            contract_weight,
+            contract_bias,
+            gamma,
+        ] = list;
+        Self {
+            norm_weight,
+            norm_bias,
+            expand_weight,
+            expand_bias,
+            contract_weight,
+            contract_bias,
+            gamma,
+        }
+    }
+
     pub(super) fn list(&self) -> [&Tensor; 7] {
         [
             &self.norm_weight,
@@ -133,7 +155,7 @@ pub(super) fn check_rotary(
     }
 }
 
-/// One branch with its parameters at hand, for tokens of one shape.
+/// One branch with its parameters at hand, for tokens of one shape. Both have been checked.
 pub(super) struct Branch {
     parameters: Vec<Tensor>,
     middle: Middle,
@@ -170,8 +192,6 @@ impl Branch {
         add_input: bool,
         precision: Precision,
     ) -> Result<Self> {
-        check(parameters, middle, width)?;
-        check_rotary(rotary, middle, tokens, width)?;
         let sizes = match middle {
             Middle::Attention { heads } => Some(Sizes::new(&[batch, tokens, 3, heads, width / heads])?),
             _ => None,
