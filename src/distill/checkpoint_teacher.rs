@@ -104,6 +104,8 @@ impl CheckpointTeacher {
     pub fn of_file(path: &Path, config: &DistillConfig, device: &Device) -> Result<Self> {
         let options = LoadOptions {
             num_heads: config.teacher_heads,
+            arch: config.teacher_arch.clone(),
+            activation: config.teacher_activation,
             ..LoadOptions::default()
         };
         let checkpoint = weights::load(path, &options)?;
@@ -111,6 +113,7 @@ impl CheckpointTeacher {
         let normalisation = normalisation_of(
             path,
             own.map(|json| (PREPROCESS_KEY, json)),
+            config.teacher_arch.as_deref(),
             (config.teacher_mean, config.teacher_std),
         )?;
         let parts = Parts {

@@ -141,6 +141,35 @@ fn networks_of_every_shape_are_exported_and_extracted() {
     );
 }
 
+/// Smaller files of CLIP, SigLIP and DINOv3 stay near those in f32, and their features near each other's.
+#[test]
+fn networks_of_others_are_exported_smaller() {
+    let w = Workspace::new();
+    for (name, output) in [
+        ("clip_hf", "embedding"),
+        ("siglip_hf", "embedding"),
+        ("dinov3_hf", "cls"),
+    ] {
+        let model = golden("backbones").join(name).display().to_string();
+        for (dtype, cosine) in [("f16", 0.9999), ("int8", 0.98)] {
+            let summary = w.succeeds(&format!(
+                "export {model} --out {name}-{dtype}.onnx --outputs {output} --dtype {dtype} --calibration sample:train \
+                 --calibration-images 16 --compared-images 32 --max-drift 0.2 --json"
+            ));
+            let drift = summary.json()["drift"]["mean_cosine"].as_f64().expect("a number");
+            assert!(drift > cosine && drift <= 1.000001, "{name} {dtype}: {drift}");
+            w.succeeds(&format!(
+                "extract --model {name}-{dtype}.onnx --data sample:test --out {name}-{dtype}"
+            ));
+        }
+        let table = w.succeeds(&format!(
+            "eval knn --train {name}-f16 --test {name}-int8 --k 1 --json"
+        ));
+        let top1 = table.json()["rows"][0]["top1"].as_f64().expect("an accuracy");
+        assert!(top1 > 0.8, "{name}: int8 finds f16's own images: {top1}");
+    }
+}
+
 #[test]
 fn released_networks_are_opened_by_name() {
     let w = Workspace::new();

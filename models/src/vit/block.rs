@@ -67,17 +67,17 @@ impl Block {
         })
     }
 
-    /// Attention, its queries and keys turned where there are rotary positions, and feed-forward network; `samples` says on
-    /// which images each runs.
+    /// Attention, its queries and keys turned where there are rotary positions, a table for each size of images, and feed-forward
+    /// network; `samples` says on which images each runs.
     pub(super) fn branches<'a>(
         &'a self,
         samples: [Option<&'a BranchSamples>; 2],
-        rotary: Option<&'a Rotary>,
+        rotary: &'a [Rotary],
     ) -> [StackedBranch<'a>; 2] {
         let [attention, feed_forward] = samples;
         [
             self.attention_branch.on(attention, rotary),
-            self.feed_forward_branch.on(feed_forward, None),
+            self.feed_forward_branch.on(feed_forward, &[]),
         ]
     }
 
@@ -131,7 +131,7 @@ impl Branch {
         Self { parameters, middle }
     }
 
-    fn on<'a>(&'a self, samples: Option<&'a BranchSamples>, rotary: Option<&'a Rotary>) -> StackedBranch<'a> {
+    fn on<'a>(&'a self, samples: Option<&'a BranchSamples>, rotary: &'a [Rotary]) -> StackedBranch<'a> {
         StackedBranch {
             parameters: &self.parameters,
             middle: self.middle,

@@ -195,7 +195,8 @@ pub fn swiglu_hidden(embed_dim: usize) -> usize {
 
 impl VitConfig {
     /// An architecture by name: `vit-{tiny|small|base|large|giant2}`, then any of `/P` (patch size, default 14),
-    /// `-reg4` (or any number of registers) and `-swiglu`: `vit-small/14-reg4`, `vit-tiny/4`, `vit-large/16-swiglu`.
+    /// `-reg4` (or any number of registers), `-swiglu` and `-rope` (DINOv3's rotary positions in place of a table):
+    /// `vit-small/14-reg4`, `vit-tiny/4`, `vit-large/16-swiglu`, `vit-base/16-reg4-rope`.
     ///
     /// # Errors
     /// An unknown name, a patch size of zero, or an `image_size` that is no multiple of the patch size.
@@ -204,7 +205,7 @@ impl VitConfig {
             Error::config(
                 "arch",
                 format!(
-                    "expected vit-{{tiny|small|base|large|giant2}}[/PATCH][-regN][-swiglu], found `{name}`"
+                    "expected vit-{{tiny|small|base|large|giant2}}[/PATCH][-regN][-swiglu][-rope], found `{name}`"
                 ),
             )
         };
@@ -221,10 +222,12 @@ impl VitConfig {
             "giant2" => (1536, 40, 24, FeedForwardKind::Swiglu),
             _ => return Err(unknown()),
         };
-        let mut num_registers = 0;
+        let (mut num_registers, mut rope) = (0, None);
         for part in parts {
             if part == "swiglu" {
                 feed_forward = FeedForwardKind::Swiglu;
+            } else if part == "rope" {
+                rope = Some(RopeConfig::dinov3());
             } else if let Some(count) = part.strip_prefix("reg") {
                 num_registers = count.parse().map_err(|_| unknown())?;
             } else {
@@ -255,7 +258,7 @@ impl VitConfig {
             pre_norm: false,
             activation: GeluKind::Gelu,
             projection: None,
-            rope: None,
+            rope,
             class_token: true,
             final_norm: FinalNorm::Tokens,
             pool: Pool::Class,
@@ -393,9 +396,6 @@ impl VitConfig {
     /// What of the network no recipe trains, if there is anything.
     pub fn untrained_part(&self) -> Option<&'static str> {
         let parts = [
-            (self.rope.is_some(), "rotary positions"),
-            (self.pre_norm, "a norm before its blocks"),
-            (!self.activation.is_exact(), "another GELU than the exact one"),
             (self.relative_positions.is_some(), "a relative position bias"),
             (self.attention_norm || self.ffn_norm, "norms within its branches"),
             (!self.class_token, "no class token"),
@@ -566,11 +566,16 @@ mod tests {
             ("vit-giant2/14-reg4", 568, 1_136_486_912),
         ] {
             let config = VitConfig::named(name, 518).expect(name);
+            assert_eq!(config.rope, None, "{name}");
             assert_eq!(config.parameters().len(), tensors, "{name}");
             assert_eq!(config.parameter_count(), count, "{name}");
         }
         let swiglu_l14 = VitConfig::named("vit-large/14-swiglu", 224).expect("a known name");
         assert_eq!(swiglu_l14.parameter_count(), 303_655_168);
+        let dinov3 = VitConfig::named("vit-small/16-reg4-rope", 224).expect("a known name");
+        assert_eq!(dinov3.rope, Some(RopeConfig::dinov3()));
+        // As transformers counts ViT-S/16 of DINOv3, and the bias of the keys, which is 0 there: 384 in each of twelve blocks.
+        assert_eq!(dinov3.parameter_count(), 21_596_544 + 12 * 384);
     }
 
     /// What a file of today says stays what it was, and what is new reads back.

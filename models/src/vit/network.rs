@@ -44,8 +44,8 @@ struct Tokens {
     /// [B, T, D], or [rows, D] of images of two sizes.
     x: Tensor,
     packing: Packing,
-    /// Of the images' size, where there are rotary positions.
-    rotary: Option<Rotary>,
+    /// Of each size of images, where there are rotary positions.
+    rotary: Vec<Rotary>,
     /// Rows and columns of patches, of images of one size.
     grid: (usize, usize),
 }
@@ -55,17 +55,17 @@ impl Tokens {
         Ok(Self {
             packing: Packing::one(x.dim(0)?, x.dim(1)?),
             x,
-            rotary,
+            rotary: rotary.into_iter().collect(),
             grid,
         })
     }
 
-    fn packed(first: &Tensor, second: &Tensor) -> Result<Self> {
+    fn packed([first, second]: &[Tensor; 2], rotary: Vec<Rotary>) -> Result<Self> {
         let (x, packing) = ops::pack(first, second)?;
         Ok(Self {
             x,
             packing,
-            rotary: None,
+            rotary,
             grid: (0, 0),
         })
     }
@@ -296,10 +296,8 @@ impl VisionTransformer {
     /// As [`Self::forward_rows`].
     pub fn forward_rows_of_two(&self, [first, second]: [ImageRows; 2]) -> Result<[Tensor; 2]> {
         let apart = |set: ImageRows| self.forward_rows(set.pixels, set.masks, set.drop_path, set.rows);
-        // With rotary positions every size has angles of its own.
-        let apart_by_angles = self.config.rope.is_some() || self.config.has_composed_blocks();
-        let gains = backend(first.pixels.device()).packs_sequences(self.config.activation);
-        if !self.packing || apart_by_angles || !gains {
+        let gains = backend(first.pixels.device()).packs_sequences();
+        if !self.packing || self.config.has_composed_blocks() || !gains {
             return Ok([apart(first)?, apart(second)?]);
         }
         if first.rows.is_empty() || second.rows.is_empty() {
@@ -309,7 +307,9 @@ impl VisionTransformer {
             ));
         }
         let embed = |set: ImageRows| self.embed(set.pixels, set.masks);
-        let tokens = Tokens::packed(&embed(first)?, &embed(second)?)?;
+        let rotary = [self.rotary(first.pixels)?, self.rotary(second.pixels)?];
+        let rotary = rotary.into_iter().flatten().collect();
+        let tokens = Tokens::packed(&[embed(first)?, embed(second)?], rotary)?;
         let images = [first.pixels.dim(0)?, second.pixels.dim(0)?];
         let plans = [
             self.checked(first.drop_path, images[0])?,
@@ -387,7 +387,7 @@ impl VisionTransformer {
             return self.composed_rows(tokens, drop_path, rows);
         }
         let plan = self.checked(drop_path, tokens.packing.images())?;
-        let mut branches = self.branches(0..self.blocks.len(), plan, tokens.rotary.as_ref());
+        let mut branches = self.branches(0..self.blocks.len(), plan, &tokens.rotary);
         let last = branches.pop();
         let width = self.config.embed_dim;
         let x = match tokens.x.rank() {
@@ -419,7 +419,7 @@ impl VisionTransformer {
         let x = self.run_composed(
             &tokens.x,
             0..self.blocks.len(),
-            (tokens.rotary.as_ref(), grid),
+            (tokens.rotary.first(), grid),
             drop_path,
         )?;
         self.final_norm(&ops::gather_rows(&x, rows)?)
@@ -461,7 +461,7 @@ impl VisionTransformer {
             return self.run_composed(&x, 0..self.blocks.len(), positions, drop_path);
         }
         let plan = self.checked(drop_path, x.dim(0)?)?;
-        let branches = self.branches(0..self.blocks.len(), plan, rotary.as_ref());
+        let branches = self.branches(0..self.blocks.len(), plan, rotary.as_slice());
         self.run(&x, &branches)
     }
 
@@ -624,7 +624,10 @@ impl VisionTransformer {
     ) -> Result<Tensor> {
         match self.config.has_composed_blocks() {
             true => self.run_composed(x, blocks, (rotary, grid), None),
-            false => self.run(x, &self.branches(blocks, None, rotary)),
+            false => self.run(
+                x,
+                &self.branches(blocks, None, rotary.map_or(&[], std::slice::from_ref)),
+            ),
         }
     }
 
@@ -633,7 +636,7 @@ impl VisionTransformer {
         &'a self,
         blocks: Range<usize>,
         drop_path: Option<&'a DropPathPlan>,
-        rotary: Option<&'a Rotary>,
+        rotary: &'a [Rotary],
     ) -> Vec<StackedBranch<'a>> {
         let samples = |i| drop_path.map_or([None; 2], |plan| plan.block(i));
         blocks

@@ -146,6 +146,11 @@ fn arch_heads(arch: &str, config: &VitConfig) -> Result<usize, String> {
             format!("{:?}", config.feed_forward),
         ),
         (
+            "rotary positions",
+            named.rope.is_some().to_string(),
+            (named.rope.is_some() && config.rope.is_some()).to_string(),
+        ),
+        (
             "hidden width",
             named.ffn_hidden.to_string(),
             config.ffn_hidden.to_string(),

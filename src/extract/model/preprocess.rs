@@ -197,13 +197,14 @@ pub fn of_checkpoint(
 }
 
 /// Mean and deviation alone, for who makes the images otherwise; `given` are the flags'. `own` and notices as in
-/// [`of_file`].
+/// [`of_file`], `arch` as in [`of_checkpoint`].
 ///
 /// # Errors
 /// As [`of_file`].
 pub fn normalisation_of(
     path: &Path,
     own: Option<(&str, &str)>,
+    arch: Option<&str>,
     given: (Option<[f32; 3]>, Option<[f32; 3]>),
 ) -> Result<([f32; 3], [f32; 3])> {
     let flags = PreprocessOverrides {
@@ -222,6 +223,7 @@ pub fn normalisation_of(
             stated.preprocess
         }),
     };
+    let stated = stated.or_else(|| stated::by_name(arch?));
     let stated = stated.unwrap_or_else(|| {
         if given.0.is_none() || given.1.is_none() {
             tracing::warn!(

@@ -25,6 +25,7 @@ pub(super) enum Source {
     Optimizer,
     Patches,
     Residual,
+    Rotary,
     Targets,
 }
 
