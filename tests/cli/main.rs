@@ -23,6 +23,7 @@ mod modes;
 mod numbers;
 mod preprocess;
 mod report;
+mod protocols;
 mod retrieval;
 mod robustness;
 mod sources;

@@ -1,4 +1,4 @@
-//! `macula eval`, one file a protocol. The classifiers `knn`, `linear-probe` and `logreg` share what `pair` and `kept` hold,
+//! `macula eval`, one file a protocol. The classifiers `knn`, `linear-probe`, `logreg` and `svm` share what `pair` and `kept` hold,
 //! `retrieval` and `cluster` what `folders` holds, `segment` and `depth` what `dense` holds. `robustness` and `compare` stand
 //! alone.
 
@@ -15,6 +15,7 @@ mod pair;
 mod retrieval;
 mod robustness;
 mod segment;
+mod svm;
 
 use clap::{Args, Subcommand};
 
@@ -53,7 +54,9 @@ enum Protocol {
     Logreg(Box<logreg::LogregArgs>),
     /// Retrieval: mAP, R@k, mP@k, GAP; revisited Oxford/Paris with --ground-truth; copy detection
     Retrieval(retrieval::RetrievalArgs),
-    /// k-means on the features: NMI, adjusted Rand index, accuracy
+    /// Linear support vector machines on few rows a class: mean average precision, accuracy (vissl's low-shot protocol)
+    Svm(Box<svm::SvmArgs>),
+    /// k-means, a mixture of Gaussians or DBSCAN on the features: NMI, adjusted Rand index, accuracy
     Cluster(cluster::ClusterArgs),
     /// Linear segmentation of patch tokens: mean intersection over union, by class and in the mean
     Segment(Box<segment::SegmentArgs>),
@@ -72,6 +75,7 @@ impl EvalArgs {
             Protocol::Knn(args) => args.run(),
             Protocol::LinearProbe(args) => args.run(),
             Protocol::Logreg(args) => args.run(),
+            Protocol::Svm(args) => args.run(),
             Protocol::Retrieval(args) => args.run(),
             Protocol::Cluster(args) => args.run(),
             Protocol::Segment(args) => args.run(),
