@@ -25,7 +25,11 @@ fn machines_on_few_rows() {
     w.succeeds("report r/svm --out report.html");
     let report = fs::read_to_string(w.path("report.html")).expect("written");
     assert!(report.contains("SVM, 4 per class"), "{report}");
-    w.fails(2, &format!("{run} --cost 1,2"), &["cost", "3 rows of every class", "1"]);
+    w.fails(
+        2,
+        &format!("{run} --cost 1,2"),
+        &["cost", "3 rows of every class", "1"],
+    );
     w.fails(2, "eval svm --train train --test test --n-per-class 0", &["0"]);
 }
 
@@ -33,18 +37,36 @@ fn machines_on_few_rows() {
 fn mixtures_and_density() {
     let w = Workspace::new();
     w.two_classes("f", 60, 4);
-    let json = w.succeeds("eval cluster --features f --method gmm --components 2 --out r/gmm --json").json();
-    assert_eq!((&json["rows"][0]["k"], &json["rows"][0]["accuracy"]), (&2.into(), &1.0.into()));
+    let json = w
+        .succeeds("eval cluster --features f --method gmm --components 2 --out r/gmm --json")
+        .json();
+    assert_eq!(
+        (&json["rows"][0]["k"], &json["rows"][0]["accuracy"]),
+        (&2.into(), &1.0.into())
+    );
     assert_eq!(json["settings"]["method"], "gmm");
     let density = "eval cluster --features f --method dbscan --min-points 3 --radius 0.5";
-    let json = w.succeeds(&format!("{density} --max-rows 50 --out r/dbscan --json")).json();
+    let json = w
+        .succeeds(&format!("{density} --max-rows 50 --out r/dbscan --json"))
+        .json();
     assert_eq!(json["n_test"], 50);
     assert_eq!(json["rows"][0]["noise"], 0.0);
     assert_eq!(json["settings"]["radius"], serde_json::json!([0.5]));
     w.succeeds("report r/gmm r/dbscan --out report.html");
     let report = fs::read_to_string(w.path("report.html")).expect("written");
-    assert!(report.contains("mixture of Gaussians, k = 2") && report.contains("DBSCAN"), "{report}");
-    w.fails(2, &format!("{density} --k 2"), &["DBSCAN finds the number of clusters", "2"]);
-    w.fails(2, "eval cluster --features f --method dbscan --radius 0", &["radius", "0"]);
+    assert!(
+        report.contains("mixture of Gaussians, k = 2") && report.contains("DBSCAN"),
+        "{report}"
+    );
+    w.fails(
+        2,
+        &format!("{density} --k 2"),
+        &["DBSCAN finds the number of clusters", "2"],
+    );
+    w.fails(
+        2,
+        "eval cluster --features f --method dbscan --radius 0",
+        &["radius", "0"],
+    );
     w.fails(2, "eval cluster --features f --method gmm --k 61", &["60", "61"]);
 }

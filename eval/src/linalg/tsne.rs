@@ -1,4 +1,5 @@
-//! t-SNE in two dimensions (van der Maaten and Hinton 2008; Barnes-Hut, van der Maaten 2014), by linfa, on principal components.
+//! t-SNE in two dimensions (van der Maaten and Hinton 2008), by linfa, on principal components. All pairs of rows are computed:
+//! linfa's Barnes-Hut form takes random numbers that no seed reaches, so that no two of its maps are alike.
 
 use linfa::traits::Transformer as _;
 use linfa_tsne::TSneParams;
@@ -7,6 +8,9 @@ use ndarray::Array2;
 use super::pca::Pca;
 use crate::rng::{LinfaRng, stream};
 use crate::{Error, Matrix, MatrixView, Result};
+
+/// Rows at most: all pairs are kept twice, in f64, and computed in every iteration on one thread.
+pub const MAX_ROWS: usize = 5_000;
 
 /// Settings of a t-SNE.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,16 +36,16 @@ impl Default for TsneConfig {
     }
 }
 
-/// Where each of `rows` `[n, d]` lies on a plane, `[n, 2]`. One thread; time grows with n log n and the iterations.
+/// Where each of `rows` `[n, d]` lies on a plane, `[n, 2]`. Time grows with n squared and the iterations.
 ///
 /// # Errors
-/// A setting out of range, fewer than four rows, rows all equal, NaN or infinity.
+/// A setting out of range, fewer than four rows or more than [`MAX_ROWS`], rows all equal, NaN or infinity.
 pub fn tsne(rows: MatrixView<'_>, config: &TsneConfig) -> Result<Matrix> {
     let n = rows.rows();
-    if n < 4 {
+    if !(4..=MAX_ROWS).contains(&n) {
         return Err(Error::data(
             "features",
-            format!("expected at least 4 rows for t-SNE, found {n}"),
+            format!("expected 4 to {MAX_ROWS} rows for t-SNE, found {n}"),
         ));
     }
     let most = (n - 1) as f64 / 3.0;
@@ -73,6 +77,7 @@ pub fn tsne(rows: MatrixView<'_>, config: &TsneConfig) -> Result<Matrix> {
     let rng = LinfaRng(stream(config.seed, "t-sne", 0));
     let placed = TSneParams::embedding_size_with_rng(2, rng)
         .perplexity(config.perplexity)
+        .approx_threshold(0.0)
         .max_iter(config.iterations)
         .preliminary_iter((config.iterations / 4).min(250))
         .transform(points)
@@ -148,6 +153,12 @@ mod tests {
             change(&mut config);
             config
         };
+        let many = Matrix::new(vec![0.0; MAX_ROWS + 1], MAX_ROWS + 1, 1).unwrap();
+        let error_of_many = tsne(many.view(), &default).unwrap_err().to_string();
+        assert_eq!(
+            error_of_many,
+            "features: expected 4 to 5000 rows for t-SNE, found 5001"
+        );
         assert!(error(few(|config| config.iterations = 0)).starts_with("iterations"));
         assert!(error(few(|config| config.components = 1)).starts_with("components"));
         assert!(error(few(|config| config.perplexity = f64::NAN)).starts_with("perplexity"));

@@ -495,12 +495,24 @@ mod tests {
 
     #[test]
     fn a_cost_is_chosen_in_folds_of_the_rows_drawn() {
-        let result = run(|config| {
-            config.n_per_class = vec![12];
-            config.costs = vec![1.0, 1e-9];
-        })
-        .unwrap();
-        assert_eq!(result.rows[0].costs, [1.0; 3]);
+        // One column tells the classes, the other is far louder: where errors cost next to nothing, it decides.
+        let mut rng = stream(4, "columns", 0);
+        let labels: Vec<u32> = (0..24).map(|row| row % 2).collect();
+        let data = labels
+            .iter()
+            .flat_map(|&label| {
+                [
+                    label as f32 + rng.random_range(-0.3..0.3),
+                    rng.random_range(-50.0..50.0),
+                ]
+            })
+            .collect();
+        let rows = Matrix::new(data, 24, 2).unwrap();
+        let config = SvmConfig {
+            costs: vec![10.0, 1e-9],
+            ..SvmConfig::default()
+        };
+        assert_eq!(choose_cost(rows.view(), &labels, 2, &config).unwrap(), 10.0);
         let error = run(|config| config.costs = vec![1.0, 2.0])
             .unwrap_err()
             .to_string();

@@ -1,6 +1,6 @@
 //! `macula eval`, one file a protocol. The classifiers `knn`, `linear-probe`, `logreg` and `svm` share what `pair` and `kept` hold,
 //! `retrieval` and `cluster` what `folders` holds, `segment` and `depth` what `dense` holds. `robustness` and `compare` stand
-//! alone.
+//! alone; `suite` runs the others.
 
 mod cluster;
 mod compare;
@@ -15,6 +15,7 @@ mod pair;
 mod retrieval;
 mod robustness;
 mod segment;
+mod suite;
 mod svm;
 
 use clap::{Args, Subcommand};
@@ -64,6 +65,8 @@ enum Protocol {
     Depth(Box<depth::DepthArgs>),
     /// Errors under the 15 corruptions of ImageNet-C at five severities, and mCE against another model's
     Robustness(Box<robustness::RobustnessArgs>),
+    /// Models by data sets by tasks, as a file says, and one report of all; goes on where it was stopped
+    Suite(suite::SuiteArgs),
     /// Two results on the same test rows: paired bootstrap and McNemar's test
     Compare(compare::CompareArgs),
 }
@@ -81,6 +84,7 @@ impl EvalArgs {
             Protocol::Segment(args) => args.run(),
             Protocol::Depth(args) => args.run(),
             Protocol::Robustness(args) => args.run(),
+            Protocol::Suite(args) => args.run(),
             Protocol::Compare(args) => args.run(),
         }
     }

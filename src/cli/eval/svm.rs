@@ -6,7 +6,6 @@ use macula_eval::protocols::svm::{self, SvmConfig};
 use super::super::args::examples;
 use super::PROTOCOL;
 use super::kept::Kept;
-use super::listed;
 use super::pair::PairArgs;
 use crate::Result;
 
@@ -19,25 +18,19 @@ use crate::Result;
 ]))]
 pub(super) struct SvmArgs {
     /// Train rows per class, drawn at random; a row of the table each
-    #[arg(long, value_delimiter = ',', value_name = "NS", default_value = numbers(&SvmConfig::default().n_per_class))]
+    #[arg(long, value_delimiter = ',', value_name = "NS", default_values_t = SvmConfig::default().n_per_class)]
     n_per_class: Vec<usize>,
     /// Draws to average over
     #[arg(long, value_name = "N", default_value_t = SvmConfig::default().n_tries)]
     n_tries: usize,
     /// Cost of an error; several are chosen among in three folds of the rows drawn
-    #[arg(long, value_delimiter = ',', value_name = "C", default_value = listed(&SvmConfig::default().costs))]
+    #[arg(long, value_delimiter = ',', value_name = "C", default_values_t = SvmConfig::default().costs)]
     cost: Vec<f64>,
     /// How much more an error on a row of the class costs than one on the rest
     #[arg(long, value_name = "W", default_value_t = SvmConfig::default().positive_weight)]
     positive_weight: f64,
     #[command(flatten)]
     pair: PairArgs,
-}
-
-/// Numbers as a flag takes them.
-fn numbers(values: &[usize]) -> String {
-    let values: Vec<String> = values.iter().map(ToString::to_string).collect();
-    values.join(",")
 }
 
 impl SvmArgs {

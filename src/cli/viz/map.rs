@@ -30,9 +30,9 @@ enum Method {
     ])
 )]
 pub(super) struct MapArgs {
-    /// Rows drawn at most
-    #[arg(long, value_name = "N", default_value_t = 5000)]
-    n: usize,
+    /// Rows drawn at most; a t-SNE, of 5000 at most, takes time with the square of them [default: 5000, of a t-SNE 2000]
+    #[arg(long, value_name = "N")]
+    n: Option<usize>,
     /// The two widest principal axes of all rows, or a t-SNE of the rows drawn
     #[arg(long, value_enum, default_value_t = Method::Pca)]
     method: Method,
@@ -72,7 +72,10 @@ impl Picture for MapArgs {
             &self.features,
             &MapOptions {
                 column: self.column.column.clone(),
-                count: self.n,
+                count: self.n.unwrap_or(match self.method {
+                    Method::Pca => 5000,
+                    Method::Tsne => 2000,
+                }),
                 method: match self.method {
                     Method::Pca => MapMethod::Pca,
                     Method::Tsne => MapMethod::Tsne {
