@@ -57,8 +57,8 @@ pub(super) fn check_bits(bits: u32) -> Result<()> {
     if bits <= MAX_BITS {
         return Ok(());
     }
-    Err(Error::input(
-        "--hash-bits",
+    Err(Error::setting(
+        "hash_bits",
         format!("expected 0 to {MAX_BITS} bits, found {bits}"),
     ))
 }

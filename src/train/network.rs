@@ -341,11 +341,6 @@ impl Network {
         found.map(|(_, linear)| linear)
     }
 
-    /// Whether class tokens and patches share one head.
-    pub fn shares_head(&self) -> bool {
-        self.ibot_head.is_none()
-    }
-
     /// The weights that are trained: all but gains that the configuration holds fixed.
     pub fn trained(&self) -> impl Iterator<Item = (&String, &Var)> {
         let fixed = |part: &str, head: &Option<DinoHeadConfig>| {

@@ -22,8 +22,8 @@ fn machines_on_few_rows() {
     }
     assert_eq!(json["settings"]["costs"], serde_json::json!([1.0]));
     assert!(w.path("r/svm/predictions.parquet").exists());
-    w.succeeds("report r/svm --out report.html");
-    let report = fs::read_to_string(w.path("report.html")).expect("written");
+    w.succeeds("report r/svm --out report");
+    let report = fs::read_to_string(w.path("report/report.html")).expect("written");
     assert!(report.contains("SVM, 4 per class"), "{report}");
     w.fails(
         2,
@@ -52,8 +52,8 @@ fn mixtures_and_density() {
     assert_eq!(json["n_test"], 50);
     assert_eq!(json["rows"][0]["noise"], 0.0);
     assert_eq!(json["settings"]["radius"], serde_json::json!([0.5]));
-    w.succeeds("report r/gmm r/dbscan --out report.html");
-    let report = fs::read_to_string(w.path("report.html")).expect("written");
+    w.succeeds("report r/gmm r/dbscan --out report");
+    let report = fs::read_to_string(w.path("report/report.html")).expect("written");
     assert!(
         report.contains("mixture of Gaussians, k = 2") && report.contains("DBSCAN"),
         "{report}"

@@ -76,12 +76,19 @@ fn a_cell_that_fails_leaves_the_others() {
     let w = Workspace::new();
     w.write(
         "suite.toml",
-        SUITE.replace("model = 'hog'", "model = 'hog'\ncrop = 3"),
+        SUITE.replace("protocol = 'cluster'", "protocol = 'cluster'\nk = 1_000_000"),
     );
     let run = "eval suite suite.toml --out s --threads 1";
-    w.fails(1, run, &["of 8 cells failed", "hog, sample, knn"]);
+    w.fails(
+        1,
+        run,
+        &[
+            "2 of 8 cells failed",
+            "hog, sample, clusters; pixels, sample, clusters",
+        ],
+    );
     let report = fs::read_to_string(w.path("s/report/report.md")).expect("written");
-    assert!(report.contains("pixels") && !report.contains("hog"), "{report}");
+    assert!(report.contains("k-NN") && !report.contains("k-means"), "{report}");
 }
 
 #[test]
@@ -95,7 +102,7 @@ fn what_is_no_suite_is_refused_before_anything_runs() {
     refused(SUITE.replace("[report]", "[reports]"), &["suite.toml", "reports"]);
     refused(
         SUITE.replace("k = [5, 10]", "kk = 5"),
-        &["pixels, sample, knn", "--kk"],
+        &["hog, sample, knn", "--kk"],
     );
     refused(
         SUITE.replace("[models.hog]", "[models.'../up']"),

@@ -22,7 +22,7 @@ use crate::protocols::predictions::Predictions;
 use crate::protocols::{checks, scores};
 use crate::stats::spread::{mean, sample_std};
 use crate::stats::{BootstrapConfig, bootstrap_mean};
-use crate::{Error, EvalResult, MatrixView, Result};
+use crate::{Error, EvalResult, MatrixView, Result, Split, TrainTest};
 
 /// Train rows of one fit at most: linfa holds the products of all pairs, in f64.
 const MAX_ROWS: usize = 8_192;
@@ -132,23 +132,20 @@ pub struct SvmResult {
 /// # Errors
 /// Settings out of range, features and labels that do not fit, NaN or infinity, fewer than two classes, more rows in a draw than a fit
 /// can hold, too few rows for folds where there are several costs.
-pub fn evaluate(
-    train: MatrixView<'_>,
-    train_labels: &[u32],
-    test: MatrixView<'_>,
-    test_labels: &[u32],
-    n_classes: usize,
-    config: &SvmConfig,
-) -> Result<SvmResult> {
+pub fn evaluate(data: &TrainTest<'_>, config: &SvmConfig) -> Result<SvmResult> {
     config.validate()?;
-    checks::pair(
-        train,
-        train_labels,
-        test,
-        test_labels,
+    checks::pair(data, config.allow_unknown_labels)?;
+    let TrainTest {
+        train: Split {
+            features: train,
+            labels: train_labels,
+        },
+        test: Split {
+            features: test,
+            labels: test_labels,
+        },
         n_classes,
-        config.allow_unknown_labels,
-    )?;
+    } = *data;
     let unit = match config.normalise {
         true => Some((l2_normalise(train)?, l2_normalise(test)?)),
         false => None,
@@ -454,7 +451,12 @@ mod tests {
             ..SvmConfig::default()
         };
         change(&mut config);
-        evaluate(train.view(), &train_labels, test.view(), &test_labels, 3, &config)
+        let data = TrainTest::new(
+            Split::new(train.view(), &train_labels),
+            Split::new(test.view(), &test_labels),
+            3,
+        );
+        evaluate(&data, &config)
     }
 
     #[test]
@@ -545,7 +547,8 @@ mod tests {
             n_per_class: vec![9000],
             ..SvmConfig::default()
         };
-        let error = evaluate(rows.view(), &labels, rows.view(), &labels, 2, &config).unwrap_err();
+        let split = Split::new(rows.view(), &labels);
+        let error = evaluate(&TrainTest::new(split, split, 2), &config).unwrap_err();
         assert!(
             error
                 .to_string()

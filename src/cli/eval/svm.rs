@@ -50,22 +50,8 @@ impl SvmArgs {
         let (folders, _lock) = self.pair.open(self.pair.outputs())?;
         let column = self.pair.column(&folders);
         let pair = folders.labelled(&column, self.pair.allow_unknown_labels)?;
-        let result = svm::evaluate(
-            pair.train.view(),
-            &pair.train_labels,
-            pair.test.view(),
-            &pair.test_labels,
-            pair.n_classes,
-            &config,
-        )?;
-        let kept = Kept {
-            predictions: std::slice::from_ref(&result.predictions),
-            rows: &pair.test_rows,
-            labels: &pair.test_labels,
-            classes: &pair.classes,
-            unknown: pair.unknown.as_ref(),
-            leaks: None,
-        };
+        let result = svm::evaluate(&pair.data(), &config)?;
+        let kept = Kept::new(&pair, std::slice::from_ref(&result.predictions));
         self.pair
             .finish(result.to_eval_result()?, &folders, &column, &kept)
     }

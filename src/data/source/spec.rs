@@ -33,9 +33,17 @@ impl Columns {
         }
         let (place, named) = split(spec)?;
         if !is_table_name(place) {
-            return Err(Error::input(
-                spec,
-                "--path-column, --label-column and --image-column: expected a CSV or Parquet file, found another source",
+            let named = [
+                ("path_column", &self.path),
+                ("label_column", &self.label),
+                ("image_column", &self.image),
+            ];
+            let named = named
+                .iter()
+                .find_map(|(field, column)| column.as_ref().map(|column| format!("{field} {column}")));
+            return Err(Error::setting(
+                named.unwrap_or_default(),
+                format!("expected a CSV or Parquet file, found {spec}"),
             ));
         }
         let or = |new: &Option<String>, old: Option<String>| new.clone().or(old);

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use polars::prelude::*;
 
 use super::super::sink::{FeatureSink, PartRows};
-use super::{ERRORS_FILE, Layout, META_FILE, Meta, OutputSpec, SUCCESS_FILE, Values, identity, part_name};
+use super::{ERRORS_FILE, Layout, META_FILE, Meta, OutputSpec, SUCCESS_FILE, identity, meta, part_name};
+use crate::device::Dtype;
 use crate::files::{TEMPORARY_PREFIX, write_whole};
 use crate::lock::FolderLock;
 use crate::{Error, Result};
@@ -122,7 +123,7 @@ impl FolderWriter {
             crate::identity::difference("", &share(&self.meta), &share(&found))
         });
         if let Some(difference) = difference {
-            return Err(Error::input(
+            return Err(Error::mismatch(
                 self.path.join(META_FILE).display().to_string(),
                 format!(
                     "holds features made with other settings ({difference}); give --force to replace them, or another \
@@ -148,7 +149,10 @@ impl FolderWriter {
     /// The pipeline has failed rows of such values; whoever else writes must not lose one to infinity.
     fn refuse_overflow(&self, path: &Path, part: &PartRows) -> Result<()> {
         for (output, values) in self.meta.outputs.iter().zip(&part.values) {
-            if let Some(value) = values.iter().find(|value| self.meta.dtype.overflows(**value)) {
+            if let Some(value) = values
+                .iter()
+                .find(|value| meta::overflows(self.meta.dtype, **value))
+            {
                 return Err(Error::failed(
                     path.display().to_string(),
                     format!("output `{}`: {value} is too large for f16", output.name),
@@ -271,7 +275,7 @@ fn read_errors(path: &Path) -> Result<Vec<(u64, String, String)>> {
     read().map_err(|e| table_error(path, &e))
 }
 
-fn frame_of(part: PartRows, outputs: &[OutputSpec], dtype: Values) -> PolarsResult<DataFrame> {
+fn frame_of(part: PartRows, outputs: &[OutputSpec], dtype: Dtype) -> PolarsResult<DataFrame> {
     let height = part.rows.len();
     let mut columns = vec![
         Column::new("row".into(), part.rows),
@@ -282,7 +286,7 @@ fn frame_of(part: PartRows, outputs: &[OutputSpec], dtype: Values) -> PolarsResu
     ];
     for (output, values) in outputs.iter().zip(part.values) {
         let column = array_column(output, values, &part.present)?;
-        let stored = DataType::Array(Box::new(dtype.column_type()), output.width());
+        let stored = DataType::Array(Box::new(meta::column_type(dtype)), output.width());
         columns.push(column.cast(&stored)?.into());
     }
     DataFrame::new(height, columns)

@@ -11,7 +11,7 @@ use serde_json::json;
 use super::preprocess::{Size, check_size, of_checkpoint};
 use super::{FeatureModel, ModelOptions, OpenModel, OutputChoice};
 use crate::data::Preprocess;
-use crate::device::{Precision, set_products};
+use crate::device::{Dtype, set_products};
 use crate::extract::OutputSpec;
 use crate::{Error, Result};
 
@@ -104,13 +104,12 @@ pub(super) fn open(path: &Path, options: &ModelOptions) -> Result<OpenModel> {
 }
 
 /// candle's name of what products are computed in.
-fn dtype(compute: Precision) -> Result<DType> {
+fn dtype(compute: Dtype) -> Result<DType> {
     match compute {
-        Precision::F32 => Ok(DType::F32),
-        Precision::Bf16 => Ok(DType::BF16),
-        Precision::F16 => Err(Error::input(
-            "--compute",
-            "expected f32 or bf16 for a checkpoint, found f16",
+        Dtype::F32 | Dtype::Bf16 => Ok(compute.dtype()),
+        Dtype::F16 | Dtype::Int8 => Err(Error::setting(
+            "compute",
+            format!("expected f32 or bf16 for a checkpoint, found {compute}"),
         )),
     }
 }

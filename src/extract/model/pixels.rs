@@ -22,8 +22,8 @@ pub(super) fn parse(spec: &str) -> Option<Result<PixelMode>> {
         "" => Ok(Mode::Auto),
         ":rgb" => Ok(Mode::Rgb),
         ":gray" => Ok(Mode::Gray),
-        rest if rest.starts_with(':') => Err(Error::input(
-            "--model",
+        rest if rest.starts_with(':') => Err(Error::setting(
+            "model",
             format!("expected pixels, pixels:rgb or pixels:gray, found `{spec}`"),
         )),
         _ => return None,
@@ -94,8 +94,8 @@ fn first_size(source: &dyn Source, preprocess: &Preprocess) -> Result<(u32, u32)
             Err(error) => reason = format!("{}: {}", error.path, error.reason),
         }
     }
-    Err(Error::input(
-        "--crop",
+    Err(Error::setting(
+        "crop",
         format!("needed, since no image gives a size ({reason})"),
     ))
 }

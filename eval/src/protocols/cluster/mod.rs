@@ -20,7 +20,7 @@ use crate::protocols::checks;
 use crate::rng::stream;
 use crate::stats::bootstrap::{BootstrapConfig, bootstrap_mean};
 use crate::table::EvalResult;
-use crate::{Error, MatrixView, Result};
+use crate::{Error, MatrixView, Result, Split};
 
 pub use partition::ClusterMethod;
 use partition::{Partition, by_density, by_kmeans, by_mixture, components};
@@ -154,7 +154,7 @@ pub fn evaluate(
     config: &ClusterConfig,
 ) -> Result<ClusterResult> {
     config.validate()?;
-    checks::side("cluster", features, labels, n_classes)?;
+    checks::side("cluster", &Split::new(features, labels), n_classes)?;
     let mut ks = if config.ks.is_empty() {
         vec![n_classes]
     } else {

@@ -17,6 +17,21 @@ pub struct Trial {
     pub held_out: Option<f64>,
 }
 
+/// How the head of either task is trained.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HeadTraining {
+    /// Learning rates to choose among, one for no choice.
+    pub learning_rates: Vec<f64>,
+    /// AdamW's decay of the weights, 0 to 1.
+    pub weight_decay: f64,
+    /// Steps of AdamW, at least 1.
+    pub iterations: usize,
+    /// Windows of one step, at least 1.
+    pub batch_size: usize,
+    /// Share of the training images that the learning rate is chosen on, between 0 and 1.
+    pub val_fraction: f64,
+}
+
 /// What the configurations of both tasks have in common.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Common<'a> {
@@ -30,7 +45,21 @@ pub(super) struct Common<'a> {
     pub recipe: Recipe,
 }
 
-impl Common<'_> {
+impl<'a> Common<'a> {
+    /// Of a task's configuration.
+    pub(super) fn new(protocol: Protocol, training: &'a HeadTraining, seed: u64, recipe: Recipe) -> Self {
+        Self {
+            protocol,
+            learning_rates: &training.learning_rates,
+            weight_decay: training.weight_decay,
+            iterations: training.iterations,
+            batch_size: training.batch_size,
+            val_fraction: training.val_fraction,
+            seed,
+            recipe,
+        }
+    }
+
     /// Refuses settings out of range.
     pub(super) fn validate(&self) -> Result<()> {
         check_fraction(self.val_fraction)?;

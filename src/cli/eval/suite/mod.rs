@@ -14,7 +14,7 @@ use serde_json::json;
 use self::file::{Flags, SuiteFile, arguments};
 use self::plan::{Cell, plan};
 use super::super::args::{INPUT, MACHINE, OUTPUT, ThreadArgs, examples};
-use super::super::{Invocation, output};
+use super::super::{Invocation, output, said};
 use crate::{Error, Result, files};
 
 /// Beside a result: the command that made it.
@@ -38,7 +38,7 @@ pub(super) struct SuiteArgs {
     dry_run: bool,
     #[command(flatten)]
     threads: ThreadArgs,
-    /// Device of the models: auto, cpu, cuda[:N], openvino or tensorrt[:N]
+    /// Device of the models: auto, cpu, cuda[:N], openvino or tensorrt[:N] [default: auto]
     #[arg(long, value_name = "DEVICE", help_heading = MACHINE)]
     device: Option<String>,
 }
@@ -111,7 +111,7 @@ impl SuiteArgs {
                 Ok(()) if cell.is_extraction => {}
                 Ok(()) => remember(cell)?,
                 Err(error) => {
-                    eprintln!("{}: {}", cell.name, output::plain(&error.to_string()));
+                    eprintln!("{}: {}", cell.name, output::plain(&said(&error)));
                     failed.push(place);
                 }
             }
