@@ -58,7 +58,7 @@ pub struct TrainConfig {
     /// The numbers that matrix products, attention and activations are computed or stored in. Weights, norms, losses and
     /// gradients are f32 either way. Default f32; bf16 is faster on CUDA and on processors with AVX512-BF16 or AMX.
     #[serde(default)]
-    pub compute: Compute,
+    pub compute: Dtype,
     /// Keep of every block only what it ran on, and compute the rest again in the backward pass: less memory for about a fifth
     /// more time, the same bytes. Default false.
     #[serde(default)]
@@ -90,10 +90,7 @@ pub struct TrainConfig {
     pub distill: Option<DistillConfig>,
 }
 
-/// What training computes in.
-pub type Compute = Dtype;
-
-/// What it can compute in.
+/// What training can compute in.
 pub const COMPUTED: [Dtype; 2] = [Dtype::F32, Dtype::Bf16];
 
 /// Where images come from and how they are read.

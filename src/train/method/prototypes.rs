@@ -31,21 +31,21 @@ impl Method {
     /// The terms of DINO, iBOT and KoLeo.
     pub(super) fn self_distil(&mut self, step: &StepContext, loss: &mut StepLoss) -> Result<()> {
         let (crops, values) = (step.crops, step.values);
-        let config = self.config.clone();
+        let (has_dino, has_ibot) = (self.config.has_dino(), self.config.has_ibot());
         let masks = crops.masks.as_ref().filter(|masks| !masks.indices.is_empty());
 
         let start = Instant::now();
         let vit = &self.teacher.vit;
         let teacher = BackboneOutput::forward(vit, &crops.global, None, None, places(masks))?;
         let cls_targets = match &self.teacher.dino_head {
-            Some(head) if config.has_dino() => {
+            Some(head) if has_dino => {
                 let logits = head.forward(&teacher.cls)?;
                 Some(self.cls_targets(&logits, values)?)
             }
             _ => None,
         };
         let patch_targets = match (self.teacher.patch_head(), &teacher.patches) {
-            (Some(head), Some(patches)) if config.has_ibot() => {
+            (Some(head), Some(patches)) if has_ibot => {
                 let logits = head.forward(patches)?;
                 Some(self.patch_targets(&logits, values)?)
             }

@@ -10,14 +10,14 @@ use macula_models::vit::FeedForwardKind;
 pub use self::overrides::Overrides;
 use self::reference::{dino, ibot, moco, published, vit_giant2_14, vit_large_14, vit_large_16_short};
 use super::config::{
-    BackboneConfig, Centering, CheckpointConfig, Compute, DataConfig, HeadConfig, InfoNceConfig,
-    LearningRateScaling, LossConfig, MonitorConfig, OptimizerConfig, OptimizerKind, TeacherConfig,
-    TrainConfig,
+    BackboneConfig, Centering, CheckpointConfig, DataConfig, HeadConfig, InfoNceConfig, LearningRateScaling,
+    LossConfig, MonitorConfig, OptimizerConfig, OptimizerKind, TeacherConfig, TrainConfig,
 };
 use crate::data::augment::MultiCropConfig;
 use crate::data::augment::multi_crop_config::ViewConfig;
 use crate::data::loader::LoaderConfig;
 use crate::data::mask::MaskConfig;
+use crate::device::Dtype;
 use crate::{Error, Result};
 
 /// The names, for messages and `--help`.
@@ -187,7 +187,7 @@ fn small(facts: &DataFacts) -> TrainConfig {
         accumulate: 1,
         batch_warmup_steps: 0,
         batch_warmup_start: batch_size,
-        compute: Compute::F32,
+        compute: Dtype::F32,
         gradient_checkpointing: false,
         sequence_packing: true,
         data: DataConfig {

@@ -106,11 +106,15 @@ impl DepthConfig {
     }
 
     fn common(&self) -> Common<'_> {
-        let recipe = match self.protocol {
-            Protocol::Fast => FAST,
-            Protocol::Paper => PAPER,
-        };
-        Common::new(self.protocol, &self.training, self.seed, recipe)
+        Common {
+            protocol: self.protocol,
+            training: &self.training,
+            seed: self.seed,
+            recipe: match self.protocol {
+                Protocol::Fast => FAST,
+                Protocol::Paper => PAPER,
+            },
+        }
     }
 
     /// The depths that the loss counts, the pixels of how many windows it takes together, and the iterations in which only

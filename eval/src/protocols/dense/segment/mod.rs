@@ -88,11 +88,15 @@ impl SegmentConfig {
     }
 
     fn common(&self) -> Common<'_> {
-        let recipe = match self.protocol {
-            Protocol::Fast => FAST,
-            Protocol::Paper => PAPER,
-        };
-        Common::new(self.protocol, &self.training, self.seed, recipe)
+        Common {
+            protocol: self.protocol,
+            training: &self.training,
+            seed: self.seed,
+            recipe: match self.protocol {
+                Protocol::Fast => FAST,
+                Protocol::Paper => PAPER,
+            },
+        }
     }
 
     /// Checks the settings on their own, before any data is read.
