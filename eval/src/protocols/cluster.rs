@@ -261,9 +261,30 @@ mod tests {
         };
         assert_eq!(error(&[0, 1], &[3]), "k: expected 1 to 2 (the rows), found 3");
         assert_eq!(error(&[0, 1], &[0]), "ks: expected k of at least 1, found 0");
+        let of_iterations = |iterations| ClusterConfig {
+            iterations,
+            ..ClusterConfig::default()
+        };
+        assert_eq!(
+            of_iterations(0).validate().unwrap_err().to_string(),
+            "iterations: expected at least 1, found 0"
+        );
+        assert!(of_iterations(1).validate().is_ok());
         assert_eq!(
             error(&[0], &[]),
             "cluster labels: expected 2 labels, one a row, found 1"
         );
+    }
+
+    #[test]
+    fn the_defaults_are_the_documented_ones() {
+        let documented = ClusterConfig {
+            ks: Vec::new(),
+            iterations: 50,
+            normalise: true,
+            seed: 0,
+            bootstrap_resamples: 1_000,
+        };
+        assert_eq!(ClusterConfig::default(), documented);
     }
 }

@@ -225,6 +225,27 @@ mod tests {
             ),
             (
                 Common {
+                    learning_rates: &[0.1, f64::INFINITY],
+                    ..good
+                },
+                "learning_rates",
+            ),
+            (
+                Common {
+                    learning_rates: &[0.0],
+                    ..good
+                },
+                "learning_rates",
+            ),
+            (
+                Common {
+                    learning_rates: &[-0.1],
+                    ..good
+                },
+                "learning_rates",
+            ),
+            (
+                Common {
                     weight_decay: -0.1,
                     ..good
                 },
