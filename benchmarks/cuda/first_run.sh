@@ -34,7 +34,7 @@ advice() { # row
     "operations"*) echo "read ops-*.txt row by row: rows of 257 tokens alone wrong: fused_attention.cu (racecheck; suits() false to go on); 'no kernel image': a kernel of candle that must not be called; illegal address: CUDA_LAUNCH_BLOCKING=1, then memcheck names the kernel" ;;
     "first process") echo "it translates PTX once (~/.nv/ComputeCache); far longer: the cache folder cannot be written (CUDA_CACHE_PATH)" ;;
     "three steps"*) echo "tail right-steps.txt; INVALID_CONTEXT: a release on a thread without context; OUT_OF_MEMORY: cuda_peak_bytes of a smaller batch" ;;
-    memcheck) echo "memcheck.txt names kernel and thread; the same operation in models/tests/cuda_kernels.rs should then fail in the emulation: extend it" ;;
+    memcheck) echo "memcheck.txt names kernel and thread; the same operation in models/tests/cuda_kernels should then fail in the emulation: extend it" ;;
     "ViT"*) echo "kernels.txt beside benchmarks/NOTES.md, 'Kernels of a step'; if their sum is much below the step the host is the limit: batch 256, uploads, launches" ;;
     "memory"*) echo "kept tensors: compare with the formula in benchmarks/NOTES.md; checkpointing halves it" ;;
     "weight gradients"*) echo "split-K is not chosen for a batched call of one: call cublasGemmEx in place of cublasGemmStridedBatchedEx" ;;

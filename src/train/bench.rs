@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device, Tensor};
-use macula_models::ops::{has_cpu_kernels, linear};
+use macula_models::ops::linear;
 use rand::Rng;
 use serde::Serialize;
 
 use super::config::{Compute, TrainConfig};
 use super::cost::step_operations;
 use super::feed::{DeviceBatch, Feed, MicroBatch};
+use super::kernels::kernels;
 use super::product_rates::min_seconds;
 use super::run::start_feed;
 use super::trainer::{StepReport, StepSeconds, Trainer};
@@ -182,7 +183,7 @@ impl MicroBatch for Resident {
 fn resident(batches: Vec<Batch>, config: &TrainConfig, device: &Device) -> Result<Vec<Resident>> {
     let crops = MultiCrop::new(config.crops.clone())?;
     let resident = |batch| {
-        let sends = !has_cpu_kernels(device);
+        let sends = !kernels(device).reads_host_memory();
         let on_device = sends
             .then(|| DeviceBatch::upload(&batch, &crops, device))
             .transpose()?;
@@ -241,11 +242,10 @@ fn photograph(rng: &mut impl Rng) -> Arc<RgbImage> {
 /// Operations a second of a large product, the best of a few. Of numbers that look random, since ones take less power, and that have
 /// their type before the clock starts.
 fn gemm_rate(device: &Device, compute: Compute) -> candle_core::Result<f64> {
-    let side = if device.is_cpu() { GEMM_SIDE } else { GPU_GEMM_SIDE };
-    let dtype = match device.is_cpu() {
+    let (side, dtype) = match device.is_cpu() {
         // Every tensor of the CPU's graph is f32.
-        true => DType::F32,
-        false => compute.dtype(),
+        true => (GEMM_SIDE, DType::F32),
+        false => (GPU_GEMM_SIDE, compute.dtype()),
     };
     let matrix = || Tensor::randn(0f32, 1., (side, side), device)?.to_dtype(dtype);
     let (left, right) = (matrix()?, matrix()?);

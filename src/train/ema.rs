@@ -3,11 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::Var;
-use macula_models::ops::cuda::optimizer::{AdamwUpdate, Tables, adamw};
-use macula_models::ops::is_fused;
+use candle_core::{Tensor, Var};
 
-use super::in_place;
+use super::kernels::{AveragedWeight, kernels};
 use crate::{Error, Result};
 
 /// Weights by name.
@@ -21,26 +19,14 @@ pub type NamedVars = BTreeMap<String, Var>;
 pub fn update_teacher(teacher: &NamedVars, student: &NamedVars, momentum: f64) -> Result<()> {
     check_momentum(momentum)?;
     check(teacher, student)?;
-    // Both factors are rounded from f64: 1 - momentum in f32 would lose digits near 1.
-    let (keep, take) = (momentum as f32, (1. - momentum) as f32);
-    if teacher.values().next().is_some_and(|var| is_fused(var.device())) {
-        let pairs = teacher.values().zip(student.values());
-        let updates: Vec<AdamwUpdate> = pairs
-            .map(|(teacher, student)| AdamwUpdate {
-                weights: student,
-                moved: None,
-                average: Some((teacher, [keep, take])),
-                group: 0,
-            })
-            .collect();
-        return adamw(&mut Tables::default(), &updates, None).map_err(Error::from);
-    }
-    for (teacher, student) in teacher.values().zip(student.values()) {
-        let student = student.as_detached_tensor();
-        let result = in_place::average("teacher average", teacher, &student, keep, take);
-        result?;
-    }
-    Ok(())
+    let Some(first) = teacher.values().next() else {
+        return Ok(());
+    };
+    let pairs = teacher.values().zip(student.values());
+    let pairs: Vec<(AveragedWeight, &Tensor)> = pairs
+        .map(|(teacher, student)| (AveragedWeight::new(teacher, momentum), student.as_tensor()))
+        .collect();
+    kernels(first.device()).average(&pairs).map_err(Error::from)
 }
 
 /// Fails unless `momentum` is from 0 to 1.
@@ -84,7 +70,7 @@ pub(super) fn check_pair(name: &str, teacher: Option<&Var>, student: Option<&Var
 mod tests {
     use super::*;
     use crate::train::testing::{assert_close, values};
-    use candle_core::{Device, Tensor};
+    use candle_core::Device;
 
     fn vars(entries: &[(&str, &[f32])]) -> NamedVars {
         let make = |(name, values): &(&str, &[f32])| {

@@ -6,8 +6,7 @@ use std::time::Instant;
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
-use macula_models::ops::cuda::optimizer::{Clip, Tables};
-use macula_models::ops::{DirectGradients, has_cpu_kernels, has_fast_bf16};
+use macula_models::ops::{DirectGradients, gains_from};
 use macula_models::weights::Tensors;
 
 use super::clock::Clock;
@@ -15,10 +14,11 @@ use super::config::{Compute, Schedules, StepValues, TrainConfig};
 use super::distillation::FrozenTargets;
 use super::ema::NamedVars;
 use super::feed::{self, MicroBatch};
+use super::kernels::{Clip, Tables};
 use super::method::{Method, StepLoss};
 use super::network::{Network, NetworkConfig, is_backbone, part_of};
 use super::optimizer::{
-    Average, Optimizer, OptimizerState, Parameter, clip_scale, gradient_norms, norms_of, squares_on_gpu,
+    Average, Optimizer, OptimizerState, Parameter, clip_scale, gradient_norms, norms_of, squares_on_device,
 };
 use super::param_groups::ParamGroupRules;
 use crate::device::set_products;
@@ -205,7 +205,7 @@ impl Trainer {
             seconds: StepSeconds::default(),
         };
         let share = 1. / micro_batches.len().max(1) as f64;
-        let on_gpu = self.optimizer.clipping_on_gpu().is_some();
+        let clips_on_device = self.optimizer.clipping_on_device().is_some();
         let mut unread = Vec::new();
         let mut gradients: Option<GradStore> = None;
         for (place, batch) in micro_batches.iter().enumerate() {
@@ -213,7 +213,7 @@ impl Trainer {
             let start = Instant::now();
             let pass = DirectGradients::default();
             let loss = pass.forward(|| self.method.loss(batch, number, &values))?;
-            match on_gpu {
+            match clips_on_device {
                 true => unread.extend(loss.terms.iter().cloned()),
                 false => report.add(&loss, share)?,
             }
@@ -233,8 +233,8 @@ impl Trainer {
             return Err(Error::failed("step", "expected at least one batch, found none"));
         };
         let start = Instant::now();
-        if on_gpu {
-            self.update_on_gpu(&gradients, &unread, share, &mut report)?;
+        if clips_on_device {
+            self.update_on_device(&gradients, &unread, share, &mut report)?;
         } else {
             report.grad_norms = gradient_norms(&modules(&self.method.student), &gradients)?;
             self.update(&mut gradients, &report)?;
@@ -272,18 +272,24 @@ impl Trainer {
             .step(gradients, &report.values.rates(), scale, teacher)
     }
 
-    /// [`Self::update`] and the numbers of the report, with the step's one wait for the GPU behind everything it has to do: the GPU
-    /// itself clips, and moves nothing where a term or a norm is not finite.
-    fn update_on_gpu(
+    /// [`Self::update`] and the numbers of the report, with the step's one wait for the device behind everything it has to do: it
+    /// clips by itself, and moves nothing where a term or a norm is not finite.
+    fn update_on_device(
         &mut self,
         gradients: &GradStore,
         unread: &[(&'static str, Tensor)],
         share: f64,
         report: &mut StepReport,
     ) -> Result<()> {
+        let Some((adamw, clipping)) = self.optimizer.clipping_on_device() else {
+            return Err(Error::failed(
+                "step",
+                "expected an optimizer that clips on its device",
+            ));
+        };
         let modules = modules(&self.method.student);
         let device = self.method.device();
-        let squares = squares_on_gpu(&mut self.tables, &modules, gradients, device)?;
+        let squares = squares_on_device(clipping, &mut self.tables, &modules, gradients, device)?;
         let gathered = || {
             let terms: Vec<Tensor> = unread.iter().map(|(_, term)| term.detach()).collect();
             let terms = Tensor::stack(&terms, 0)?.to_dtype(DType::F64)?;
@@ -303,9 +309,8 @@ impl Trainer {
             teacher: &self.averaged,
             momentum: report.values.momentum,
         };
-        if let Some(adamw) = self.optimizer.clipping_on_gpu() {
-            adamw.step_clipped(gradients, &report.values.rates(), &clip, group_of, teacher)?;
-        }
+        let rates = report.values.rates();
+        adamw.step_clipped((clipping, &clip), gradients, &rates, group_of, teacher)?;
         let scalars: Vec<f64> = checked.to_vec1()?;
         let (terms, squares) = scalars.split_at(unread.len());
         for ((name, _), term) in unread.iter().zip(terms) {
@@ -379,7 +384,7 @@ fn modules(student: &Network) -> BTreeMap<&str, Vec<&Var>> {
 /// # Errors
 /// A GPU that does not answer.
 fn round_as(compute: Compute, device: &Device) -> Result<()> {
-    if compute == Compute::Bf16 && has_cpu_kernels(device) && !has_fast_bf16() {
+    if compute == Compute::Bf16 && !gains_from(compute.dtype(), device) {
         tracing::warn!(
             "compute=bf16: this processor has no instructions for it (avx512_bf16); f32 is faster here"
         );

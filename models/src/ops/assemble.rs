@@ -2,9 +2,8 @@
 
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
 
-use super::composed::{self, is_composed, is_fused};
+use super::backend::backend;
 use super::cpu::{added, f32_slice, stored, with_f32};
-use super::cuda;
 use super::vectors::{filled, filled_with};
 
 const NAME: &str = "assemble-tokens";
@@ -18,6 +17,21 @@ pub struct SpecialTokens<'a> {
     pub registers: Option<&'a Tensor>,
     /// The mask token, D values, if the network has one.
     pub mask: Option<&'a Tensor>,
+}
+
+impl SpecialTokens<'_> {
+    /// All of them as rows of `width`, the mask token last and only where `masked`; and how many stand in front of the patches.
+    pub(super) fn stacked(&self, width: usize, masked: bool) -> Result<(Tensor, usize)> {
+        let mut rows = vec![self.cls.reshape(((), width))?];
+        if let Some(registers) = self.registers {
+            rows.push(registers.reshape(((), width))?);
+        }
+        let in_front = rows.iter().map(|rows| rows.dims()[0]).sum();
+        if let (Some(mask), true) = (self.mask, masked) {
+            rows.push(mask.reshape((1, width))?);
+        }
+        Ok((Tensor::cat(&rows, 0)?, in_front))
+    }
 }
 
 /// Class token with its position, registers, then patches with theirs: [B, 1 + R + N, D]; f32.
@@ -54,21 +68,18 @@ pub fn assemble_tokens(
         }
         Some(masks) => Some(masks),
     };
-    if is_composed(patches.device()) {
-        return composed::assemble_tokens(patches, positions, special, masks);
-    }
-    let mut rows = vec![special.cls.reshape(((), width))?];
-    if let Some(registers) = special.registers {
-        rows.push(registers.reshape(((), width))?);
-    }
-    let in_front: usize = rows.iter().map(|rows| rows.dims()[0]).sum();
-    if let (Some(mask), true) = (special.mask, masks.is_some()) {
-        rows.push(mask.reshape((1, width))?);
-    }
-    let special = Tensor::cat(&rows, 0)?;
-    if is_fused(patches.device()) {
-        return cuda::assemble_tokens(patches, positions, &special, masks);
-    }
+    backend(patches.device()).assemble_tokens(patches, positions, special, masks)
+}
+
+/// [`assemble_tokens`] by the kernels of this file.
+pub(super) fn on_cpu(
+    patches: &Tensor,
+    positions: &Tensor,
+    special: SpecialTokens,
+    masks: Option<&Tensor>,
+) -> Result<Tensor> {
+    let (_, count, width) = patches.dims3()?;
+    let (special, in_front) = special.stacked(width, masks.is_some())?;
     let op = Assemble {
         masks: masks
             .map(|masks| masks.flatten_all()?.to_vec1::<u8>())
@@ -237,6 +248,7 @@ impl CustomOp3 for Assemble {
 
 #[cfg(test)]
 mod tests {
+    use super::super::composed;
     use super::super::testing::{check, on_threads, random, values};
     use super::*;
     use candle_core::{Device, Var};

@@ -6,9 +6,8 @@
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::composed::{self, has_cpu_kernels, is_composed, is_fused};
+use super::backend::backend;
 use super::cpu::{Matrix, Shared, f32_slice, stored, with_f32};
-use super::cuda;
 use super::element::Element;
 use super::precision::Precision;
 use super::vectors::{dot, softmax_row, wide};
@@ -20,12 +19,11 @@ const NAME: &str = "attention";
 /// # Errors
 /// Another number of dimensions, a third one that is not 3, a type other than f32, a device without this operation.
 pub fn attention(qkv: &Tensor, scale: f64) -> Result<Tensor> {
-    if is_composed(qkv.device()) {
-        return composed::attention(qkv, scale);
-    }
-    if is_fused(qkv.device()) {
-        return cuda::attention(qkv, scale);
-    }
+    backend(qkv.device()).attention(qkv, scale)
+}
+
+/// [`attention`] by the kernels of this file.
+pub(super) fn on_cpu(qkv: &Tensor, scale: f64) -> Result<Tensor> {
     qkv.contiguous()?.apply_op1(Attention::scaled(scale))
 }
 
@@ -36,9 +34,11 @@ pub fn attention(qkv: &Tensor, scale: f64) -> Result<Tensor> {
 /// # Errors
 /// As [`attention`].
 pub fn attention_probabilities(qkv: &Tensor, scale: f64) -> Result<Tensor> {
-    if !has_cpu_kernels(qkv.device()) {
-        return composed::attention_probabilities(qkv, scale);
-    }
+    backend(qkv.device()).attention_probabilities(qkv, scale)
+}
+
+/// [`attention_probabilities`] by the kernels of this file.
+pub(super) fn probabilities_on_cpu(qkv: &Tensor, scale: f64) -> Result<Tensor> {
     qkv.contiguous()?
         .apply_op1(Probabilities(Attention::scaled(scale)))
 }
@@ -287,6 +287,7 @@ impl CustomOp1 for Probabilities {
 
 #[cfg(test)]
 mod tests {
+    use super::super::composed;
     use super::super::testing::{assert_close, check, random, values};
     use super::*;
 

@@ -1,10 +1,11 @@
-//! Every operation on a device against the CPU's kernels: that both give the same numbers, and how long each takes.
+//! Every operation on a device against the CPU's kernels: that both give the same numbers, and how long each takes. And every
+//! operation of a backend against its composition.
 
 use std::time::Instant;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 
-use super::composed::{composed, has_cpu_kernels};
+use super::backend::{BackendKind, backend_kind, composed};
 use super::cuda::with_cpu_kernels;
 use super::{
     BranchParameters, BranchSamples, Middle, Packing, SpecialTokens, StackOptions, StackedBranch,
@@ -12,7 +13,7 @@ use super::{
     product_cross_entropy, residual_stack, soft_cross_entropy, swiglu, weight_norm,
 };
 
-/// One operation on two devices.
+/// One operation on two devices, or as two backends compute it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct OpComparison {
     /// The operation, with its sizes.
@@ -79,6 +80,22 @@ pub fn compare_operations(device: &Device, compute: DType, more: &[OpCase]) -> R
     cases.map(|case| case.compare(device, compute)).collect()
 }
 
+/// Compares all operations and `more` as this thread's backend for the CPU computes them, with products in `compute`, with their
+/// compositions in f32, whose time then stands in the place of the CPU's.
+///
+/// # Errors
+/// An operation that fails on either side.
+pub fn compare_with_composition(compute: DType, more: &[OpCase]) -> Result<Vec<OpComparison>> {
+    let cases = cases();
+    let cases = cases.iter().chain(more);
+    let compare = |case: &OpCase| {
+        let expected = composed(|| case.run(&Device::Cpu, DType::F32))?;
+        let found = case.run(&Device::Cpu, compute)?;
+        Ok(case.comparison(&found, &expected, compute))
+    };
+    cases.map(compare).collect()
+}
+
 /// What one side gave.
 struct Outcome {
     output: Vec<f32>,
@@ -108,21 +125,25 @@ impl OpCase {
 
     fn compare(&self, device: &Device, compute: DType) -> Result<OpComparison> {
         let cpu = with_cpu_kernels(|| self.run(&Device::Cpu, DType::F32))?;
-        let on_device = match has_cpu_kernels(device) {
-            true => composed(|| self.run(device, compute))?,
-            false => self.run(device, compute)?,
+        let on_device = match backend_kind(device) {
+            BackendKind::Cpu => composed(|| self.run(device, compute))?,
+            BackendKind::Composed | BackendKind::Cuda => self.run(device, compute)?,
         };
-        let gradients = on_device.gradients.iter().zip(&cpu.gradients);
-        Ok(OpComparison {
+        Ok(self.comparison(&on_device, &cpu, compute))
+    }
+
+    fn comparison(&self, found: &Outcome, expected: &Outcome, compute: DType) -> OpComparison {
+        let gradients = found.gradients.iter().zip(&expected.gradients);
+        OpComparison {
             name: self.name.clone(),
-            output_error: difference(&on_device.output, &cpu.output),
+            output_error: difference(&found.output, &expected.output),
             gradient_error: gradients
                 .map(|(found, expected)| difference(found, expected))
                 .fold(0., f64::max),
             allowed: self.allowed.for_compute(compute),
-            cpu_ms: cpu.ms,
-            device_ms: on_device.ms,
-        })
+            cpu_ms: expected.ms,
+            device_ms: found.ms,
+        }
     }
 
     /// One pass to warm up, whose numbers are kept, and one that is timed.

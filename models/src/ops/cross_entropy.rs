@@ -7,9 +7,8 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::composed::{self, is_composed, is_fused};
+use super::backend::backend;
 use super::cpu::{Matrix, f32_slice, stored, with_f32};
-use super::cuda;
 use super::precision::Precision;
 use super::vectors::{LANES, exp, max, wide};
 
@@ -33,13 +32,18 @@ pub fn soft_cross_entropy(
     target_rows: Option<&[u32]>,
     temperature: f64,
 ) -> Result<Tensor> {
-    let op = SoftCrossEntropy::new(NAME, logits.dims2()?, targets, target_rows, temperature)?;
-    if is_composed(logits.device()) {
-        return composed::soft_cross_entropy(logits, targets, target_rows, temperature);
-    }
-    if is_fused(logits.device()) {
-        return cuda::soft_cross_entropy(logits, targets, target_rows, temperature);
-    }
+    check_targets(NAME, logits.dims2()?, targets, target_rows, temperature)?;
+    backend(logits.device()).soft_cross_entropy(logits, targets, target_rows, temperature)
+}
+
+/// [`soft_cross_entropy`] by the kernels of this file.
+pub(super) fn on_cpu(
+    logits: &Tensor,
+    targets: &Tensor,
+    target_rows: Option<&[u32]>,
+    temperature: f64,
+) -> Result<Tensor> {
+    let op = SoftCrossEntropy::new(target_rows, temperature);
     logits
         .contiguous()?
         .apply_op2(&targets.detach().contiguous()?, op)
@@ -67,15 +71,29 @@ pub fn product_cross_entropy(
             prototypes.dims()
         )
     }
-    let of_logits = SoftCrossEntropy::new(PRODUCT_NAME, (rows, classes), targets, target_rows, temperature)?;
-    if is_composed(points.device()) {
-        return composed::product_cross_entropy(points, prototypes, targets, target_rows, temperature);
-    }
-    if is_fused(points.device()) {
-        return cuda::product_cross_entropy(points, prototypes, targets, target_rows, temperature);
-    }
+    check_targets(PRODUCT_NAME, (rows, classes), targets, target_rows, temperature)?;
+    backend(points.device()).product_cross_entropy(
+        points,
+        prototypes,
+        targets,
+        target_rows,
+        temperature,
+        compute,
+    )
+}
+
+/// [`product_cross_entropy`] by the kernels of this file.
+pub(super) fn product_on_cpu(
+    points: &Tensor,
+    prototypes: &Tensor,
+    targets: &Tensor,
+    target_rows: Option<&[u32]>,
+    temperature: f64,
+    compute: DType,
+) -> Result<Tensor> {
+    let ((rows, width), classes) = (points.dims2()?, prototypes.dim(0)?);
     let op = ProductCrossEntropy {
-        of_logits,
+        of_logits: SoftCrossEntropy::new(target_rows, temperature),
         precision: Precision::for_compute(PRODUCT_NAME, compute)?,
         size: [rows, classes, width],
         logits: (points.track_op() || prototypes.track_op()).then(Mutex::default),
@@ -102,38 +120,44 @@ struct Row {
     loss: f32,
 }
 
+/// Fails unless there are targets for logits of `rows` x `classes`, and the temperature is above 0.
+fn check_targets(
+    name: &str,
+    (rows, classes): (usize, usize),
+    targets: &Tensor,
+    target_rows: Option<&[u32]>,
+    temperature: f64,
+) -> Result<()> {
+    let (available, found) = targets.dims2()?;
+    if !(temperature.is_finite() && temperature > 0.) {
+        bail!("{name}: expected a temperature above 0, found {temperature}")
+    }
+    if classes == 0 || found != classes || target_rows.is_none() && available != rows {
+        bail!(
+            "{name}: expected targets for logits {:?}, found {:?}",
+            [rows, classes],
+            targets.dims()
+        )
+    }
+    if let Some(target_rows) = target_rows {
+        if target_rows.len() != rows {
+            bail!("{name}: expected {rows} target rows, found {}", target_rows.len())
+        }
+        if let Some(row) = target_rows.iter().find(|&&row| row as usize >= available) {
+            bail!("{name}: expected target rows below {available}, found {row}")
+        }
+    }
+    Ok(())
+}
+
 impl SoftCrossEntropy {
-    fn new(
-        name: &str,
-        (rows, classes): (usize, usize),
-        targets: &Tensor,
-        target_rows: Option<&[u32]>,
-        temperature: f64,
-    ) -> Result<Self> {
-        let (available, found) = targets.dims2()?;
-        if !(temperature.is_finite() && temperature > 0.) {
-            bail!("{name}: expected a temperature above 0, found {temperature}")
-        }
-        if classes == 0 || found != classes || target_rows.is_none() && available != rows {
-            bail!(
-                "{name}: expected targets for logits {:?}, found {:?}",
-                [rows, classes],
-                targets.dims()
-            )
-        }
-        if let Some(target_rows) = target_rows {
-            if target_rows.len() != rows {
-                bail!("{name}: expected {rows} target rows, found {}", target_rows.len())
-            }
-            if let Some(row) = target_rows.iter().find(|&&row| row as usize >= available) {
-                bail!("{name}: expected target rows below {available}, found {row}")
-            }
-        }
-        Ok(Self {
+    /// With targets that have been checked.
+    fn new(target_rows: Option<&[u32]>, temperature: f64) -> Self {
+        Self {
             target_rows: target_rows.map(<[u32]>::to_vec),
             inverse: (1. / temperature) as f32,
             rows: OnceLock::new(),
-        })
+        }
     }
 
     /// The loss of each row of `logits`.
@@ -338,6 +362,7 @@ impl CustomOp3 for ProductCrossEntropy {
 
 #[cfg(test)]
 mod tests {
+    use super::super::composed;
     use super::super::testing::{check, check_bf16, on_threads, random, values};
     use super::*;
     use candle_core::{Device, Var};

@@ -2,9 +2,8 @@
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
-use super::composed::{self, is_composed, is_fused};
+use super::backend::backend;
 use super::cpu::{ROWS_PER_TASK, f32_slice, rows_and_width, stored, with_f32};
-use super::cuda;
 use super::vectors::filled;
 
 const NAME: &str = "gather-rows";
@@ -20,12 +19,11 @@ pub fn gather_rows(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
     if let Some(row) = rows.iter().find(|&&row| row as usize >= available) {
         bail!("{NAME}: expected rows below {available}, found {row}")
     }
-    if is_composed(x.device()) {
-        return composed::gather_rows(x, rows);
-    }
-    if is_fused(x.device()) {
-        return cuda::gather_rows(x, rows);
-    }
+    backend(x.device()).gather_rows(x, rows)
+}
+
+/// [`gather_rows`] by the kernels of this file.
+pub(super) fn on_cpu(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
     x.contiguous()?.apply_op1(GatherRows { rows: rows.to_vec() })
 }
 

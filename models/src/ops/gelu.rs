@@ -6,9 +6,8 @@ use std::str::FromStr;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::composed::{self, is_composed, is_fused};
+use super::backend::backend;
 use super::cpu::{ELEMENTS_PER_TASK, f32_slice, stored, with_f32};
-use super::cuda;
 use super::element::Element;
 use super::vectors::{beside, exp, filled};
 
@@ -78,12 +77,11 @@ pub fn gelu(x: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// As [`gelu`].
 pub fn gelu_of(x: &Tensor, kind: GeluKind) -> Result<Tensor> {
-    if is_composed(x.device()) || is_fused(x.device()) && !kind.is_exact() {
-        return composed::gelu(x, kind);
-    }
-    if is_fused(x.device()) {
-        return cuda::gelu(x);
-    }
+    backend(x.device()).gelu(x, kind)
+}
+
+/// [`gelu_of`] by the kernels of this file.
+pub(super) fn on_cpu(x: &Tensor, kind: GeluKind) -> Result<Tensor> {
     x.contiguous()?.apply_op1(Gelu(kind))
 }
 
@@ -227,6 +225,7 @@ fn scaled<T: Element>(x: &[T], grad: &[T], slope: impl Fn(f32) -> f32 + Sync + S
 
 #[cfg(test)]
 mod tests {
+    use super::super::composed;
     use super::super::testing::{assert_close, check, random, values};
     use super::*;
     use candle_core::{DType, Device};

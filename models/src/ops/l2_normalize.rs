@@ -2,9 +2,8 @@
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
-use super::composed::{self, is_composed, is_fused};
+use super::backend::backend;
 use super::cpu::{ROWS_PER_TASK, f32_slice, rows_and_width, stored, with_f32};
-use super::cuda;
 use super::vectors::{beside, dot, filled};
 
 const NAME: &str = "l2-normalize";
@@ -14,12 +13,11 @@ const NAME: &str = "l2-normalize";
 /// # Errors
 /// A type other than f32, a device without this operation.
 pub fn l2_normalize(x: &Tensor, eps: f64) -> Result<Tensor> {
-    if is_composed(x.device()) {
-        return composed::l2_normalize(x, eps);
-    }
-    if is_fused(x.device()) {
-        return cuda::l2_normalize(&composed::wide(x)?, eps);
-    }
+    backend(x.device()).l2_normalize(x, eps)
+}
+
+/// [`l2_normalize`] by the kernels of this file.
+pub(super) fn on_cpu(x: &Tensor, eps: f64) -> Result<Tensor> {
     x.contiguous()?.apply_op1(L2Normalize { eps: eps as f32 })
 }
 
@@ -83,6 +81,7 @@ impl CustomOp1 for L2Normalize {
 
 #[cfg(test)]
 mod tests {
+    use super::super::composed;
     use super::super::testing::{check, random};
     use super::*;
     use candle_core::{DType, Device, Var};

@@ -2,9 +2,8 @@
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
-use super::composed::{self, is_composed, is_fused};
+use super::backend::backend;
 use super::cpu::{ROWS_PER_TASK, added, f32_slice, rows_and_width, stored, with_f32};
-use super::cuda;
 use super::element::Element;
 use super::vectors::{beside, dot, filled, filled_with, sum};
 
@@ -17,12 +16,11 @@ const NAME: &str = "layer-norm";
 /// # Errors
 /// Shapes that do not fit, a type other than f32, a device without this operation.
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
-    if is_composed(x.device()) {
-        return composed::layer_norm(x, weight, bias, eps);
-    }
-    if is_fused(x.device()) {
-        return cuda::layer_norm(&composed::wide(x)?, weight, bias, eps);
-    }
+    backend(x.device()).layer_norm(x, weight, bias, eps)
+}
+
+/// [`layer_norm`] by the kernels of this file.
+pub(super) fn on_cpu(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
     x.contiguous()?.apply_op3(
         &weight.contiguous()?,
         &bias.contiguous()?,
@@ -198,6 +196,7 @@ impl CustomOp3 for LayerNorm {
 
 #[cfg(test)]
 mod tests {
+    use super::super::composed;
     use super::super::testing::{check, random};
     use super::*;
 

@@ -2,9 +2,8 @@
 
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
 
-use super::composed::{self, has_cpu_kernels, is_composed, is_fused};
+use super::backend::backend;
 use super::cpu::{Matrix, f32_slice, rows_and_width, stored, sum_over_rows, with_f32};
-use super::cuda;
 use super::element::Element;
 use super::precision::Precision;
 
@@ -18,22 +17,8 @@ const NAME: &str = "linear";
 /// # Errors
 /// Shapes that do not fit, a type other than f32, a device without this operation.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, compute: DType) -> Result<Tensor> {
-    let Some(&outputs) = weight.dims().first() else {
-        bail!("{NAME}: expected a weight of shape [outputs, inputs], found a scalar")
-    };
-    if is_composed(x.device()) {
-        return composed::linear(&x.to_dtype(compute)?, weight, bias);
-    }
-    if is_fused(x.device()) {
-        return cuda::linear(&x.to_dtype(compute)?, weight, bias);
-    }
-    let bias = match bias {
-        Some(bias) => bias.contiguous()?,
-        None => Tensor::zeros(outputs, weight.dtype(), weight.device())?,
-    };
-    let precision = Precision::for_compute(NAME, compute)?;
-    x.contiguous()?
-        .apply_op3(&weight.contiguous()?, &bias, Linear { precision })
+    outputs(weight)?;
+    backend(x.device()).linear(x, weight, bias, compute)
 }
 
 /// The logits `points prototypes^T`: `points` [.., D], `prototypes` [K, D], result [.., K] of the type of the points, f32.
@@ -44,11 +29,27 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, compute: DType
 /// # Errors
 /// As [`linear`].
 pub fn prototype_logits(points: &Tensor, prototypes: &Tensor, compute: DType) -> Result<Tensor> {
-    let compute = match has_cpu_kernels(points.device()) {
-        true => compute,
-        false => points.dtype(),
+    outputs(prototypes)?;
+    backend(points.device()).prototype_logits(points, prototypes, compute)
+}
+
+/// [`linear`] by the kernels of this file.
+pub(super) fn on_cpu(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, compute: DType) -> Result<Tensor> {
+    let bias = match bias {
+        Some(bias) => bias.contiguous()?,
+        None => Tensor::zeros(outputs(weight)?, weight.dtype(), weight.device())?,
     };
-    linear(points, prototypes, None, compute)
+    let precision = Precision::for_compute(NAME, compute)?;
+    x.contiguous()?
+        .apply_op3(&weight.contiguous()?, &bias, Linear { precision })
+}
+
+/// The rows of a weight.
+fn outputs(weight: &Tensor) -> Result<usize> {
+    match weight.dims().first() {
+        Some(&outputs) => Ok(outputs),
+        None => bail!("{NAME}: expected a weight of shape [outputs, inputs], found a scalar"),
+    }
 }
 
 struct Linear {
@@ -161,6 +162,7 @@ pub(super) fn column_sums<T: Element>(values: &[T], rows: usize, width: usize) -
 
 #[cfg(test)]
 mod tests {
+    use super::super::composed;
     use super::super::testing::{check, check_bf16, random};
     use super::*;
 

@@ -2,13 +2,12 @@
 //!
 //! candle's fused `layer_norm`, `softmax_last_dim` and `sdpa` return tensors without a graph node, so a network trained
 //! through them silently stops learning upstream. Everything a training step runs through is therefore either one of
-//! these operations or plain candle arithmetic. Each file holds one candle `CustomOp`: the function that applies it, the
+//! these operations or plain candle arithmetic. Each file holds one operation: its function, and its candle `CustomOp` with the
 //! CPU kernels (arithmetic in f32, rayon over rows or over heads).
 //!
-//! On an NVIDIA GPU operations are made of the kernels of `cuda`, and put into the graph by `node`; a stack with rotary
-//! positions or another GELU than the exact one has none there yet and is composed. On a device without either,
-//! and where `cuda` has nothing for it, an operation is composed of plain candle arithmetic: `composed`, which is also the
-//! oracle of the tests.
+//! Who computes an operation on a device, `backend` says: its function here checks the arguments and hands them on. On an NVIDIA GPU
+//! operations are made of the kernels of `cuda`, and put into the graph by `node`. On a device without either, and where a backend
+//! has nothing for a case, an operation is composed of plain candle arithmetic: `composed`, which is also the oracle of the tests.
 //!
 //! Operations are as large as they can be, since candle's backward pass adds every gradient between two of them to zeros:
 //! `residual_stack` is all blocks of a network; `many_parameters` is how it has more than three arguments. In a pass of
@@ -20,6 +19,7 @@
 
 mod assemble;
 mod attention;
+mod backend;
 mod branch_samples;
 mod comparison;
 mod composed;
@@ -51,9 +51,10 @@ mod weight_norm;
 
 pub use assemble::{SpecialTokens, assemble_tokens};
 pub use attention::{attention, attention_probabilities};
+pub(crate) use backend::backend;
+pub use backend::{BackendKind, backend_kind, composed, gains_from};
 pub use branch_samples::BranchSamples;
-pub use comparison::{OpCase, OpComparison, compare_operations};
-pub use composed::{composed, has_cpu_kernels, is_composed, is_fused};
+pub use comparison::{OpCase, OpComparison, compare_operations, compare_with_composition};
 pub use cpu::with_f32;
 pub use cross_entropy::{product_cross_entropy, soft_cross_entropy};
 pub use direct_gradients::DirectGradients;
@@ -64,7 +65,6 @@ pub use layer_norm::layer_norm;
 pub use linear::{linear, prototype_logits};
 pub use packing::{Packing, pack};
 pub use patches::patch_rows;
-pub use precision::has_fast_bf16;
 pub use residual_branch::{BranchParameters, Middle};
 pub use residual_stack::{StackOptions, StackedBranch, packed_residual_stack, residual_stack};
 pub use rotary::{Rotary, rotate};

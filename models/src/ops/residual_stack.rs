@@ -5,15 +5,13 @@
 //! wait for more in a busy loop and take the processor from everything else.
 
 use std::borrow::Cow;
-use std::ops::Range;
 use std::sync::OnceLock;
 
 use candle_core::{CpuStorage, CustomOp2, DType, Device, Layout, Result, Shape, Tensor, bail};
 
+use super::backend::backend;
 use super::branch_samples::{BranchSamples, Subset};
-use super::composed::{self, has_cpu_kernels, is_fused};
 use super::cpu::{f32_slice, stored, with_f32};
-use super::cuda;
 use super::many_parameters::{Gradients, tie};
 use super::packing::Packing;
 use super::precision::Precision;
@@ -34,14 +32,6 @@ pub struct StackedBranch<'a> {
     pub samples: Option<&'a BranchSamples>,
     /// Of attention: the angles by which the queries and keys of each token are turned.
     pub rotary: Option<&'a Rotary>,
-}
-
-impl StackedBranch<'_> {
-    /// Whether the kernels for a GPU compute it.
-    fn has_fused_kernels(&self) -> bool {
-        let activation = !matches!(self.middle, Middle::Gelu(kind) if !kind.is_exact());
-        self.rotary.is_none() && activation
-    }
 }
 
 /// How the branches of a stack compute.
@@ -67,20 +57,19 @@ pub struct StackOptions {
 /// operation.
 pub fn residual_stack(x: &Tensor, branches: &[StackedBranch], options: StackOptions) -> Result<Tensor> {
     let (batch, tokens, width) = x.dims3()?;
+    check_all(branches, batch, width)?;
+    for branch in branches {
+        check_rotary(branch.rotary, branch.middle, tokens, width)?;
+    }
     if branches.is_empty() {
         return Ok(x.clone());
     }
-    if !has_cpu_kernels(x.device()) {
-        check_all(branches, batch, width)?;
-        for branch in branches {
-            check_rotary(branch.rotary, branch.middle, tokens, width)?;
-        }
-        let has_kernels = branches.iter().all(StackedBranch::has_fused_kernels);
-        return match is_fused(x.device()) && has_kernels {
-            true => cuda::residual_stack(x, Packing::one(batch, tokens), branches, options),
-            false => composed::residual_stack(x, branches, options),
-        };
-    }
+    backend(x.device()).residual_stack(x, branches, options)
+}
+
+/// [`residual_stack`] by the kernels for processors, of branches that have been checked.
+pub(super) fn on_cpu(x: &Tensor, branches: &[StackedBranch], options: StackOptions) -> Result<Tensor> {
+    let (batch, tokens, width) = x.dims3()?;
     let precision = Precision::for_compute(NAME, options.compute)?;
     let parameters: Vec<&Tensor> = branches
         .iter()
@@ -143,31 +132,7 @@ pub fn packed_residual_stack(
     if branches.iter().any(|branch| branch.rotary.is_some()) {
         bail!("{NAME}: expected images of one size with rotary positions, found a packed sequence")
     }
-    if is_fused(x.device()) && branches.iter().all(StackedBranch::has_fused_kernels) {
-        return cuda::residual_stack(x, packing, branches, options);
-    }
-    let apart: Vec<Option<[BranchSamples; 2]>> = branches
-        .iter()
-        .map(|branch| branch.samples.map(|samples| packing.apart(samples)).transpose())
-        .collect::<Result<_>>()?;
-    let of_size = |size: usize, images: usize, tokens: usize, rows: Range<usize>| {
-        let x = x
-            .narrow(0, rows.start, rows.len())?
-            .reshape((images, tokens, width))?;
-        let branches: Vec<StackedBranch> = branches
-            .iter()
-            .zip(&apart)
-            .map(|(branch, apart)| StackedBranch {
-                samples: apart.as_ref().map(|apart| &apart[size]),
-                ..*branch
-            })
-            .collect();
-        residual_stack(&x, &branches, options)?.reshape(((), width))
-    };
-    let sizes = packing
-        .sizes()
-        .map(|(size, images, tokens, rows)| of_size(size, images, tokens, rows));
-    Tensor::cat(&sizes.collect::<Result<Vec<_>>>()?, 0)
+    backend(x.device()).packed_residual_stack(x, packing, branches, options)
 }
 
 fn check_all(branches: &[StackedBranch], images: usize, width: usize) -> Result<()> {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
-use super::composed;
+use super::backend::backend;
 use super::cpu::ROWS_PER_TASK;
 use super::element::Element;
 
@@ -112,7 +112,7 @@ impl Rotary {
 pub fn rotate(qkv: &Tensor, rotary: &Rotary) -> Result<Tensor> {
     let (_, tokens, _, _, head_dim) = qkv.dims5()?;
     rotary.check(tokens, head_dim)?;
-    composed::rotate(qkv, rotary)
+    backend(qkv.device()).rotate(qkv, rotary)
 }
 
 impl Rotary {

@@ -2,9 +2,8 @@
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
-use super::composed::{self, is_composed, is_fused};
+use super::backend::backend;
 use super::cpu::{ROWS_PER_TASK, f32_slice, rows_and_width, stored, with_f32};
-use super::cuda;
 use super::element::Element;
 use super::vectors::{beside, exp, filled};
 
@@ -15,12 +14,11 @@ const NAME: &str = "swiglu";
 /// # Errors
 /// An odd last dimension, a type other than f32, a device without this operation.
 pub fn swiglu(x: &Tensor) -> Result<Tensor> {
-    if is_composed(x.device()) {
-        return composed::swiglu(x);
-    }
-    if is_fused(x.device()) {
-        return cuda::swiglu(x);
-    }
+    backend(x.device()).swiglu(x)
+}
+
+/// [`swiglu`] by the kernels of this file.
+pub(super) fn on_cpu(x: &Tensor) -> Result<Tensor> {
     x.contiguous()?.apply_op1(SwiGlu)
 }
 
@@ -105,6 +103,7 @@ pub(super) fn backward<T: Element>(x: &[T], width: usize, grad: &[T]) -> Vec<T> 
 
 #[cfg(test)]
 mod tests {
+    use super::super::composed;
     use super::super::testing::{check, random};
     use super::*;
 

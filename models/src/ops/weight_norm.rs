@@ -2,9 +2,8 @@
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
-use super::composed::{self, is_composed, is_fused};
+use super::backend::backend;
 use super::cpu::{ROWS_PER_TASK, f32_slice, rows_and_width, stored, with_f32};
-use super::cuda;
 use super::vectors::{beside, dot, filled, filled_with};
 
 const NAME: &str = "weight-norm";
@@ -23,12 +22,11 @@ pub fn weight_norm(directions: &Tensor, gain: &Tensor) -> Result<Tensor> {
             gain.dims()
         )
     }
-    if is_composed(directions.device()) {
-        return composed::weight_norm(directions, gain);
-    }
-    if is_fused(directions.device()) {
-        return cuda::weight_norm(directions, gain);
-    }
+    backend(directions.device()).weight_norm(directions, gain)
+}
+
+/// [`weight_norm`] by the kernels of this file.
+pub(super) fn on_cpu(directions: &Tensor, gain: &Tensor) -> Result<Tensor> {
     directions
         .contiguous()?
         .apply_op2(&gain.contiguous()?, WeightNorm)
@@ -114,6 +112,7 @@ impl CustomOp2 for WeightNorm {
 
 #[cfg(test)]
 mod tests {
+    use super::super::composed;
     use super::super::testing::{check, on_threads, random, values};
     use super::*;
     use candle_core::Var;

@@ -11,7 +11,7 @@ use super::layers::LayerNorm;
 use super::patch_embed::PatchEmbed;
 use super::position::interpolate_table;
 use super::{DropPathPlan, VitConfig};
-use crate::ops::{Packing, Rotary, StackOptions, StackedBranch, is_fused};
+use crate::ops::{Packing, Rotary, StackOptions, StackedBranch, backend};
 use crate::{Error, Result, ops};
 
 /// DINOv2 `DinoVisionTransformer`, for inference and for training.
@@ -262,9 +262,10 @@ impl VisionTransformer {
     /// As [`Self::forward_rows`].
     pub fn forward_rows_of_two(&self, [first, second]: [ImageRows; 2]) -> Result<[Tensor; 2]> {
         let apart = |set: ImageRows| self.forward_rows(set.pixels, set.masks, set.drop_path, set.rows);
-        // With rotary positions every size has angles of its own, and other kinds of GELU are not packed either.
-        let packs = self.config.rope.is_none() && self.config.activation.is_exact();
-        if !self.packing || !packs || !is_fused(first.pixels.device()) {
+        // With rotary positions every size has angles of its own.
+        let apart_by_angles = self.config.rope.is_some();
+        let gains = backend(first.pixels.device()).packs_sequences(self.config.activation);
+        if !self.packing || apart_by_angles || !gains {
             return Ok([apart(first)?, apart(second)?]);
         }
         if first.rows.is_empty() || second.rows.is_empty() {

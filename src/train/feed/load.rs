@@ -6,7 +6,7 @@ use std::borrow::Cow;
 #[cfg(any(feature = "cuda", test))]
 use candle_core::DType;
 use candle_core::{Device, Tensor};
-use macula_models::ops::cuda::augment::{self, Change, Crop, CropShape, CropTable, Weights};
+use macula_models::ops::cuda::augment::{Change, Crop, CropShape, CropTable, Weights};
 
 use crate::data::RgbImage;
 use crate::data::augment::multi_crop_config::{MultiCropConfig, ViewConfig};
@@ -14,6 +14,7 @@ use crate::data::augment::planned::{PlannedCrop, PlannedCrops};
 use crate::data::augment::{Colour, MultiCrop, PlannedImage, blur, photometric};
 use crate::data::loader::Batch;
 use crate::data::resize::{WeightRows, vertical_first};
+use crate::train::kernels::kernels;
 use crate::{Error, Result};
 
 /// Values of one type, in as many parts as they lie in.
@@ -292,9 +293,11 @@ impl DeviceBatch {
                 let [pixels, values, rest @ ..] = &self.tensors[..] else {
                     candle_core::bail!("crops: expected pixels and values, found neither")
                 };
-                let made = |place: usize, shape| {
-                    augment::crops(pixels, &rest[place], &rest[place + 1], values, shape)
+                let Some(crops) = kernels(pixels.device()).crops() else {
+                    let found = pixels.device().location();
+                    candle_core::bail!("crops: expected a device that makes them, found {found:?}")
                 };
+                let made = |place: usize, shape| crops(pixels, &rest[place], &rest[place + 1], values, shape);
                 let local = local.map(|shape| made(2, shape));
                 Ok((made(0, global)?, local.transpose()?))
             }

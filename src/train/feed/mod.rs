@@ -20,12 +20,12 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use candle_core::Device;
-use macula_models::ops::is_fused;
 
 pub use load::DeviceBatch;
 use load::Load;
 
 use super::config::TrainConfig;
+use super::kernels::kernels;
 use crate::data::augment::MultiCrop;
 use crate::data::loader::{Batch, Batches, CropsOn, Loader};
 use crate::{Error, Result};
@@ -101,7 +101,7 @@ struct Ahead {
 /// # Errors
 /// Crops wanted on a GPU where there is none that they could be made on.
 pub fn check(config: &TrainConfig, device: &Device) -> Result<()> {
-    if config.data.loader.crops_on == CropsOn::Gpu && !is_fused(device) {
+    if config.data.loader.crops_on == CropsOn::Gpu && kernels(device).crops().is_none() {
         let reason = format!(
             "expected cpu, or training on an NVIDIA GPU (--device cuda); found gpu on {:?}",
             device.location()

@@ -14,7 +14,6 @@ mod key_queue;
 mod koleo;
 mod reconstruction;
 mod relational;
-mod rows;
 pub mod targets;
 
 use candle_core::{D, DType, Result, Tensor, bail};

@@ -3,18 +3,14 @@
 //! `loss/ibot_patch_loss.py`). Targets carry no gradient. Class tokens and patches each have a centre of their own.
 
 use candle_core::{DType, Device, Result, Tensor, bail};
-use macula_models::ops::{OpCase, has_cpu_kernels, with_f32};
+use macula_models::ops::OpCase;
 
-use super::{expect_matrix, expect_temperature, matrix, rows};
-use crate::train::on_device;
+use super::{expect_matrix, expect_temperature, matrix};
+use crate::train::kernels::kernels;
 use crate::train::ranks::{OneRank, Ranks};
 
 /// Iterations of Sinkhorn-Knopp in the reference.
 pub const SINKHORN_ITERATIONS: usize = 3;
-
-/// Least sum over samples that a prototype is scaled by: far below what f32 exponentials of one batch add up to, it only
-/// keeps the scale of a prototype that no sample is near from overflowing.
-pub(in crate::train) const MIN_SUM: f32 = 1e-30;
 
 /// `softmax((logits - centre) / temperature)` with a centre that follows the mean of all teacher logits.
 ///
@@ -74,20 +70,9 @@ impl SoftmaxCentering {
         self.centre = self.centre()?;
         let inverse = (1. / temperature) as f32;
         let centre = self.centre.contiguous()?;
-        if !has_cpu_kernels(logits.device()) {
-            let (targets, sums) = on_device::centred_softmax(&logits, &centre, inverse)?;
-            self.mean = mean_over_ranks(&sums, rows, ranks)?;
-            return Ok(targets);
-        }
-        let (targets, sums) = with_f32("teacher targets", [&logits, &centre], |[logits, centre]| {
-            rows::softmax(logits, centre, inverse)
-        })?;
-        self.mean = mean_over_ranks(
-            &Tensor::from_vec(sums, centre.shape(), centre.device())?,
-            rows,
-            ranks,
-        )?;
-        Tensor::from_vec(targets, logits.shape(), logits.device())
+        let (targets, sums) = kernels(logits.device()).centred_softmax(&logits, &centre, inverse)?;
+        self.mean = mean_over_ranks(&sums, rows, ranks)?;
+        Ok(targets)
     }
 }
 
@@ -116,49 +101,11 @@ pub fn sinkhorn_knopp(
     iterations: usize,
     ranks: &dyn Ranks,
 ) -> Result<Tensor> {
-    let (rows, prototypes) = matrix("teacher logits", logits)?;
+    matrix("teacher logits", logits)?;
     expect_temperature("teacher logits", temperature)?;
     let logits = logits.detach().to_dtype(DType::F32)?.contiguous()?;
-    let device = logits.device();
     let inverse = (1. / temperature) as f32;
-    if !has_cpu_kernels(device) {
-        return on_device::sinkhorn_knopp(&logits, inverse, iterations, ranks);
-    }
-    // `exp((logits - largest) / temperature)` as `diag(of_row) exp`, every row of `exp` having a 1: a row that lies far below
-    // the others must not vanish, because the first division by row sums brings it back.
-    let (mut exp, row_max) = with_f32("teacher targets", [&logits], |[logits]| {
-        rows::exponentials(logits, prototypes, inverse)
-    })?;
-    // One largest value for all rows of all processes: a shift by row would change where the iterations start.
-    let largest = row_max.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let largest = ranks.max(&Tensor::new(&[largest], device)?)?.to_vec1::<f32>()?[0];
-    let of_row: Vec<f32> = row_max
-        .iter()
-        .map(|max| ((max - largest) * inverse).exp())
-        .collect();
-    // Q is diag(of_row) exp diag(of_prototype) throughout, so an iteration reads the matrix once instead of rewriting it
-    // twice. The reference's factors 1/K and 1/M, and its first division by the sum of Q, scale all of Q alike; the division
-    // by row sums that comes last undoes them.
-    if iterations == 0 {
-        rows::scale(&mut exp, &vec![1.; prototypes], Some(&of_row));
-    }
-    let mut sums = rows::weighted_sums(&exp, prototypes, |row, _| of_row[row]);
-    for iteration in 1..=iterations {
-        let total = ranks.sum(&Tensor::from_vec(sums, (1, prototypes), device)?)?;
-        let of_prototype: Vec<f32> = total
-            .flatten_all()?
-            .to_vec1::<f32>()?
-            .into_iter()
-            .map(reciprocal)
-            .collect();
-        if iteration == iterations {
-            rows::scale(&mut exp, &of_prototype, None);
-            break;
-        }
-        // The new scale of a row and what it adds to the next sums, while the row is in the cache.
-        sums = rows::weighted_sums(&exp, prototypes, |_, row| 1. / rows::dot(row, &of_prototype));
-    }
-    Tensor::from_vec(exp, (rows, prototypes), device)
+    kernels(logits.device()).sinkhorn_knopp(&logits, inverse, iterations, ranks)
 }
 
 /// The targets as cases of `macula bench ops`.
@@ -182,11 +129,6 @@ pub fn target_cases() -> [OpCase; 2] {
             },
         ),
     ]
-}
-
-/// Written so that NaN stays.
-fn reciprocal(sum: f32) -> f32 {
-    1. / if sum < MIN_SUM { MIN_SUM } else { sum }
 }
 
 #[cfg(test)]

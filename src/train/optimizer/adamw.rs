@@ -3,13 +3,10 @@
 use std::collections::BTreeMap;
 
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Tensor, Var};
-use macula_models::ops::cuda::optimizer::{AdamwUpdate, Clip, Moved, Tables, adamw};
-use macula_models::ops::is_fused;
+use candle_core::{DType, Tensor};
 
-use super::adamw_update::Update;
-use super::average::AveragedWeight;
 use super::{Average, Parameter, Rates, check, check_state_names, copied};
+use crate::train::kernels::{AdamwFactors, AdamwUpdate, Clip, Clipping, Kernels, Moved, Tables, kernels};
 use crate::{Error, Result};
 
 /// The constants of AdamW.
@@ -50,6 +47,22 @@ impl AdamWOptions {
             ));
         }
         Ok(())
+    }
+
+    /// The numbers of a parameter's update at its `steps`-th step with learning rate `rate` and weight decay `decay`, of a gradient that
+    /// is multiplied by `scale` first: computed in f64, as PyTorch does, and rounded once.
+    fn factors(&self, steps: u64, (rate, decay): (f64, f64), scale: f64) -> AdamwFactors {
+        let correction = |beta: f64| 1. - beta.powf(steps as f64);
+        AdamwFactors {
+            scale: scale as f32,
+            towards: (1. - self.beta1) as f32,
+            keep: self.beta2 as f32,
+            add: (1. - self.beta2) as f32,
+            shrink: (1. - rate * decay) as f32,
+            size: (rate / correction(self.beta1)) as f32,
+            root: correction(self.beta2).sqrt() as f32,
+            eps: self.eps as f32,
+        }
     }
 }
 
@@ -106,10 +119,15 @@ impl AdamW {
         &self.parameters
     }
 
-    /// Whether all weights are moved in one launch.
-    pub(super) fn is_on_gpu(&self) -> bool {
+    /// What updates the weights; none where there are none.
+    fn kernels(&self) -> Option<&'static dyn Kernels> {
         let first = self.parameters.first();
-        first.is_some_and(|first| is_fused(first.var.device()))
+        first.map(|first| kernels(first.var.device()))
+    }
+
+    /// What clips their gradients by norms that the host has not seen, where their device can.
+    pub(super) fn clipping(&self) -> Option<&'static dyn Clipping> {
+        self.kernels().and_then(|kernels| kernels.clipping())
     }
 
     /// The state by parameter name.
@@ -161,121 +179,68 @@ impl AdamW {
         if let Some(teacher) = &teacher {
             teacher.check(&self.parameters)?;
         }
-        if self.is_on_gpu() {
-            let updates = self.fused_updates(gradients, rates, scale, teacher)?;
-            let updates: Vec<AdamwUpdate> = updates.iter().map(|update| update.tensors(0)).collect();
-            return adamw(&mut self.tables, &updates, None).map_err(Error::from);
-        }
-        for parameter in &self.parameters {
-            let follows = teacher
-                .as_ref()
-                .and_then(|teacher| teacher.averaged(&parameter.name));
-            let Some(moments) = self.moments.get_mut(&parameter.name) else {
-                continue;
-            };
-            let result = match gradients.get(&parameter.var) {
-                Some(gradient) => {
-                    moments.steps += 1;
-                    let update = Update::new(
-                        &self.options,
-                        moments.steps,
-                        rates.for_group(&parameter.group),
-                        scale(&parameter.name),
-                    );
-                    update.apply(&parameter.var, moments, gradient, follows)
-                }
-                None => follows.map_or(Ok(()), |follows| follows.update(&parameter.var)),
-            };
-            result?;
-        }
-        Ok(())
+        let Some(kernels) = self.kernels() else {
+            return Ok(());
+        };
+        let (tables, updates) = self.updates(gradients, rates, scale, |_| 0, teacher)?;
+        kernels.adamw(tables, updates).map_err(Error::from)
     }
 
-    /// [`Self::step_and_average`] on a GPU, which clips the gradients itself: those of a parameter with the group that `group_of` its
-    /// name is.
+    /// [`Self::step_and_average`] where `clipping` clips the gradients: those of a parameter with the group that `group_of` its name is.
     ///
     /// # Errors
     /// As [`Self::step_and_average`].
-    pub fn step_clipped(
+    pub(in crate::train) fn step_clipped(
         &mut self,
+        (clipping, clip): (&dyn Clipping, &Clip),
         gradients: &GradStore,
         rates: &Rates,
-        clip: &Clip,
         group_of: impl Fn(&str) -> u32,
         teacher: Average,
     ) -> Result<()> {
         teacher.check(&self.parameters)?;
-        let groups: Vec<u32> = self
-            .parameters
-            .iter()
-            .map(|parameter| group_of(&parameter.name))
-            .collect();
-        let updates = self.fused_updates(gradients, rates, |_| 1., Some(teacher))?;
-        let updates: Vec<AdamwUpdate> = updates
-            .iter()
-            .zip(groups)
-            .map(|(update, group)| update.tensors(group))
-            .collect();
-        adamw(&mut self.tables, &updates, Some(clip)).map_err(Error::from)
+        let (tables, updates) = self.updates(gradients, rates, |_| 1., group_of, Some(teacher))?;
+        clipping.adamw(tables, updates, clip).map_err(Error::from)
     }
 
-    /// What [`Self::step_and_average`] does to each parameter, for one pass over all of them; counts the step.
-    fn fused_updates<'a>(
-        &mut self,
+    /// What a step does to each parameter, and what the device keeps for it; counts the step.
+    fn updates<'a>(
+        &'a mut self,
         gradients: &GradStore,
         rates: &Rates,
         scale: impl Fn(&str) -> f64,
+        group_of: impl Fn(&str) -> u32,
         teacher: Option<Average<'a>>,
-    ) -> Result<Vec<FusedUpdate<'a>>> {
+    ) -> Result<(&'a mut Tables, Vec<AdamwUpdate<'a>>)> {
+        let mut moments: BTreeMap<&String, &mut Moments> = self.moments.iter_mut().collect();
         let mut updates = Vec::with_capacity(self.parameters.len());
         for parameter in &self.parameters {
-            let Some(moments) = self.moments.get_mut(&parameter.name) else {
+            let Some(moments) = moments.remove(&parameter.name) else {
                 continue;
             };
             let moved = match gradients.get(&parameter.var) {
                 Some(gradient) => {
                     moments.steps += 1;
-                    let gradient = gradient.contiguous()?;
                     let rates = rates.for_group(&parameter.group);
-                    let update = Update::new(&self.options, moments.steps, rates, scale(&parameter.name));
-                    Some((moments.clone(), gradient, update))
+                    Some(Moved {
+                        gradient: gradient.contiguous()?,
+                        factors: self.options.factors(moments.steps, rates, scale(&parameter.name)),
+                        first: &mut moments.first,
+                        second: &mut moments.second,
+                    })
                 }
                 None => None,
             };
-            updates.push(FusedUpdate {
-                weights: parameter.var.clone(),
+            updates.push(AdamwUpdate {
+                weights: &parameter.var,
                 moved,
                 average: teacher
                     .as_ref()
                     .and_then(|teacher| teacher.averaged(&parameter.name)),
+                group: group_of(&parameter.name),
             });
         }
-        Ok(updates)
-    }
-}
-
-/// One parameter's share of a pass over all.
-struct FusedUpdate<'a> {
-    weights: Var,
-    moved: Option<(Moments, Tensor, Update)>,
-    average: Option<AveragedWeight<'a>>,
-}
-
-impl FusedUpdate<'_> {
-    fn tensors(&self, group: u32) -> AdamwUpdate<'_> {
-        AdamwUpdate {
-            weights: &self.weights,
-            moved: self.moved.as_ref().map(|(moments, gradient, update)| Moved {
-                first: &moments.first,
-                second: &moments.second,
-                gradient,
-                factors: update.factors(),
-            }),
-            average: self
-                .average
-                .map(|average| (average.weights.as_tensor(), average.factors())),
-            group,
-        }
+        Ok((&mut self.tables, updates))
     }
 }
 
@@ -286,7 +251,7 @@ mod tests {
     use crate::train::optimizer::{clip_gradients, clip_scale, gradient_norm};
     use crate::train::param_groups::ParamGroup;
     use crate::train::testing::{assert_close, fixture, values, values as all};
-    use candle_core::Device;
+    use candle_core::{Device, Var};
 
     const PLAIN: ParamGroup = ParamGroup {
         lr_multiplier: 1.,

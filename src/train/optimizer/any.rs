@@ -8,6 +8,7 @@ use macula_models::weights::Tensors;
 use super::{AdamW, AdamWOptions, Average, Moments, Parameter, Rates, Sgd};
 use crate::train::config::{OptimizerConfig, OptimizerKind};
 use crate::train::ema::{NamedVars, update_teacher};
+use crate::train::kernels::Clipping;
 use crate::{Error, Result};
 
 /// Prefixes of the names of state tensors.
@@ -92,11 +93,11 @@ impl Optimizer {
         }
     }
 
-    /// The AdamW of weights on a GPU, which can clip gradients by norms that the host has not seen.
-    pub fn clipping_on_gpu(&mut self) -> Option<&mut AdamW> {
+    /// AdamW and what clips its gradients by norms that the host has not seen, where its device can.
+    pub(in crate::train) fn clipping_on_device(&mut self) -> Option<(&mut AdamW, &'static dyn Clipping)> {
         match self {
-            Self::AdamW(adamw) if adamw.is_on_gpu() => Some(adamw),
-            _ => None,
+            Self::AdamW(adamw) => adamw.clipping().map(|clipping| (adamw, clipping)),
+            Self::Sgd(_) => None,
         }
     }
 

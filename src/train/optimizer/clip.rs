@@ -4,10 +4,8 @@ use std::collections::BTreeMap;
 
 use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor, Var};
-use macula_models::ops::cuda::optimizer::Tables;
-use macula_models::ops::{cuda, is_composed, is_fused};
 
-use crate::train::{in_place, on_device};
+use crate::train::kernels::{Clipping, Tables, kernels};
 use crate::{Error, Result};
 
 /// PyTorch's guard against a division by 0.
@@ -81,17 +79,21 @@ pub fn norms_of(modules: &BTreeMap<&str, Vec<&Var>>, squares: &[f64]) -> Result<
     modules.keys().zip(squares).map(norm).collect()
 }
 
-/// The squares of the norms of [`gradient_norms`], f64 [modules], left on the GPU. `tables` are those of the step before.
+/// The squares of the norms of [`gradient_norms`], f64 [modules], left on the device. `tables` are those of the step before.
 ///
 /// # Errors
 /// Gradients of another type than f32.
-pub fn squares_on_gpu(
+pub(in crate::train) fn squares_on_device(
+    clipping: &dyn Clipping,
     tables: &mut Tables,
     modules: &BTreeMap<&str, Vec<&Var>>,
     gradients: &GradStore,
     device: &Device,
 ) -> Result<Tensor> {
-    fused_squares(tables, &groups_of(modules, gradients), device).map_err(Error::from)
+    let groups = groups_of(modules, gradients);
+    clipping
+        .sums_of_squares(tables, &groups, device)
+        .map_err(Error::from)
 }
 
 fn groups_of<'a>(modules: &BTreeMap<&str, Vec<&Var>>, gradients: &'a GradStore) -> Vec<Vec<&'a Tensor>> {
@@ -102,38 +104,10 @@ fn groups_of<'a>(modules: &BTreeMap<&str, Vec<&Var>>, gradients: &'a GradStore) 
     modules.values().map(of_module).collect()
 }
 
-fn fused_squares(
-    tables: &mut Tables,
-    groups: &[Vec<&Tensor>],
-    device: &Device,
-) -> candle_core::Result<Tensor> {
-    let contiguous = |group: &Vec<&Tensor>| group.iter().map(|tensor| tensor.contiguous()).collect();
-    let groups: Vec<Vec<Tensor>> = groups
-        .iter()
-        .map(contiguous)
-        .collect::<candle_core::Result<_>>()?;
-    let groups: Vec<Vec<&Tensor>> = groups.iter().map(|group| group.iter().collect()).collect();
-    cuda::optimizer::sums_of_squares(tables, &groups, device)
-}
-
 fn sums_of_squares(groups: &[Vec<&Tensor>]) -> candle_core::Result<Vec<f64>> {
-    let device = groups.iter().flatten().next().map(|first| first.device());
-    match device {
-        Some(device) if is_fused(device) => fused_squares(&mut Tables::default(), groups, device)?.to_vec1(),
-        Some(device) if is_composed(device) => {
-            let of_group = |group: &Vec<&Tensor>| match group.is_empty() {
-                true => Ok(0.),
-                false => on_device::sum_of_squares(group),
-            };
-            groups.iter().map(of_group).collect()
-        }
-        _ => {
-            let of_tensor = |gradient: &&Tensor| in_place::sum_of_squares("gradient norm", gradient);
-            groups
-                .iter()
-                .map(|group| group.iter().map(of_tensor).sum())
-                .collect()
-        }
+    match groups.iter().flatten().next() {
+        Some(first) => kernels(first.device()).sums_of_squares(groups),
+        None => Ok(vec![0.; groups.len()]),
     }
 }
 

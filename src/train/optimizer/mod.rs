@@ -2,7 +2,6 @@
 //! name, so that a checkpoint can keep it and a resumed run goes on bit for bit.
 
 mod adamw;
-pub(super) mod adamw_update;
 mod any;
 mod average;
 mod clip;
@@ -15,7 +14,8 @@ use candle_core::{DType, Tensor, Var};
 pub use adamw::{AdamW, AdamWOptions, Moments};
 pub use any::{Optimizer, OptimizerState};
 pub use average::Average;
-pub use clip::{clip_gradients, clip_scale, gradient_norm, gradient_norms, norms_of, squares_on_gpu};
+pub(super) use clip::squares_on_device;
+pub use clip::{clip_gradients, clip_scale, gradient_norm, gradient_norms, norms_of};
 pub use sgd::Sgd;
 
 use super::param_groups::ParamGroup;

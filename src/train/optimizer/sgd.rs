@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, Var};
-use macula_models::ops::has_cpu_kernels;
 
 use super::{Parameter, Rates, check, check_state_names, copied};
-use crate::train::{in_place, on_device};
+use crate::train::kernels::{SgdFactors, kernels};
 use crate::{Error, Result};
 
 /// SGD over named parameters: `v = momentum * v + gradient + decay * weight`, `weight -= rate * v`. The decay passes through
@@ -74,7 +73,7 @@ impl Sgd {
     /// One step: every parameter that has a gradient in `gradients` is moved; the others stay.
     ///
     /// # Errors
-    /// Gradients that are not f32 or not on the CPU.
+    /// Gradients that are not f32.
     pub fn step(&mut self, gradients: &GradStore, rates: &Rates) -> Result<()> {
         for parameter in &self.parameters {
             let gradient = gradients.get(&parameter.var);
@@ -95,17 +94,13 @@ impl Sgd {
         rate: f64,
         decay: f64,
     ) -> candle_core::Result<()> {
-        let gradient = gradient.contiguous()?;
-        let (keep, decay, rate) = (self.momentum as f32, decay as f32, rate as f32);
-        let weights = parameter.var.as_detached_tensor();
-        if !has_cpu_kernels(weights.device()) {
-            on_device::average(velocity, &(&gradient + (&weights * f64::from(decay))?)?, keep, 1.)?;
-            return on_device::average(&parameter.var, velocity, 1., -rate);
-        }
-        in_place::update_with_two("sgd velocity", velocity, &gradient, &weights, |v, g, w| {
-            *v = *v * keep + (g + decay * w);
-        })?;
-        in_place::update("sgd", &parameter.var, velocity, |w, v| *w -= rate * v)
+        let factors = SgdFactors {
+            keep: self.momentum as f32,
+            decay: decay as f32,
+            rate: rate as f32,
+        };
+        let weights = &parameter.var;
+        kernels(weights.device()).sgd(weights, velocity, &gradient.contiguous()?, factors)
     }
 }
 

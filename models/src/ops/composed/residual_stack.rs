@@ -1,8 +1,10 @@
 //! The residual branches of a network, operation by operation.
 
+use std::ops::Range;
+
 use candle_core::{DType, Result, Tensor};
 
-use super::super::{BranchSamples, Middle, StackOptions, StackedBranch};
+use super::super::{BranchSamples, Middle, Packing, StackOptions, StackedBranch};
 use super::{attention, gelu, layer_norm, linear, rotate, swiglu};
 
 /// [`super::super::residual_stack`]: sums and norms in the type of `x`, everything between them in `compute`. Checkpointing is
@@ -21,6 +23,38 @@ pub(in crate::ops) fn residual_stack(
         };
     }
     Ok(x)
+}
+
+/// [`super::super::packed_residual_stack`] of a `stack` for each size of images, one after the other.
+pub(in crate::ops) fn packed_residual_stack(
+    x: &Tensor,
+    packing: Packing,
+    branches: &[StackedBranch],
+    stack: impl Fn(&Tensor, &[StackedBranch]) -> Result<Tensor>,
+) -> Result<Tensor> {
+    let (_, width) = x.dims2()?;
+    let apart: Vec<Option<[BranchSamples; 2]>> = branches
+        .iter()
+        .map(|branch| branch.samples.map(|samples| packing.apart(samples)).transpose())
+        .collect::<Result<_>>()?;
+    let of_size = |size: usize, images: usize, tokens: usize, rows: Range<usize>| {
+        let x = x
+            .narrow(0, rows.start, rows.len())?
+            .reshape((images, tokens, width))?;
+        let branches: Vec<StackedBranch> = branches
+            .iter()
+            .zip(&apart)
+            .map(|(branch, apart)| StackedBranch {
+                samples: apart.as_ref().map(|apart| &apart[size]),
+                ..*branch
+            })
+            .collect();
+        stack(&x, &branches)?.reshape(((), width))
+    };
+    let sizes = packing
+        .sizes()
+        .map(|(size, images, tokens, rows)| of_size(size, images, tokens, rows));
+    Tensor::cat(&sizes.collect::<Result<Vec<_>>>()?, 0)
 }
 
 /// The branch on some samples of the batch, added back with their factors.

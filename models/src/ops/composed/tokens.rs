@@ -32,6 +32,16 @@ pub(in crate::ops) fn assemble_tokens(
     Tensor::cat(&rows, 1)
 }
 
+/// [`super::super::patch_rows`], in the type of the pixels.
+pub(in crate::ops) fn patch_rows(pixels: &Tensor, patch: usize) -> Result<Tensor> {
+    let (batch, channels, height, width) = pixels.dims4()?;
+    let (rows, columns) = (height / patch, width / patch);
+    pixels
+        .reshape((batch, channels, rows, patch, columns, patch))?
+        .permute((0, 2, 4, 1, 3, 5))? // [B, rows, columns, C, P, P]
+        .reshape((batch, rows * columns, channels * patch * patch))
+}
+
 /// [`super::super::gather_rows`].
 pub(in crate::ops) fn gather_rows(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
     let width = x.dims().last().copied().unwrap_or(1);

@@ -4,7 +4,8 @@
 //! `launch` is one call of a kernel, `geometry` how many threads it gets, `driver` the CUDA side of it. Only that last file
 //! needs a GPU: given a [`Launcher`], [`emulated`] runs everything else on CPU tensors, and the tests do so with the same kernels
 //! compiled for the processor. `optimizer`, `augment` and `targets` are
-//! public for training: its updates, its crops and what its teacher's logits become.
+//! public for training: its updates, its crops and what its teacher's logits become. They stand here and not in training because they
+//! are made of the same launches, headers, geometry and sums of columns, none of which is public.
 //!
 //! The host queues a whole step and waits for it once: AdamW clips by norms that stay on the GPU, and moves nothing where one is
 //! not finite. All work is on one stream, whichever thread queues it, and only copies to the host wait for a launch; another

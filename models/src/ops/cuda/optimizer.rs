@@ -14,10 +14,21 @@ pub struct AdamwUpdate<'a> {
     pub weights: &'a Tensor,
     /// Its moments and its gradient, of its shape; without them it stays as it is.
     pub moved: Option<Moved<'a>>,
-    /// The weight that follows it, of its shape: `keep` times itself and `take` times the weight.
-    pub average: Option<(&'a Tensor, [f32; 2])>,
+    /// The weight that averages it.
+    pub average: Option<AveragedWeight<'a>>,
     /// The group that its gradient is clipped with, where gradients are.
     pub group: u32,
+}
+
+/// A weight of the teacher, which becomes `keep` times itself and `take` times the student's.
+#[derive(Debug, Clone, Copy)]
+pub struct AveragedWeight<'a> {
+    /// The weight, of the student's shape.
+    pub weights: &'a Tensor,
+    /// What stays of it.
+    pub keep: f32,
+    /// What is added of the student's.
+    pub take: f32,
 }
 
 /// Clipping that the host need not know of. Tensors are f64.
@@ -40,9 +51,53 @@ pub struct Moved<'a> {
     pub second: &'a Tensor,
     /// The gradient.
     pub gradient: &'a Tensor,
-    /// On the gradient; its share in the mean; what stays of the squared mean, and what of the squared gradient is added; what
-    /// decay leaves of the weight; step length, root of the squared mean's correction, and what keeps it from 0.
-    pub factors: [f32; 8],
+    /// The numbers of the update.
+    pub factors: AdamwFactors,
+}
+
+/// The numbers of AdamW's update of one weight `w` with gradient `g` and moments `m` and `v`, which move in this order:
+///
+/// ```text
+/// g = g scale
+/// m = m + (g - m) towards
+/// v = v keep + g^2 add
+/// w = w shrink - size m / (sqrt(v) / root + eps)
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamwFactors {
+    /// On the gradient.
+    pub scale: f32,
+    /// Share of the gradient in the mean.
+    pub towards: f32,
+    /// What stays of the squared mean.
+    pub keep: f32,
+    /// What of the squared gradient is added to it.
+    pub add: f32,
+    /// What decay leaves of the weight.
+    pub shrink: f32,
+    /// The step length.
+    pub size: f32,
+    /// The root of the squared mean's correction.
+    pub root: f32,
+    /// What keeps the divisor from 0.
+    pub eps: f32,
+}
+
+impl AdamwFactors {
+    /// As the kernel reads them (`optimizer.cu`).
+    fn words(self) -> [f32; 8] {
+        let Self {
+            scale,
+            towards,
+            keep,
+            add,
+            shrink,
+            size,
+            root,
+            eps,
+        } = self;
+        [scale, towards, keep, add, shrink, size, root, eps]
+    }
 }
 
 /// What a launch over the same tensors needs again: how they are cut into pieces, and other numbers that stay from step to step. They
@@ -107,7 +162,7 @@ pub fn adamw(tables: &mut Tables, updates: &[AdamwUpdate], clip: Option<&Clip>) 
     let mut factors: Vec<f32> = Vec::with_capacity(10 * updates.len());
     for update in updates {
         let moved = update.moved.as_ref();
-        let average = update.average.map(|(average, _)| average);
+        let average = update.average.map(|average| average.weights);
         let others = moved.map(|moved| [moved.first, moved.second, moved.gradient]);
         for tensor in others.iter().flatten().chain(&average).chain([&update.weights]) {
             if tensor.dtype() != DType::F32 || tensor.dims() != update.weights.dims() {
@@ -126,8 +181,9 @@ pub fn adamw(tables: &mut Tables, updates: &[AdamwUpdate], clip: Option<&Clip>) 
             moved.map(|moved| (moved.gradient, Access::Read)),
             average.map(|average| (average, Access::Change)),
         ]);
-        factors.extend(moved.map_or([0.; 8], |moved| moved.factors));
-        factors.extend(update.average.map_or([0.; 2], |(_, factors)| factors));
+        factors.extend(moved.map_or([0.; 8], |moved| moved.factors.words()));
+        let shares = |average: AveragedWeight| [average.keep, average.take];
+        factors.extend(update.average.map_or([0.; 2], shares));
     }
     if let Some(clip) = clip {
         let groups = clip.squares.elem_count();
@@ -142,9 +198,8 @@ pub fn adamw(tables: &mut Tables, updates: &[AdamwUpdate], clip: Option<&Clip>) 
     }
     let groups = updates.iter().map(|update| update.group).collect();
     let groups = clip.map(|_| tables.numbers(groups, device)).transpose()?;
-    let max_norm = clip
-        .map(|clip| tables.max_norm(clip.max_norm, device))
-        .transpose()?;
+    let max_norm = clip.map(|clip| tables.max_norm(clip.max_norm, device));
+    let max_norm = max_norm.transpose()?;
     let factors = upload(&factors, factors.len(), device)?;
     let pieces = tables.pieces(&sizes(updates.iter().map(|update| update.weights))?, device)?;
     launch(

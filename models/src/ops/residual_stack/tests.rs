@@ -1,8 +1,8 @@
 //! Stacks against their plain composition.
 
 use super::*;
-use crate::ops::DirectGradients;
 use crate::ops::testing::{check, check_bf16, on_threads, random, values};
+use crate::ops::{DirectGradients, composed};
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Var};
 

@@ -1,17 +1,12 @@
-//! Elementwise updates of a tensor in place, parallel over fixed chunks: one pass over memory and no allocation, where
-//! candle arithmetic takes a new tensor for every operation. f32 on the CPU; `on_device` has the same updates for other
-//! devices.
+//! Elementwise updates of a tensor in place, parallel over fixed chunks; f32.
 
 use std::cell::RefCell;
 
-use candle_core::{
-    CpuStorage, InplaceOp1, InplaceOp2, InplaceOp3, Layout, Result, Storage, Tensor, Var, bail,
-};
-use macula_models::ops::has_cpu_kernels;
+use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, InplaceOp3, Layout, Result, Storage, Tensor, bail};
 use macula_models::ops::vectors::wide;
 use rayon::prelude::*;
 
-use super::on_device;
+use super::super::expect_shape;
 
 /// Elements per task, and per partial sum: fixed, so that results do not depend on the number of threads.
 pub(super) const ELEMENTS_PER_TASK: usize = 1 << 14;
@@ -26,7 +21,7 @@ pub(super) fn update(
     source: &Tensor,
     change: impl Fn(&mut f32, f32) + Sync,
 ) -> Result<()> {
-    same_shape(name, target, source)?;
+    expect_shape(name, target, source)?;
     target.inplace_op2(source, &Update { name, change })
 }
 
@@ -41,23 +36,9 @@ pub(super) fn update_with_two(
     second: &Tensor,
     change: impl Fn(&mut f32, f32, f32) + Sync,
 ) -> Result<()> {
-    same_shape(name, target, first)?;
-    same_shape(name, target, second)?;
+    expect_shape(name, target, first)?;
+    expect_shape(name, target, second)?;
     target.inplace_op3(first, second, &Update { name, change })
-}
-
-/// `target = target * keep + source * take`, on any device.
-///
-/// # Errors
-/// As [`update`], but for the device.
-pub(super) fn average(name: &'static str, target: &Var, source: &Tensor, keep: f32, take: f32) -> Result<()> {
-    if !has_cpu_kernels(target.device()) {
-        same_shape(name, target, source)?;
-        return on_device::average(target, source, keep, take);
-    }
-    update(name, target, source, |target, source| {
-        *target = *target * keep + source * take;
-    })
 }
 
 /// The sum of squares of a CPU tensor's values, added up in f64.
@@ -208,17 +189,6 @@ impl<F: Fn(&mut f32, f32, f32) + Sync> InplaceOp3 for Update<F> {
     }
 }
 
-fn same_shape(name: &str, target: &Tensor, source: &Tensor) -> Result<()> {
-    if target.dims() != source.dims() {
-        bail!(
-            "{name}: expected shape {:?}, found {:?}",
-            target.dims(),
-            source.dims()
-        );
-    }
-    Ok(())
-}
-
 fn values<'a>(name: &str, storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     let (start, end) = range(name, layout)?;
     match storage {
@@ -246,7 +216,7 @@ fn range(name: &str, layout: &Layout) -> Result<(usize, usize)> {
 mod tests {
     use super::*;
     use crate::train::testing::values as all;
-    use candle_core::{DType, Device};
+    use candle_core::{DType, Device, Var};
 
     #[test]
     fn every_element_of_a_large_variable_changes_in_place() {

@@ -1,15 +1,16 @@
-//! Whole steps composed of candle arithmetic against whole steps of the kernels.
+//! Every update and target of every backend against its composition, and whole steps composed of candle arithmetic against whole steps
+//! of the kernels.
 
 use std::collections::BTreeMap;
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use macula_models::ops::composed;
 use macula_models::ops::cuda::emulated;
 
 use super::*;
 use crate::Error;
 use crate::train::config::{Compute, OptimizerKind, TrainConfig};
-use crate::train::losses::targets::{SoftmaxCentering, sinkhorn_knopp as kernels};
+use crate::train::losses::targets::{SoftmaxCentering, sinkhorn_knopp as sinkhorn};
 use crate::train::network::Network;
 use crate::train::ranks::OneRank;
 use crate::train::recipes::Overrides;
@@ -272,7 +273,7 @@ fn targets_agree(scope: impl Fn(&dyn Fn() -> Tensor) -> Tensor) {
             &(logits * 300.).unwrap(),
             &logits.narrow(0, 0, 1).unwrap(),
         ] {
-            let run = || kernels(logits, 0.06, iterations, &OneRank).unwrap();
+            let run = || sinkhorn(logits, 0.06, iterations, &OneRank).unwrap();
             assert_close("sinkhorn", &scope(&run), &run(), 1e-5);
         }
     }
@@ -294,22 +295,200 @@ fn sinkhorn_runs_over_the_rows_of_all_processes() {
     let rows = logits.dim(0).unwrap();
     let parts = [(0, 1), (1, 0), (1, rows - 1)].map(|(start, count)| logits.narrow(0, start, count).unwrap());
     let found = on_processes(&parts, |rows, ranks| {
-        composed(|| kernels(rows, 0.06, 3, ranks)).unwrap()
+        composed(|| sinkhorn(rows, 0.06, 3, ranks)).unwrap()
     });
     let found = Tensor::cat(&[&found[0], &found[2]], 0).unwrap();
     assert_close(
         "targets",
         &found,
-        &kernels(logits, 0.06, 3, &OneRank).unwrap(),
+        &sinkhorn(logits, 0.06, 3, &OneRank).unwrap(),
         1e-5,
     );
+}
+
+/// What a backend gives for the method of this name.
+type Case = (&'static str, fn(&dyn Kernels) -> Vec<Tensor>);
+
+/// A new method is a line here.
+const CASES: [Case; 10] = [
+    ("adamw", |kernels| {
+        let (weights, moments, teacher) = (make(1), (make(2), make(3)), make(4));
+        let gradients = make(5);
+        let [mut first, mut second] = [&moments.0, &moments.1].map(|all| tensors(all));
+        for square in &mut second {
+            *square = square.abs().unwrap();
+        }
+        let mut updates = Vec::new();
+        for (place, (first, second)) in first.iter_mut().zip(&mut second).enumerate() {
+            // One without a gradient, and one that nothing averages.
+            let moved = Moved {
+                first,
+                second,
+                gradient: gradients[place].as_detached_tensor(),
+                factors: FACTORS,
+            };
+            updates.push(AdamwUpdate {
+                weights: &weights[place],
+                moved: (place != 1).then_some(moved),
+                average: (place != 2).then(|| AveragedWeight::new(&teacher[place], 0.75)),
+                group: 0,
+            });
+        }
+        kernels.adamw(&mut Tables::default(), updates).unwrap();
+        [tensors(&weights), first, second, tensors(&teacher)].concat()
+    }),
+    ("sgd", |kernels| {
+        let (weights, velocities, gradients) = (make(1), make(2), make(3));
+        let factors = SgdFactors {
+            keep: 0.9,
+            decay: 0.1,
+            rate: 0.03,
+        };
+        for place in 0..COUNTS.len() {
+            let gradient = &gradients[place];
+            kernels
+                .sgd(&weights[place], &velocities[place], gradient, factors)
+                .unwrap();
+        }
+        [tensors(&weights), tensors(&velocities)].concat()
+    }),
+    ("average", |kernels| {
+        let (teacher, student) = (make(1), make(2));
+        let averages = teacher.iter().map(|weights| AveragedWeight::new(weights, 0.75));
+        let pairs: Vec<(AveragedWeight, &Tensor)> = averages.zip(student.iter().map(|var| &**var)).collect();
+        kernels.average(&pairs).unwrap();
+        [tensors(&teacher), tensors(&student)].concat()
+    }),
+    ("sums_of_squares", |kernels| {
+        let gradients = make(1);
+        let groups = [vec![&*gradients[0], &*gradients[2]], vec![], vec![&*gradients[1]]];
+        vec![Tensor::new(kernels.sums_of_squares(&groups).unwrap(), &Device::Cpu).unwrap()]
+    }),
+    ("centred_softmax", |kernels| {
+        let (targets, sums) = kernels.centred_softmax(&logits(), &centre(), 3.).unwrap();
+        vec![targets, sums]
+    }),
+    ("sinkhorn_knopp", |kernels| {
+        let of = |iterations| {
+            kernels
+                .sinkhorn_knopp(&logits(), 3., iterations, &OneRank)
+                .unwrap()
+        };
+        [0, 1, 3].map(of).to_vec()
+    }),
+    ("exponentials", |kernels| {
+        let (exponentials, row_max) = kernels.exponentials(&logits(), 3.).unwrap();
+        vec![exponentials, row_max]
+    }),
+    ("weighted_sums", |kernels| {
+        let of_row = Tensor::arange(1f32, 38., &Device::Cpu)
+            .unwrap()
+            .reshape((37, 1))
+            .unwrap();
+        vec![kernels.weighted_sums(&logits(), &of_row).unwrap()]
+    }),
+    ("row_scales", |kernels| {
+        let positive = logits().exp().unwrap();
+        vec![kernels.row_scales(&positive, &centre().exp().unwrap()).unwrap()]
+    }),
+    ("scaled", |kernels| {
+        let positive = logits().exp().unwrap();
+        vec![kernels.scaled(positive, &centre().exp().unwrap()).unwrap()]
+    }),
+];
+
+const FACTORS: AdamwFactors = AdamwFactors {
+    scale: 0.5,
+    towards: 0.1,
+    keep: 0.999,
+    add: 0.001,
+    shrink: 0.99,
+    size: 0.01,
+    root: 0.2,
+    eps: 1e-8,
+};
+
+/// Values of three weights: less than a task's or a piece's, more than one, and one alone.
+const COUNTS: [usize; 3] = [50, 20_011, 1];
+
+fn make(seed: u64) -> Vec<Var> {
+    let value = |at: usize| ((at + 1) as f32 * 0.73 * seed as f32).sin();
+    let weights = |count: usize| (0..count).map(value).collect::<Vec<f32>>();
+    COUNTS
+        .map(|count| Var::new(weights(count), &Device::Cpu).unwrap())
+        .to_vec()
+}
+
+fn tensors(all: &[Var]) -> Vec<Tensor> {
+    all.iter().map(Var::as_detached_tensor).collect()
+}
+
+/// 37 rows of 21 values.
+fn logits() -> Tensor {
+    let values: Vec<f32> = (0..37 * 21).map(|at| (at as f32 * 0.73).sin() * 3.).collect();
+    Tensor::from_vec(values, (37, 21), &Device::Cpu).unwrap()
+}
+
+fn centre() -> Tensor {
+    (logits().narrow(0, 5, 1).unwrap() * 0.3).unwrap()
+}
+
+fn conforms(kernels: &dyn Kernels) {
+    for (name, case) in CASES {
+        let (found, expected) = (case(kernels), case(&Composed));
+        assert_eq!(found.len(), expected.len(), "{name}");
+        for (found, expected) in found.iter().zip(&expected) {
+            assert_close(name, found, expected, 2e-6);
+        }
+    }
+}
+
+#[test]
+fn the_kernels_of_the_processor_conform() {
+    conforms(&cpu::Cpu);
+}
+
+#[test]
+#[ignore = "needs a C++ compiler"]
+fn the_kernels_of_an_emulated_gpu_conform() {
+    emulated(launcher(), || conforms(&cuda::Cuda));
+}
+
+#[test]
+fn every_method_has_a_case() {
+    let source = include_str!("mod.rs");
+    let (_, source) = source.split_once("trait Kernels").unwrap();
+    let (source, _) = source.split_once("\n}\n").unwrap();
+    let methods = source.split("\n    fn ").skip(1);
+    let computes = methods.filter(|method| method.contains("-> Result<"));
+    let names: Vec<&str> = computes.map(|method| method.split_once('(').unwrap().0).collect();
+    assert_eq!(names, CASES.map(|(name, _)| name));
 }
 
 #[test]
 fn averages_and_squares() {
     let target = Var::new(&[1f32, -2.], &Device::Cpu).unwrap();
     let source = Tensor::new(&[3f32, 4.], &Device::Cpu).unwrap();
-    average(&target, &source, 0.5, 0.25).unwrap();
-    assert_eq!(values(&target), [1.25, 0.]);
-    assert_eq!(sum_of_squares(&[&source, &source]).unwrap(), 50.);
+    for kernels in [&Composed as &dyn Kernels, &cpu::Cpu] {
+        target
+            .set(&Tensor::new(&[1f32, -2.], &Device::Cpu).unwrap())
+            .unwrap();
+        let average = AveragedWeight {
+            weights: &target,
+            keep: 0.5,
+            take: 0.25,
+        };
+        kernels.average(&[(average, &source)]).unwrap();
+        assert_eq!(values(&target), [1.25, 0.]);
+        let squares = kernels
+            .sums_of_squares(&[vec![&source, &source], vec![]])
+            .unwrap();
+        assert_eq!(squares, [50., 0.]);
+        let short = source.narrow(0, 0, 1).unwrap();
+        let error = kernels.average(&[(average, &short)]).unwrap_err().to_string();
+        assert!(
+            error.starts_with("teacher average: expected shape [2], found [1]"),
+            "{error}"
+        );
+    }
 }
