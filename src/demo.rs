@@ -6,17 +6,18 @@ use std::sync::Arc;
 
 use macula_eval::protocols::{knn, linear_probe};
 use macula_eval::table::EvalResult;
+use macula_eval::{Split, TrainTest};
 use macula_models::onnx::ImageShape;
 use macula_models::weights::{self, Checkpoint, LoadOptions};
 use polars::prelude::{Column, DataFrame};
 use serde_json::json;
 
 use crate::data::{self, DecodeOptions};
-use crate::device::{Device, Precision};
+use crate::device::{Device, Dtype};
 use crate::evaluate::Folders;
-use crate::export::{Dtype, ExportRequest, export, untrained};
+use crate::export::{ExportRequest, export, untrained};
 use crate::extract::model::{self, ModelOptions, OutputChoice, PreprocessOverrides};
-use crate::extract::{BatchSize, ErrorPolicy, ExtractOptions, Layout, Values, extract};
+use crate::extract::{BatchSize, ErrorPolicy, ExtractOptions, Layout, extract};
 use crate::lock::FolderLock;
 use crate::runtime::RuntimeOptions;
 use crate::train::recipes::{self, DataFacts, Overrides};
@@ -198,7 +199,7 @@ fn extract_both(options: &DemoOptions, spec: &str, outputs: &[&str], name: &str)
         outputs: OutputChoice::named(outputs),
         preprocess: PreprocessOverrides::default(),
         device: options.device,
-        compute: Precision::F32,
+        compute: Dtype::F32,
         threads: options.threads,
         ort_lib: options.ort_lib.clone(),
         checkpoint: Default::default(),
@@ -210,7 +211,7 @@ fn extract_both(options: &DemoOptions, spec: &str, outputs: &[&str], name: &str)
         force: false,
         resume: false,
         layout: Layout::Parquet,
-        dtype: Values::F32,
+        dtype: Dtype::F32,
         decode: DecodeOptions::default(),
         fast_decode: false,
     };
@@ -246,28 +247,18 @@ fn evaluate(options: &DemoOptions, entries: &[Entry]) -> Result<EvalResult> {
     let mut numbers: Vec<[f64; 6]> = Vec::new();
     for entry in entries {
         let pair = entry.folders.open()?.labelled(entry.column, false)?;
-        let classes = pair.n_classes;
         (n_train, n_test) = (pair.train_labels.len(), pair.test_labels.len());
-        let neighbours = knn::evaluate(
-            pair.train.view(),
-            &pair.train_labels,
-            pair.test.view(),
-            &pair.test_labels,
-            classes,
-            &knn_config,
-        )?;
-        let features = |matrix| linear_probe::ProbeFeatures {
+        let neighbours = knn::evaluate(&pair.data(), &knn_config)?;
+        let [train, test] = [pair.train, pair.test].map(|matrix| linear_probe::ProbeFeatures {
             cls_blocks: vec![matrix],
             patch_mean: None,
+        });
+        let data = TrainTest {
+            train: Split::new(&train, &pair.train_labels),
+            test: Split::new(&test, &pair.test_labels),
+            n_classes: pair.n_classes,
         };
-        let probe = linear_probe::evaluate(
-            &features(pair.train),
-            &pair.train_labels,
-            &features(pair.test),
-            &pair.test_labels,
-            classes,
-            &probe_config,
-        )?;
+        let probe = linear_probe::evaluate(&data, &probe_config)?;
         let knn = &neighbours.rows[0];
         let probe = probe.rows[0]
             .test

@@ -6,9 +6,17 @@ use std::path::{Path, PathBuf};
 /// Shorthand for results of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Errors of the toolkit.
+/// Errors of the toolkit. [`Error::kind`] says what a caller may do about one.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// A setting of a request is out of its range, or asks for what cannot be had.
+    #[error("{field}: {reason}")]
+    Setting {
+        /// The setting's name, with its value behind it where that is short: `max_test`, `device cuda:1`.
+        field: String,
+        /// What was expected and what was found.
+        reason: String,
+    },
     /// The user gave something that cannot be used: an argument, a file, a row.
     #[error("{what}: {reason}")]
     Input {
@@ -16,6 +24,20 @@ pub enum Error {
         what: String,
         /// What was expected and what was found.
         reason: String,
+    },
+    /// What is there was made from other data, settings or models than what is asked for.
+    #[error("{what}: {reason}")]
+    Mismatch {
+        /// The file, folder or source.
+        what: String,
+        /// The first field that differs, with both values.
+        reason: String,
+    },
+    /// Output that is there already and was not to be replaced.
+    #[error("{path}: exists already")]
+    Exists {
+        /// The file or folder.
+        path: PathBuf,
     },
     /// Something went wrong while running.
     #[error("{what}: {reason}")]
@@ -49,6 +71,28 @@ pub enum Error {
     Eval(#[from] macula_eval::Error),
 }
 
+/// What kind of thing went wrong, for callers that act on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// A setting: give another value.
+    Setting,
+    /// A file, source or argument that cannot be used as it is.
+    Input,
+    /// A file or folder that is not there.
+    NotFound,
+    /// What is there was made otherwise: go on elsewhere, or replace it.
+    Mismatch,
+    /// Output that is there already.
+    Exists,
+    /// Training has diverged.
+    NotFinite,
+    /// The operating system refused something.
+    Io,
+    /// Anything else that went wrong while running.
+    Failed,
+}
+
 impl From<candle_core::Error> for Error {
     fn from(error: candle_core::Error) -> Self {
         Self::Models(error.into())
@@ -59,6 +103,22 @@ impl Error {
     /// An [`Error::Input`] about `what`.
     pub fn input(what: impl Into<String>, reason: impl Into<String>) -> Self {
         Self::Input {
+            what: what.into(),
+            reason: reason.into(),
+        }
+    }
+
+    /// An [`Error::Setting`] about `field`, as the setting is called in the library.
+    pub fn setting(field: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Setting {
+            field: field.into(),
+            reason: reason.into(),
+        }
+    }
+
+    /// An [`Error::Mismatch`] of `what`.
+    pub fn mismatch(what: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Mismatch {
             what: what.into(),
             reason: reason.into(),
         }
@@ -92,17 +152,30 @@ impl Error {
         }
     }
 
+    /// What kind of error it is.
+    pub fn kind(&self) -> ErrorKind {
+        use macula_models::Error as Models;
+        let system = |source: &std::io::Error| match source.kind() {
+            std::io::ErrorKind::NotFound => ErrorKind::NotFound,
+            _ => ErrorKind::Io,
+        };
+        match self {
+            Self::Setting { .. } | Self::Eval(macula_eval::Error::Config { .. }) => ErrorKind::Setting,
+            Self::Input { .. } | Self::Eval(macula_eval::Error::Data { .. }) => ErrorKind::Input,
+            Self::Mismatch { .. } => ErrorKind::Mismatch,
+            Self::Exists { .. } => ErrorKind::Exists,
+            Self::Io { source, .. } | Self::Models(Models::Io { source, .. }) => system(source),
+            Self::NotFinite { .. } => ErrorKind::NotFinite,
+            Self::Failed { .. } | Self::Models(Models::Candle(_)) | Self::Eval(_) => ErrorKind::Failed,
+            Self::Models(_) => ErrorKind::Input,
+        }
+    }
+
     /// The exit code of a command that ends with this error: 2 for bad arguments or input, 1 for the rest.
     pub fn exit_code(&self) -> u8 {
-        use macula_models::Error as Models;
-        let missing = |source: &std::io::Error| u8::from(source.kind() == std::io::ErrorKind::NotFound) + 1;
-        match self {
-            Self::Input { .. } => 2,
-            Self::Io { source, .. } | Self::Models(Models::Io { source, .. }) => missing(source),
-            Self::Models(Models::Candle(_)) | Self::Failed { .. } | Self::NotFinite { .. } => 1,
-            Self::Models(_) => 2,
-            Self::Eval(macula_eval::Error::Config { .. } | macula_eval::Error::Data { .. }) => 2,
-            Self::Eval(_) => 1,
+        match self.kind() {
+            ErrorKind::NotFinite | ErrorKind::Io | ErrorKind::Failed => 1,
+            _ => 2,
         }
     }
 }
@@ -124,6 +197,29 @@ pub(crate) fn toml_line(error: &toml::de::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kinds_are_what_callers_match() {
+        let io = |kind: std::io::ErrorKind| Error::io("a.png", kind.into());
+        for (error, kind, code) in [
+            (Error::setting("k", "expected 1"), ErrorKind::Setting, 2),
+            (
+                Error::mismatch("f/meta.json", "other images"),
+                ErrorKind::Mismatch,
+                2,
+            ),
+            (io(std::io::ErrorKind::NotFound), ErrorKind::NotFound, 2),
+            (io(std::io::ErrorKind::PermissionDenied), ErrorKind::Io, 1),
+            (Error::failed("step 3", "out of memory"), ErrorKind::Failed, 1),
+            (
+                macula_eval::Error::config("k", "expected 1").into(),
+                ErrorKind::Setting,
+                2,
+            ),
+        ] {
+            assert_eq!((error.kind(), error.exit_code()), (kind, code), "{error}");
+        }
+    }
 
     #[test]
     fn an_error_about_a_file_s_values_names_the_file_once() {

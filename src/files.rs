@@ -124,13 +124,12 @@ pub fn hex(bytes: &[u8]) -> String {
 /// Refuses an output that exists unless `force`, in which case it is the caller's to replace.
 ///
 /// # Errors
-/// Names the path and the flag.
+/// [`Error::Exists`] with the path.
 pub fn refuse_existing(path: &Path, force: bool) -> Result<()> {
     if path.exists() && !force {
-        return Err(Error::input(
-            path.display().to_string(),
-            "exists already; give --force to replace it",
-        ));
+        return Err(Error::Exists {
+            path: path.to_owned(),
+        });
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use macula::device::{Device, Precision};
+use macula::device::{Device, Dtype};
 use macula::files;
 use macula::runtime::manifest::Depth;
 use macula::runtime::provision::{install_with, installed};
@@ -110,7 +110,7 @@ fn the_pinned_wheel_is_what_the_index_has() {
     let session = SessionOptions {
         device: Device::Cpu,
         threads: 1,
-        compute: Precision::F32,
+        compute: Dtype::F32,
     };
     let mut model = OnnxModel::open(runtime, &file, &session).unwrap();
     let outputs = model

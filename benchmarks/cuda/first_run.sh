@@ -35,8 +35,8 @@ advice() { # row
     "first process") echo "it translates PTX once (~/.nv/ComputeCache); far longer: the cache folder cannot be written (CUDA_CACHE_PATH)" ;;
     "three steps"*) echo "tail right-steps.txt; INVALID_CONTEXT: a release on a thread without context; OUT_OF_MEMORY: cuda_peak_bytes of a smaller batch" ;;
     memcheck) echo "memcheck.txt names kernel and thread; the same operation in models/tests/cuda_kernels should then fail in the emulation: extend it" ;;
-    "ViT"*) echo "kernels.txt beside benchmarks/NOTES.md, 'Kernels of a step'; if their sum is much below the step the host is the limit: batch 256, uploads, launches" ;;
-    "memory"*) echo "kept tensors: compare with the formula in benchmarks/NOTES.md; checkpointing halves it" ;;
+    "ViT"*) echo "kernels.txt beside benchmarks/history/NOTES.md, 'Kernels of a step'; if their sum is much below the step the host is the limit: batch 256, uploads, launches" ;;
+    "memory"*) echo "kept tensors: compare with the formula in benchmarks/history/NOTES.md; checkpointing halves it" ;;
     "weight gradients"*) echo "split-K is not chosen for a batched call of one: call cublasGemmEx in place of cublasGemmStridedBatchedEx" ;;
     "PyTorch"*) echo "below 1: the largest row of kernels.txt first; prototypes' logits are bf16 there, TF32 here" ;;
     "losses, CPU"*) echo "NaN in bf16 only: ops in bf16, then --set sequence_packing=false; off from step 1: ops in f32" ;;
@@ -168,7 +168,7 @@ kernels() { # time by kernel of about one step, the largest first, into kernels.
         "$binary" bench train --device cuda --geometry c --steps 2 --set compute=bf16 || return
     awk -F'","' '/gpu__time_duration/ { t = $NF; gsub(/[",]/, "", t); name = $5; sub(/\(.*/, "", name); us[name] += t / 1000; n[name]++ }
         END { for (k in us) printf "%9.1f us %5d  %s\n", us[k], n[k], k }' ncu.txt | sort -rn >kernels.txt
-    say "kernels of 1,600 launches: us, launches, name; beside benchmarks/NOTES.md, 'Kernels of a step'"
+    say "kernels of 1,600 launches: us, launches, name; beside benchmarks/history/NOTES.md, 'Kernels of a step'"
     head -n 25 kernels.txt
 }
 

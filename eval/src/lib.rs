@@ -6,6 +6,7 @@ pub mod curation;
 mod draws;
 pub mod error;
 pub mod index;
+pub mod labelled;
 pub mod labels;
 pub mod linalg;
 pub mod matrix;
@@ -19,5 +20,6 @@ pub mod table;
 mod testing;
 
 pub use error::{Error, Result};
+pub use labelled::{Split, TrainTest};
 pub use matrix::{LabelSet, Matrix, MatrixView};
 pub use table::EvalResult;

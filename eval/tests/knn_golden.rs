@@ -1,8 +1,8 @@
 //! k-NN against numbers computed with the formula of `dinov2/eval/knn.py` in Python on the same features.
 #![allow(clippy::unwrap_used)] // a panic is how a test fails
 
-use macula_eval::MatrixView;
 use macula_eval::protocols::knn::{KnnConfig, KnnResult, evaluate};
+use macula_eval::{MatrixView, Split, TrainTest};
 use safetensors::SafeTensors;
 
 fn f32s(tensors: &SafeTensors<'_>, name: &str) -> Vec<f32> {
@@ -32,15 +32,9 @@ fn run() -> (KnnResult, serde_json::Value) {
         ks: vec![1, 10, 20, 100, 200],
         ..KnnConfig::default()
     };
-    let result = evaluate(
-        MatrixView::new(&train, 400, 16).unwrap(),
-        &train_labels,
-        MatrixView::new(&test, 120, 16).unwrap(),
-        &test_labels,
-        n_classes,
-        &config,
-    )
-    .unwrap();
+    let train = Split::new(MatrixView::new(&train, 400, 16).unwrap(), &train_labels);
+    let test = Split::new(MatrixView::new(&test, 120, 16).unwrap(), &test_labels);
+    let result = evaluate(&TrainTest::new(train, test, n_classes), &config).unwrap();
 
     let expected = std::fs::read(folder.join("knn.expected.json")).unwrap();
     let expected: serde_json::Value = serde_json::from_slice(&expected).unwrap();

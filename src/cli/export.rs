@@ -6,13 +6,14 @@ use macula_models::vit::VitConfig;
 use macula_models::weights::{self, Checkpoint};
 
 use super::args::{
-    CheckpointArgs, ColumnArgs, INPUT, MODEL, NewArgs, OUTPUT, PreprocessArgs, RunArgs, SeedArgs, examples,
-    reworded,
+    CheckpointArgs, ColumnArgs, INPUT, MODEL, NewArgs, OUTPUT, PreprocessArgs, RunArgs, SeedArgs, dtype,
+    examples, reworded,
 };
 use super::output;
+use crate::device::Dtype;
 use crate::export::{
-    Comparison, DriftReport, Dtype, ExportRequest, ExportSummary, LayerLoss, QuantizeRequest, export,
-    untrained,
+    Comparison, DriftReport, ExportRequest, ExportSummary, LayerLoss, QuantizeRequest, STORED,
+    default_max_drift, export, untrained,
 };
 use crate::extract::model::{Size, default_side, imagenet, of_checkpoint};
 use crate::{Error, Result};
@@ -50,7 +51,7 @@ pub struct ExportArgs {
     #[command(flatten)]
     preprocess: PreprocessArgs,
     /// What the matrices are stored in: f32; f16, half the size; int8, a quarter, whose products are of 8-bit integers
-    #[arg(long, value_name = "TYPE", default_value = "f32", help_heading = SMALLER)]
+    #[arg(long, value_parser = dtype(&STORED), value_name = "TYPE", default_value = "f32", help_heading = SMALLER)]
     dtype: Dtype,
     /// Images for f16 and int8: the ranges of int8 come from them, and the file is compared with f32 on them (with k-NN and a
     /// probe where they have classes) [default: the run's own training images, else the bundled sample]
@@ -149,7 +150,7 @@ impl ExportArgs {
         if self.dtype == Dtype::F32 {
             return Ok(None);
         }
-        let max_drift = self.max_drift.unwrap_or(self.dtype.default_max_drift());
+        let max_drift = self.max_drift.unwrap_or(default_max_drift(self.dtype));
         for (flag, value) in [("--float-layers", self.float_layers), ("--max-drift", max_drift)] {
             if !(0. ..=1.).contains(&value) {
                 return Err(Error::input(

@@ -4,11 +4,14 @@ use clap::Args;
 use serde_json::json;
 
 use super::args::{
-    INPUT, ImagesArgs, MODEL, ModelRunArgs, NewArgs, OUTPUT, PREPROCESSING, RunArgs, examples, reworded,
+    INPUT, ImagesArgs, MODEL, ModelRunArgs, NewArgs, OUTPUT, PREPROCESSING, RunArgs, examples, one_of,
+    reworded,
 };
 use super::output;
+use crate::device::Dtype;
+use crate::extract::folder::STORED;
 use crate::extract::model::{self, DerivedModel, OpenModel, OutputChoice};
-use crate::extract::{ExtractOptions, ExtractReport, Layout, Shard, Values, extract};
+use crate::extract::{ExtractOptions, ExtractReport, Layout, Shard, extract};
 use crate::{Result, data};
 
 /// Arguments of `macula extract`.
@@ -51,8 +54,8 @@ pub struct ExtractArgs {
     #[arg(long, value_enum, default_value = "parquet", help_heading = OUTPUT)]
     layout: Layout,
     /// What values are stored in
-    #[arg(long, value_enum, default_value = "f32", help_heading = OUTPUT)]
-    dtype: Values,
+    #[arg(long, value_parser = one_of(&STORED), default_value = "f32", help_heading = OUTPUT)]
+    dtype: Dtype,
     /// Bring every vector to length 1
     #[arg(long, alias = "normalise", help_heading = OUTPUT)]
     normalize: bool,

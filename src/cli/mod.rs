@@ -31,8 +31,8 @@ use clap::{ArgAction, CommandFactory, Parser, Subcommand};
 
 pub use reference::reference;
 
-use crate::Result;
 use crate::data::decode::range::take_notice;
+use crate::{Error, Result};
 
 /// One tool for the whole life of a frozen visual feature: pretrain, export, extract, evaluate.
 #[derive(Debug, Parser)]
@@ -150,11 +150,23 @@ where
     match done {
         Ok(()) => 0,
         Err(error) => {
-            let text = error.to_string();
+            let text = said(&error);
             let line = text.lines().collect::<Vec<_>>().join("; ");
             eprintln!("error: {}", output::plain(&line));
             error.exit_code()
         }
+    }
+}
+
+/// An error in the words of the command line: the library names settings, which flags set here.
+fn said(error: &Error) -> String {
+    match error {
+        Error::Setting { field, reason } => {
+            let (name, value) = field.split_at(field.find(' ').unwrap_or(field.len()));
+            format!("--{}{value}: {reason}", name.replace('_', "-"))
+        }
+        Error::Exists { .. } => format!("{error}; give --force to replace it"),
+        _ => error.to_string(),
     }
 }
 
@@ -211,4 +223,26 @@ fn start_log() {
         .with_writer(std::io::stderr)
         .event_format(log::Lines)
         .try_init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_are_named_by_their_flags() {
+        for (field, flag) in [
+            ("hash_bits", "--hash-bits"),
+            ("keep largest", "--keep largest"),
+            ("baseline my_results/one", "--baseline my_results/one"),
+        ] {
+            let error = Error::setting(field, "expected another");
+            assert_eq!(said(&error), format!("{flag}: expected another"));
+        }
+        let there = Error::Exists {
+            path: "m.onnx".into(),
+        };
+        assert_eq!(said(&there), "m.onnx: exists already; give --force to replace it");
+        assert_eq!(said(&Error::input("hash_bits", "9")), "hash_bits: 9");
+    }
 }

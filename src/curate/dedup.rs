@@ -107,7 +107,7 @@ pub(super) fn check_threshold(name: &str, threshold: f64) -> Result<()> {
     if (-1.0..=1.0).contains(&threshold) {
         return Ok(());
     }
-    Err(Error::input(
+    Err(Error::setting(
         name,
         format!("expected a cosine similarity from -1 to 1, found {threshold}"),
     ))
@@ -134,7 +134,7 @@ impl Step for DedupOptions {
     }
 
     fn judge(&self, input: &InputOptions, seed: u64) -> Result<Judged> {
-        check_threshold("--threshold", self.threshold)?;
+        check_threshold("threshold", self.threshold)?;
         pixels::check_bits(self.hash_bits)?;
         let mut pool = Pool::open(input)?;
         let n = pool.len();
@@ -142,7 +142,7 @@ impl Step for DedupOptions {
 
         let mut by_pixels = Components::new(n);
         if self.pixels != PixelMatch::None {
-            let source = pool.origin.source("--pixels")?;
+            let source = pool.origin.source("pixels")?;
             let rows: Vec<u64> = (0..n).map(|place| pool.row(place)).collect();
             let decode = DecodeOptions {
                 sample_range: self.sample_range,
@@ -314,7 +314,7 @@ impl DedupOptions {
             return Ok(known);
         };
         let curated = open_other(
-            "--against",
+            "against",
             against,
             self.against_list.clone(),
             input.column.as_deref(),
@@ -357,7 +357,7 @@ impl DedupOptions {
     ) -> Result<Vec<u64>> {
         let source = pool
             .origin
-            .source(&format!("--keep {}", setting_name(&self.keep)))?;
+            .source(&format!("keep {}", setting_name(&self.keep)))?;
         let mut sizes = vec![0usize; count];
         numbers.iter().for_each(|&number| sizes[number as usize] += 1);
         (0..pool.len())
@@ -373,7 +373,7 @@ impl DedupOptions {
 fn file_size(source: &dyn Source, row: u64) -> Result<u64> {
     let Some(file) = source.file(row) else {
         let reason = "the source has no files; use first, central or highest-resolution";
-        return Err(Error::input("--keep largest", reason));
+        return Err(Error::setting("keep largest", reason));
     };
     Ok(std::fs::metadata(&file).map_err(|e| Error::io(&file, e))?.len())
 }

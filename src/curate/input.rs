@@ -68,8 +68,8 @@ impl Pool {
     /// As [`Self::open`].
     pub(crate) fn open_raw(options: &InputOptions) -> Result<Self> {
         let Some(path) = &options.features else {
-            return Err(Error::input(
-                "--features",
+            return Err(Error::setting(
+                "features",
                 "expected a feature folder, found none",
             ));
         };
@@ -206,7 +206,7 @@ pub(crate) fn open_other(
     })?;
     let (found, dim) = (pool.unit.view().dim(), own.unit.view().dim());
     if found != dim {
-        return Err(Error::input(
+        return Err(Error::setting(
             format!("{role} {}", folder.display()),
             format!("expected features of width {dim} as the pool's, found {found}"),
         ));

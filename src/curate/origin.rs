@@ -68,7 +68,7 @@ impl Origin {
     pub(crate) fn source(&self, what: &str) -> Result<&dyn Source> {
         let missing = || self.missing.clone().unwrap_or_default();
         let source = self.source.as_ref().map(|(_, source)| source.as_ref());
-        source.ok_or_else(|| Error::input(what, format!("expected images to read: {}", missing())))
+        source.ok_or_else(|| Error::setting(what, format!("expected images to read: {}", missing())))
     }
 
     /// The path that a list gives for a row whose path in the features is `path`, and the source it is a row of where it

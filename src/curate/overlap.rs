@@ -67,9 +67,9 @@ impl Step for OverlapOptions {
     }
 
     fn judge(&self, input: &InputOptions, seed: u64) -> Result<Judged> {
-        check_threshold("--threshold", self.threshold)?;
+        check_threshold("threshold", self.threshold)?;
         let within = self.component_threshold.unwrap_or(self.threshold);
-        check_threshold("--component-threshold", within)?;
+        check_threshold("component_threshold", within)?;
         if self.against.is_empty() {
             return Err(Error::input(
                 "against",
@@ -81,7 +81,7 @@ impl Step for OverlapOptions {
         let n = pool.len();
         let mut others: Vec<(String, Pool)> = Vec::with_capacity(self.against.len());
         for path in &self.against {
-            let other = open_other("--against", path, None, input.column.as_deref(), &pool)?;
+            let other = open_other("against", path, None, input.column.as_deref(), &pool)?;
             others.push((path.display().to_string(), other));
         }
         let pairs = self.matches(&pool, &others, seed)?;

@@ -57,8 +57,8 @@ pub(super) fn check_bits(bits: u32) -> Result<()> {
     if bits <= MAX_BITS {
         return Ok(());
     }
-    Err(Error::input(
-        "--hash-bits",
+    Err(Error::setting(
+        "hash_bits",
         format!("expected 0 to {MAX_BITS} bits, found {bits}"),
     ))
 }
@@ -91,10 +91,10 @@ pub(super) fn join(
     let summaries: Vec<Summary> = rows.par_iter().map(summary).collect::<Result<_>>()?;
     let mut first_of: HashMap<[u8; 32], u32> = HashMap::with_capacity(summaries.len());
     let mut hashes: Vec<(u32, Hash)> = Vec::new();
-    for (place, summaries) in (0u32..).zip(&summaries) {
-        let first = *first_of.entry(summaries.digest).or_insert(place);
+    for (place, summary) in (0u32..).zip(&summaries) {
+        let first = *first_of.entry(summary.digest).or_insert(place);
         components.join(first, place);
-        if let Some((hash, _)) = summaries.small.filter(|_| first == place) {
+        if let Some((hash, _)) = summary.small.filter(|_| first == place) {
             hashes.push((place, hash));
         }
     }

@@ -112,8 +112,8 @@ impl Step for QualityOptions {
 
     fn judge(&self, input: &InputOptions, _seed: u64) -> Result<Judged> {
         let Some(spec) = &input.data else {
-            return Err(Error::input(
-                "--data",
+            return Err(Error::setting(
+                "data",
                 "expected the images to look at, found none",
             ));
         };
@@ -200,14 +200,14 @@ fn measure(image: &RgbImage) -> Measures {
             )
         })
         .flatten();
-    let image = small.as_ref().unwrap_or(image);
-    let grey: Vec<f64> = image
+    let sampled = small.as_ref().unwrap_or(image);
+    let grey: Vec<f64> = sampled
         .data()
         .chunks_exact(3)
         .map(|pixel| f64::from(luma(pixel)) / 255.0)
         .collect();
     let (mean, variance) = moments(&grey);
-    let (width, height) = (image.width() as usize, image.height() as usize);
+    let (width, height) = (sampled.width() as usize, sampled.height() as usize);
     let mut laplacian = Vec::with_capacity(grey.len());
     for y in 1..height.saturating_sub(1) {
         for x in 1..width.saturating_sub(1) {

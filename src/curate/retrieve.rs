@@ -95,7 +95,7 @@ impl Step for RetrieveOptions {
             ));
         }
         if self.target == Some(0) {
-            return Err(Error::input("--target", "expected at least 1 row, found 0"));
+            return Err(Error::setting("target", "expected at least 1 row, found 0"));
         }
         let pool = Pool::open(input)?;
         let seed = rng::derived_seed(seed, "curate-retrieve");
@@ -113,7 +113,7 @@ impl RetrieveOptions {
         let (mut n_seeds, mut requested, mut once) = (0, 0u64, 0);
         let searcher = Searcher::new(pool.unit.view(), self.search, seed)?;
         for path in &self.seeds {
-            let seeds = open_other("--seeds", path, None, input.column.as_deref(), &pool)?;
+            let seeds = open_other("seeds", path, None, input.column.as_deref(), &pool)?;
             let found = retrieve_by_sample(&searcher, n, seeds.unit.view(), self.k, self.target)?;
             n_seeds += seeds.len();
             for (best, found) in best.iter_mut().zip(found) {
@@ -151,7 +151,7 @@ impl RetrieveOptions {
         let mut numbers: Vec<u32> = Vec::new();
         let (mut n_seeds, mut n_hit) = (0, 0);
         for (number, path) in self.seeds.iter().enumerate() {
-            let seeds = open_other("--seeds", path, None, input.column.as_deref(), &pool)?;
+            let seeds = open_other("seeds", path, None, input.column.as_deref(), &pool)?;
             let config = ClusterRetrieval {
                 clusters,
                 more_than: self.more_than,

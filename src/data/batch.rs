@@ -55,7 +55,7 @@ impl BatchReader {
         preprocess.validate()?;
         let (height, width) = preprocess
             .output_size()
-            .ok_or_else(|| Error::input("--crop", "expected a size above 0, found none"))?;
+            .ok_or_else(|| Error::setting("crop", "expected a size above 0, found none"))?;
         Ok(Self {
             preprocess: preprocess.clone(),
             decode: preprocess.decode_options(decode),
@@ -200,7 +200,7 @@ mod tests {
         );
         assert_eq!(
             error.unwrap_err().to_string(),
-            "--crop: expected a size above 0, found none"
+            "crop: expected a size above 0, found none"
         );
     }
 }

@@ -6,16 +6,16 @@
 //! and torchvision would give. Nothing here knows of networks or devices, and only the loader knows of threads.
 
 pub mod augment;
-pub mod batch;
-pub mod corrupt;
+pub(crate) mod batch;
+pub(crate) mod corrupt;
 pub mod decode;
-pub mod image;
-pub mod loader;
-pub mod mask;
-pub mod resize;
+pub(crate) mod image;
+pub(crate) mod loader;
+pub(crate) mod mask;
+pub(crate) mod resize;
 pub mod samples;
 pub mod source;
-pub mod transform;
+pub(crate) mod transform;
 
 pub use batch::{BatchReader, ImageBatch};
 pub use decode::{DecodeError, DecodeOptions, SampleRange, decode};

@@ -1,13 +1,13 @@
 //! Where a network runs and in what precision it computes, by the names that a user gives them, and the GPU that candle trains on
 //! (`gpu`). What runs an ONNX file on such a device is `runtime`'s.
 
+mod dtype;
 mod gpu;
 
 use std::fmt;
 use std::str::FromStr;
 
-use serde::Serialize;
-
+pub use self::dtype::Dtype;
 pub(crate) use self::gpu::{describe, peak_memory, set_products};
 use crate::{Error, Result};
 
@@ -40,8 +40,8 @@ impl Device {
             Self::Cpu => Ok(candle_core::Device::Cpu),
             Self::Auto if CUDA_TRAINER => Ok(gpu::open(0).unwrap_or(candle_core::Device::Cpu)),
             Self::Auto => Ok(candle_core::Device::Cpu),
-            Self::OpenVino | Self::TensorRt(_) => Err(Error::input(
-                format!("--device {self}"),
+            Self::OpenVino | Self::TensorRt(_) => Err(Error::setting(
+                format!("device {self}"),
                 "it runs ONNX files only; expected cpu or cuda here, or export to ONNX first",
             )),
             Self::Cuda(number) if CUDA_TRAINER => gpu::open(number)
@@ -88,46 +88,16 @@ impl FromStr for Device {
             },
         };
         device.ok_or_else(|| {
-            Error::input(
-                "--device",
+            Error::setting(
+                "device",
                 format!("expected auto, cpu, openvino, cuda[:N] or tensorrt[:N], found `{text}`"),
             )
         })
     }
 }
 
-/// `--compute`: the numbers that a network's matrix products are computed in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    /// Single precision.
-    #[default]
-    F32,
-    /// bfloat16: faster on processors with AVX512-BF16 or AMX, and on GPUs.
-    Bf16,
-    /// Half precision.
-    F16,
-}
-
-impl fmt::Display for Precision {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-            Self::F16 => "f16",
-        })
-    }
-}
-
-impl FromStr for Precision {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        let all = [Self::F32, Self::Bf16, Self::F16];
-        let found = all.into_iter().find(|precision| precision.to_string() == text);
-        found.ok_or_else(|| Error::input("--compute", format!("expected f32, bf16 or f16, found `{text}`")))
-    }
-}
+/// What a network's matrix products can be computed in, where a runtime or a device does.
+pub const COMPUTED: [Dtype; 3] = [Dtype::F32, Dtype::Bf16, Dtype::F16];
 
 #[cfg(test)]
 mod tests {
@@ -160,10 +130,8 @@ mod tests {
             let error = text.parse::<Device>().unwrap_err().to_string();
             assert_eq!(
                 error,
-                format!("--device: expected auto, cpu, openvino, cuda[:N] or tensorrt[:N], found `{text}`")
+                format!("device: expected auto, cpu, openvino, cuda[:N] or tensorrt[:N], found `{text}`")
             );
         }
-        assert_eq!("bf16".parse::<Precision>().unwrap(), Precision::Bf16);
-        assert!("int8".parse::<Precision>().is_err());
     }
 }

@@ -2,10 +2,10 @@
 //! `onnx_teacher`), how one is opened, the recipes, and what teacher and source decide about a run's settings (`settle`). Loop, run
 //! folder, settings, terms and the cache of a teacher's outputs are `train`'s.
 
-pub mod checkpoint_teacher;
-pub mod onnx_teacher;
+pub(crate) mod checkpoint_teacher;
+pub(crate) mod onnx_teacher;
 mod open;
-pub mod recipes;
+pub(crate) mod recipes;
 mod settle;
 
 pub use open::{OnnxSettings, open};

@@ -6,7 +6,7 @@ use candle_core::{Device, Tensor};
 
 use super::OnnxSettings;
 use crate::data::mask::Grid;
-use crate::device::Precision;
+use crate::device::Dtype;
 use crate::extract::model::{levels, normalisation_of};
 use crate::identity::onnx_sha256;
 use crate::runtime::{Flavor, OnnxModel, Runtime, RuntimeOptions, SessionOptions, TensorInfo};
@@ -65,7 +65,7 @@ impl OnnxTeacher {
             &SessionOptions {
                 device: settings.device,
                 threads: settings.threads,
-                compute: Precision::F32,
+                compute: Dtype::F32,
             },
         )?;
         if let Some(notice) = session.notice() {

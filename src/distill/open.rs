@@ -19,7 +19,7 @@ pub fn open(config: &DistillConfig, device: &Device, onnx: &OnnxSettings) -> Res
     let path = Path::new(&config.teacher);
     if !path.exists() {
         let reason = "no such file; expected a run folder, a checkpoint or an ONNX file";
-        return Err(Error::input(format!("--teacher {}", config.teacher), reason));
+        return Err(Error::setting(format!("teacher {}", config.teacher), reason));
     }
     if crate::extract::model::is_onnx_name(path) {
         return Ok(Box::new(OnnxTeacher::open(path, config, onnx)?));

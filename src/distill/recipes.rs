@@ -42,7 +42,7 @@ pub fn recipe(
 ) -> Result<TrainConfig> {
     if !NAMES.contains(&name) {
         let reason = format!("expected {} or a .toml file, found `{name}`", NAMES.join(", "));
-        return Err(Error::input("--recipe", reason));
+        return Err(Error::setting("recipe", reason));
     }
     let offer = teacher.offer;
     let lacks = |what: &str| {
@@ -51,7 +51,7 @@ pub fn recipe(
             distill.teacher,
             default_for(&offer)
         );
-        Error::input("--recipe", reason)
+        Error::setting("recipe", reason)
     };
     let mut config = recipes::recipe("dinov2-small", source, facts)?;
     config.recipe = name.to_owned();

@@ -4,7 +4,7 @@
 //! from images with masks or depths to a result without a folder between, `robustness` from images that are corrupted first.
 
 pub mod dense;
-pub mod labels;
+pub(crate) mod labels;
 mod leak;
 pub mod robustness;
 mod single;
@@ -17,21 +17,22 @@ use std::path::{Path, PathBuf};
 use macula_eval::labels::UnknownLabels;
 use macula_eval::protocols::linear_probe::ProbeFeatures;
 use macula_eval::table::EvalResult;
-use macula_eval::{LabelSet, Matrix};
+use macula_eval::{LabelSet, Matrix, Split, TrainTest};
 
 use crate::extract::model::{self, ModelOptions, OpenModel};
 use crate::extract::{ExtractOptions, FeatureFolder, cls_blocks, cls_of, default_column, extract};
 use crate::{Error, Result, data};
 
-/// Features and labels of train and test, ready for a protocol.
+/// Features and labels of train and test, ready for a protocol. `F` is a matrix `[n, d]` a side, or what the linear probe
+/// takes.
 #[derive(Debug)]
-pub struct LabelledPair {
-    /// Train features, `[n_train, d]`.
-    pub train: Matrix,
+pub struct LabelledPair<F = Matrix> {
+    /// Train features.
+    pub train: F,
     /// Class of each train row.
     pub train_labels: Vec<u32>,
-    /// Test features, `[n_test, d]`.
-    pub test: Matrix,
+    /// Test features.
+    pub test: F,
     /// Class of each test row.
     pub test_labels: Vec<u32>,
     /// Place of each test row in its source.
@@ -46,6 +47,31 @@ pub struct LabelledPair {
     pub n_classes: usize,
     /// Test labels that train lacks, where they are allowed: their rows count as wrong.
     pub unknown: Option<UnknownLabels>,
+}
+
+impl LabelledPair {
+    /// Both sides, as protocols take them.
+    pub fn data(&self) -> TrainTest<'_> {
+        self.with(self.train.view(), self.test.view())
+    }
+}
+
+impl LabelledPair<ProbeFeatures> {
+    /// Both sides, as the linear probe takes them.
+    pub fn data(&self) -> TrainTest<'_, &ProbeFeatures> {
+        self.with(&self.train, &self.test)
+    }
+}
+
+impl<F> LabelledPair<F> {
+    /// The labels with features `train` and `test`.
+    fn with<'a, G>(&'a self, train: G, test: G) -> TrainTest<'a, G> {
+        TrainTest {
+            train: Split::new(train, &self.train_labels),
+            test: Split::new(test, &self.test_labels),
+            n_classes: self.n_classes,
+        }
+    }
 }
 
 /// Where the features of an evaluation come from.
@@ -196,27 +222,6 @@ fn kept(folder: &Path) -> bool {
     folder.join(crate::extract::folder::SUCCESS_FILE).is_file()
 }
 
-/// What the linear probe takes: CLS tokens of the last blocks and the mean patch token.
-#[derive(Debug)]
-pub struct ProbePair {
-    /// Train features.
-    pub train: ProbeFeatures,
-    /// Class of each train row.
-    pub train_labels: Vec<u32>,
-    /// Test features.
-    pub test: ProbeFeatures,
-    /// Class of each test row.
-    pub test_labels: Vec<u32>,
-    /// Place of each test row in its source.
-    pub test_rows: Vec<u64>,
-    /// The classes of train, and behind them those that only test has.
-    pub classes: LabelSet,
-    /// How many of them train has.
-    pub n_classes: usize,
-    /// Test labels that train lacks, where they are allowed: their rows count as wrong.
-    pub unknown: Option<UnknownLabels>,
-}
-
 /// Collects what the linear probe's grid can use from two folders: `column` alone or, where it is the last block's class
 /// token, with `layer:I.cls` of the three blocks before it and `patch_mean`, as far as the folders hold them. Names the
 /// columns taken.
@@ -227,7 +232,7 @@ pub fn probe_features(
     folders: &OpenFolders,
     column: &str,
     allow_unknown: bool,
-) -> Result<(ProbePair, String)> {
+) -> Result<(LabelledPair<ProbeFeatures>, String)> {
     let last = folders.labelled(column, allow_unknown)?;
     let mut taken = vec![column.to_owned()];
     let (mut train, mut test) = (Vec::new(), Vec::new());
@@ -248,7 +253,7 @@ pub fn probe_features(
         patch_mean = (Some(of_train.matrix), Some(of_test.matrix));
         taken.push("patch_mean".to_owned());
     }
-    let pair = ProbePair {
+    let pair = LabelledPair {
         train: ProbeFeatures {
             cls_blocks: train,
             patch_mean: patch_mean.0,
@@ -260,6 +265,8 @@ pub fn probe_features(
         },
         test_labels: last.test_labels,
         test_rows: last.test_rows,
+        train_paths: last.train_paths,
+        test_paths: last.test_paths,
         classes: last.classes,
         n_classes: last.n_classes,
         unknown: last.unknown,

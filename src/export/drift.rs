@@ -1,12 +1,13 @@
 //! How far a smaller file's features are from those in f32: cosines, k-NN and a linear probe on labelled images, size and
 //! speed. No file whose features have drifted further than allowed is written.
 
+use std::ops::Range;
 use std::path::Path;
 use std::time::Instant;
 
 use macula_eval::protocols::knn::{self, KnnConfig};
 use macula_eval::protocols::logistic::{self, LogisticParams};
-use macula_eval::{LabelSet, MatrixView};
+use macula_eval::{LabelSet, MatrixView, Split, TrainTest};
 use rand::seq::SliceRandom as _;
 use serde::Serialize;
 
@@ -74,11 +75,12 @@ pub(super) struct Images {
 }
 
 impl Images {
-    /// `count` images of `source` drawn with `seed`, those behind the first `skip` of the draw, prepared with `preprocess`.
+    /// The images of `source` at the places `taken` of a draw with `seed`, prepared with `preprocess`; from the beginning of the
+    /// draw where it ends before them.
     pub(super) fn draw(
         source: &dyn Source,
         preprocess: &Preprocess,
-        (skip, count): (usize, usize),
+        taken: Range<usize>,
         seed: u64,
     ) -> Result<Self> {
         let reader = BatchReader::new(preprocess, &DecodeOptions::default())?;
@@ -86,9 +88,9 @@ impl Images {
         let mut rows: Vec<u64> = (0..source.len()).collect();
         rows.shuffle(&mut rng::stream(seed, "export-images", 0));
         // Too few for images of its own: the report says so.
-        let shared = skip > 0 && rows.len() <= skip;
-        let first = if shared { 0 } else { skip.min(rows.len()) };
-        let rows = &rows[first..rows.len().min(first + count)];
+        let shared = taken.start > 0 && rows.len() <= taken.start;
+        let first = if shared { 0 } else { taken.start };
+        let rows = &rows[first..rows.len().min(first.saturating_add(taken.len()))];
         Ok(Self {
             labels: rows.iter().map(|&row| source.record(row).label).collect(),
             pixels: reader.read_all(source, rows)?,
@@ -102,15 +104,23 @@ impl Images {
     }
 }
 
+/// An ONNX file that is open, and its size.
+pub(super) struct OpenFile {
+    /// The network.
+    pub model: OnnxModel,
+    /// Bytes of the file, and of those that it refers to.
+    pub bytes: u64,
+}
+
 /// Compares `small` with `whole`, which give `outputs`.
 pub(super) fn measure(
-    (small, small_bytes): (&mut OnnxModel, u64),
-    (whole, f32_bytes): (&mut OnnxModel, u64),
+    small: &mut OpenFile,
+    whole: &mut OpenFile,
     outputs: &[String],
     images: &Images,
 ) -> Result<DriftReport> {
-    let found = features(small, outputs, images)?;
-    let expected = features(whole, outputs, images)?;
+    let found = features(&mut small.model, outputs, images)?;
+    let expected = features(&mut whole.model, outputs, images)?;
     let n = images.len();
     let mut min_cosine = f64::INFINITY;
     let worst = outputs
@@ -129,7 +139,7 @@ pub(super) fn measure(
         })
         .min_by(|a, b| nan_first(a.0, b.0));
     let (mean_cosine, output) =
-        worst.ok_or_else(|| Error::input("--outputs", "expected at least one, found none"))?;
+        worst.ok_or_else(|| Error::setting("outputs", "expected at least one, found none"))?;
     let labelled = match &images.labels {
         Some(labels) => labelled_drift(&found[0], &expected[0], labels)?,
         None => None,
@@ -140,9 +150,9 @@ pub(super) fn measure(
         min_cosine,
         output,
         images_shared: images.shared,
-        f32_bytes,
-        size_ratio: small_bytes as f64 / f32_bytes.max(1) as f64,
-        speed_ratio: speed_ratio(small, whole, outputs, images)?,
+        f32_bytes: whole.bytes,
+        size_ratio: small.bytes as f64 / whole.bytes.max(1) as f64,
+        speed_ratio: speed_ratio(&mut small.model, &mut whole.model, outputs, images)?,
         labelled,
     })
 }
@@ -202,17 +212,19 @@ fn labelled_drift(found: &[f32], expected: &[f32], labels: &[String]) -> Result<
     let score = |values: &[f32]| {
         let d = values.len() / n;
         let (train, test) = values.split_at(n_train * d);
-        let (train, test) = (
-            MatrixView::new(train, n_train, d)?,
-            MatrixView::new(test, n_test, d)?,
-        );
+        let data = TrainTest {
+            train: Split::new(MatrixView::new(train, n_train, d)?, train_labels),
+            test: Split::new(MatrixView::new(test, n_test, d)?, test_labels),
+            n_classes: classes.len(),
+        };
         let config = KnnConfig {
             ks: vec![20.min(n_train)],
             ..KnnConfig::default()
         };
-        let by_neighbours = knn::evaluate(train, train_labels, test, test_labels, classes.len(), &config)?;
-        let model = logistic::fit(train, train_labels, classes.len(), &LogisticParams::new(PROBE_C))?;
-        let predicted = model.predict(test)?;
+        let by_neighbours = knn::evaluate(&data, &config)?;
+        let params = LogisticParams::new(PROBE_C);
+        let model = logistic::fit(data.train.features, train_labels, classes.len(), &params)?;
+        let predicted = model.predict(data.test.features)?;
         let right = predicted.iter().zip(test_labels).filter(|(a, b)| a == b).count();
         Ok::<_, Error>((by_neighbours.rows[0].top1, right as f64 / n_test as f64))
     };

@@ -9,10 +9,8 @@ mod proof;
 #[cfg(test)]
 mod tests;
 
-use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use macula_models::onnx::{self, ExportOptions, ImageShape, Numbers, OutputKind};
 use macula_models::vit::VitConfig;
@@ -20,49 +18,18 @@ use macula_models::weights::Checkpoint;
 use serde::Serialize;
 
 use crate::data::{self, Preprocess};
-use crate::device::Precision;
+use crate::device::Dtype;
 use crate::files::refuse_existing;
 use crate::runtime::{OnnxModel, Runtime, RuntimeOptions, SessionOptions};
 use crate::{Error, Result, rng};
-use drift::Images;
+use drift::{Images, OpenFile};
 
 pub use calibrate::LayerLoss;
 pub use drift::{DriftReport, LabelledDrift};
 pub use proof::Comparison;
 
-/// What a file's matrices are stored in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Dtype {
-    /// 32-bit floats.
-    #[default]
-    F32,
-    /// 16-bit floats, computed with in f32.
-    F16,
-    /// 8-bit integers in the products of linear layers.
-    Int8,
-}
-
-impl fmt::Display for Dtype {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::F32 => "f32",
-            Self::F16 => "f16",
-            Self::Int8 => "int8",
-        })
-    }
-}
-
-impl FromStr for Dtype {
-    type Err = String;
-
-    fn from_str(text: &str) -> std::result::Result<Self, String> {
-        [Self::F32, Self::F16, Self::Int8]
-            .into_iter()
-            .find(|dtype| dtype.to_string() == text)
-            .ok_or_else(|| format!("expected f32, f16 or int8, found `{text}`"))
-    }
-}
+/// What a file's matrices can be stored in: f16 is computed with in f32, int8 holds in the products of linear layers.
+pub const STORED: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Int8];
 
 /// How a file in f16 or int8 is made and judged.
 #[derive(Debug, Clone)]
@@ -79,15 +46,13 @@ pub struct QuantizeRequest {
     pub max_drift: f64,
 }
 
-impl Dtype {
-    /// The drift that is allowed where nobody says: f16 rounds weights alone, by less than a thousandth, and was never seen to
-    /// drift by more than 1e-6; int8 rounds all that goes into a layer.
-    pub fn default_max_drift(self) -> f64 {
-        match self {
-            Self::F32 => 0.,
-            Self::F16 => 1e-5,
-            Self::Int8 => 0.01,
-        }
+/// The drift that is allowed where nobody says: f16 rounds weights alone, by less than a thousandth, and was never seen to
+/// drift by more than 1e-6; int8 rounds all that goes into a layer.
+pub fn default_max_drift(dtype: Dtype) -> f64 {
+    match dtype {
+        Dtype::F16 => 1e-5,
+        Dtype::Int8 => 0.01,
+        Dtype::F32 | Dtype::Bf16 => 0.,
     }
 }
 
@@ -162,13 +127,11 @@ fn export_with(
     path: &Path,
     write: WriteModel,
 ) -> Result<ExportSummary> {
+    request.dtype.check("dtype", &STORED)?;
     refuse_existing(path, request.force)?;
-    let name = path.file_name().ok_or_else(|| {
-        Error::input(
-            "--out",
-            format!("expected a file name, found `{}`", path.display()),
-        )
-    })?;
+    let name = path
+        .file_name()
+        .ok_or_else(|| Error::setting("out", format!("expected a file name, found `{}`", path.display())))?;
     // The model names its data file, so both keep their names and only their folder changes.
     let workshop = macula_files::folder_beside(path).map_err(|e| Error::io(path, e))?;
     let draft = workshop.path().join(name);
@@ -238,11 +201,11 @@ impl Exporter<'_> {
         let mut layers = Vec::new();
         let mut used = 0;
         self.options.numbers = match request.dtype {
-            Dtype::F32 => Numbers::F32,
+            Dtype::F32 | Dtype::Bf16 => Numbers::F32,
             Dtype::F16 => Numbers::F16,
             Dtype::Int8 => {
                 used = quantize.calibration_images;
-                let images = draw((0, used))?;
+                let images = draw(0..used)?;
                 let found = calibrate::calibrate(
                     self.checkpoint,
                     &self.options,
@@ -260,14 +223,20 @@ impl Exporter<'_> {
             .metadata
             .insert("macula.dtype".to_owned(), request.dtype.to_string());
         (self.write)(&self.options, draft)?;
-        let mut of_small = open_session(draft, &request.runtime, request.threads)?;
-        let mut of_whole = open_session(&whole, &request.runtime, request.threads)?;
+        let open = |path: &Path| {
+            Ok::<_, Error>(OpenFile {
+                model: open_session(path, &request.runtime, request.threads)?,
+                bytes: bytes_of(path)?,
+            })
+        };
+        let (mut of_small, mut of_whole) = (open(draft)?, open(&whole)?);
         let outputs: Vec<String> = of_whole
+            .model
             .outputs()
             .iter()
             .map(|output| output.name.clone())
             .collect();
-        let images = draw((used, quantize.compared_images))?;
+        let images = draw(used..used.saturating_add(quantize.compared_images))?;
         if images.shared {
             tracing::warn!(
                 "{}: {} images, no more than the ranges of int8 are taken from: the drift is measured on the same ones and \
@@ -276,12 +245,7 @@ impl Exporter<'_> {
                 source.len()
             );
         }
-        let drift = drift::measure(
-            (&mut of_small, bytes_of(draft)?),
-            (&mut of_whole, bytes_of(&whole)?),
-            &outputs,
-            &images,
-        )?;
+        let drift = drift::measure(&mut of_small, &mut of_whole, &outputs, &images)?;
         let of_one = (request.dtype == Dtype::F16).then_some(10. * quantize.max_drift);
         drift::refuse(self.path, &drift, quantize.max_drift, of_one)?;
         if let Some(max) = of_one {
@@ -327,7 +291,7 @@ fn open_session(file: &Path, runtime: &RuntimeOptions, threads: usize) -> Result
     let options = SessionOptions {
         device: crate::device::Device::Cpu,
         threads,
-        compute: Precision::F32,
+        compute: Dtype::F32,
     };
     OnnxModel::open(Runtime::open(runtime)?, file, &options)
 }

@@ -42,7 +42,7 @@ impl BatchSize {
     pub fn fixed(self) -> Result<usize> {
         match self {
             Self::Fixed(size) => Ok(size),
-            Self::Auto => Err(Error::input("--batch", "expected a number here, found `auto`")),
+            Self::Auto => Err(Error::setting("batch", "expected a number here, found `auto`")),
         }
     }
 
@@ -78,7 +78,7 @@ fn measured(model: &mut dyn FeatureModel, image_len: usize) -> Result<usize> {
         }
     }
     let size = smallest_good(&rates);
-    tracing::info!("--batch auto: {size}");
+    tracing::info!("batch auto: {size} images");
     Ok(size)
 }
 

@@ -7,10 +7,13 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use super::batch::BatchSize;
-use super::folder::{FORMAT_VERSION, Features, FolderWriter, Layout, Meta, OutputSpec, ShardMeta, Values};
+use super::folder::{
+    FORMAT_VERSION, Features, FolderWriter, Layout, Meta, OutputSpec, STORED, ShardMeta, unusable,
+};
 use super::model::FeatureModel;
 use super::sink::{FeatureSink, MatrixSink, PartRows};
 use crate::data::{BatchReader, DecodeOptions, Preprocess, Record, Source, SourceIdentity};
+use crate::device::Dtype;
 use crate::identity::Fingerprint;
 use crate::{Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -83,7 +86,7 @@ pub struct ExtractOptions {
     /// Which files are written.
     pub layout: Layout,
     /// What values are stored in.
-    pub dtype: Values,
+    pub dtype: Dtype,
     /// Decoding of images.
     pub decode: DecodeOptions,
     /// Decode JPEGs at a fraction of their size that still holds what the preprocessing resizes to.
@@ -98,8 +101,8 @@ impl ExtractOptions {
             return Ok(decode);
         }
         let resize = preprocess.resize.ok_or_else(|| {
-            Error::input(
-                "--fast-decode",
+            Error::setting(
+                "fast_decode",
                 "expected a model whose images are resized, found one that takes them as they are",
             )
         })?;
@@ -153,10 +156,11 @@ pub fn extract(
     options: &ExtractOptions,
     out: &Path,
 ) -> Result<ExtractReport> {
+    options.dtype.check("dtype", &STORED)?;
     let decode = options.decode_for(preprocess)?;
     let reader = BatchReader::new(preprocess, &decode)?;
     let shard = options.shard.unwrap_or(Shard { index: 0, count: 1 });
-    let meta = describe(source, model, (preprocess, &decode), options, shard)?;
+    let meta = describe(source, model, preprocess, &decode, options, shard)?;
     let folder = match options.shard {
         Some(shard) => out.join(format!("shard-{:05}-of-{:05}", shard.index, shard.count)),
         None => out.to_owned(),
@@ -243,7 +247,8 @@ fn part_rows(outputs: &[OutputSpec]) -> u64 {
 fn describe(
     source: &dyn Source,
     model: &dyn FeatureModel,
-    (preprocess, decode): (&Preprocess, &DecodeOptions),
+    preprocess: &Preprocess,
+    decode: &DecodeOptions,
     options: &ExtractOptions,
     shard: Shard,
 ) -> Result<Meta> {
@@ -300,7 +305,7 @@ struct Plan<'a> {
     source: &'a dyn Source,
     reader: BatchReader,
     on_error: ErrorPolicy,
-    dtype: Values,
+    dtype: Dtype,
     shard: Shard,
     rows: std::ops::Range<u64>,
     part_rows: u64,
@@ -457,12 +462,12 @@ fn take_unusable(
     values: &mut [Vec<f32>],
     before: &[usize],
     outputs: &[OutputSpec],
-    dtype: Values,
+    dtype: Dtype,
 ) -> Vec<(usize, String)> {
     let mut found = BTreeMap::new();
     for ((values, &before), output) in values.iter().zip(before).zip(outputs) {
         for (image, row) in values[before..].chunks_exact(output.width()).enumerate() {
-            if let Some((place, why)) = dtype.unusable(row) {
+            if let Some((place, why)) = unusable(dtype, row) {
                 found.entry(image).or_insert_with(|| {
                     format!(
                         "output `{}`: {why} at place {place} of {}",
@@ -532,7 +537,7 @@ mod tests {
             ]
             .concat(),
         ];
-        let found = take_unusable(&mut values, &[2, 4], &outputs(), Values::F32);
+        let found = take_unusable(&mut values, &[2, 4], &outputs(), Dtype::F32);
         assert_eq!(
             found,
             [
@@ -553,9 +558,9 @@ mod tests {
     #[test]
     fn what_f16_cannot_hold_is_unusable_in_f16_alone() {
         let values = || [vec![65_504.0, -65_504.0, 0.0, -65_505.0], vec![0.0; 8]];
-        assert!(take_unusable(&mut values(), &[0, 0], &outputs(), Values::F32).is_empty());
+        assert!(take_unusable(&mut values(), &[0, 0], &outputs(), Dtype::F32).is_empty());
         let mut halves = values();
-        let found = take_unusable(&mut halves, &[0, 0], &outputs(), Values::F16);
+        let found = take_unusable(&mut halves, &[0, 0], &outputs(), Dtype::F16);
         assert_eq!(
             found,
             [(

@@ -103,8 +103,8 @@ fn build_index(
     let report = |done| progress(done, view.rows());
     match (options.kind, options.recall) {
         (Kind::Exact, None) => Ok((Index::Exact(ExactIndex::build(view)?), None, None)),
-        (Kind::Exact, Some(_)) => Err(Error::input(
-            "--recall",
+        (Kind::Exact, Some(_)) => Err(Error::setting(
+            "recall",
             "an exact index finds every row; use --kind hnsw",
         )),
         (Kind::Hnsw, None) => {

@@ -94,8 +94,8 @@ pub fn compare(
     bootstrap: &BootstrapConfig,
 ) -> Result<()> {
     let Some(base) = table.models.iter().position(|model| model == baseline) else {
-        return Err(Error::input(
-            "--baseline",
+        return Err(Error::setting(
+            "baseline",
             format!("expected one of {}, found `{baseline}`", table.models.join(", ")),
         ));
     };

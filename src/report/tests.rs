@@ -141,7 +141,7 @@ fn differences_without_predictions_are_by_intervals() {
     let error = two_models().report(&with_baseline("other")).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "--baseline: expected one of base_50%, mine, found `other`"
+        "baseline: expected one of base_50%, mine, found `other`"
     );
 }
 

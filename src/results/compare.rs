@@ -138,7 +138,7 @@ fn same_images(a: &Path, b: &Path) -> Result<()> {
     };
     differs.map_or(Ok(()), |differs| {
         let reason = format!("expected the test images of {}: {differs}", a.display());
-        Err(Error::input(b.join(RESULT_FILE).display().to_string(), reason))
+        Err(Error::mismatch(b.join(RESULT_FILE).display().to_string(), reason))
     })
 }
 

@@ -97,7 +97,7 @@ impl Runtime {
             "this process already uses {}; it can load one library only",
             self.library.path.display()
         );
-        Err(Error::input(format!("--ort-lib {}", requested.display()), reason))
+        Err(Error::setting(format!("ort_lib {}", requested.display()), reason))
     }
 }
 

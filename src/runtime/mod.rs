@@ -5,22 +5,22 @@
 //! The library is loaded when it is first needed, never linked: building needs no network and no C++. Nothing here
 //! knows about images or feature folders; a model takes a batch `[B, C, H, W]` and gives its outputs by name.
 
-pub mod cache;
-pub mod cpu;
+pub(crate) mod cache;
+pub(crate) mod cpu;
 mod cuda_libraries;
-pub mod doctor;
-pub mod environment;
+pub(crate) mod doctor;
+pub(crate) mod environment;
 mod fastest;
 mod inputs;
-pub mod library;
-pub mod locate;
+pub(crate) mod library;
+pub(crate) mod locate;
 pub mod manifest;
 mod messages;
 pub mod pip;
-pub mod providers;
+pub(crate) mod providers;
 pub mod provision;
-pub mod session;
-pub mod tensors;
+pub(crate) mod session;
+pub(crate) mod tensors;
 pub mod wheels;
 
 pub use cuda_libraries::CudaLibrary;

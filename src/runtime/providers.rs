@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::cpu::cpu_features;
 use super::environment::Runtime;
 use super::wheels::Flavor;
-use crate::device::{Device, Precision};
+use crate::device::{COMPUTED, Device, Dtype};
 use crate::{Error, Result};
 use ort::ep::{
     self, ArbitrarilyConfigurableExecutionProvider as _, ExecutionProvider as _, ExecutionProviderDispatch,
@@ -19,11 +19,11 @@ pub enum Provider {
     /// ONNX Runtime's own kernels for the processor.
     Cpu,
     /// OpenVINO on the processor.
-    OpenVino(Precision),
+    OpenVino(Dtype),
     /// The GPU with this number.
     Cuda(usize),
     /// TensorRT on the GPU with this number.
-    TensorRt(usize, Precision),
+    TensorRt(usize, Dtype),
 }
 
 impl Provider {
@@ -64,9 +64,9 @@ impl Provider {
             return None;
         };
         let native = match precision {
-            Precision::F32 => return None,
-            Precision::Bf16 => ["avx512_bf16", "amx_bf16"],
-            Precision::F16 => ["avx512_fp16", "amx_fp16"],
+            Dtype::F32 | Dtype::Int8 => return None,
+            Dtype::Bf16 => ["avx512_bf16", "amx_bf16"],
+            Dtype::F16 => ["avx512_fp16", "amx_fp16"],
         };
         let has = cpu_features();
         let lacking = !native
@@ -99,8 +99,8 @@ impl Provider {
             }
             Self::TensorRt(number, precision) => ep::TensorRT::default()
                 .with_device_id(i32::try_from(number).unwrap_or(i32::MAX))
-                .with_fp16(precision == Precision::F16)
-                .with_bf16(precision == Precision::Bf16)
+                .with_fp16(precision == Dtype::F16)
+                .with_bf16(precision == Dtype::Bf16)
                 .build(),
         };
         provider.error_on_failure()
@@ -139,7 +139,8 @@ pub fn available(_loaded: &Runtime) -> Vec<&'static str> {
 ///
 /// # Errors
 /// When the library does not offer what was asked for by name, or nothing computes in that precision.
-pub fn choose(runtime: &Runtime, device: Device, precision: Precision) -> Result<Vec<Provider>> {
+pub fn choose(runtime: &Runtime, device: Device, precision: Dtype) -> Result<Vec<Provider>> {
+    precision.check("compute", &COMPUTED)?;
     choose_from(
         &available(runtime),
         &runtime.library().path,
@@ -153,7 +154,7 @@ fn choose_from(
     available: &[&str],
     library: &Path,
     device: Device,
-    precision: Precision,
+    precision: Dtype,
     has_driver: bool,
 ) -> Result<Vec<Provider>> {
     let has = |provider: Provider| available.contains(&provider.name());
@@ -167,8 +168,8 @@ fn choose_from(
             library.display()
         );
         let mend = format!("run `macula runtime install --flavor {flavor}` or name one with --ort-lib FILE");
-        Err(Error::input(
-            format!("--device {device}"),
+        Err(Error::setting(
+            format!("device {device}"),
             format!("{found} with {}; {mend}", available.join(", ")),
         ))
     };
@@ -177,17 +178,17 @@ fn choose_from(
         (Device::OpenVino, _) => had(Flavor::Openvino, openvino),
         (Device::TensorRt(number), _) => had(Flavor::Cuda, Provider::TensorRt(number, precision)),
         // What else there is computes in single precision only.
-        (Device::Auto, Precision::Bf16 | Precision::F16) if has(openvino) => Ok(vec![openvino]),
-        (_, Precision::Bf16 | Precision::F16) => Err(Error::input(
-            format!("--compute {precision}"),
+        (Device::Auto, Dtype::Bf16 | Dtype::F16) if has(openvino) => Ok(vec![openvino]),
+        (_, Dtype::Bf16 | Dtype::F16 | Dtype::Int8) => Err(Error::setting(
+            format!("compute {precision}"),
             format!(
                 "expected --device openvino, tensorrt or a checkpoint with it, found an ONNX file with --device {device}, which computes in \
                  f32"
             ),
         )),
-        (Device::Cuda(number), Precision::F32) => had(Flavor::Cuda, Provider::Cuda(number)),
-        (Device::Cpu, Precision::F32) => Ok(vec![Provider::Cpu]),
-        (Device::Auto, Precision::F32) => {
+        (Device::Cuda(number), Dtype::F32) => had(Flavor::Cuda, Provider::Cuda(number)),
+        (Device::Cpu, Dtype::F32) => Ok(vec![Provider::Cpu]),
+        (Device::Auto, Dtype::F32) => {
             let faster = [Provider::Cuda(0), openvino].into_iter();
             let usable = faster.filter(|&provider| has(provider) && (has_driver || provider == openvino));
             Ok(usable.chain([Provider::Cpu]).collect())
@@ -230,7 +231,7 @@ mod tests {
         "CPUExecutionProvider",
     ];
 
-    fn chosen(available: &[&str], device: &str, precision: Precision, driver: bool) -> Result<Vec<Provider>> {
+    fn chosen(available: &[&str], device: &str, precision: Dtype, driver: bool) -> Result<Vec<Provider>> {
         choose_from(
             available,
             Path::new("/lib/libonnxruntime.so"),
@@ -242,18 +243,18 @@ mod tests {
 
     #[test]
     fn what_was_requested_by_name_is_never_replaced() {
-        let error = chosen(CPU_ONLY, "cuda:1", Precision::F32, true).unwrap_err();
+        let error = chosen(CPU_ONLY, "cuda:1", Dtype::F32, true).unwrap_err();
         assert_eq!(error.exit_code(), 2);
         assert_eq!(
             error.to_string(),
-            "--device cuda:1: expected a library with the CUDAExecutionProvider, found /lib/libonnxruntime.so with \
+            "device cuda:1: expected a library with the CUDAExecutionProvider, found /lib/libonnxruntime.so with \
              CPUExecutionProvider; run `macula runtime install --flavor cuda` or name one with --ort-lib FILE"
         );
-        let error = chosen(WITH_CUDA, "tensorrt", Precision::F16, true)
+        let error = chosen(WITH_CUDA, "tensorrt", Dtype::F16, true)
             .unwrap_err()
             .to_string();
         assert!(error.contains("with the TensorrtExecutionProvider"), "{error}");
-        for precision in [Precision::F32, Precision::Bf16] {
+        for precision in [Dtype::F32, Dtype::Bf16] {
             let error = chosen(CPU_ONLY, "openvino", precision, true)
                 .unwrap_err()
                 .to_string();
@@ -264,23 +265,23 @@ mod tests {
         }
         // Without a driver the attempt is made and fails with ONNX Runtime's own reason.
         assert_eq!(
-            chosen(WITH_CUDA, "cuda:1", Precision::F32, false).unwrap(),
+            chosen(WITH_CUDA, "cuda:1", Dtype::F32, false).unwrap(),
             [Provider::Cuda(1)]
         );
     }
 
     #[test]
     fn only_openvino_computes_an_onnx_file_in_less_than_f32() {
-        let openvino = [Provider::OpenVino(Precision::Bf16)];
+        let openvino = [Provider::OpenVino(Dtype::Bf16)];
         for device in ["openvino", "auto"] {
-            assert_eq!(chosen(WITH_ALL, device, Precision::Bf16, true).unwrap(), openvino);
+            assert_eq!(chosen(WITH_ALL, device, Dtype::Bf16, true).unwrap(), openvino);
         }
         for (available, device) in [(WITH_ALL, "cpu"), (WITH_ALL, "cuda"), (WITH_CUDA, "auto")] {
-            let error = chosen(available, device, Precision::Bf16, true)
+            let error = chosen(available, device, Dtype::Bf16, true)
                 .unwrap_err()
                 .to_string();
             let expected = format!(
-                "--compute bf16: expected --device openvino, tensorrt or a checkpoint with it, found an ONNX file with --device {device}"
+                "compute bf16: expected --device openvino, tensorrt or a checkpoint with it, found an ONNX file with --device {device}"
             );
             assert!(error.starts_with(&expected), "{error}");
         }
@@ -288,15 +289,15 @@ mod tests {
 
     #[test]
     fn auto_considers_what_library_and_machine_have() {
-        let openvino = Provider::OpenVino(Precision::F32);
-        let auto = |available, driver| chosen(available, "auto", Precision::F32, driver).unwrap();
+        let openvino = Provider::OpenVino(Dtype::F32);
+        let auto = |available, driver| chosen(available, "auto", Dtype::F32, driver).unwrap();
         assert_eq!(auto(WITH_CUDA, true), [Provider::Cuda(0), Provider::Cpu]);
         assert_eq!(auto(WITH_ALL, true), [Provider::Cuda(0), openvino, Provider::Cpu]);
         assert_eq!(auto(WITH_ALL, false), [openvino, Provider::Cpu]);
         assert_eq!(auto(WITH_CUDA, false), [Provider::Cpu]);
         assert_eq!(auto(CPU_ONLY, true), [Provider::Cpu]);
         assert_eq!(
-            chosen(WITH_ALL, "cpu", Precision::F32, true).unwrap(),
+            chosen(WITH_ALL, "cpu", Dtype::F32, true).unwrap(),
             [Provider::Cpu]
         );
     }

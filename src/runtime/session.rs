@@ -12,7 +12,7 @@ use super::inputs::Inputs;
 use super::messages::short_reason;
 use super::providers::{Provider, choose};
 use super::tensors::{Dim, OutputTensor, OutputView, TensorInfo, as_f32};
-use crate::device::{Device, Precision};
+use crate::device::{Device, Dtype};
 use crate::{Error, Result};
 
 /// How a model is opened.
@@ -23,7 +23,7 @@ pub struct SessionOptions {
     /// Threads on the processor; 0 for as many as there are cores.
     pub threads: usize,
     /// What matrix products are computed in.
-    pub compute: Precision,
+    pub compute: Dtype,
 }
 
 /// An ONNX file that takes images, ready to run. It is given batches `[B, C, H, W]` of f32, whatever order of axes and type the
@@ -333,7 +333,7 @@ mod tests {
             &SessionOptions {
                 device: Device::Cpu,
                 threads: 2,
-                compute: Precision::F32,
+                compute: Dtype::F32,
             },
         )
     }

@@ -69,8 +69,8 @@ impl FromStr for Flavor {
             .into_iter()
             .find(|flavor| flavor.to_string() == text)
             .ok_or_else(|| {
-                Error::input(
-                    "--flavor",
+                Error::setting(
+                    "flavor",
                     format!("expected cpu, openvino or cuda, found `{text}`"),
                 )
             })
@@ -304,6 +304,6 @@ mod tests {
             assert_eq!(flavor.to_string().parse::<Flavor>().unwrap(), flavor);
         }
         let error = "gpu".parse::<Flavor>().unwrap_err().to_string();
-        assert_eq!(error, "--flavor: expected cpu, openvino or cuda, found `gpu`");
+        assert_eq!(error, "flavor: expected cpu, openvino or cuda, found `gpu`");
     }
 }

@@ -8,7 +8,7 @@ use macula_models::ops::linear;
 use rand::Rng;
 use serde::Serialize;
 
-use super::config::{Compute, TrainConfig};
+use super::config::TrainConfig;
 use super::cost::step_operations;
 use super::feed::{DeviceBatch, Feed, MicroBatch};
 use super::kernels::kernels;
@@ -19,7 +19,7 @@ use crate::data::augment::{MultiCrop, PlannedImage};
 use crate::data::loader::{Batch, CropsOn};
 use crate::data::mask::masks_for_batch;
 use crate::data::{RgbImage, Source};
-use crate::device::peak_memory;
+use crate::device::{Dtype, peak_memory};
 use crate::{Error, Result, rng};
 
 /// Side of the matrices whose product measures a processor, and a GPU.
@@ -241,7 +241,7 @@ fn photograph(rng: &mut impl Rng) -> Arc<RgbImage> {
 
 /// Operations a second of a large product, the best of a few. Of numbers that look random, since ones take less power, and that have
 /// their type before the clock starts.
-fn gemm_rate(device: &Device, compute: Compute) -> candle_core::Result<f64> {
+fn gemm_rate(device: &Device, compute: Dtype) -> candle_core::Result<f64> {
     let (side, dtype) = match device.is_cpu() {
         // Every tensor of the CPU's graph is f32.
         true => (GEMM_SIDE, DType::F32),
@@ -307,7 +307,7 @@ mod tests {
 
     #[test]
     fn a_large_product_has_a_rate_in_either_type() {
-        for compute in [Compute::F32, Compute::Bf16] {
+        for compute in [Dtype::F32, Dtype::Bf16] {
             let rate = gemm_rate(&Device::Cpu, compute).unwrap();
             assert!(rate.is_finite() && rate > 1e6, "{rate}");
         }

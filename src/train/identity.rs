@@ -62,7 +62,7 @@ impl RunIdentity {
         let file = folder.join(IDENTITY_FILE).display().to_string();
         if let Some(differs) = differs {
             let reason = format!("the run began with other data or another teacher: {differs}");
-            return Err(Error::input(file, reason));
+            return Err(Error::mismatch(file, reason));
         }
         let knn = self.knn_source.as_ref().zip(now.knn_source.as_ref());
         if let Some(differs) = knn.and_then(|(began, now)| source_difference(began, now)) {

@@ -10,9 +10,10 @@ use macula_models::heads::{
 use macula_models::vit::{VisionTransformer, VitConfig, initialise};
 use macula_models::weights::Tensors;
 
-use super::config::{Compute, DistillConfig, Term, TrainConfig};
+use super::config::{DistillConfig, Term, TrainConfig};
 use super::ema::NamedVars;
 use super::losses::{hog_size, reconstruction_side};
+use crate::device::Dtype;
 use crate::{Error, Result, rng};
 
 /// The parts of a network, each with the prefix of its weights' names.
@@ -50,7 +51,7 @@ pub struct NetworkConfig {
     /// Linear layers that compare the student with a frozen teacher. They read tokens of the backbone.
     pub linears: Vec<LinearPart>,
     /// What its products are computed in.
-    pub compute: Compute,
+    pub compute: Dtype,
     /// Whether the blocks compute again in the backward pass.
     pub gradient_checkpointing: bool,
     /// Whether images of two sizes go through the blocks together, where that pays.
@@ -339,11 +340,6 @@ impl Network {
     fn linear(&self, prefix: &str) -> Option<&LinearClassifier> {
         let found = self.linears.iter().find(|(own, _)| own == prefix);
         found.map(|(_, linear)| linear)
-    }
-
-    /// Whether class tokens and patches share one head.
-    pub fn shares_head(&self) -> bool {
-        self.ibot_head.is_none()
     }
 
     /// The weights that are trained: all but gains that the configuration holds fixed.

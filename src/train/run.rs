@@ -35,7 +35,6 @@ pub const CONFIG: &str = "config.toml";
 const ENVIRONMENT: &str = "env.json";
 const TEACHER: &str = "teacher.safetensors";
 const BAD_IMAGES: &str = "errors.csv";
-const CURVES: &str = "curves.png";
 
 /// What to run.
 pub struct TrainRequest {
@@ -462,7 +461,7 @@ impl Run {
         let out = &self.request.out;
         let title = format!("{} · {}", out.display(), self.request.config.recipe);
         let drawn = metrics_log::read(&out.join(metrics_log::METRICS_FILE))
-            .and_then(|lines| curves::draw(&out.join(CURVES), &title, &lines));
+            .and_then(|lines| curves::draw(&out.join(curves::CURVES_FILE), &title, &lines));
         if let Err(error) = drawn {
             tracing::warn!("{error}");
         }
@@ -569,7 +568,7 @@ fn check_older_run(out: &Path, source: &dyn Source) -> Result<()> {
     for key in ["images", "sha256"] {
         if let Some(differs) = difference(&format!("source.{key}"), &env["source"][key], &now[key]) {
             let reason = format!("the run began with other data: {differs}");
-            return Err(Error::input(path.display().to_string(), reason));
+            return Err(Error::mismatch(path.display().to_string(), reason));
         }
     }
     Ok(())

@@ -3,8 +3,6 @@
 
 use std::f64::consts::PI;
 
-use crate::{Error, Result};
-
 /// Zeros, a linear warm-up, half a cosine wave from `base` to `last`, then `last` for ever.
 ///
 /// The warm-up includes both its ends, so `base` is taken twice: by the last warm-up iteration and by the first of the
@@ -56,36 +54,6 @@ impl CosineSchedule {
         Self::new(end, end, warmup).with_warmup(start, warmup)
     }
 
-    /// Checks that frozen and warm-up iterations fit into `total` and that the values are finite.
-    ///
-    /// # Errors
-    /// Names what does not fit.
-    pub fn validate(&self) -> Result<()> {
-        let before = self.frozen.saturating_add(self.warmup);
-        if before > self.total {
-            return Err(Error::input(
-                "schedule.warmup",
-                format!(
-                    "expected at most {} iterations of warm-up and frozen start together, found {before}",
-                    self.total
-                ),
-            ));
-        }
-        for (field, value) in [
-            ("base", self.base),
-            ("last", self.last),
-            ("warmup_start", self.warmup_start),
-        ] {
-            if !value.is_finite() {
-                return Err(Error::input(
-                    format!("schedule.{field}"),
-                    format!("expected a finite number, found {value}"),
-                ));
-            }
-        }
-        Ok(())
-    }
-
     /// The value at `iteration`, counted from 0.
     pub fn value(&self, iteration: usize) -> f64 {
         if iteration < self.zeroed {
@@ -120,11 +88,6 @@ impl CosineSchedule {
         let wave = 1. + (PI * i as f64 / length as f64).cos();
         self.last + 0.5 * (self.base - self.last) * wave
     }
-}
-
-/// The learning rate for a batch of `batch` images over all processes: `base * sqrt(batch / 1024)` (`sqrt_wrt_1024`).
-pub fn scaled_learning_rate(base: f64, batch: usize) -> f64 {
-    base * (batch as f64 / 1024.).sqrt()
 }
 
 #[cfg(test)]
@@ -168,7 +131,6 @@ mod tests {
         assert_eq!(schedules.len(), 5);
         for (name, entry) in schedules {
             let schedule = from_arguments(&entry["args"]);
-            schedule.validate().unwrap();
             let values = entry["values"].as_array().unwrap();
             assert_eq!(values.len(), 110, "{name}");
             for (i, value) in values.iter().enumerate() {
@@ -236,12 +198,5 @@ mod tests {
         assert_eq!(CosineSchedule::new(1., 0.5, 0).value(0), 0.5);
         let one = CosineSchedule::new(1., 0.5, 4).with_warmup(0.2, 1);
         assert_eq!((one.value(0), one.value(1)), (0.2, 1.));
-        let error = CosineSchedule::new(1., 0.5, 4).with_warmup(0., 5).validate();
-        assert_eq!(
-            error.unwrap_err().to_string(),
-            "schedule.warmup: expected at most 4 iterations of warm-up and frozen start together, found 5"
-        );
-        assert!(CosineSchedule::new(f64::NAN, 0., 4).validate().is_err());
-        assert_eq!(scaled_learning_rate(0.004, 2048), 0.004 * 2f64.sqrt());
     }
 }

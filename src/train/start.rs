@@ -76,7 +76,7 @@ fn check_trainable(vit: &VitConfig) -> Result<()> {
     let reason = format!(
         "expected a network like DINOv2's to go on from, found one with {found} (it can be a teacher)"
     );
-    Err(Error::input("--from", reason))
+    Err(Error::setting("from", reason))
 }
 
 /// The trainer of the run's last checkpoint, and the best online k-NN so far; a run that had not reached a checkpoint

@@ -10,7 +10,7 @@ use macula_models::ops::{DirectGradients, gains_from};
 use macula_models::weights::Tensors;
 
 use super::clock::Clock;
-use super::config::{Compute, Schedules, StepValues, TrainConfig};
+use super::config::{Schedules, StepValues, TrainConfig};
 use super::distillation::FrozenTargets;
 use super::ema::NamedVars;
 use super::feed::{self, MicroBatch};
@@ -21,7 +21,7 @@ use super::optimizer::{
     Average, Optimizer, OptimizerState, Parameter, clip_scale, gradient_norms, norms_of, squares_on_device,
 };
 use super::param_groups::ParamGroupRules;
-use crate::device::set_products;
+use crate::device::{Dtype, set_products};
 use crate::{Error, Result};
 
 /// A run's networks, optimizer and place in its schedules.
@@ -174,7 +174,8 @@ impl Trainer {
     }
 
     /// As [`Self::method`], for a look at one micro-batch.
-    pub fn method_mut(&mut self) -> &mut Method {
+    #[cfg(test)]
+    pub(crate) fn method_mut(&mut self) -> &mut Method {
         &mut self.method
     }
 
@@ -383,8 +384,8 @@ fn modules(student: &Network) -> BTreeMap<&str, Vec<&Var>> {
 ///
 /// # Errors
 /// A GPU that does not answer.
-fn round_as(compute: Compute, device: &Device) -> Result<()> {
-    if compute == Compute::Bf16 && !gains_from(compute.dtype(), device) {
+fn round_as(compute: Dtype, device: &Device) -> Result<()> {
+    if compute == Dtype::Bf16 && !gains_from(compute.dtype(), device) {
         tracing::warn!(
             "compute=bf16: this processor has no instructions for it (avx512_bf16); f32 is faster here"
         );

@@ -46,7 +46,7 @@ pub fn attention(
     if !path.exists() {
         return Err(Error::input(spec, "no such file; expected a checkpoint"));
     }
-    let rows = choice.rows_in(source.len(), "--data")?;
+    let rows = choice.rows_in(source.len(), "the source")?;
     let OpenNetwork {
         network,
         preprocess,

@@ -30,8 +30,8 @@ impl Choice {
     /// A row that is not there, or a count out of range.
     pub fn rows_in(&self, len: u64, what: &str) -> Result<Vec<u64>> {
         if let Some(row) = self.rows.iter().find(|&&row| row >= len) {
-            return Err(Error::input(
-                "--rows",
+            return Err(Error::setting(
+                "rows",
                 format!("expected rows below {len} (the rows of {what}), found {row}"),
             ));
         }
@@ -41,8 +41,8 @@ impl Choice {
             self.rows.len()
         };
         if !(1..=MOST).contains(&count) {
-            return Err(Error::input(
-                "--n",
+            return Err(Error::setting(
+                "n",
                 format!("expected 1 to {MOST} pictures, found {count}"),
             ));
         }
@@ -136,7 +136,7 @@ mod tests {
         let error = |choice: Choice| choice.rows_in(5, "photos").unwrap_err().to_string();
         assert_eq!(
             error(choice(&[5], 1)),
-            "--rows: expected rows below 5 (the rows of photos), found 5"
+            "rows: expected rows below 5 (the rows of photos), found 5"
         );
         assert!(error(choice(&[], 0)).contains("found 0"));
     }

@@ -54,7 +54,7 @@ struct Dot {
 /// A folder or column that is not there, fewer than two rows or all equal, or a count of 0.
 pub fn map(features: &Path, options: &MapOptions, out: &Path) -> Result<Vec<f64>> {
     if options.count == 0 {
-        return Err(Error::input("--n", "expected at least 1 row, found 0"));
+        return Err(Error::setting("n", "expected at least 1 row, found 0"));
     }
     let folder = FeatureFolder::open(features)?;
     let column = options.column.clone().unwrap_or_else(|| default_column(&folder));

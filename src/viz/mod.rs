@@ -2,12 +2,12 @@
 //! token of a checkpoint looks, `neighbours` what lies beside what, `map` a whole feature folder on a plane. `images` chooses
 //! rows and prepares them as the model sees them, `palette` holds colours. Each picture is one PNG, drawn with `crate::draw`.
 
-pub mod attention;
-pub mod images;
-pub mod map;
-pub mod neighbours;
+pub(crate) mod attention;
+pub(crate) mod images;
+pub(crate) mod map;
+pub(crate) mod neighbours;
 mod palette;
-pub mod pca;
+pub(crate) mod pca;
 
 pub use attention::{AttentionOptions, attention};
 pub use images::Choice;

@@ -83,8 +83,8 @@ pub fn neighbours(
     let n = database.features.rows.len();
     if options.k == 0 || options.k + left_out > n {
         let max = n - left_out.min(n);
-        return Err(Error::input(
-            "--k",
+        return Err(Error::setting(
+            "k",
             format!("expected 1 to {max} neighbours, found {}", options.k),
         ));
     }
@@ -155,8 +155,8 @@ impl Side {
         let find = |row: u64| {
             let place = self.features.rows.binary_search(&row);
             place.map_err(|_| {
-                Error::input(
-                    "--rows",
+                Error::setting(
+                    "rows",
                     format!(
                         "expected rows of {}, found {row}, which has no features",
                         self.name

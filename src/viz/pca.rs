@@ -74,19 +74,19 @@ pub fn pca(
     out: &Path,
 ) -> Result<f64> {
     if options.columns == 0 {
-        return Err(Error::input("--columns", "expected at least 1, found 0"));
+        return Err(Error::setting("columns", "expected at least 1, found 0"));
     }
     if options
         .threshold
         .is_some_and(|threshold| !(0.0..=1.0).contains(&threshold))
     {
         let found = options.threshold.unwrap_or_default();
-        return Err(Error::input(
-            "--threshold",
+        return Err(Error::setting(
+            "threshold",
             format!("expected 0 to 1, found {found}"),
         ));
     }
-    let rows = choice.rows_in(source.len(), "--data")?;
+    let rows = choice.rows_in(source.len(), "the source")?;
     let model_options = ModelOptions {
         outputs: OutputChoice::Named(vec!["patch".to_owned()]),
         ..model.clone()
@@ -144,8 +144,8 @@ pub fn colours(tokens: MatrixView<'_>, grid: (usize, usize), options: &PcaOption
         }
     };
     if foreground.len() < MIN_FOREGROUND.min(tokens.rows()) {
-        return Err(Error::input(
-            "--foreground",
+        return Err(Error::setting(
+            "foreground",
             format!(
                 "expected at least {MIN_FOREGROUND} foreground patches, found {} of {}; give another --threshold, or --foreground all",
                 foreground.len(),
@@ -376,12 +376,12 @@ mod tests {
             ..options(Foreground::High)
         };
         let error = colours(tokens(10.0).view(), (4, 4), &options).unwrap_err();
-        assert!(error.to_string().contains("--threshold"), "{error}");
+        assert!(error.to_string().contains("threshold"), "{error}");
         assert_eq!(error.exit_code(), 2);
     }
 
     #[test]
-    fn the_threshold_lies_between_two_heaps() {
+    fn the_threshold_lies_between_two_groups() {
         let values: Vec<f32> = (0..100)
             .map(|i| {
                 if i < 70 {

@@ -105,10 +105,10 @@ fn kth_similarities(
         let mut best = Reservoir::new(k);
         best.offer(&scores, 0);
         let keys = best.into_keys();
-        let thresholds = keys
+        let smallest = keys
             .iter()
             .min()
             .expect("k is at least 1 and there are more rows");
-        Ok(topk::similarity(*thresholds))
+        Ok(topk::similarity(*smallest))
     })
 }

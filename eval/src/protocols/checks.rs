@@ -2,35 +2,24 @@
 
 use std::collections::BTreeSet;
 
-use crate::{Error, MatrixView, Result};
+use crate::{Error, MatrixView, Result, Split, TrainTest};
 
 /// Features and labels of train and test that go together: rows on both sides, one width, finite values, training labels
 /// within the classes, at least two classes to tell apart, and test labels that training has unless `allow_unknown`.
 ///
 /// # Errors
 /// [`Error::Data`] for the first of these that does not hold.
-pub(crate) fn pair(
-    train: MatrixView<'_>,
-    train_labels: &[u32],
-    test: MatrixView<'_>,
-    test_labels: &[u32],
-    n_classes: usize,
-    allow_unknown: bool,
-) -> Result<()> {
-    side("train", train, train_labels, n_classes)?;
-    rows_with_values("test features", test)?;
-    if train.dim() != test.dim() {
-        return Err(Error::data(
-            "test features",
-            format!(
-                "expected width {} as in training, found {}",
-                train.dim(),
-                test.dim()
-            ),
-        ));
-    }
-    two_classes(train_labels)?;
-    labels_of_test(test.rows(), test_labels, train_labels, allow_unknown)
+pub(crate) fn pair(data: &TrainTest<'_>, allow_unknown: bool) -> Result<()> {
+    let TrainTest {
+        train,
+        test,
+        n_classes,
+    } = data;
+    side("train", train, *n_classes)?;
+    rows_with_values("test features", test.features)?;
+    same_width("test features", test.features, "in training", train.features)?;
+    two_classes(train.labels)?;
+    labels_of_test(test.features.rows(), test.labels, train.labels, allow_unknown)
 }
 
 /// One label for each of `rows` test rows; unless `allow_unknown`, one that a training row has.
@@ -90,14 +79,10 @@ fn one_a_row(what: &str, rows: usize, labels: &[u32]) -> Result<()> {
 ///
 /// # Errors
 /// [`Error::Data`] for the first of these that does not hold.
-pub(crate) fn side(
-    name: &str,
-    features: MatrixView<'_>,
-    side_labels: &[u32],
-    n_classes: usize,
-) -> Result<()> {
-    rows_with_values(&format!("{name} features"), features)?;
-    labels(&format!("{name} labels"), features.rows(), side_labels, n_classes)
+pub(crate) fn side(name: &str, side: &Split<'_>, n_classes: usize) -> Result<()> {
+    rows_with_values(&format!("{name} features"), side.features)?;
+    let rows = side.features.rows();
+    labels(&format!("{name} labels"), rows, side.labels, n_classes)
 }
 
 /// One label a row, each below `n_classes`, of which there are at least two.

@@ -15,7 +15,7 @@ use crate::metrics::rand_index::adjusted_rand_index;
 use crate::protocols::checks;
 use crate::stats::bootstrap::{BootstrapConfig, bootstrap_mean};
 use crate::table::EvalResult;
-use crate::{Error, MatrixView, Result};
+use crate::{Error, MatrixView, Result, Split};
 
 /// Settings of the protocol.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -107,7 +107,7 @@ pub fn evaluate(
     config: &ClusterConfig,
 ) -> Result<ClusterResult> {
     config.validate()?;
-    checks::side("cluster", features, labels, n_classes)?;
+    checks::side("cluster", &Split::new(features, labels), n_classes)?;
     let mut ks = if config.ks.is_empty() {
         vec![n_classes]
     } else {

@@ -16,7 +16,7 @@ use crate::protocols::predictions::{Predictions, predicted_class};
 use crate::stats::spread::{mean, sample_std};
 use crate::stats::{BootstrapConfig, bootstrap_mean};
 use crate::table::EvalResult;
-use crate::{Error, MatrixView, Result};
+use crate::{Error, Result, Split, TrainTest};
 
 /// Settings of the protocol.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -160,52 +160,40 @@ pub struct KnnResult {
     pub predictions: Vec<Predictions>,
 }
 
-/// Classifies `test` by its neighbours in `train`. Training labels are classes `0..n_classes`. Top-5 counts the classes
-/// that had a vote and no others.
+/// Classifies the test rows by their neighbours among the training rows. Top-5 counts the classes that had a vote and no
+/// others.
 ///
 /// # Errors
 /// [`Error::Config`] for settings out of range or a k above the number of training rows; [`Error::Data`] for empty
 /// sets, widths or label counts that differ, labels past `n_classes`, NaN or infinity, a single training class, or test
 /// labels that training lacks.
-pub fn evaluate(
-    train: MatrixView<'_>,
-    train_labels: &[u32],
-    test: MatrixView<'_>,
-    test_labels: &[u32],
-    n_classes: usize,
-    config: &KnnConfig,
-) -> Result<KnnResult> {
+pub fn evaluate(data: &TrainTest<'_>, config: &KnnConfig) -> Result<KnnResult> {
     config.validate()?;
-    checks::pair(
+    checks::pair(data, config.allow_unknown_labels)?;
+    let TrainTest {
         train,
-        train_labels,
         test,
-        test_labels,
         n_classes,
-        config.allow_unknown_labels,
-    )?;
-    let ks = config.reported_ks(train_labels, n_classes);
+    } = *data;
+    let ks = config.reported_ks(train.labels, n_classes);
 
     let tries = if config.normalise {
-        let (train, test) = (l2_normalise(train)?, l2_normalise(test)?);
-        run_tries(
-            train.view(),
-            train_labels,
-            test.view(),
-            test_labels,
+        let normalised = (l2_normalise(train.features)?, l2_normalise(test.features)?);
+        let data = TrainTest {
+            train: Split::new(normalised.0.view(), train.labels),
+            test: Split::new(normalised.1.view(), test.labels),
             n_classes,
-            &ks,
-            config,
-        )?
+        };
+        run_tries(&data, &ks, config)?
     } else {
-        run_tries(train, train_labels, test, test_labels, n_classes, &ks, config)?
+        run_tries(data, &ks, config)?
     };
     let rows = ks
         .iter()
         .enumerate()
         .map(|(place, &k)| {
             let votes: Vec<&[Vote]> = tries.iter().map(|votes| votes[place].as_slice()).collect();
-            summarise(k, &votes, test_labels, config)
+            summarise(k, &votes, test.labels, config)
         })
         .collect();
     let whole = if config.n_per_class.is_none() {
@@ -219,8 +207,8 @@ pub fn evaluate(
     });
     Ok(KnnResult {
         config: config.clone(),
-        n_train: train.rows(),
-        n_test: test.rows(),
+        n_train: train.features.rows(),
+        n_test: test.features.rows(),
         rows,
         predictions: predictions.collect(),
     })
@@ -235,41 +223,28 @@ struct Vote {
 }
 
 /// Votes: `[try][k][test row]`.
-fn run_tries(
-    train: MatrixView<'_>,
-    train_labels: &[u32],
-    test: MatrixView<'_>,
-    test_labels: &[u32],
-    n_classes: usize,
-    ks: &[usize],
-    config: &KnnConfig,
-) -> Result<Vec<Vec<Vec<Vote>>>> {
-    let classify = |train: MatrixView<'_>, train_labels: &[u32]| {
+fn run_tries(data: &TrainTest<'_>, ks: &[usize], config: &KnnConfig) -> Result<Vec<Vec<Vec<Vote>>>> {
+    let classify = |train: Split<'_>| {
         let max_k = *ks.last().expect("validate() refuses an empty list of ks");
-        if max_k > train.rows() {
+        let rows = train.features.rows();
+        if max_k > rows {
             return Err(Error::config(
                 "ks",
-                format!("k = {max_k} is more than the {} training rows", train.rows()),
+                format!("k = {max_k} is more than the {rows} training rows"),
             ));
         }
-        let neighbours = nearest_neighbours(test, train, max_k)?;
-        Ok(votes(
-            &neighbours,
-            train_labels,
-            test_labels,
-            n_classes,
-            ks,
-            config.temperature,
-        ))
+        let neighbours = nearest_neighbours(data.test.features, train.features, max_k)?;
+        let data = TrainTest { train, ..*data };
+        Ok(votes(&neighbours, &data, ks, config.temperature))
     };
     let Some(n) = config.n_per_class else {
-        return Ok(vec![classify(train, train_labels)?]);
+        return Ok(vec![classify(data.train)?]);
     };
     (0..config.n_tries)
         .map(|number| {
-            let chosen = draw_per_class(train_labels, n_classes, n, config.seed, number as u64);
-            let labels: Vec<u32> = chosen.iter().map(|&row| train_labels[row]).collect();
-            classify(train.select(&chosen).view(), &labels)
+            let chosen = draw_per_class(data.train.labels, data.n_classes, n, config.seed, number as u64);
+            let features = data.train.features.select(&chosen);
+            classify(Split::new(features.view(), &data.train.labels_of(&chosen)))
         })
         .collect()
 }
@@ -286,19 +261,15 @@ fn rank_of_voted(scores: &[f64], label: u32) -> usize {
 }
 
 /// The vote of each k on each test row: `[k][test row]`.
-fn votes(
-    neighbours: &Neighbours,
-    train_labels: &[u32],
-    test_labels: &[u32],
-    n_classes: usize,
-    ks: &[usize],
-    temperature: f64,
-) -> Vec<Vec<Vote>> {
-    let by_row: Vec<Vec<Vote>> = test_labels
+fn votes(neighbours: &Neighbours, data: &TrainTest<'_>, ks: &[usize], temperature: f64) -> Vec<Vec<Vote>> {
+    let train_labels = data.train.labels;
+    let by_row: Vec<Vec<Vote>> = data
+        .test
+        .labels
         .par_iter()
         .enumerate()
         .map_init(
-            || vec![NO_VOTE; n_classes],
+            || vec![NO_VOTE; data.n_classes],
             |scores, (row, &label)| {
                 scores.fill(NO_VOTE);
                 let weights = vote_weights(neighbours.similarities_of(row), temperature);

@@ -14,8 +14,22 @@ fn config(ks: &[usize]) -> KnnConfig {
     }
 }
 
+fn pair<'a>(
+    train: &'a Matrix,
+    labels: &'a [u32],
+    test: &'a Matrix,
+    test_labels: &'a [u32],
+    n_classes: usize,
+) -> TrainTest<'a> {
+    TrainTest::new(
+        Split::new(train.view(), labels),
+        Split::new(test.view(), test_labels),
+        n_classes,
+    )
+}
+
 fn error(train: &Matrix, labels: &[u32], test: &Matrix, test_labels: &[u32], config: &KnnConfig) -> String {
-    evaluate(train.view(), labels, test.view(), test_labels, 3, config)
+    evaluate(&pair(train, labels, test, test_labels, 3), config)
         .unwrap_err()
         .to_string()
 }
@@ -29,9 +43,10 @@ fn scores_are_those_of_the_definition() {
         similarities: vec![0.9, 0.8, 0.79],
     };
     // One neighbour: class 1 alone has a vote. Three: the two weaker votes of class 0 win at a warm temperature, not at a cold one.
-    let labels = [0, 0, 1];
+    let (train, test) = (Matrix::new(vec![1.0; 3], 3, 1), Matrix::new(vec![1.0], 1, 1));
+    let (train, test) = (train.unwrap(), test.unwrap());
     let ranks = |t| -> Vec<Vec<usize>> {
-        let found = votes(&neighbours, &labels, &[0], 3, &[1, 3], t);
+        let found = votes(&neighbours, &pair(&train, &[0, 0, 1], &test, &[0], 3), &[1, 3], t);
         found
             .iter()
             .map(|votes| votes.iter().map(|vote| vote.rank).collect())
@@ -54,15 +69,8 @@ fn scores_are_those_of_the_definition() {
 fn toy_set_by_hand() {
     let (train, labels) = toy();
     let test = Matrix::new(vec![2.0, 0.1, 0.0, 3.0, 0.5, 0.4, 0.0, 0.0], 4, 2).unwrap();
-    let result = evaluate(
-        train.view(),
-        &labels,
-        test.view(),
-        &[0, 1, 2, 0],
-        3,
-        &config(&[1, 2]),
-    )
-    .unwrap();
+    let data = pair(&train, &labels, &test, &[0, 1, 2, 0], 3);
+    let result = evaluate(&data, &config(&[1, 2])).unwrap();
     // The row of zeros is as near to all: its neighbours are the first rows, both of class 0.
     assert_eq!(result.rows.len(), 2);
     assert_eq!(result.rows[0].top1, 1.0);
@@ -103,7 +111,7 @@ fn scale_matters_only_without_normalisation() {
         ..config(&[1])
     };
     let top1 = |config: &KnnConfig| {
-        let result = evaluate(train.view(), &labels, test.view(), &[0], 3, config).unwrap();
+        let result = evaluate(&pair(&train, &labels, &test, &[0], 3), config).unwrap();
         result.rows[0].top1
     };
     assert_eq!(top1(&config(&[1])), 1.0);
@@ -133,10 +141,8 @@ fn few_shot_draws_are_balanced_seeded_and_averaged() {
         n_tries: 4,
         ..config(&[1, 3, 10])
     };
-    let run = |config: &KnnConfig| {
-        let view = features.view();
-        evaluate(view, &labels, view, &labels, 3, config).unwrap()
-    };
+    let run =
+        |config: &KnnConfig| evaluate(&pair(&features, &labels, &features, &labels, 3), config).unwrap();
     let result = run(&config);
     assert_eq!(result.rows.iter().map(|row| row.k).collect::<Vec<_>>(), [1, 3, 5]);
     let singles: Vec<f64> = (0..4u64)
@@ -148,7 +154,7 @@ fn few_shot_draws_are_balanced_seeded_and_averaged() {
                 ks: vec![3],
                 ..KnnConfig::default()
             };
-            evaluate(few.view(), &few_labels, features.view(), &labels, 3, &one)
+            evaluate(&pair(&few, &few_labels, &features, &labels, 3), &one)
                 .unwrap()
                 .rows[0]
                 .top1
@@ -239,15 +245,8 @@ fn top5_counts_only_classes_that_had_a_vote() {
     let test = Matrix::new(vec![1.0, 0.0], 1, 2).unwrap();
     let top5 = |label: u32| -> Vec<f64> {
         let labels: Vec<u32> = (0..7).collect();
-        let result = evaluate(
-            train.view(),
-            &labels,
-            test.view(),
-            &[label],
-            7,
-            &config(&[1, 3, 5, 7]),
-        )
-        .unwrap();
+        let data = pair(&train, &labels, &test, std::slice::from_ref(&label), 7);
+        let result = evaluate(&data, &config(&[1, 3, 5, 7])).unwrap();
         result.rows.iter().map(|row| row.top5).collect()
     };
     assert_eq!(top5(0), [1.0; 4]);
@@ -268,7 +267,7 @@ fn rows_of_classes_that_train_lacks_are_refused_or_wrong() {
         allow_unknown_labels: true,
         ..config(&[1, 5])
     };
-    let result = evaluate(train.view(), &labels, test.view(), &[0, 9, 5], 3, &open).unwrap();
+    let result = evaluate(&pair(&train, &labels, &test, &[0, 9, 5], 3), &open).unwrap();
     for row in &result.rows {
         assert_eq!((row.top5, row.mean_per_class), (1.0 / 3.0, 1.0 / 3.0));
     }
@@ -301,6 +300,6 @@ fn ks_that_nobody_requested_fit_the_rows() {
         n_per_class: Some(50),
         ..KnnConfig::default()
     };
-    let result = evaluate(train.view(), &labels, train.view(), &labels, 3, &few).unwrap();
+    let result = evaluate(&pair(&train, &labels, &train, &labels, 3), &few).unwrap();
     assert_eq!(result.rows.iter().map(|row| row.k).collect::<Vec<_>>(), [5]);
 }

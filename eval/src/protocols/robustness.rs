@@ -11,7 +11,7 @@ use crate::protocols::knn::{self, KnnConfig};
 use crate::protocols::logistic::{self, LogisticModel, LogregConfig};
 use crate::protocols::predictions::{Predictions, predicted_class};
 use crate::stats::{BootstrapConfig, bootstrap_mean};
-use crate::{Error, EvalResult, Matrix, MatrixView, Result};
+use crate::{Error, EvalResult, Matrix, Result, Split, TrainTest};
 
 /// The row of the clean test images.
 pub const CLEAN: &str = "clean";
@@ -49,14 +49,8 @@ impl<'a> Classifier<'a> {
     ///
     /// # Errors
     /// As [`knn::evaluate`] and [`logistic::evaluate`]; another number of ks than one.
-    pub fn fit(
-        train: MatrixView<'_>,
-        train_labels: &'a [u32],
-        test: MatrixView<'_>,
-        test_labels: &[u32],
-        n_classes: usize,
-        config: &ClassifierConfig,
-    ) -> Result<(Self, Vec<bool>)> {
+    pub fn fit(data: &TrainTest<'a>, config: &ClassifierConfig) -> Result<(Self, Vec<bool>)> {
+        let (train_labels, n_classes) = (data.train.labels, data.n_classes);
         match config {
             ClassifierConfig::Knn(config) => {
                 if config.ks.len() != 1 || config.n_per_class.is_some() {
@@ -66,10 +60,10 @@ impl<'a> Classifier<'a> {
                     ));
                 }
                 // Checked before anything is normalised, and normalised once for all conditions.
-                train.check_finite("train features")?;
+                data.train.features.check_finite("train features")?;
                 let classifier = Self {
                     kind: Fitted::Knn {
-                        train: l2_normalise(train)?,
+                        train: l2_normalise(data.train.features)?,
                         config: KnnConfig {
                             normalise: false,
                             bootstrap_resamples: 0,
@@ -79,7 +73,7 @@ impl<'a> Classifier<'a> {
                     train_labels,
                     n_classes,
                 };
-                let wrong = classifier.wrong(test, test_labels)?;
+                let wrong = classifier.wrong(data.test)?;
                 Ok((classifier, wrong))
             }
             ClassifierConfig::Logreg(config) => {
@@ -87,7 +81,7 @@ impl<'a> Classifier<'a> {
                     bootstrap_resamples: 0,
                     ..config.clone()
                 };
-                let result = logistic::evaluate(train, train_labels, test, test_labels, n_classes, &config)?;
+                let result = logistic::evaluate(data, &config)?;
                 let classifier = Self {
                     kind: Fitted::Logreg {
                         c: result.rows[0].c,
@@ -96,7 +90,7 @@ impl<'a> Classifier<'a> {
                     train_labels,
                     n_classes,
                 };
-                Ok((classifier, wrong_of(&result.predictions, test_labels)))
+                Ok((classifier, wrong_of(&result.predictions, data.test.labels)))
             }
         }
     }
@@ -113,30 +107,28 @@ impl<'a> Classifier<'a> {
     ///
     /// # Errors
     /// Another width than the training rows', NaN or infinity, labels that do not fit.
-    pub fn wrong(&self, test: MatrixView<'_>, test_labels: &[u32]) -> Result<Vec<bool>> {
+    pub fn wrong(&self, test: Split<'_>) -> Result<Vec<bool>> {
         let predictions = match &self.kind {
             Fitted::Knn { train, config } => {
-                let test = l2_normalise(test)?;
-                let mut result = knn::evaluate(
-                    train.view(),
-                    self.train_labels,
-                    test.view(),
-                    test_labels,
-                    self.n_classes,
-                    config,
-                )?;
+                let features = l2_normalise(test.features)?;
+                let data = TrainTest {
+                    train: Split::new(train.view(), self.train_labels),
+                    test: Split::new(features.view(), test.labels),
+                    n_classes: self.n_classes,
+                };
+                let mut result = knn::evaluate(&data, config)?;
                 result.predictions.swap_remove(0)
             }
             Fitted::Logreg { model, .. } => Predictions {
                 k: None,
                 classes: model
-                    .logits(test)?
+                    .logits(test.features)?
                     .chunks_exact(self.n_classes)
                     .map(predicted_class)
                     .collect(),
             },
         };
-        Ok(wrong_of(&predictions, test_labels))
+        Ok(wrong_of(&predictions, test.labels))
     }
 }
 
@@ -449,21 +441,25 @@ mod tests {
             c: logistic::CSelection::Grid(vec![0.1, 1.0]),
             ..LogregConfig::default()
         };
+        let data = TrainTest::new(
+            Split::new(train.view(), &train_labels),
+            Split::new(test.view(), &labels),
+            2,
+        );
         for config in [ClassifierConfig::Knn(knn), ClassifierConfig::Logreg(logreg)] {
-            let (classifier, wrong) =
-                Classifier::fit(train.view(), &train_labels, test.view(), &labels, 2, &config).unwrap();
+            let (classifier, wrong) = Classifier::fit(&data, &config).unwrap();
             assert_eq!(wrong, first(3));
-            assert_eq!(classifier.wrong(test.view(), &labels).unwrap(), wrong);
+            assert_eq!(classifier.wrong(data.test).unwrap(), wrong);
             let narrow = Matrix::new(vec![0.5; 10], 10, 1).unwrap();
             assert!(
                 classifier
-                    .wrong(narrow.view(), &labels)
+                    .wrong(Split::new(narrow.view(), &labels))
                     .unwrap_err()
                     .to_string()
                     .contains("width 2")
             );
         }
         let several = ClassifierConfig::Knn(KnnConfig::default());
-        assert!(Classifier::fit(train.view(), &train_labels, test.view(), &labels, 2, &several).is_err());
+        assert!(Classifier::fit(&data, &several).is_err());
     }
 }

@@ -50,6 +50,28 @@ impl BranchParameters {
         ]
     }
 
+    /// The parameters given in the order of the fields.
+    pub fn from_list(list: [Tensor; 7]) -> Self {
+        let [
+            norm_weight,
+            norm_bias,
+            expand_weight,
+            expand_bias,
+            contract_weight,
+            contract_bias,
+            gamma,
+        ] = list;
+        Self {
+            norm_weight,
+            norm_bias,
+            expand_weight,
+            expand_bias,
+            contract_weight,
+            contract_bias,
+            gamma,
+        }
+    }
+
     pub(super) fn list(&self) -> [&Tensor; 7] {
         [
             &self.norm_weight,

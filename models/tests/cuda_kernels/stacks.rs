@@ -11,15 +11,7 @@ use crate::cuda_emulation::launcher;
 use crate::{assert_close, outcome, random, values};
 
 pub(crate) fn parameters(x: &[Tensor]) -> BranchParameters {
-    BranchParameters {
-        norm_weight: x[0].clone(),
-        norm_bias: x[1].clone(),
-        expand_weight: x[2].clone(),
-        expand_bias: x[3].clone(),
-        contract_weight: x[4].clone(),
-        contract_bias: x[5].clone(),
-        gamma: x[6].clone(),
-    }
+    BranchParameters::from_list(std::array::from_fn(|place| x[place].clone()))
 }
 
 /// What stands between the projections of a branch of `width`: its name, itself, and the widths of both projections.

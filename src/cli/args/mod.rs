@@ -1,6 +1,7 @@
 //! Groups of flags that several verbs share, each under its heading in `--help`, and how they resolve. A verb's help lists its own
 //! settings, then input, model, preprocessing, output, randomness, machine.
 
+mod dtype;
 mod machine;
 mod model;
 mod preprocess;
@@ -10,6 +11,7 @@ mod source;
 
 use clap::Arg;
 
+pub use dtype::{dtype, one_of};
 pub use machine::{RunArgs, ThreadArgs};
 pub use model::{CheckpointArgs, ModelRunArgs};
 pub use preprocess::{DecodeArgs, PreprocessArgs, colour};

@@ -4,11 +4,11 @@ use clap::Args;
 use macula_models::vit::{GeluKind, PositionRule};
 use macula_models::weights::LoadOptions;
 
-use super::{DecodeArgs, INPUT, MODEL, PreprocessArgs, RunArgs};
+use super::{DecodeArgs, INPUT, MODEL, PreprocessArgs, RunArgs, dtype};
 use crate::data::DecodeOptions;
-use crate::device::Precision;
+use crate::device::{COMPUTED, Dtype};
 use crate::extract::model::{ModelOptions, OutputChoice};
-use crate::extract::{BatchSize, ErrorPolicy, ExtractOptions, Layout, Shard, Values};
+use crate::extract::{BatchSize, ErrorPolicy, ExtractOptions, Layout, Shard};
 
 /// What a checkpoint's file does not say.
 #[derive(Debug, Args, Default)]
@@ -36,8 +36,8 @@ pub struct ModelRunArgs {
     #[arg(long, default_value = "32", value_name = "N")]
     pub batch: BatchSize,
     /// Numbers of matrix products: f32, or bf16 and f16 with --device openvino or tensorrt, or bf16 for a checkpoint
-    #[arg(long, default_value = "f32", value_name = "TYPE")]
-    compute: Precision,
+    #[arg(long, value_parser = dtype(&COMPUTED), default_value = "f32", value_name = "TYPE")]
+    compute: Dtype,
     #[command(flatten)]
     checkpoint: CheckpointArgs,
     /// What to do with an image that cannot be read
@@ -73,7 +73,7 @@ impl RunArgs {
         outputs: OutputChoice,
         checkpoint: &CheckpointArgs,
         preprocess: &PreprocessArgs,
-        compute: Precision,
+        compute: Dtype,
     ) -> ModelOptions {
         ModelOptions {
             outputs,
@@ -107,7 +107,7 @@ impl ModelRunArgs {
             force,
             resume,
             layout: Layout::Parquet,
-            dtype: Values::F32,
+            dtype: Dtype::F32,
             decode: self.decode(),
             fast_decode: false,
         }

@@ -5,11 +5,10 @@ mod ops;
 mod products;
 mod train;
 
-use candle_core::DType;
 use clap::{Args, Subcommand};
 
 use super::args::examples;
-use crate::{Error, Result};
+use crate::Result;
 
 /// Arguments of `macula bench`.
 #[derive(Debug, Args)]
@@ -42,18 +41,6 @@ impl BenchArgs {
             What::Extract(args) => args.run(),
             What::Ops(args) => args.run(),
             What::Products(args) => args.run(),
-        }
-    }
-}
-
-/// What `--compute` names.
-fn compute(name: &str) -> Result<DType> {
-    match name {
-        "f32" => Ok(DType::F32),
-        "bf16" => Ok(DType::BF16),
-        other => {
-            let reason = format!("expected f32 or bf16, found `{other}`");
-            Err(Error::input("--compute", reason))
         }
     }
 }

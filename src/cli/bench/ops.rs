@@ -5,8 +5,9 @@ use macula_eval::table::EvalResult;
 use macula_models::ops::{OpComparison, compare_operations};
 use polars::prelude::{DataFrame, PolarsError, PolarsResult, df};
 
-use super::super::args::{JsonArgs, MODEL, RunArgs, examples};
-use crate::device::set_products;
+use super::super::args::{JsonArgs, MODEL, RunArgs, dtype, examples};
+use crate::device::{Dtype, set_products};
+use crate::train::config::COMPUTED;
 use crate::train::losses::targets::target_cases;
 use crate::{Error, Result};
 
@@ -18,8 +19,8 @@ use crate::{Error, Result};
 ]))]
 pub struct OpsBenchArgs {
     /// Numbers that the device computes products in: f32 or bf16
-    #[arg(long, value_name = "TYPE", default_value = "f32")]
-    compute: String,
+    #[arg(long, value_parser = dtype(&COMPUTED), value_name = "TYPE", default_value = "f32")]
+    compute: Dtype,
     #[command(flatten)]
     print: JsonArgs,
     #[command(flatten)]
@@ -29,7 +30,7 @@ pub struct OpsBenchArgs {
 impl OpsBenchArgs {
     pub(super) fn run(&self) -> Result<()> {
         self.run.threads.start()?;
-        let compute = super::compute(&self.compute)?;
+        let compute = self.compute.dtype();
         let device = self.run.device.candle()?;
         set_products(&device, compute).map_err(macula_models::Error::from)?;
         let found =

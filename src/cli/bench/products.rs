@@ -4,8 +4,9 @@ use clap::Args;
 use macula_eval::table::EvalResult;
 use polars::prelude::{DataFrame, PolarsError, PolarsResult, df};
 
-use super::super::args::{JsonArgs, MODEL, RunArgs, examples};
-use crate::device::set_products;
+use super::super::args::{JsonArgs, MODEL, RunArgs, dtype, examples};
+use crate::device::{Dtype, set_products};
+use crate::train::config::COMPUTED;
 use crate::train::product_rates::{GPU_SIZES, ProductRate, SIZES, product_rate};
 use crate::{Error, Result};
 
@@ -17,8 +18,8 @@ use crate::{Error, Result};
 ]))]
 pub struct ProductsBenchArgs {
     /// What factors are rounded to: f32 or bf16
-    #[arg(long, value_name = "TYPE", default_value = "f32")]
-    compute: String,
+    #[arg(long, value_parser = dtype(&COMPUTED), value_name = "TYPE", default_value = "f32")]
+    compute: Dtype,
     #[command(flatten)]
     print: JsonArgs,
     #[command(flatten)]
@@ -28,7 +29,7 @@ pub struct ProductsBenchArgs {
 impl ProductsBenchArgs {
     pub(super) fn run(&self) -> Result<()> {
         self.run.threads.start()?;
-        let compute = super::compute(&self.compute)?;
+        let compute = self.compute.dtype();
         let device = self.run.device.candle()?;
         set_products(&device, compute).map_err(macula_models::Error::from)?;
         let large = GPU_SIZES.into_iter().filter(|_| !device.is_cpu());

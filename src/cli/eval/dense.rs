@@ -1,7 +1,7 @@
 //! Flags that `segment` and `depth` share.
 
 use clap::{Arg, Args};
-use macula_eval::protocols::dense::Protocol;
+use macula_eval::protocols::dense::{HeadTraining, Protocol};
 use macula_eval::table::EvalResult;
 
 use super::super::args::{
@@ -36,16 +36,16 @@ pub(super) struct DenseArgs {
     learning_rates: Vec<f64>,
     /// AdamW's decay of the weights
     #[arg(long, value_name = "DECAY")]
-    pub weight_decay: Option<f64>,
+    weight_decay: Option<f64>,
     /// Steps of training
     #[arg(long, value_name = "N")]
-    pub iterations: Option<usize>,
+    iterations: Option<usize>,
     /// Windows of one step
     #[arg(long, alias = "batch-size", value_name = "N")]
-    pub train_batch: Option<usize>,
+    train_batch: Option<usize>,
     /// Share of the training images on which the learning rate is chosen
     #[arg(long, value_name = "SHARE")]
-    pub val_fraction: Option<f64>,
+    val_fraction: Option<f64>,
     #[command(flatten)]
     images: TrainTestArgs,
     /// Frozen model: ONNX file with output patch, checkpoint, or pixels
@@ -73,18 +73,9 @@ pub(super) struct DenseArgs {
     run: RunArgs,
 }
 
-/// What the training of a head is by default, under one of the protocols.
-pub(super) struct Training {
-    pub learning_rates: Vec<f64>,
-    pub weight_decay: f64,
-    pub iterations: usize,
-    pub batch_size: usize,
-    pub val_fraction: f64,
-}
-
 /// `arg` with its default behind its help, where it is a setting of the head's training; `of` gives those of a protocol.
-pub(super) fn with_training(arg: Arg, of: fn(Protocol) -> Training) -> Arg {
-    let value = |training: &Training| {
+pub(super) fn with_training(arg: Arg, of: fn(Protocol) -> HeadTraining) -> Arg {
+    let value = |training: &HeadTraining| {
         Some(match arg.get_id().as_str() {
             "learning_rates" => super::listed(&training.learning_rates),
             "weight_decay" => training.weight_decay.to_string(),
@@ -130,12 +121,18 @@ impl DenseArgs {
         Ok((request, lock))
     }
 
-    /// The learning rates given, or `default`.
-    pub fn learning_rates(&self, default: Vec<f64>) -> Vec<f64> {
-        if self.learning_rates.is_empty() {
-            default
-        } else {
-            self.learning_rates.clone()
+    /// The training that the flags name, and `default` where they name nothing.
+    pub fn training(&self, default: HeadTraining) -> HeadTraining {
+        HeadTraining {
+            learning_rates: if self.learning_rates.is_empty() {
+                default.learning_rates
+            } else {
+                self.learning_rates.clone()
+            },
+            weight_decay: self.weight_decay.unwrap_or(default.weight_decay),
+            iterations: self.iterations.unwrap_or(default.iterations),
+            batch_size: self.train_batch.unwrap_or(default.batch_size),
+            val_fraction: self.val_fraction.unwrap_or(default.val_fraction),
         }
     }
 

@@ -1,12 +1,12 @@
 //! `macula eval depth`.
 
 use clap::Args;
-use macula_eval::protocols::dense::Protocol;
 use macula_eval::protocols::dense::depth::DepthConfig;
+use macula_eval::protocols::dense::{HeadTraining, Protocol};
 
 use super::super::args::examples;
 use super::PROTOCOL;
-use super::dense::{DenseArgs, Training, with_training};
+use super::dense::{DenseArgs, with_training};
 use crate::Result;
 use crate::evaluate::dense::{DepthCrop, Depths, depth};
 
@@ -38,31 +38,19 @@ pub(super) struct DepthArgs {
 }
 
 /// What the head's training is by default.
-fn training(protocol: Protocol) -> Training {
-    let config = DepthConfig::for_protocol(protocol);
-    Training {
-        learning_rates: config.learning_rates,
-        weight_decay: config.weight_decay,
-        iterations: config.iterations,
-        batch_size: config.batch_size,
-        val_fraction: config.val_fraction,
-    }
+fn training(protocol: Protocol) -> HeadTraining {
+    DepthConfig::for_protocol(protocol).training
 }
 
 impl DepthArgs {
     /// Trains, scores and prints the table.
     pub fn run(&self) -> Result<()> {
         let dense = &self.dense;
-        let defaults = DepthConfig::for_protocol(dense.protocol);
         let config = DepthConfig {
             protocol: dense.protocol,
             range: (self.min_depth, self.max_depth),
             bins: self.bins,
-            learning_rates: dense.learning_rates(defaults.learning_rates),
-            weight_decay: dense.weight_decay.unwrap_or(defaults.weight_decay),
-            iterations: dense.iterations.unwrap_or(defaults.iterations),
-            batch_size: dense.train_batch.unwrap_or(defaults.batch_size),
-            val_fraction: dense.val_fraction.unwrap_or(defaults.val_fraction),
+            training: dense.training(training(dense.protocol)),
             seed: dense.random.derived("depth"),
             bootstrap_resamples: dense.random.bootstrap_resamples,
         };

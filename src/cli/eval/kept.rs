@@ -9,7 +9,7 @@ use macula_eval::table::EvalResult;
 
 use super::output;
 use crate::Result;
-use crate::evaluate::NearDuplicates;
+use crate::evaluate::{LabelledPair, NearDuplicates};
 use crate::results::{per_class_result, save_predictions};
 
 /// Predictions on the test rows, and what goes with them.
@@ -28,7 +28,19 @@ pub(super) struct Kept<'a> {
     pub leaks: Option<&'a NearDuplicates>,
 }
 
-impl Kept<'_> {
+impl<'a> Kept<'a> {
+    /// What `predictions` say of the test rows of `pair`.
+    pub fn new<F>(pair: &'a LabelledPair<F>, predictions: &'a [Predictions]) -> Self {
+        Self {
+            predictions,
+            rows: &pair.test_rows,
+            labels: &pair.test_labels,
+            classes: &pair.classes,
+            unknown: pair.unknown.as_ref(),
+            leaks: None,
+        }
+    }
+
     /// Writes everything into folder `out`. `result.json` is written later: where it stands, this is whole.
     pub fn save(&self, out: &Path) -> Result<()> {
         save_predictions(out, self.predictions, self.rows, self.labels, self.classes)?;

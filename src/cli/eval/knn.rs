@@ -56,21 +56,10 @@ impl KnnArgs {
         if let Some(leaks) = &leaks {
             tracing::warn!("{}", leaks.notice(pair.test_rows.len()));
         }
-        let result = knn::evaluate(
-            pair.train.view(),
-            &pair.train_labels,
-            pair.test.view(),
-            &pair.test_labels,
-            pair.n_classes,
-            &config,
-        )?;
+        let result = knn::evaluate(&pair.data(), &config)?;
         let kept = Kept {
-            predictions: &result.predictions,
-            rows: &pair.test_rows,
-            labels: &pair.test_labels,
-            classes: &pair.classes,
-            unknown: pair.unknown.as_ref(),
             leaks: leaks.as_ref(),
+            ..Kept::new(&pair, &result.predictions)
         };
         if result.predictions.is_empty() && (self.pair.per_class || self.pair.result.out.is_some()) {
             tracing::info!("predictions are kept for the whole training set, not for few-shot draws");

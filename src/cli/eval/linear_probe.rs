@@ -54,23 +54,9 @@ impl LinearProbeArgs {
             None => OutputChoice::Probe,
         })?;
         let column = self.pair.column(&folders);
-        let (features, columns) = probe_features(&folders, &column, self.pair.allow_unknown_labels)?;
-        let result = linear_probe::evaluate(
-            &features.train,
-            &features.train_labels,
-            &features.test,
-            &features.test_labels,
-            features.n_classes,
-            &config,
-        )?;
-        let kept = Kept {
-            predictions: std::slice::from_ref(&result.predictions),
-            rows: &features.test_rows,
-            labels: &features.test_labels,
-            classes: &features.classes,
-            unknown: features.unknown.as_ref(),
-            leaks: None,
-        };
+        let (pair, columns) = probe_features(&folders, &column, self.pair.allow_unknown_labels)?;
+        let result = linear_probe::evaluate(&pair.data(), &config)?;
+        let kept = Kept::new(&pair, std::slice::from_ref(&result.predictions));
         self.pair
             .finish(result.to_eval_result()?, &folders, &columns, &kept)
     }

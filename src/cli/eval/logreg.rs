@@ -1,6 +1,7 @@
 //! `macula eval logreg`.
 
 use clap::Args;
+use macula_eval::TrainTest;
 use macula_eval::protocols::logistic::{self, CSelection, FewShotConfig, LogregConfig};
 use macula_eval::protocols::predictions::Predictions;
 use macula_eval::table::EvalResult;
@@ -9,7 +10,6 @@ use super::super::args::examples;
 use super::PROTOCOL;
 use super::kept::Kept;
 use super::pair::PairArgs;
-use crate::evaluate::LabelledPair;
 use crate::{Error, Result};
 
 /// Arguments of `macula eval logreg`.
@@ -52,20 +52,13 @@ impl LogregArgs {
     /// Lets `evaluate` have the labelled rows, then keeps and prints what it gives.
     fn on_labelled(
         &self,
-        evaluate: impl FnOnce(&LabelledPair) -> Result<(EvalResult, Predictions)>,
+        evaluate: impl FnOnce(&TrainTest<'_>) -> Result<(EvalResult, Predictions)>,
     ) -> Result<()> {
         let (folders, _lock) = self.pair.open(self.pair.outputs())?;
         let column = self.pair.column(&folders);
         let pair = folders.labelled(&column, self.pair.allow_unknown_labels)?;
-        let (result, predictions) = evaluate(&pair)?;
-        let kept = Kept {
-            predictions: std::slice::from_ref(&predictions),
-            rows: &pair.test_rows,
-            labels: &pair.test_labels,
-            classes: &pair.classes,
-            unknown: pair.unknown.as_ref(),
-            leaks: None,
-        };
+        let (result, predictions) = evaluate(&pair.data())?;
+        let kept = Kept::new(&pair, std::slice::from_ref(&predictions));
         self.pair.finish(result, &folders, &column, &kept)
     }
 
@@ -88,15 +81,8 @@ impl LogregArgs {
             bootstrap_resamples: self.pair.random.bootstrap_resamples,
             allow_unknown_labels: self.pair.allow_unknown_labels,
         };
-        self.on_labelled(|pair| {
-            let result = logistic::few_shot(
-                pair.train.view(),
-                &pair.train_labels,
-                pair.test.view(),
-                &pair.test_labels,
-                pair.n_classes,
-                &config,
-            )?;
+        self.on_labelled(|data| {
+            let result = logistic::few_shot(data, &config)?;
             Ok((result.to_eval_result()?, result.predictions))
         })
     }
@@ -118,15 +104,8 @@ impl LogregArgs {
             ..defaults
         };
         config.validate()?;
-        self.on_labelled(|pair| {
-            let result = logistic::evaluate(
-                pair.train.view(),
-                &pair.train_labels,
-                pair.test.view(),
-                &pair.test_labels,
-                pair.n_classes,
-                &config,
-            )?;
+        self.on_labelled(|data| {
+            let result = logistic::evaluate(data, &config)?;
             Ok((result.to_eval_result()?, result.predictions))
         })
     }

@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use clap::Args;
-use macula_eval::protocols::dense::Protocol;
 use macula_eval::protocols::dense::segment::SegmentConfig;
+use macula_eval::protocols::dense::{HeadTraining, Protocol};
 
 use super::super::args::examples;
 use super::PROTOCOL;
-use super::dense::{DenseArgs, Training, with_training};
+use super::dense::{DenseArgs, with_training};
 use crate::evaluate::dense::{Classes, Masks, segment};
 use crate::{Error, Result};
 
@@ -37,29 +37,17 @@ pub(super) struct SegmentArgs {
 }
 
 /// What the head's training is by default.
-fn training(protocol: Protocol) -> Training {
-    let config = SegmentConfig::for_protocol(protocol);
-    Training {
-        learning_rates: config.learning_rates,
-        weight_decay: config.weight_decay,
-        iterations: config.iterations,
-        batch_size: config.batch_size,
-        val_fraction: config.val_fraction,
-    }
+fn training(protocol: Protocol) -> HeadTraining {
+    SegmentConfig::for_protocol(protocol).training
 }
 
 impl SegmentArgs {
     /// Trains, scores and prints the table.
     pub fn run(&self) -> Result<()> {
         let dense = &self.dense;
-        let defaults = SegmentConfig::for_protocol(dense.protocol);
         let config = SegmentConfig {
             protocol: dense.protocol,
-            learning_rates: dense.learning_rates(defaults.learning_rates),
-            weight_decay: dense.weight_decay.unwrap_or(defaults.weight_decay),
-            iterations: dense.iterations.unwrap_or(defaults.iterations),
-            batch_size: dense.train_batch.unwrap_or(defaults.batch_size),
-            val_fraction: dense.val_fraction.unwrap_or(defaults.val_fraction),
+            training: dense.training(training(dense.protocol)),
             allow_empty_classes: self.allow_empty_classes,
             seed: dense.random.derived("segment"),
             bootstrap_resamples: dense.random.bootstrap_resamples,

@@ -3,10 +3,11 @@
 use clap::Args;
 use serde_json::json;
 
-use super::super::args::{NewArgs, ThreadArgs, examples, reworded};
-use super::{InsideArgs, PICTURE, Picture, Shown};
+use super::super::args::{examples, reworded};
+use super::{Inside, InsideArgs, PICTURE, Shown};
+use crate::Result;
+use crate::data::Source;
 use crate::viz::{self, AttentionOptions};
-use crate::{Result, data};
 
 /// Arguments of `macula viz attention`.
 #[derive(Debug, Args)]
@@ -22,25 +23,16 @@ pub(super) struct AttentionArgs {
     inside: InsideArgs,
 }
 
-impl Picture for AttentionArgs {
-    fn out(&self) -> &NewArgs {
-        &self.inside.out
+impl Inside for AttentionArgs {
+    fn inside(&self) -> &InsideArgs {
+        &self.inside
     }
 
-    fn threads(&self) -> &ThreadArgs {
-        &self.inside.run.threads
-    }
-
-    fn check(&self) -> Result<()> {
-        self.inside.tiles.check()
-    }
-
-    fn draw(&self) -> Result<Shown> {
+    fn draw(&self, source: &dyn Source) -> Result<Shown> {
         let inside = &self.inside;
-        let source = data::open(&inside.images.source()?)?;
         let heads = viz::attention(
             &inside.model,
-            source.as_ref(),
+            source,
             &inside.choice(),
             &inside.model_options(),
             &inside.decode.options(),

@@ -13,7 +13,8 @@ use super::args::{
     examples, reworded,
 };
 use super::output;
-use crate::device::Precision;
+use crate::data::{self, Source};
+use crate::device::Dtype;
 use crate::extract::model::{ModelOptions, OutputChoice};
 use crate::viz::Choice;
 use crate::{Error, Result};
@@ -59,6 +60,34 @@ trait Picture {
 
     /// Draws the file.
     fn draw(&self) -> Result<Shown>;
+}
+
+/// A picture of a network's inside.
+trait Inside {
+    /// Images, network and file.
+    fn inside(&self) -> &InsideArgs;
+
+    /// Draws the file from images of `source`.
+    fn draw(&self, source: &dyn Source) -> Result<Shown>;
+}
+
+impl<T: Inside> Picture for T {
+    fn out(&self) -> &NewArgs {
+        &self.inside().out
+    }
+
+    fn threads(&self) -> &ThreadArgs {
+        &self.inside().run.threads
+    }
+
+    fn check(&self) -> Result<()> {
+        self.inside().tiles.check()
+    }
+
+    fn draw(&self) -> Result<Shown> {
+        let source = data::open(&self.inside().images.source()?)?;
+        Inside::draw(self, source.as_ref())
+    }
 }
 
 /// What a picture shows.
@@ -163,7 +192,7 @@ impl InsideArgs {
             OutputChoice::Default,
             &self.checkpoint,
             &self.preprocess,
-            Precision::F32,
+            Dtype::F32,
         )
     }
 }

@@ -3,10 +3,11 @@
 use clap::Args;
 use serde_json::json;
 
-use super::super::args::{NewArgs, ThreadArgs, examples};
-use super::{InsideArgs, PICTURE, Picture, Shown};
+use super::super::args::examples;
+use super::{Inside, InsideArgs, PICTURE, Shown};
+use crate::Result;
+use crate::data::Source;
 use crate::viz::{self, Foreground, PcaOptions};
-use crate::{Result, data};
 
 /// Arguments of `macula viz pca`.
 #[derive(Debug, Args)]
@@ -28,25 +29,16 @@ pub(super) struct PcaArgs {
     inside: InsideArgs,
 }
 
-impl Picture for PcaArgs {
-    fn out(&self) -> &NewArgs {
-        &self.inside.out
+impl Inside for PcaArgs {
+    fn inside(&self) -> &InsideArgs {
+        &self.inside
     }
 
-    fn threads(&self) -> &ThreadArgs {
-        &self.inside.run.threads
-    }
-
-    fn check(&self) -> Result<()> {
-        self.inside.tiles.check()
-    }
-
-    fn draw(&self) -> Result<Shown> {
+    fn draw(&self, source: &dyn Source) -> Result<Shown> {
         let inside = &self.inside;
-        let source = data::open(&inside.images.source()?)?;
         let share = viz::pca(
             &inside.model,
-            source.as_ref(),
+            source,
             &inside.choice(),
             &inside.model_options(),
             &inside.decode.options(),

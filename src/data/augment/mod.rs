@@ -4,13 +4,13 @@
 //! so that a network trained here sees what the reference's sees. All randomness comes from the generator that the caller
 //! hands in.
 
-pub mod blur;
-pub mod crop;
-pub mod multi_crop;
-pub mod multi_crop_config;
-pub mod photometric;
-pub mod plan;
-pub mod planned;
+pub(crate) mod blur;
+pub(crate) mod crop;
+pub(crate) mod multi_crop;
+pub(crate) mod multi_crop_config;
+pub(crate) mod photometric;
+pub(crate) mod plan;
+pub(crate) mod planned;
 mod presets;
 
 pub use multi_crop::{Crops, MultiCrop};

@@ -146,8 +146,8 @@ impl FromStr for Corruption {
         let found = NAMED.iter().find(|(_, name)| *name == text);
         found.map(|&(corruption, _)| corruption).ok_or_else(|| {
             let names: Vec<&str> = NAMED.iter().map(|(_, name)| *name).collect();
-            Error::input(
-                "--corruptions",
+            Error::setting(
+                "corruptions",
                 format!("expected names among {}, found `{text}`", names.join(", ")),
             )
         })
@@ -191,8 +191,8 @@ impl FromStr for Severity {
 
     fn from_str(text: &str) -> Result<Self> {
         text.parse().ok().and_then(Self::new).ok_or_else(|| {
-            Error::input(
-                "--severities",
+            Error::setting(
+                "severities",
                 format!("expected whole numbers from 1 to 5, found `{text}`"),
             )
         })

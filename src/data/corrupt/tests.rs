@@ -43,7 +43,7 @@ fn names_are_read_back_and_others_are_refused() {
     }
     let error = "rain".parse::<Corruption>().unwrap_err().to_string();
     assert!(
-        error.starts_with("--corruptions: expected") && error.contains("`rain`"),
+        error.starts_with("corruptions: expected") && error.contains("`rain`"),
         "{error}"
     );
     for wrong in ["0", "6", "-1", "2.5", "", "300"] {

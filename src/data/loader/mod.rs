@@ -238,10 +238,6 @@ impl Loader {
     ///
     /// # Errors
     /// What went wrong with the batch's images; after that the loader has stopped.
-    #[expect(
-        clippy::should_implement_trait,
-        reason = "an endless stream of results is no iterator"
-    )]
     pub fn next(&mut self) -> Result<(Batch, Duration)> {
         let start = Instant::now();
         let batch = self.shared.queue.fetch()?;

@@ -23,6 +23,17 @@ impl Columns {
         *self == Self::default()
     }
 
+    /// The columns that are named, by what they hold.
+    fn named(&self) -> impl Iterator<Item = (&'static str, &String)> {
+        let all = [
+            ("path", &self.path),
+            ("label", &self.label),
+            ("image", &self.image),
+        ];
+        all.into_iter()
+            .filter_map(|(key, column)| Some((key, column.as_ref()?)))
+    }
+
     /// The source `spec` with these columns; those that `spec` names already stay unless they are named here too.
     ///
     /// # Errors
@@ -33,9 +44,13 @@ impl Columns {
         }
         let (place, named) = split(spec)?;
         if !is_table_name(place) {
-            return Err(Error::input(
-                spec,
-                "--path-column, --label-column and --image-column: expected a CSV or Parquet file, found another source",
+            let named = self
+                .named()
+                .next()
+                .map(|(key, column)| format!("{key}_column {column}"));
+            return Err(Error::setting(
+                named.unwrap_or_default(),
+                format!("expected a CSV or Parquet file, found {spec}"),
             ));
         }
         let or = |new: &Option<String>, old: Option<String>| new.clone().or(old);
@@ -70,14 +85,9 @@ impl Columns {
 
     /// `place` with these columns behind it.
     pub(crate) fn behind(&self, place: &str) -> String {
-        let named = [
-            ("path", &self.path),
-            ("label", &self.label),
-            ("image", &self.image),
-        ];
-        let named = named
-            .iter()
-            .filter_map(|(key, name)| Some(format!("{key}={}", escaped(name.as_ref()?))));
+        let named = self
+            .named()
+            .map(|(key, column)| format!("{key}={}", escaped(column)));
         let named: Vec<String> = named.collect();
         match named.is_empty() {
             true => place.to_owned(),

@@ -24,7 +24,7 @@ pub fn depth(request: &DenseRequest, depths: Depths, config: &DepthConfig) -> Re
     config.validate()?;
     if !(depths.scale.is_finite() && depths.scale > 0.0) {
         return Err(request_error(
-            "--depth-scale",
+            "depth_scale",
             format!("expected a number above 0, found {}", depths.scale),
         ));
     }

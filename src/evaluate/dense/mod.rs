@@ -61,14 +61,11 @@ pub struct DenseRequest {
 impl DenseRequest {
     fn validate(&self) -> Result<()> {
         if self.batch == 0 {
-            return Err(request_error(
-                "--batch",
-                "expected at least 1, found 0".to_owned(),
-            ));
+            return Err(request_error("batch", "expected at least 1, found 0".to_owned()));
         }
         if self.stride == Some(0) {
             return Err(request_error(
-                "--stride",
+                "stride",
                 "expected at least 1 pixel, found 0".to_owned(),
             ));
         }
@@ -85,8 +82,8 @@ impl DenseRequest {
     }
 }
 
-fn request_error(flag: &str, reason: String) -> Error {
-    Error::input(flag, reason)
+fn request_error(field: &str, reason: String) -> Error {
+    Error::setting(field, reason)
 }
 
 /// Model and sources of one evaluation.
@@ -189,8 +186,8 @@ fn check_memory(bytes: u64, images: u64, of: u64, limit: u64) -> Result<()> {
         return Ok(());
     }
     let gigabytes = |bytes: f64| bytes / f64::from(1 << 30);
-    Err(Error::input(
-        "--memory-gb",
+    Err(Error::setting(
+        "memory_gb",
         format!(
             "expected training features within {:.1} GiB, found about {:.1} GiB for {of} images; give fewer images or a higher limit",
             gigabytes(limit as f64),

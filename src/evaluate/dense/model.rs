@@ -43,7 +43,7 @@ impl DenseModel {
         let OpenModel { model, preprocess } = model::open(&request.model, source, &options)?;
         let window = preprocess
             .output_size()
-            .ok_or_else(|| Error::input("--crop", "expected a size above 0, found none"))?;
+            .ok_or_else(|| Error::setting("crop", "expected a size above 0, found none"))?;
         let (reading, grid, dim) = reading(&request.model, model.as_ref(), window, request.cell)?;
         let resize = match request.options.preprocess.resize {
             Some(Resize::Shorter(0)) => None,
@@ -137,7 +137,7 @@ fn reading(
         let cell = cell as usize;
         if cell == 0 || height % cell != 0 || width % cell != 0 {
             return Err(request_error(
-                "--cell",
+                "cell",
                 format!("expected a divisor of the window's {height}x{width} pixels, found {cell}"),
             ));
         }
@@ -149,7 +149,7 @@ fn reading(
     }
     if cell != 1 {
         return Err(request_error(
-            "--cell",
+            "cell",
             format!("is for --model pixels, found {file}"),
         ));
     }
@@ -283,7 +283,7 @@ mod tests {
         };
         assert!(error(&[("patch", &[5, 3])], 1).contains("found 5"));
         assert!(error(&[("cls", &[5])], 1).contains("found cls [5]"));
-        assert!(error(&[("patch", &[4, 3])], 2).starts_with("--cell"));
+        assert!(error(&[("patch", &[4, 3])], 2).starts_with("cell"));
         assert!(error(&[("pixels", &[3, 8, 8])], 3).contains("8x8 pixels, found 3"));
     }
 }

@@ -221,8 +221,8 @@ fn check_test_labels(
         more => format!(" and {more} more"),
     };
     let last = names.len() - usize::from(!masks.reduce_zero);
-    Err(Error::input(
-        format!("--test-data {}", request.test_data),
+    Err(Error::setting(
+        format!("test_data {}", request.test_data),
         format!(
             "expected mask labels up to {last} (`{}`) or {} (left out), found {}{more} in {} of {} masks, first {}; \
              --classes N --allow-empty-classes makes classes of labels that no train mask has",

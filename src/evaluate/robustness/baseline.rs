@@ -96,7 +96,7 @@ impl Earlier {
 }
 
 fn refused(what: &str, reason: String) -> Error {
-    Error::input(format!("--baseline {what}"), reason)
+    Error::setting(format!("baseline {what}"), reason)
 }
 
 /// The table's errors; corruptions and severities are those of `settings`.

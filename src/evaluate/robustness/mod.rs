@@ -13,6 +13,7 @@ use macula_eval::protocols::knn::KnnConfig;
 use macula_eval::protocols::robustness::{Classifier, ClassifierConfig, Corrupted, RobustnessResult};
 use macula_eval::stats::BootstrapConfig;
 use macula_eval::table::EvalResult;
+use macula_eval::{Split, TrainTest};
 use serde_json::{Value, json};
 
 use self::baseline::Earlier;
@@ -108,14 +109,12 @@ pub fn robustness(request: &RobustnessRequest, classifier: &ClassifierConfig) ->
     if let Some(baseline) = &baseline {
         baseline.check_counts(train_labels.len(), labels.len())?;
     }
-    let (fitted, wrong) = Classifier::fit(
-        clean_train.matrix.view(),
-        &train_labels,
-        clean.matrix.view(),
-        &labels,
-        known,
-        classifier,
-    )?;
+    let data = TrainTest {
+        train: Split::new(clean_train.matrix.view(), &train_labels),
+        test: Split::new(clean.matrix.view(), &labels),
+        n_classes: known,
+    };
+    let (fitted, wrong) = Classifier::fit(&data, classifier)?;
     tracing::info!("clean: error {:.4}", error(&wrong));
     let corrupted = run.corrupted(&images, &clean.rows, &fitted, &labels)?;
     let bootstrap = BootstrapConfig {
@@ -148,7 +147,7 @@ fn test_rows(request: &RobustnessRequest, len: u64) -> Result<Vec<u64>> {
         return Ok(rows);
     };
     if max == 0 {
-        return Err(Error::input("--max-test", "expected at least 1, found 0"));
+        return Err(Error::setting("max_test", "expected at least 1, found 0"));
     }
     if max < rows.len() {
         use rand::seq::SliceRandom as _;
@@ -174,11 +173,22 @@ fn classes(
         Ok::<_, Error>((all_labelled(what, labels, &paths, None)?, paths))
     };
     let (train_name, test_name) = (
-        format!("--train-data {}", request.train_data),
-        format!("--test-data {}", request.test_data),
+        format!("train data {}", request.train_data),
+        format!("test data {}", request.test_data),
     );
-    let (train_labels, train_paths) = labelled(&train_name, train, &mut (0..train.len()))?;
-    let (test_labels, test_paths) = labelled(&test_name, test, &mut rows.iter().copied())?;
+    let of_setting = |error: Error| match error {
+        Error::Input { what, reason } if what == train_name => {
+            Error::setting(format!("train_data {}", request.train_data), reason)
+        }
+        Error::Input { what, reason } if what == test_name => {
+            Error::setting(format!("test_data {}", request.test_data), reason)
+        }
+        other => other,
+    };
+    let (train_labels, train_paths) =
+        labelled(&train_name, train, &mut (0..train.len())).map_err(of_setting)?;
+    let (test_labels, test_paths) =
+        labelled(&test_name, test, &mut rows.iter().copied()).map_err(of_setting)?;
     labels::classes(
         Side {
             what: &train_name,
@@ -192,6 +202,7 @@ fn classes(
         },
         request.allow_unknown_labels,
     )
+    .map_err(of_setting)
 }
 
 /// The classifier with as many neighbours as train has, where it has fewer and nobody asked for a number; a number that was
@@ -204,7 +215,7 @@ fn fitting(classifier: &ClassifierConfig, k_by_default: bool, n_train: u64) -> R
                     "expected at most the {n_train} training rows, found {:?}",
                     config.ks
                 );
-                return Err(Error::input("--k", reason));
+                return Err(Error::setting("k", reason));
             }
             tracing::warn!("k = {n_train}, as there are no more training rows");
             Ok(ClassifierConfig::Knn(KnnConfig {
@@ -277,7 +288,7 @@ struct Run<'a> {
 impl<'a> Run<'a> {
     fn new(request: &'a RobustnessRequest, model: Box<dyn FeatureModel>) -> Result<Self> {
         let column = model.outputs().first().map(|output| output.name.clone());
-        let none = || Error::input("--model", "expected a model with an output, found none");
+        let none = || Error::setting("model", "expected a model with an output, found none");
         Ok(Self {
             request,
             column: column.ok_or_else(none)?,
@@ -308,7 +319,7 @@ impl<'a> Run<'a> {
                 let corrupted = images.corrupted(corruption, severity, request.seed);
                 let features = self.features(&corrupted, corrupted.preprocess(), &request.test_data)?;
                 check_same_rows(corruption, rows, &features.rows)?;
-                wrong.push(classifier.wrong(features.matrix.view(), labels)?);
+                wrong.push(classifier.wrong(Split::new(features.matrix.view(), labels))?);
             }
             let errors: Vec<String> = wrong.iter().map(|wrong| format!("{:.4}", error(wrong))).collect();
             tracing::info!(

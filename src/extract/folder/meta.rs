@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::device::Dtype;
 use crate::identity::Fingerprint;
 use crate::{Error, Result};
 
@@ -56,56 +57,46 @@ pub enum Layout {
     Safetensors,
 }
 
-/// What a value of a feature is stored in.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Values {
-    /// 4 bytes.
-    #[default]
-    F32,
-    /// 2 bytes: 11 bits of precision, up to 65,504.
-    F16,
-}
+/// What values of features can be stored in.
+pub const STORED: [Dtype; 2] = [Dtype::F32, Dtype::F16];
 
 /// The greatest number that f16 holds; beyond it lies infinity.
 const LARGEST_F16: f32 = 65_504.0;
 
-impl Values {
-    /// The first of `values` that cannot be stored: its place, and what was expected and found.
-    pub fn unusable(self, values: &[f32]) -> Option<(usize, String)> {
-        let place = values
+/// The first of `values` that cannot be stored in `dtype`: its place, and what was expected and found.
+pub fn unusable(dtype: Dtype, values: &[f32]) -> Option<(usize, String)> {
+    let place = values
+        .iter()
+        .position(|value| !value.is_finite() || overflows(dtype, *value))?;
+    let value = values[place];
+    let why = match value.is_finite() {
+        false => format!("expected finite values, found {value}"),
+        true => format!("expected values up to {LARGEST_F16} for f16, found {value}"),
+    };
+    Some((place, why))
+}
+
+/// Whether a finite value would become infinite.
+pub(super) fn overflows(dtype: Dtype, value: f32) -> bool {
+    dtype == Dtype::F16 && value.is_finite() && value.abs() > LARGEST_F16
+}
+
+/// `values` in a type of [`STORED`], little endian.
+pub(super) fn bytes(dtype: Dtype, values: &[f32]) -> Vec<u8> {
+    match dtype {
+        Dtype::F16 => values
             .iter()
-            .position(|value| !value.is_finite() || self.overflows(*value))?;
-        let value = values[place];
-        let why = match value.is_finite() {
-            false => format!("expected finite values, found {value}"),
-            true => format!("expected values up to {LARGEST_F16} for f16, found {value}"),
-        };
-        Some((place, why))
+            .flat_map(|value| half::f16::from_f32(*value).to_le_bytes())
+            .collect(),
+        _ => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
     }
+}
 
-    /// Whether a finite value would become infinite.
-    pub(super) fn overflows(self, value: f32) -> bool {
-        self == Self::F16 && value.is_finite() && value.abs() > LARGEST_F16
-    }
-
-    /// `values`, little endian.
-    pub(super) fn bytes(self, values: &[f32]) -> Vec<u8> {
-        match self {
-            Self::F32 => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
-            Self::F16 => values
-                .iter()
-                .flat_map(|value| half::f16::from_f32(*value).to_le_bytes())
-                .collect(),
-        }
-    }
-
-    /// The type of a value in a table.
-    pub(super) fn column_type(self) -> polars::prelude::DataType {
-        match self {
-            Self::F32 => polars::prelude::DataType::Float32,
-            Self::F16 => polars::prelude::DataType::Float16,
-        }
+/// The type of a value in a table, of a type of [`STORED`].
+pub(super) fn column_type(dtype: Dtype) -> polars::prelude::DataType {
+    match dtype {
+        Dtype::F16 => polars::prelude::DataType::Float16,
+        _ => polars::prelude::DataType::Float32,
     }
 }
 
@@ -141,7 +132,7 @@ pub struct Meta {
     pub layout: Layout,
     /// What values are stored in; without, `f32`.
     #[serde(default)]
-    pub dtype: Values,
+    pub dtype: Dtype,
     /// Rows with features; set when complete.
     #[serde(default)]
     pub n_written: Option<u64>,
@@ -178,6 +169,7 @@ impl Meta {
             ));
         }
         let meta: Self = serde_json::from_value(value).map_err(|e| Error::input(name(), e.to_string()))?;
+        meta.dtype.check("dtype", &STORED).map_err(|e| e.in_file(&path))?;
         if meta.part_rows == 0 || meta.shard.count == 0 || meta.shard.index >= meta.shard.count {
             return Err(Error::input(name(), "part_rows or shard out of range"));
         }

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 
 use polars::prelude::*;
 
-use super::meta::Values;
+use super::meta;
 use super::remove_inner;
+use crate::device::Dtype;
 use crate::extract::sink::PartRows;
 use crate::files::write_whole;
 use crate::{Error, Result};
@@ -28,7 +29,7 @@ fn files(folder: &Path, index: u64) -> [PathBuf; 2] {
 ///
 /// # Errors
 /// The system's or Polars' word with the path.
-pub(super) fn write(folder: &Path, index: u64, part: &PartRows, width: usize, dtype: Values) -> Result<()> {
+pub(super) fn write(folder: &Path, index: u64, part: &PartRows, width: usize, dtype: Dtype) -> Result<()> {
     let [embeddings, metadata] = files(folder, index);
     for file in [&embeddings, &metadata] {
         let parent = file.parent().unwrap_or(folder);
@@ -38,7 +39,7 @@ pub(super) fn write(folder: &Path, index: u64, part: &PartRows, width: usize, dt
     write_whole(&embeddings, |file| {
         let mut file = std::io::BufWriter::new(file);
         file.write_all(&header(values.len() / width, width, dtype))
-            .and_then(|()| file.write_all(&dtype.bytes(values)))
+            .and_then(|()| file.write_all(&meta::bytes(dtype, values)))
             .and_then(|()| file.flush())
             .map_err(|e| Error::io(&embeddings, e))
     })?;
@@ -56,10 +57,10 @@ pub(super) fn write(folder: &Path, index: u64, part: &PartRows, width: usize, dt
 }
 
 /// The header of a version 1.0 `.npy` file of `[rows, width]` (NumPy's NEP 1): its length is a multiple of 64.
-fn header(rows: usize, width: usize, dtype: Values) -> Vec<u8> {
+fn header(rows: usize, width: usize, dtype: Dtype) -> Vec<u8> {
     let descr = match dtype {
-        Values::F32 => "<f4",
-        Values::F16 => "<f2",
+        Dtype::F16 => "<f2",
+        _ => "<f4",
     };
     let mut text = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({rows}, {width}), }}");
     let unpadded = 10 + text.len() + 1;
@@ -90,7 +91,7 @@ mod tests {
     fn the_header_is_what_numpy_writes() {
         // numpy.save of zeros((3, 5), float32)
         let expected = b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': (3, 5), }";
-        let header = header(3, 5, Values::F32);
+        let header = header(3, 5, Dtype::F32);
         assert_eq!(header.len(), 128);
         assert_eq!(header[..expected.len()], expected[..]);
         assert_eq!(header.last(), Some(&b'\n'));

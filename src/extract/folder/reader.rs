@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use macula_eval::Matrix;
 use polars::prelude::*;
 
-use super::{META_FILE, Meta, SUCCESS_FILE, Values, identity, part_name};
+use super::{META_FILE, Meta, SUCCESS_FILE, identity, meta, part_name};
 use crate::data::{Source, SourceIdentity};
+use crate::device::Dtype;
 use crate::identity::source_difference;
 use crate::tables::{guarded, own_columns, read_own};
 use crate::{Error, Result};
@@ -106,7 +107,7 @@ impl FeatureFolder {
     pub fn check_source(&self, features: &Features, source: &dyn Source, spec: &str) -> Result<()> {
         let made_from = |found: String| {
             let folder = self.path.display();
-            Error::input(
+            Error::mismatch(
                 spec,
                 format!("expected the images that {folder} was made from, {found}"),
             )
@@ -294,11 +295,11 @@ struct Part {
     n_null: u64,
 }
 
-fn read_part(path: &Path, column: &str, width: usize, dtype: Values) -> Result<Part> {
+fn read_part(path: &Path, column: &str, width: usize, dtype: Dtype) -> Result<Part> {
     let frame = read_own(path, Some(&["row", "path", "label", column]))?;
     let read = || -> PolarsResult<Part> {
         let features = frame.column(column)?.as_materialized_series().clone();
-        let expected = DataType::Array(Box::new(dtype.column_type()), width);
+        let expected = DataType::Array(Box::new(meta::column_type(dtype)), width);
         if features.dtype() != &expected {
             polars_bail!(SchemaMismatch: "column `{}`: expected {}, found {}", column, expected, features.dtype());
         }

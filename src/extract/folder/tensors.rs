@@ -5,10 +5,11 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use safetensors::tensor::{Dtype, TensorView};
+use safetensors::tensor::{self, TensorView};
 
-use super::meta::Values;
+use super::meta;
 use super::{OutputSpec, remove_inner};
+use crate::device::Dtype;
 use crate::extract::sink::PartRows;
 use crate::{Error, Result, files};
 
@@ -27,7 +28,7 @@ pub(super) fn write(
     index: u64,
     part: &PartRows,
     outputs: &[OutputSpec],
-    dtype: Values,
+    dtype: Dtype,
 ) -> Result<()> {
     let path = file(folder, index);
     let failed = |e: safetensors::SafeTensorError| Error::failed(path.display().to_string(), e.to_string());
@@ -40,20 +41,24 @@ pub(super) fn write(
         .filter(|(_, present)| **present);
     let rows: Vec<u8> = present.flat_map(|(row, _)| (*row as i64).to_le_bytes()).collect();
     let count = rows.len() / 8;
-    let buffers: Vec<Vec<u8>> = part.values.iter().map(|values| dtype.bytes(values)).collect();
+    let buffers: Vec<Vec<u8>> = part
+        .values
+        .iter()
+        .map(|values| meta::bytes(dtype, values))
+        .collect();
     let mut tensors = HashMap::new();
     for (output, bytes) in outputs.iter().zip(&buffers) {
         let shape = std::iter::once(count)
             .chain(output.shape.iter().copied())
             .collect();
         let kind = match dtype {
-            Values::F32 => Dtype::F32,
-            Values::F16 => Dtype::F16,
+            Dtype::F16 => tensor::Dtype::F16,
+            _ => tensor::Dtype::F32,
         };
         let view = TensorView::new(kind, shape, bytes).map_err(failed)?;
         tensors.insert(output.name.clone(), view);
     }
-    let row = TensorView::new(Dtype::I64, vec![count], &rows).map_err(failed)?;
+    let row = TensorView::new(tensor::Dtype::I64, vec![count], &rows).map_err(failed)?;
     tensors.insert("row".to_owned(), row);
     let bytes = safetensors::serialize(tensors, None).map_err(failed)?;
     files::write_bytes(&path, &bytes)

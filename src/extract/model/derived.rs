@@ -67,8 +67,8 @@ impl DerivedModel {
             };
             let base = available.iter().position(|output| output.name == name);
             let base = base.ok_or_else(|| {
-                Error::input(
-                    "--output",
+                Error::setting(
+                    "output",
                     format!("expected outputs of the model between `+`, found `{text}`"),
                 )
             })?;

@@ -29,8 +29,8 @@ pub(super) fn parse(spec: &str) -> Option<Result<Option<usize>>> {
     let cell = cell.strip_prefix(':')?;
     Some(match cell.parse() {
         Ok(cell) if cell > 0 => Ok(Some(cell)),
-        _ => Err(Error::input(
-            "--model",
+        _ => Err(Error::setting(
+            "model",
             format!("expected hog or hog:CELL with the side of a cell in pixels, found `{spec}`"),
         )),
     })
@@ -56,7 +56,7 @@ pub(super) fn open(cell: Option<usize>, source: &dyn Source, options: &ModelOpti
     if hog.blocks().is_none() {
         let found = format!("{height}x{width} pixels and cells of {}", hog.cell);
         let reason = format!("expected images of at least {BLOCK} cells a side, found {found}");
-        return Err(Error::input("--model hog", reason));
+        return Err(Error::setting("model hog", reason));
     }
     let model = HogModel {
         output: OutputSpec {

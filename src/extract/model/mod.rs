@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use super::folder::OutputSpec;
 use crate::data::{Preprocess, Source};
-use crate::device::{Device, Precision};
+use crate::device::{Device, Dtype};
 use crate::{Error, Result};
 
 pub use checkpoint::{CheckpointModel, OpenNetwork, default_side, open_network};
@@ -54,7 +54,7 @@ pub struct ModelOptions {
     /// Where to run.
     pub device: Device,
     /// What matrix products are computed in.
-    pub compute: Precision,
+    pub compute: Dtype,
     /// Threads of the runtime; 0 for all cores.
     pub threads: usize,
     /// ONNX Runtime library named by the user.

@@ -339,7 +339,7 @@ mod tests {
     use super::*;
     use crate::data;
     use crate::data::transform::Resize;
-    use crate::device::{Device, Precision};
+    use crate::device::{Device, Dtype};
 
     fn fixture(name: &str) -> std::path::PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -361,7 +361,7 @@ mod tests {
                     ..PreprocessOverrides::default()
                 },
                 device: Device::Cpu,
-                compute: Precision::F32,
+                compute: Dtype::F32,
                 threads: 1,
                 ort_lib: None,
                 checkpoint: Default::default(),

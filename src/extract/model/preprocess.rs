@@ -223,8 +223,8 @@ pub fn check_size(
     expected: (Option<usize>, Option<usize>),
 ) -> Result<()> {
     let Some((height, width)) = preprocess.crop else {
-        return Err(Error::input(
-            "--crop",
+        return Err(Error::setting(
+            "crop",
             "expected a size above 0, found none: a network needs images of one size",
         ));
     };

@@ -9,7 +9,6 @@ mod schedules;
 mod teacher;
 mod validate;
 
-use candle_core::DType;
 use macula_models::vit::VitConfig;
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +23,7 @@ use crate::Result;
 use crate::data::augment::MultiCropConfig;
 use crate::data::loader::{BatchPlan, LoaderConfig};
 use crate::data::mask::{Grid, MaskConfig};
+use crate::device::Dtype;
 use crate::train::observe::OnlineKnnConfig;
 
 fn yes() -> bool {
@@ -58,7 +58,7 @@ pub struct TrainConfig {
     /// The numbers that matrix products, attention and activations are computed or stored in. Weights, norms, losses and
     /// gradients are f32 either way. Default f32; bf16 is faster on CUDA and on processors with AVX512-BF16 or AMX.
     #[serde(default)]
-    pub compute: Compute,
+    pub compute: Dtype,
     /// Keep of every block only what it ran on, and compute the rest again in the backward pass: less memory for about a fifth
     /// more time, the same bytes. Default false.
     #[serde(default)]
@@ -90,26 +90,8 @@ pub struct TrainConfig {
     pub distill: Option<DistillConfig>,
 }
 
-/// Numbers to compute in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Compute {
-    /// Single precision.
-    #[default]
-    F32,
-    /// Brain floats: 8 bits of precision, the range of f32.
-    Bf16,
-}
-
-impl Compute {
-    /// candle's name of it.
-    pub fn dtype(self) -> DType {
-        match self {
-            Self::F32 => DType::F32,
-            Self::Bf16 => DType::BF16,
-        }
-    }
-}
+/// What training can compute in.
+pub const COMPUTED: [Dtype; 2] = [Dtype::F32, Dtype::Bf16];
 
 /// Where images come from and how they are read.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

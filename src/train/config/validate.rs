@@ -1,7 +1,7 @@
 //! What settings must keep to: every field's range, and that the parts fit together.
 
-use super::TrainConfig;
 use super::distill::{DistillConfig, Term};
+use super::{COMPUTED, TrainConfig};
 use crate::{Error, Result};
 
 /// Fails with the field's name unless `value` lies in `range`.
@@ -47,6 +47,7 @@ impl TrainConfig {
             let reason = format!("expected 1 where the batch grows, found {}", self.accumulate);
             return Err(Error::input("accumulate", reason));
         }
+        self.compute.check("compute", &COMPUTED)?;
         self.batch_plan()?;
         prefixed("crops", self.crops.validate())?;
         prefixed("masks", self.masks.validate())?;

@@ -3,12 +3,12 @@
 //! geometry to the other's ([`align`]), what is kept of its outputs ([`cache`]), the labels of images, and all of it together for
 //! one run ([`FrozenTargets`]). The kinds of teachers are `distill`'s; the losses are in `train::losses`.
 
-pub mod align;
+pub(crate) mod align;
 pub mod cache;
 mod cache_segment;
-pub mod labels;
-pub mod targets;
-pub mod teacher;
+pub(crate) mod labels;
+pub(crate) mod targets;
+pub(crate) mod teacher;
 
 pub use labels::Labels;
 pub use targets::FrozenTargets;

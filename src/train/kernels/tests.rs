@@ -9,7 +9,8 @@ use macula_models::ops::cuda::emulated;
 
 use super::*;
 use crate::Error;
-use crate::train::config::{Compute, OptimizerKind, TrainConfig};
+use crate::device::Dtype;
+use crate::train::config::{OptimizerKind, TrainConfig};
 use crate::train::losses::targets::{SoftmaxCentering, sinkhorn_knopp as sinkhorn};
 use crate::train::network::Network;
 use crate::train::ranks::OneRank;
@@ -174,12 +175,12 @@ fn steps_of_every_method_agree_with_the_kernels() {
 #[ignore = "needs a C++ compiler"]
 fn steps_on_an_emulated_gpu_agree_with_the_kernels() {
     for (kind, compute, packing, losses, weights) in [
-        (OptimizerKind::Adamw, Compute::F32, true, 2e-3, 1e-3),
-        (OptimizerKind::Adamw, Compute::F32, false, 2e-3, 1e-3),
-        (OptimizerKind::Sgd, Compute::F32, true, 2e-3, 1e-3),
+        (OptimizerKind::Adamw, Dtype::F32, true, 2e-3, 1e-3),
+        (OptimizerKind::Adamw, Dtype::F32, false, 2e-3, 1e-3),
+        (OptimizerKind::Sgd, Dtype::F32, true, 2e-3, 1e-3),
         // AdamW's steps are as long where a gradient is hardly more than rounding.
-        (OptimizerKind::Adamw, Compute::Bf16, true, 2e-2, 0.6),
-        (OptimizerKind::Sgd, Compute::Bf16, true, 2e-2, 5e-2),
+        (OptimizerKind::Adamw, Dtype::Bf16, true, 2e-2, 0.6),
+        (OptimizerKind::Sgd, Dtype::Bf16, true, 2e-2, 5e-2),
     ] {
         let mut config = moving(
             "dinov2-small",
@@ -238,7 +239,7 @@ fn steps_in_bf16_follow_those_in_f32() {
     let config = moving("dinov2-small", OptimizerKind::Sgd, &[]);
     let expected = trained(&config, 6, true);
     let half = TrainConfig {
-        compute: Compute::Bf16,
+        compute: Dtype::Bf16,
         ..config
     };
     for on_device in [true, false] {

@@ -19,7 +19,9 @@ pub mod targets;
 use candle_core::{D, DType, Result, Tensor, bail};
 use macula_models::ops;
 
-pub use dino_cls::{DinoClsTerms, dino_cls_loss, dino_global_sum, dino_local_sum};
+pub use dino_cls::dino_cls_loss;
+#[cfg(test)]
+pub(crate) use dino_cls::{dino_global_sum, dino_local_sum};
 pub use distillation_kl::distillation_kl_loss;
 pub use feature_distance::{FeatureLoss, feature_distance};
 pub use hog::{hog_size, hog_targets};

@@ -9,10 +9,10 @@ use candle_nn::loss::cross_entropy;
 use macula_models::ops;
 use macula_models::ops::cuda::upload;
 
-use super::{
-    BackboneOutput, CropOutputs, Crops, ForwardRequest, Method, PrototypeTargets, RelationQueues, StepLoss,
-    places,
-};
+use super::crops::{BackboneOutput, CropOutputs, Crops, ForwardRequest, places};
+use super::memory::RelationQueues;
+use super::prototypes::PrototypeTargets;
+use super::{Method, StepContext, StepLoss};
 use crate::data::loader::Batch;
 use crate::train::config::StepValues;
 use crate::train::config::{DistillConfig, IbotTokens, Term};
@@ -38,14 +38,7 @@ struct Student {
 
 impl Method {
     /// The terms of a distillation on one micro-batch.
-    pub(super) fn distil(
-        &mut self,
-        crops: &Crops,
-        batch: &Batch,
-        micro_batch: u64,
-        values: &StepValues,
-        loss: &mut StepLoss,
-    ) -> Result<()> {
+    pub(super) fn distil(&mut self, step: &StepContext, loss: &mut StepLoss) -> Result<()> {
         // Taken out for the time of the step, so that it can change beside the rest.
         let (Some(mut frozen), Some(distill)) = (self.frozen.take(), self.config.distill.clone()) else {
             return Err(Error::failed(
@@ -53,7 +46,7 @@ impl Method {
                 "expected a frozen teacher, found none",
             ));
         };
-        let result = self.distil_from(&mut frozen, &distill, (crops, batch, micro_batch), values, loss);
+        let result = self.distil_from(&mut frozen, &distill, step, loss);
         self.frozen = Some(frozen);
         result
     }
@@ -62,18 +55,17 @@ impl Method {
         &mut self,
         frozen: &mut FrozenTargets,
         distill: &DistillConfig,
-        (crops, batch, micro_batch): (&Crops, &Batch, u64),
-        values: &StepValues,
+        step: &StepContext,
         loss: &mut StepLoss,
     ) -> Result<()> {
         let start = Instant::now();
-        let teacher = frozen.features(&crops.global, batch)?;
+        let crops = step.crops;
+        let teacher = frozen.features(&crops.global, step.batch)?;
         let compared = self.compared_patches(crops, distill)?;
-        let targets = self.prototype_targets(frozen, &teacher, &compared, values)?;
+        let targets = self.prototype_targets(frozen, &teacher, &compared, step.values)?;
         loss.teacher_seconds += self.clock.since(start)?;
 
-        let (global, local) =
-            self.student_under(distill, crops, &compared, (micro_batch, targets.cls.is_some()))?;
+        let (global, local) = self.student_under(distill, step, &compared, targets.cls.is_some())?;
         let of_heads = CropOutputs {
             global: BackboneOutput {
                 cls: global.cls.clone(),
@@ -84,13 +76,13 @@ impl Method {
         self.prototype_terms(crops, &of_heads, targets, loss)?;
         self.feature_terms(distill, &teacher, &global, loss)?;
         if distill.has(Term::Relation) {
-            self.relation_term(distill, &teacher, (crops, &global.cls, micro_batch), loss)?;
+            self.relation_term(distill, step, &teacher, &global.cls, loss)?;
         }
         if distill.has(Term::Logits) {
             self.logits_term(frozen, distill, &teacher, &global.cls, loss)?;
         }
         if distill.has_labels() {
-            self.label_term(frozen, distill, batch, &global.cls, loss)?;
+            self.label_term(frozen, distill, step.batch, &global.cls, loss)?;
         }
         Ok(())
     }
@@ -119,10 +111,11 @@ impl Method {
     fn student_under(
         &self,
         distill: &DistillConfig,
-        crops: &Crops,
+        step: &StepContext,
         compared: &Compared,
-        (micro_batch, locals): (u64, bool),
+        locals: bool,
     ) -> Result<(Student, Option<Tensor>)> {
+        let crops = step.crops;
         let features = distill.has(Term::Patch) || distill.has(Term::PatchMean);
         let count = crops.global.dim(0)?;
         let patches = self.config.grid()?.patches();
@@ -135,7 +128,7 @@ impl Method {
             places: if features { &all } else { &compared.places },
             locals,
         };
-        let CropOutputs { global, local } = self.student_outputs(crops, &request, micro_batch)?;
+        let CropOutputs { global, local } = self.student_outputs(crops, &request, step.micro_batch)?;
         if !features {
             let student = Student {
                 cls: global.cls,
@@ -225,14 +218,15 @@ impl Method {
     fn relation_term(
         &mut self,
         distill: &DistillConfig,
+        step: &StepContext,
         teacher: &TeacherFeatures,
-        (crops, cls, micro_batch): (&Crops, &Tensor, u64),
+        cls: &Tensor,
         loss: &mut StepLoss,
     ) -> Result<()> {
         let start = Instant::now();
         let vit = &self.teacher.vit;
-        let averaged = BackboneOutput::forward(vit, &crops.global, None, None, &[])?.cls;
-        let known = self.known_relations(distill, crops, micro_batch)?;
+        let averaged = BackboneOutput::forward(vit, &step.crops.global, None, None, &[])?.cls;
+        let known = self.known_relations(distill, step)?;
         let missing = || Error::failed("relation term", "expected features and their queue, found none");
         let (Some(RelationQueues { teacher, student }), Some(of_teacher)) = (
             &mut self.memory.relations,
@@ -264,9 +258,9 @@ impl Method {
     }
 
     /// Images in the queues once this micro-batch's are: until these are full the rest of them is what they began with.
-    fn known_relations(&self, distill: &DistillConfig, crops: &Crops, micro_batch: u64) -> Result<usize> {
-        let before = self.config.batch_plan()?.images_before(micro_batch);
-        let images = before.saturating_add(crops.batch as u64);
+    fn known_relations(&self, distill: &DistillConfig, step: &StepContext) -> Result<usize> {
+        let before = self.config.batch_plan()?.images_before(step.micro_batch);
+        let images = before.saturating_add(step.crops.batch as u64);
         let rows = images.saturating_mul(self.config.crops.global.count as u64);
         Ok(rows.min(distill.relation_queue as u64) as usize)
     }

@@ -14,7 +14,7 @@ pub mod tensorboard;
 
 pub use meters::{Collapse, METERS_HELP, Readings};
 pub use metrics_log::MetricsLog;
-pub use online_knn::{OnlineKnn, OnlineKnnResult};
+pub use online_knn::OnlineKnn;
 pub use online_knn_config::OnlineKnnConfig;
 pub use progress::{RunProgress, StepStatus};
 pub use tensorboard::EventWriter;

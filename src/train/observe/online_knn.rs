@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use macula_eval::protocols::knn::{self, KnnConfig};
-use macula_eval::{LabelSet, MatrixView};
+use macula_eval::{LabelSet, MatrixView, Split, TrainTest};
 use rand::seq::SliceRandom as _;
 
 use super::online_knn_config::{OnlineKnnConfig, QUERY_SHARE};
@@ -175,21 +175,20 @@ impl OnlineKnn {
         let d = features.d;
         let (bank, queries) = features.data.split_at(sample.n_bank * d);
         let (bank_labels, query_labels) = sample.labels.split_at(sample.n_bank);
-        let result = knn::evaluate(
-            MatrixView::new(bank, bank_labels.len(), d)?,
-            bank_labels,
-            MatrixView::new(queries, query_labels.len(), d)?,
-            query_labels,
-            self.classes.len(),
-            &KnnConfig {
-                ks: vec![self.config.k.min(sample.n_bank)],
-                temperature: self.config.temperature,
-                seed: self.seed,
-                // A small sample of many classes may draw all images of one as queries.
-                allow_unknown_labels: true,
-                ..KnnConfig::default()
-            },
-        )?;
+        let data = TrainTest {
+            train: Split::new(MatrixView::new(bank, bank_labels.len(), d)?, bank_labels),
+            test: Split::new(MatrixView::new(queries, query_labels.len(), d)?, query_labels),
+            n_classes: self.classes.len(),
+        };
+        let config = KnnConfig {
+            ks: vec![self.config.k.min(sample.n_bank)],
+            temperature: self.config.temperature,
+            seed: self.seed,
+            // A small sample of many classes may draw all images of one as queries.
+            allow_unknown_labels: true,
+            ..KnnConfig::default()
+        };
+        let result = knn::evaluate(&data, &config)?;
         let row = &result.rows[0];
         Ok(OnlineKnnResult {
             top1: row.top1,

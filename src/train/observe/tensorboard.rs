@@ -96,6 +96,7 @@ impl EventWriter {
     }
 
     /// The file.
+    #[cfg(test)]
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -22,7 +22,7 @@ mod upsample;
 
 pub use canvas::Canvas;
 pub use features::PatchFeatures;
-pub use learning_rate::Trial;
+pub use learning_rate::{HeadTraining, Trial};
 pub use recipe::Protocol;
 pub use upsample::Bilinear;
 

@@ -3,6 +3,7 @@
 
 use super::inputs::{Input, InputView, ProbeFeatures};
 use super::{Length, LinearProbeConfig, MIN_EPOCHS, REFERENCE_STEPS};
+use crate::Split;
 use crate::draws::{Order, normal};
 use crate::linalg::gemm::{Operand, Threads, gemm};
 use crate::protocols::logistic::product;
@@ -83,10 +84,9 @@ impl Schedule {
     }
 }
 
-/// Trains `grid` on `rows` of `features`; results in the order of the grid.
+/// Trains `grid` on `rows` of `data`; results in the order of the grid.
 pub(super) fn train(
-    features: &ProbeFeatures,
-    labels: &[u32],
+    data: Split<'_, &ProbeFeatures>,
     rows: &[usize],
     grid: &[Head],
     classes: usize,
@@ -102,8 +102,8 @@ pub(super) fn train(
     groups
         .into_par_iter()
         .flat_map_iter(|heads| {
-            let mut group = Group::new(heads, features.view(heads[0].input), classes, config);
-            group.train(labels, rows, config);
+            let mut group = Group::new(heads, data.features.view(heads[0].input), classes, config);
+            group.train(data.labels, rows, config);
             group.finish()
         })
         .collect()
@@ -229,18 +229,17 @@ fn descend(values: &mut [f32], velocity: &[f32], rate: f32) {
     }
 }
 
-/// Top-1 accuracy of every head on `rows` of `features`.
+/// Top-1 accuracy of every head on `rows` of `data`.
 pub(super) fn top1(
-    features: &ProbeFeatures,
-    labels: &[u32],
+    data: Split<'_, &ProbeFeatures>,
     rows: &[usize],
     heads: &[TrainedHead],
     classes: usize,
 ) -> Vec<f64> {
-    let labels: Vec<u32> = rows.iter().map(|&row| labels[row]).collect();
+    let labels = data.labels_of(rows);
     let accuracies = heads
         .iter()
-        .map(|head| scores::top1(&logits_of(features, rows, head, classes), &labels, classes));
+        .map(|head| scores::top1(&logits_of(data.features, rows, head, classes), &labels, classes));
     accuracies.collect()
 }
 

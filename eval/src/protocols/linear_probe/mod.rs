@@ -14,7 +14,7 @@ use crate::protocols::checks;
 use crate::protocols::predictions::Predictions;
 use crate::protocols::scores::{self, ScoredRow, TestScores, first_best, table};
 use crate::split::{check_fraction, hold_out, split_name};
-use crate::{Error, EvalResult, Result};
+use crate::{Error, EvalResult, Result, TrainTest};
 use heads::{Head, Schedule};
 use inputs::Input;
 use polars::prelude::{NamedFrom, Series};
@@ -194,33 +194,35 @@ impl LinearProbeResult {
 /// Settings out of range, features and labels that do not fit, NaN or infinity, a single class, no test row, test labels
 /// that training lacks, a split without rows, or features that serve no variant of the grid.
 pub fn evaluate(
-    train: &ProbeFeatures,
-    train_labels: &[u32],
-    test: &ProbeFeatures,
-    test_labels: &[u32],
-    n_classes: usize,
+    data: &TrainTest<'_, &ProbeFeatures>,
     config: &LinearProbeConfig,
 ) -> Result<LinearProbeResult> {
     config.validate()?;
-    let (n_train, n_test) = (train.check("train features")?, test.check("test features")?);
-    test.check_like(train)?;
-    checks::labels("train labels", n_train, train_labels, n_classes)?;
-    checks::two_classes(train_labels)?;
-    checks::labels_of_test(n_test, test_labels, train_labels, config.allow_unknown_labels)?;
-    let (grid, left_out) = grid(train, config)?;
+    let TrainTest {
+        train,
+        test,
+        n_classes,
+    } = *data;
+    let n_train = train.features.check("train features")?;
+    let n_test = test.features.check("test features")?;
+    test.features.check_like(train.features)?;
+    checks::labels("train labels", n_train, train.labels, n_classes)?;
+    checks::two_classes(train.labels)?;
+    checks::labels_of_test(n_test, test.labels, train.labels, config.allow_unknown_labels)?;
+    let (grid, left_out) = grid(train.features, config)?;
     let split = hold_out(n_train, config.val_fraction, config.seed)?;
 
-    let trained = heads::train(train, train_labels, &split.fit, &grid, n_classes, config);
-    let val_top1 = heads::top1(train, train_labels, &split.held_out, &trained, n_classes);
+    let trained = heads::train(train, &split.fit, &grid, n_classes, config);
+    let val_top1 = heads::top1(train, &split.held_out, &trained, n_classes);
     let chosen = first_best(val_top1.iter().copied());
 
     let every_row: Vec<usize> = (0..n_train).collect();
     let winner = &grid[chosen..=chosen];
-    let trained = heads::train(train, train_labels, &every_row, winner, n_classes, config);
-    let logits = heads::logits(test, &trained[0], n_classes);
+    let trained = heads::train(train, &every_row, winner, n_classes, config);
+    let logits = heads::logits(test.features, &trained[0], n_classes);
     let test_scores = TestScores::from_logits(
         &logits,
-        test_labels,
+        test.labels,
         n_classes,
         config.bootstrap_resamples,
         config.seed,

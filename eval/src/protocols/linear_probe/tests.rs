@@ -1,7 +1,7 @@
 //! The protocol on small features whose answer is known.
 
 use super::*;
-use crate::Matrix;
+use crate::{Matrix, Split};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -37,9 +37,18 @@ fn config() -> LinearProbeConfig {
     }
 }
 
+fn pair<'a>(
+    train: &'a ProbeFeatures,
+    train_labels: &'a [u32],
+    test: &'a ProbeFeatures,
+    test_labels: &'a [u32],
+) -> TrainTest<'a, &'a ProbeFeatures> {
+    TrainTest::new(Split::new(train, train_labels), Split::new(test, test_labels), 3)
+}
+
 fn run(config: &LinearProbeConfig) -> LinearProbeResult {
     let ((train, train_labels), (test, test_labels)) = (features(900, 1), features(300, 2));
-    evaluate(&train, &train_labels, &test, &test_labels, 3, config).unwrap()
+    evaluate(&pair(&train, &train_labels, &test, &test_labels), config).unwrap()
 }
 
 #[test]
@@ -114,7 +123,7 @@ fn each_error_is_one_line_that_names_what_is_wrong() {
     let message =
         |train: &ProbeFeatures, labels: &[u32], test: &ProbeFeatures, config: &LinearProbeConfig| {
             let test_labels = vec![0; test.cls_blocks.last().map_or(0, |block| block.view().rows())];
-            evaluate(train, labels, test, &test_labels, 3, config)
+            evaluate(&pair(train, labels, test, &test_labels), config)
                 .unwrap_err()
                 .to_string()
         };
@@ -232,15 +241,8 @@ fn the_default_length_is_enough_for_few_rows() {
             learning_rates: vec![0.1],
             ..LinearProbeConfig::default()
         };
-        let result = evaluate(
-            &small(&train),
-            &train_labels,
-            &small(&test),
-            &test_labels,
-            3,
-            &config,
-        )
-        .unwrap();
+        let (train, test) = (small(&train), small(&test));
+        let result = evaluate(&pair(&train, &train_labels, &test, &test_labels), &config).unwrap();
         result.rows[0].test.unwrap().top1
     };
     let (short, default) = (top1(Length::Epochs(1)), top1(Length::default()));
@@ -251,7 +253,7 @@ fn the_default_length_is_enough_for_few_rows() {
 fn rows_of_classes_that_train_lacks_are_refused_or_wrong() {
     let ((train, train_labels), (test, mut test_labels)) = (features(300, 1), features(100, 2));
     test_labels[..10].fill(7);
-    let of = |config: &LinearProbeConfig| evaluate(&train, &train_labels, &test, &test_labels, 3, config);
+    let of = |config: &LinearProbeConfig| evaluate(&pair(&train, &train_labels, &test, &test_labels), config);
     assert_eq!(
         of(&config()).unwrap_err().to_string(),
         "test labels: expected labels that the train rows have, found 1 others in 10 of 100 rows, first 7"

@@ -11,7 +11,7 @@ use crate::protocols::predictions::Predictions;
 use crate::protocols::{checks, scores};
 use crate::stats::spread::{mean, sample_std};
 use crate::stats::{BootstrapConfig, bootstrap_mean};
-use crate::{Error, EvalResult, MatrixView, Result};
+use crate::{Error, EvalResult, Result, TrainTest};
 
 /// Settings of a few-shot probe.
 #[derive(Debug, Clone, PartialEq)]
@@ -57,49 +57,40 @@ pub struct FewShotResult {
 ///
 /// # Errors
 /// Settings out of range, features and labels that do not fit, NaN or infinity, fewer than two classes.
-pub fn few_shot(
-    train: MatrixView<'_>,
-    train_labels: &[u32],
-    test: MatrixView<'_>,
-    test_labels: &[u32],
-    n_classes: usize,
-    config: &FewShotConfig,
-) -> Result<FewShotResult> {
+pub fn few_shot(data: &TrainTest<'_>, config: &FewShotConfig) -> Result<FewShotResult> {
     for (field, value) in [("n_per_class", config.n_per_class), ("n_tries", config.n_tries)] {
         if value == 0 {
             return Err(Error::config(field, "expected at least 1, found 0"));
         }
     }
-    checks::pair(
+    checks::pair(data, config.allow_unknown_labels)?;
+    let TrainTest {
         train,
-        train_labels,
         test,
-        test_labels,
         n_classes,
-        config.allow_unknown_labels,
-    )?;
+    } = *data;
     let params = LogisticParams::new(config.c).max_iterations(config.max_iterations);
     let (mut top1, mut top5, mut per_class) = (Vec::new(), Vec::new(), Vec::new());
-    let mut hits_of_tries = vec![0f32; test_labels.len()];
+    let mut hits_of_tries = vec![0f32; test.labels.len()];
     let mut first = None;
     let mut n_train = 0;
     for number in 0..config.n_tries {
         let chosen = draw_per_class(
-            train_labels,
+            train.labels,
             n_classes,
             config.n_per_class,
             config.seed,
             number as u64,
         );
-        let labels: Vec<u32> = chosen.iter().map(|&row| train_labels[row]).collect();
+        let (features, labels) = (train.features.select(&chosen), train.labels_of(&chosen));
         n_train = chosen.len();
-        let model = fit(train.select(&chosen).view(), &labels, n_classes, &params)?;
-        let logits = model.logits(test)?;
-        let ranks = scores::ranks(&logits, test_labels, n_classes);
+        let model = fit(features.view(), &labels, n_classes, &params)?;
+        let logits = model.logits(test.features)?;
+        let ranks = scores::ranks(&logits, test.labels, n_classes);
         let hits = hits_at(&ranks, 1);
         top1.push(accuracy(&hits));
         top5.push(accuracy(&hits_at(&ranks, 5)));
-        per_class.push(mean_per_class(&hits, test_labels));
+        per_class.push(mean_per_class(&hits, test.labels));
         for (sum, hit) in hits_of_tries.iter_mut().zip(&hits) {
             *sum += hit / config.n_tries as f32;
         }
@@ -122,7 +113,7 @@ pub fn few_shot(
         interval: (interval.low, interval.high),
         predictions,
         n_train,
-        n_test: test_labels.len(),
+        n_test: test.labels.len(),
     })
 }
 
@@ -162,6 +153,7 @@ impl FewShotResult {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{MatrixView, Split};
     use rand::{Rng, SeedableRng};
     use rand_chacha::ChaCha8Rng;
 
@@ -192,15 +184,9 @@ mod tests {
                 bootstrap_resamples: 200,
                 allow_unknown_labels: false,
             };
-            few_shot(
-                MatrixView::new(&train, 900, 2).unwrap(),
-                &train_labels,
-                MatrixView::new(&test, 600, 2).unwrap(),
-                &test_labels,
-                3,
-                &config,
-            )
-            .unwrap()
+            let train = Split::new(MatrixView::new(&train, 900, 2).unwrap(), &train_labels);
+            let test = Split::new(MatrixView::new(&test, 600, 2).unwrap(), &test_labels);
+            few_shot(&TrainTest::new(train, test, 3), &config).unwrap()
         };
         let (few, many) = (run(1, 8), run(100, 8));
         assert_eq!((few.n_train, many.n_train), (3, 300));

@@ -21,7 +21,7 @@ pub use params::{LogisticParams, LogisticValidParams};
 pub use protocol::{CSelection, LogregConfig, LogregResult, LogregRow, evaluate};
 
 use crate::protocols::checks;
-use crate::{Error, MatrixView, Result};
+use crate::{Error, MatrixView, Result, Split};
 use lbfgs::Goal;
 use linfa::ParamGuard;
 use objective::Objective;
@@ -72,7 +72,7 @@ impl<'a> LogisticSolver<'a> {
     /// # Errors
     /// No rows, fewer than two classes (declared or present), labels that do not fit, NaN or infinity.
     pub fn new(x: MatrixView<'a>, labels: &'a [u32], n_classes: usize) -> Result<Self> {
-        checks::side("train", x, labels, n_classes)?;
+        checks::side("train", &Split::new(x, labels), n_classes)?;
         checks::two_classes(labels)?;
         Ok(Self {
             gram: Gram::new(x),

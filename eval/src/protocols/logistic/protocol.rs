@@ -6,7 +6,7 @@ use crate::protocols::checks;
 use crate::protocols::predictions::Predictions;
 use crate::protocols::scores::{self, ScoredRow, TestScores, first_best, table, top1};
 use crate::split::{check_fraction, hold_out, split_name};
-use crate::{Error, EvalResult, MatrixView, Result};
+use crate::{Error, EvalResult, Result, Split, TrainTest};
 use linfa::ParamGuard;
 use polars::prelude::{NamedFrom, Series};
 use serde_json::{Value, json};
@@ -141,23 +141,14 @@ impl LogregResult {
 ///
 /// # Errors
 /// Settings out of range, features and labels that do not fit, NaN or infinity, no test row, a split without rows.
-pub fn evaluate(
-    train: MatrixView<'_>,
-    train_labels: &[u32],
-    test: MatrixView<'_>,
-    test_labels: &[u32],
-    n_classes: usize,
-    config: &LogregConfig,
-) -> Result<LogregResult> {
+pub fn evaluate(data: &TrainTest<'_>, config: &LogregConfig) -> Result<LogregResult> {
     config.validate()?;
-    checks::pair(
+    checks::pair(data, config.allow_unknown_labels)?;
+    let TrainTest {
         train,
-        train_labels,
         test,
-        test_labels,
         n_classes,
-        config.allow_unknown_labels,
-    )?;
+    } = *data;
     let selection = match &config.c {
         CSelection::Fixed(c) => Selection {
             values: vec![*c],
@@ -166,16 +157,16 @@ pub fn evaluate(
             selected_on: "given".to_owned(),
             start: None,
         },
-        CSelection::Grid(values) => select(train, train_labels, n_classes, values, config)?,
+        CSelection::Grid(values) => select(train, n_classes, values, config)?,
     };
     let c = selection.values[selection.chosen];
     let params = params(c, config).check()?;
-    let model =
-        LogisticSolver::new(train, train_labels, n_classes)?.fit(&params, selection.start.as_ref())?;
-    let logits = model.logits(test)?;
+    let mut solver = LogisticSolver::new(train.features, train.labels, n_classes)?;
+    let model = solver.fit(&params, selection.start.as_ref())?;
+    let logits = model.logits(test.features)?;
     let test_scores = TestScores::from_logits(
         &logits,
-        test_labels,
+        test.labels,
         n_classes,
         config.bootstrap_resamples,
         config.seed,
@@ -185,8 +176,8 @@ pub fn evaluate(
         predictions: scores::predictions(&logits, n_classes),
         settings: settings(config, &selection, &model),
         model,
-        n_train: train.rows(),
-        n_test: test.rows(),
+        n_train: train.features.rows(),
+        n_test: test.features.rows(),
     })
 }
 
@@ -220,13 +211,7 @@ fn params(c: f64, config: &LogregConfig) -> LogisticParams {
         .tolerance(config.tolerance)
 }
 
-fn select(
-    train: MatrixView<'_>,
-    labels: &[u32],
-    n_classes: usize,
-    values: &[f64],
-    config: &LogregConfig,
-) -> Result<Selection> {
+fn select(train: Split<'_>, n_classes: usize, values: &[f64], config: &LogregConfig) -> Result<Selection> {
     if values.is_empty() {
         return Err(Error::config("c", "expected at least one value, found none"));
     }
@@ -236,10 +221,9 @@ fn select(
     let checked = values.iter().map(|&c| params(c, config).check());
     let checked = checked.collect::<Result<Vec<_>>>()?;
 
-    let split = hold_out(train.rows(), config.val_fraction, config.seed)?;
-    let pick = |rows: &[usize]| -> Vec<u32> { rows.iter().map(|&row| labels[row]).collect() };
-    let (fit_labels, val_labels) = (pick(&split.fit), pick(&split.held_out));
-    let (fit, val) = (train.select(&split.fit), train.select(&split.held_out));
+    let split = hold_out(train.features.rows(), config.val_fraction, config.seed)?;
+    let [fit_labels, val_labels] = [&split.fit, &split.held_out].map(|rows| train.labels_of(rows));
+    let [fit, val] = [&split.fit, &split.held_out].map(|rows| train.features.select(rows));
     let mut solver = LogisticSolver::new(fit.view(), &fit_labels, n_classes)?;
     let mut models: Vec<LogisticModel> = Vec::with_capacity(values.len());
     let mut val_top1 = Vec::with_capacity(values.len());

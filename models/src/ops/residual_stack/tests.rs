@@ -13,15 +13,7 @@ const IN_F32: StackOptions = StackOptions {
 };
 
 fn parameters(x: &[Tensor]) -> BranchParameters {
-    BranchParameters {
-        norm_weight: x[1].clone(),
-        norm_bias: x[2].clone(),
-        expand_weight: x[3].clone(),
-        expand_bias: x[4].clone(),
-        contract_weight: x[5].clone(),
-        contract_bias: x[6].clone(),
-        gamma: x[7].clone(),
-    }
+    BranchParameters::from_list(std::array::from_fn(|place| x[1 + place].clone()))
 }
 
 /// `x` [batch, tokens, width] and parameters; weights small enough that no softmax saturates.

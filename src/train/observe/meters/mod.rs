@@ -7,7 +7,7 @@ mod targets;
 
 pub use collapse::{Collapse, Readings, TargetReadings};
 pub use features::{RANK_ROWS, effective_rank, feature_std, spread_rows};
-pub use targets::{Entropy, PrototypeUsage, entropy, prototype_usage};
+pub use targets::{entropy, prototype_usage};
 
 /// What each meter means, for `--help`.
 pub const METERS_HELP: &str = "\

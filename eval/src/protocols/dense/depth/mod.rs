@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use self::bins::Bins;
 use self::loss::SigLoss;
 use super::head::Head;
-use super::learning_rate::{Common, Trial};
+use super::learning_rate::{Common, HeadTraining, Trial};
 use super::recipe::{Decay, Normalisation, Protocol, Recipe, Start};
 use super::{Bilinear, PatchFeatures, check_windows};
 use crate::metrics::depth::{DepthErrors, valid};
@@ -63,16 +63,9 @@ pub struct DepthConfig {
     pub range: (f32, f32),
     /// Number of bins, 256 by default.
     pub bins: usize,
-    /// Learning rates to choose among, one for no choice; 1e-4, 1e-3 and 1e-2 by default (1e-4).
-    pub learning_rates: Vec<f64>,
-    /// AdamW's decay of the weights, 0.01 by default.
-    pub weight_decay: f64,
-    /// Steps of AdamW, 2,000 by default (38,400).
-    pub iterations: usize,
-    /// Windows of one step, 16 by default.
-    pub batch_size: usize,
-    /// Share of the training images that the learning rate is chosen on, 0.1 by default.
-    pub val_fraction: f64,
+    /// Training of the head. By default the learning rates 1e-4, 1e-3 and 1e-2 (1e-4), a decay of 0.01, 2,000 steps (38,400)
+    /// of 16 windows, and a share of 0.1 to choose on.
+    pub training: HeadTraining,
     /// Seed of the split, the initial weights, the order of the windows and the bootstrap.
     pub seed: u64,
     /// Resamples of the intervals; 0 for none.
@@ -85,11 +78,13 @@ impl Default for DepthConfig {
             protocol: Protocol::Fast,
             range: (1e-3, 10.0),
             bins: 256,
-            learning_rates: vec![1e-4, 1e-3, 1e-2],
-            weight_decay: 0.01,
-            iterations: 2_000,
-            batch_size: 16,
-            val_fraction: 0.1,
+            training: HeadTraining {
+                learning_rates: vec![1e-4, 1e-3, 1e-2],
+                weight_decay: 0.01,
+                iterations: 2_000,
+                batch_size: 16,
+                val_fraction: 0.1,
+            },
             seed: 0,
             bootstrap_resamples: 1_000,
         }
@@ -99,25 +94,21 @@ impl Default for DepthConfig {
 impl DepthConfig {
     /// The defaults of a protocol.
     pub fn for_protocol(protocol: Protocol) -> Self {
-        match protocol {
-            Protocol::Fast => Self::default(),
-            Protocol::Paper => Self {
-                protocol,
-                learning_rates: vec![1e-4],
-                iterations: 38_400,
-                ..Self::default()
-            },
+        let mut config = Self {
+            protocol,
+            ..Self::default()
+        };
+        if protocol == Protocol::Paper {
+            config.training.learning_rates = vec![1e-4];
+            config.training.iterations = 38_400;
         }
+        config
     }
 
     fn common(&self) -> Common<'_> {
         Common {
             protocol: self.protocol,
-            learning_rates: &self.learning_rates,
-            weight_decay: self.weight_decay,
-            iterations: self.iterations,
-            batch_size: self.batch_size,
-            val_fraction: self.val_fraction,
+            training: &self.training,
             seed: self.seed,
             recipe: match self.protocol {
                 Protocol::Fast => FAST,
@@ -130,7 +121,11 @@ impl DepthConfig {
     /// the mean counts.
     fn of_loss(&self) -> ((f32, f32), usize, usize) {
         match self.protocol {
-            Protocol::Fast => (self.range, usize::MAX, MEAN_ONLY.min(self.iterations / 4)),
+            Protocol::Fast => (
+                self.range,
+                usize::MAX,
+                MEAN_ONLY.min(self.training.iterations / 4),
+            ),
             Protocol::Paper => ((0.0, f32::INFINITY), TOGETHER, MEAN_ONLY),
         }
     }

@@ -32,10 +32,13 @@ fn config() -> DepthConfig {
     DepthConfig {
         range: (0.1, 5.0),
         bins: 32,
-        learning_rates: vec![1e-9, 0.1],
-        iterations: 200,
-        batch_size: 4,
-        val_fraction: 0.25,
+        training: HeadTraining {
+            learning_rates: vec![1e-9, 0.1],
+            iterations: 200,
+            batch_size: 4,
+            val_fraction: 0.25,
+            ..DepthConfig::default().training
+        },
         bootstrap_resamples: 50,
         ..DepthConfig::default()
     }
@@ -115,7 +118,10 @@ fn what_cannot_be_trained_on_is_named() {
         (DepthConfig { bins: 1, ..config() }, "bins"),
         (
             DepthConfig {
-                iterations: 0,
+                training: HeadTraining {
+                    iterations: 0,
+                    ..config().training
+                },
                 ..config()
             },
             "iterations",
@@ -134,7 +140,10 @@ fn what_cannot_be_trained_on_is_named() {
 #[test]
 fn no_valid_test_pixel_is_an_error() {
     let quick = DepthConfig {
-        iterations: 1,
+        training: HeadTraining {
+            iterations: 1,
+            ..config().training
+        },
         ..config()
     };
     let estimator = DepthEstimator::fit(&data(), &quick).unwrap();
@@ -163,8 +172,11 @@ fn the_papers_training_is_the_references() {
     let (depths, bins) = (expected.f32s("depths"), expected.count("bins"));
     let paper = DepthConfig {
         bins,
-        iterations: expected.count("iterations"),
-        weight_decay: expected.number("weight_decay"),
+        training: HeadTraining {
+            iterations: expected.count("iterations"),
+            weight_decay: expected.number("weight_decay"),
+            ..DepthConfig::for_protocol(Protocol::Paper).training
+        },
         ..DepthConfig::for_protocol(Protocol::Paper)
     };
     let bins = Bins::new(bins, paper.range, grid, size);

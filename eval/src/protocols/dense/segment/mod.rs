@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use self::loss::PixelCrossEntropy;
 use super::head::Head;
-use super::learning_rate::{Common, Trial};
+use super::learning_rate::{Common, HeadTraining, Trial};
 use super::recipe::{Decay, Normalisation, Protocol, Recipe, Start};
 use super::{Bilinear, PatchFeatures, check_windows};
 use crate::metrics::iou::{PixelCounts, VOID};
@@ -44,16 +44,9 @@ const PAPER: Recipe = Recipe {
 pub struct SegmentConfig {
     /// Whose training; [`Protocol::Fast`] by default. Defaults below are its; in brackets those of [`Protocol::Paper`].
     pub protocol: Protocol,
-    /// Learning rates to choose among, one for no choice; 1e-3, 3e-3 and 1e-2 by default (1e-3).
-    pub learning_rates: Vec<f64>,
-    /// AdamW's decay of the weights, 1e-4 by default.
-    pub weight_decay: f64,
-    /// Steps of AdamW, 2,000 by default (40,000).
-    pub iterations: usize,
-    /// Windows of one step, 16 by default.
-    pub batch_size: usize,
-    /// Share of the training images that the learning rate is chosen on, 0.1 by default.
-    pub val_fraction: f64,
+    /// Training of the head. By default the learning rates 1e-3, 3e-3 and 1e-2 (1e-3), a decay of 1e-4, 2,000 steps (40,000)
+    /// of 16 windows, and a share of 0.1 to choose on.
+    pub training: HeadTraining,
     /// Whether a class may be without training pixels; false by default.
     pub allow_empty_classes: bool,
     /// Seed of the split, the initial weights, the order of the windows and the bootstrap.
@@ -66,11 +59,13 @@ impl Default for SegmentConfig {
     fn default() -> Self {
         Self {
             protocol: Protocol::Fast,
-            learning_rates: vec![1e-3, 3e-3, 1e-2],
-            weight_decay: 1e-4,
-            iterations: 2_000,
-            batch_size: 16,
-            val_fraction: 0.1,
+            training: HeadTraining {
+                learning_rates: vec![1e-3, 3e-3, 1e-2],
+                weight_decay: 1e-4,
+                iterations: 2_000,
+                batch_size: 16,
+                val_fraction: 0.1,
+            },
             allow_empty_classes: false,
             seed: 0,
             bootstrap_resamples: 1_000,
@@ -81,25 +76,21 @@ impl Default for SegmentConfig {
 impl SegmentConfig {
     /// The defaults of a protocol.
     pub fn for_protocol(protocol: Protocol) -> Self {
-        match protocol {
-            Protocol::Fast => Self::default(),
-            Protocol::Paper => Self {
-                protocol,
-                learning_rates: vec![1e-3],
-                iterations: 40_000,
-                ..Self::default()
-            },
+        let mut config = Self {
+            protocol,
+            ..Self::default()
+        };
+        if protocol == Protocol::Paper {
+            config.training.learning_rates = vec![1e-3];
+            config.training.iterations = 40_000;
         }
+        config
     }
 
     fn common(&self) -> Common<'_> {
         Common {
             protocol: self.protocol,
-            learning_rates: &self.learning_rates,
-            weight_decay: self.weight_decay,
-            iterations: self.iterations,
-            batch_size: self.batch_size,
-            val_fraction: self.val_fraction,
+            training: &self.training,
             seed: self.seed,
             recipe: match self.protocol {
                 Protocol::Fast => FAST,

@@ -36,10 +36,13 @@ fn names(n: usize) -> Vec<String> {
 
 fn config() -> SegmentConfig {
     SegmentConfig {
-        learning_rates: vec![1e-9, 0.1],
-        iterations: 150,
-        batch_size: 4,
-        val_fraction: 0.3,
+        training: HeadTraining {
+            learning_rates: vec![1e-9, 0.1],
+            iterations: 150,
+            batch_size: 4,
+            val_fraction: 0.3,
+            ..SegmentConfig::default().training
+        },
         bootstrap_resamples: 50,
         ..SegmentConfig::default()
     }
@@ -96,7 +99,10 @@ fn the_interval_is_of_pooled_pixels() {
         &data(),
         &names(3),
         &SegmentConfig {
-            iterations: 1,
+            training: HeadTraining {
+                iterations: 1,
+                ..config().training
+            },
             ..config()
         },
     )
@@ -140,7 +146,10 @@ fn what_cannot_be_trained_on_is_named() {
     );
     let lenient = SegmentConfig {
         allow_empty_classes: true,
-        iterations: 1,
+        training: HeadTraining {
+            iterations: 1,
+            ..config().training
+        },
         ..config()
     };
     assert!(Segmenter::fit(&good, &names(4), &lenient).is_ok());
@@ -183,8 +192,11 @@ fn the_papers_training_is_the_references() {
     let features = PatchFeatures::new(expected.f32s("features"), grid, dim).unwrap();
     let classes = expected.count("classes");
     let paper = SegmentConfig {
-        iterations: expected.count("iterations"),
-        weight_decay: expected.number("weight_decay"),
+        training: HeadTraining {
+            iterations: expected.count("iterations"),
+            weight_decay: expected.number("weight_decay"),
+            ..SegmentConfig::for_protocol(Protocol::Paper).training
+        },
         ..SegmentConfig::for_protocol(Protocol::Paper)
     };
     let loss = PixelCrossEntropy {
@@ -211,7 +223,10 @@ fn the_papers_training_is_the_references() {
 #[test]
 fn the_paper_has_one_rate_and_no_held_out_images() {
     let config = SegmentConfig {
-        iterations: 3,
+        training: HeadTraining {
+            iterations: 3,
+            ..SegmentConfig::for_protocol(Protocol::Paper).training
+        },
         bootstrap_resamples: 0,
         ..SegmentConfig::for_protocol(Protocol::Paper)
     };
@@ -229,5 +244,8 @@ fn the_paper_has_one_rate_and_no_held_out_images() {
             &0.001.into()
         )
     );
-    assert_eq!(SegmentConfig::for_protocol(Protocol::Paper).iterations, 40_000);
+    assert_eq!(
+        SegmentConfig::for_protocol(Protocol::Paper).training.iterations,
+        40_000
+    );
 }
