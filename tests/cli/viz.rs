@@ -213,6 +213,21 @@ fn a_map_has_its_classes() {
         count(&drawn, BLUE) > 20 && count(&drawn, ORANGE) > 20,
         "the legend's dots"
     );
+    let run = "viz map --features features --method tsne --perplexity 8 --iterations 300";
+    let json = w.succeeds(&format!("{run} --out tsne.png --json")).json();
+    assert_eq!(json["explained"], serde_json::json!([]));
+    let drawn = picture(&w, "tsne.png");
+    assert!(count(&drawn, BLUE) > 20 && count(&drawn, ORANGE) > 20);
+    w.succeeds(&format!("{run} --out again.png"));
+    assert_eq!(
+        std::fs::read(w.path("tsne.png")).ok(),
+        std::fs::read(w.path("again.png")).ok()
+    );
+    w.fails(
+        2,
+        &format!("{run} --n 9 --out x.png"),
+        &["perplexity", "2.7", "8"],
+    );
     w.fails(2, "viz map --features features --n 0 --out x.png", &["--n", "0"]);
     w.fails(2, "viz map --features nowhere --out x.png", &["nowhere"]);
     let same: Vec<(Option<&str>, Vec<f32>)> = vec![(None, vec![1.0, 2.0]); 3];

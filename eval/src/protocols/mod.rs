@@ -12,3 +12,4 @@ pub mod predictions;
 pub mod retrieval;
 pub mod robustness;
 pub mod scores;
+pub mod svm;

@@ -179,3 +179,43 @@ impl FeatureModel for CheckpointModel {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_outputs_of_a_network_are_listed() -> Result<()> {
+        let mut config = VitConfig::named("vit-tiny/14", 28)?;
+        config.depth = 5;
+        let listed = |config: &VitConfig| available_outputs(config).join(" ");
+        let blocks = "layer:1.cls layer:2.cls layer:3.cls layer:4.cls \
+                      layer:0.patch layer:1.patch layer:2.patch layer:3.patch layer:4.patch";
+        assert_eq!(listed(&config), format!("cls patch patch_mean {blocks}"));
+        config.num_registers = 1;
+        assert_eq!(listed(&config), format!("cls patch patch_mean reg {blocks}"));
+        config.num_registers = 0;
+        config.projection = Some(8);
+        assert_eq!(
+            listed(&config),
+            format!("cls patch patch_mean embedding {blocks}")
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn the_default_side_is_224_where_the_table_is_larger_and_patches_allow() -> Result<()> {
+        let mut config = VitConfig::named("vit-small/14", 518)?;
+        for (image_size, patch_size, side) in [
+            (518, 14, 224),
+            (224, 16, 224),
+            (384, 16, 224),
+            (98, 14, 98),
+            (260, 13, 260),
+        ] {
+            (config.image_size, config.patch_size) = (image_size, patch_size);
+            assert_eq!(default_side(&config), side, "{image_size} / {patch_size}");
+        }
+        Ok(())
+    }
+}

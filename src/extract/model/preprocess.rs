@@ -265,3 +265,31 @@ pub fn check_size(
         ),
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_are_whole_when_nothing_but_the_filter_is_left() {
+        let whole = PreprocessOverrides {
+            resize: Some(Resize::Shorter(8)),
+            crop: Some(8),
+            mean: Some([0.5; 3]),
+            std: Some([0.5; 3]),
+            ..PreprocessOverrides::default()
+        };
+        assert!(whole.is_whole() && !PreprocessOverrides::default().is_whole());
+        let without: [fn(&mut PreprocessOverrides); 4] = [
+            |flags| flags.resize = None,
+            |flags| flags.crop = None,
+            |flags| flags.mean = None,
+            |flags| flags.std = None,
+        ];
+        for (place, take) in without.iter().enumerate() {
+            let mut flags = whole.clone();
+            take(&mut flags);
+            assert!(!flags.is_whole(), "{place}");
+        }
+    }
+}
