@@ -59,11 +59,10 @@ def main():
         for command in [
             "eval cluster --features f --k 10",
             f"eval cluster --features f --method gmm --k 10 {rows}",
-            f"eval cluster --features f --method gmm --k 100 {rows}",
+            "viz map --features small --method tsne --out map.png",
             f"eval cluster --features f --method dbscan {rows}",
             "eval svm --train f --test test",
             "eval svm --train f --test test --n-per-class 16 --cost 0.01,0.1,1,10",
-            "viz map --features small --method tsne --out map.png",
         ]:
             before, start = os.times(), time.perf_counter()
             words = [str(macula), *command.split(), "--threads", str(arguments.threads)]
