@@ -325,7 +325,7 @@ mod tests {
         };
         let texts = matrix(&[&[1.0, 0.0], &[-1.0, 0.0], &[0.0, 1.0]]);
         assert!(error(&texts, &[0, 0, 1], 2).contains("class 0, found 2 texts whose mean is 0"));
-        assert!(error(&texts, &[0, 0, 2], 3).contains("class 1, found none"));
+        assert!(error(&texts, &[0, 2, 2], 3).contains("class 1, found none"));
         assert!(error(&texts, &[0, 1], 2).contains("expected 3 labels"));
         let none = matrix(&[&[f32::NAN, 0.0], &[1.0, 0.0]]);
         assert!(error(&none, &[0, 1], 2).contains("NaN"));
