@@ -15,10 +15,6 @@ use rand_chacha::ChaCha8Rng;
 
 fn config(num_registers: usize, feed_forward: FeedForwardKind) -> VitConfig {
     VitConfig {
-        pre_norm: false,
-        activation: Default::default(),
-        projection: None,
-        rope: None,
         embed_dim: 24,
         depth: 2,
         num_heads: 3,
@@ -32,6 +28,7 @@ fn config(num_registers: usize, feed_forward: FeedForwardKind) -> VitConfig {
         mask_token: true,
         layer_norm_eps: 1e-6,
         position_rule: PositionRule::Official,
+        ..VitConfig::named("vit-tiny/4", 16).unwrap()
     }
 }
 

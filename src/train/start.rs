@@ -64,13 +64,7 @@ pub fn trainer(config: &TrainConfig, start: &Start, device: &Device) -> Result<T
 
 /// Fails where a network has what no recipe trains yet, and what would be left out without a word.
 fn check_trainable(vit: &VitConfig) -> Result<()> {
-    let found = if vit.rope.is_some() {
-        "rotary positions"
-    } else if vit.pre_norm {
-        "a norm before its blocks"
-    } else if !vit.activation.is_exact() {
-        "another GELU than the exact one"
-    } else {
+    let Some(found) = vit.untrained_part() else {
         return Ok(());
     };
     let reason = format!(

@@ -49,7 +49,12 @@ fn of_weights(path: &Path, checkpoint: &Checkpoint, options: &ModelOptions) -> R
     let config = &checkpoint.config;
     let side = default_side(config);
     let size = Size::Stated(side, side);
-    let preprocess = of_checkpoint(path, checkpoint, size, &options.preprocess)?;
+    let preprocess = of_checkpoint(
+        path,
+        (checkpoint, options.checkpoint.arch.as_deref()),
+        size,
+        &options.preprocess,
+    )?;
     check_size(&path.display().to_string(), &preprocess, (None, None))?;
     let (height, width) = preprocess.crop.unwrap_or((side, side));
     config.grid(height as usize, width as usize)?;
@@ -127,14 +132,10 @@ pub fn default_side(config: &VitConfig) -> u32 {
 
 /// Every output the network can give; of single blocks the patch tokens of all and the CLS tokens of the last four.
 fn available_outputs(config: &VitConfig) -> Vec<String> {
-    let mut kinds = vec![OutputKind::Cls, OutputKind::Patch, OutputKind::PatchMean];
-    if config.num_registers > 0 {
-        kinds.push(OutputKind::Reg);
+    let mut kinds = OutputKind::defaults(config);
+    if config.class_token {
+        kinds.extend((config.depth.saturating_sub(4)..config.depth).map(OutputKind::LayerCls));
     }
-    if config.projection.is_some() {
-        kinds.push(OutputKind::Embedding);
-    }
-    kinds.extend((config.depth.saturating_sub(4)..config.depth).map(OutputKind::LayerCls));
     kinds.extend((0..config.depth).map(OutputKind::LayerPatch));
     kinds.iter().map(ToString::to_string).collect()
 }

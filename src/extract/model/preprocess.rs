@@ -94,6 +94,17 @@ pub fn of_file(
     size: Size,
     flags: &PreprocessOverrides,
 ) -> Result<Preprocess> {
+    of_file_or_name(path, own, None, size, flags)
+}
+
+/// [`of_file`], where the network may be known by name (`--arch`): that is asked after the files.
+fn of_file_or_name(
+    path: &Path,
+    own: Option<(&str, &str)>,
+    arch: Option<&str>,
+    size: Size,
+    flags: &PreprocessOverrides,
+) -> Result<Preprocess> {
     let stated = match own {
         Some((what, json)) => Some(Preprocess::from_json(what, json)?),
         None => match stated::beside(path, flags)? {
@@ -111,7 +122,16 @@ pub fn of_file(
                 );
                 Some(stated.preprocess)
             }
-            None => None,
+            None => match arch.map(|arch| (arch, stated::by_name(arch))) {
+                Some((arch, Some(known))) => {
+                    tracing::info!(
+                        "preprocessing of {arch}: {}",
+                        flags.over(known.clone()).to_json()?
+                    );
+                    Some(known)
+                }
+                _ => None,
+            },
         },
     };
     let (Size::Stated(height, width) | Size::Given(height, width)) = size;
@@ -161,18 +181,19 @@ fn at_size(stated: Preprocess, height: u32, width: u32) -> Preprocess {
     }
 }
 
-/// [`of_file`] for a checkpoint, whose own statement is macula's.
+/// [`of_file`] for a checkpoint, whose own statement is macula's. `arch` is what it was opened as, which may be the name of a
+/// released network: that is asked after the files.
 ///
 /// # Errors
 /// As [`of_file`].
 pub fn of_checkpoint(
     path: &Path,
-    checkpoint: &Checkpoint,
+    (checkpoint, arch): (&Checkpoint, Option<&str>),
     size: Size,
     flags: &PreprocessOverrides,
 ) -> Result<Preprocess> {
     let own = checkpoint.preprocess.as_deref();
-    of_file(path, own.map(|json| (PREPROCESS_KEY, json)), size, flags)
+    of_file_or_name(path, own.map(|json| (PREPROCESS_KEY, json)), arch, size, flags)
 }
 
 /// Mean and deviation alone, for who makes the images otherwise; `given` are the flags'. `own` and notices as in

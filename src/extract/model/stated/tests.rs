@@ -249,6 +249,46 @@ fn another_size_keeps_the_proportions_and_flags_go_before_all() {
     assert_eq!(assumed.crop, Some((42, 42)));
 }
 
+/// What timm and open_clip say of the preprocessing of their weights, for networks that are opened by name.
+#[test]
+fn released_networks_have_their_preprocessing() {
+    let of = |name: &str| by_name(name).expect(name);
+    let clip = of("openclip:ViT-B-32/laion2b");
+    assert_eq!(
+        (clip.resize, clip.crop),
+        (Some(Resize::Shorter(224)), Some((224, 224)))
+    );
+    assert_eq!(clip.mean, [0.481_454_67, 0.457_827_5, 0.408_210_72]);
+    let large = of("openclip:ViT-L-14-336/openai");
+    assert_eq!((large.crop, large.mean), (Some((336, 336)), clip.mean));
+    assert_eq!(of("openclip:ViT-L-14/laion2b_s32b_b82k").mean, [0.5; 3]);
+    let squashed = of("openclip:ViT-H-14-378-quickgelu/dfn5b");
+    assert_eq!(
+        (squashed.resize, squashed.mean),
+        (Some(Resize::Exact(378, 378)), clip.mean)
+    );
+    let siglip = of("openclip:ViT-B-16-SigLIP-256/webli");
+    assert_eq!(
+        (siglip.resize, siglip.std),
+        (Some(Resize::Exact(256, 256)), [0.5; 3])
+    );
+    let pe = of("openclip:PE-Core-L-14-336/meta");
+    assert_eq!(
+        (pe.crop, pe.interpolation),
+        (Some((336, 336)), Interpolation::Bilinear)
+    );
+    assert_eq!(of("dinov3-vitl16-sat").mean, [0.43, 0.411, 0.296]);
+    assert_eq!((of("tipsv2-b14").mean, of("tipsv2-b14").std), ([0.; 3], [1.; 3]));
+    for name in ["dinov2-vits14-reg", "mae-vitb16", "vit-small/14"] {
+        assert!(by_name(name).is_none(), "{name}");
+    }
+    for name in macula_models::weights::example_names() {
+        if let Some(known) = by_name(&name) {
+            known.validate().expect("a preprocessing");
+        }
+    }
+}
+
 #[test]
 fn a_statement_that_no_image_can_follow_names_its_file() {
     let folder = written(
