@@ -119,16 +119,16 @@ fn rotary_positions_and_kinds_of_gelu_agree_with_the_composition() {
     }
     // The table matters, and belongs to attention on images of its size.
     let x = inputs(3, 4, 8, attention.0);
-    let with = |rotary: &[Rotary], middle, tokens: usize| {
+    let with = |rotary: &[Rotary], tokens: usize| {
         let branch = StackedBranch {
             parameters: &parameters(&x),
-            middle,
+            middle: attention.0,
             samples: None,
             rotary,
         };
         residual_stack(&x[0].narrow(1, 0, tokens)?, &[branch], IN_F32)
     };
-    let (some, none) = (with(&rotary, attention.0, 4), with(&[], attention.0, 4));
+    let (some, none) = (with(&rotary, 4), with(&[], 4));
     assert_ne!(values(&some.unwrap()), values(&none.unwrap()));
     let twice = [rotary[0].clone(), rotary[0].clone()];
     for (rotary, tokens, message) in [
@@ -139,10 +139,17 @@ fn rotary_positions_and_kinds_of_gelu_agree_with_the_composition() {
             "expected angles for images of 1 sizes, found those of 2",
         ),
     ] {
-        let error = with(rotary, attention.0, tokens).unwrap_err().to_string();
+        let error = with(rotary, tokens).unwrap_err().to_string();
         assert!(error.contains(message), "{error}");
     }
-    let error = with(&rotary, Middle::GELU, 4).unwrap_err().to_string();
+    let x = inputs(3, 4, 8, Middle::GELU);
+    let branch = StackedBranch {
+        parameters: &parameters(&x),
+        middle: Middle::GELU,
+        samples: None,
+        rotary: &rotary,
+    };
+    let error = residual_stack(&x[0], &[branch], IN_F32).unwrap_err().to_string();
     assert!(error.contains("with attention alone"), "{error}");
 }
 
