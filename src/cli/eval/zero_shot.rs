@@ -21,7 +21,7 @@ use crate::extract::FeatureFolder;
     next_help_heading = INPUT,
     after_help = examples(&[
         "macula eval zero-shot --features features/test --text text.parquet",
-        "macula eval zero-shot --features features/test --text text.parquet --per-class --out results/zero-shot",
+        "macula eval zero-shot --features features/test --text text.parquet --out results/zero-shot",
     ]),
     mut_args(reworded(&[
         ("column", "Column of features [default: embedding, or else cls, or else the first]"),
