@@ -5,10 +5,10 @@
 
 use super::Family;
 use super::family::{
-    Part::{Run, Share, Whole},
+    Part::{Share, Whole},
     Rotation, Row, Table,
 };
-use super::siglip::{with_classifier, without_classifier};
+use super::siglip::{TIMM_POOL, with_classifier, without_classifier};
 
 /// What all of them have in common.
 const ROWS: &[Row] = &[
@@ -69,14 +69,8 @@ pub(super) const PERCEPTION: Table = Table {
         ("{b}{i}.attn.qkv.*", "blocks.{i}.attn.qkv.*", Whole),
         ("{b}{i}.mlp.fc1.*", "blocks.{i}.mlp.fc1.*", Whole),
         ("{b}{i}.mlp.fc2.*", "blocks.{i}.mlp.fc2.*", Whole),
-        ("attn_pool.latent", "attn_pool.latent", Whole),
-        ("attn_pool.q.*", "attn_pool.qkv.*", Run(0, 1, 3)),
-        ("attn_pool.kv.*", "attn_pool.qkv.*", Run(1, 2, 3)),
-        ("attn_pool.proj.*", "attn_pool.proj.*", Whole),
-        ("attn_pool.norm.*", "attn_pool.norm.*", Whole),
-        ("attn_pool.mlp.fc1.*", "attn_pool.mlp.fc1.*", Whole),
-        ("attn_pool.mlp.fc2.*", "attn_pool.mlp.fc2.*", Whole),
     ],
+    pool: TIMM_POOL,
     zeros: &["patch_embed.proj.bias"],
     classless: true,
     eps: 1e-5,

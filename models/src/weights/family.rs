@@ -44,7 +44,9 @@ pub(super) struct Table {
     pub rows: &'static [Row],
     /// More of them, where tables have most in common.
     pub more: &'static [Row],
-    /// And more.
+    /// Those of pooling by attention.
+    pub pool: &'static [Row],
+    /// Those of a projection.
     pub last: &'static [Row],
     /// What the names of its blocks begin with.
     pub blocks: &'static str,
@@ -118,6 +120,7 @@ impl Table {
         family: Family::Official,
         rows: &[],
         more: &[],
+        pool: &[],
         last: &[],
         blocks: "blocks.",
         heads: &[],
@@ -149,9 +152,9 @@ impl Table {
             .collect()
     }
 
-    /// The rows of both parts of the table.
+    /// The rows of all parts of the table.
     pub fn all_rows(&self) -> impl Iterator<Item = &'static Row> {
-        self.rows.iter().chain(self.more).chain(self.last)
+        [self.rows, self.more, self.pool, self.last].into_iter().flatten()
     }
 
     /// Whether a network that has no such tensor in any block has zeros in its place.

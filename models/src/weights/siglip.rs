@@ -77,7 +77,7 @@ pub(super) const TIMM: Table = Table {
     family: Family::TimmSiglip,
     heads: &[("head.", "head.")],
     rows: super::ijepa::ROWS,
-    more: TIMM_POOL,
+    pool: TIMM_POOL,
     classless: true,
     activation: None,
     beside: Beside::Timm,
