@@ -138,6 +138,7 @@ fn train(options: &DemoOptions, run: &Path) -> Result<()> {
         teacher: None,
         device: options.device.candle()?,
         threads: rayon::current_num_threads(),
+        until: None,
         stop: Default::default(),
     })?;
     tracing::info!(

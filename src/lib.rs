@@ -25,6 +25,7 @@ pub mod rng;
 pub mod runtime;
 pub mod tables;
 pub mod train;
+pub mod tune;
 pub mod viz;
 
 pub use error::{Error, ErrorKind, Result};

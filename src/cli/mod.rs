@@ -22,6 +22,7 @@ mod run_folder;
 mod runtime;
 mod signals;
 mod train;
+mod tune;
 mod viz;
 
 use std::ffi::OsString;
@@ -68,6 +69,8 @@ enum Verb {
     Demo(demo::DemoArgs),
     /// Pretrain a vision transformer without labels.
     Train(Box<train::TrainArgs>),
+    /// Choose a recipe and its settings for the images at hand, in a given time.
+    Tune(Box<tune::TuneArgs>),
     /// Train a student on a frozen teacher's outputs, without labels.
     Distill(Box<distill::DistillArgs>),
     /// Write a checkpoint as ONNX, checked against the candle network.
@@ -214,6 +217,7 @@ impl Verb {
         match self {
             Self::Demo(args) => args.run(),
             Self::Train(args) => args.run(host),
+            Self::Tune(args) => args.run(host),
             Self::Distill(args) => args.run(host),
             Self::Export(args) => args.run(),
             Self::Extract(args) => args.run(),

@@ -16,10 +16,10 @@ use crate::data::decode::range::take_notice;
 use crate::data::loader::LoaderConfig;
 use crate::data::{DecodeOptions, SampleRange, Source};
 use crate::lock::FolderLock;
-use crate::train::config::TrainConfig;
+use crate::train::config::{Selection, TrainConfig};
 use crate::train::distillation::FrozenTeacher;
 use crate::train::identity::RunIdentity;
-use crate::train::observe::OnlineKnnConfig;
+use crate::train::observe::{LabelFreeConfig, OnlineKnnConfig};
 use crate::train::recipes::{DataFacts, Overrides};
 use crate::train::run::{self, RunSummary, TrainRequest};
 use crate::train::start::Start;
@@ -27,6 +27,9 @@ use crate::{Error, Result};
 
 /// Images looked at to tell the size of a source's images and whether they are grey.
 const LOOKED_AT: u64 = 32;
+
+/// Steps between readings of the meters on features.
+const MONITOR_EVERY: u64 = 500;
 
 /// The heading of what is learnt, and how.
 pub const TRAINING: &str = "Training";
@@ -43,9 +46,13 @@ pub struct RunFolderArgs {
     /// optimizer.learning_rate=1e-3; config.toml in a run folder has them all [default: none]
     #[arg(long, value_name = "FIELD=VALUE")]
     set: Vec<String>,
-    /// Steps between online k-NNs
-    #[arg(long, value_name = "STEPS", default_value_t = 500, requires = "knn_data")]
-    knn_every: u64,
+    /// Steps between online k-NNs, and between readings of --select [default: 500]
+    #[arg(long, value_name = "STEPS")]
+    knn_every: Option<u64>,
+    /// What chooses checkpoints/best: knn, of --knn-data; or, of images without labels, rankme (how many directions the features
+    /// use) or lidar (how many of them tell images apart better than crops of one image differ) [default: the recipe's, knn]
+    #[arg(long, value_name = "knn|rankme|lidar", conflicts_with = "resume")]
+    select: Option<Selection>,
     /// Images: a folder, list.csv, list.parquet, idx:FOLDER#train, sample:train, or - for paths on stdin; labels are not
     /// used unless a setting says so
     #[arg(long, value_name = "SRC", required_unless_present = "resume", help_heading = INPUT)]
@@ -60,7 +67,7 @@ pub struct RunFolderArgs {
     #[command(flatten)]
     out: NewArgs,
     /// Go on after the last checkpoint of --out, with the settings saved there
-    #[arg(long, conflicts_with_all = ["force", "recipe", "set", "knn_data"], help_heading = OUTPUT)]
+    #[arg(long, conflicts_with_all = ["force", "recipe", "set", "knn_data", "knn_every"], help_heading = OUTPUT)]
     pub resume: bool,
     /// Print the resolved settings and end
     #[arg(long, help_heading = OUTPUT)]
@@ -184,8 +191,25 @@ impl RunFolderArgs {
             config.seed = seed;
         }
         self.loader.over(&mut config.data.loader);
-        if let Some(labelled) = self.sources()?.1 {
-            config.monitor.knn = Some(OnlineKnnConfig::new(labelled, self.knn_every));
+        let every = self.knn_every.unwrap_or(MONITOR_EVERY);
+        let labelled = self.sources()?.1;
+        let selects = self.select.filter(|select| *select != Selection::Knn);
+        if self.knn_every.is_some() && labelled.is_none() && selects.is_none() {
+            let reason = "expected --knn-data or --select rankme|lidar with it, found neither";
+            return Err(Error::input("--knn-every", reason));
+        }
+        if self.select == Some(Selection::Knn) && labelled.is_none() {
+            let reason = "expected --knn-data with knn, found none";
+            return Err(Error::input("--select", reason));
+        }
+        if let Some(labelled) = labelled {
+            config.monitor.knn = Some(OnlineKnnConfig::new(labelled, every));
+        }
+        if let Some(select) = self.select {
+            config.checkpoints.select = select;
+        }
+        if selects.is_some() {
+            config.monitor.label_free = Some(LabelFreeConfig::new(every));
         }
         Ok(config)
     }
@@ -232,6 +256,7 @@ impl RunFolderArgs {
             teacher,
             device,
             threads: rayon::current_num_threads(),
+            until: None,
             stop: signals.flag(),
         })?;
         if self.out.print.json {

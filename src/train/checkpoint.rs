@@ -36,6 +36,8 @@ struct Record {
     step: u64,
     seed: u64,
     knn_top1: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    label_free: Option<f64>,
     sha256: String,
     optimizer_steps: BTreeMap<String, u64>,
 }
@@ -45,10 +47,19 @@ struct Record {
 pub struct Saved {
     /// The trainer's state.
     pub state: TrainerState,
-    /// The best online k-NN of the run so far, if it ran.
-    pub best_knn: Option<f64>,
+    /// The best readings of the run so far.
+    pub best: BestReadings,
     /// SHA-256 of its tensors' file.
     pub sha256: String,
+}
+
+/// The best readings of a run so far, of those that are taken.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct BestReadings {
+    /// Of online k-NN.
+    pub knn_top1: Option<f64>,
+    /// Of the meter without labels that chooses the best checkpoint.
+    pub label_free: Option<f64>,
 }
 
 /// The checkpoints of a run folder.
@@ -75,7 +86,7 @@ impl Checkpoints {
         state: &TrainerState,
         vit: &VitConfig,
         seed: u64,
-        best_knn: Option<f64>,
+        readings: BestReadings,
         best: bool,
     ) -> Result<PathBuf> {
         fs::create_dir_all(&self.folder).map_err(|e| Error::io(&self.folder, e))?;
@@ -88,7 +99,8 @@ impl Checkpoints {
                 version: VERSION,
                 step: state.step,
                 seed,
-                knn_top1: best_knn,
+                knn_top1: readings.knn_top1,
+                label_free: readings.label_free,
                 sha256: files::sha256(&file)?,
                 optimizer_steps: state.optimizer.steps.clone(),
             };
@@ -242,7 +254,10 @@ pub fn load(folder: &Path) -> Result<Saved> {
             },
             memory: take(MEMORY),
         },
-        best_knn: record.knn_top1,
+        best: BestReadings {
+            knn_top1: record.knn_top1,
+            label_free: record.label_free,
+        },
         sha256,
     })
 }

@@ -6,18 +6,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use macula_models::weights;
 use serde_json::{Map, Value, json};
 
-use super::checkpoint::Checkpoints;
-use super::config::TrainConfig;
+use super::checkpoint::{BestReadings, Checkpoints};
+use super::config::{Selection, TrainConfig};
 use super::distillation::{FrozenTargets, FrozenTeacher};
 use super::feed::{Feed, LoadedBatch, MicroBatch};
 use super::identity::RunIdentity;
 use super::observe::meters::{self, TargetReadings};
 use super::observe::{
-    Collapse, EventWriter, MetricsLog, OnlineKnn, Readings, RunProgress, StepStatus, curves, keys,
+    Collapse, EventWriter, LabelFree, MetricsLog, OnlineKnn, Readings, RunProgress, StepStatus, curves, keys,
     metrics_log,
 };
 use super::start::{Start, restored, trainer};
@@ -54,6 +54,8 @@ pub struct TrainRequest {
     pub device: Device,
     /// Threads of the step, for the record.
     pub threads: usize,
+    /// The step after which this sitting ends with a checkpoint, where the run has more; it goes on with [`Start::Resume`].
+    pub until: Option<u64>,
     /// Set by a signal: the run writes a checkpoint and ends.
     pub stop: Arc<AtomicBool>,
 }
@@ -114,11 +116,12 @@ struct Run {
     feed: Feed,
     checkpoints: Checkpoints,
     knn: Option<OnlineKnn>,
+    label_free: Option<LabelFree>,
     collapse: Collapse,
     log: MetricsLog,
     events: EventWriter,
     progress: RunProgress,
-    best_knn: Option<f64>,
+    best: BestReadings,
     last_knn: Option<f64>,
     warned: Option<u64>,
     bad_images: usize,
@@ -185,6 +188,17 @@ impl Run {
             .clone()
             .map(|knn| OnlineKnn::open(knn, preprocess(config), config.data.loader.decode(), config.seed))
             .transpose()?;
+        let label_free = config.monitor.label_free.clone().map(|settings| {
+            let decode = config.data.loader.decode();
+            LabelFree::new(
+                Arc::clone(&source),
+                settings,
+                config.crops.clone(),
+                decode,
+                config.seed,
+            )
+        });
+        let label_free = label_free.transpose()?;
         let identity = RunIdentity {
             source: learnt_from(config, source.as_ref()),
             knn_source: knn.as_ref().map(OnlineKnn::images),
@@ -192,9 +206,9 @@ impl Run {
         };
         let known = check_identity(&request, &identity)?;
         let checkpoints = Checkpoints::in_folder(out);
-        let (mut trainer, best_knn) = match &request.start {
+        let (mut trainer, best) = match &request.start {
             Start::Resume => restored(config, &checkpoints, &request.device)?,
-            start => (trainer(config, start, &request.device)?, None),
+            start => (trainer(config, start, &request.device)?, BestReadings::default()),
         };
         if let Some(frozen) = frozen {
             trainer.learn_from(frozen);
@@ -217,7 +231,7 @@ impl Run {
             events: EventWriter::create(out, (step > 0).then_some(step))?,
             progress: RunProgress::new(config.steps, step),
             collapse: Collapse::after(config.optimizer.warmup_steps),
-            best_knn,
+            best,
             last_knn: None,
             warned: None,
             bad_images: 0,
@@ -227,6 +241,7 @@ impl Run {
             feed,
             trainer,
             knn,
+            label_free,
             request,
             _lock: lock,
         })
@@ -249,8 +264,9 @@ impl Run {
 
     fn finish(mut self) -> Result<RunSummary> {
         let steps = self.request.config.steps;
+        let end = self.end();
         let mut saved = self.trainer.step();
-        while self.trainer.step() < steps && !self.stopped() {
+        while self.trainer.step() < end && !self.stopped() {
             let batches = self.fetch()?;
             let report = match self.trainer.advance(&batches) {
                 Err(error @ Error::NotFinite { .. }) => return Err(self.not_finite(error, &batches)),
@@ -287,6 +303,12 @@ impl Run {
             images_per_second: self.total.images_per_second(),
             data_wait: self.total.data_wait(),
         })
+    }
+
+    /// The step after which this sitting ends.
+    fn end(&self) -> u64 {
+        let steps = self.request.config.steps;
+        self.request.until.map_or(steps, |until| until.min(steps))
     }
 
     fn stopped(&self) -> bool {
@@ -337,8 +359,12 @@ impl Run {
     fn observe(&mut self, report: &StepReport) -> Result<bool> {
         let done = report.step + 1;
         let config = &self.request.config;
-        let last = done == config.steps;
-        let knn_due = last || self.knn.as_ref().is_some_and(|knn| knn.is_due(done));
+        let last = done == self.end();
+        let knn_due = self.knn.as_ref().is_some_and(|knn| last || knn.is_due(done));
+        let label_free_due = self
+            .label_free
+            .as_ref()
+            .is_some_and(|meters| last || meters.is_due(done));
         let log_due = last || done == 1 || done.is_multiple_of(config.monitor.log_every);
         let curves_due = done.is_multiple_of(config.monitor.curves_every);
         self.progress.update(&StepStatus {
@@ -347,18 +373,20 @@ impl Run {
             images_per_second: self.since_log.images_per_second(),
             knn: self.last_knn,
         });
-        let knn_due = knn_due && self.knn.is_some();
-        if !log_due && !knn_due {
+        if !log_due && !knn_due && !label_free_due {
             return Ok(false);
         }
         let mut readings = Readings::default();
         let mut metrics = self.step_metrics(report);
         self.since_log = Tally::start();
         self.aside(|_| read_targets(report, &mut readings, &mut metrics))?;
-        let best = match knn_due {
-            true => self.aside(|run| run.run_knn(&mut readings, &mut metrics))?,
-            false => false,
-        };
+        let mut best = false;
+        if knn_due {
+            best |= self.aside(|run| run.run_knn(&mut readings, &mut metrics))?;
+        }
+        if label_free_due {
+            best |= self.aside(|run| run.run_label_free(&mut readings, &mut metrics))?;
+        }
         self.warn(done, &readings);
         self.log.append(&metrics)?;
         self.events.scalars(done, &metrics)?;
@@ -401,13 +429,7 @@ impl Run {
     /// The online k-NN of the teacher and the meters on its features; whether it is the best so far.
     fn run_knn(&mut self, readings: &mut Readings, metrics: &mut Map<String, Value>) -> Result<bool> {
         let Some(knn) = &self.knn else { return Ok(false) };
-        let teacher = &self.trainer.method().teacher;
-        let device = &self.request.device;
-        let result = knn.evaluate(|pixels| {
-            let pixels = pixels.to_device(device)?;
-            let cls = teacher.vit.forward(&pixels, None)?.cls;
-            cls.to_device(&Device::Cpu).map_err(Error::from)
-        })?;
+        let result = knn.evaluate(teacher_features(&self.trainer, &self.request.device))?;
         let rows = result.features.len() / result.d.max(1);
         let std = meters::feature_std(&result.features, rows, result.d);
         let (some, taken) = meters::spread_rows(&result.features, rows, result.d, meters::RANK_ROWS);
@@ -424,11 +446,44 @@ impl Run {
             metrics.insert(key.to_owned(), json!(value));
         }
         self.last_knn = Some(result.top1);
-        let best = self.best_knn.is_none_or(|best| result.top1 > best);
-        if best {
-            self.best_knn = Some(result.top1);
+        Ok(self.select(Selection::Knn, result.top1))
+    }
+
+    /// The meters of images without labels; whether the one that chooses is the best so far.
+    fn run_label_free(&mut self, readings: &mut Readings, metrics: &mut Map<String, Value>) -> Result<bool> {
+        let Some(meters) = &self.label_free else {
+            return Ok(false);
+        };
+        let features_of = teacher_features(&self.trainer, &self.request.device);
+        let result = meters.evaluate(features_of)?;
+        readings.feature_std = Some(result.feature_std);
+        readings.effective_rank = Some((result.effective_rank, result.possible_rank));
+        for (key, value) in [
+            (keys::FEATURE_STD, result.feature_std),
+            (keys::EFFECTIVE_RANK, result.effective_rank),
+            (keys::LIDAR, result.lidar),
+            (keys::SPECTRUM_DECAY, result.spectrum_decay),
+        ] {
+            metrics.insert(key.to_owned(), json!(value));
         }
-        Ok(best)
+        let by_rank = self.select(Selection::Rankme, result.effective_rank);
+        let by_lidar = self.select(Selection::Lidar, result.lidar);
+        Ok(by_rank || by_lidar)
+    }
+
+    /// Takes note of a reading; whether it chooses the best checkpoint and is the best so far.
+    fn select(&mut self, by: Selection, reading: f64) -> bool {
+        let chooses = by == self.request.config.checkpoints.select;
+        let best = match by {
+            Selection::Knn => &mut self.best.knn_top1,
+            Selection::Rankme | Selection::Lidar if chooses => &mut self.best.label_free,
+            Selection::Rankme | Selection::Lidar => return false,
+        };
+        let is_best = reading.is_finite() && best.is_none_or(|best| reading > best);
+        if is_best {
+            *best = Some(reading);
+        }
+        is_best && chooses
     }
 
     /// Says what is collapsing, once in a while and not at every reading.
@@ -447,8 +502,7 @@ impl Run {
         let config = &self.request.config;
         let vit = &self.trainer.method().teacher.config().vit;
         let state = self.trainer.state()?;
-        self.checkpoints
-            .save(&state, vit, config.seed, self.best_knn, best)?;
+        self.checkpoints.save(&state, vit, config.seed, self.best, best)?;
         let mut metadata = weights::config_metadata(vit)?;
         metadata.insert(weights::PREPROCESS_KEY.to_owned(), preprocess(config).to_json()?);
         let backbone = self.trainer.method().teacher.backbone();
@@ -488,6 +542,19 @@ impl Run {
             ),
             Err(trouble) => Error::failed(format!("step {step}"), format!("{error}; {trouble}; {kept}")),
         }
+    }
+}
+
+/// The teacher's class token of images `[b, 3, H, W]`, as `[b, D]` in the computer's memory.
+fn teacher_features<'a>(
+    trainer: &'a Trainer,
+    device: &'a Device,
+) -> impl FnMut(&Tensor) -> Result<Tensor> + 'a {
+    let teacher = &trainer.method().teacher;
+    move |pixels| {
+        let pixels = pixels.to_device(device)?;
+        let cls = teacher.vit.forward(&pixels, None)?.cls;
+        cls.to_device(&Device::Cpu).map_err(Error::from)
     }
 }
 

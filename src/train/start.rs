@@ -7,7 +7,7 @@ use candle_core::Device;
 use macula_models::vit::{VitConfig, interpolate_table};
 use macula_models::weights::{Checkpoint, Tensors};
 
-use super::checkpoint::{Checkpoints, Saved};
+use super::checkpoint::{BestReadings, Checkpoints, Saved};
 use super::config::{BackboneConfig, TrainConfig};
 use super::network::NetworkConfig;
 use super::trainer::Trainer;
@@ -78,7 +78,7 @@ fn check_trainable(vit: &VitConfig) -> Result<()> {
     Err(Error::setting("from", reason))
 }
 
-/// The trainer of the run's last checkpoint, and the best online k-NN so far; a run that had not reached a checkpoint
+/// The trainer of the run's last checkpoint, and the best readings so far; a run that had not reached a checkpoint
 /// begins anew.
 ///
 /// # Errors
@@ -87,15 +87,15 @@ pub fn restored(
     config: &TrainConfig,
     checkpoints: &Checkpoints,
     device: &Device,
-) -> Result<(Trainer, Option<f64>)> {
+) -> Result<(Trainer, BestReadings)> {
     match checkpoints.load_last()? {
         None => {
             tracing::info!("no checkpoint yet: starting from step 0");
-            Ok((Trainer::fresh(config, device)?, None))
+            Ok((Trainer::fresh(config, device)?, BestReadings::default()))
         }
         Some(saved) => {
             tracing::info!("resuming from step {}", saved.state.step);
-            Ok((Trainer::resume(config, &saved.state, device)?, saved.best_knn))
+            Ok((Trainer::resume(config, &saved.state, device)?, saved.best))
         }
     }
 }

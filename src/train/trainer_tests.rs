@@ -9,7 +9,7 @@ use crate::data::augment::MultiCrop;
 use crate::data::loader::{Batch, Loader};
 use crate::data::mask::BatchMasks;
 use crate::data::{self, Source};
-use crate::train::checkpoint::{self, Checkpoints};
+use crate::train::checkpoint::{self, BestReadings, Checkpoints};
 use crate::train::config::TrainConfig;
 use crate::train::method::Method;
 use crate::train::network::NetworkConfig;
@@ -190,12 +190,16 @@ fn a_resumed_run_holds_the_bytes_of_one_that_never_stopped() {
         let run_folder = format!("{recipe} {settings:?}").replace(['"', '/'], "");
         let checkpoints = Checkpoints::in_folder(&folder.path().join(run_folder));
         let vit = config.vit().unwrap();
+        let best = BestReadings {
+            knn_top1: Some(0.5),
+            label_free: Some(17.),
+        };
         let path = checkpoints
-            .save(&first.state().unwrap(), &vit, config.seed, Some(0.5), true)
+            .save(&first.state().unwrap(), &vit, config.seed, best, true)
             .unwrap();
         run(&mut first, 3, 1); // what the killed run did after its last checkpoint
         let saved = checkpoint::load(&path).unwrap();
-        assert_eq!(saved.best_knn, Some(0.5));
+        assert_eq!(saved.best, best);
         let mut second = Trainer::resume(&config, &saved.state, &Device::Cpu).unwrap();
         run(&mut second, 3, 2);
         assert_same(&second, &whole);

@@ -69,6 +69,12 @@ fn commands() -> Vec<(String, Option<i32>)> {
         ("doctor".to_owned(), Some(0)),
         ("doctor --json".to_owned(), Some(0)),
         (format!("train --data sample:train --out run {SMALL}"), Some(0)),
+        (
+            "tune --data sample:train --budget 4s --candidates 2 --recipe dino --out tune --set batch_size=4 --set backbone.depth=1 \
+             --set backbone.embed_dim=16 --set backbone.num_heads=2 --set loss.head.hidden=16 --set loss.head.prototypes=16"
+                .to_owned(),
+            Some(0),
+        ),
         (format!("distill --teacher run --data sample:train --out student {STUDENT}"), Some(0)),
         ("export run --out m.onnx --force".to_owned(), Some(0)),
         (

@@ -29,5 +29,6 @@ mod robustness;
 mod sources;
 mod suite;
 mod train;
+mod tune;
 mod video;
 mod viz;

@@ -106,6 +106,59 @@ fn a_run_leaves_what_the_contract_names_and_its_teacher_goes_on() {
     assert_eq!(meta["preprocess"]["resize"], 28, "{meta}");
 }
 
+/// The step that `checkpoints/best` points to.
+fn best_step(run: &Path) -> u64 {
+    let state = std::fs::read_to_string(run.join("checkpoints/best/state.json")).expect("a best checkpoint");
+    let state: serde_json::Value = serde_json::from_str(&state).expect("JSON");
+    state["step"].as_u64().expect("a step")
+}
+
+#[test]
+fn without_labels_lidar_or_rankme_chooses_the_best_checkpoint_also_after_a_resume() {
+    let space = Workspace::new();
+    for (select, key) in [("lidar", "lidar"), ("rankme", "effective_rank")] {
+        let settings = format!(
+            "train --data sample:train --select {select} --knn-every 2 --set steps=12 {SMALL} \
+             --set monitor.label_free.images=32 --set monitor.label_free.views=2"
+        );
+        space.succeeds(&format!("{settings} --out {select}"));
+        let run = space.path(select);
+        let readings: Vec<(u64, f64)> = metrics(&run)
+            .iter()
+            .filter_map(|line| Some((line["step"].as_u64()?, line[key].as_f64()?)))
+            .collect();
+        assert_eq!(
+            readings.iter().map(|(step, _)| *step).collect::<Vec<_>>(),
+            [2, 4, 6, 8, 10, 12]
+        );
+        let best = readings
+            .iter()
+            .max_by(|a, b| a.1.total_cmp(&b.1))
+            .expect("readings");
+        assert_eq!(best_step(&run), best.0, "{readings:?}");
+        let last = metrics(&run).pop().expect("lines");
+        for key in ["lidar", "spectrum_decay", "effective_rank", "feature_std"] {
+            assert!(last[key].is_number(), "{key}: {last}");
+        }
+        assert!(last.get("knn_top1").is_none(), "{last}");
+    }
+    let text = space
+        .fails("train --data sample:train --out none --select knn", 2)
+        .stderr;
+    assert!(text.contains("--knn-data"), "{text}");
+    let text = space
+        .fails("train --data sample:train --out none --knn-every 3", 2)
+        .stderr;
+    assert!(text.contains("--select"), "{text}");
+    let text = space
+        .fails(
+            "train --data sample:train --out none --set checkpoints.select=lidar",
+            2,
+        )
+        .stderr;
+    assert!(text.contains("monitor.label_free"), "{text}");
+}
+
 fn start(space: &Workspace, arguments: &str) -> std::process::Child {
     Command::new(env!("CARGO_BIN_EXE_macula"))
         .args(arguments.split_whitespace())

@@ -24,7 +24,7 @@ use crate::data::augment::MultiCropConfig;
 use crate::data::loader::{BatchPlan, LoaderConfig};
 use crate::data::mask::{Grid, MaskConfig};
 use crate::device::Dtype;
-use crate::train::observe::OnlineKnnConfig;
+use crate::train::observe::{LabelFreeConfig, OnlineKnnConfig, keys};
 
 fn yes() -> bool {
     true
@@ -113,8 +113,52 @@ pub struct CheckpointConfig {
     pub every: u64,
     /// Latest checkpoints kept, at least 1. Default 2.
     pub keep: usize,
-    /// Whether the checkpoint with the best online k-NN is kept too (`checkpoints/best`). Default true.
+    /// Whether the best checkpoint is kept too (`checkpoints/best`). Default true.
     pub keep_best: bool,
+    /// What is the best. Default `knn`.
+    pub select: Selection,
+}
+
+/// Which reading says that a checkpoint is the best so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Selection {
+    /// Accuracy of online k-NN, where there is any.
+    #[default]
+    Knn,
+    /// RankMe (Garrido et al. 2023) of images without labels: how many directions the features use.
+    Rankme,
+    /// LiDAR (Thilak et al. 2024) of images without labels: how many directions tell images apart better than crops of one differ.
+    Lidar,
+}
+
+impl Selection {
+    /// Every kind by its name.
+    pub const ALL: [(&str, Self); 3] = [
+        ("knn", Self::Knn),
+        ("rankme", Self::Rankme),
+        ("lidar", Self::Lidar),
+    ];
+
+    /// The name of the reading in `metrics.jsonl`.
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::Knn => keys::KNN_TOP1,
+            Self::Rankme => keys::EFFECTIVE_RANK,
+            Self::Lidar => keys::LIDAR,
+        }
+    }
+}
+
+impl std::str::FromStr for Selection {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let found = Self::ALL.iter().find(|(name, _)| *name == text);
+        found
+            .map(|(_, kind)| *kind)
+            .ok_or_else(|| format!("expected knn, rankme or lidar, found {text}"))
+    }
 }
 
 impl Default for CheckpointConfig {
@@ -123,6 +167,7 @@ impl Default for CheckpointConfig {
             every: 1000,
             keep: 2,
             keep_best: true,
+            select: Selection::Knn,
         }
     }
 }
@@ -137,6 +182,9 @@ pub struct MonitorConfig {
     pub curves_every: u64,
     /// The online k-NN on a labelled source; none without it.
     pub knn: Option<OnlineKnnConfig>,
+    /// The meters that need no labels; none without it. `feature_std` and `effective_rank` are then of its images.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub label_free: Option<LabelFreeConfig>,
 }
 
 impl Default for MonitorConfig {
@@ -145,6 +193,7 @@ impl Default for MonitorConfig {
             log_every: 20,
             curves_every: 500,
             knn: None,
+            label_free: None,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What settings must keep to: every field's range, and that the parts fit together.
 
 use super::distill::{DistillConfig, Term};
-use super::{COMPUTED, TrainConfig};
+use super::{COMPUTED, Selection, TrainConfig};
 use crate::{Error, Result};
 
 /// Fails with the field's name unless `value` lies in `range`.
@@ -58,6 +58,12 @@ impl TrainConfig {
         at_least("checkpoints.keep", self.checkpoints.keep as u64, 1)?;
         at_least("monitor.log_every", self.monitor.log_every, 1)?;
         at_least("monitor.curves_every", self.monitor.curves_every, 1)?;
+        if let Some(label_free) = &self.monitor.label_free {
+            label_free.validate()?;
+        } else if self.checkpoints.select != Selection::Knn {
+            let reason = "expected monitor.label_free with it, found none";
+            return Err(Error::input("checkpoints.select", reason));
+        }
         self.validate_distill()?;
         self.validate_backbone()
     }

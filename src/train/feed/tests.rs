@@ -177,6 +177,7 @@ fn a_run_on_an_emulated_gpu_names_the_images_of_a_loss_that_is_not_finite() {
         teacher: None,
         device: Device::Cpu,
         threads: 1,
+        until: None,
         stop: Arc::default(),
     };
     let out = request.out.clone();

@@ -20,6 +20,10 @@ pub const MINUTES: &str = "minutes";
 pub const FEATURE_STD: &str = "feature_std";
 /// [`effective_rank`](super::meters::effective_rank) of the features, 1 to their width.
 pub const EFFECTIVE_RANK: &str = "effective_rank";
+/// [`lidar`](super::meters::lidar) of crops of images without labels, 1 to the width of their features.
+pub const LIDAR: &str = "lidar";
+/// [`spectrum_decay`](super::meters::spectrum_decay) of the same.
+pub const SPECTRUM_DECAY: &str = "spectrum_decay";
 /// Mean entropy of the teacher's targets, in nats.
 pub const TEACHER_ENTROPY: &str = "teacher_entropy";
 /// The same as a share of ln K, 0 to 1.

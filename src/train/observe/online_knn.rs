@@ -3,11 +3,12 @@
 
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use macula_eval::protocols::knn::{self, KnnConfig};
 use macula_eval::{LabelSet, MatrixView, Split, TrainTest};
 use rand::seq::SliceRandom as _;
 
+use super::features::Features;
 use super::online_knn_config::{OnlineKnnConfig, QUERY_SHARE};
 use crate::data::{
     self, BatchReader, DecodeOptions, ImageBatch, Preprocess, RowError, Source, SourceIdentity,
@@ -264,33 +265,6 @@ impl Sample {
             );
             return Err(Error::input(data, reason));
         }
-        Ok(())
-    }
-}
-
-/// Features of the batches so far.
-#[derive(Default)]
-struct Features {
-    data: Vec<f32>, // [n, d]
-    d: usize,
-}
-
-impl Features {
-    /// Adds the features of `n` images.
-    fn append(&mut self, batch: &Tensor, n: usize) -> Result<()> {
-        let wrong = |expected: String| {
-            let reason = format!("expected [{expected}], found {:?}", batch.dims());
-            Err(Error::failed("features for online k-NN", reason))
-        };
-        match *batch.dims() {
-            [rows, d] if rows == n && (self.d == d || self.data.is_empty()) => self.d = d,
-            _ if self.data.is_empty() => return wrong(format!("{n}, D")),
-            _ => return wrong(format!("{n}, {}", self.d)),
-        }
-        let values = batch
-            .to_dtype(DType::F32)
-            .and_then(|batch| batch.flatten_all()?.to_vec1::<f32>())?;
-        self.data.extend_from_slice(&values);
         Ok(())
     }
 }

@@ -6,8 +6,8 @@ use ndarray::Array2;
 
 /// Rows that are enough to follow the effective rank of a run, and few enough to compute in seconds.
 pub const RANK_ROWS: usize = 1_024;
-/// What RankMe adds to each share of the singular values, so that the logarithm exists.
-const RANKME_EPSILON: f64 = 1e-7;
+/// What RankMe and LiDAR add to each share, so that the logarithm exists.
+const SHARE_EPSILON: f64 = 1e-7;
 
 /// Spread of the features `[n, d]` over images: each row is L2-normalised, then the standard deviation over rows (n in the
 /// denominator) is averaged over dimensions and multiplied by sqrt(d). 1 means isotropic: no common direction and the same
@@ -54,14 +54,18 @@ pub fn effective_rank(features: &[f32], n: usize, d: usize) -> f64 {
     if n == 0 || d == 0 || features.iter().any(|value| !value.is_finite()) {
         return f64::NAN;
     }
-    let singular = singular_values(features, n, d);
-    let sum: f64 = singular.iter().sum();
+    effective_number(&singular_values(features, n, d))
+}
+
+/// How many of `values`, none below 0, count: exp of the entropy of their shares. 0 when all are 0.
+pub(super) fn effective_number(values: &[f64]) -> f64 {
+    let sum: f64 = values.iter().sum();
     if sum == 0.0 {
         return 0.0;
     }
-    let entropy: f64 = singular
+    let entropy: f64 = values
         .iter()
-        .map(|value| value / sum + RANKME_EPSILON)
+        .map(|value| value / sum + SHARE_EPSILON)
         .map(|share| -share * share.ln())
         .sum();
     entropy.exp()

@@ -4,10 +4,12 @@
 mod collapse;
 mod features;
 mod targets;
+mod views;
 
 pub use collapse::{Collapse, Readings, TargetReadings};
 pub use features::{RANK_ROWS, effective_rank, feature_std, spread_rows};
 pub use targets::{entropy, prototype_usage};
+pub use views::{lidar, spectrum_decay};
 
 /// What each meter means, for `--help`.
 pub const METERS_HELP: &str = "\
@@ -16,6 +18,10 @@ Meters of collapse, logged while training:
                           directions alike, 0 when every image has the same features
   effective_rank          how many directions the features use (RankMe), from 1 to the smaller of images and D; higher is
                           better, a fall over a run is a warning
+  lidar                   how many directions tell images apart better than crops of one image differ (LiDAR), with --select:
+                          higher is better; of images without labels
+  spectrum_decay          how fast the eigenvalues of the features' covariance fall, as the power of the rank, with --select: near 1
+                          is healthy, far above few directions hold nearly all, near 0 features are noise
   teacher_entropy         mean entropy of the teacher's targets in nats; teacher_entropy_share is its share of ln K: near
                           1 the targets say nothing, near 0 each is one prototype
   prototype_usage         how evenly the batch uses the K prototypes: 1 when all alike, 1/K when all images share one
