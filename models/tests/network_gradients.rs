@@ -8,7 +8,7 @@ use candle_nn::{VarBuilder, VarMap};
 use macula_models::heads::{DinoHead, DinoHeadConfig};
 use macula_models::ops::GeluKind;
 use macula_models::vit::{
-    DropPathMode, DropPathPlan, DropPathSchedule, FeedForwardKind, PositionRule, RopeConfig,
+    DropPathMode, DropPathPlan, DropPathSchedule, FeedForwardKind, PositionRule, RopeConfig, StemLayer,
     VisionTransformer, VitConfig, initialise,
 };
 use rand::{Rng, SeedableRng};
@@ -41,6 +41,15 @@ fn rotary_config(num_registers: usize, feed_forward: FeedForwardKind) -> VitConf
         activation: GeluKind::QuickGelu,
         pre_norm: true,
         ..config(num_registers, feed_forward)
+    }
+}
+
+/// As [`config`], behind convolutions of either stride.
+fn stem_config(num_registers: usize) -> VitConfig {
+    let layer = |channels, stride| StemLayer { channels, stride };
+    VitConfig {
+        stem: vec![layer(5, 1), layer(7, 2)],
+        ..config(num_registers, FeedForwardKind::Mlp)
     }
 }
 
@@ -95,6 +104,7 @@ fn network_every_parameter_gets_a_gradient() {
         config(4, FeedForwardKind::Swiglu),
         rotary_config(4, FeedForwardKind::Mlp),
         rotary_config(0, FeedForwardKind::Swiglu),
+        stem_config(1),
     ] {
         // The native grid, and one that interpolates the position table.
         for (height, width) in [(16, 16), (12, 20)] {
@@ -229,6 +239,11 @@ fn network_gradient_is_the_slope_of_the_loss() {
 #[test]
 fn network_gradient_through_rotary_positions_is_the_slope_of_the_loss() {
     is_the_slope_of_the_loss(&rotary_config(2, FeedForwardKind::Mlp));
+}
+
+#[test]
+fn network_gradient_through_a_stem_is_the_slope_of_the_loss() {
+    is_the_slope_of_the_loss(&stem_config(2));
 }
 
 fn is_the_slope_of_the_loss(config: &VitConfig) {

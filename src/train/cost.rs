@@ -18,13 +18,25 @@ fn vit_forward(vit: &VitConfig, side: usize, visible: f64) -> f64 {
     let patches = ((side / vit.patch_size).pow(2)) as f64;
     let tokens = (patches * visible).round() + 1. + vit.num_registers as f64;
     let (d, hidden) = (vit.embed_dim as f64, vit.ffn_hidden as f64);
-    let patch = (vit.in_channels * vit.patch_size.pow(2)) as f64;
+    let (stem, stride, channels) = stem_forward(vit, side);
+    let patch = (channels * (vit.patch_size / stride).pow(2)) as f64;
     let feed_forward = match vit.feed_forward {
         FeedForwardKind::Mlp => 2. * product(tokens, d, hidden),
         FeedForwardKind::Swiglu => 3. * product(tokens, d, hidden),
     };
     let attention = product(tokens, d, 4. * d) + 2. * product(tokens, d, tokens);
-    product(patches, patch, d) + vit.depth as f64 * (attention + feed_forward)
+    stem + product(patches, patch, d) + vit.depth as f64 * (attention + feed_forward)
+}
+
+/// Operations of the convolutions before the projection of patches, the stride of all of them, and the channels they give.
+fn stem_forward(vit: &VitConfig, side: usize) -> (f64, usize, usize) {
+    let start = (0., 1, vit.in_channels);
+    vit.stem.iter().fold(start, |(sum, stride, input), layer| {
+        let stride = stride * layer.stride;
+        let places = ((side / stride).pow(2)) as f64;
+        let operations = product(places, (9 * input) as f64, layer.channels as f64);
+        (sum + operations, stride, layer.channels)
+    })
 }
 
 /// Operations of one row through a head.
@@ -134,6 +146,19 @@ mod tests {
     fn operations_are_those_counted_by_hand() {
         let step = counted("dino", &[]);
         assert!((step - 4. * 2. * (vit(5.) + HEAD)).abs() < 1., "{step}");
+    }
+
+    #[test]
+    fn a_stem_is_counted_and_what_it_leaves_to_the_projection() {
+        let step = counted(
+            "dino",
+            &["backbone.stem=[{channels=5,stride=1},{channels=6,stride=2}]"],
+        );
+        // Windows of 27 values at 784 places, of 45 at 196, and patches of 7 x 7 places of 6 channels instead of 588 values.
+        let stem = 2. * (784. * 27. * 5. + 196. * 45. * 6.);
+        let embedding = 2. * (4. * 294. * 4.) - 2. * (4. * 588. * 4.);
+        let expected = 4. * 2. * (vit(5.) + HEAD + stem + embedding);
+        assert!((step - expected).abs() < 1., "{step} {expected}");
     }
 
     #[test]

@@ -165,5 +165,6 @@ pub fn backbone_config(vit: &VitConfig, recipe: &BackboneConfig) -> BackboneConf
         layer_norm_eps: vit.layer_norm_eps,
         pre_norm: vit.pre_norm,
         rope: vit.rope,
+        stem: vit.stem.clone(),
     }
 }

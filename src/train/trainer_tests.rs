@@ -63,6 +63,11 @@ pub(crate) const ROTARY: &[&str] = &[
     "backbone.layer_norm_eps=1e-5",
     "backbone.num_registers=2",
 ];
+/// Convolutions before the patches.
+pub(crate) const STEM: &[&str] = &[
+    "backbone.patch_size=14",
+    "backbone.stem=[{channels=6,stride=1},{channels=8,stride=2}]",
+];
 const CLIP_LIKE: &[&str] = &[
     "backbone.activation=quick-gelu",
     "backbone.pre_norm=true",
@@ -132,7 +137,12 @@ fn every_trained_tensor_of_every_recipe_gets_a_gradient() {
         ][..],
     );
     let half_visible = ("dinov2-small", &["backbone.patch_drop_rate=0.5"][..]);
-    let others = [("dinov2-small", ROTARY), ("dinov2", ROTARY), ("moco", CLIP_LIKE)];
+    let others = [
+        ("dinov2-small", ROTARY),
+        ("dinov2", ROTARY),
+        ("moco", CLIP_LIKE),
+        ("dinov2", STEM),
+    ];
     for (recipe, settings) in named.into_iter().chain([larger, half_visible]).chain(others) {
         // LayerScale at its published 1e-5 is tested too: gradients are small there, not absent.
         let config = config(recipe, settings);
@@ -175,6 +185,7 @@ fn a_resumed_run_holds_the_bytes_of_one_that_never_stopped() {
         ("moco", &["optimizer.kind=sgd", "optimizer.learning_rate=0.1"]),
         ("dinov2", &["backbone.drop_path_rate=0.4"]),
         ("dinov2", ROTARY),
+        ("dino", STEM),
     ] {
         let config = config(recipe, settings);
         let run = |trainer: &mut Trainer, first, count| {

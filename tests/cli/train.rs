@@ -399,6 +399,42 @@ fn other_backbones_are_trained_too() {
     space.succeeds("extract --model run.onnx --data sample:test --out features");
     space.succeeds("train --data sample:train --out next --from run --set image_size=42 --set steps=1");
 
+    // Patches of 7 pixels behind a convolution of stride 1, of 28 behind two of stride 2.
+    for (name, stem) in [
+        ("one", "[{channels=6,stride=1}]"),
+        (
+            "two",
+            "[{channels=6,stride=2},{channels=8,stride=2}] --set backbone.patch_size=28 --set local_size=28",
+        ),
+    ] {
+        space.succeeds(&format!(
+            "train --data sample:train --out {name} --set steps=2 {SMALL} --set backbone.stem={stem}"
+        ));
+        let config = std::fs::read_to_string(space.path(name).join("config.toml")).expect("config");
+        assert!(config.contains("[[backbone.stem]]\nchannels = 6"), "{config}");
+        space.succeeds(&format!("export {name} --out {name}.onnx"));
+        space.succeeds(&format!("export {name} --out {name}-f16.onnx --dtype f16"));
+        space.succeeds(&format!(
+            "extract --model {name}.onnx --data sample:test --out {name}-onnx"
+        ));
+        space.succeeds(&format!(
+            "extract --model {name} --data sample:test --out {name}-candle"
+        ));
+        space.succeeds(&format!(
+            "train --data sample:train --out {name}-next --from {name} --set steps=1"
+        ));
+    }
+    space.fails(
+        2,
+        "train --data sample:train --out no --set backbone.stem=[{channels=6,stride=2}]",
+        &["backbone.stem", "patch size 7", "found 2"],
+    );
+    space.fails(
+        2,
+        "train --data sample:train --out no --set backbone.stem=[{channels=0,stride=1}]",
+        &["stem.0.channels", "at least 1"],
+    );
+
     let crops = "--set steps=1 --set batch_size=8 --set image_size=16 --set local_size=8";
     for (name, lines) in [
         ("dinov3_hf", &["[backbone.rope]", "layer_norm_eps = 0.00001"][..]),

@@ -212,7 +212,9 @@ impl<'a> Layers<'a> {
 
     /// Patch embedding of pixels `[B, C, H, W]`: `[B, D, rows, columns]`.
     pub fn patch_embed(&mut self, pixels: &Value) -> Result<Value> {
-        let patch = self.config.patch_size as i64;
+        let map = self.stem(pixels)?;
+        let (_, _, patch, _) = self.tensor("patch_embed.proj.weight")?.dims4()?;
+        let patch = patch as i64;
         let weight = self.parameter("patch_embed.proj.weight")?;
         let bias = self.parameter("patch_embed.proj.bias")?;
         let attributes = vec![
@@ -221,7 +223,36 @@ impl<'a> Layers<'a> {
         ];
         Ok(self
             .graph
-            .node("patch_embed.proj", "Conv", &[pixels, &weight, &bias], attributes))
+            .node("patch_embed.proj", "Conv", &[&map, &weight, &bias], attributes))
+    }
+
+    /// The convolutions before the projection of patches, of pixels `[B, C, H, W]`: `[B, O, H / s, W / s]`; pixels where there are none.
+    fn stem(&mut self, pixels: &Value) -> Result<Value> {
+        let mut map = pixels.clone();
+        for (i, layer) in self.config.stem.iter().enumerate() {
+            let name = format!("patch_embed.stem.{i}");
+            let weight = self.parameter(&format!("{name}.conv.weight"))?;
+            let stride = layer.stride as i64;
+            let attributes = vec![
+                ints("kernel_shape", &[3, 3]),
+                ints("strides", &[stride, stride]),
+                ints("pads", &[1, 1, 1, 1]),
+            ];
+            let product = self
+                .graph
+                .node(&format!("{name}.conv"), "Conv", &[&map, &weight], attributes);
+            let last = vec![ints("perm", &[0, 2, 3, 1])];
+            let product = self
+                .graph
+                .node(&format!("{name}.channels_last"), "Transpose", &[&product], last); // [B, rows, columns, O]
+            let normed = self.layer_norm(&format!("{name}.norm"), &product)?;
+            let active = self.gelu(&name, GeluKind::Gelu, &normed);
+            let first = vec![ints("perm", &[0, 3, 1, 2])];
+            map = self
+                .graph
+                .node(&format!("{name}.channels_first"), "Transpose", &[&active], first);
+        }
+        Ok(map)
     }
 
     /// One block: `x + ls1 attn(norm1 x)`, then `x + ls2 mlp(norm2 x)`.

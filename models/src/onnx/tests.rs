@@ -13,7 +13,9 @@ use sha2::{Digest as _, Sha256};
 
 use super::proto::{DataLocation, DimensionValue, ModelProto, TensorProto, TypeValue, ValueInfoProto};
 use super::{ExportOptions, ImageShape, OutputKind, describe, export, move_into_place};
-use crate::vit::{FeedForwardKind, PositionRule, VisionTransformer, VitConfig, initialise, swiglu_hidden};
+use crate::vit::{
+    FeedForwardKind, PositionRule, StemLayer, VisionTransformer, VitConfig, initialise, swiglu_hidden,
+};
 use crate::weights::Tensors;
 
 /// The network of the golden files, by the kind in their names.
@@ -500,6 +502,16 @@ fn writes_the_files_that_check_onnx_reads() {
         let path = folder.join(format!("{kind}.expected.safetensors"));
         candle_core::safetensors::save(&expected, path).expect("a copy");
     }
+    let layer = |channels, stride| StemLayer { channels, stride };
+    let (plain, _) = random_network(PositionRule::Official, 70);
+    let config = VitConfig {
+        stem: vec![layer(5, 1), layer(6, 2)],
+        ..plain
+    };
+    let backbone = initialise(&config, &mut ChaCha8Rng::seed_from_u64(9)).expect("weights");
+    write("stem", &config, &backbone, &[(70, 70), (98, 56)]);
+    let expected = folder.join("stem.expected.safetensors");
+    write_expected(&config, &backbone, &[(70, 70), (98, 56)], &expected).expect("the network's outputs");
     for (name, rule) in [
         ("official", PositionRule::Official),
         ("registers", PositionRule::Registers),

@@ -48,6 +48,7 @@ mod swiglu;
 pub(crate) mod testing;
 pub mod vectors;
 mod weight_norm;
+mod windows;
 
 pub use assemble::{SpecialTokens, assemble_tokens};
 pub use attention::{attention, attention_probabilities};
@@ -70,3 +71,4 @@ pub use residual_stack::{StackOptions, StackedBranch, packed_residual_stack, res
 pub use rotary::{Rotary, rotate};
 pub use swiglu::swiglu;
 pub use weight_norm::weight_norm;
+pub use windows::windows;

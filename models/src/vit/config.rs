@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::RopeConfig;
+use super::stem::{self, StemLayer};
 use crate::ops::GeluKind;
 use crate::{Error, Result};
 
@@ -160,6 +161,9 @@ pub struct VitConfig {
     /// Relative position bias in place of the position table (BEiT, data2vec). Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub relative_positions: Option<RelativePositions>,
+    /// Convolutions before the projection of patches, whose strides divide the patch size. Default: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stem: Vec<StemLayer>,
 }
 
 /// Name of a table of relative positions.
@@ -266,6 +270,7 @@ impl VitConfig {
             attention_norm: false,
             ffn_norm: false,
             relative_positions: None,
+            stem: Vec::new(),
         };
         config.validate()?;
         Ok(config)
@@ -310,6 +315,7 @@ impl VitConfig {
         if self.projection == Some(0) {
             return Err(Error::config("projection", "expected at least 1, found 0"));
         }
+        stem::validate(&self.stem, self.patch_size)?;
         self.validate_pool()?;
         self.validate_positions()
     }
@@ -446,7 +452,8 @@ impl VitConfig {
     /// timm's: `norm_pre`, `fc_norm`, `attn_pool`, and `projection`), in the order of the network.
     pub fn parameters(&self) -> Vec<(String, Vec<usize>)> {
         let (d, h) = (self.embed_dim, self.ffn_hidden);
-        let (p, c) = (self.patch_size, self.in_channels);
+        let p = self.patch_size / stem::total_stride(&self.stem);
+        let c = self.stem.last().map_or(self.in_channels, |layer| layer.channels);
         let mut list: Vec<(String, Vec<usize>)> = Vec::new();
         if self.class_token {
             list.push(("cls_token".into(), vec![1, 1, d]));
@@ -465,6 +472,7 @@ impl VitConfig {
         if self.mask_token {
             list.push(("mask_token".into(), vec![1, d]));
         }
+        list.extend(stem::parameters(self));
         list.push(("patch_embed.proj.weight".into(), vec![d, c, p, p]));
         list.push(("patch_embed.proj.bias".into(), vec![d]));
         if self.pre_norm {

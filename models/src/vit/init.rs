@@ -10,7 +10,7 @@ use crate::weights::Tensors;
 /// Initial parameters under official names, f32 on the CPU (DINOv2 `init_weights` and what PyTorch gives before it).
 ///
 /// Position table, linear weights and projection: normal of standard deviation 0.02, truncated at +-2. Class and register tokens:
-/// normal of 1e-6. Mask token and biases: 0. Patch projection: PyTorch's `Conv2d`, uniform within `1 / sqrt(fan in)`.
+/// normal of 1e-6. Mask token and biases: 0. Patch projection and stem: PyTorch's `Conv2d`, uniform within `1 / sqrt(fan in)`.
 /// LayerNorm: 1 and 0. LayerScale: the configured value. Drawn in the order of [`VitConfig::parameters`], so a seed decides
 /// every value.
 ///
@@ -18,15 +18,26 @@ use crate::weights::Tensors;
 /// A configuration that contradicts itself.
 pub fn initialise(config: &VitConfig, rng: &mut impl Rng) -> Result<Tensors> {
     config.validate()?;
-    let fan_in = config.in_channels * config.patch_size * config.patch_size;
+    let parameters = config.parameters();
+    let fan_in_of = |name: &str| {
+        let weight = parameters.iter().find(|(other, _)| other == name);
+        weight.map_or(1, |(_, shape)| shape[1..].iter().product())
+    };
     let mut tensors = Tensors::new();
-    for (name, shape) in config.parameters() {
+    for (name, shape) in parameters.clone() {
         let count: usize = shape.iter().product();
         let values: Vec<f32> = match name.as_str() {
             "cls_token" | "register_tokens" | "attn_pool.latent" => draw(count, || 1e-6 * normal(rng)),
             "mask_token" => vec![0.; count],
             "pos_embed" => draw(count, || truncated_normal(rng, 0.02)),
-            _ if name.starts_with("patch_embed.") => draw(count, || uniform(rng, fan_in)),
+            _ if name.starts_with("patch_embed.stem") && !name.contains("norm") => {
+                let fan_in = fan_in_of(&name);
+                draw(count, || uniform(rng, fan_in))
+            }
+            _ if name.starts_with("patch_embed.proj") => {
+                let fan_in = fan_in_of("patch_embed.proj.weight");
+                draw(count, || uniform(rng, fan_in))
+            }
             _ if name.ends_with(".gamma") => vec![config.layer_scale.unwrap_or(1.) as f32; count],
             _ if name.ends_with(".bias") || name.ends_with("relative_position_bias_table") => vec![0.; count],
             _ if name.contains("norm") => vec![1.; count],

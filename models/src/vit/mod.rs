@@ -1,4 +1,4 @@
-//! The vision transformer of DINOv2: configuration, patch embedding, position table, attention, feed-forward,
+//! The vision transformer of DINOv2: configuration, stem, patch embedding, position table, attention, feed-forward,
 //! blocks, and the network that joins them.
 
 mod attention;
@@ -16,6 +16,7 @@ mod patch_embed;
 mod position;
 mod relative;
 mod rope;
+mod stem;
 
 pub use crate::ops::GeluKind;
 pub(crate) use config::RELATIVE_TABLE;
@@ -31,3 +32,4 @@ pub use network::{ImageRows, VisionTransformer, VitOutput};
 pub use position::{interpolate_grid, interpolate_table, resize_matrix};
 pub(crate) use relative::{relative_index, resized_relative_table};
 pub use rope::{CountedGrid, RopeConfig, RopeGrid};
+pub use stem::{MAX_STEM, StemLayer};

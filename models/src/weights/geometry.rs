@@ -70,6 +70,7 @@ pub(super) fn derive(found: &Found<'_>) -> Result<VitConfig, String> {
         class_token,
         final_norm,
         relative_positions,
+        stem: Vec::new(),
         embed_dim,
         depth,
         num_heads: 1,
@@ -193,6 +194,12 @@ pub(super) fn check_bounds(config: &VitConfig) -> Result<(), String> {
         if value > max {
             return Err(format!("{field}: expected at most {max}, found {value}"));
         }
+    }
+    if let Some(layer) = config.stem.iter().find(|layer| layer.channels > LARGEST) {
+        let channels = layer.channels;
+        return Err(format!(
+            "stem: expected at most {LARGEST} channels, found {channels}"
+        ));
     }
     if !(config.layer_norm_eps > 0.0 && config.layer_norm_eps < 1.0) {
         let eps = config.layer_norm_eps;

@@ -37,6 +37,30 @@ pub(super) const TABLE: Table = Table {
 /// What macula itself writes: whatever its configuration names.
 pub(super) const OWN: Table = Table {
     more: &[
+        (
+            "patch_embed.stem.0.conv.weight",
+            "patch_embed.stem.0.conv.weight",
+            Whole,
+        ),
+        ("patch_embed.stem.0.norm.*", "patch_embed.stem.0.norm.*", Whole),
+        (
+            "patch_embed.stem.1.conv.weight",
+            "patch_embed.stem.1.conv.weight",
+            Whole,
+        ),
+        ("patch_embed.stem.1.norm.*", "patch_embed.stem.1.norm.*", Whole),
+        (
+            "patch_embed.stem.2.conv.weight",
+            "patch_embed.stem.2.conv.weight",
+            Whole,
+        ),
+        ("patch_embed.stem.2.norm.*", "patch_embed.stem.2.norm.*", Whole),
+        (
+            "patch_embed.stem.3.conv.weight",
+            "patch_embed.stem.3.conv.weight",
+            Whole,
+        ),
+        ("patch_embed.stem.3.norm.*", "patch_embed.stem.3.norm.*", Whole),
         ("norm_pre.*", "norm_pre.*", Whole),
         ("fc_norm.*", "fc_norm.*", Whole),
         ("attn_pool.latent", "attn_pool.latent", Whole),

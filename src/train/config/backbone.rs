@@ -1,7 +1,8 @@
 //! The network that is trained.
 
 use macula_models::vit::{
-    DropPathSchedule, FeedForwardKind, GeluKind, PositionRule, RopeConfig, VitConfig, swiglu_hidden,
+    DropPathSchedule, FeedForwardKind, GeluKind, PositionRule, RopeConfig, StemLayer, VitConfig,
+    swiglu_hidden,
 };
 use serde::{Deserialize, Serialize};
 
@@ -56,6 +57,11 @@ pub struct BackboneConfig {
     /// need heads of a multiple of 4, and a `patch_drop_rate` of 0. Default none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rope: Option<RopeConfig>,
+    /// Convolutions of 3 x 3 before the projection of patches, each with its `channels` and its `stride` (1 or 2), at most 4, whose
+    /// strides divide the patch size: what neighbouring pixels have to do with each other need not be learnt for each place in a patch
+    /// (Xiao et al. 2021). Default none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stem: Vec<StemLayer>,
 }
 
 fn mlp() -> FeedForwardKind {
@@ -92,6 +98,7 @@ impl BackboneConfig {
             attention_norm: false,
             ffn_norm: false,
             relative_positions: None,
+            stem: self.stem.clone(),
             embed_dim: self.embed_dim,
             depth: self.depth,
             num_heads: self.num_heads,

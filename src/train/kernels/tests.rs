@@ -18,7 +18,7 @@ use crate::train::recipes::Overrides;
 use crate::train::testing::cuda_emulation::launcher;
 use crate::train::testing::{assert_close, fixture, on_processes, values};
 use crate::train::trainer::Trainer;
-use crate::train::trainer::tests::{ROTARY, batches, config};
+use crate::train::trainer::tests::{ROTARY, STEM, batches, config};
 
 /// What some steps gave.
 struct Trained {
@@ -179,6 +179,7 @@ fn steps_on_an_emulated_gpu_agree_with_the_kernels() {
         (OptimizerKind::Adamw, Dtype::F32, false, 2e-3, 1e-3, &[]),
         (OptimizerKind::Sgd, Dtype::F32, true, 2e-3, 1e-3, &[]),
         (OptimizerKind::Sgd, Dtype::F32, true, 2e-3, 1e-3, ROTARY),
+        (OptimizerKind::Sgd, Dtype::F32, true, 2e-3, 1e-3, STEM),
         // AdamW's steps are as long where a gradient is hardly more than rounding.
         (OptimizerKind::Adamw, Dtype::Bf16, true, 2e-2, 0.6, &[]),
         (OptimizerKind::Sgd, Dtype::Bf16, true, 2e-2, 5e-2, &[]),

@@ -142,6 +142,7 @@ fn small_backbone() -> BackboneConfig {
         layer_norm_eps: 1e-6,
         pre_norm: false,
         rope: None,
+        stem: Vec::new(),
     }
 }
 

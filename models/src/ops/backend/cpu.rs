@@ -4,7 +4,7 @@ use candle_core::{DType, Result, Tensor};
 
 use super::super::{
     GeluKind, SpecialTokens, StackOptions, StackedBranch, assemble, attention, cross_entropy, gather_rows,
-    gelu, l2_normalize, layer_norm, linear, precision, residual_stack, swiglu, weight_norm,
+    gelu, l2_normalize, layer_norm, linear, precision, residual_stack, swiglu, weight_norm, windows,
 };
 use super::Backend;
 
@@ -50,6 +50,10 @@ impl Backend for Cpu {
 
     fn gather_rows(&self, x: &Tensor, rows: &[u32]) -> Result<Tensor> {
         gather_rows::on_cpu(x, rows)
+    }
+
+    fn windows(&self, map: &Tensor, stride: usize) -> Result<Tensor> {
+        windows::on_cpu(map, stride)
     }
 
     fn assemble_tokens(

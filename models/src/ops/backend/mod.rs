@@ -79,6 +79,11 @@ pub(crate) trait Backend: Sync {
         super::composed::patch_rows(pixels, patch)
     }
 
+    /// [`super::windows`].
+    fn windows(&self, map: &Tensor, stride: usize) -> Result<Tensor> {
+        super::composed::windows(map, stride)
+    }
+
     /// [`super::assemble_tokens`].
     fn assemble_tokens(
         &self,

@@ -42,6 +42,30 @@ pub(in crate::ops) fn patch_rows(pixels: &Tensor, patch: usize) -> Result<Tensor
         .reshape((batch, rows * columns, channels * patch * patch))
 }
 
+/// [`super::super::windows`]: of every place in a window, the value there of all windows at once.
+pub(in crate::ops) fn windows(map: &Tensor, stride: usize) -> Result<Tensor> {
+    let (batch, height, width, channels) = map.dims4()?;
+    let (rows, columns) = (height.div_ceil(stride), width.div_ceil(stride));
+    // One line and column of zeros before, and so many after that all of `rows * stride + 2` are there.
+    let map = map
+        .pad_with_zeros(1, 1, rows * stride + 1 - height)?
+        .pad_with_zeros(2, 1, columns * stride + 1 - width)?;
+    let mut places = Vec::with_capacity(9);
+    for ky in 0..3 {
+        for kx in 0..3 {
+            let place = map
+                .narrow(1, ky, rows * stride)?
+                .narrow(2, kx, columns * stride)?
+                .reshape((batch, rows, stride, columns, stride, channels))?
+                .narrow(2, 0, 1)?
+                .narrow(4, 0, 1)?
+                .reshape((batch, rows, columns, channels))?;
+            places.push(place);
+        }
+    }
+    Tensor::cat(&places, 3)
+}
+
 /// [`super::super::gather_rows`].
 pub(in crate::ops) fn gather_rows(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
     let width = x.dims().last().copied().unwrap_or(1);
