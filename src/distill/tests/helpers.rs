@@ -97,7 +97,7 @@ pub(super) fn teacher_run(folder: &Path, recipe: &str) -> PathBuf {
     let state = trainer.state().unwrap();
     let vit = config.vit().unwrap();
     Checkpoints::in_folder(&run)
-        .save(&state, &vit, 0, None, false)
+        .save(&state, &vit, 0, Default::default(), false)
         .unwrap();
     let mut metadata = weights::config_metadata(&vit).unwrap();
     metadata.insert(

@@ -1,3 +1,5 @@
+use candle_core::DType;
+
 use super::*;
 use crate::data::{Record, RgbImage};
 

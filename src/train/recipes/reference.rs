@@ -157,6 +157,7 @@ pub(super) fn vit_large_14() -> BackboneConfig {
         layer_norm_eps: 1e-6,
         pre_norm: false,
         rope: None,
+        stem: Vec::new(),
     }
 }
 

@@ -16,7 +16,7 @@ pub(super) use layers::{
     attention, attention_probabilities, gelu, l2_normalize, layer_norm, linear, rotate, swiglu, weight_norm,
 };
 pub(super) use residual_stack::{packed_residual_stack, residual_stack};
-pub(super) use tokens::{assemble_tokens, gather_rows, patch_rows};
+pub(super) use tokens::{assemble_tokens, gather_rows, patch_rows, windows};
 
 /// `x` in f32, unless it is f64.
 pub(super) fn wide(x: &Tensor) -> Result<Tensor> {
