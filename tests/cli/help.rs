@@ -18,7 +18,8 @@ const SHARED: [&str; 7] = [
 ];
 
 /// Flags that stand for each other: which of them is needed, and not what each is by default, is what their help says.
-const ALTERNATIVES: [&str; 11] = [
+const ALTERNATIVES: [&str; 12] = [
+    "budget",
     "data",
     "database",
     "features",

@@ -199,7 +199,13 @@ fn a_resumed_run_holds_the_bytes_of_one_that_never_stopped() {
         run(&mut first, 0, 3);
         let checkpoints = Checkpoints::in_folder(&folder.path().join("resumed").join(recipe));
         let path = checkpoints
-            .save(&first.state().unwrap(), &config.vit().unwrap(), 0, Default::default(), false)
+            .save(
+                &first.state().unwrap(),
+                &config.vit().unwrap(),
+                0,
+                Default::default(),
+                false,
+            )
             .unwrap();
         let saved = checkpoint::load(&path).unwrap();
         let mut second = Trainer::resume(&config, &saved.state, &Device::Cpu).unwrap();
