@@ -25,6 +25,8 @@ mod preprocess;
 mod report;
 mod retrieval;
 mod robustness;
+#[cfg(feature = "serve")]
+mod serve;
 mod sources;
 mod train;
 mod video;
