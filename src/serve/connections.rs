@@ -28,6 +28,9 @@ const HEADER_BYTES: usize = 32 << 10;
 /// Pause after a connection could not be accepted, for instance since there are too many open files.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// How long nobody must have come before a server that stops hangs up.
+const LAST: Duration = Duration::from_millis(5);
+
 /// How far a server is in stopping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Stage {
@@ -73,7 +76,10 @@ impl Connections {
             while tasks.try_join_next().is_some() {}
         }
         // Whoever was let in by the system already is served; a connection after that is refused by it.
-        while let Ok(Ok((stream, _))) = timeout(PAUSE, listener.accept()).await {
+        let until = Instant::now() + 4 * PAUSE;
+        while Instant::now() < until
+            && let Ok(Ok((stream, _))) = timeout(LAST, listener.accept()).await
+        {
             let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
                 break;
             };

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -36,7 +37,8 @@ impl Server {
     }
 
     pub fn start_with(w: &Workspace, arguments: &str, variables: &[(&str, &str)]) -> Self {
-        let log = w.path(&format!("log-{}", std::process::id()));
+        static STARTED: AtomicUsize = AtomicUsize::new(0);
+        let log = w.path(&format!("log-{}", STARTED.fetch_add(1, Ordering::Relaxed)));
         let mut child = Command::new(env!("CARGO_BIN_EXE_macula"))
             .args(["serve", "--port", "0"])
             .args(arguments.split_whitespace())
