@@ -182,14 +182,36 @@ fn refuse(error: &clap::Error) -> u8 {
         let _ = error.print();
         return 0;
     }
+    eprintln!("{} (see --help)", output::plain(&in_one_line(error)));
+    2
+}
+
+fn in_one_line(error: &clap::Error) -> String {
     let text = error.to_string();
-    let line: Vec<&str> = text
+    let lines: Vec<&str> = text
         .lines()
         .take_while(|line| !line.is_empty())
         .map(str::trim)
         .collect();
-    eprintln!("{} (see --help)", output::plain(&line.join(" ")));
-    2
+    lines.join(" ")
+}
+
+/// A command line that has been understood, of a verb that runs others.
+struct Invocation(Cli);
+
+impl Invocation {
+    /// # Errors
+    /// What clap has against `args`, in one line.
+    fn parse(args: &[String]) -> std::result::Result<Self, String> {
+        match Cli::try_parse_from(args) {
+            Ok(cli) => Ok(Self(cli)),
+            Err(error) => Err(in_one_line(&error)),
+        }
+    }
+
+    fn run(self) -> Result<()> {
+        self.0.verb.run(Host::Other)
+    }
 }
 
 impl Verb {

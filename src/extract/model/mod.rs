@@ -132,7 +132,7 @@ const TOKENS: [&str; 5] = ["cls", "patch_mean", "patch", "embedding", "image_emb
 /// Which of a model's outputs to give.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OutputChoice {
-    /// `cls` where there is one, else the first.
+    /// `cls` where there is one, else `embedding`, else `patch_mean`, else the first.
     Default,
     /// These, in this order.
     Named(Vec<String>),
@@ -162,7 +162,11 @@ impl OutputChoice {
     /// The outputs of `available` that are wanted.
     fn choose(&self, file: &str, available: &[String]) -> Result<Vec<String>> {
         let default = || {
-            let default = available.iter().find(|name| *name == "cls").or(available.first());
+            let usual = ["cls", "embedding", "patch_mean"];
+            let mut usual = usual
+                .iter()
+                .filter_map(|usual| available.iter().find(|name| name == usual));
+            let default = usual.next().or(available.first());
             default
                 .map(|name| vec![name.clone()])
                 .ok_or_else(|| Error::input(file, "expected at least one output, found none"))
