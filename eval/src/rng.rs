@@ -2,7 +2,7 @@
 //! numbered instead: resamples from 0, epochs of batches, initial weights and splits far above them.
 
 use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::SeedableRng;
+use rand_chacha::rand_core::{RngCore as _, SeedableRng};
 use sha2::{Digest, Sha256};
 
 /// The generator of the stream `name` at `counter`.
@@ -20,10 +20,32 @@ pub fn digest(seed: u64, name: &str, counter: u64) -> [u8; 32] {
     hash.finalize().into()
 }
 
+/// A stream for linfa, which takes random numbers through an older version of the same traits.
+#[derive(Debug, Clone)]
+pub(crate) struct LinfaRng(pub ChaCha8Rng);
+
+impl rand_core_06::RngCore for LinfaRng {
+    fn next_u32(&mut self) -> u32 {
+        self.0.next_u32()
+    }
+
+    fn next_u64(&mut self) -> u64 {
+        self.0.next_u64()
+    }
+
+    fn fill_bytes(&mut self, bytes: &mut [u8]) {
+        self.0.fill_bytes(bytes);
+    }
+
+    fn try_fill_bytes(&mut self, bytes: &mut [u8]) -> Result<(), rand_core_06::Error> {
+        self.0.fill_bytes(bytes);
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rand::RngCore as _;
 
     #[test]
     fn streams_are_repeatable_and_differ_by_seed_name_and_counter() {

@@ -21,6 +21,8 @@ mod reference;
 mod report;
 mod run_folder;
 mod runtime;
+#[cfg(feature = "serve")]
+mod serve;
 mod signals;
 mod train;
 mod viz;
@@ -86,6 +88,9 @@ enum Verb {
     Report(report::ReportArgs),
     /// Pictures: principal components of patches, attention, neighbours, a map of features.
     Viz(viz::VizArgs),
+    /// Answer requests for features and neighbours over HTTP.
+    #[cfg(feature = "serve")]
+    Serve(Box<serve::ServeArgs>),
     /// Say what a checkpoint, ONNX file or feature folder holds.
     Inspect(inspect::InspectArgs),
     /// The ONNX Runtime library.
@@ -179,14 +184,36 @@ fn refuse(error: &clap::Error) -> u8 {
         let _ = error.print();
         return 0;
     }
+    eprintln!("{} (see --help)", output::plain(&in_one_line(error)));
+    2
+}
+
+fn in_one_line(error: &clap::Error) -> String {
     let text = error.to_string();
-    let line: Vec<&str> = text
+    let lines: Vec<&str> = text
         .lines()
         .take_while(|line| !line.is_empty())
         .map(str::trim)
         .collect();
-    eprintln!("{} (see --help)", output::plain(&line.join(" ")));
-    2
+    lines.join(" ")
+}
+
+/// A command line that has been understood, of a verb that runs others.
+struct Invocation(Cli);
+
+impl Invocation {
+    /// # Errors
+    /// What clap has against `args`, in one line.
+    fn parse(args: &[String]) -> std::result::Result<Self, String> {
+        match Cli::try_parse_from(args) {
+            Ok(cli) => Ok(Self(cli)),
+            Err(error) => Err(in_one_line(&error)),
+        }
+    }
+
+    fn run(self) -> Result<()> {
+        self.0.verb.run(Host::Other)
+    }
 }
 
 impl Verb {
@@ -202,6 +229,8 @@ impl Verb {
             Self::Index(args) => args.run(),
             Self::Report(args) => args.run(),
             Self::Viz(args) => args.run(),
+            #[cfg(feature = "serve")]
+            Self::Serve(args) => args.run(),
             Self::Inspect(args) => args.run(),
             Self::Runtime(args) => args.run(),
             Self::Bench(args) => args.run(),

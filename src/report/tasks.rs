@@ -33,6 +33,8 @@ pub struct Number {
 enum Rows {
     /// The first: the one the protocol chose.
     First,
+    /// The last: the one with most train rows.
+    Last,
     /// The one of a number of neighbours or clusters that all results have, this one where they do.
     ByK(Option<u64>),
     /// Those whose `metric` is among these; all where none is.
@@ -72,6 +74,11 @@ const fn score(column: &'static str, title: &'static str, low: &'static str, hig
     }
 }
 
+const CLUSTERS: [Measure; 2] = [
+    score("nmi", "NMI", "nmi_low", "nmi_high"),
+    score("accuracy", "accuracy", "accuracy_low", "accuracy_high"),
+];
+
 /// An error, for which less is better.
 const fn deviation(
     column: &'static str,
@@ -94,7 +101,7 @@ struct Task {
     settings: &'static [&'static str],
 }
 
-static TASKS: [Task; 8] = [
+static TASKS: [Task; 12] = [
     Task {
         name: "knn",
         title: "k-NN",
@@ -117,6 +124,23 @@ static TASKS: [Task; 8] = [
         settings: &["c", "max_iterations", "tolerance", "val_fraction"],
     },
     Task {
+        name: "svm",
+        title: "SVM",
+        rows: Rows::Last,
+        measures: &[
+            score("map", "mAP", "map_low", "map_high"),
+            score("top1", "top-1", "top1_low", "top1_high"),
+        ],
+        settings: &["n_tries", "costs", "positive_weight", "normalise"],
+    },
+    Task {
+        name: "zero-shot",
+        title: "zero-shot",
+        rows: Rows::First,
+        measures: &[TOP1],
+        settings: &["n_classes", "n_texts"],
+    },
+    Task {
         name: "retrieval",
         title: "retrieval",
         rows: Rows::Metrics(&[
@@ -127,6 +151,8 @@ static TASKS: [Task; 8] = [
             "hard mAP",
             "muAP",
             "R@P90",
+            "image to text R@1",
+            "text to image R@1",
         ]),
         measures: &[score("value", "", "low", "high")],
         settings: &[
@@ -141,11 +167,22 @@ static TASKS: [Task; 8] = [
         name: "cluster",
         title: "k-means",
         rows: Rows::ByK(None),
-        measures: &[
-            score("nmi", "NMI", "nmi_low", "nmi_high"),
-            score("accuracy", "accuracy", "accuracy_low", "accuracy_high"),
-        ],
+        measures: &CLUSTERS,
         settings: &["normalise", "max_iterations"],
+    },
+    Task {
+        name: "cluster-gmm",
+        title: "mixture of Gaussians",
+        rows: Rows::ByK(None),
+        measures: &CLUSTERS,
+        settings: &["normalise", "max_iterations", "components", "max_rows"],
+    },
+    Task {
+        name: "cluster-dbscan",
+        title: "DBSCAN",
+        rows: Rows::First,
+        measures: &CLUSTERS,
+        settings: &["normalise", "components", "max_rows", "min_points"],
     },
     Task {
         name: "segment",
@@ -282,6 +319,7 @@ impl Task {
         let rows = &result.rows;
         match &self.rows {
             Rows::First => vec![&rows[0]],
+            Rows::Last => vec![&rows[rows.len() - 1]],
             Rows::ByK(preferred) => {
                 // Results that have no k in common show their own, each in a column of its own.
                 let wanted = k.or(*preferred);

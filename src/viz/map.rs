@@ -1,4 +1,4 @@
-//! A feature folder on a plane: its two widest principal axes, a dot a row, coloured by label. Classes differ by shape as well
+//! A feature folder on a plane: its two widest principal axes or a t-SNE, a dot a row, coloured by label. Classes differ by shape as well
 //! where there are more of them than colours, and their names stand at their middles.
 
 use std::collections::BTreeMap;
@@ -7,6 +7,8 @@ use std::path::Path;
 use macula_eval::LabelSet;
 use macula_eval::linalg::normalise::l2_normalise;
 use macula_eval::linalg::pca::Pca;
+use macula_eval::linalg::tsne::{TsneConfig, tsne};
+use macula_eval::{Matrix, MatrixView};
 use rand::seq::SliceRandom as _;
 
 use super::palette::{KINDS, class};
@@ -34,12 +36,28 @@ const OTHERS: Color = [0xa9, 0xb0, 0xb8, 0xff];
 pub struct MapOptions {
     /// Column of features; `cls`, or else the first, where there is none.
     pub column: Option<String>,
-    /// Rows drawn at most, chosen at random; the axes are those of all rows.
+    /// Rows drawn at most, chosen at random. Principal axes are those of all rows, a t-SNE is of the rows drawn.
     pub count: usize,
+    /// Where rows lie on the plane.
+    pub method: MapMethod,
     /// Whether rows are brought to unit length first, as for cosine similarity.
     pub normalise: bool,
     /// Seed of the choice.
     pub seed: u64,
+}
+
+/// How rows come onto a plane.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum MapMethod {
+    /// Their two widest principal axes.
+    Pca,
+    /// t-SNE: neighbours stay neighbours, distances between groups and their sizes mean nothing.
+    Tsne {
+        /// About how many neighbours a row has, above 0 and at most a third of the other rows.
+        perplexity: f64,
+        /// Iterations, at least 1.
+        iterations: usize,
+    },
 }
 
 /// A dot: where, and of which class.
@@ -48,10 +66,10 @@ struct Dot {
     class: Option<usize>,
 }
 
-/// Draws feature folder `features` on its two widest principal axes into `out`. Returns the shares of the variance along them.
+/// Draws feature folder `features` on a plane into `out`. Returns the shares of the variance along the axes; none of a t-SNE.
 ///
 /// # Errors
-/// A folder or column that is not there, fewer than two rows or all equal, or a count of 0.
+/// A folder or column that is not there, fewer than two rows or all equal, a count of 0, or settings of t-SNE out of range.
 pub fn map(features: &Path, options: &MapOptions, out: &Path) -> Result<Vec<f64>> {
     if options.count == 0 {
         return Err(Error::setting("n", "expected at least 1 row, found 0"));
@@ -64,16 +82,16 @@ pub fn map(features: &Path, options: &MapOptions, out: &Path) -> Result<Vec<f64>
     } else {
         rows.matrix
     };
-    let pca = Pca::fit(matrix.view(), 2)?;
-    let projected = pca.project(matrix.view())?;
     let classes = LabelSet::from_labels(rows.labels.iter().flatten().map(String::as_str));
     let shown = shown_classes(&rows.labels, &classes);
     let mut order: Vec<usize> = (0..rows.labels.len()).collect();
     let (drawn, _) = order.partial_shuffle(&mut rng::stream(options.seed, "viz map", 0), options.count);
+    let (placed, explained) = place(matrix.view(), drawn, options)?;
     let dots: Vec<Dot> = drawn
         .iter()
-        .map(|&row| {
-            let values = projected.view().row(row);
+        .enumerate()
+        .map(|(place, &row)| {
+            let values = placed.view().row(place);
             let label = rows.labels[row].as_deref();
             Dot {
                 // One axis is all there is where the rows lie on a line.
@@ -103,15 +121,45 @@ pub fn map(features: &Path, options: &MapOptions, out: &Path) -> Result<Vec<f64>
         folder.path().display()
     );
     let picture = Picture {
-        title: format!("Principal axes · {model}, {column}"),
+        title: match options.method {
+            MapMethod::Pca => format!("Principal axes · {model}, {column}"),
+            MapMethod::Tsne { perplexity, .. } => {
+                format!("t-SNE, perplexity {perplexity} · {model}, {column}")
+            }
+        },
         note,
-        explained: pca.explained().to_vec(),
+        explained: explained.clone(),
         dots,
         hidden: classes.len() - shown.len(),
         classes: shown,
     };
     picture.draw().save(out)?;
-    Ok(pca.explained().to_vec())
+    Ok(explained)
+}
+
+/// Places of the rows `drawn` of `matrix`, `[drawn, 1 or 2]`, and the shares of the variance along the axes.
+fn place(matrix: MatrixView<'_>, drawn: &[usize], options: &MapOptions) -> Result<(Matrix, Vec<f64>)> {
+    Ok(match options.method {
+        MapMethod::Pca => {
+            let pca = Pca::fit(matrix, 2)?;
+            (
+                pca.project(matrix.select(drawn).view())?,
+                pca.explained().to_vec(),
+            )
+        }
+        MapMethod::Tsne {
+            perplexity,
+            iterations,
+        } => {
+            let config = TsneConfig {
+                perplexity,
+                iterations,
+                seed: options.seed,
+                ..TsneConfig::default()
+            };
+            (tsne(matrix.select(drawn).view(), &config)?, Vec::new())
+        }
+    })
 }
 
 /// Names and counts of the classes with colours of their own: all, or the largest, in the order of their names.
@@ -203,9 +251,10 @@ impl Picture {
         }
         canvas.rule((left, bottom), (right, bottom), AXIS);
         canvas.rule((left, top), (left, bottom), AXIS);
-        let share = |axis: usize| {
-            let share = self.explained.get(axis).copied().unwrap_or(0.0);
-            format!("component {}, {:.1} % of the variance", axis + 1, 100.0 * share)
+        let share = |axis: usize| match self.explained.get(axis) {
+            Some(share) => format!("component {}, {:.1} % of the variance", axis + 1, 100.0 * share),
+            None if self.explained.is_empty() => format!("t-SNE {}", axis + 1),
+            None => format!("component {}, 0.0 % of the variance", axis + 1),
         };
         canvas.text(
             &share(0),

@@ -11,6 +11,6 @@ pub(crate) mod pca;
 
 pub use attention::{AttentionOptions, attention};
 pub use images::Choice;
-pub use map::{MapOptions, map};
+pub use map::{MapMethod, MapOptions, map};
 pub use neighbours::{NeighboursOptions, neighbours};
 pub use pca::{Foreground, PcaOptions, pca};

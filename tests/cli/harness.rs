@@ -71,8 +71,18 @@ impl Workspace {
         run
     }
 
-    /// Runs `macula` and expects exit code `code` and one error line that holds every one of `words`.
+    /// Runs `macula` and expects exit code `code`, nothing on stdout and one error line that holds every one of `words`.
     pub fn fails(&self, code: i32, arguments: &str, words: &[&str]) {
+        let run = self.fails_in_part(code, arguments, words);
+        assert!(
+            run.stdout.is_empty(),
+            "expected nothing on stdout: {}",
+            run.stdout
+        );
+    }
+
+    /// Like `fails`, for a command that prints what it did before it says what failed.
+    pub fn fails_in_part(&self, code: i32, arguments: &str, words: &[&str]) -> Run {
         let run = self.macula(arguments);
         let context = format!("macula {arguments}\n{}", run.stderr);
         assert_eq!(run.code, code, "{context}");
@@ -83,16 +93,12 @@ impl Workspace {
             .collect();
         assert_eq!(errors.len(), 1, "expected one error line: {context}");
         assert!(!run.stderr.contains("panicked"), "{context}");
-        assert!(
-            run.stdout.is_empty(),
-            "expected nothing on stdout: {}",
-            run.stdout
-        );
         let last = run.stderr.lines().last().unwrap_or_default();
         assert_eq!(errors[0], last, "expected the error last: {context}");
         for word in words {
             assert!(errors[0].contains(word), "expected `{word}` in: {context}");
         }
+        run
     }
 }
 

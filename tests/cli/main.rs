@@ -22,10 +22,14 @@ mod limits;
 mod modes;
 mod numbers;
 mod preprocess;
+mod protocols;
 mod report;
 mod retrieval;
 mod robustness;
+#[cfg(feature = "serve")]
+mod serve;
 mod sources;
+mod suite;
 mod train;
 mod video;
 mod viz;

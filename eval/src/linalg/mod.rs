@@ -1,11 +1,12 @@
 //! The kernels that every protocol shares: blocked products, L2 normalisation, partial selection, the exact nearest
-//! neighbours built from them, k-means, principal components and whitening. Nothing here knows of labels or protocols.
+//! neighbours built from them, k-means, principal components, whitening and t-SNE. Nothing here knows of labels or protocols.
 
 pub mod gemm;
 pub mod kmeans;
 pub mod normalise;
 pub mod pca;
 pub mod topk;
+pub mod tsne;
 pub mod whiten;
 
 mod neighbours;

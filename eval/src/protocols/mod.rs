@@ -12,3 +12,5 @@ pub mod predictions;
 pub mod retrieval;
 pub mod robustness;
 pub mod scores;
+pub mod svm;
+pub mod zero_shot;

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use macula_eval::LabelSet;
-use macula_eval::protocols::cluster::{self, ClusterConfig};
+use macula_eval::protocols::cluster::{self, ClusterConfig, ClusterMethod};
 
 use super::super::args::{INPUT, examples};
 use super::PROTOCOL;
@@ -14,19 +14,53 @@ use crate::evaluate::labels::tell_alike;
 use crate::evaluate::{encode, read_labelled};
 use crate::extract::FeatureFolder;
 
+/// [`ClusterMethod`] on the command line.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Method {
+    Kmeans,
+    Gmm,
+    Dbscan,
+}
+
+impl From<Method> for ClusterMethod {
+    fn from(method: Method) -> Self {
+        match method {
+            Method::Kmeans => Self::Kmeans,
+            Method::Gmm => Self::Gmm,
+            Method::Dbscan => Self::Dbscan,
+        }
+    }
+}
+
 /// Arguments of `macula eval cluster`.
 #[derive(Debug, Args)]
 #[command(next_help_heading = PROTOCOL, after_help = examples(&[
     "macula eval cluster --features features/photos",
     "macula eval cluster --features features/photos --k 10,100 --out results/cluster",
+    "macula eval cluster --features features/photos --method dbscan --min-points 5",
 ]))]
 pub(super) struct ClusterArgs {
-    /// Numbers of clusters [default: the number of classes]
+    /// How rows are parted: k-means, a mixture of Gaussians, or by density
+    #[arg(long, value_enum, default_value_t = Method::Kmeans)]
+    method: Method,
+    /// Numbers of clusters; dbscan finds its own [default: the number of classes]
     #[arg(long, value_delimiter = ',', value_name = "KS")]
     k: Vec<usize>,
-    /// Most Lloyd iterations
+    /// Most iterations of kmeans or gmm
     #[arg(long, value_name = "N", default_value_t = ClusterConfig::default().iterations)]
     iterations: usize,
+    /// Principal components that gmm and dbscan work on
+    #[arg(long, value_name = "N", default_value_t = ClusterConfig::default().components)]
+    components: usize,
+    /// Rows that gmm and dbscan work on, drawn at random where there are more: both run on one thread
+    #[arg(long, value_name = "N", default_value_t = ClusterConfig::default().max_rows)]
+    max_rows: usize,
+    /// Radius of dbscan, in deviations of a component [default: the median distance to the neighbour that completes --min-points]
+    #[arg(long, value_name = "R")]
+    radius: Option<f64>,
+    /// Rows within the radius, itself among them, that make a row the core of a cluster of dbscan
+    #[arg(long, value_name = "N", default_value_t = ClusterConfig::default().min_points)]
+    min_points: usize,
     /// Feature folder with labels
     #[arg(long, value_name = "FEATURES", help_heading = INPUT)]
     features: PathBuf,
@@ -38,8 +72,13 @@ impl ClusterArgs {
     /// Clusters and prints the table.
     pub fn run(&self) -> Result<()> {
         let config = ClusterConfig {
+            method: self.method.into(),
             ks: self.k.clone(),
             iterations: self.iterations,
+            components: self.components,
+            max_rows: self.max_rows,
+            radius: self.radius,
+            min_points: self.min_points,
             seed: self.common.random.derived("cluster"),
             bootstrap_resamples: self.common.random.bootstrap_resamples,
             ..ClusterConfig::default()

@@ -1,6 +1,6 @@
-//! `macula eval`, one file a protocol. The classifiers `knn`, `linear-probe` and `logreg` share what `pair` and `kept` hold,
-//! `retrieval` and `cluster` what `folders` holds, `segment` and `depth` what `dense` holds. `robustness` and `compare` stand
-//! alone.
+//! `macula eval`, one file a protocol. The classifiers `knn`, `linear-probe`, `logreg` and `svm` share what `pair` and `kept` hold,
+//! `retrieval` and `cluster` what `folders` holds, `zero-shot` is a classifier without train rows, `segment` and `depth` what `dense` holds. `robustness` and `compare` stand
+//! alone; `suite` runs the others.
 
 mod cluster;
 mod compare;
@@ -15,6 +15,9 @@ mod pair;
 mod retrieval;
 mod robustness;
 mod segment;
+mod suite;
+mod svm;
+mod zero_shot;
 
 use clap::{Args, Subcommand};
 
@@ -51,9 +54,13 @@ enum Protocol {
     LinearProbe(Box<linear_probe::LinearProbeArgs>),
     /// L2-regularised multinomial logistic regression (DINOv2 eval/log_regression.py)
     Logreg(Box<logreg::LogregArgs>),
-    /// Retrieval: mAP, R@k, mP@k, GAP; revisited Oxford/Paris with --ground-truth; copy detection
+    /// Retrieval: mAP, R@k, mP@k, GAP; revisited Oxford/Paris with --ground-truth; copy detection; images and texts with --text
     Retrieval(retrieval::RetrievalArgs),
-    /// k-means on the features: NMI, adjusted Rand index, accuracy
+    /// Linear support vector machines on few rows a class: mean average precision, accuracy (vissl's low-shot protocol)
+    Svm(Box<svm::SvmArgs>),
+    /// Zero-shot classification by vectors of texts, as CLIP has it
+    ZeroShot(Box<zero_shot::ZeroShotArgs>),
+    /// k-means, a mixture of Gaussians or DBSCAN on the features: NMI, adjusted Rand index, accuracy
     Cluster(cluster::ClusterArgs),
     /// Linear segmentation of patch tokens: mean intersection over union, by class and in the mean
     Segment(Box<segment::SegmentArgs>),
@@ -61,6 +68,8 @@ enum Protocol {
     Depth(Box<depth::DepthArgs>),
     /// Errors under the 15 corruptions of ImageNet-C at five severities, and mCE against another model's
     Robustness(Box<robustness::RobustnessArgs>),
+    /// Models by data sets by tasks, as a file says, and one report of all; goes on where it was stopped
+    Suite(suite::SuiteArgs),
     /// Two results on the same test rows: paired bootstrap and McNemar's test
     Compare(compare::CompareArgs),
 }
@@ -72,11 +81,14 @@ impl EvalArgs {
             Protocol::Knn(args) => args.run(),
             Protocol::LinearProbe(args) => args.run(),
             Protocol::Logreg(args) => args.run(),
+            Protocol::Svm(args) => args.run(),
+            Protocol::ZeroShot(args) => args.run(),
             Protocol::Retrieval(args) => args.run(),
             Protocol::Cluster(args) => args.run(),
             Protocol::Segment(args) => args.run(),
             Protocol::Depth(args) => args.run(),
             Protocol::Robustness(args) => args.run(),
+            Protocol::Suite(args) => args.run(),
             Protocol::Compare(args) => args.run(),
         }
     }

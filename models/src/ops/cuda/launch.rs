@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
-use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Shape, Storage, Tensor, bail};
+use candle_core::{
+    CpuStorage, DType, Device, DeviceLocation, InplaceOp1, Layout, Result, Shape, Storage, Tensor, bail,
+};
 
 use super::geometry::{Chunked, Launch, WIDE};
 
@@ -25,6 +27,7 @@ pub(super) enum Source {
     Optimizer,
     Patches,
     Residual,
+    Rotary,
     Targets,
 }
 
@@ -238,16 +241,21 @@ impl Argument<'_> {
     }
 }
 
+/// What is wrong with a tensor at `there` for a kernel at `here`: with equal places, the GPU was opened twice, and the tensor is made
+/// on another stream, which nothing here waits for.
+fn another_device(here: DeviceLocation, there: DeviceLocation) -> String {
+    let opened_twice = if here == there {
+        ", opened a second time"
+    } else {
+        ""
+    };
+    format!("expected tensors of {here:?}, found one of {there:?}{opened_twice}")
+}
+
 fn buffer(kernel: &str, device: &Device, tensor: &Tensor, access: Access) -> Result<Buffer> {
     if !tensor.device().same_device(device) {
-        let (here, there) = (device.location(), tensor.device().location());
-        // Its tensors are made on another stream, which nothing here waits for.
-        let opened_twice = if here == there {
-            ", opened a second time"
-        } else {
-            ""
-        };
-        bail!("{kernel}: expected tensors of {here:?}, found one of {there:?}{opened_twice}")
+        let found = another_device(device.location(), tensor.device().location());
+        bail!("{kernel}: {found}")
     }
     if !tensor.is_contiguous() {
         bail!(
@@ -317,5 +325,24 @@ impl InplaceOp1 for Locate<'_> {
     fn cuda_fwd(&self, storage: &mut CudaStorage, _: &Layout) -> Result<()> {
         self.address.set(super::driver::address(self.kernel, storage)?);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tensor_of_another_device_is_told_from_one_of_a_second_opening() {
+        let gpu = |gpu_id| DeviceLocation::Cuda { gpu_id };
+        assert_eq!(
+            another_device(gpu(0), DeviceLocation::Cpu),
+            "expected tensors of Cuda { gpu_id: 0 }, found one of Cpu"
+        );
+        assert!(!another_device(gpu(0), gpu(1)).contains("second time"));
+        assert_eq!(
+            another_device(gpu(1), gpu(1)),
+            "expected tensors of Cuda { gpu_id: 1 }, found one of Cuda { gpu_id: 1 }, opened a second time"
+        );
     }
 }
