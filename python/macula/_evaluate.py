@@ -39,7 +39,7 @@ class Result:
         self.n_test: int = found["n_test"]
         #: Classes, in the order that the numbers of classes count.
         self.classes: list[Any] = [meant.get(name, name) for name in outcome.classes]
-        self._predictions = {k: np.asarray(numbers) for k, numbers in outcome.predictions}
+        self._predictions: dict[int | None, np.ndarray] = {k: np.asarray(numbers) for k, numbers in outcome.predictions}
 
     def __getitem__(self, column: str) -> Any:
         """A column's value in the first row: ``result["top1"]``."""
@@ -61,11 +61,13 @@ class Result:
             raise make("setting", f"predictions: {self.task} has none here")
         key = next(iter(self._predictions)) if k is None else k
         if key not in self._predictions:
-            raise make("setting", f"k: expected one of {sorted(self._predictions)}, found {k}")
+            known = ", ".join(str(one) for one in self._predictions)
+            raise make("setting", f"k: expected one of {known}, found {k}")
         numbers = self._predictions[key]
         if (numbers < 0).any() or not all(isinstance(c, (int, float, str)) for c in self.classes):
             return np.array([None if n < 0 else self.classes[n] for n in numbers], dtype=object)
-        return np.asarray(self.classes)[numbers]
+        named: np.ndarray = np.asarray(self.classes)[numbers]
+        return named
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
         return self._outcome.table.__arrow_c_stream__(requested_schema)
@@ -119,9 +121,15 @@ def _side(x: Any, y: Any, what: str) -> tuple[tuple[Any, list[str]], Mapping[str
     return (given_array(features), texts), meant
 
 
+def _several(given: Any) -> list[Any]:
+    """One number, or several, as a list."""
+    several: list[Any] = np.atleast_1d(np.asarray(given)).tolist()
+    return several
+
+
 def _settings(k: Any = None, **settings: Any) -> str:
     if k is not None:
-        settings["k"] = [int(one) for one in ([k] if np.isscalar(k) else k)]
+        settings["k"] = _several(k)
     return json.dumps({name: v.tolist() if isinstance(v, np.ndarray) else v for name, v in settings.items()})
 
 
@@ -205,7 +213,7 @@ def logreg(
             ``allow_unknown_labels``.
     """
     if c is not None:
-        settings["c"] = [float(one) for one in ([c] if np.isscalar(c) else c)]  # type: ignore[union-attr]
+        settings["c"] = _several(c)
     return _pair(_macula.logreg, (train_x, train_y), (test_x, test_y), _settings(threads=threads, **settings))
 
 

@@ -74,7 +74,7 @@ class FeatureFolder:
         self.meta: dict[str, Any] = json.loads(self._folder.meta)
         #: Shape of one row by column.
         self.outputs: dict[str, tuple[int, ...]] = {o["name"]: tuple(o["shape"]) for o in self.meta["outputs"]}
-        self._read: dict[str, tuple[Any, ...]] = {}
+        self._names: tuple[np.ndarray, list[str], list[str | None]] | None = None
 
     @property
     def column(self) -> str:
@@ -90,16 +90,16 @@ class FeatureFolder:
         return self._folder.counts[0]
 
     def _named(self) -> tuple[np.ndarray, list[str], list[str | None]]:
-        if not self._read:
+        if self._names is None:
             _, _, rows, paths, labels, _ = self._folder.read(self.column)
-            self._read["names"] = (np.asarray(rows), paths, labels)
-        return self._read["names"]  # type: ignore[return-value]
+            self._names = (np.asarray(rows), paths, labels)
+        return self._names
 
     def to_numpy(self, column: str | None = None) -> np.ndarray:
         """Features as float32 ``[n, D]`` (``[n, N, D]`` for patch tokens), rows without features left out."""
         column = column or self.column
         values, _, rows, paths, labels, _ = self._folder.read(column)
-        self._read["names"] = (np.asarray(rows), paths, labels)
+        self._names = (np.asarray(rows), paths, labels)
         return np.asarray(values).reshape(len(paths), *self.outputs[column])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -183,7 +183,7 @@ def collect(
     table = pa.table(table)
 
     def is_list(kind: Any) -> bool:
-        return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+        return any(test(kind) for test in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
 
     names = list(columns or [field.name for field in table.schema if is_list(field.type)])
     if not names or "path" not in table.column_names:

@@ -68,6 +68,16 @@ class _Tail:
             yield json.loads(line)
 
 
+def _settings(given: Mapping[str, Any], within: str = "") -> Iterator[str]:
+    """Settings as ``--set`` takes them; a mapping within a mapping is a table within a table."""
+    for name, value in given.items():
+        if isinstance(value, Mapping):
+            yield from _settings(value, f"{within}{name}.")
+        else:
+            shown = json.dumps(list(value) if isinstance(value, tuple) else value) if isinstance(value, (bool, list, tuple)) else value
+            yield f"{within}{name}={os.fspath(shown) if isinstance(shown, os.PathLike) else shown}"
+
+
 def _flags(options: Mapping[str, Any]) -> list[str]:
     """Options as flags: ``knn_data="x"`` becomes ``--knn-data x``."""
     flags = []
@@ -78,9 +88,8 @@ def _flags(options: Mapping[str, Any]) -> list[str]:
         if value is True:
             flags.append(flag)
         elif isinstance(value, Mapping):
-            for field, one in value.items():
-                shown = json.dumps(one) if isinstance(one, (bool, list)) else str(one)
-                flags += [flag, f"{field}={shown}"]
+            for setting in _settings(value):
+                flags += [flag, setting]
         elif isinstance(value, (list, tuple)):
             flags.append(f"{flag}={','.join(str(one) for one in value)}")
         else:
@@ -133,7 +142,8 @@ def train(
         data: the source of images; not needed to resume.
         out: the run folder.
         recipe: a recipe's name, or a TOML file.
-        set: settings by name: ``{"epochs": 20, "image_size": 56}``.
+        set: settings by name: ``{"epochs": 20, "image_size": 56, "monitor": {"log_every": 10}}``; ``"monitor.log_every"`` is
+            the same field.
         resume: go on after the last checkpoint.
         threads: 0 for all cores.
         on_step: called with every line that the run logs. An exception that it raises ends the run after its step, with a

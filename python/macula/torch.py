@@ -6,11 +6,12 @@ import os
 from typing import Any
 
 import torch
+import torch.utils.data
 
 from ._folder import FeatureFolder
 
 
-class FeatureDataset(torch.utils.data.Dataset):
+class FeatureDataset(torch.utils.data.Dataset[Any]):
     """Rows of a feature folder: ``(features, class)``, or the features alone where rows have no labels.
 
     The tensor shares the array that was read.

@@ -22,7 +22,9 @@ pub fn call(py: Python<'_>, args: Vec<String>, threads: usize, tick: Option<Py<P
     let stop = Arc::new(AtomicBool::new(false));
     let told = Arc::clone(&stop);
     interruptible::run(py, tick.as_ref(), &stop, move || {
-        pools::shared(threads)?.install(|| macula::cli::call(args, told))
+        pools::check_not_forked("macula")?;
+        // Of its own: a thread that waits takes other work of its pool, and a call may not begin within a call.
+        pools::new(threads)?.install(|| macula::cli::call(args, told))
     })
 }
 

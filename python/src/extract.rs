@@ -70,6 +70,7 @@ pub fn extract(
     );
     let (stop_model, counted) = (Arc::clone(&stop), Arc::clone(&images));
     let work = || -> Result<String> {
+        pools::check_not_forked("extract")?;
         let threads = pools::count(settings.or("threads", 0)?)?;
         let options = settings.model(threads)?;
         let normalize = settings.or("normalize", false)?;
@@ -155,6 +156,7 @@ pub fn collect(
         })
         .collect();
     let columns = returned(columns)?;
+    returned(pools::check_not_forked("collect"))?;
     returned(py.detach(|| write(out, &rows, &paths, &labels, &columns, &description, force)))
 }
 

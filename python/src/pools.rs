@@ -2,6 +2,7 @@
 //! process it was made in: elsewhere it is left alone, and made again where it is needed.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use macula::{Error, Result};
@@ -44,6 +45,21 @@ impl<T> Drop for OfProcess<T> {
             // Its end would wait for threads that this process does not have.
             std::mem::forget(self.value.take());
         }
+    }
+}
+
+/// Refuses `what` in a process that was forked from one that had done such work: Polars and rayon have one pool of threads a
+/// process, which a fork leaves behind, and work on it would wait for ever.
+pub fn check_not_forked(what: &str) -> Result<()> {
+    static BEGUN_IN: AtomicU32 = AtomicU32::new(0);
+    let here = std::process::id();
+    match BEGUN_IN.compare_exchange(0, here, Ordering::SeqCst, Ordering::SeqCst) {
+        Err(process) if process != here => {
+            let reason = "expected a process of its own, found a fork of one that has written or trained already, whose threads \
+                          a fork leaves behind; start processes with `spawn` or `forkserver`";
+            Err(Error::failed(what, reason))
+        }
+        _ => Ok(()),
     }
 }
 

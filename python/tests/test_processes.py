@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -56,6 +57,29 @@ def test_a_fork_evaluates(folder):
         os.kill(child, signal.SIGKILL)
         pytest.fail("the child hangs")
     assert os.waitstatus_to_exitcode(status) == 0
+
+
+def _features_of(path: Path) -> np.ndarray:
+    return macula.FeatureFolder(path).to_numpy()
+
+
+def _extract(photos: Path, model: str, out: Path) -> int:
+    return len(macula.extract(photos, model, out))
+
+
+def test_a_fork_of_a_process_that_wrote_reads_and_refuses_to_write(folder, photos, onnx, tmp_path):
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
+        found = pool.submit(_features_of, folder.path).result(timeout=100)
+        assert np.array_equal(found, folder.to_numpy())
+        with pytest.raises(macula.RunError, match="found a fork of one that has written or trained already") as raised:
+            pool.submit(_extract, photos, onnx, tmp_path / "f").result(timeout=100)
+    # What was raised came through a pipe.
+    assert raised.value.kind == "failed" and raised.value.exit_code == 1
+
+
+def test_a_spawned_process_writes(photos, onnx, tmp_path):
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        assert pool.submit(_extract, photos, onnx, tmp_path / "f").result(timeout=100) == 24
 
 
 def test_a_spawned_process_gets_a_pickled_model(model, paths):

@@ -11,13 +11,19 @@ from conftest import command
 
 import macula
 
-SMALL = {"epochs": 1, "batch_size": 16, "max_steps": 6}
-
-
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     """The least network of a recipe, as settings."""
-    return {"arch": "vit-tiny/14", "image_size": 28, "batch_size": 8, "steps": 6, "log_every": 1}
+    return {
+        "batch_size": 8,
+        "steps": 6,
+        "image_size": 28,
+        "local_size": 14,
+        "backbone": {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 7},
+        "loss.head": {"hidden": 32, "bottleneck": 16, "prototypes": 64},
+        "crops.local.count": 2,
+        "monitor": {"log_every": 1},
+    }
 
 
 def _train(out, settings, **more):
