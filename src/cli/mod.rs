@@ -3,6 +3,7 @@
 
 mod args;
 mod bench;
+mod called;
 mod completions;
 mod curate;
 mod demo;
@@ -32,6 +33,7 @@ use std::process::ExitCode;
 
 use clap::{ArgAction, CommandFactory, Parser, Subcommand};
 
+pub use called::call;
 pub use reference::reference;
 
 use crate::data::decode::range::take_notice;
@@ -243,9 +245,9 @@ impl Verb {
     }
 }
 
-/// Notices to stderr, unless this process has a log already. `MACULA_LOG` takes the usual filters, for instance `debug` or
+/// Lets notices go to stderr, unless this process has a log already. `MACULA_LOG` takes the usual filters, for instance `debug` or
 /// `ort=info`.
-fn start_log() {
+pub fn start_log() {
     use tracing_subscriber::EnvFilter;
     // tiny-skia warns of every curve that is still a point or a level line.
     let filter = EnvFilter::try_from_env("MACULA_LOG")

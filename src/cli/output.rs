@@ -5,10 +5,14 @@ use std::path::Path;
 
 use macula_eval::table::EvalResult;
 
+use super::called;
 use crate::{Error, Result};
 
-/// Prints `text` and a line end to stdout.
+/// Prints `text` and a line end to stdout, or gives it to the caller of [`super::call`].
 pub fn print(text: &str) -> Result<()> {
+    if called::takes(text) {
+        return Ok(());
+    }
     let mut stdout = std::io::stdout().lock();
     let written = writeln!(stdout, "{text}").and_then(|()| stdout.flush());
     match written {

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::{SigId, flag, low_level};
 
-use super::Host;
+use super::{Host, called};
 use crate::{Error, Result};
 
 /// A flag that the signals set. Handlers go with it, and whoever had some before has the signals to itself again.
@@ -20,7 +20,7 @@ impl StopSignals {
     pub fn listen(host: Host) -> Result<Self> {
         let failed = |e: std::io::Error| Error::failed("signals", e.to_string());
         let mut stop = Self {
-            flag: Arc::default(),
+            flag: called::stop_flag(),
             handlers: Vec::new(),
         };
         if host == Host::Own {

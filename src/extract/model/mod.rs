@@ -28,7 +28,7 @@ pub use preprocess::{PreprocessOverrides, Size, imagenet, normalisation_of, of_c
 pub use tokens::grid_of;
 
 /// Anything that gives features for a batch of images.
-pub trait FeatureModel {
+pub trait FeatureModel: Send {
     /// The outputs it gives, in the order of `run`'s buffers.
     fn outputs(&self) -> &[OutputSpec];
 
