@@ -16,14 +16,15 @@ pub struct StopSignals {
 }
 
 impl StopSignals {
-    /// Listens from now on. In a process of its own a second SIGINT ends that at once; in another's it only asks again.
-    pub fn listen(host: Host) -> Result<Self> {
+    /// Listens from now on. In a process of its own a second SIGINT ends that at once; in another's, and in a job, whose processes get
+    /// one from the terminal and one from their launcher, it only asks again.
+    pub fn listen(host: Host, one_of_many: bool) -> Result<Self> {
         let failed = |e: std::io::Error| Error::failed("signals", e.to_string());
         let mut stop = Self {
             flag: Arc::default(),
             handlers: Vec::new(),
         };
-        if host == Host::Own {
+        if host == Host::Own && !one_of_many {
             // First, so that the first SIGINT finds the flag unset.
             let ends = flag::register_conditional_shutdown(SIGINT, 130, stop.flag());
             stop.handlers.push(ends.map_err(failed)?);

@@ -2,6 +2,7 @@
 //! is in here, and nothing else is: files, clocks and signals are the run's.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 use candle_core::backprop::GradStore;
@@ -13,6 +14,7 @@ use super::clock::Clock;
 use super::config::{Schedules, StepValues, TrainConfig};
 use super::distillation::FrozenTargets;
 use super::ema::NamedVars;
+use super::exchange::{self, Terms};
 use super::feed::{self, MicroBatch};
 use super::kernels::{Clip, Tables};
 use super::method::{Method, StepLoss};
@@ -21,6 +23,7 @@ use super::optimizer::{
     Average, Optimizer, OptimizerState, Parameter, clip_scale, gradient_norms, norms_of, squares_on_device,
 };
 use super::param_groups::ParamGroupRules;
+use crate::cluster::{OneRank, Ranks};
 use crate::device::{Dtype, set_products};
 use crate::{Error, Result};
 
@@ -36,9 +39,11 @@ pub struct Trainer {
     tables: Tables,
     clock: Clock,
     step: u64,
+    /// The processes that share every step.
+    ranks: Arc<dyn Ranks>,
 }
 
-/// What a step did.
+/// What a step did, the same on every rank but for times and targets.
 #[derive(Debug)]
 pub struct StepReport {
     /// The step's number, from 0.
@@ -46,7 +51,7 @@ pub struct StepReport {
     /// Sum of the terms.
     pub loss: f64,
     /// The terms by name, weighted.
-    pub terms: BTreeMap<&'static str, f64>,
+    pub terms: BTreeMap<String, f64>,
     /// Gradient norm of each sub-module before clipping.
     pub grad_norms: BTreeMap<String, f64>,
     /// The scheduled values.
@@ -68,6 +73,8 @@ pub struct StepSeconds {
     pub backward: f64,
     /// Clipping, the weights' update and the teacher's.
     pub update: f64,
+    /// Gradients and terms on their way between ranks, and waiting for the slowest of them.
+    pub exchange: f64,
 }
 
 impl StepSeconds {
@@ -77,6 +84,7 @@ impl StepSeconds {
         self.student += other.student;
         self.backward += other.backward;
         self.update += other.update;
+        self.exchange += other.exchange;
     }
 }
 
@@ -138,6 +146,7 @@ impl Trainer {
             tables: Tables::default(),
             clock: Clock::default(),
             step: 0,
+            ranks: Arc::new(OneRank),
         })
     }
 
@@ -154,6 +163,17 @@ impl Trainer {
     /// Gives a distillation its frozen teacher, which no checkpoint keeps.
     pub fn learn_from(&mut self, frozen: FrozenTargets) {
         self.method.learn_from(frozen);
+    }
+
+    /// Shares every step from here on with other ranks, each of which has its own images of the step.
+    ///
+    /// # Errors
+    /// A batch that they cannot share.
+    pub fn share_with(&mut self, ranks: &Arc<dyn Ranks>) -> Result<()> {
+        self.config.check_ranks(ranks.size())?;
+        self.method.share_with(Arc::clone(ranks));
+        self.ranks = Arc::clone(ranks);
+        Ok(())
     }
 
     /// From here on waits for the device at the end of every part of a step, so that [`StepSeconds`] are those of the parts and not of
@@ -208,15 +228,22 @@ impl Trainer {
         let share = 1. / micro_batches.len().max(1) as f64;
         let clips_on_device = self.optimizer.clipping_on_device().is_some();
         let mut unread = Vec::new();
+        let mut terms = Terms::default();
         let mut gradients: Option<GradStore> = None;
         for (place, batch) in micro_batches.iter().enumerate() {
             let number = self.step * self.config.accumulate as u64 + place as u64;
             let start = Instant::now();
             let pass = DirectGradients::default();
             let loss = pass.forward(|| self.method.loss(batch, number, &values))?;
-            match clips_on_device {
-                true => unread.extend(loss.terms.iter().cloned()),
-                false => report.add(&loss, share)?,
+            let share = share * self.weight(batch.batch().size, number)?;
+            if !self.ranks.is_one() {
+                for (name, term) in &loss.terms {
+                    terms.add(name, value_of(term)?, share);
+                }
+            } else if clips_on_device {
+                unread.extend(loss.terms.iter().cloned());
+            } else {
+                report.add(&loss, share)?;
             }
             report.seconds.teacher += loss.teacher_seconds;
             report.seconds.student += self.clock.since(start)? - loss.teacher_seconds;
@@ -233,6 +260,11 @@ impl Trainer {
         let Some(mut gradients) = gradients else {
             return Err(Error::failed("step", "expected at least one batch, found none"));
         };
+        if !self.ranks.is_one() {
+            let start = Instant::now();
+            self.exchange(&terms, &mut gradients, &mut report)?;
+            report.seconds.exchange = self.clock.since(start)?;
+        }
         let start = Instant::now();
         if clips_on_device {
             self.update_on_device(&gradients, &unread, share, &mut report)?;
@@ -243,6 +275,28 @@ impl Trainer {
         report.seconds.update = self.clock.since(start)?;
         self.step += 1;
         Ok(report)
+    }
+
+    /// How much this rank's mean over `images` counts in the mean over ranks of micro-batch `number`: 1 where all have as many.
+    fn weight(&self, images: usize, number: u64) -> Result<f64> {
+        if self.ranks.is_one() {
+            return Ok(1.);
+        }
+        let whole = self.config.batch_plan()?.size(number);
+        Ok((images * self.ranks.size()) as f64 / whole as f64)
+    }
+
+    /// Brings the terms of all ranks into the report and the mean of their gradients into `gradients`.
+    fn exchange(&self, terms: &Terms, gradients: &mut GradStore, report: &mut StepReport) -> Result<()> {
+        let trained: Vec<&Var> = self.method.student.trained().map(|(_, var)| var).collect();
+        let own: Vec<bool> = trained.iter().map(|var| gradients.get(var).is_some()).collect();
+        let seen = exchange::compare(self.ranks.as_ref(), terms, &own)?;
+        for (name, term) in &seen.terms {
+            report.add_term(name, *term, 1.)?;
+        }
+        let moved = trained.iter().zip(&seen.has_gradient).filter(|(_, has)| **has);
+        let moved: Vec<&Var> = moved.map(|(var, _)| *var).collect();
+        exchange::average(self.ranks.as_ref(), &moved, gradients)
     }
 
     /// The sum of two micro-batches' gradients of the trained weights.
@@ -292,6 +346,9 @@ impl Trainer {
         let device = self.method.device();
         let squares = squares_on_device(clipping, &mut self.tables, &modules, gradients, device)?;
         let gathered = || {
+            if unread.is_empty() {
+                return squares.to_dtype(DType::F64);
+            }
             let terms: Vec<Tensor> = unread.iter().map(|(_, term)| term.detach()).collect();
             let terms = Tensor::stack(&terms, 0)?.to_dtype(DType::F64)?;
             Tensor::cat(&[&terms, &squares], 0)
@@ -350,24 +407,28 @@ impl Trainer {
 
 impl StepReport {
     fn add(&mut self, loss: &StepLoss, share: f64) -> Result<()> {
-        let value = |tensor: &Tensor| tensor.to_scalar::<f32>().map(f64::from).map_err(Error::from);
         for (name, term) in &loss.terms {
-            self.add_term(name, value(term)?, share)?;
+            self.add_term(name, value_of(term)?, share)?;
         }
         Ok(())
     }
 
-    fn add_term(&mut self, name: &'static str, term: f64, share: f64) -> Result<()> {
+    fn add_term(&mut self, name: &str, term: f64, share: f64) -> Result<()> {
         if !term.is_finite() {
             return Err(Error::NotFinite {
                 what: format!("loss term {name}"),
                 value: term,
             });
         }
-        *self.terms.entry(name).or_default() += term * share;
+        *self.terms.entry(name.to_owned()).or_default() += term * share;
         self.loss += term * share;
         Ok(())
     }
+}
+
+/// The value of a term, which is a scalar of f32.
+fn value_of(term: &Tensor) -> Result<f64> {
+    term.to_scalar::<f32>().map(f64::from).map_err(Error::from)
 }
 
 /// The trained weights of each sub-module.

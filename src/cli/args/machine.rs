@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::MACHINE;
+use crate::cluster;
 use crate::device::Device;
 use crate::runtime::{Flavor, RuntimeOptions};
 use crate::{Error, Result};
@@ -49,6 +50,11 @@ impl ThreadArgs {
             ));
         }
         if threads == 0 {
+            if cluster::started_in().is_some() {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(cluster::threads());
+                // One that stands already stays as it is.
+                let _ = pool.build_global();
+            }
             return Ok(());
         }
         let built = rayon::ThreadPoolBuilder::new()

@@ -49,7 +49,8 @@ impl Method {
         }
         let queue = self.memory.queue.as_mut().ok_or_else(missing)?;
         for keys in keys_of_step {
-            queue.push(&keys)?;
+            // Of all ranks, so that each has the same queue.
+            queue.push(&self.ranks.gather(&keys.detach())?)?;
         }
         Ok(())
     }
