@@ -167,7 +167,7 @@ fn export_network(options: &DemoOptions, checkpoint: &Checkpoint, name: &str) ->
                 None => model::imagenet(side as u32, side as u32),
                 Some(_) => model::of_checkpoint(
                     Path::new(name),
-                    checkpoint,
+                    (checkpoint, None),
                     model::Size::Given(side as u32, side as u32),
                     &PreprocessOverrides::default(),
                 )?,

@@ -10,7 +10,10 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor, Var};
 use macula_models::ops;
-use macula_models::vit::{GeluKind, RopeConfig, VisionTransformer, VitConfig, VitOutput, initialise};
+use macula_models::vit::{
+    DropPathMode, DropPathPlan, DropPathSchedule, FinalNorm, GeluKind, Pool, RelativePositions, RopeConfig,
+    VisionTransformer, VitConfig, VitOutput, initialise,
+};
 use macula_models::weights::{
     Checkpoint, Family, LoadOptions, Tensors, config_metadata, load, read_tensors, save,
 };
@@ -23,7 +26,7 @@ use weights_support::*;
 const TOLERANCE: f32 = 1e-5;
 
 /// File or folder, what is expected of it, and its family.
-const ALL: [(&str, &str, Family); 17] = [
+const ALL: &[(&str, &str, Family)] = &[
     ("clip_open", "clip_open", Family::OpenClip),
     ("clip_hf", "clip_hf", Family::HuggingFaceClip),
     ("clip_timm", "clip_timm", Family::TimmClip),
@@ -45,6 +48,34 @@ const ALL: [(&str, &str, Family); 17] = [
     ("torchvision.pth", "torchvision", Family::Torchvision),
     ("tips_hf", "tips_hf", Family::Tips),
     ("tips_hf_gated", "tips_hf_gated", Family::Tips),
+    ("siglip_hf", "siglip_hf", Family::HuggingFaceSiglip),
+    ("siglip_timm", "siglip_timm", Family::TimmSiglip),
+    ("siglip_open", "siglip_open", Family::TimmSiglip),
+    ("siglip_gap_timm", "siglip_gap_timm", Family::IJepa),
+    ("deit_hf", "deit_hf", Family::HuggingFaceVit),
+    ("deit_memory.safetensors", "deit_hf", Family::HuggingFaceVit),
+    ("deit_timm.safetensors", "deit_timm", Family::DinoV1),
+    ("ibot_official.pth", "ibot_official", Family::DinoV1),
+    ("vit_timm", "vit_timm", Family::DinoV1),
+    ("vit_gap_timm", "vit_gap_timm", Family::DinoV1),
+    ("ijepa_hf", "ijepa_hf", Family::HuggingFaceVit),
+    ("ijepa_official.pth", "ijepa_hf", Family::IJepa),
+    ("beit_hf", "beit_hf", Family::HuggingFaceBeit),
+    ("beit_memory.safetensors", "beit_hf", Family::HuggingFaceBeit),
+    ("beit_mim_hf", "beit_mim_hf", Family::HuggingFaceBeit),
+    ("beit_timm.safetensors", "beit_timm", Family::TimmBeit),
+    ("data2vec_hf", "data2vec_hf", Family::HuggingFaceBeit),
+    ("eva_timm.safetensors", "eva_timm", Family::TimmEva),
+    ("eva02_timm.safetensors", "eva02_timm", Family::TimmEva),
+    (
+        "eva02_apart_timm.safetensors",
+        "eva02_apart_timm",
+        Family::TimmEva,
+    ),
+    ("eva02_clip_open", "eva02_clip_open", Family::TimmEva),
+    ("pe_timm", "pe_timm", Family::TimmPe),
+    ("pe_open", "pe_open", Family::TimmPe),
+    ("pe_spatial_timm.safetensors", "pe_spatial_timm", Family::TimmPe),
 ];
 /// The names of TIPSv2 in memory are those of DINOv2.
 const TIPS_MEMORY: (&str, &str, Family) = ("tips_memory.pth", "tips_hf", Family::HuggingFace);
@@ -70,9 +101,11 @@ fn network(checkpoint: &Checkpoint) -> VisionTransformer {
 
 fn expected(name: &str) -> Tensors {
     let file = path(&format!("{name}.expected.safetensors"));
+    let float = |(name, tensor): (String, Tensor)| (name, tensor.to_dtype(candle_core::DType::F32).unwrap());
     candle_core::safetensors::load(file, &Device::Cpu)
         .unwrap()
         .into_iter()
+        .map(float)
         .collect()
 }
 
@@ -87,7 +120,10 @@ fn deviation(found: &Tensor, expected: &Tensor) -> f32 {
 }
 
 fn outputs(output: &VitOutput) -> Vec<(&'static str, Tensor)> {
-    let mut all = vec![("cls", output.cls.clone()), ("patch", output.patch.clone())];
+    let mut all = vec![("patch", output.patch.clone())];
+    if output.cls.dims()[1] > 0 {
+        all.push(("cls", output.cls.clone()));
+    }
     all.extend(output.embedding.clone().map(|embedding| ("embedding", embedding)));
     all
 }
@@ -112,7 +148,7 @@ fn deviations(vit: &VisionTransformer, want: &Tensors) -> Vec<(String, f32)> {
 
 #[test]
 fn every_backbone_computes_what_its_library_does() {
-    for (name, expectation, family) in ALL.into_iter().chain([TIPS_MEMORY]) {
+    for &(name, expectation, family) in ALL.iter().chain(&[TIPS_MEMORY]) {
         let checkpoint = loaded(name);
         assert_eq!(checkpoint.family, family, "{name}");
         let parameters = checkpoint.config.parameters();
@@ -151,10 +187,7 @@ fn geometry_is_told_by_file_and_configuration() {
         ["head.bias", "head.weight"]
     );
     let dinov3 = loaded("dinov3_hf").config;
-    assert_eq!(
-        (dinov3.image_size, dinov3.rope),
-        (16, Some(RopeConfig { theta: 100. }))
-    );
+    assert_eq!((dinov3.image_size, dinov3.rope), (16, Some(RopeConfig::dinov3())));
     assert_eq!((dinov3.num_registers, dinov3.layer_norm_eps), (4, 1e-5));
     // The periods tell the heads, and no tensor the size of the images.
     let official = load(&path("dinov3_official.pth"), &LoadOptions::default())
@@ -181,6 +214,9 @@ fn files_of_one_network_give_the_same_tensors() {
         ("dinov3_hf_gated", &["dinov3_official_gated.pth"]),
         ("vit_hf", &["vit_memory.pth"]),
         ("tips_hf", &["tips_memory.pth"]),
+        ("deit_hf", &["deit_memory.safetensors"]),
+        ("ijepa_hf", &["ijepa_official.pth"]),
+        ("beit_hf", &["beit_memory.safetensors"]),
     ] {
         for other in others {
             assert_same(&loaded(one).backbone, &loaded(other).backbone);
@@ -237,6 +273,12 @@ fn may_lack(name: &str) -> bool {
         "pooler.",
         "visual_projection.",
         "visual.proj",
+        "cls_classifier.",
+        "distillation_classifier.",
+        "lm_head.",
+        "text.",
+        "logit_bias",
+        "predictor.",
     ];
     let parts = [
         "mask_token",
@@ -244,6 +286,7 @@ fn may_lack(name: &str) -> bool {
         "reg_token",
         "storage_tokens",
         "rope_embed.periods",
+        "masked_embed",
     ];
     beside.iter().any(|start| name.starts_with(start))
         || name == "positional_embedding"
@@ -252,10 +295,15 @@ fn may_lack(name: &str) -> bool {
 
 #[test]
 fn missing_and_spare_tensors_are_refused() {
-    for (name, _, _) in ALL {
+    for &(name, _, _) in ALL {
         let (all, folder) = (raw(name), beside(name));
         assert!(load(&saved(folder.path(), &all), &two_heads()).is_ok(), "{name}");
-        for left_out in all.keys().filter(|name| !may_lack(name)) {
+        // A head of BEiT's pretraining, with a norm of its own.
+        let of_head = |left_out: &str| name == "beit_mim_hf" && left_out.starts_with("layernorm.");
+        for left_out in all
+            .keys()
+            .filter(|left_out| !may_lack(left_out) && !of_head(left_out))
+        {
             let mut fewer = all.clone();
             fewer.remove(left_out);
             let Err(error) = load(&saved(folder.path(), &fewer), &two_heads()) else {
@@ -264,20 +312,21 @@ fn missing_and_spare_tensors_are_refused() {
             let line = error.to_string();
             assert!(!line.contains('\n'), "{line}");
         }
-        let anchors = ["cls_token", "class_embedding", "class_token"];
-        let anchor = all
-            .keys()
-            .find(|key| anchors.iter().any(|anchor| key.ends_with(anchor)))
-            .unwrap();
-        let root = anchor.rsplit_once("embeddings.").map(|(root, _)| root);
-        let root = root
-            .or(anchor.rsplit_once('.').map(|(root, _)| root))
-            .unwrap_or_default();
-        let root = root.trim_end_matches('.');
-        let dot = if root.is_empty() { "" } else { "." };
+        let anchors = [
+            "embeddings.cls_token",
+            "embeddings.class_embedding",
+            "embeddings.patch_embedding.weight",
+            "embeddings.patch_embeddings.projection.weight",
+            "cls_token",
+            "class_embedding",
+            "class_token",
+            "patch_embed.proj.weight",
+        ];
+        let root_of = |anchor: &&str| all.keys().find_map(|key| key.strip_suffix(*anchor));
+        let root = anchors.iter().find_map(root_of).unwrap();
         let mut more = all.clone();
         more.insert(
-            format!("{root}{dot}extra"),
+            format!("{root}extra"),
             Tensor::zeros(3, candle_core::DType::F32, &Device::Cpu).unwrap(),
         );
         let line = load(&saved(folder.path(), &more), &two_heads())
@@ -459,7 +508,7 @@ fn configurations_that_contradict_the_tensors_are_refused() {
             "vit_hf",
             "model_type",
             json!("dpt"),
-            &["model_type: expected vit or vit_mae or vit_msn, found dpt"],
+            &["model_type: expected vit or vit_mae or vit_msn or deit or ijepa, found dpt"],
         ),
     ] {
         let change = |config: &mut Value| match name {
@@ -479,7 +528,13 @@ fn configurations_that_contradict_the_tensors_are_refused() {
     // What no tensor tells is taken.
     let theta = |config: &mut Value| config["rope_theta"] = json!(50.);
     let other = with_config("dinov3_hf", "config.json", theta).unwrap();
-    assert_eq!(other.config.rope, Some(RopeConfig { theta: 50. }));
+    assert_eq!(
+        other.config.rope,
+        Some(RopeConfig {
+            theta: 50.,
+            ..RopeConfig::dinov3()
+        })
+    );
     let worst = deviations(&network(&other), &expected("dinov3_hf"));
     assert!(worst.iter().all(|(_, worst)| *worst > 1e-4), "{worst:?}");
 }
@@ -554,19 +609,298 @@ fn towers_of_open_clip_that_are_not_computed_are_refused_by_their_field() {
     assert!(!config.pre_norm);
 }
 
+/// What is pooled, by whom and with how many heads, and where patches lie.
+#[test]
+fn pooling_and_positions_are_told_by_tensors() {
+    let attention = |name: &str| match loaded(name).config.pool {
+        Pool::Attention(pool) => pool.heads,
+        other => panic!("{name}: {other:?}"),
+    };
+    assert_eq!((attention("siglip_hf"), attention("siglip_timm")), (None, None));
+    // The number of PE's, which no tensor tells.
+    assert_eq!(attention("pe_timm"), Some(8));
+    assert_eq!(loaded("pe_timm").config.rope, Some(RopeConfig::perception(4)));
+    assert_eq!(
+        loaded("eva02_timm.safetensors").config.rope,
+        Some(RopeConfig::eva02())
+    );
+    assert_eq!(loaded("eva_timm.safetensors").config.rope, None);
+    for (name, norm, pool) in [
+        ("beit_hf", FinalNorm::Pooled, Pool::Mean),
+        ("beit_mim_hf", FinalNorm::Tokens, Pool::Class),
+        ("data2vec_hf", FinalNorm::None, Pool::Class),
+        ("pe_spatial_timm.safetensors", FinalNorm::None, Pool::Class),
+        ("vit_gap_timm", FinalNorm::Pooled, Pool::Mean),
+        ("eva02_clip_open", FinalNorm::Tokens, Pool::Class),
+    ] {
+        let config = loaded(name).config;
+        assert_eq!((config.final_norm, config.pool), (norm, pool), "{name}");
+    }
+    for (name, positions) in [
+        ("beit_timm.safetensors", RelativePositions::EachBlock),
+        ("beit_mim_hf", RelativePositions::Shared),
+    ] {
+        // A table has a column for each head.
+        let config = load(&path(name), &LoadOptions::default()).unwrap().config;
+        assert_eq!((config.num_heads, config.image_size), (2, 16), "{name}");
+        assert_eq!(config.relative_positions, Some(positions), "{name}");
+    }
+    // The distillation token is a register, its position in it.
+    let deit = loaded("deit_timm.safetensors");
+    assert_eq!(deit.config.num_registers, 1);
+    assert_eq!(deit.backbone["pos_embed"].dims(), [1, 17, 32]);
+    assert_eq!(
+        deit.heads.keys().collect::<Vec<_>>(),
+        ["head.bias", "head.weight", "head_dist.bias", "head_dist.weight"]
+    );
+    let said = |name: &str| loaded(name).notices.join("; ");
+    assert_says(&said("siglip_hf"), &["`text_model`"]);
+    assert_says(&said("siglip_open"), &["text.token_embedding.weight"]);
+    assert_says(&said("ibot_official.pth"), &["masked_embed"]);
+    assert_says(&said("ijepa_official.pth"), &["predictor"]);
+}
+
+#[test]
+fn networks_without_a_class_token_say_what_they_have() {
+    use macula_models::onnx::OutputKind;
+    for (name, has) in [
+        ("siglip_hf", "patch, patch_mean, embedding"),
+        ("ijepa_hf", "patch, patch_mean"),
+    ] {
+        let checkpoint = loaded(name);
+        let vit = network(&checkpoint);
+        let pixels = &expected(name)["native.pixels"];
+        assert_eq!(vit.forward(pixels, None).unwrap().cls.dims(), [1, 0]);
+        for kind in [OutputKind::Cls, OutputKind::LayerCls(1)] {
+            let error = kind.check(&checkpoint.config).unwrap_err().to_string();
+            assert_says(&error, &["with a class token", &kind.to_string(), has]);
+        }
+        let error = vit.forward_visible(pixels, None, &[0, 1]).unwrap_err();
+        assert_says(&error.to_string(), &["no class token"]);
+    }
+}
+
+/// Blocks that are composed of smaller operations: chosen rows are those of the whole pass, and branches are not left out.
+#[test]
+fn composed_blocks_give_rows_and_attention() {
+    for name in ["eva02_clip_open", "beit_hf", "beit_mim_hf"] {
+        let vit = network(&loaded(name));
+        let pixels = &expected(name)["other.pixels"];
+        let output = vit.forward(pixels, None).unwrap();
+        let rows = vit.forward_rows(pixels, None, None, &[0, 5]).unwrap();
+        assert!(
+            deviation(&rows.narrow(0, 0, 1).unwrap(), &output.cls) < 1e-6,
+            "{name}"
+        );
+        let patch = output.patch.narrow(1, 4, 1).unwrap().squeeze(1).unwrap();
+        assert!(deviation(&rows.narrow(0, 1, 1).unwrap(), &patch) < 1e-6, "{name}");
+        let shown = vit.attention_probabilities(pixels, 1).unwrap();
+        assert_eq!(shown.dims(), [1, 2, 19, 19]);
+        let sums = numbers(&shown.sum(3).unwrap());
+        assert!(sums.iter().all(|sum| (sum - 1.).abs() < 1e-5), "{name}: {sums:?}");
+        let (schedule, mode) = (DropPathSchedule::Uniform, DropPathMode::BatchSubset);
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        let plan = DropPathPlan::draw(0.5, schedule, mode, 2, 1, &mut rng).unwrap();
+        let error = vit.forward_with(pixels, None, Some(&plan)).unwrap_err();
+        assert_says(&error.to_string(), &["drop_path", "not trained"]);
+    }
+}
+
+#[test]
+fn configurations_of_pooled_networks_are_held_against_the_tensors() {
+    for (name, field, value, parts) in [
+        (
+            "beit_hf",
+            "use_mean_pooling",
+            json!(false),
+            &["use_mean_pooling: config.json says false, the tensors true"][..],
+        ),
+        (
+            "beit_hf",
+            "use_relative_position_bias",
+            json!(false),
+            &["use_relative_position_bias", "says false, the tensors true"],
+        ),
+        (
+            "beit_mim_hf",
+            "use_shared_relative_position_bias",
+            json!(false),
+            &["use_shared_relative_position_bias"],
+        ),
+        (
+            "beit_hf",
+            "num_attention_heads",
+            json!(4),
+            &["relative_position_bias_table", "expected [52, 4], found [52, 2]"],
+        ),
+        (
+            "ijepa_hf",
+            "model_type",
+            json!("vit"),
+            &["model_type: config.json says a class token, the tensors none"],
+        ),
+        (
+            "deit_hf",
+            "model_type",
+            json!("vit"),
+            &["num_register_tokens: config.json says 0, the tensors 1"],
+        ),
+    ] {
+        let change = |config: &mut Value| config[field] = value.clone();
+        let line = with_config(name, "config.json", change)
+            .map(|_| ())
+            .expect_err(field);
+        assert_says(&line, parts);
+    }
+    let head = |config: &mut Value| config["vision_config"]["vision_use_head"] = json!(false);
+    let line = with_config("siglip_hf", "config.json", head)
+        .map(|_| ())
+        .unwrap_err();
+    assert_says(
+        &line,
+        &["vision_use_head: config.json says false, the tensors true"],
+    );
+    for (field, value, parts) in [
+        (
+            "timm_pool",
+            json!("avg"),
+            &["vision_cfg.timm_pool", "says avg, the tensors token"][..],
+        ),
+        (
+            "timm_proj",
+            json!("none"),
+            &["vision_cfg.timm_proj", "says none, the tensors a projection"],
+        ),
+        ("timm_proj", json!("mlp"), &["vision_cfg.timm_proj", "found mlp"]),
+        (
+            "timm_model_name",
+            Value::Null,
+            &["vision_cfg.timm_model_name", "found none"],
+        ),
+    ] {
+        let change = |config: &mut Value| config["model_cfg"]["vision_cfg"][field] = value.clone();
+        let line = with_config("eva02_clip_open", "open_clip_config.json", change);
+        assert_says(&line.map(|_| ()).expect_err(field), parts);
+    }
+}
+
+/// A tower of timm whose projection lies beside it has no bias.
+#[test]
+fn the_projection_beside_a_trunk_is_its_own() {
+    let mut tensors = raw("eva02_clip_open");
+    let weight = tensors.remove("visual.trunk.head.weight").unwrap();
+    let bias = tensors.remove("visual.trunk.head.bias").unwrap();
+    tensors.insert("visual.head.proj.weight".into(), weight);
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = load(&saved(folder.path(), &tensors), &two_heads()).unwrap();
+    assert_eq!(
+        (checkpoint.config.projection, checkpoint.config.projection_bias),
+        (Some(24), false)
+    );
+    let want = expected("eva02_clip_open");
+    let found = network(&checkpoint)
+        .forward(&want["native.pixels"], None)
+        .unwrap();
+    let found = found.embedding.unwrap().broadcast_add(&bias).unwrap();
+    assert!(deviation(&found, &want["native.embedding"]) < TOLERANCE);
+}
+
+#[test]
+fn the_activation_of_timms_siglip_is_never_guessed() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, right) in [
+        ("siglip_timm", GeluKind::Gelu),
+        ("siglip_open", GeluKind::GeluTanh),
+    ] {
+        let file = saved(folder.path(), &raw(name));
+        assert_says(
+            &refusal(&file, &two_heads()),
+            &["SigLIP ViT of timm", "does not tell its activation", "gelu-tanh"],
+        );
+        let options = LoadOptions {
+            activation: Some(right),
+            ..two_heads()
+        };
+        assert_eq!(load(&file, &options).unwrap().config, loaded(name).config);
+    }
+}
+
+/// Networks of other kinds that a shape tells.
+#[test]
+fn sequences_of_patches_and_videos_are_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let zeros = |shape: &[usize]| Tensor::zeros(shape, candle_core::DType::F32, &Device::Cpu).unwrap();
+    for (fixture, name, shape, parts) in [
+        (
+            "siglip_hf",
+            "vision_model.embeddings.patch_embedding.weight",
+            &[32, 48][..],
+            &["NaFlex", "sequences of patches"][..],
+        ),
+        (
+            "eva_timm.safetensors",
+            "cls_token",
+            &[1, 1, 1792],
+            &["EVA-02 E", "norms behind the branches"],
+        ),
+        (
+            "ijepa_official.pth",
+            "encoder.module.patch_embed.proj.weight",
+            &[32, 3, 2, 4, 4],
+            &["videos", "over time"],
+        ),
+    ] {
+        let mut tensors = raw(fixture);
+        assert!(tensors.insert(name.into(), zeros(shape)).is_some());
+        assert_says(&refusal(&saved(folder.path(), &tensors), &two_heads()), parts);
+    }
+}
+
+#[test]
+fn released_networks_are_held_against_their_names() {
+    let named = |name: &str, arch: &str| {
+        let options = LoadOptions {
+            arch: Some(arch.into()),
+            ..LoadOptions::default()
+        };
+        refusal(&path(name), &options)
+    };
+    assert_says(
+        &named("dinov3_timm.safetensors", "dinov3-vits16"),
+        &[
+            "dinov3-vits16: expected width 384, found 32",
+            "depth 12, found 2",
+            "patch size 16, found 4",
+        ],
+    );
+    assert_says(
+        &named("dinov3_timm.safetensors", "dinov3-small"),
+        &["found `dinov3-small`", "dinov3-vits16"],
+    );
+    // What a configuration says and the name does not.
+    assert_says(
+        &named("clip_open", "openclip:ViT-B-32/openai"),
+        &["activation: open_clip_config.json says gelu, the architecture quick-gelu"],
+    );
+}
+
 /// What macula writes of such a network it reads again as it was.
 #[test]
 fn saved_networks_load_as_they_were() {
     let folder = tempfile::tempdir().unwrap();
-    for (name, _, _) in ALL {
+    for &(name, _, _) in ALL {
         let first = loaded(name);
         let file = folder.path().join("teacher.safetensors");
         save(&file, &first.backbone, &config_metadata(&first.config).unwrap()).unwrap();
         let second = load(&file, &LoadOptions::default()).unwrap();
         assert_eq!(second.config, first.config, "{name}");
         assert_same(&second.backbone, &first.backbone);
+        let other = match first.config.activation {
+            GeluKind::GeluTanh => GeluKind::Gelu,
+            _ => GeluKind::GeluTanh,
+        };
         let options = LoadOptions {
-            activation: Some(GeluKind::GeluTanh),
+            activation: Some(other),
             ..LoadOptions::default()
         };
         assert_says(&refusal(&file, &options), &["activation: macula.config says"]);
@@ -583,7 +917,7 @@ fn small(rope: bool, activation: GeluKind) -> (VitConfig, Tensors) {
         num_registers: 1,
         pre_norm: true,
         projection: Some(5),
-        rope: rope.then_some(RopeConfig { theta: 100. }),
+        rope: rope.then_some(RopeConfig::dinov3()),
         activation,
         layer_scale: Some(0.7),
         mask_token: false,
@@ -715,7 +1049,7 @@ fn every_backbone_is_exported() {
     let folder = std::env::var_os("MACULA_BACKBONES_OUT").map(PathBuf::from);
     let folder = folder.unwrap_or_else(|| temporary.path().to_owned());
     fs::create_dir_all(&folder).unwrap();
-    for (name, expectation, _) in ALL {
+    for &(name, expectation, _) in ALL.iter().chain(&[TIPS_MEMORY]) {
         let checkpoint = loaded(name);
         for (kind, image) in [
             (
@@ -736,9 +1070,14 @@ fn every_backbone_is_exported() {
             )
             .unwrap();
             let embeds = report.outputs.iter().any(|output| output == "embedding");
-            assert_eq!(embeds, checkpoint.config.projection.is_some(), "{name}");
+            assert_eq!(embeds, checkpoint.config.embedding_width().is_some(), "{name}");
             let described = describe(&file).unwrap();
             let operator = |name: &str| described.operators.get(name).copied().unwrap_or(0);
+            assert_eq!(
+                report.outputs.iter().any(|output| output == "cls"),
+                checkpoint.config.class_token,
+                "{name}"
+            );
             assert_eq!(
                 operator("Cos") > 0,
                 kind == "dynamic" && checkpoint.config.rope.is_some(),

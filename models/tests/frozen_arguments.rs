@@ -101,7 +101,7 @@ fn operations() -> Vec<(&'static str, Vec<Vec<usize>>, Operation)> {
                     parameters: &parameters,
                     middle,
                     samples: None,
-                    rotary: None,
+                    rotary: &[],
                 };
                 let options = StackOptions {
                     eps: 1e-6,

@@ -24,10 +24,6 @@ fn fixture(name: &str) -> BTreeMap<String, Tensor> {
 
 fn config(name: &str) -> VitConfig {
     VitConfig {
-        pre_norm: false,
-        activation: Default::default(),
-        projection: None,
-        rope: None,
         embed_dim: 48,
         depth: 3,
         num_heads: 3,
@@ -49,6 +45,7 @@ fn config(name: &str) -> VitConfig {
         } else {
             PositionRule::Official
         },
+        ..VitConfig::named("vit-tiny/14", 70).unwrap()
     }
 }
 

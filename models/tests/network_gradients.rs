@@ -6,19 +6,16 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{VarBuilder, VarMap};
 use macula_models::heads::{DinoHead, DinoHeadConfig};
+use macula_models::ops::GeluKind;
 use macula_models::vit::{
-    DropPathMode, DropPathPlan, DropPathSchedule, FeedForwardKind, PositionRule, VisionTransformer,
-    VitConfig, initialise,
+    DropPathMode, DropPathPlan, DropPathSchedule, FeedForwardKind, PositionRule, RopeConfig,
+    VisionTransformer, VitConfig, initialise,
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 fn config(num_registers: usize, feed_forward: FeedForwardKind) -> VitConfig {
     VitConfig {
-        pre_norm: false,
-        activation: Default::default(),
-        projection: None,
-        rope: None,
         embed_dim: 24,
         depth: 2,
         num_heads: 3,
@@ -32,6 +29,18 @@ fn config(num_registers: usize, feed_forward: FeedForwardKind) -> VitConfig {
         mask_token: true,
         layer_norm_eps: 1e-6,
         position_rule: PositionRule::Official,
+        ..VitConfig::named("vit-tiny/4", 16).unwrap()
+    }
+}
+
+/// As [`config`], of DINOv3's parts: heads of a multiple of 4 with rotary positions; and of CLIP's, with another GELU.
+fn rotary_config(num_registers: usize, feed_forward: FeedForwardKind) -> VitConfig {
+    VitConfig {
+        num_heads: 2,
+        rope: Some(RopeConfig::dinov3()),
+        activation: GeluKind::QuickGelu,
+        pre_norm: true,
+        ..config(num_registers, feed_forward)
     }
 }
 
@@ -84,6 +93,8 @@ fn network_every_parameter_gets_a_gradient() {
     for config in [
         config(0, FeedForwardKind::Mlp),
         config(4, FeedForwardKind::Swiglu),
+        rotary_config(4, FeedForwardKind::Mlp),
+        rotary_config(0, FeedForwardKind::Swiglu),
     ] {
         // The native grid, and one that interpolates the position table.
         for (height, width) in [(16, 16), (12, 20)] {
@@ -118,8 +129,11 @@ fn network_every_parameter_gets_a_gradient() {
                 assert_eq!(grad.dims(), var.dims(), "{name}");
                 let grad = grad.flatten_all().unwrap().to_vec1::<f32>().unwrap();
                 assert!(grad.iter().all(|value| value.is_finite()), "{name} is not finite");
-                // A bias common to all keys moves every score of a query alike: softmax does not see it, its gradient is 0.
-                let no_effect = |i: usize| name.ends_with("attn.qkv.bias") && (24..48).contains(&i);
+                // A bias common to all keys moves every score of a query alike: softmax does not see it, its gradient is 0. Turned
+                // with its key it does not move them alike.
+                let no_effect = |i: usize| {
+                    config.rope.is_none() && name.ends_with("attn.qkv.bias") && (24..48).contains(&i)
+                };
                 let zeros = (0..grad.len())
                     .filter(|&i| grad[i] == 0. && !no_effect(i))
                     .count();
@@ -209,9 +223,17 @@ fn network_gradients_are_those_of_double_precision() {
 /// order.
 #[test]
 fn network_gradient_is_the_slope_of_the_loss() {
-    let config = config(2, FeedForwardKind::Mlp);
+    is_the_slope_of_the_loss(&config(2, FeedForwardKind::Mlp));
+}
+
+#[test]
+fn network_gradient_through_rotary_positions_is_the_slope_of_the_loss() {
+    is_the_slope_of_the_loss(&rotary_config(2, FeedForwardKind::Mlp));
+}
+
+fn is_the_slope_of_the_loss(config: &VitConfig) {
     let mut rng = ChaCha8Rng::seed_from_u64(8);
-    let weights = perturbed(initialise(&config, &mut rng).unwrap(), &mut rng);
+    let weights = perturbed(initialise(config, &mut rng).unwrap(), &mut rng);
     let pixels = random(&mut rng, &[2, 3, 12, 20]);
     let plan = DropPathPlan::draw(
         0.4,
@@ -223,7 +245,7 @@ fn network_gradient_is_the_slope_of_the_loss() {
     )
     .unwrap();
     let loss = |weights: &BTreeMap<String, Tensor>| {
-        let vit = VisionTransformer::from_tensors(&config, weights, &Device::Cpu).unwrap();
+        let vit = VisionTransformer::from_tensors(config, weights, &Device::Cpu).unwrap();
         let out = vit.forward_with(&pixels, None, Some(&plan)).unwrap();
         loss_of(
             &[&out.cls, &out.patch, &out.reg],

@@ -357,19 +357,22 @@ fn networks_that_are_only_recognised_are_refused_by_name() {
         ),
         (
             &["visual.class_embedding", "visual.attn_pool.query", "logit_scale"],
-            &["attention pooling", "not supported"],
+            &["CoCa", "pooling by many queries", "not supported"],
         ),
         (
             &["visual.layer1.0.conv1.weight", "visual.attnpool.q_proj.weight"],
             &["ResNet of CLIP", "convolutional networks"],
         ),
         (
-            &["cls_token", "dist_token", "patch_embed.proj.weight"],
-            &["distilled DeiT", "second class token"],
+            &[
+                "radio_model.model.patch_generator.pos_embed",
+                "radio_model.model.norm.weight",
+            ],
+            &["C-RADIO", "`patch_generator`"],
         ),
         (
-            &["cls_token", "blocks.0.norm1.weight", "fc_norm.weight"],
-            &["averaged patches", "fc_norm"],
+            &["cls_token", "blocks.0.attn.q_norm.weight"],
+            &["normalised queries and keys", "`attn.q_norm`"],
         ),
         (&["layer1.0.conv1.weight", "fc.weight"], &["ResNet"]),
     ] {
@@ -391,7 +394,7 @@ fn a_teacher_of_another_kind_is_passed_over() {
     let mut all = Object::tensors("student.", &backbone);
     let teacher = tensors(&[
         ("teacher.cls_token", &[1, 1, 8]),
-        ("teacher.blocks.0.attn.relative_position_bias_table", &[4, 2]),
+        ("teacher.blocks.0.attn.rel_pos_h", &[4, 2]),
     ]);
     all.extend(Object::tensors("", &teacher));
     let (_folder, path) = zip_of(Object::Dict(all));
@@ -399,7 +402,7 @@ fn a_teacher_of_another_kind_is_passed_over() {
     assert_same(&checkpoint.backbone, &backbone);
     notice(
         &checkpoint,
-        "also there: `teacher.` (BEiT or data2vec: relative position bias",
+        "also there: `teacher.` (SAM or MViT: relative positions",
     );
 }
 

@@ -1,6 +1,7 @@
 //! `macula distill`.
 
 use clap::Args;
+use macula_models::vit::GeluKind;
 
 use super::Host;
 use super::args::examples;
@@ -41,10 +42,18 @@ pub struct DistillArgs {
     /// prototypes), or a .toml file with the fields to change [default: the first that the teacher can serve]
     #[arg(long, value_name = "NAME or FILE")]
     recipe: Option<String>,
-    /// The student's architecture: vit-{tiny|small|base|large|giant2}[/PATCH][-regN][-swiglu] [default: half the teacher's
-    /// width, at most 12 blocks]
+    /// The student's architecture: vit-{tiny|small|base|large|giant2}[/PATCH][-regN][-swiglu][-rope] [default: half the
+    /// teacher's width, at most 12 blocks]
     #[arg(long, value_name = "NAME", conflicts_with = "resume")]
     arch: Option<String>,
+    /// What the teacher is, where its file does not say: an architecture, or a released network, as openclip:ViT-B-32/laion2b
+    /// [default: told from its tensors]
+    #[arg(long, value_name = "NAME", conflicts_with = "resume")]
+    teacher_arch: Option<String>,
+    /// The teacher's GELU, where neither its file nor a configuration beside it says: gelu, gelu-tanh or quick-gelu, CLIP's
+    /// [default: what they say]
+    #[arg(long, value_name = "KIND", conflicts_with = "resume")]
+    activation: Option<GeluKind>,
     #[command(flatten)]
     folder: RunFolderArgs,
 }
@@ -87,6 +96,12 @@ impl DistillArgs {
         let (mut overrides, named) = self.folder.overrides(self.recipe.as_deref())?;
         if let Some(arch) = &self.arch {
             overrides.set(&format!("arch={arch}"))?;
+        }
+        if let Some(arch) = &self.teacher_arch {
+            overrides.set(&format!("distill.teacher_arch={arch}"))?;
+        }
+        if let Some(activation) = self.activation {
+            overrides.set(&format!("distill.teacher_activation={activation}"))?;
         }
         let settings = DistillConfig::new(self.teacher.as_deref().unwrap_or_default());
         let settings = overrides.section("distill", &settings)?;

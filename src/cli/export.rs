@@ -109,7 +109,10 @@ impl ExportArgs {
                 preprocess.validate()?;
                 preprocess
             }
-            false => of_checkpoint(self.checkpoint.as_ref(), &checkpoint, size, &flags)?,
+            false => {
+                let arch = self.geometry.arch.as_deref();
+                of_checkpoint(self.checkpoint.as_ref(), (&checkpoint, arch), size, &flags)?
+            }
         };
         let image = match self.image_size {
             Some(image) => image,

@@ -6,7 +6,7 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use macula_models::heads::{DinoHead, DinoHeadConfig, LinearClassifier, classifier_features};
-use macula_models::vit::{Layers, VisionTransformer, VitConfig};
+use macula_models::vit::{Layers, VisionTransformer, VitConfig, VitOutput};
 use macula_models::weights::{self, LoadOptions, PREPROCESS_KEY, Tensors};
 
 use crate::data::mask::Grid;
@@ -46,6 +46,8 @@ struct Classifier {
 enum ClassifierInput {
     /// The class token.
     Cls,
+    /// What the network pools: the mean of patches, or by attention.
+    Pooled,
     /// The class tokens of this many last blocks and the mean patch token (DINOv2 `hub/classifiers.py`).
     LastBlocks(usize),
 }
@@ -102,6 +104,8 @@ impl CheckpointTeacher {
     pub fn of_file(path: &Path, config: &DistillConfig, device: &Device) -> Result<Self> {
         let options = LoadOptions {
             num_heads: config.teacher_heads,
+            arch: config.teacher_arch.clone(),
+            activation: config.teacher_activation,
             ..LoadOptions::default()
         };
         let checkpoint = weights::load(path, &options)?;
@@ -109,6 +113,7 @@ impl CheckpointTeacher {
         let normalisation = normalisation_of(
             path,
             own.map(|json| (PREPROCESS_KEY, json)),
+            config.teacher_arch.as_deref(),
             (config.teacher_mean, config.teacher_std),
         )?;
         let parts = Parts {
@@ -137,7 +142,7 @@ impl CheckpointTeacher {
         let settings = |prefix| dino_head_settings(&heads, prefix, width);
         let prototypes = |head: &Option<DinoHead>| head.as_ref().map_or(0, |head| head.config().prototypes);
         let offer = TeacherOffer {
-            cls: width,
+            cls: config.class_tokens() * width,
             patch: width,
             patch_mean: width,
             classes: classifier.as_ref().map_or(0, |classifier| classifier.classes),
@@ -167,12 +172,16 @@ impl CheckpointTeacher {
         })
     }
 
-    fn scores(&self, pixels: &Tensor, cls: &Tensor) -> Result<Tensor> {
+    fn scores(&self, pixels: &Tensor, output: &VitOutput) -> Result<Tensor> {
         let Some(classifier) = &self.classifier else {
             return Err(self.lacks("a classifier"));
         };
         let features = match classifier.reads {
-            ClassifierInput::Cls => cls.clone(),
+            ClassifierInput::Cls => output.cls.clone(),
+            ClassifierInput::Pooled => {
+                let pooled = output.embedding.clone();
+                pooled.ok_or_else(|| self.lacks("a network that pools its tokens"))?
+            }
             ClassifierInput::LastBlocks(count) => {
                 classifier_features(&self.vit.intermediate_layers(pixels, &Layers::Last(count), true)?)?
             }
@@ -262,7 +271,13 @@ fn classifier(file: &str, heads: &Tensors, vit: &VitConfig, device: &Device) -> 
     let &[classes, inputs] = weight.dims() else {
         return Err(wrong());
     };
+    let pools = vit.embedding_width().is_some() && vit.projection.is_none();
+    if !vit.class_token && !pools {
+        // What reads the mean of patches behind their norm is not told from its shape.
+        return Ok(None);
+    }
     let reads = match inputs.checked_div(vit.embed_dim) {
+        Some(1) if pools => ClassifierInput::Pooled,
         Some(1) if inputs == vit.embed_dim => ClassifierInput::Cls,
         Some(n) if n > 1 && n - 1 <= vit.depth && inputs == n * vit.embed_dim => {
             ClassifierInput::LastBlocks(n - 1)
@@ -305,10 +320,7 @@ impl FrozenTeacher for CheckpointTeacher {
         let (_, _, height, width) = pixels.dims4().map_err(macula_models::Error::from)?;
         let (rows, columns) = self.vit.config().grid(height, width)?;
         let output = self.vit.forward(&pixels, None)?;
-        let scores = wanted
-            .scores
-            .then(|| self.scores(&pixels, &output.cls))
-            .transpose()?;
+        let scores = wanted.scores.then(|| self.scores(&pixels, &output)).transpose()?;
         Ok(TeacherFeatures {
             patch_mean: wanted.patch_mean.then(|| output.patch_mean()).transpose()?,
             cls: wanted.cls.then_some(output.cls),

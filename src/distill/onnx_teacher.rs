@@ -259,7 +259,12 @@ fn normalisation(path: &Path, session: &OnnxModel, config: &DistillConfig) -> Re
     let given = (config.teacher_mean, config.teacher_std);
     match session.takes_levels() {
         true => levels(&path.display().to_string(), given),
-        false => normalisation_of(path, own.map(|json| ("metadata macula.preprocess", json)), given),
+        false => normalisation_of(
+            path,
+            own.map(|json| ("metadata macula.preprocess", json)),
+            None,
+            given,
+        ),
     }
 }
 

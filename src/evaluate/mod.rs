@@ -1,6 +1,6 @@
 //! From feature folders to a protocol: reads columns, matches labels of train and test ([`labels`]), and checks that the
-//! two folders belong together. `single` reads what protocols without a training set take, `leak` looks for test
-//! rows among the training rows. `dense` goes
+//! two folders belong together. `single` reads what protocols without a training set take, `text` vectors of texts, `leak` looks for
+//! test rows among the training rows. `dense` goes
 //! from images with masks or depths to a result without a folder between, `robustness` from images that are corrupted first.
 
 pub mod dense;
@@ -8,6 +8,7 @@ pub(crate) mod labels;
 mod leak;
 pub mod robustness;
 mod single;
+pub mod text;
 
 pub use leak::{NearDuplicates, near_duplicates};
 pub use single::{Labelled, all_labelled, by_name, describe_folders, encode, labelled, read_labelled};

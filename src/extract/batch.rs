@@ -50,7 +50,7 @@ impl BatchSize {
     ///
     /// # Errors
     /// What the model says; a size of 0.
-    pub(super) fn resolve(self, model: &mut dyn FeatureModel, image_len: usize) -> Result<usize> {
+    pub(crate) fn resolve(self, model: &mut dyn FeatureModel, image_len: usize) -> Result<usize> {
         match self {
             Self::Fixed(0) => Err(Error::input("batch", "expected at least 1, found 0")),
             Self::Fixed(size) => Ok(size),
@@ -119,10 +119,26 @@ mod tests {
         assert_eq!(smallest_good(&[]), 1);
     }
 
-    /// Takes a fixed time for a run, whatever its size.
+    /// Takes `time` for a run of a size.
     struct Slow {
         sizes: Vec<usize>,
         spec: Vec<OutputSpec>,
+        time: fn(usize) -> u64,
+    }
+
+    impl Slow {
+        /// `time` in milliseconds.
+        fn new(time: fn(usize) -> u64) -> Self {
+            let spec = vec![OutputSpec {
+                name: "cls".to_owned(),
+                shape: vec![3],
+            }];
+            Self {
+                sizes: Vec::new(),
+                spec,
+                time,
+            }
+        }
     }
 
     impl FeatureModel for Slow {
@@ -136,24 +152,33 @@ mod tests {
 
         fn run(&mut self, pixels: &[f32], n: usize, outputs: &mut [Vec<f32>]) -> Result<()> {
             assert_eq!((pixels.len(), outputs.len()), (n * 12, 1));
+            assert!(outputs[0].is_empty(), "outputs of the run before");
+            outputs[0].resize(n * 3, 1.);
             self.sizes.push(n);
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(Duration::from_millis((self.time)(n)));
             Ok(())
         }
     }
 
     #[test]
     fn a_model_with_a_fixed_cost_gets_the_largest() {
-        let spec = vec![OutputSpec {
-            name: "cls".to_owned(),
-            shape: vec![3],
-        }];
-        let mut model = Slow {
-            sizes: Vec::new(),
-            spec,
-        };
+        let mut model = Slow::new(|_| 20);
         assert_eq!(BatchSize::Auto.resolve(&mut model, 12).unwrap(), 128);
         assert_eq!(model.sizes, [1, 4, 8, 16, 32, 64, 128]);
         assert_eq!(BatchSize::Fixed(5).resolve(&mut model, 12).unwrap(), 5);
+    }
+
+    #[test]
+    fn a_model_that_takes_longer_for_more_gets_no_more() {
+        // 4, 8 and 16 images in 30 ms, 64 in 200: the rate falls beyond 16.
+        let mut model = Slow::new(|size| if size <= 16 { 30 } else { size as u64 * 25 / 8 });
+        assert_eq!(BatchSize::Auto.resolve(&mut model, 12).unwrap(), 16);
+    }
+
+    #[test]
+    fn after_a_long_run_no_larger_one_is_tried() {
+        let mut model = Slow::new(|size| if size == 4 { 2_010 } else { 0 });
+        assert_eq!(BatchSize::Auto.resolve(&mut model, 12).unwrap(), 4);
+        assert_eq!(model.sizes, [1, 4]);
     }
 }

@@ -101,7 +101,7 @@ struct Task {
     settings: &'static [&'static str],
 }
 
-static TASKS: [Task; 11] = [
+static TASKS: [Task; 12] = [
     Task {
         name: "knn",
         title: "k-NN",
@@ -134,6 +134,13 @@ static TASKS: [Task; 11] = [
         settings: &["n_tries", "costs", "positive_weight", "normalise"],
     },
     Task {
+        name: "zero-shot",
+        title: "zero-shot",
+        rows: Rows::First,
+        measures: &[TOP1],
+        settings: &["n_classes", "n_texts"],
+    },
+    Task {
         name: "retrieval",
         title: "retrieval",
         rows: Rows::Metrics(&[
@@ -144,6 +151,8 @@ static TASKS: [Task; 11] = [
             "hard mAP",
             "muAP",
             "R@P90",
+            "image to text R@1",
+            "text to image R@1",
         ]),
         measures: &[score("value", "", "low", "high")],
         settings: &[

@@ -1,6 +1,6 @@
 //! Tables that others wrote, read one column at a time: CSV as spreadsheets and scripts write it ([`csv`]), and Parquet of any
 //! writer ([`parquet`]). A column that nobody asks for is not read, so what it holds never matters. A value becomes text in
-//! one way ([`text`]), whatever type it was stored in. Tables of our own (parts of feature folders, predictions, an index's
+//! one way ([`text`]), whatever type it was stored in; lists of numbers are read as [`vectors`]. Tables of our own (parts of feature folders, predictions, an index's
 //! rows) are read whole into Polars by [`read_own`]. Whichever way Parquet is read, what a file claims to hold is held against
 //! its bytes first ([`footer`], [`extent`]), and the reader's panics at damaged files end at [`guard`].
 
@@ -10,6 +10,7 @@ mod footer;
 mod guard;
 mod parquet;
 mod text;
+mod vectors;
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};

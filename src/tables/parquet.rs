@@ -11,6 +11,7 @@ use polars_parquet::read::schema::parquet_to_arrow_schema;
 use polars_parquet::read::{ColumnChunkMetadata, FileMetadata, column_iter_to_arrays};
 
 use super::footer::read_footer;
+use super::vectors::{self, Vectors};
 use super::{extent, guarded, text};
 use crate::files::lossless;
 use crate::{Error, Result};
@@ -91,7 +92,7 @@ impl ParquetTable {
     }
 
     /// The values of column `name` as text.
-    pub(super) fn text(&self, name: &str) -> Result<Vec<Option<String>>> {
+    pub(crate) fn text(&self, name: &str) -> Result<Vec<Option<String>>> {
         let mut texts = Vec::new();
         for group in 0..self.metadata.row_groups.len() {
             for array in self.arrays(name, group)? {
@@ -106,6 +107,25 @@ impl ParquetTable {
             .into_iter()
             .map(|text: Option<String>| text.filter(|text| !text.is_empty()))
             .collect())
+    }
+
+    /// The vectors in column `name`.
+    ///
+    /// # Errors
+    /// A row without one, one of another length than the first, or damage.
+    pub(crate) fn vectors(&self, name: &str) -> Result<Vectors> {
+        let mut found = Vectors::default();
+        for group in 0..self.metadata.row_groups.len() {
+            for array in self.arrays(name, group)? {
+                vectors::append(array.as_ref(), &mut found).map_err(|(row, reason)| {
+                    Error::input(
+                        lossless(&self.path),
+                        format!("column `{name}`, row {row}: {reason}"),
+                    )
+                })?;
+            }
+        }
+        Ok(found)
     }
 
     /// The images in column `name` of one row group.

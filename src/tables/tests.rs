@@ -301,3 +301,21 @@ fn delta_encoded_columns_are_read() {
         assert_eq!(table.text(column).unwrap().unwrap(), expected(value), "{column}");
     }
 }
+
+#[test]
+fn vectors_are_lists_of_fractions() {
+    for (name, rows) in [("classes", 31), ("captions", 89)] {
+        let file = fixture("../text").join(format!("{name}.parquet"));
+        let found = ParquetTable::open(&file).unwrap().vectors("vector").unwrap();
+        assert_eq!((found.rows, found.width, found.values.len()), (rows, 8, 8 * rows));
+    }
+    let table = ParquetTable::open(&fixture("types.parquet")).unwrap();
+    let text = message(table.vectors("list"));
+    assert!(
+        text.contains("column `list`, row 0: expected a list of numbers"),
+        "{text}"
+    );
+    assert!(text.contains("Int64; f32 and f64 are read"), "{text}");
+    let text = message(table.vectors("float"));
+    assert!(text.contains("found values of type Float32"), "{text}");
+}

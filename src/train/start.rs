@@ -48,6 +48,11 @@ pub fn trainer(config: &TrainConfig, start: &Start, device: &Device) -> Result<T
         }
         Start::Backbone(checkpoint) => {
             check_trainable(&checkpoint.config)?;
+            if checkpoint.config.projection.is_some() {
+                tracing::info!(
+                    "the projection of the class token is left out: training has heads of its own"
+                );
+            }
             let network = NetworkConfig::new(config)?;
             let mut all = network.initialise(config.seed)?;
             for (name, tensor) in &checkpoint.backbone {
@@ -64,17 +69,11 @@ pub fn trainer(config: &TrainConfig, start: &Start, device: &Device) -> Result<T
 
 /// Fails where a network has what no recipe trains yet, and what would be left out without a word.
 fn check_trainable(vit: &VitConfig) -> Result<()> {
-    let found = if vit.rope.is_some() {
-        "rotary positions"
-    } else if vit.pre_norm {
-        "a norm before its blocks"
-    } else if !vit.activation.is_exact() {
-        "another GELU than the exact one"
-    } else {
+    let Some(found) = vit.untrained_part() else {
         return Ok(());
     };
     let reason = format!(
-        "expected a network like DINOv2's to go on from, found one with {found} (it can be a teacher)"
+        "expected a network that training can go on from, found one with {found} (it can be a teacher)"
     );
     Err(Error::setting("from", reason))
 }
@@ -157,6 +156,14 @@ pub fn backbone_config(vit: &VitConfig, recipe: &BackboneConfig) -> BackboneConf
         layer_scale: vit.layer_scale.unwrap_or(0.),
         drop_path_rate: recipe.drop_path_rate,
         drop_path_uniform: recipe.drop_path_uniform,
-        patch_drop_rate: recipe.patch_drop_rate,
+        // Their angles belong to whole grids of patches.
+        patch_drop_rate: match vit.rope {
+            Some(_) => 0.,
+            None => recipe.patch_drop_rate,
+        },
+        activation: vit.activation,
+        layer_norm_eps: vit.layer_norm_eps,
+        pre_norm: vit.pre_norm,
+        rope: vit.rope,
     }
 }

@@ -24,10 +24,6 @@ const MASKED: [usize; 2 * BATCH] = [5, 0, 3, 0, 4, 0, 7, 0];
 
 fn config() -> VitConfig {
     VitConfig {
-        pre_norm: false,
-        activation: Default::default(),
-        projection: None,
-        rope: None,
         embed_dim: 24,
         depth: 2,
         num_heads: 3,
@@ -41,6 +37,7 @@ fn config() -> VitConfig {
         mask_token: true,
         layer_norm_eps: 1e-6,
         position_rule: PositionRule::Official,
+        ..VitConfig::named("vit-tiny/4", 16).unwrap()
     }
 }
 

@@ -57,6 +57,18 @@ pub(crate) fn config(recipe: &str, settings: &[&str]) -> TrainConfig {
     overrides.apply(base, FACTS.images).unwrap()
 }
 
+/// A backbone like DINOv3's, and one like CLIP's.
+pub(crate) const ROTARY: &[&str] = &[
+    "backbone.rope.theta=100.0",
+    "backbone.layer_norm_eps=1e-5",
+    "backbone.num_registers=2",
+];
+const CLIP_LIKE: &[&str] = &[
+    "backbone.activation=quick-gelu",
+    "backbone.pre_norm=true",
+    "backbone.layer_scale=0.0",
+];
+
 /// The loader of a run from step `first` on.
 fn loader(config: &TrainConfig, first: u64) -> Loader {
     let source: Arc<dyn Source> = Arc::from(data::open("sample:train").unwrap());
@@ -120,7 +132,8 @@ fn every_trained_tensor_of_every_recipe_gets_a_gradient() {
         ][..],
     );
     let half_visible = ("dinov2-small", &["backbone.patch_drop_rate=0.5"][..]);
-    for (recipe, settings) in named.into_iter().chain([larger, half_visible]) {
+    let others = [("dinov2-small", ROTARY), ("dinov2", ROTARY), ("moco", CLIP_LIKE)];
+    for (recipe, settings) in named.into_iter().chain([larger, half_visible]).chain(others) {
         // LayerScale at its published 1e-5 is tested too: gradients are small there, not absent.
         let config = config(recipe, settings);
         let weights = NetworkConfig::new(&config).unwrap().initialise(3).unwrap();
@@ -161,6 +174,7 @@ fn a_resumed_run_holds_the_bytes_of_one_that_never_stopped() {
         ("ibot", &[]),
         ("moco", &["optimizer.kind=sgd", "optimizer.learning_rate=0.1"]),
         ("dinov2", &["backbone.drop_path_rate=0.4"]),
+        ("dinov2", ROTARY),
     ] {
         let config = config(recipe, settings);
         let run = |trainer: &mut Trainer, first, count| {
@@ -173,7 +187,8 @@ fn a_resumed_run_holds_the_bytes_of_one_that_never_stopped() {
 
         let mut first = Trainer::fresh(&config, &Device::Cpu).unwrap();
         run(&mut first, 0, 3);
-        let checkpoints = Checkpoints::in_folder(&folder.path().join(recipe));
+        let run_folder = format!("{recipe} {settings:?}").replace(['"', '/'], "");
+        let checkpoints = Checkpoints::in_folder(&folder.path().join(run_folder));
         let vit = config.vit().unwrap();
         let path = checkpoints
             .save(&first.state().unwrap(), &vit, config.seed, Some(0.5), true)

@@ -54,6 +54,12 @@ pub fn attention(
     } = open_network(path, model)?;
     let inputs = ModelInputs::read(source, &rows, &preprocess, decode)?;
     let config = network.config();
+    if !config.class_token {
+        return Err(Error::input(
+            spec,
+            "expected a network with a class token, whose attention is drawn, found one without",
+        ));
+    }
     let grid = config.grid(inputs.size.0, inputs.size.1)?;
     let block = options.block.unwrap_or(config.depth.saturating_sub(1));
     let mut sheet_rows = Vec::with_capacity(rows.len());

@@ -380,3 +380,17 @@ fn the_same_seed_gives_the_same_result_on_any_number_of_threads() {
         assert_eq!(rows(1), rows(2), "{protocol}");
     }
 }
+
+#[test]
+fn a_part_is_filled_by_many_batches() {
+    let w = Workspace::new();
+    for shade in 0..10 {
+        w.png(&format!("images/{shade}.png"), 8, 8, 20 * shade);
+    }
+    w.succeeds("extract --model pixels --data images --batch 3 --out features");
+    let parts: Vec<String> = names(&w.path("features"))
+        .into_iter()
+        .filter(|name| name.ends_with(".parquet"))
+        .collect();
+    assert_eq!(parts, ["part-00000.parquet"]);
+}

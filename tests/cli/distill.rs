@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::harness::Workspace;
+use crate::harness::{Workspace, golden};
 
 /// A teacher that takes seconds, of the images' own size, with prototypes for patches.
 const TEACHER: &str = "--set steps=6 --set batch_size=8 --set backbone.embed_dim=32 --set backbone.depth=2 \
@@ -93,6 +93,55 @@ fn checkpoints_and_onnx_files_teach_students_of_an_architecture_of_ones_own() {
             assert!(config.contains(line), "{teacher}: {line} in\n{config}");
         }
     }
+}
+
+/// Networks of others teach: what their files do not say is given.
+#[test]
+fn clip_siglip_and_dinov3_teach() {
+    let space = Workspace::new();
+    let backbones = golden("backbones");
+    let bare = space.path("clip.safetensors");
+    std::fs::copy(backbones.join("clip_hf/model.safetensors"), &bare).expect("copied");
+    let student = "--arch vit-tiny/4 --set backbone.depth=1 --set backbone.embed_dim=16 --set backbone.num_heads=2 \
+         --set backbone.ffn_hidden=32 --set steps=2 --set batch_size=4 --set distill.relation_queue=8 \
+         --set image_size=16 --set local_size=8";
+    let distill = |teacher: &str| {
+        format!(
+            "distill --teacher {teacher} --set distill.teacher_heads=2 --data sample:train --out run --force {student}"
+        )
+    };
+    space.fails(2, &distill("clip.safetensors"), &["--activation"]);
+    let siglip = backbones.join("siglip_hf").display().to_string();
+    let dinov3 = backbones.join("dinov3_timm.safetensors").display().to_string();
+    for (teacher, flags, lines) in [
+        (
+            "clip.safetensors",
+            "--activation quick-gelu",
+            &["teacher_activation = \"quick-gelu\"", "cls_weight = 1.0"][..],
+        ),
+        (&dinov3, "", &["cls_weight = 1.0", "patch_weight = 1.0"]),
+        (&siglip, "", &["cls_weight = 0.0", "patch_weight = 1.0"]),
+    ] {
+        let before = bytes(&backbones.join("dinov3_timm.safetensors"));
+        let text = space.succeeds(&format!("{} {flags}", distill(teacher)));
+        assert!(text.stdout.contains("finished at step 2"), "{}", text.stdout);
+        let config = std::fs::read_to_string(space.path("run/config.toml")).expect("config");
+        for line in lines {
+            assert!(config.contains(line), "{teacher}: {line} in\n{config}");
+        }
+        assert!(bytes(&backbones.join("dinov3_timm.safetensors")) == before);
+    }
+    // A student with rotary positions, which learns from one that has them.
+    let rotary = student.replace("vit-tiny/4", "vit-tiny/4-rope");
+    space.succeeds(&format!(
+        "distill --teacher {dinov3} --set distill.teacher_heads=2 --data sample:train --out rotary {rotary}"
+    ));
+    space.succeeds("export rotary --out rotary.onnx");
+    space.fails(
+        2,
+        &format!("{} --teacher-arch dinov3-vits16", distill(&dinov3)),
+        &["expected width 384, found 32"],
+    );
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Files smaller than f32: their drift is measured, stated and limited.
 
+use macula::extract::FeatureFolder;
+
 use crate::harness::{Workspace, golden, names};
 use crate::index::hits;
 
@@ -88,4 +90,98 @@ fn a_file_that_drifts_too_far_is_not_written() {
         &arguments("f16", "--compared-images 0"),
         &["--compared-images"],
     );
+}
+
+/// Networks of others: what they have is exported, verified and extracted, and what they lack is refused with a list of that.
+#[test]
+fn networks_of_every_shape_are_exported_and_extracted() {
+    let w = Workspace::new();
+    let network = |name: &str| golden("backbones").join(name).display().to_string();
+    let siglip = network("siglip_hf");
+    w.succeeds(&format!("export {siglip} --out siglip.onnx"));
+    w.succeeds(&format!(
+        "export {siglip} --out int8.onnx --dtype int8 --calibration sample:train --calibration-images 8 \
+         --compared-images 16 --max-drift 0.5"
+    ));
+    for name in ["beit_hf", "eva02_apart_timm.safetensors", "pe_open"] {
+        let model = network(name);
+        w.succeeds(&format!(
+            "export {model} --heads 2 --image-size dynamic --out {name}.onnx"
+        ));
+    }
+    // What stands for an image where there is no class token.
+    for (model, output) in [
+        (siglip.as_str(), "embedding"),
+        ("siglip.onnx", "embedding"),
+        (&network("ijepa_hf"), "patch_mean"),
+    ] {
+        w.succeeds(&format!(
+            "extract --model {model} --data sample:test --out features --force"
+        ));
+        let features = FeatureFolder::open(&w.path("features")).expect("complete");
+        let kept: Vec<&str> = features
+            .meta()
+            .outputs
+            .iter()
+            .map(|output| output.name.as_str())
+            .collect();
+        assert_eq!(kept, [output], "{model}");
+    }
+    let has = ["`cls`", "patch, patch_mean, embedding"];
+    w.fails(2, &format!("export {siglip} --out no.onnx --outputs cls"), &has);
+    w.fails(
+        2,
+        &format!("extract --model {siglip} --data sample:test --out no --outputs cls"),
+        &has,
+    );
+    w.fails(
+        2,
+        &format!("viz attention --model {siglip} --data sample:test --out no.png"),
+        &["class token"],
+    );
+}
+
+/// Smaller files of CLIP, SigLIP and DINOv3 stay near those in f32, and their features near each other's.
+#[test]
+fn networks_of_others_are_exported_smaller() {
+    let w = Workspace::new();
+    for (name, output) in [
+        ("clip_hf", "embedding"),
+        ("siglip_hf", "embedding"),
+        ("dinov3_hf", "cls"),
+    ] {
+        let model = golden("backbones").join(name).display().to_string();
+        for (dtype, cosine) in [("f16", 0.9999), ("int8", 0.98)] {
+            let summary = w.succeeds(&format!(
+                "export {model} --out {name}-{dtype}.onnx --outputs {output} --dtype {dtype} --calibration sample:train \
+                 --calibration-images 16 --compared-images 32 --max-drift 0.2 --json"
+            ));
+            let drift = summary.json()["drift"]["mean_cosine"].as_f64().expect("a number");
+            assert!(drift > cosine && drift <= 1.000001, "{name} {dtype}: {drift}");
+            w.succeeds(&format!(
+                "extract --model {name}-{dtype}.onnx --data sample:test --out {name}-{dtype}"
+            ));
+        }
+        let table = w.succeeds(&format!(
+            "eval knn --train {name}-f16 --test {name}-int8 --k 1 --json"
+        ));
+        let top1 = table.json()["rows"][0]["top1"].as_f64().expect("an accuracy");
+        assert!(top1 > 0.8, "{name}: int8 finds f16's own images: {top1}");
+    }
+}
+
+#[test]
+fn released_networks_are_opened_by_name() {
+    let w = Workspace::new();
+    let model = golden("backbones/dinov3_timm.safetensors").display().to_string();
+    for (name, words) in [
+        (
+            "dinov3-vits16",
+            ["expected width 384, found 32", "patch size 16, found 4"],
+        ),
+        ("dinov3-small", ["found `dinov3-small`", "openclip:MODEL/TAG"]),
+    ] {
+        let extract = format!("extract --model {model} --arch {name} --data sample:test --out no");
+        w.fails(2, &extract, &words);
+    }
 }

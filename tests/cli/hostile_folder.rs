@@ -93,6 +93,10 @@ fn commands() -> Vec<(String, Option<i32>)> {
         ("eval cluster --features f".to_owned(), Some(0)),
         ("eval suite nowhere.toml --out suite".to_owned(), Some(2)),
         ("eval svm --train f --test f --n-per-class 1".to_owned(), Some(0)),
+        (
+            "eval zero-shot --features f --text nowhere.parquet".to_owned(),
+            Some(2),
+        ),
         (format!("eval segment {dense}"), Some(0)),
         (format!("eval depth --max-depth 5 --bins 16 {dense}"), Some(0)),
         (

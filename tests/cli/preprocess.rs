@@ -243,6 +243,20 @@ fn what_lies_beside_a_checkpoint_is_used_written_into_the_export_and_overridden_
         "{}",
         run.stderr
     );
+    // An output that was asked for and is the file's own needs no word; one that was not asked for and is no class token does.
+    let run = w.succeeds(
+        "extract --model foreign.onnx --crop 28 --data sample:test --shard 0/100 --out named --output pooler_output",
+    );
+    assert!(!run.stderr.contains("taking output"), "{}", run.stderr);
+    fs::copy(fixture("onnx/hidden_state_patches.onnx"), w.path("patches.onnx")).expect("copied");
+    let run =
+        w.succeeds("extract --model patches.onnx --crop 28 --data sample:test --shard 0/100 --out patches");
+    assert!(
+        run.stderr
+            .contains("taking output patch_mean; there is last_hidden_state, which --output names"),
+        "{}",
+        run.stderr
+    );
 }
 
 fn preprocess_of_shard(w: &Workspace, folder: &str) -> Value {

@@ -111,6 +111,10 @@ fn what_is_no_suite_is_refused_before_anything_runs() {
         &["tasks.clusters.protocol", "clusters"],
     );
     refused(
+        SUITE.replace("model = 'hog'", "model = 'hog'\ntext.samples = 't.parquet'"),
+        &["models.hog.text", "sample", "samples"],
+    );
+    refused(
         SUITE.replace("[data.sample]", "[data.sample]\ntasks = ['kmeans']"),
         &["data.sample.tasks", "kmeans"],
     );
@@ -129,6 +133,6 @@ fn the_shipped_suite_makes_a_plan() {
     let planned = w
         .succeeds(&format!("eval suite {suite} --out s --dry-run"))
         .stdout;
-    // Eight models: features of six parts, eight tasks.
-    assert_eq!(planned.lines().count(), 8 * (6 + 8) + 1, "{planned}");
+    // Eight models: features of six parts, eight tasks; two of them have texts.
+    assert_eq!(planned.lines().count(), 8 * (6 + 8) + 2 + 1, "{planned}");
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::harness::Workspace;
+use crate::harness::{Workspace, golden};
 
 /// Settings of a run that takes seconds.
 const SMALL: &str = "--set batch_size=8 --set crops.local.count=2 --set backbone.embed_dim=32 --set backbone.depth=2 --set backbone.num_heads=2 \
@@ -327,6 +327,63 @@ fn a_run_goes_on_from_another_at_a_higher_resolution_and_from_a_backbone() {
     space.succeeds(
         "train --data sample:train --out new-heads --recipe dino --from low/teacher.safetensors --set steps=2 \
          --set batch_size=8 --set image_size=28 --set local_size=14"
+    );
+}
+
+/// What DINOv3, CLIP and SigLIP are made of, trained from scratch and gone on from: exported, extracted, resumed.
+#[test]
+fn other_backbones_are_trained_too() {
+    let space = Workspace::new();
+    let rotary = "--set arch=vit-tiny/7-reg2-rope --set backbone.ffn_hidden=40";
+    let short = "--set checkpoints.every=2 --set checkpoints.keep=9";
+    space.succeeds(&format!(
+        "train --data sample:train --out run {short} --set steps=4 {SMALL} {rotary}"
+    ));
+    let config = std::fs::read_to_string(space.path("run/config.toml")).expect("config");
+    assert!(config.contains("[backbone.rope]\ntheta = 100.0"), "{config}");
+    // As if it had been killed after the checkpoint of step 2.
+    let whole = weights_of(&space.path("run"));
+    std::fs::remove_dir_all(space.path("run/checkpoints/step-4")).expect("removed");
+    space.succeeds("train --out run --resume");
+    assert!(weights_of(&space.path("run")) == whole);
+    space.succeeds("export run --out run.onnx");
+    space.succeeds("extract --model run.onnx --data sample:test --out features");
+    space.succeeds("train --data sample:train --out next --from run --set image_size=42 --set steps=1");
+
+    let crops = "--set steps=1 --set batch_size=8 --set image_size=16 --set local_size=8";
+    for (name, lines) in [
+        ("dinov3_hf", &["[backbone.rope]", "layer_norm_eps = 0.00001"][..]),
+        (
+            "dinov3_timm_gated.safetensors",
+            &["[backbone.rope]", "feed_forward = \"swiglu\""],
+        ),
+        ("clip_hf", &["activation = \"quick-gelu\"", "pre_norm = true"]),
+    ] {
+        let model = golden("backbones").join(name).display().to_string();
+        space.succeeds(&format!(
+            "train --data sample:train --out from --force --recipe ibot --from {model} --heads 2 {crops}"
+        ));
+        let config = std::fs::read_to_string(space.path("from/config.toml")).expect("config");
+        for line in lines {
+            assert!(config.contains(line), "{name}: {line} in\n{config}");
+        }
+        space.succeeds("export from --out from.onnx --force");
+    }
+    let siglip = golden("backbones/siglip_hf").display().to_string();
+    space.fails(
+        2,
+        &format!("train --data sample:train --out no --from {siglip} {crops}"),
+        &["--from", "no class token", "it can be a teacher"],
+    );
+    space.fails(
+        2,
+        "train --data sample:train --out no --set backbone.rope.theta=100 --set backbone.patch_drop_rate=0.5",
+        &["backbone.patch_drop_rate", "rotary positions"],
+    );
+    space.fails(
+        2,
+        "train --data sample:train --out no --set backbone.rope.theta=0",
+        &["rope.theta", "found 0"],
     );
 }
 

@@ -16,6 +16,36 @@ fn count(picture: &image::RgbImage, color: [u8; 3]) -> usize {
 const BLUE: [u8; 3] = [0x00, 0x72, 0xb2];
 const ORANGE: [u8; 3] = [0xd5, 0x5e, 0x00];
 
+/// Those of other families: CLIP's and DINOv3's attention, and of SigLIP, which has no class token to look from, patches alone.
+#[test]
+fn patches_and_attention_of_other_families() {
+    let w = Workspace::new();
+    for (name, attends) in [
+        ("clip_hf", true),
+        ("dinov3_hf", true),
+        ("beit_hf", true),
+        ("siglip_hf", false),
+    ] {
+        let model = golden("backbones").join(name).display().to_string();
+        let look = format!("--model {model} --data sample:test --rows 0,5 --tile 64 --force");
+        w.succeeds(&format!(
+            "viz pca {look} --n 2 --foreground all --out {name}-pca.png"
+        ));
+        let (width, _) = picture(&w, &format!("{name}-pca.png")).dimensions();
+        assert!(width > 128, "{name}: {width}");
+        if !attends {
+            w.fails(2, &format!("viz attention {look} --out no.png"), &["class token"]);
+            continue;
+        }
+        let text = w
+            .succeeds(&format!("viz attention {look} --out {name}.png"))
+            .stdout;
+        assert!(text.contains("2 heads"), "{name}: {text}");
+        let brightest = count(&picture(&w, &format!("{name}.png")), [252, 255, 164]);
+        assert!(brightest > 0, "{name}: each map reaches its greatest value");
+    }
+}
+
 #[test]
 fn patches_and_attention_of_a_checkpoint() {
     let w = Workspace::new();

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use macula::data::samples::read_samples;
 use macula::data::{DecodeOptions, Source};
+use macula::evaluate::text::TextOf;
 use macula::extract::FeatureFolder;
 use macula::index::OpenIndex;
 use macula::report::{Report, ReportOptions};
@@ -139,6 +140,15 @@ pub static KINDS: &[Kind] = &[
         "parquet-images",
         |path, _| source(&path.join("images.parquet").display().to_string()),
         &["extract --model pixels --crop 8 --data case/images.parquet --out out/f --on-error skip"],
+        ANY,
+    ),
+    file(
+        "texts",
+        |path, _| texts(&path.join("text.parquet")),
+        &[
+            "eval zero-shot --features common/features --text case/text.parquet --allow-unknown-labels --bootstrap-resamples 10",
+            "eval retrieval --features common/features --text case/text.parquet --bootstrap-resamples 10",
+        ],
         ANY,
     ),
     file(
@@ -468,6 +478,12 @@ fn results(path: &Path, choice: u64) -> Answer {
 
 fn curation(path: &Path, _: u64) -> Answer {
     table(&path.join("list.parquet"))
+}
+
+/// Texts of classes, or of images.
+fn texts(path: &Path) -> Answer {
+    let read = |of| evaluate::text::Texts::read(path, of).map(drop);
+    read(TextOf::Class).or_else(|_| read(TextOf::Image)).map_err(said)
 }
 
 const FACTS: DataFacts = DataFacts {

@@ -32,6 +32,7 @@ pub fn make(root: &Path) {
     maker.images();
     maker.lists();
     maker.tables_of_images();
+    maker.texts();
     maker.tars();
     maker.idx();
     maker.layouts();
@@ -265,6 +266,16 @@ impl Maker<'_> {
             "parquet-images/2/images.parquet",
             parquet(vec![structs, names], Some(2)),
         );
+    }
+
+    fn texts(&self) {
+        for (index, name) in ["classes", "captions"].into_iter().enumerate() {
+            let file = fixtures("tests/fixtures/text").join(format!("{name}.parquet"));
+            self.write(
+                &format!("texts/{index}/text.parquet"),
+                fs::read(file).expect("read"),
+            );
+        }
     }
 
     fn tars(&self) {

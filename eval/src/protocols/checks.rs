@@ -58,7 +58,7 @@ pub(crate) fn labels_of_test(
     ))
 }
 
-fn rows_with_values(what: &str, features: MatrixView<'_>) -> Result<()> {
+pub(crate) fn rows_with_values(what: &str, features: MatrixView<'_>) -> Result<()> {
     if features.rows() == 0 {
         return Err(Error::data(what, "expected at least one row, found none"));
     }

@@ -13,3 +13,4 @@ pub mod retrieval;
 pub mod robustness;
 pub mod scores;
 pub mod svm;
+pub mod zero_shot;

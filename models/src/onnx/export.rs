@@ -8,8 +8,9 @@ use super::graph::{Graph, Side, Value, int, ints};
 use super::operators::Layers;
 use super::options::{ExportOptions, ImageShape, OutputKind};
 use super::proto::{ModelProto, OperatorSetIdProto};
+use super::relative::Relative;
 use super::{position_table, rotary};
-use crate::vit::VitConfig;
+use crate::vit::{FinalNorm, Pool, VitConfig};
 use crate::weights::Tensors;
 use crate::{Error, Result};
 
@@ -72,6 +73,12 @@ pub fn export(
         layers.rotary = Some(match shape.grid {
             Some(grid) => rotary::fixed(&mut layers.graph, config, rope, grid)?,
             None => rotary::dynamic(&mut layers.graph, config, rope, &grid),
+        });
+    }
+    if config.relative_positions.is_some() {
+        layers.relative = Some(match shape.grid {
+            Some((rows, columns)) => Relative::fixed(&mut layers.graph, rows, columns),
+            None => Relative::dynamic(&mut layers.graph, config, &grid),
         });
     }
     let states = run_blocks(&mut layers, config, &outputs, tokens)?;
@@ -169,10 +176,10 @@ fn embed(
     pixels: &Value,
 ) -> Result<(Value, Value)> {
     let map = layers.patch_embed(pixels)?; // [B, D, rows, columns]
-    let table = match (config.rope, shape.grid) {
-        (Some(_), _) => position_table::without_positions(layers, config, &map, shape.grid)?,
-        (None, Some((rows, columns))) => position_table::fixed(layers, config, rows, columns)?,
-        (None, None) => position_table::dynamic(layers, config, &map)?,
+    let table = match (config.has_position_table(), shape.grid) {
+        (false, _) => position_table::without_positions(layers, config, &map, shape.grid)?,
+        (true, Some((rows, columns))) => Some(position_table::fixed(layers, config, rows, columns)?),
+        (true, None) => Some(position_table::dynamic(layers, config, &map)?),
     }; // [1, T, D]
     let graph = &mut layers.graph;
     let flat = graph.integers(&[0, config.embed_dim as i64, -1]);
@@ -184,9 +191,17 @@ fn embed(
         vec![ints("perm", &[0, 2, 1])],
     ); // [B, N, D]
     // Zeros in the places of CLS and registers, whose values are in the table: no tensor is repeated over the batch.
-    let pads = graph.integers(&[0, config.prefix() as i64, 0, 0, 0, 0]);
-    let tokens = graph.node("tokens.patches", "Pad", &[&patches, &pads], vec![]); // [B, T, D]
-    let tokens = graph.node("tokens", "Add", &[&tokens, &table], vec![]);
+    let tokens = match config.prefix() {
+        0 => patches,
+        prefix => {
+            let pads = graph.integers(&[0, prefix as i64, 0, 0, 0, 0]);
+            graph.node("tokens.patches", "Pad", &[&patches, &pads], vec![]) // [B, T, D]
+        }
+    };
+    let tokens = match table {
+        Some(table) => graph.node("tokens", "Add", &[&tokens, &table], vec![]),
+        None => tokens,
+    };
     let tokens = match config.pre_norm {
         true => layers.layer_norm("norm_pre", &tokens)?,
         false => tokens,
@@ -235,8 +250,9 @@ fn kept_tokens(config: &VitConfig, outputs: &[OutputKind], block: usize) -> Opti
         .filter(|output| output.block(config.depth) == block)
     {
         match output {
+            OutputKind::Embedding if config.pool != Pool::Class => return None,
             OutputKind::Cls | OutputKind::Embedding | OutputKind::LayerCls(_) => {}
-            OutputKind::Reg => kept = 1 + config.num_registers,
+            OutputKind::Reg => kept = config.prefix(),
             OutputKind::Patch | OutputKind::PatchMean | OutputKind::LayerPatch(_) => return None,
         }
     }
@@ -253,7 +269,10 @@ fn add_outputs(
 ) -> Result<()> {
     let mut taken = BTreeMap::new();
     for (&block, state) in states {
-        let normed = layers.layer_norm("norm", state)?; // [B, T, D]
+        let normed = match config.final_norm {
+            FinalNorm::Tokens => layers.layer_norm("norm", state)?, // [B, T, D]
+            FinalNorm::Pooled | FinalNorm::None => state.clone(),
+        };
         taken.insert(block, Taken::new(normed));
     }
     let (batch, width) = (Side::Symbol("batch"), Side::Size(config.embed_dim));
@@ -267,22 +286,15 @@ fn add_outputs(
             OutputKind::Patch | OutputKind::LayerPatch(_) => {
                 (taken.patch(graph, config), vec![batch, shape.patches, width])
             }
-            OutputKind::PatchMean => {
-                let patch = taken.patch(graph, config);
-                let axes = graph.integers(&[1]);
-                let attributes = vec![int("keepdims", 0)];
-                let mean = graph.node("patch_mean.value", "ReduceMean", &[&patch, &axes], attributes);
-                (mean, vec![batch, width])
-            }
+            OutputKind::PatchMean => (taken.patch_mean(graph, config), vec![batch, width]),
             OutputKind::Reg => {
-                let registers = config.num_registers;
-                let value = graph.tokens("reg.value", &taken.tokens, 1, 1 + registers as i64);
-                (value, vec![batch, Side::Size(registers), width])
+                let (first, last) = (config.class_tokens() as i64, config.prefix() as i64);
+                let value = graph.tokens("reg.value", &taken.tokens, first, last);
+                (value, vec![batch, Side::Size(config.num_registers), width])
             }
             OutputKind::Embedding => {
-                let cls = taken.cls(graph);
-                let sides = vec![batch, Side::Size(config.projection.unwrap_or(0))];
-                (layers.projection(&cls)?, sides)
+                let sides = vec![batch, Side::Size(config.embedding_width().unwrap_or(0))];
+                (embedding(layers, config, taken)?, sides)
             }
         };
         layers.graph.output(&output.to_string(), &value, &sides);
@@ -290,11 +302,29 @@ fn add_outputs(
     Ok(())
 }
 
-/// The normalised tokens after one block, and the parts of them that are taken already.
+/// What is pooled of the tokens after the last block, and projected, `[B, E]`.
+fn embedding(layers: &mut Layers<'_>, config: &VitConfig, taken: &mut Taken) -> Result<Value> {
+    let pooled = match config.pool {
+        Pool::Class => taken.cls(&mut layers.graph),
+        Pool::Mean => taken.patch_mean(&mut layers.graph, config),
+        Pool::Attention(_) => layers.attention_pool(&taken.tokens)?,
+    };
+    let pooled = match config.final_norm {
+        FinalNorm::Pooled => layers.layer_norm("fc_norm", &pooled)?,
+        FinalNorm::Tokens | FinalNorm::None => pooled,
+    };
+    match config.projection {
+        Some(_) => layers.projection(&pooled),
+        None => Ok(pooled),
+    }
+}
+
+/// The tokens after one block and the final norm, and the parts of them that are taken already.
 struct Taken {
     tokens: Value,
     cls: Option<Value>,
     patch: Option<Value>,
+    patch_mean: Option<Value>,
 }
 
 impl Taken {
@@ -303,7 +333,20 @@ impl Taken {
             tokens,
             cls: None,
             patch: None,
+            patch_mean: None,
         }
+    }
+
+    /// `[B, D]`.
+    fn patch_mean(&mut self, graph: &mut Graph<'_>, config: &VitConfig) -> Value {
+        let patch = self.patch(graph, config);
+        self.patch_mean
+            .get_or_insert_with(|| {
+                let axes = graph.integers(&[1]);
+                let attributes = vec![int("keepdims", 0)];
+                graph.node("patch_mean.value", "ReduceMean", &[&patch, &axes], attributes)
+            })
+            .clone()
     }
 
     /// `[B, D]`.
@@ -321,9 +364,9 @@ impl Taken {
     fn patch(&mut self, graph: &mut Graph<'_>, config: &VitConfig) -> Value {
         let tokens = &self.tokens;
         self.patch
-            .get_or_insert_with(|| {
-                let first = 1 + config.num_registers as i64;
-                graph.tokens("norm.patch", tokens, first, i64::MAX)
+            .get_or_insert_with(|| match config.prefix() {
+                0 => tokens.clone(),
+                first => graph.tokens("norm.patch", tokens, first as i64, i64::MAX),
             })
             .clone()
     }

@@ -1,7 +1,7 @@
 //! ONNX export: the network as a file that ONNX Runtime runs, written from its weights.
 //!
 //! `options` holds what a user chooses, `export` lays the network out, `operators` knows how each layer is expressed in
-//! ONNX operators, `position_table` how the position table follows the image size, and `rotary` the same of rotary angles. Below them, `graph` builds a graph
+//! ONNX operators, `position_table` how the position table follows the image size, `rotary` the same of rotary angles and `relative` of relative positions. Below them, `graph` builds a graph
 //! with unique names, `numbers` says what weights are stored in, `proto` is the file format and `file` streams it to disk. `reference` gives the same outputs by
 //! candle, `describe` reads a file back for a user. The numbers that a file gives are checked in ONNX Runtime, by
 //! `benchmarks/check_onnx.py`.
@@ -17,6 +17,7 @@ mod options;
 mod position_table;
 pub mod proto;
 mod reference;
+mod relative;
 mod rotary;
 #[cfg(test)]
 mod tests;

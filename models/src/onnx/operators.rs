@@ -26,8 +26,9 @@ use candle_core::{DType, Device, Tensor};
 
 use super::graph::{Graph, Value, float, int, ints, text};
 use super::numbers::{InputRange, Numbers, weight_scales, weight_steps};
+use super::relative::Relative;
 use super::rotary::Factors;
-use crate::vit::{FeedForwardKind, GeluKind, VitConfig};
+use crate::vit::{FeedForwardKind, GeluKind, RELATIVE_TABLE, RelativePositions, VitConfig};
 use crate::weights::Tensors;
 use crate::{Error, Result};
 
@@ -94,6 +95,10 @@ pub struct Layers<'a> {
     numbers: &'a Numbers,
     /// What queries and keys are turned by, where there are rotary positions.
     pub rotary: Option<Factors>,
+    /// What is added to scores, where positions are relative.
+    pub relative: Option<Relative>,
+    /// The bias that all blocks share, once it is in the graph.
+    shared_bias: Option<Value>,
     /// What goes into each linear layer, by the layer's name.
     pub taps: Vec<(String, Value)>,
 }
@@ -126,6 +131,8 @@ impl<'a> Layers<'a> {
             parameters: BTreeMap::new(),
             numbers,
             rotary: None,
+            relative: None,
+            shared_bias: None,
             taps: Vec::new(),
         })
     }
@@ -263,10 +270,39 @@ impl<'a> Layers<'a> {
         Ok([q, k, v])
     }
 
+    /// The bias of a block's scores `[heads, T, T]`, its first `kept` rows, where positions are relative.
+    fn relative_bias(&mut self, name: &str, kept: Option<usize>) -> Result<Option<Value>> {
+        let shared = self.config.relative_positions == Some(RelativePositions::Shared);
+        let (bias, table) = match shared {
+            true => ("relative.bias".to_owned(), RELATIVE_TABLE.to_owned()),
+            false => (format!("{name}.bias"), format!("{name}.{RELATIVE_TABLE}")),
+        };
+        let bias = match (&self.relative, &self.shared_bias) {
+            (None, _) => return Ok(None),
+            (Some(_), Some(bias)) if shared => bias.clone(),
+            (Some(relative), _) => {
+                let table = self.tensors.get(&table);
+                let table =
+                    table.ok_or_else(|| Error::config(bias.as_str(), "expected a table, found none"))?;
+                relative.bias(&mut self.graph, &bias, table)?
+            }
+        };
+        if shared {
+            self.shared_bias = Some(bias.clone());
+        }
+        Ok(Some(match kept {
+            Some(kept) => self
+                .graph
+                .tokens(&format!("{name}.bias.kept"), &bias, 0, kept as i64),
+            None => bias,
+        }))
+    }
+
     /// Multi-head self-attention; the result is that of the first `kept` tokens.
     fn attention(&mut self, name: &str, x: &Value, kept: Option<usize>) -> Result<Value> {
         let (heads, width) = (self.config.num_heads as i64, self.config.head_dim() as i64);
         let [q, k, v] = self.queries_keys_values(name, x, kept)?;
+        let bias = self.relative_bias(name, kept)?;
         let graph = &mut self.graph;
         let rotary = self.rotary.as_ref();
         // What is kept are CLS and registers, whose queries are not turned.
@@ -286,6 +322,10 @@ impl<'a> Layers<'a> {
         let scale = graph.floats(&format!("{name}.scale"), &[], vec![(width as f32).sqrt().recip()]);
         let q = graph.node(&format!("{name}.q.scaled"), "Mul", &[&q, &scale], vec![]);
         let scores = graph.node(&format!("{name}.scores"), "MatMul", &[&q, &k], vec![]); // [B, heads, T, T]
+        let scores = match &bias {
+            Some(bias) => graph.node(&format!("{name}.biased"), "Add", &[&scores, bias], vec![]),
+            None => scores,
+        };
         let weights = graph.node(
             &format!("{name}.softmax"),
             "Softmax",
@@ -301,14 +341,18 @@ impl<'a> Layers<'a> {
         );
         let flat = graph.integers(&[0, 0, heads * width]);
         let mixed = graph.node(&format!("{name}.mixed.flat"), "Reshape", &[&mixed, &flat], vec![]); // [B, T, D]
+        let mixed = match self.config.attention_norm {
+            true => self.layer_norm(&format!("{name}.norm"), &mixed)?,
+            false => mixed,
+        };
         self.linear(&format!("{name}.proj"), &mixed)
     }
 
-    /// GELU of the network's kind.
-    fn gelu(&mut self, name: &str, x: &Value) -> Value {
+    /// GELU of this kind.
+    fn gelu(&mut self, name: &str, kind: GeluKind, x: &Value) -> Value {
         let graph = &mut self.graph;
         let gelu = format!("{name}.gelu");
-        match self.config.activation {
+        match kind {
             // `approximate` is left at `none`: the exact form, with erf.
             GeluKind::Gelu => graph.node(&gelu, "Gelu", &[x], vec![]),
             GeluKind::GeluTanh => graph.node(&gelu, "Gelu", &[x], vec![text("approximate", "tanh")]),
@@ -321,7 +365,55 @@ impl<'a> Layers<'a> {
         }
     }
 
-    /// The projection of class tokens `[B, D]`: `[B, E]`. It stays in floats whatever the numbers of other layers.
+    /// Pooling by attention of tokens `[B, T, D]`: `[B, D]`. The query is a constant.
+    pub fn attention_pool(&mut self, tokens: &Value) -> Result<Value> {
+        const NAME: &str = "attn_pool";
+        let d = self.config.embed_dim;
+        let heads = self.config.pool_heads();
+        let width = d / heads;
+        let of = |name: &str| cpu_f32(self.tensor(&format!("{NAME}.{name}"))?);
+        let (latent, weight, bias) = (of("latent")?, of("qkv.weight")?, of("qkv.bias")?);
+        let query = latent.reshape((1, d))?.matmul(&weight.narrow(0, 0, d)?.t()?)?;
+        let query = query.broadcast_add(&bias.narrow(0, 0, d)?)?;
+        let query = (query / (width as f64).sqrt())?.flatten_all()?.to_vec1()?;
+        let both = self.linear_rows("attn_pool.qkv", "attn_pool.qkv.kv", d..3 * d, tokens)?; // [B, T, 2D]
+        let graph = &mut self.graph;
+        let query = graph.floats("attn_pool.query", &[1, heads, 1, width], query);
+        let [k, v] = graph.split("attn_pool.split", &both);
+        let per_head = graph.integers(&[0, 0, heads as i64, width as i64]);
+        let mut head = |part: &str, value: &Value, order: [i64; 4]| {
+            let value = graph.node(
+                &format!("{NAME}.{part}.heads"),
+                "Reshape",
+                &[value, &per_head],
+                vec![],
+            );
+            graph.node(
+                &format!("{NAME}.{part}"),
+                "Transpose",
+                &[&value],
+                vec![ints("perm", &order)],
+            )
+        };
+        let k = head("k", &k, [0, 2, 3, 1]); // [B, heads, width, T]
+        let v = head("v", &v, [0, 2, 1, 3]); // [B, heads, T, width]
+        let scores = graph.node("attn_pool.scores", "MatMul", &[&query, &k], vec![]); // [B, heads, 1, T]
+        let weights = graph.node("attn_pool.softmax", "Softmax", &[&scores], vec![int("axis", -1)]);
+        let mixed = graph.node("attn_pool.mixed", "MatMul", &[&weights, &v], vec![]); // [B, heads, 1, width]
+        let flat = graph.integers(&[0, 1, d as i64]);
+        let mixed = graph.node("attn_pool.mixed.flat", "Reshape", &[&mixed, &flat], vec![]); // [B, 1, D]
+        let pooled = self.linear("attn_pool.proj", &mixed)?;
+        let hidden = self.layer_norm("attn_pool.norm", &pooled)?;
+        let hidden = self.linear("attn_pool.mlp.fc1", &hidden)?;
+        let hidden = self.gelu("attn_pool.mlp", self.config.pool_activation(), &hidden);
+        let hidden = self.linear("attn_pool.mlp.fc2", &hidden)?;
+        let graph = &mut self.graph;
+        let pooled = graph.node("attn_pool.sum", "Add", &[&pooled, &hidden], vec![]); // [B, 1, D]
+        let flat = graph.integers(&[-1, d as i64]);
+        Ok(graph.node("attn_pool", "Reshape", &[&pooled, &flat], vec![]))
+    }
+
+    /// The projection of what is pooled `[B, D]`: `[B, E]`. It stays in floats whatever the numbers of other layers.
     pub fn projection(&mut self, x: &Value) -> Result<Value> {
         let weight = self.tensor("projection.weight")?;
         let (out, inputs) = weight.dims2()?;
@@ -331,7 +423,14 @@ impl<'a> Layers<'a> {
             Numbers::F16 => self.graph.half_weight(name, &[inputs, out], make),
             _ => self.graph.weight(name, &[inputs, out], make),
         };
-        Ok(self.graph.node("projection", "MatMul", &[x, &weight], vec![]))
+        let product = self.graph.node("projection", "MatMul", &[x, &weight], vec![]);
+        if !self.config.projection_bias {
+            return Ok(product);
+        }
+        let bias = self.parameter("projection.bias")?;
+        Ok(self
+            .graph
+            .node("projection.sum", "Add", &[&product, &bias], vec![]))
     }
 
     /// The feed-forward network of a block.
@@ -339,7 +438,8 @@ impl<'a> Layers<'a> {
         match self.config.feed_forward {
             FeedForwardKind::Mlp => {
                 let hidden = self.linear(&format!("{name}.fc1"), x)?;
-                let hidden = self.gelu(name, &hidden);
+                let hidden = self.gelu(name, self.config.activation, &hidden);
+                let hidden = self.ffn_norm(name, hidden)?;
                 self.linear(&format!("{name}.fc2"), &hidden)
             }
             FeedForwardKind::Swiglu => {
@@ -349,8 +449,17 @@ impl<'a> Layers<'a> {
                 let sigmoid = graph.node(&format!("{name}.sigmoid"), "Sigmoid", &[&gate], vec![]);
                 let silu = graph.node(&format!("{name}.silu"), "Mul", &[&gate, &sigmoid], vec![]);
                 let hidden = graph.node(&format!("{name}.gated"), "Mul", &[&silu, &value], vec![]);
+                let hidden = self.ffn_norm(name, hidden)?;
                 self.linear(&format!("{name}.w3"), &hidden)
             }
+        }
+    }
+
+    /// The norm before the second projection, where there is one.
+    fn ffn_norm(&mut self, name: &str, hidden: Value) -> Result<Value> {
+        match self.config.ffn_norm {
+            true => self.layer_norm(&format!("{name}.norm"), &hidden),
+            false => Ok(hidden),
         }
     }
 }

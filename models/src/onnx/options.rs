@@ -65,7 +65,8 @@ pub enum OutputKind {
     PatchMean,
     /// `reg` `[batch, R, D]`: the register tokens.
     Reg,
-    /// `embedding` `[batch, E]`: CLS in the space of the projection, which CLIP compares with text; not normalised.
+    /// `embedding` `[batch, E]`: what the network pools for the image as a whole, projected where there is a projection (CLIP: the
+    /// class token; SigLIP: by attention), which is compared with text; not normalised.
     Embedding,
     /// `layer:I.cls` `[batch, D]`: CLS after block `I` (from 0) and the final norm
     /// (DINOv2 `get_intermediate_layers`, `norm=True`).
@@ -75,17 +76,19 @@ pub enum OutputKind {
 }
 
 impl OutputKind {
-    /// The outputs of a file whose user names none: `cls`, `patch`, `patch_mean`, and `reg` and `embedding` where there
-    /// are registers and a projection.
+    /// The outputs of a file whose user names none: `cls`, `patch`, `patch_mean`, `reg` and `embedding`, as far as the network has
+    /// them.
     pub fn defaults(config: &VitConfig) -> Vec<Self> {
-        let mut outputs = vec![Self::Cls, Self::Patch, Self::PatchMean];
-        if config.num_registers > 0 {
-            outputs.push(Self::Reg);
-        }
-        if config.projection.is_some() {
-            outputs.push(Self::Embedding);
-        }
-        outputs
+        let all = [
+            (Self::Cls, config.class_token),
+            (Self::Patch, true),
+            (Self::PatchMean, true),
+            (Self::Reg, config.num_registers > 0),
+            (Self::Embedding, config.embedding_width().is_some()),
+        ];
+        all.into_iter()
+            .filter_map(|(kind, has)| has.then_some(kind))
+            .collect()
     }
 
     /// The block whose output this is, of a network of `depth` blocks.
@@ -102,22 +105,31 @@ impl OutputKind {
             Self::Cls | Self::PatchMean | Self::LayerCls(_) => vec![config.embed_dim],
             Self::Patch | Self::LayerPatch(_) => vec![rows * columns, config.embed_dim],
             Self::Reg => vec![config.num_registers, config.embed_dim],
-            Self::Embedding => vec![config.projection.unwrap_or(0)],
+            Self::Embedding => vec![config.embedding_width().unwrap_or(0)],
         }
     }
 
     /// Checks that a network of this geometry has the output.
     ///
     /// # Errors
-    /// `reg` without registers, `embedding` without a projection, or a block beyond the last.
+    /// `cls` without a class token, `reg` without registers, `embedding` of a network that neither pools nor projects, or a block
+    /// beyond the last.
     pub fn check(self, config: &VitConfig) -> Result<()> {
+        if matches!(self, Self::Cls | Self::LayerCls(_)) && !config.class_token {
+            let all: Vec<String> = Self::defaults(config).iter().map(ToString::to_string).collect();
+            let reason = format!(
+                "expected a network with a class token for `{self}`, found one without; it has {}",
+                all.join(", ")
+            );
+            return Err(Error::config("outputs", reason));
+        }
         if self == Self::Reg && config.num_registers == 0 {
             return Err(Error::config(
                 "outputs",
                 "expected a network with registers for `reg`, found one without",
             ));
         }
-        if self == Self::Embedding && config.projection.is_none() {
+        if self == Self::Embedding && config.embedding_width().is_none() {
             return Err(Error::config(
                 "outputs",
                 "expected a network with a projection for `embedding`, found one without",

@@ -11,7 +11,7 @@ use super::graph::{Graph, Value, int};
 use super::operators::{Layers, cpu_f32};
 use super::proto::DataType;
 use crate::Result;
-use crate::vit::{PositionRule, VitConfig, interpolate_table};
+use crate::vit::{PositionRule, VitConfig, interpolate_grid};
 
 /// Offset that the official rule adds to the grid size (DINOv2 `interpolate_offset`).
 const OFFICIAL_OFFSET: f32 = 0.1;
@@ -25,17 +25,24 @@ fn cubic_parameter(rule: PositionRule) -> Option<f32> {
     }
 }
 
-/// CLS and registers `[1, 1 + R, D]`; CLS takes the first position code of `position` `[1, 1 + N, D]`, if there is any.
-fn prefix(layers: &Layers<'_>, config: &VitConfig, position: Option<&Tensor>) -> Result<Tensor> {
-    let mut cls = cpu_f32(layers.tensor("cls_token")?)?;
-    if let Some(position) = position {
-        cls = (cls + position.narrow(1, 0, 1)?)?;
+/// CLS and registers `[1, 1 + R, D]`, as far as the network has them; CLS takes the first position code of `position`
+/// `[1, 1 + N, D]`, if there is any.
+fn prefix(layers: &Layers<'_>, config: &VitConfig, position: Option<&Tensor>) -> Result<Option<Tensor>> {
+    let mut tokens = Vec::new();
+    if config.class_token {
+        let mut cls = cpu_f32(layers.tensor("cls_token")?)?;
+        if let Some(position) = position {
+            cls = (cls + position.narrow(1, 0, 1)?)?;
+        }
+        tokens.push(cls);
     }
-    if config.num_registers == 0 {
-        return Ok(cls);
+    if config.num_registers > 0 {
+        tokens.push(cpu_f32(layers.tensor("register_tokens")?)?);
     }
-    let registers = cpu_f32(layers.tensor("register_tokens")?)?;
-    Ok(Tensor::cat(&[&cls, &registers], 1)?)
+    Ok(match tokens.is_empty() {
+        true => None,
+        false => Some(Tensor::cat(&tokens, 1)?),
+    })
 }
 
 /// A constant with the values of a small tensor.
@@ -44,24 +51,32 @@ fn constant(graph: &mut Graph<'_>, name: &str, tensor: &Tensor) -> Result<Value>
     Ok(graph.floats(name, tensor.dims(), values))
 }
 
+/// The codes of patches `[1, M M, D]` in a table that may begin with one of CLS.
+fn of_patches(config: &VitConfig, position: &Tensor) -> Result<Tensor> {
+    Ok(position.narrow(1, config.class_tokens(), config.native_grid().pow(2))?)
+}
+
 /// The whole table for a grid of `rows` x `columns`, as a constant.
 pub fn fixed(layers: &mut Layers<'_>, config: &VitConfig, rows: usize, columns: usize) -> Result<Value> {
     let position = cpu_f32(layers.tensor("pos_embed")?)?;
     let prefix = prefix(layers, config, Some(&position))?;
-    let position = interpolate_table(&position, config.position_rule, rows, columns)?;
-    let codes = position.narrow(1, 1, rows * columns)?; // [1, N, D]
-    let table = Tensor::cat(&[&prefix, &codes], 1)?;
-    constant(&mut layers.graph, "token_table", &table)
+    let codes = of_patches(config, &position)?;
+    let codes = interpolate_grid(&codes, config.position_rule, rows, columns)?; // [1, N, D]
+    let all: Vec<Tensor> = prefix.into_iter().chain([codes]).collect();
+    constant(&mut layers.graph, "token_table", &Tensor::cat(&all, 1)?)
 }
 
-/// CLS and registers, and zeros in the places of patches `[B, D, rows, columns]`: what rotary positions leave of the table.
+/// CLS and registers, and zeros in the places of patches `[B, D, rows, columns]`: what is left without a table; nothing in a
+/// network that has neither.
 pub fn without_positions(
     layers: &mut Layers<'_>,
     config: &VitConfig,
     patches: &Value,
     grid: Option<(usize, usize)>,
-) -> Result<Value> {
-    let prefix = prefix(layers, config, None)?;
+) -> Result<Option<Value>> {
+    let Some(prefix) = prefix(layers, config, None)? else {
+        return Ok(None);
+    };
     let graph = &mut layers.graph;
     let prefix = constant(graph, "prefix_tokens", &prefix)?;
     let pads = match grid {
@@ -74,7 +89,7 @@ pub fn without_positions(
             graph.node("prefix_tokens.pads", "Concat", &[&before, &count, &after], axis)
         }
     };
-    Ok(graph.node("token_table", "Pad", &[&prefix, &pads], vec![]))
+    Ok(Some(graph.node("token_table", "Pad", &[&prefix, &pads], vec![])))
 }
 
 /// The whole table for the grid of `patches` `[B, D, rows, columns]`, computed by the graph.
@@ -82,9 +97,12 @@ pub fn dynamic(layers: &mut Layers<'_>, config: &VitConfig, patches: &Value) -> 
     let (side, d) = (config.native_grid(), config.embed_dim);
     let position = cpu_f32(layers.tensor("pos_embed")?)?;
     let prefix = prefix(layers, config, Some(&position))?;
-    let native = position.narrow(1, 1, side * side)?.reshape((side, side * d))?;
+    let native = of_patches(config, &position)?.reshape((side, side * d))?;
     let graph = &mut layers.graph;
-    let prefix = constant(graph, "prefix_tokens", &prefix)?;
+    let prefix = match &prefix {
+        Some(prefix) => Some(constant(graph, "prefix_tokens", prefix)?),
+        None => None,
+    };
     let native = constant(graph, "pos_embed.grid", &native)?;
     let sides = graph.node("grid", "Shape", &[patches], vec![int("start", 2)]);
     let step_offset = step_offset(graph, config, &sides);
@@ -96,8 +114,10 @@ pub fn dynamic(layers: &mut Layers<'_>, config: &VitConfig, patches: &Value) -> 
     let table = graph.node("pos_embed.columns", "MatMul", &[&columns, &table], vec![]); // [rows, columns, D]
     let shape = graph.integers(&[1, -1, d as i64]);
     let table = graph.node("pos_embed.table", "Reshape", &[&table, &shape], vec![]); // [1, N, D]
-    let axis = vec![int("axis", 1)];
-    Ok(graph.node("token_table", "Concat", &[&prefix, &table], axis))
+    Ok(match prefix {
+        Some(prefix) => graph.node("token_table", "Concat", &[&prefix, &table], vec![int("axis", 1)]),
+        None => table,
+    })
 }
 
 /// What is added to a grid side before the step is computed: a scalar, or `None` for rules that add nothing.

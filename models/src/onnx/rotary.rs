@@ -4,13 +4,10 @@
 //! both factors are constants. For any size the graph computes the angles from the grid; it repeats nothing (`Tile`), which some
 //! runtimes compile wrongly, but broadcasts.
 
-use std::f64::consts::TAU;
-
 use super::graph::{Graph, Value, int};
 use super::proto::DataType;
 use crate::Result;
-use crate::ops::Rotary;
-use crate::vit::{RopeConfig, VitConfig};
+use crate::vit::{RopeConfig, RopeGrid, VitConfig};
 
 /// What queries and keys `[B, T, heads, d]` are multiplied by, each `[T, 1, d]`.
 pub struct Factors {
@@ -40,7 +37,7 @@ pub fn fixed(
     rope: RopeConfig,
     grid: (usize, usize),
 ) -> Result<Factors> {
-    let table = Rotary::new(rope.theta, config.head_dim(), config.prefix(), grid)?;
+    let table = rope.table(config.head_dim(), config.prefix(), grid)?;
     let shape = [table.tokens(), 1, config.head_dim()];
     let both = |values: &[f32], sign: f32| -> Vec<f32> {
         let rows = values.chunks_exact(table.half());
@@ -61,8 +58,11 @@ pub fn fixed(
 pub fn dynamic(graph: &mut Graph<'_>, config: &VitConfig, rope: RopeConfig, patches: &Value) -> Factors {
     let (prefix, half) = (config.prefix(), config.head_dim() / 2);
     let quarter = half / 2;
-    let frequency = |i: usize| (TAU / rope.theta.powf(i as f64 / quarter as f64)) as f32;
-    let frequencies = (0..quarter).map(frequency).collect();
+    let frequencies = rope.frequencies(config.head_dim());
+    let frequencies = frequencies
+        .into_iter()
+        .map(|frequency| frequency as f32)
+        .collect();
     let frequencies = graph.floats("rotary.frequencies", &[quarter], frequencies);
     let sides = graph.node("rotary.grid", "Shape", &[patches], vec![int("start", 2)]);
     let last = graph.integers(&[quarter as i64]);
@@ -70,7 +70,7 @@ pub fn dynamic(graph: &mut Graph<'_>, config: &VitConfig, rope: RopeConfig, patc
     let full = graph.node("rotary.shape", "Concat", &[&sides, &last], axis(0)); // [rows, columns, d / 4]
     // The place's own axis of the grid, and the other two.
     let mut angles = |name: &str, index: i64, others: [i64; 2]| {
-        let at = coordinates(graph, name, &sides, index); // [side]
+        let at = coordinates(graph, rope.grid, name, &sides, index); // [side]
         let others = graph.integers(&others);
         let at = graph.node(&format!("{name}.placed"), "Unsqueeze", &[&at, &others], vec![]);
         let angles = graph.node(&format!("{name}.angles"), "Mul", &[&at, &frequencies], vec![]);
@@ -78,10 +78,17 @@ pub fn dynamic(graph: &mut Graph<'_>, config: &VitConfig, rope: RopeConfig, patc
     };
     let rows = angles("rotary.rows", 0, [1, 2]);
     let columns = angles("rotary.columns", 1, [0, 2]);
-    let angles = graph.node("rotary.both", "Concat", &[&rows, &columns], axis(-1)); // [rows, columns, d / 2]
+    let both = match rope.columns_first() {
+        true => [&columns, &rows],
+        false => [&rows, &columns],
+    };
+    let angles = graph.node("rotary.both", "Concat", &both, axis(-1)); // [rows, columns, d / 2]
     let flat = graph.integers(&[-1, 1, half as i64]);
     let angles = graph.node("rotary.angles", "Reshape", &[&angles, &flat], vec![]); // [N, 1, d / 2]
     let mut of_tokens = |name: &str, function: &str, still: f32| {
+        if prefix == 0 {
+            return graph.node(name, function, &[&angles], vec![]); // [N, 1, d / 2]
+        }
         let of_prefix = graph.floats(
             &format!("{name}.prefix"),
             &[prefix, 1, half],
@@ -99,18 +106,26 @@ pub fn dynamic(graph: &mut Graph<'_>, config: &VitConfig, rope: RopeConfig, patc
     }
 }
 
-/// Centres of the patches along the side at `index` of `sides`, from -1 to 1 over the image: `(2 i + 1) / n - 1`.
-fn coordinates(graph: &mut Graph<'_>, name: &str, sides: &Value, index: i64) -> Value {
+/// The coordinates of the patches along the side at `index` of `sides`: of their centres from -1 to 1, `(2 i + 1) / n - 1`, or
+/// counted, `(i + offset) / n * reference`.
+fn coordinates(graph: &mut Graph<'_>, grid: RopeGrid, name: &str, sides: &Value, index: i64) -> Value {
     let named = |part: &str| format!("{name}.{part}");
     let index = graph.integer(index);
     let count = graph.node(&named("count"), "Gather", &[sides, &index], vec![]);
     let float = vec![int("to", DataType::Float as i64)];
     let count = graph.node(&named("side"), "Cast", &[&count], float);
-    let [zero, half, one, two] =
-        [0.0, 0.5, 1.0, 2.0].map(|value| graph.floats(&named("number"), &[], vec![value]));
+    let (offset, factor) = match grid {
+        RopeGrid::Centred => (0.5, 2.0),
+        RopeGrid::Counted(grid) => (grid.offset as f32, grid.reference as f32),
+    };
+    let [zero, one, offset, factor] =
+        [0.0, 1.0, offset, factor].map(|value| graph.floats(&named("number"), &[], vec![value]));
     let at = graph.node(&named("places"), "Range", &[&zero, &count, &one], vec![]);
-    let at = graph.node(&named("centres"), "Add", &[&at, &half], vec![]);
+    let at = graph.node(&named("centres"), "Add", &[&at, &offset], vec![]);
     let at = graph.node(&named("shares"), "Div", &[&at, &count], vec![]);
-    let at = graph.node(&named("doubled"), "Mul", &[&at, &two], vec![]);
-    graph.node(&named("coordinates"), "Sub", &[&at, &one], vec![])
+    let at = graph.node(&named("scaled"), "Mul", &[&at, &factor], vec![]);
+    match grid {
+        RopeGrid::Centred => graph.node(&named("coordinates"), "Sub", &[&at, &one], vec![]),
+        RopeGrid::Counted(_) => at,
+    }
 }

@@ -20,10 +20,6 @@ use crate::weights::Tensors;
 fn golden_config(kind: &str) -> VitConfig {
     let swiglu = kind == "swiglu";
     VitConfig {
-        pre_norm: false,
-        activation: Default::default(),
-        projection: None,
-        rope: None,
         embed_dim: 48,
         depth: 3,
         num_heads: 3,
@@ -45,6 +41,7 @@ fn golden_config(kind: &str) -> VitConfig {
         } else {
             PositionRule::Official
         },
+        ..VitConfig::named("vit-tiny/14", 70).expect("a known name")
     }
 }
 

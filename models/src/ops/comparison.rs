@@ -397,7 +397,7 @@ fn branch(
         parameters: &parameters,
         middle,
         samples: Some(&samples),
-        rotary: None,
+        rotary: &[],
     };
     let options = StackOptions {
         eps: 1e-6,

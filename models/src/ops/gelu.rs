@@ -72,7 +72,7 @@ pub fn gelu(x: &Tensor) -> Result<Tensor> {
     gelu_of(x, GeluKind::Gelu)
 }
 
-/// [`gelu`] of any kind. On a GPU the others are composed of candle's own operations: they have no kernel there.
+/// [`gelu`] of any kind.
 ///
 /// # Errors
 /// As [`gelu`].

@@ -52,6 +52,11 @@ impl Packing {
         self.images[0] * self.tokens[0]
     }
 
+    /// Tokens of an image of either size.
+    pub(super) fn tokens(&self) -> [usize; 2] {
+        self.tokens
+    }
+
     /// The image that a row belongs to.
     pub fn image_of(&self, row: usize) -> usize {
         match row.checked_sub(self.first_rows()) {

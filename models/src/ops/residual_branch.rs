@@ -141,18 +141,24 @@ pub(super) fn check(parameters: &BranchParameters, middle: Middle, width: usize)
     }
 }
 
-/// Fails unless the table of rotary positions is one for such a branch on images of `tokens`.
-pub(super) fn check_rotary(
-    rotary: Option<&Rotary>,
-    middle: Middle,
-    tokens: usize,
-    width: usize,
-) -> Result<()> {
-    match (rotary, middle) {
-        (None, _) => Ok(()),
-        (Some(rotary), Middle::Attention { heads }) => rotary.check(tokens, width / heads.max(1)),
-        (Some(_), _) => bail!("{NAME}: expected rotary positions with attention alone, found another branch"),
+/// Fails unless the tables of rotary positions, where there are any, are those of such a branch on images of one or two sizes with
+/// `tokens` tokens each.
+pub(super) fn check_rotary(rotary: &[Rotary], middle: Middle, tokens: &[usize], width: usize) -> Result<()> {
+    if rotary.is_empty() {
+        return Ok(());
     }
+    let Middle::Attention { heads } = middle else {
+        bail!("{NAME}: expected rotary positions with attention alone, found another branch")
+    };
+    if rotary.len() != tokens.len() {
+        bail!(
+            "{NAME}: expected angles for images of {} sizes, found those of {}",
+            tokens.len(),
+            rotary.len()
+        )
+    }
+    let mut each = rotary.iter().zip(tokens);
+    each.try_for_each(|(rotary, tokens)| rotary.check(*tokens, width / heads.max(1)))
 }
 
 /// One branch with its parameters at hand, for tokens of one shape. Both have been checked.

@@ -30,8 +30,9 @@ pub struct StackedBranch<'a> {
     /// The samples it runs on; `None` is all of them, each with weight 1. With none the branch is passed by, and its
     /// parameters get no gradient.
     pub samples: Option<&'a BranchSamples>,
-    /// Of attention: the angles by which the queries and keys of each token are turned.
-    pub rotary: Option<&'a Rotary>,
+    /// Of attention: the angles by which the queries and keys of each token are turned, for each size of images; none where there
+    /// are no rotary positions.
+    pub rotary: &'a [Rotary],
 }
 
 /// How the branches of a stack compute.
@@ -49,8 +50,7 @@ pub struct StackOptions {
 
 /// `x += gamma * contract(middle(expand(norm(x))))` for each of `branches` in turn: [B, T, D] to [B, T, D]; f32.
 ///
-/// `x` and parameters are f32. Differentiable in `x` and all parameters. Rotary positions and other kinds of GELU than the exact
-/// one have no kernels for a GPU yet: there a stack with either is composed of candle's own operations.
+/// `x` and parameters are f32. Differentiable in `x` and all parameters.
 ///
 /// # Errors
 /// Shapes that do not fit, a sample outside of the batch or named twice, a type other than f32, a device without this
@@ -59,7 +59,7 @@ pub fn residual_stack(x: &Tensor, branches: &[StackedBranch], options: StackOpti
     let (batch, tokens, width) = x.dims3()?;
     check_all(branches, batch, width)?;
     for branch in branches {
-        check_rotary(branch.rotary, branch.middle, tokens, width)?;
+        check_rotary(branch.rotary, branch.middle, &[tokens], width)?;
     }
     if branches.is_empty() {
         return Ok(x.clone());
@@ -87,7 +87,7 @@ pub(super) fn on_cpu(x: &Tensor, branches: &[StackedBranch], options: StackOptio
             .then(|| {
                 Branch::new(
                     branch.parameters,
-                    (branch.middle, branch.rotary),
+                    (branch.middle, branch.rotary.first()),
                     [images, tokens, width],
                     options.eps,
                     all,
@@ -126,11 +126,11 @@ pub fn packed_residual_stack(
         bail!("{NAME}: expected {} rows, found {rows}", packing.rows())
     }
     check_all(branches, packing.images(), width)?;
+    for branch in branches {
+        check_rotary(branch.rotary, branch.middle, &packing.tokens(), width)?;
+    }
     if branches.is_empty() {
         return Ok(x.clone());
-    }
-    if branches.iter().any(|branch| branch.rotary.is_some()) {
-        bail!("{NAME}: expected images of one size with rotary positions, found a packed sequence")
     }
     backend(x.device()).packed_residual_stack(x, packing, branches, options)
 }

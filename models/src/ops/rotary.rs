@@ -37,22 +37,34 @@ impl Rotary {
         if !(theta.is_finite() && theta > 0.) {
             bail!("{NAME}: expected a positive theta, found {theta}")
         }
-        let (half, quarter) = (head_dim / 2, head_dim / 4);
-        let tokens = prefix + rows * columns;
-        let (mut cos, mut sin) = (vec![1.; prefix * half], vec![0.; prefix * half]);
+        let quarter = head_dim / 4;
+        let mut angles = Vec::with_capacity(rows * columns * head_dim / 2);
         let coordinate = |place: usize, count: usize| 2. * (place as f64 + 0.5) / count as f64 - 1.;
         for patch in 0..rows * columns {
             let (row, column) = (patch / columns, patch % columns);
             for at in [coordinate(row, rows), coordinate(column, columns)] {
-                for i in 0..quarter {
-                    let angle = TAU * at / theta.powf(i as f64 / quarter as f64);
-                    cos.push(angle.cos() as f32);
-                    sin.push(angle.sin() as f32);
-                }
+                angles.extend((0..quarter).map(|i| TAU * at / theta.powf(i as f64 / quarter as f64)));
             }
         }
+        Self::of_angles(&angles, head_dim / 2, prefix)
+    }
+
+    /// The table of `prefix` tokens, which stay as they are, and after them tokens with `half` angles each, [N, d / 2].
+    ///
+    /// # Errors
+    /// No angle a token, or angles that do not fill the last one.
+    pub fn of_angles(angles: &[f64], half: usize, prefix: usize) -> Result<Self> {
+        if half == 0 || !angles.len().is_multiple_of(half) {
+            bail!(
+                "{NAME}: expected a multiple of {half} angles, found {}",
+                angles.len()
+            )
+        }
+        let (mut cos, mut sin) = (vec![1.; prefix * half], vec![0.; prefix * half]);
+        cos.extend(angles.iter().map(|angle| angle.cos() as f32));
+        sin.extend(angles.iter().map(|angle| angle.sin() as f32));
         Ok(Self {
-            tokens,
+            tokens: prefix + angles.len() / half,
             half,
             cos: cos.into(),
             sin: sin.into(),

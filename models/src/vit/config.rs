@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::RopeConfig;
 use crate::ops::GeluKind;
 use crate::{Error, Result};
 
@@ -31,13 +32,63 @@ pub enum PositionRule {
     Bilinear,
 }
 
-/// Rotary positions of patches (DINOv3, section 3.2): [`crate::ops::Rotary`].
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+/// Which norm stands behind the blocks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FinalNorm {
+    /// One of all tokens, `norm`.
+    #[default]
+    Tokens,
+    /// One of what is pooled, `fc_norm`; tokens are as the last block leaves them (BEiT, MAE as fine-tuned).
+    Pooled,
+    /// None.
+    None,
+}
+
+impl FinalNorm {
+    fn is_of_tokens(&self) -> bool {
+        *self == Self::Tokens
+    }
+}
+
+/// What stands for the image as a whole in the output `embedding`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Pool {
+    /// The class token.
+    #[default]
+    Class,
+    /// The mean of the patch tokens.
+    Mean,
+    /// A learned query that attends to all tokens (SigLIP, PE-Core), `attn_pool`.
+    Attention(AttentionPool),
+}
+
+impl Pool {
+    fn is_class(&self) -> bool {
+        *self == Self::Class
+    }
+}
+
+/// Pooling by attention (Lee et al. 2019, "Set Transformer": MAP): `z = proj(attention(latent, tokens)); z + mlp(norm(z))`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct RopeConfig {
-    /// Base of the periods, above 0. Default: 100.
-    #[serde(default = "theta")]
-    pub theta: f64,
+pub struct AttentionPool {
+    /// Its heads. Default: as many as the blocks have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heads: Option<usize>,
+    /// Hidden width of its MLP.
+    pub ffn_hidden: usize,
+}
+
+/// Where a bias by the relative position of two patches is added to the scores of attention (BEiT).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RelativePositions {
+    /// A table in each block, `blocks.I.attn.relative_position_bias_table`.
+    EachBlock,
+    /// One table of all blocks, `relative_position_bias_table`.
+    Shared,
 }
 
 /// The geometry of a vision transformer (DINOv2 `DinoVisionTransformer`).
@@ -85,16 +136,40 @@ pub struct VitConfig {
     /// Width E of the space that the normalised class token is projected to (CLIP), without a bias. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub projection: Option<usize>,
-    /// Rotary positions in place of the position table (DINOv3). Default: none.
+    /// Rotary positions (DINOv3, EVA-02, PE). Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rope: Option<RopeConfig>,
+    /// Whether there is a class token. Default: true.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub class_token: bool,
+    /// The norm behind the blocks. Default: one of all tokens.
+    #[serde(default, skip_serializing_if = "FinalNorm::is_of_tokens")]
+    pub final_norm: FinalNorm,
+    /// What the embedding is made of. Default: the class token.
+    #[serde(default, skip_serializing_if = "Pool::is_class")]
+    pub pool: Pool,
+    /// Whether the projection has a bias. Default: false.
+    #[serde(default, skip_serializing_if = "is_no")]
+    pub projection_bias: bool,
+    /// Whether a LayerNorm stands between attention and its output projection (EVA-02 of CLIP), `attn.norm`. Default: false.
+    #[serde(default, skip_serializing_if = "is_no")]
+    pub attention_norm: bool,
+    /// Whether a LayerNorm stands between the activation and the second projection (EVA-02), `mlp.norm`. Default: false.
+    #[serde(default, skip_serializing_if = "is_no")]
+    pub ffn_norm: bool,
+    /// Relative position bias in place of the position table (BEiT, data2vec). Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relative_positions: Option<RelativePositions>,
 }
+
+/// Name of a table of relative positions.
+pub(crate) const RELATIVE_TABLE: &str = "relative_position_bias_table";
 
 fn is_no(value: &bool) -> bool {
     !value
 }
-fn theta() -> f64 {
-    100.
+fn is_yes(value: &bool) -> bool {
+    *value
 }
 fn three() -> usize {
     3
@@ -120,7 +195,8 @@ pub fn swiglu_hidden(embed_dim: usize) -> usize {
 
 impl VitConfig {
     /// An architecture by name: `vit-{tiny|small|base|large|giant2}`, then any of `/P` (patch size, default 14),
-    /// `-reg4` (or any number of registers) and `-swiglu`: `vit-small/14-reg4`, `vit-tiny/4`, `vit-large/16-swiglu`.
+    /// `-reg4` (or any number of registers), `-swiglu` and `-rope` (DINOv3's rotary positions in place of a table):
+    /// `vit-small/14-reg4`, `vit-tiny/4`, `vit-large/16-swiglu`, `vit-base/16-reg4-rope`.
     ///
     /// # Errors
     /// An unknown name, a patch size of zero, or an `image_size` that is no multiple of the patch size.
@@ -129,7 +205,7 @@ impl VitConfig {
             Error::config(
                 "arch",
                 format!(
-                    "expected vit-{{tiny|small|base|large|giant2}}[/PATCH][-regN][-swiglu], found `{name}`"
+                    "expected vit-{{tiny|small|base|large|giant2}}[/PATCH][-regN][-swiglu][-rope], found `{name}`"
                 ),
             )
         };
@@ -146,10 +222,12 @@ impl VitConfig {
             "giant2" => (1536, 40, 24, FeedForwardKind::Swiglu),
             _ => return Err(unknown()),
         };
-        let mut num_registers = 0;
+        let (mut num_registers, mut rope) = (0, None);
         for part in parts {
             if part == "swiglu" {
                 feed_forward = FeedForwardKind::Swiglu;
+            } else if part == "rope" {
+                rope = Some(RopeConfig::dinov3());
             } else if let Some(count) = part.strip_prefix("reg") {
                 num_registers = count.parse().map_err(|_| unknown())?;
             } else {
@@ -180,7 +258,14 @@ impl VitConfig {
             pre_norm: false,
             activation: GeluKind::Gelu,
             projection: None,
-            rope: None,
+            rope,
+            class_token: true,
+            final_norm: FinalNorm::Tokens,
+            pool: Pool::Class,
+            projection_bias: false,
+            attention_norm: false,
+            ffn_norm: false,
+            relative_positions: None,
         };
         config.validate()?;
         Ok(config)
@@ -225,25 +310,107 @@ impl VitConfig {
         if self.projection == Some(0) {
             return Err(Error::config("projection", "expected at least 1, found 0"));
         }
+        self.validate_pool()?;
+        self.validate_positions()
+    }
+
+    fn validate_pool(&self) -> Result<()> {
+        if self.embedding_width().is_some() && self.pool == Pool::Class && !self.class_token {
+            let reason = "expected mean or attention in a network without a class token, found class";
+            return Err(Error::config("pool", reason));
+        }
+        if let Pool::Attention(pool) = self.pool {
+            if pool.ffn_hidden == 0 {
+                return Err(Error::config("pool.ffn_hidden", "expected at least 1, found 0"));
+            }
+            let heads = pool.heads.unwrap_or(self.num_heads);
+            if heads == 0 || !self.embed_dim.is_multiple_of(heads) {
+                let reason = format!(
+                    "expected a divisor of the width {}, found {heads}",
+                    self.embed_dim
+                );
+                return Err(Error::config("pool.heads", reason));
+            }
+        }
+        Ok(())
+    }
+
+    fn validate_positions(&self) -> Result<()> {
+        if self.relative_positions.is_some()
+            && (self.num_registers > 0 || !self.class_token || self.rope.is_some())
+        {
+            let reason = "expected a class token and neither registers nor rotary positions beside them, found otherwise";
+            return Err(Error::config("relative_positions", reason));
+        }
         match self.rope {
-            Some(rope) if !(rope.theta.is_finite() && rope.theta > 0.) => Err(Error::config(
-                "rope.theta",
-                format!("expected a positive number, found {}", rope.theta),
-            )),
-            Some(_) if !self.head_dim().is_multiple_of(4) => Err(Error::config(
-                "num_heads",
-                format!(
-                    "expected heads of a multiple of 4 for rotary positions, found {}",
-                    self.head_dim()
-                ),
-            )),
-            _ => Ok(()),
+            Some(rope) => rope.validate(self.head_dim()),
+            None => Ok(()),
         }
     }
 
-    /// Tokens before the patches: the class token and the registers.
+    /// Tokens before the patches: the class token, where there is one, and the registers.
     pub fn prefix(&self) -> usize {
-        1 + self.num_registers
+        self.class_tokens() + self.num_registers
+    }
+
+    /// 1 with a class token, 0 without.
+    pub fn class_tokens(&self) -> usize {
+        usize::from(self.class_token)
+    }
+
+    /// Whether a table of positions is added to the tokens.
+    pub fn has_position_table(&self) -> bool {
+        match self.rope {
+            Some(rope) => rope.position_table,
+            None => self.relative_positions.is_none(),
+        }
+    }
+
+    /// Width of the output `embedding`, where the network has one: that of the projection, or of what is pooled.
+    pub fn embedding_width(&self) -> Option<usize> {
+        let pools = self.pool != Pool::Class || self.final_norm == FinalNorm::Pooled;
+        self.projection.or(pools.then_some(self.embed_dim))
+    }
+
+    /// The GELU of pooling by attention: the blocks' own, but exact beside the gates of SwiGLU.
+    pub fn pool_activation(&self) -> GeluKind {
+        match self.feed_forward {
+            FeedForwardKind::Mlp => self.activation,
+            FeedForwardKind::Swiglu => GeluKind::Gelu,
+        }
+    }
+
+    /// Heads of the pooling by attention.
+    pub fn pool_heads(&self) -> usize {
+        match self.pool {
+            Pool::Attention(pool) => pool.heads.unwrap_or(self.num_heads),
+            _ => self.num_heads,
+        }
+    }
+
+    /// Whether blocks have what stacks of kernels do not compute: norms within a branch, relative position bias.
+    pub fn has_composed_blocks(&self) -> bool {
+        self.attention_norm || self.ffn_norm || self.relative_positions.is_some()
+    }
+
+    /// What of the network no recipe trains, if there is anything.
+    pub fn untrained_part(&self) -> Option<&'static str> {
+        let parts = [
+            (self.relative_positions.is_some(), "a relative position bias"),
+            (self.attention_norm || self.ffn_norm, "norms within its branches"),
+            (!self.class_token, "no class token"),
+            (
+                !self.final_norm.is_of_tokens(),
+                "no norm of all tokens behind its blocks",
+            ),
+            (matches!(self.pool, Pool::Attention(_)), "pooling by attention"),
+        ];
+        parts.iter().find_map(|(has, what)| has.then_some(*what))
+    }
+
+    /// Rows of a table of relative positions: those between patches, and three of the class token.
+    pub fn relative_rows(&self) -> usize {
+        (2 * self.native_grid() - 1).pow(2) + 3
     }
 
     /// Side M of the native patch grid.
@@ -275,14 +442,22 @@ impl VitConfig {
         Ok((height / self.patch_size, width / self.patch_size))
     }
 
-    /// Every parameter with its shape, under its official name (DINOv2 `state_dict`; `norm_pre.*` and `projection.weight` where
-    /// there are any), in the order of the network.
+    /// Every parameter with its shape, under its official name (DINOv2 `state_dict`; what other networks have besides it under
+    /// timm's: `norm_pre`, `fc_norm`, `attn_pool`, and `projection`), in the order of the network.
     pub fn parameters(&self) -> Vec<(String, Vec<usize>)> {
         let (d, h) = (self.embed_dim, self.ffn_hidden);
         let (p, c) = (self.patch_size, self.in_channels);
-        let mut list: Vec<(String, Vec<usize>)> = vec![("cls_token".into(), vec![1, 1, d])];
-        if self.rope.is_none() {
-            list.push(("pos_embed".into(), vec![1, 1 + self.native_grid().pow(2), d]));
+        let mut list: Vec<(String, Vec<usize>)> = Vec::new();
+        if self.class_token {
+            list.push(("cls_token".into(), vec![1, 1, d]));
+        }
+        if self.has_position_table() {
+            let rows = self.class_tokens() + self.native_grid().pow(2);
+            list.push(("pos_embed".into(), vec![1, rows, d]));
+        }
+        let relative = || vec![self.relative_rows(), self.num_heads];
+        if self.relative_positions == Some(RelativePositions::Shared) {
+            list.push((RELATIVE_TABLE.into(), relative()));
         }
         if self.num_registers > 0 {
             list.push(("register_tokens".into(), vec![1, self.num_registers, d]));
@@ -314,19 +489,54 @@ impl VitConfig {
                     linear("mlp.w3", d, h);
                 }
             }
-            for norm in ["norm1", "norm2"] {
-                add(&format!("{norm}.weight"), vec![d]);
-                add(&format!("{norm}.bias"), vec![d]);
+            let norms = [
+                ("norm1", d, true),
+                ("norm2", d, true),
+                ("attn.norm", d, self.attention_norm),
+                ("mlp.norm", h, self.ffn_norm),
+            ];
+            for (norm, width, _) in norms.into_iter().filter(|(.., there)| *there) {
+                add(&format!("{norm}.weight"), vec![width]);
+                add(&format!("{norm}.bias"), vec![width]);
+            }
+            if self.relative_positions == Some(RelativePositions::EachBlock) {
+                add(&format!("attn.{RELATIVE_TABLE}"), relative());
             }
             if self.layer_scale.is_some() {
                 add("ls1.gamma", vec![d]);
                 add("ls2.gamma", vec![d]);
             }
         }
-        list.push(("norm.weight".into(), vec![d]));
-        list.push(("norm.bias".into(), vec![d]));
+        let norm = match self.final_norm {
+            FinalNorm::Tokens => Some("norm"),
+            FinalNorm::Pooled => Some("fc_norm"),
+            FinalNorm::None => None,
+        };
+        for kind in norm
+            .iter()
+            .flat_map(|norm| [format!("{norm}.weight"), format!("{norm}.bias")])
+        {
+            list.push((kind, vec![d]));
+        }
+        if let Pool::Attention(pool) = self.pool {
+            list.push(("attn_pool.latent".into(), vec![1, 1, d]));
+            for (layer, out, input) in [
+                ("qkv", 3 * d, d),
+                ("proj", d, d),
+                ("mlp.fc1", pool.ffn_hidden, d),
+                ("mlp.fc2", d, pool.ffn_hidden),
+            ] {
+                list.push((format!("attn_pool.{layer}.weight"), vec![out, input]));
+                list.push((format!("attn_pool.{layer}.bias"), vec![out]));
+            }
+            list.push(("attn_pool.norm.weight".into(), vec![d]));
+            list.push(("attn_pool.norm.bias".into(), vec![d]));
+        }
         if let Some(width) = self.projection {
             list.push(("projection.weight".into(), vec![width, d]));
+            if self.projection_bias {
+                list.push(("projection.bias".into(), vec![width]));
+            }
         }
         list
     }
@@ -356,11 +566,16 @@ mod tests {
             ("vit-giant2/14-reg4", 568, 1_136_486_912),
         ] {
             let config = VitConfig::named(name, 518).expect(name);
+            assert_eq!(config.rope, None, "{name}");
             assert_eq!(config.parameters().len(), tensors, "{name}");
             assert_eq!(config.parameter_count(), count, "{name}");
         }
         let swiglu_l14 = VitConfig::named("vit-large/14-swiglu", 224).expect("a known name");
         assert_eq!(swiglu_l14.parameter_count(), 303_655_168);
+        let dinov3 = VitConfig::named("vit-small/16-reg4-rope", 224).expect("a known name");
+        assert_eq!(dinov3.rope, Some(RopeConfig::dinov3()));
+        // As transformers counts ViT-S/16 of DINOv3, and the bias of the keys, which is 0 there: 384 in each of twelve blocks.
+        assert_eq!(dinov3.parameter_count(), 21_596_544 + 12 * 384);
     }
 
     /// What a file of today says stays what it was, and what is new reads back.
@@ -375,7 +590,7 @@ mod tests {
             pre_norm: true,
             activation: GeluKind::QuickGelu,
             projection: Some(512),
-            rope: Some(RopeConfig { theta: 100. }),
+            rope: Some(RopeConfig::dinov3()),
             ..plain.clone()
         };
         for config in [plain, other] {
@@ -408,7 +623,10 @@ mod tests {
             .collect();
         assert_eq!(more, ["norm_pre.weight", "norm_pre.bias", "projection.weight"]);
         let rope = |theta| VitConfig {
-            rope: Some(RopeConfig { theta }),
+            rope: Some(RopeConfig {
+                theta,
+                ..RopeConfig::dinov3()
+            }),
             ..plain.clone()
         };
         assert!(!names(&rope(100.)).contains(&"pos_embed".to_owned()));

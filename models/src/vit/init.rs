@@ -23,12 +23,12 @@ pub fn initialise(config: &VitConfig, rng: &mut impl Rng) -> Result<Tensors> {
     for (name, shape) in config.parameters() {
         let count: usize = shape.iter().product();
         let values: Vec<f32> = match name.as_str() {
-            "cls_token" | "register_tokens" => draw(count, || 1e-6 * normal(rng)),
+            "cls_token" | "register_tokens" | "attn_pool.latent" => draw(count, || 1e-6 * normal(rng)),
             "mask_token" => vec![0.; count],
             "pos_embed" => draw(count, || truncated_normal(rng, 0.02)),
             _ if name.starts_with("patch_embed.") => draw(count, || uniform(rng, fan_in)),
             _ if name.ends_with(".gamma") => vec![config.layer_scale.unwrap_or(1.) as f32; count],
-            _ if name.ends_with(".bias") => vec![0.; count],
+            _ if name.ends_with(".bias") || name.ends_with("relative_position_bias_table") => vec![0.; count],
             _ if name.contains("norm") => vec![1.; count],
             _ => draw(count, || truncated_normal(rng, 0.02)),
         };

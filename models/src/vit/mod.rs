@@ -2,7 +2,9 @@
 //! blocks, and the network that joins them.
 
 mod attention;
+mod attention_pool;
 mod block;
+mod composed_block;
 mod config;
 mod drop_path;
 mod feed_forward;
@@ -12,12 +14,20 @@ pub(crate) mod layers;
 mod network;
 mod patch_embed;
 mod position;
+mod relative;
+mod rope;
 
 pub use crate::ops::GeluKind;
-pub use config::{FeedForwardKind, PositionRule, RopeConfig, VitConfig, swiglu_hidden};
+pub(crate) use config::RELATIVE_TABLE;
+pub use config::{
+    AttentionPool, FeedForwardKind, FinalNorm, Pool, PositionRule, RelativePositions, VitConfig,
+    swiglu_hidden,
+};
 pub use drop_path::{DropPathMode, DropPathPlan, DropPathSchedule};
 pub use init::initialise;
 pub(crate) use init::{draw, truncated_normal, uniform};
 pub use intermediate::{IntermediateLayer, Layers};
 pub use network::{ImageRows, VisionTransformer, VitOutput};
-pub use position::{interpolate_table, resize_matrix};
+pub use position::{interpolate_grid, interpolate_table, resize_matrix};
+pub(crate) use relative::{relative_index, resized_relative_table};
+pub use rope::{CountedGrid, RopeConfig, RopeGrid};

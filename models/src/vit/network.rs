@@ -6,11 +6,12 @@ use std::ops::Range;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 
+use super::attention_pool::AttentionPooling;
 use super::block::Block;
 use super::layers::LayerNorm;
 use super::patch_embed::PatchEmbed;
-use super::position::interpolate_table;
-use super::{DropPathPlan, VitConfig};
+use super::position::{interpolate_grid, interpolate_table};
+use super::{DropPathPlan, FinalNorm, Pool, RELATIVE_TABLE, RelativePositions, VitConfig};
 use crate::ops::{Packing, Rotary, StackOptions, StackedBranch, backend};
 use crate::{Error, Result, ops};
 
@@ -21,16 +22,18 @@ use crate::{Error, Result, ops};
 #[derive(Debug, Clone)]
 pub struct VisionTransformer {
     pub(super) config: VitConfig,
-    cls_token: Tensor,
-    /// `None` with rotary positions.
+    cls_token: Option<Tensor>,
     pos_embed: Option<Tensor>,
     register_tokens: Option<Tensor>,
     mask_token: Option<Tensor>,
     patch_embed: PatchEmbed,
     norm_pre: Option<LayerNorm>,
     blocks: Vec<Block>,
-    norm: LayerNorm,
+    /// Of tokens or of what is pooled.
+    norm: Option<LayerNorm>,
+    pool: Option<AttentionPooling>,
     projection: Option<Tensor>,
+    projection_bias: Option<Tensor>,
     compute: DType,
     checkpoint: bool,
     packing: bool,
@@ -41,25 +44,29 @@ struct Tokens {
     /// [B, T, D], or [rows, D] of images of two sizes.
     x: Tensor,
     packing: Packing,
-    /// Of the images' size, where there are rotary positions.
-    rotary: Option<Rotary>,
+    /// Of each size of images, where there are rotary positions.
+    rotary: Vec<Rotary>,
+    /// Rows and columns of patches, of images of one size.
+    grid: (usize, usize),
 }
 
 impl Tokens {
-    fn apart(x: Tensor, rotary: Option<Rotary>) -> Result<Self> {
+    fn apart(x: Tensor, rotary: Option<Rotary>, grid: (usize, usize)) -> Result<Self> {
         Ok(Self {
             packing: Packing::one(x.dim(0)?, x.dim(1)?),
             x,
-            rotary,
+            rotary: rotary.into_iter().collect(),
+            grid,
         })
     }
 
-    fn packed(first: &Tensor, second: &Tensor) -> Result<Self> {
+    fn packed([first, second]: &[Tensor; 2], rotary: Vec<Rotary>) -> Result<Self> {
         let (x, packing) = ops::pack(first, second)?;
         Ok(Self {
             x,
             packing,
-            rotary: None,
+            rotary,
+            grid: (0, 0),
         })
     }
 }
@@ -80,15 +87,16 @@ pub struct ImageRows<'a> {
 /// What a forward pass gives (DINOv2 `forward_features`): class token, registers and patches after the final norm.
 #[derive(Debug, Clone)]
 pub struct VitOutput {
-    /// Class token, [B, D].
+    /// Class token, [B, D]; [B, 0] where the network has none.
     pub cls: Tensor,
     /// Register tokens, [B, R, D]; R may be 0.
     pub reg: Tensor,
     /// Patch tokens row by row, [B, N, D].
     pub patch: Tensor,
-    /// All tokens before the final norm, [B, 1 + R + N, D].
+    /// All tokens before the final norm, [B, 1 + R + N, D], or [B, R + N, D] without a class token.
     pub prenorm: Tensor,
-    /// The class token in the space of the projection (CLIP), [B, E], where the network has one.
+    /// What is pooled, and projected where there is a projection (CLIP: the class token; SigLIP: by attention), [B, E], where the
+    /// network has either.
     pub embedding: Option<Tensor>,
 }
 
@@ -110,7 +118,7 @@ impl VisionTransformer {
     pub fn new(config: &VitConfig, vb: VarBuilder) -> Result<Self> {
         config.validate()?;
         let dim = config.embed_dim;
-        let patches = config.native_grid().pow(2);
+        let rows = config.class_tokens() + config.native_grid().pow(2);
         let register_tokens = match config.num_registers {
             0 => None,
             count => Some(vb.get((1, count, dim), "register_tokens")?),
@@ -119,27 +127,49 @@ impl VisionTransformer {
             .mask_token
             .then(|| vb.get((1, dim), "mask_token"))
             .transpose()?;
+        let shared = match config.relative_positions {
+            Some(RelativePositions::Shared) => {
+                Some(vb.get((config.relative_rows(), config.num_heads), RELATIVE_TABLE)?)
+            }
+            _ => None,
+        };
         let blocks = vb.pp("blocks");
+        let norm = |name: &str| LayerNorm::new(dim, config.layer_norm_eps, vb.pp(name));
         Ok(Self {
             config: config.clone(),
-            cls_token: vb.get((1, 1, dim), "cls_token")?,
-            pos_embed: match config.rope {
-                Some(_) => None,
-                None => Some(vb.get((1, 1 + patches, dim), "pos_embed")?),
-            },
+            cls_token: config
+                .class_token
+                .then(|| vb.get((1, 1, dim), "cls_token"))
+                .transpose()?,
+            pos_embed: config
+                .has_position_table()
+                .then(|| vb.get((1, rows, dim), "pos_embed"))
+                .transpose()?,
             register_tokens,
             mask_token,
             patch_embed: PatchEmbed::new(config, vb.pp("patch_embed"))?,
-            norm_pre: match config.pre_norm {
-                true => Some(LayerNorm::new(dim, config.layer_norm_eps, vb.pp("norm_pre"))?),
-                false => None,
-            },
+            norm_pre: config.pre_norm.then(|| norm("norm_pre")).transpose()?,
             blocks: (0..config.depth)
-                .map(|i| Block::new(config, blocks.pp(i)))
+                .map(|i| Block::new(config, shared.as_ref(), blocks.pp(i)))
                 .collect::<Result<_>>()?,
-            norm: LayerNorm::new(dim, config.layer_norm_eps, vb.pp("norm"))?,
+            norm: match config.final_norm {
+                FinalNorm::Tokens => Some(norm("norm")?),
+                FinalNorm::Pooled => Some(norm("fc_norm")?),
+                FinalNorm::None => None,
+            },
+            pool: match config.pool {
+                Pool::Attention(pool) => {
+                    let vb = vb.pp("attn_pool");
+                    Some(AttentionPooling::new(config, pool.ffn_hidden, vb)?)
+                }
+                _ => None,
+            },
             projection: match config.projection {
                 Some(width) => Some(vb.get((width, dim), "projection.weight")?),
+                None => None,
+            },
+            projection_bias: match config.projection.filter(|_| config.projection_bias) {
+                Some(width) => Some(vb.get(width, "projection.bias")?),
                 None => None,
             },
             compute: DType::F32,
@@ -251,7 +281,11 @@ impl VisionTransformer {
         if rows.is_empty() {
             return Err(Error::config("rows", "expected at least one, found none"));
         }
-        let tokens = Tokens::apart(self.embed(pixels, masks)?, self.rotary(pixels)?)?;
+        let tokens = Tokens::apart(
+            self.embed(pixels, masks)?,
+            self.rotary(pixels)?,
+            self.grid(pixels)?,
+        )?;
         self.chosen_rows(&tokens, drop_path, rows)
     }
 
@@ -262,10 +296,8 @@ impl VisionTransformer {
     /// As [`Self::forward_rows`].
     pub fn forward_rows_of_two(&self, [first, second]: [ImageRows; 2]) -> Result<[Tensor; 2]> {
         let apart = |set: ImageRows| self.forward_rows(set.pixels, set.masks, set.drop_path, set.rows);
-        // With rotary positions every size has angles of its own.
-        let apart_by_angles = self.config.rope.is_some();
-        let gains = backend(first.pixels.device()).packs_sequences(self.config.activation);
-        if !self.packing || apart_by_angles || !gains {
+        let gains = backend(first.pixels.device()).packs_sequences();
+        if !self.packing || self.config.has_composed_blocks() || !gains {
             return Ok([apart(first)?, apart(second)?]);
         }
         if first.rows.is_empty() || second.rows.is_empty() {
@@ -275,7 +307,9 @@ impl VisionTransformer {
             ));
         }
         let embed = |set: ImageRows| self.embed(set.pixels, set.masks);
-        let tokens = Tokens::packed(&embed(first)?, &embed(second)?)?;
+        let rotary = [self.rotary(first.pixels)?, self.rotary(second.pixels)?];
+        let rotary = rotary.into_iter().flatten().collect();
+        let tokens = Tokens::packed(&[embed(first)?, embed(second)?], rotary)?;
         let images = [first.pixels.dim(0)?, second.pixels.dim(0)?];
         let plans = [
             self.checked(first.drop_path, images[0])?,
@@ -307,9 +341,14 @@ impl VisionTransformer {
         drop_path: Option<&DropPathPlan>,
         visible: &[u32],
     ) -> Result<Tensor> {
-        if self.config.rope.is_some() {
+        let whole = [
+            (self.config.rope.is_some(), "rotary positions"),
+            (self.config.relative_positions.is_some(), "relative positions"),
+            (!self.config.class_token, "no class token"),
+        ];
+        if let Some((_, what)) = whole.iter().find(|(has, _)| *has) {
             let reason =
-                "expected a network without rotary positions where patches are left out, found one with";
+                format!("expected a network that takes a part of the patches, found one with {what}");
             return Err(Error::config("visible", reason));
         }
         let x = self.embed(pixels, None)?; // [B, T, D]
@@ -338,13 +377,17 @@ impl VisionTransformer {
         let kept = before + count;
         let visible = ops::gather_rows(&x, &rows)?.reshape((batch, kept, width))?; // [B, 1 + R + V, D]
         let class: Vec<u32> = (0..batch).map(|image| (image * kept) as u32).collect();
-        self.chosen_rows(&Tokens::apart(visible, None)?, drop_path, &class)
+        let grid = self.grid(pixels)?;
+        self.chosen_rows(&Tokens::apart(visible, None, grid)?, drop_path, &class)
     }
 
     /// `rows` of all tokens behind all blocks and the final norm, [rows, D].
     fn chosen_rows(&self, tokens: &Tokens, drop_path: Option<&DropPathPlan>, rows: &[u32]) -> Result<Tensor> {
+        if self.config.has_composed_blocks() {
+            return self.composed_rows(tokens, drop_path, rows);
+        }
         let plan = self.checked(drop_path, tokens.packing.images())?;
-        let mut branches = self.branches(0..self.blocks.len(), plan, tokens.rotary.as_ref());
+        let mut branches = self.branches(0..self.blocks.len(), plan, &tokens.rotary);
         let last = branches.pop();
         let width = self.config.embed_dim;
         let x = match tokens.x.rank() {
@@ -365,6 +408,45 @@ impl VisionTransformer {
         self.final_norm(&chosen)
     }
 
+    /// [`Self::chosen_rows`] of a network whose blocks are composed: all rows are computed.
+    fn composed_rows(
+        &self,
+        tokens: &Tokens,
+        drop_path: Option<&DropPathPlan>,
+        rows: &[u32],
+    ) -> Result<Tensor> {
+        let grid = tokens.grid;
+        let x = self.run_composed(
+            &tokens.x,
+            0..self.blocks.len(),
+            (tokens.rotary.first(), grid),
+            drop_path,
+        )?;
+        self.final_norm(&ops::gather_rows(&x, rows)?)
+    }
+
+    /// Blocks that are composed of smaller operations, on [B, T, D].
+    fn run_composed(
+        &self,
+        x: &Tensor,
+        blocks: Range<usize>,
+        (rotary, grid): (Option<&Rotary>, (usize, usize)),
+        drop_path: Option<&DropPathPlan>,
+    ) -> Result<Tensor> {
+        if drop_path.is_some() {
+            let reason =
+                "expected none: networks with norms within branches or relative positions are not trained";
+            return Err(Error::config("drop_path", reason));
+        }
+        let mut x = x.clone();
+        for block in &self.blocks[blocks] {
+            if let Some(block) = block.composed(&self.config, self.compute) {
+                x = block.forward(&x, rotary, grid)?;
+            }
+        }
+        Ok(x)
+    }
+
     /// All tokens before the final norm, [B, T, D].
     fn forward_tokens(
         &self,
@@ -374,8 +456,12 @@ impl VisionTransformer {
     ) -> Result<Tensor> {
         let x = self.embed(pixels, masks)?;
         let rotary = self.rotary(pixels)?;
+        if self.config.has_composed_blocks() {
+            let positions = (rotary.as_ref(), self.grid(pixels)?);
+            return self.run_composed(&x, 0..self.blocks.len(), positions, drop_path);
+        }
         let plan = self.checked(drop_path, x.dim(0)?)?;
-        let branches = self.branches(0..self.blocks.len(), plan, rotary.as_ref());
+        let branches = self.branches(0..self.blocks.len(), plan, rotary.as_slice());
         self.run(&x, &branches)
     }
 
@@ -408,23 +494,67 @@ impl VisionTransformer {
         if let Some(masks) = masks {
             self.check_masks(&patches, masks)?;
         }
-        let positions = match &self.pos_embed {
-            Some(table) => interpolate_table(table, self.config.position_rule, rows, columns)?,
-            None => {
-                let shape = (1, 1 + rows * columns, self.config.embed_dim);
-                Tensor::zeros(shape, DType::F32, pixels.device())?
-            }
+        let tokens = match &self.cls_token {
+            Some(cls) => self.assembled(cls, &patches, (rows, columns), masks)?,
+            None => self.patches_alone(&patches, (rows, columns), masks)?,
         };
-        let special = ops::SpecialTokens {
-            cls: &self.cls_token,
-            registers: self.register_tokens.as_ref(),
-            mask: self.mask_token.as_ref(),
-        };
-        let tokens = ops::assemble_tokens(&patches, &positions, special, masks)?;
         match &self.norm_pre {
             Some(norm) => norm.forward(&tokens),
             None => Ok(tokens),
         }
+    }
+
+    /// Class token, registers and patches [B, N, D] with their positions, [B, 1 + R + N, D].
+    fn assembled(
+        &self,
+        cls: &Tensor,
+        patches: &Tensor,
+        (rows, columns): (usize, usize),
+        masks: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let positions = match &self.pos_embed {
+            Some(table) => interpolate_table(table, self.config.position_rule, rows, columns)?,
+            None => {
+                let shape = (1, 1 + rows * columns, self.config.embed_dim);
+                Tensor::zeros(shape, DType::F32, patches.device())?
+            }
+        };
+        let special = ops::SpecialTokens {
+            cls,
+            registers: self.register_tokens.as_ref(),
+            mask: self.mask_token.as_ref(),
+        };
+        Ok(ops::assemble_tokens(patches, &positions, special, masks)?)
+    }
+
+    /// Patches [B, N, D] with their positions behind the registers, [B, R + N, D]: a network without a class token.
+    fn patches_alone(
+        &self,
+        patches: &Tensor,
+        (rows, columns): (usize, usize),
+        masks: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        if masks.is_some() {
+            return Err(Error::config(
+                "masks",
+                "expected none: the network has no class token",
+            ));
+        }
+        let placed = match &self.pos_embed {
+            Some(table) => patches.broadcast_add(&interpolate_grid(
+                table,
+                self.config.position_rule,
+                rows,
+                columns,
+            )?)?,
+            None => patches.clone(),
+        };
+        let Some(registers) = &self.register_tokens else {
+            return Ok(placed);
+        };
+        let (_, count, width) = registers.dims3()?;
+        let registers = registers.broadcast_as((placed.dim(0)?, count, width))?;
+        Ok(Tensor::cat(&[&registers, &placed], 1)?)
     }
 
     /// The angles of `pixels`' tokens, where there are rotary positions.
@@ -433,12 +563,7 @@ impl VisionTransformer {
             return Ok(None);
         };
         let (grid, prefix) = (self.grid(pixels)?, self.config.prefix());
-        Ok(Some(Rotary::new(
-            rope.theta,
-            self.config.head_dim(),
-            prefix,
-            grid,
-        )?))
+        Ok(Some(rope.table(self.config.head_dim(), prefix, grid)?))
     }
 
     /// The patch grid (rows, columns) of `pixels`.
@@ -480,13 +605,30 @@ impl VisionTransformer {
         pixels: &Tensor,
         mut visit: impl FnMut(usize, &Tensor) -> Result<()>,
     ) -> Result<Tensor> {
-        let rotary = self.rotary(pixels)?;
+        let (rotary, grid) = (self.rotary(pixels)?, self.grid(pixels)?);
         let mut x = self.embed(pixels, None)?;
         for i in 0..self.blocks.len() {
-            x = self.run(&x, &self.branches(i..i + 1, None, rotary.as_ref()))?;
+            x = self.run_some(&x, i..i + 1, rotary.as_ref(), grid)?;
             visit(i, &x)?;
         }
         Ok(x)
+    }
+
+    /// Some blocks on [B, T, D], without stochastic depth.
+    fn run_some(
+        &self,
+        x: &Tensor,
+        blocks: Range<usize>,
+        rotary: Option<&Rotary>,
+        grid: (usize, usize),
+    ) -> Result<Tensor> {
+        match self.config.has_composed_blocks() {
+            true => self.run_composed(x, blocks, (rotary, grid), None),
+            false => self.run(
+                x,
+                &self.branches(blocks, None, rotary.map_or(&[], std::slice::from_ref)),
+            ),
+        }
     }
 
     /// The branches of the named blocks.
@@ -494,7 +636,7 @@ impl VisionTransformer {
         &'a self,
         blocks: Range<usize>,
         drop_path: Option<&'a DropPathPlan>,
-        rotary: Option<&'a Rotary>,
+        rotary: &'a [Rotary],
     ) -> Vec<StackedBranch<'a>> {
         let samples = |i| drop_path.map_or([None; 2], |plan| plan.block(i));
         blocks
@@ -524,32 +666,65 @@ impl VisionTransformer {
             let text = format!("expected a block below {}, found {block}", self.config.depth);
             return Err(Error::config("block", text));
         };
-        let rotary = self.rotary(pixels)?;
-        let before = self.branches(0..block, None, rotary.as_ref());
-        let x = self.run(&self.embed(pixels, None)?, &before)?;
-        last.attention_probabilities(&x, rotary.as_ref())
+        let (rotary, grid) = (self.rotary(pixels)?, self.grid(pixels)?);
+        let x = self.run_some(&self.embed(pixels, None)?, 0..block, rotary.as_ref(), grid)?;
+        match last.composed(&self.config, self.compute) {
+            Some(last) => last.probabilities(&x, rotary.as_ref(), grid),
+            None => last.attention_probabilities(&x, rotary.as_ref()),
+        }
     }
 
-    /// The final norm, on [B, T, D].
+    /// The final norm of tokens, on [.., D]; tokens as they are where it is none of theirs.
     pub(super) fn final_norm(&self, x: &Tensor) -> Result<Tensor> {
-        self.norm.forward(x)
+        match (&self.norm, self.config.final_norm) {
+            (Some(norm), FinalNorm::Tokens) => norm.forward(x),
+            _ => Ok(x.clone()),
+        }
     }
 
-    /// Splits tokens [B, 1 + R + N, D] into class token [B, D], registers [B, R, D] and patches [B, N, D].
+    /// Splits tokens [B, 1 + R + N, D] into class token [B, D], registers [B, R, D] and patches [B, N, D]; without a class token
+    /// it is [B, 0].
     pub(super) fn split(&self, tokens: &Tensor) -> Result<(Tensor, Tensor, Tensor)> {
-        let registers = self.config.num_registers;
-        let patches = tokens.dim(1)? - 1 - registers;
+        let (before, registers) = (self.config.class_tokens(), self.config.num_registers);
+        let patches = tokens.dim(1)? - before - registers;
+        let cls = match before {
+            0 => Tensor::zeros((tokens.dim(0)?, 0), tokens.dtype(), tokens.device())?,
+            _ => tokens.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?,
+        };
         Ok((
-            tokens.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?,
-            tokens.narrow(1, 1, registers)?,
-            tokens.narrow(1, 1 + registers, patches)?,
+            cls,
+            tokens.narrow(1, before, registers)?,
+            tokens.narrow(1, before + registers, patches)?,
         ))
     }
 
+    /// What is pooled of the tokens behind the final norm, [B, T, D], and projected: [B, E].
+    fn embedding(&self, tokens: &Tensor, cls: &Tensor, patch: &Tensor) -> Result<Tensor> {
+        let pooled = match (&self.pool, self.config.pool) {
+            (Some(pool), _) => pool.forward(tokens)?,
+            (None, Pool::Mean) => patch.mean(1)?,
+            (None, _) => cls.clone(),
+        };
+        let pooled = match (&self.norm, self.config.final_norm) {
+            (Some(norm), FinalNorm::Pooled) => norm.forward(&pooled)?,
+            _ => pooled,
+        };
+        match &self.projection {
+            Some(weight) => Ok(ops::linear(
+                &pooled,
+                weight,
+                self.projection_bias.as_ref(),
+                DType::F32,
+            )?),
+            None => Ok(pooled),
+        }
+    }
+
     fn output(&self, prenorm: Tensor) -> Result<VitOutput> {
-        let (cls, reg, patch) = self.split(&self.final_norm(&prenorm)?)?;
-        let embedding = match &self.projection {
-            Some(weight) => Some(ops::linear(&cls, weight, None, DType::F32)?),
+        let tokens = self.final_norm(&prenorm)?;
+        let (cls, reg, patch) = self.split(&tokens)?;
+        let embedding = match self.config.embedding_width() {
+            Some(_) => Some(self.embedding(&tokens, &cls, &patch)?),
             None => None,
         };
         Ok(VitOutput {

@@ -77,18 +77,29 @@ fn antialiased(source: usize, target: usize, reach: f64, kernel: impl Fn(f64) ->
 /// # Errors
 /// A table of another shape, or an empty grid.
 pub fn interpolate_table(table: &Tensor, rule: PositionRule, rows: usize, columns: usize) -> Result<Tensor> {
-    let wrong = || {
-        let found = format!("found {:?}", table.dims());
-        Error::config("pos_embed", format!("expected [1, 1 + M * M, width], {found}"))
-    };
-    let &[1, entries, width] = table.dims() else {
+    let wrong = || wrong_table(table, "1 + M * M");
+    let &[1, entries, _] = table.dims() else {
         return Err(wrong());
     };
     let patches = entries.saturating_sub(1);
-    let side = patches.isqrt();
-    if side == 0 || side * side != patches {
-        return Err(wrong());
+    let side = side_of(patches).ok_or_else(wrong)?;
+    if rows == side && columns == side {
+        return Ok(table.clone());
     }
+    let grid = interpolate_grid(&table.narrow(1, 1, patches)?, rule, rows, columns)?;
+    Ok(Tensor::cat(&[&table.narrow(1, 0, 1)?, &grid], 1)?)
+}
+
+/// The positions of patches alone, `[1, M M, D]`, for a grid of `rows` x `columns`: `[1, rows columns, D]`, f32, differentiable.
+///
+/// # Errors
+/// As [`interpolate_table`].
+pub fn interpolate_grid(table: &Tensor, rule: PositionRule, rows: usize, columns: usize) -> Result<Tensor> {
+    let wrong = || wrong_table(table, "M * M");
+    let &[1, patches, _] = table.dims() else {
+        return Err(wrong());
+    };
+    let side = side_of(patches).ok_or_else(wrong)?;
     if rows == 0 || columns == 0 {
         let found = format!("expected at least one patch each way, found {rows} x {columns}");
         return Err(Error::config("grid", found));
@@ -96,22 +107,44 @@ pub fn interpolate_table(table: &Tensor, rule: PositionRule, rows: usize, column
     if rows == side && columns == side {
         return Ok(table.clone());
     }
-    let matrix = |target: usize| {
-        Tensor::from_vec(resize_matrix(side, target, rule), (target, side), table.device())?
-            .to_dtype(table.dtype())
+    let matrix = |target: usize| resize_matrix(side, target, rule);
+    resize_grid(table, [matrix(rows), matrix(columns)], [rows, columns])
+}
+
+fn wrong_table(table: &Tensor, rows: &str) -> Error {
+    let found = format!("found {:?}", table.dims());
+    Error::config("pos_embed", format!("expected [1, {rows}, width], {found}"))
+}
+
+/// The side of a square of so many patches, at least one.
+fn side_of(patches: usize) -> Option<usize> {
+    let side = patches.isqrt();
+    (side > 0 && side * side == patches).then_some(side)
+}
+
+/// A square grid `[1, M M, D]` through the matrices `[n, M]` of its two axes: `[1, rows columns, D]`.
+pub(super) fn resize_grid(
+    grid: &Tensor,
+    matrices: [Vec<f32>; 2],
+    [rows, columns]: [usize; 2],
+) -> Result<Tensor> {
+    let (_, patches, width) = grid.dims3()?;
+    let side = patches.isqrt();
+    let [of_rows, of_columns] = matrices;
+    let matrix = |values: Vec<f32>, target: usize| {
+        Tensor::from_vec(values, (target, side), grid.device())?.to_dtype(grid.dtype())
     };
-    let grid = table.narrow(1, 1, patches)?.reshape((side, side * width))?; // [M, M D]
-    let grid = matrix(rows)?
+    let grid = grid.contiguous()?.reshape((side, side * width))?; // [M, M D]
+    let grid = matrix(of_rows, rows)?
         .matmul(&grid)? // [rows, M D]
         .reshape((rows, side, width))?
         .transpose(0, 1)?
         .reshape((side, rows * width))?; // [M, rows D]
-    let grid = matrix(columns)?
+    Ok(matrix(of_columns, columns)?
         .matmul(&grid)? // [columns, rows D]
         .reshape((columns, rows, width))?
         .transpose(0, 1)?
-        .reshape((1, rows * columns, width))?;
-    Ok(Tensor::cat(&[&table.narrow(1, 0, 1)?, &grid], 1)?)
+        .reshape((1, rows * columns, width))?)
 }
 
 #[cfg(test)]
@@ -249,5 +282,17 @@ mod tests {
             );
         }
         assert!(interpolate_table(&random(1, &[1, 5, 3]), PositionRule::Official, 0, 2).is_err());
+        assert!(interpolate_grid(&random(1, &[1, 5, 3]), PositionRule::Official, 2, 2).is_err());
+    }
+
+    #[test]
+    fn patches_are_resized_as_beside_a_class_token() {
+        let table = random(1, &[1, 17, 3]);
+        let patches = table.narrow(1, 1, 16).unwrap();
+        for (rows, columns) in [(4, 4), (3, 6)] {
+            let whole = interpolate_table(&table, PositionRule::Registers, rows, columns).unwrap();
+            let grid = interpolate_grid(&patches, PositionRule::Registers, rows, columns).unwrap();
+            assert_eq!(values(&whole)[3..], values(&grid));
+        }
     }
 }

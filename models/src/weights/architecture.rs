@@ -57,14 +57,19 @@ const ARCHITECTURES: &[Architecture] = &[
         is: |names| names.part("attnpool."),
     },
     Architecture {
-        name: "ViT with attention pooling (SigLIP, CoCa)",
-        lacks: "attention pooling in place of a class token is not supported yet",
-        is: |names| names.part("attn_pool.") || names.part("head.probe"),
+        name: "CoCa",
+        lacks: "pooling by many queries is not supported",
+        is: |names| names.part("attn_pool.query"),
     },
     Architecture {
-        name: "BEiT or data2vec",
-        lacks: "relative position bias is not supported",
-        is: |names| names.part("relative_position_bias_table") || names.part("rel_pos_bias."),
+        name: "C-RADIO",
+        lacks: "positions cut from a larger table and several class tokens (`patch_generator`) are not supported",
+        is: |names| names.part("patch_generator."),
+    },
+    Architecture {
+        name: "Hiera",
+        lacks: "hierarchical networks are not supported",
+        is: |names| names.part("blocks.2.proj.weight") && names.part("blocks.0.attn.qkv.weight"),
     },
     Architecture {
         name: "CaiT or XCiT",
@@ -72,28 +77,14 @@ const ARCHITECTURES: &[Architecture] = &[
         is: |names| names.part("blocks_token_only.") || names.part("cls_attn_blocks."),
     },
     Architecture {
-        name: "EVA ViT",
-        lacks: "rotary positions and norms within attention are not supported",
-        is: |names| {
-            let is_dinov3 = names.end("cls_token") && names.part("reg_token") && !names.part("pos_embed");
-            names.part("blocks.0.attn.q_proj.")
-                || !is_dinov3 && (names.part("blocks.0.gamma_1") || names.part("attn.q_bias"))
-        },
-    },
-    Architecture {
-        name: "distilled DeiT",
-        lacks: "a second class token is not supported",
-        is: |names| names.part("dist_token") || names.part("embeddings.distillation_token"),
+        name: "EVA ViT with registers",
+        lacks: "a table of positions beside registers and LayerScale is not supported",
+        is: |names| names.part("reg_token") && names.part("pos_embed") && names.part("blocks.0.gamma_1"),
     },
     Architecture {
         name: "ViT with normalised queries and keys",
         lacks: "`attn.q_norm` is not supported",
         is: |names| names.part("attn.q_norm."),
-    },
-    Architecture {
-        name: "ViT of averaged patches",
-        lacks: "`fc_norm` in place of the last norm is not supported",
-        is: |names| names.part("fc_norm.weight") && names.part("blocks.0.") && !names.part("norm.weight"),
     },
     Architecture {
         name: "ConvNeXt",
@@ -105,17 +96,28 @@ const ARCHITECTURES: &[Architecture] = &[
         lacks: "convolutional networks are not supported",
         is: |names| names.part("layer1.0.conv1.weight"),
     },
-    Architecture {
-        name: "ViT without a class token (I-JEPA, V-JEPA, SimMIM)",
-        lacks: "a class token is needed",
-        is: |names| {
-            names.part("patch_embed.proj.weight")
-                && names.part("blocks.0.norm1.")
-                && !names.end("cls_token")
-                && !names.part("mask_token")
-        },
-    },
 ];
+
+/// Told from the two axes of its projection of patches.
+pub(super) const NAFLEX: Architecture = Architecture {
+    name: "SigLIP 2 of any aspect (NaFlex)",
+    lacks: "images as sequences of patches are not supported",
+    is: |_| false,
+};
+
+/// Told from its width, which no other of these names has.
+pub(super) const EVA_ENORMOUS: Architecture = Architecture {
+    name: "EVA-02 E",
+    lacks: "norms behind the branches of a block are not supported",
+    is: |_| false,
+};
+
+/// Told from the five axes of its projection of patches.
+pub(super) const VIDEO: Architecture = Architecture {
+    name: "ViT of videos (V-JEPA, VideoMAE)",
+    lacks: "patches over time are not supported",
+    is: |_| false,
+};
 
 /// What these names belong to, if it is one of the networks that cannot be computed.
 pub(super) fn recognise<'n>(names: impl Iterator<Item = &'n str>) -> Option<&'static Architecture> {
@@ -155,7 +157,7 @@ mod tests {
             ),
             (
                 &["cls_token", "reg_token", "pos_embed", "blocks.0.gamma_1"],
-                Some("EVA ViT"),
+                Some("EVA ViT with registers"),
             ),
             (&["embeddings.cls_token", "model.layer.0.norm1.weight"], None),
             (&["visual.class_embedding", "visual.ln_pre.weight"], None),
@@ -164,9 +166,11 @@ mod tests {
                 &["visual.layer1.0.conv1.weight", "visual.attnpool.q_proj.weight"],
                 Some("ResNet of CLIP"),
             ),
+            (&["visual.attn_pool.query"], Some("CoCa")),
+            (&["radio_model.model.patch_generator.pos_embed"], Some("C-RADIO")),
             (
-                &["attn_pool.latent"],
-                Some("ViT with attention pooling (SigLIP, CoCa)"),
+                &["blocks.0.attn.qkv.weight", "blocks.2.proj.weight"],
+                Some("Hiera"),
             ),
             (
                 &[
@@ -175,24 +179,18 @@ mod tests {
                 ],
                 None,
             ),
-            (
-                &["cls_token", "blocks.0.attn.relative_position_bias_table"],
-                Some("BEiT or data2vec"),
-            ),
+            (&["cls_token", "blocks.0.attn.relative_position_bias_table"], None),
+            (&["attn_pool.latent", "blocks.0.norm1.weight"], None),
             (
                 &["layers.0.blocks.0.attn.relative_position_bias_table"],
                 Some("Swin Transformer"),
             ),
-            (&["cls_token", "dist_token"], Some("distilled DeiT")),
+            (&["cls_token", "dist_token"], None),
             (
                 &["cls_token", "blocks.0.attn.q_norm.weight"],
                 Some("ViT with normalised queries and keys"),
             ),
-            (
-                &["fc_norm.weight", "blocks.0.norm1.weight"],
-                Some("ViT of averaged patches"),
-            ),
-            (&["fc_norm.weight", "blocks.0.norm1.weight", "norm.weight"], None),
+            (&["fc_norm.weight", "blocks.0.norm1.weight"], None),
             (
                 &[
                     "vit.embeddings.cls_token",
@@ -208,7 +206,7 @@ mod tests {
                 &["cls_token", "blocks.0.gamma_1", "blocks_token_only.0.gamma_1"],
                 Some("CaiT or XCiT"),
             ),
-            (&["cls_token", "blocks.0.attn.q_bias"], Some("EVA ViT")),
+            (&["cls_token", "blocks.0.attn.q_bias"], None),
             (&["a.layer1.0.conv1.weight"], Some("ResNet")),
             (&["_fsdp_wrapped_module._flat_param"], Some("FSDP shards")),
             (

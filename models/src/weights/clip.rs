@@ -7,6 +7,7 @@ use super::family::{
     Part::{Axes, Share, Transposed, Whole},
     Table,
 };
+use super::siglip::{with_classifier, without_classifier};
 use super::{Family, hf_config};
 
 /// Epsilon of CLIP's norms.
@@ -62,7 +63,7 @@ pub(super) const HUGGING_FACE: Table = Table {
         ("visual_projection.weight", "projection.weight", Whole),
     ],
     zeros: &["embeddings.patch_embedding.bias"],
-    outside: &["visual_projection.weight"],
+    outside: &[("visual_projection.weight", "visual_projection.weight")],
     eps: EPS,
     activation: None,
     pre_norm: true,
@@ -94,3 +95,6 @@ pub(super) const TIMM: Table = Table {
     beside: Beside::Timm,
     ..Table::PLAIN
 };
+
+/// The same below open_clip's `visual.trunk.`.
+pub(super) const TIMM_TRUNK: [Table; 2] = [with_classifier(TIMM), without_classifier(TIMM)];

@@ -4,7 +4,7 @@
 use super::family::{
     Beside,
     Part::{Axes, Mask, Share, Whole},
-    Table,
+    Rotation, Table,
 };
 use super::{Family, hf_config};
 
@@ -36,7 +36,7 @@ pub(super) const OFFICIAL: Table = Table {
     ],
     zeros: &["{b}{i}.attn.qkv.bias", "{b}{i}.attn.qkv.bias_mask"],
     eps: EPS,
-    rotary: true,
+    rotation: Rotation::Dinov3,
     ..Table::PLAIN
 };
 
@@ -72,7 +72,7 @@ pub(super) const HUGGING_FACE: Table = Table {
         "{b}{i}.attention.o_proj.bias",
     ],
     eps: EPS,
-    rotary: true,
+    rotation: Rotation::Dinov3,
     beside: Beside::Transformers(&hf_config::DINOV3),
     ..Table::PLAIN
 };
@@ -109,6 +109,6 @@ pub(super) const TIMM: Table = Table {
     ],
     zeros: &["{b}{i}.attn.q_bias", "{b}{i}.attn.k_bias", "{b}{i}.attn.v_bias"],
     eps: EPS,
-    rotary: true,
+    rotation: Rotation::Dinov3,
     ..Table::PLAIN
 };

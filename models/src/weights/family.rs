@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use super::architecture::{self, Architecture};
 use super::raw::RawTensor;
-use super::{Family, clip, dino, dinov3, hf_config, hugging_face, mae, official, timm, tips, vit};
+use super::{
+    Family, beit, clip, dino, dinov3, eva, hf_config, hugging_face, ijepa, mae, official, siglip, timm, tips,
+    vit,
+};
 use crate::vit::GeluKind;
 
 /// How a tensor of a family becomes an official one.
@@ -14,6 +17,8 @@ pub(super) enum Part {
     Whole,
     /// One of so many equal parts of the first axis, in this place: query, key, value; gate and up.
     Share(usize, usize),
+    /// So many of equal parts of the first axis: from this place on, this number, of these.
+    Run(usize, usize, usize),
     /// The position table, whose CLS row may be folded into the CLS token: then the row is zeros.
     PositionTable,
     /// As it is but for leading axes of 1, of which ours has so many axes as to have this number in all.
@@ -39,6 +44,8 @@ pub(super) struct Table {
     pub rows: &'static [Row],
     /// More of them, where tables have most in common.
     pub more: &'static [Row],
+    /// And more.
+    pub last: &'static [Row],
     /// What the names of its blocks begin with.
     pub blocks: &'static str,
     /// Prefixes of heads, and what takes their place.
@@ -46,18 +53,42 @@ pub(super) struct Table {
     /// Of their names, those that stand for zeros where no block has them: biases that networks of the family lack. Masks of
     /// biases too, which then mask nothing.
     pub zeros: &'static [&'static str],
-    /// Names of the network's tensors that stand beside its root.
-    pub outside: &'static [&'static str],
+    /// Names of the network's tensors that stand beside its root, and what they are called in it.
+    pub outside: &'static [(&'static str, &'static str)],
     /// Epsilon of the norms, where nothing else tells.
     pub eps: f64,
     /// The GELU; `None` where networks of the family differ and their tensors do not tell.
     pub activation: Option<GeluKind>,
     /// Whether a norm always stands before the blocks.
     pub pre_norm: bool,
-    /// Whether its positions are rotary.
-    pub rotary: bool,
+    /// Which of its networks have rotary positions.
+    pub rotation: Rotation,
+    /// Whether its networks may lack a class token.
+    pub classless: bool,
+    /// Whether its networks may have a norm of what is pooled in place of the last norm, or neither.
+    pub normless: bool,
     /// The configuration that lies beside its files.
     pub beside: Beside,
+}
+
+/// Rotary positions of a family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rotation {
+    /// None.
+    Never,
+    /// DINOv3's, in place of a table.
+    Dinov3,
+    /// EVA-02's, where the feed-forward network is gated.
+    Eva,
+    /// PE's.
+    Perception,
+}
+
+impl Rotation {
+    /// Whether neighbouring values of queries and keys are the pairs that are turned.
+    pub fn by_neighbours(self) -> bool {
+        matches!(self, Self::Eva | Self::Perception)
+    }
 }
 
 /// Which file beside the weights tells what their tensors do not.
@@ -71,6 +102,8 @@ pub(super) enum Beside {
     OpenClip,
     /// `config.json` of timm.
     Timm,
+    /// `open_clip_config.json`, which names a network of timm.
+    OpenClipTrunk,
 }
 
 /// Their tensors by name, wrappers removed, read through a table.
@@ -85,6 +118,7 @@ impl Table {
         family: Family::Official,
         rows: &[],
         more: &[],
+        last: &[],
         blocks: "blocks.",
         heads: &[],
         zeros: &[],
@@ -92,7 +126,9 @@ impl Table {
         eps: 1e-6,
         activation: Some(GeluKind::Gelu),
         pre_norm: false,
-        rotary: false,
+        rotation: Rotation::Never,
+        classless: false,
+        normless: false,
         beside: Beside::Nothing,
     };
 
@@ -115,7 +151,7 @@ impl Table {
 
     /// The rows of both parts of the table.
     pub fn all_rows(&self) -> impl Iterator<Item = &'static Row> {
-        self.rows.iter().chain(self.more)
+        self.rows.iter().chain(self.more).chain(self.last)
     }
 
     /// Whether a network that has no such tensor in any block has zeros in its place.
@@ -165,6 +201,11 @@ impl Found<'_> {
                     *first = first.saturating_mul(*count);
                 }
             }
+            Part::Run(_, some, count) => {
+                if let Some(first) = shape.first_mut() {
+                    *first = first.saturating_mul(*count) / some;
+                }
+            }
             Part::Axes(rank) => {
                 let inner = without_ones(&shape);
                 let ones = rank.saturating_sub(inner.len());
@@ -208,88 +249,166 @@ pub(super) enum Detected {
     Nothing,
 }
 
-/// Tells the family of a network from its names and the shapes behind them.
-pub(super) fn detect(tensors: &BTreeMap<String, &RawTensor>) -> Detected {
+/// Tells the family of a network from what its root is called, its names and the shapes behind them.
+pub(super) fn detect(prefix: &str, tensors: &BTreeMap<String, &RawTensor>) -> Detected {
     if let Some(architecture) = architecture::recognise(tensors.keys().map(String::as_str)) {
         return Detected::Lacking(architecture);
     }
-    let has = |wanted: &[&str]| wanted.iter().any(|name| tensors.contains_key(*name));
-    let has_in_block = |part: &str| {
-        let mut blocks = tensors.keys().filter(|name| name.starts_with("blocks."));
+    let names = Names { prefix, tensors };
+    let table = match names.axes_of_patches() {
+        Some(2) => return Detected::Lacking(&architecture::NAFLEX),
+        Some(5) => return Detected::Lacking(&architecture::VIDEO),
+        _ if names.is_enormous() => return Detected::Lacking(&architecture::EVA_ENORMOUS),
+        _ => names
+            .transformers()
+            .or_else(|| names.special())
+            .or_else(|| names.plain()),
+    };
+    table.map_or(Detected::Nothing, Detected::Family)
+}
+
+/// The names of a network.
+struct Names<'n> {
+    prefix: &'n str,
+    tensors: &'n BTreeMap<String, &'n RawTensor>,
+}
+
+impl Names<'_> {
+    fn has(&self, wanted: &[&str]) -> bool {
+        wanted.iter().any(|name| self.tensors.contains_key(*name))
+    }
+
+    fn begins(&self, start: &str) -> bool {
+        self.tensors.keys().any(|name| name.starts_with(start))
+    }
+
+    fn contains(&self, part: &str) -> bool {
+        self.tensors.keys().any(|name| name.contains(part))
+    }
+
+    fn in_block(&self, part: &str) -> bool {
+        let mut blocks = self.tensors.keys().filter(|name| name.starts_with("blocks."));
         blocks.any(|name| name.contains(part))
-    };
-    let begins = |start: &str| tensors.keys().any(|name| name.starts_with(start));
-    if has(&["embeddings.class_embedding"]) {
-        return Detected::Family(&clip::HUGGING_FACE);
     }
-    if has(&["class_embedding"]) {
-        return Detected::Family(&clip::OPEN_CLIP);
+
+    /// Axes of the projection of patches: 4 of images.
+    fn axes_of_patches(&self) -> Option<usize> {
+        let names = ["embeddings.patch_embedding.weight", "patch_embed.proj.weight"];
+        let found = names.iter().find_map(|name| self.tensors.get(*name));
+        found.map(|tensor| tensor.shape.len())
     }
-    if has(&["norm_pre.weight"]) {
-        return Detected::Family(&clip::TIMM);
+
+    /// Whether it is EVA-02 E, whose tensors have the names of EVA's g and stand elsewhere in a block.
+    fn is_enormous(&self) -> bool {
+        let class_token = self.tensors.get("cls_token");
+        let width = class_token.and_then(|token| token.shape.last());
+        width == Some(&1792) && self.in_block(".attn.q_bias")
     }
-    if has(&["class_token"]) {
-        let named = tensors.keys().any(|name| name.contains(".mlp.linear_1."));
-        return Detected::Family(if named {
-            &vit::TORCHVISION_NAMED
+
+    /// Whether the network is the trunk of a tower of open_clip.
+    fn is_trunk(&self) -> bool {
+        self.prefix.ends_with("trunk.")
+    }
+
+    /// Families with names of their own: open_clip's, torchvision's and transformers'.
+    fn transformers(&self) -> Option<&'static Table> {
+        let by_memory = |of_memory: bool, memory, file| Some(if of_memory { memory } else { file });
+        if self.has(&["embeddings.class_embedding"]) {
+            return Some(&clip::HUGGING_FACE);
+        }
+        if self.has(&["class_embedding"]) {
+            return Some(&clip::OPEN_CLIP);
+        }
+        if self.has(&["embeddings.patch_embedding.weight"]) && !self.has(&["pre_layrnorm.weight"]) {
+            return Some(&siglip::HUGGING_FACE);
+        }
+        if self.has(&["class_token"]) {
+            let named = self.contains(".mlp.linear_1.");
+            return by_memory(named, &vit::TORCHVISION_NAMED, &vit::TORCHVISION);
+        }
+        if self.has(&["embeddings.patch_embeddings.weight"]) {
+            let of_memory = self.begins("model.layer.");
+            return by_memory(of_memory, &dinov3::HUGGING_FACE_5, &dinov3::HUGGING_FACE);
+        }
+        if !self.has(&[
+            "embeddings.cls_token",
+            "embeddings.patch_embeddings.projection.weight",
+        ]) {
+            return None;
+        }
+        let of_memory = self.contains(".attention.q_proj.");
+        if self.contains("relative_position_bias_table") || self.contains(".lambda_1") {
+            return by_memory(of_memory, &beit::HUGGING_FACE_5, &beit::HUGGING_FACE);
+        }
+        match self.contains(".layernorm_before.") {
+            true => by_memory(of_memory, &vit::HUGGING_FACE_5, &vit::HUGGING_FACE),
+            false => by_memory(of_memory, &hugging_face::TABLE_5, &hugging_face::TABLE),
+        }
+    }
+
+    /// Families that share the names of a plain network, and have some of their own.
+    fn special(&self) -> Option<&'static Table> {
+        let has_classifier = self.has(&["head.weight", "head.bias"]);
+        let in_trunk = |[with, without]: &'static [Table; 2], alone| match self.is_trunk() {
+            true if has_classifier => Some(with),
+            true => Some(without),
+            false => Some(alone),
+        };
+        let pooled = self.has(&["attn_pool.latent"]);
+        if self.has(&["norm_pre.weight"]) {
+            return match pooled || !self.has(&["norm.weight"]) {
+                true => in_trunk(&eva::PERCEPTION_TRUNK, &eva::PERCEPTION),
+                false => in_trunk(&clip::TIMM_TRUNK, &clip::TIMM),
+            };
+        }
+        if self.has(&["storage_tokens", PERIODS]) {
+            return Some(&dinov3::OFFICIAL);
+        }
+        if self.has(&["reg_token"]) && self.in_block(".gamma_1") {
+            return Some(&dinov3::TIMM);
+        }
+        if self.contains("relative_position_bias_table") {
+            return Some(&beit::TIMM);
+        }
+        if self.in_block(".attn.q_proj.") {
+            return in_trunk(&eva::APART_TRUNK, &eva::APART);
+        }
+        if self.in_block(".attn.q_bias") {
+            return in_trunk(&eva::FUSED_TRUNK, &eva::FUSED);
+        }
+        let classless = !self.has(&["cls_token", "mask_token"]) && self.in_block(".norm1.");
+        if classless && self.has(&["patch_embed.proj.weight"]) {
+            return match pooled {
+                true => in_trunk(&siglip::TRUNK, &siglip::TIMM),
+                false => Some(&ijepa::TABLE),
+            };
+        }
+        let second_class = self.tensors.get("register_tokens");
+        let second_class = second_class.is_some_and(|tensor| tensor.shape.get(1) == Some(&1));
+        let is_tips = self.in_block(".mlp.c_fc.") || second_class && self.in_block(".mlp.w12.");
+        is_tips.then_some(&tips::TABLE)
+    }
+
+    /// DINOv2's own, timm's, MAE's and DINO v1's.
+    fn plain(&self) -> Option<&'static Table> {
+        // MAE's mask token is of its decoder, and has an axis more than DINOv2's.
+        let mask_token = self.tensors.get("mask_token");
+        let of_decoder = mask_token.is_some_and(|token| token.shape.len() == 3);
+        let scaled = self.in_block(".ls1.gamma");
+        if self.has(&["reg_token"]) {
+            Some(&timm::TABLE)
+        } else if (self.begins("decoder_blocks.") || self.begins("decoder_embed.") || of_decoder) && !scaled {
+            Some(&mae::TABLE)
+        } else if self.has(&["mask_token", "register_tokens"]) || self.in_block(".mlp.w12.") {
+            Some(&official::TABLE)
+        } else if scaled {
+            Some(&timm::TABLE)
+        } else if self.has(&["cls_token", "patch_embed.proj.weight"]) {
+            Some(&dino::TABLE)
         } else {
-            &vit::TORCHVISION
-        });
+            None
+        }
     }
-    if has(&["embeddings.patch_embeddings.weight"]) {
-        let of_memory = begins("model.layer.");
-        return Detected::Family(if of_memory {
-            &dinov3::HUGGING_FACE_5
-        } else {
-            &dinov3::HUGGING_FACE
-        });
-    }
-    if has(&[
-        "embeddings.cls_token",
-        "embeddings.patch_embeddings.projection.weight",
-    ]) {
-        let contains = |part: &str| tensors.keys().any(|name| name.contains(part));
-        return Detected::Family(
-            match (contains(".layernorm_before."), contains(".attention.q_proj.")) {
-                (true, true) => &vit::HUGGING_FACE_5,
-                (true, false) => &vit::HUGGING_FACE,
-                (false, true) => &hugging_face::TABLE_5,
-                (false, false) => &hugging_face::TABLE,
-            },
-        );
-    }
-    if has(&["storage_tokens", PERIODS]) {
-        return Detected::Family(&dinov3::OFFICIAL);
-    }
-    if has(&["reg_token"]) && has_in_block(".gamma_1") {
-        return Detected::Family(&dinov3::TIMM);
-    }
-    let second_class = tensors
-        .get("register_tokens")
-        .is_some_and(|t| t.shape.get(1) == Some(&1));
-    if has_in_block(".mlp.c_fc.") || second_class && has_in_block(".mlp.w12.") {
-        return Detected::Family(&tips::TABLE);
-    }
-    // MAE's mask token is of its decoder, and has an axis more than DINOv2's.
-    let of_decoder = tensors
-        .get("mask_token")
-        .is_some_and(|token| token.shape.len() == 3);
-    let table = if has(&["reg_token"]) {
-        &timm::TABLE
-    } else if (begins("decoder_blocks.") || begins("decoder_embed.") || of_decoder)
-        && !has_in_block(".ls1.gamma")
-    {
-        &mae::TABLE
-    } else if has(&["mask_token", "register_tokens"]) || has_in_block(".mlp.w12.") {
-        &official::TABLE
-    } else if has_in_block(".ls1.gamma") {
-        &timm::TABLE
-    } else if has(&["cls_token", "patch_embed.proj.weight"]) {
-        &dino::TABLE
-    } else {
-        return Detected::Nothing;
-    };
-    Detected::Family(table)
 }
 
 #[cfg(test)]
@@ -307,7 +426,10 @@ mod tests {
                 offset: 0,
                 strides: vec![1; axes],
             };
-            match detect(&names.iter().map(|name| (name.to_string(), &tensor)).collect()) {
+            match detect(
+                "",
+                &names.iter().map(|name| (name.to_string(), &tensor)).collect(),
+            ) {
                 Detected::Family(table) => Some(table.family),
                 _ => None,
             }
@@ -328,7 +450,22 @@ mod tests {
         for (names, expected) in [
             (&["class_embedding", "ln_pre.bias"][..], Family::OpenClip),
             (&["embeddings.class_embedding"], Family::HuggingFaceClip),
-            (&[cls, "norm_pre.weight"], Family::TimmClip),
+            (&[cls, "norm_pre.weight", "norm.weight"], Family::TimmClip),
+            (&[cls, "norm_pre.weight"], Family::TimmPe),
+            (
+                &[cls, "norm_pre.weight", "norm.weight", "attn_pool.latent"],
+                Family::TimmPe,
+            ),
+            (
+                &[cls, "blocks.0.attn.relative_position_bias_table"],
+                Family::TimmBeit,
+            ),
+            (&[cls, "blocks.0.attn.q_bias"], Family::TimmEva),
+            (&[cls, "blocks.0.attn.q_proj.weight"], Family::TimmEva),
+            (
+                &["embeddings.cls_token", "layers.0.lambda_1"],
+                Family::HuggingFaceBeit,
+            ),
             (&[cls, "rope_embed.periods"], Family::Dinov3),
             (&[cls, "storage_tokens"], Family::Dinov3),
             (

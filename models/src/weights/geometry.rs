@@ -1,8 +1,11 @@
 //! The geometry of a network, derived from the shapes of its tensors.
 
 use super::Family;
-use super::family::{Found, Part};
-use crate::vit::{FeedForwardKind, PositionRule, RopeConfig, VitConfig};
+use super::family::{Found, Part, Rotation};
+use crate::vit::{
+    AttentionPool, FeedForwardKind, FinalNorm, Pool, PositionRule, RELATIVE_TABLE, RelativePositions,
+    RopeConfig, VitConfig,
+};
 
 /// Largest value of any field that a file may claim; keeps arithmetic on shapes far from overflow.
 const LARGEST: usize = 1 << 20;
@@ -13,60 +16,157 @@ const DEEPEST: usize = 10_000;
 
 /// What the tensors tell, with everything they do not at the family's default and `num_heads` 1.
 pub(super) fn derive(found: &Found<'_>) -> Result<VitConfig, String> {
-    let embed_dim = axis(found, "cls_token", 3, 2)?;
     let patch = "patch_embed.proj.weight";
-    let (in_channels, patch_size) = (axis(found, patch, 4, 1)?, axis(found, patch, 4, 3)?);
-    let image_size = match found.table.rotary {
-        true => (USUAL_SIDE / patch_size).max(1) * patch_size,
-        false => native_grid(found)? * patch_size,
+    let class_token = !found.table.classless || found.shape("cls_token").is_some();
+    let embed_dim = match class_token {
+        true => axis(found, "cls_token", 3, 2)?,
+        false => axis(found, patch, 4, 0)?,
     };
+    let (in_channels, patch_size) = (axis(found, patch, 4, 1)?, axis(found, patch, 4, 3)?);
     let (feed_forward, ffn_hidden) = feed_forward(found)?;
+    let relative_positions = relative_positions(found);
+    let native = match (found.table.rotation, relative_positions) {
+        (Rotation::Dinov3, _) => (USUAL_SIDE / patch_size).max(1),
+        (_, None) => native_grid(found)?,
+        (_, Some(positions)) => relative_grid(found, positions)?,
+    };
     let num_registers = match found.shape("register_tokens") {
         Some(_) => axis(found, "register_tokens", 3, 1)?,
         None => 0,
     };
     let depth = depth(found)?;
     let has_layer_scale = (0..depth).any(|i| found.shape(&format!("blocks.{i}.ls1.gamma")).is_some());
+    let has = |name: &str| found.shape(name).is_some();
+    let final_norm = match () {
+        () if !found.table.normless || has("norm.weight") || has("norm.bias") => FinalNorm::Tokens,
+        () if has("fc_norm.weight") || has("fc_norm.bias") => FinalNorm::Pooled,
+        () => FinalNorm::None,
+    };
     let config = VitConfig {
-        pre_norm: found.table.pre_norm || found.shape("norm_pre.weight").is_some(),
+        pre_norm: found.table.pre_norm || has("norm_pre.weight"),
         activation: found.table.activation.unwrap_or_default(),
-        projection: match found.shape("projection.weight") {
-            Some(_) => Some(axis(found, "projection.weight", 2, 0)?),
-            None => None,
+        projection: match has("projection.weight") || has("projection.bias") {
+            true => Some(axis(found, "projection.weight", 2, 0)?),
+            false => None,
         },
-        rope: found.table.rotary.then_some(RopeConfig { theta: 100. }),
+        projection_bias: has("projection.bias") || has("projection.weight") && is_classifier(found),
+        rope: match (found.table.rotation, feed_forward) {
+            (Rotation::Never, _) | (Rotation::Eva, FeedForwardKind::Mlp) => None,
+            (Rotation::Dinov3, _) => Some(RopeConfig::dinov3()),
+            (Rotation::Eva, FeedForwardKind::Swiglu) => Some(RopeConfig::eva02()),
+            (Rotation::Perception, _) => Some(RopeConfig::perception(native)),
+        },
+        pool: match (has("attn_pool.latent"), final_norm) {
+            (true, _) => Pool::Attention(AttentionPool {
+                // PE's own number; SigLIP's pooling has the heads of its blocks.
+                heads: (found.table.rotation == Rotation::Perception).then_some(PERCEPTION_POOL_HEADS),
+                ffn_hidden: axis(found, "attn_pool.mlp.fc1.weight", 2, 0)?,
+            }),
+            (false, FinalNorm::Pooled) => Pool::Mean,
+            (false, _) => Pool::Class,
+        },
+        attention_norm: has("blocks.0.attn.norm.weight"),
+        ffn_norm: has("blocks.0.mlp.norm.weight"),
+        class_token,
+        final_norm,
+        relative_positions,
         embed_dim,
         depth,
         num_heads: 1,
         patch_size,
-        image_size,
+        image_size: native.saturating_mul(patch_size),
         in_channels,
         num_registers,
         feed_forward,
         ffn_hidden,
         layer_scale: has_layer_scale.then_some(1e-5),
-        mask_token: found.table.family == Family::Official || found.shape("mask_token").is_some(),
+        mask_token: found.table.family == Family::Official || has("mask_token"),
         layer_norm_eps: found.table.eps,
         position_rule: position_rule(found.table.family, num_registers),
     };
     Ok(config)
 }
 
+/// Whether the projection is what timm has for a classifier, which always has a bias.
+fn is_classifier(found: &Found<'_>) -> bool {
+    found.their_name("projection.bias") == "head.bias"
+}
+
+/// Heads of PE's pooling, of every size.
+const PERCEPTION_POOL_HEADS: usize = 8;
+
+/// Where there are tables of relative positions.
+fn relative_positions(found: &Found<'_>) -> Option<RelativePositions> {
+    match (
+        found.shape(RELATIVE_TABLE),
+        found.shape(&in_block(RELATIVE_TABLE)),
+    ) {
+        (Some(_), _) => Some(RelativePositions::Shared),
+        (None, Some(_)) => Some(RelativePositions::EachBlock),
+        (None, None) => None,
+    }
+}
+
+fn in_block(name: &str) -> String {
+    format!("blocks.0.attn.{name}")
+}
+
+/// Side M of the native grid, from the `(2 M - 1)^2 + 3` rows of a table of relative positions.
+fn relative_grid(found: &Found<'_>, positions: RelativePositions) -> Result<usize, String> {
+    let name = match positions {
+        RelativePositions::Shared => RELATIVE_TABLE.to_owned(),
+        RelativePositions::EachBlock => in_block(RELATIVE_TABLE),
+    };
+    let rows = axis(found, &name, 2, 0)?;
+    let offsets = rows.saturating_sub(3).isqrt();
+    if offsets.is_multiple_of(2) || offsets * offsets + 3 != rows {
+        return Err(format!(
+            "`{}`: expected the square of an odd number and three rows, found {rows} rows",
+            found.their_name(&name)
+        ));
+    }
+    Ok(offsets.div_ceil(2))
+}
+
+/// Whether the register is a distillation token, which has a row in the table of positions.
+pub(super) fn is_distilled(found: &Found<'_>) -> bool {
+    let sources = found.table.sources("register_tokens");
+    let mut there = sources
+        .iter()
+        .map(|(theirs, _)| theirs)
+        .filter(|name| found.tensors.contains_key(*name));
+    there.any(|name| name.contains("dist"))
+}
+
 /// The rule a family resizes its position table by.
 pub(super) fn position_rule(family: Family, num_registers: usize) -> PositionRule {
     match family {
         // open_clip resizes tables as timm does.
-        Family::Timm | Family::TimmClip | Family::OpenClip => PositionRule::Registers,
-        Family::HuggingFaceClip | Family::HuggingFaceVit | Family::Torchvision => PositionRule::HuggingFace,
+        Family::Timm
+        | Family::TimmClip
+        | Family::OpenClip
+        | Family::TimmSiglip
+        | Family::TimmEva
+        | Family::TimmPe => PositionRule::Registers,
+        Family::HuggingFaceClip
+        | Family::HuggingFaceVit
+        | Family::HuggingFaceSiglip
+        | Family::Torchvision
+        | Family::IJepa => PositionRule::HuggingFace,
         Family::Tips => PositionRule::Bilinear,
         // In memory TIPSv2 has the names of DINOv2; nobody else has one register.
         Family::HuggingFace if num_registers == 1 => PositionRule::Bilinear,
-        Family::DinoV1 => PositionRule::Official,
+        // With a distillation token it is DeiT's, which timm resizes.
+        Family::DinoV1 if num_registers == 0 => PositionRule::Official,
         _ if num_registers > 0 => PositionRule::Registers,
         // Without a table no rule is of any effect.
-        Family::Official | Family::Dinov3 | Family::HuggingFaceDinov3 | Family::TimmDinov3 => {
-            PositionRule::Official
-        }
+        Family::Official
+        | Family::DinoV1
+        | Family::Dinov3
+        | Family::HuggingFaceDinov3
+        | Family::TimmDinov3
+        | Family::HuggingFaceBeit
+        | Family::TimmBeit => PositionRule::Official,
         // MAE's fine-tuning resizes by size, bicubic, without antialiasing (util/pos_embed.py).
         Family::HuggingFace | Family::Mae => PositionRule::HuggingFace,
     }
@@ -74,6 +174,10 @@ pub(super) fn position_rule(family: Family, num_registers: usize) -> PositionRul
 
 /// Refuses values that no network has, before anything is computed from them.
 pub(super) fn check_bounds(config: &VitConfig) -> Result<(), String> {
+    let pool_hidden = match config.pool {
+        Pool::Attention(pool) => pool.ffn_hidden,
+        Pool::Class | Pool::Mean => 1,
+    };
     for (field, value, max) in [
         ("embed_dim", config.embed_dim, LARGEST),
         ("depth", config.depth, DEEPEST),
@@ -84,6 +188,7 @@ pub(super) fn check_bounds(config: &VitConfig) -> Result<(), String> {
         ("num_registers", config.num_registers, LARGEST),
         ("ffn_hidden", config.ffn_hidden, LARGEST),
         ("projection", config.projection.unwrap_or(1), LARGEST),
+        ("pool.ffn_hidden", pool_hidden, LARGEST),
     ] {
         if value > max {
             return Err(format!("{field}: expected at most {max}, found {value}"));
@@ -111,15 +216,20 @@ fn axis(found: &Found<'_>, ours: &str, rank: usize, axis: usize) -> Result<usize
     }
 }
 
-/// Side M of the native grid, from the rows of the position table: M*M patches and, save in timm, one for CLS.
+/// Side M of the native grid, from the rows of the position table: M*M patches and mostly one for CLS.
 fn native_grid(found: &Found<'_>) -> Result<usize, String> {
     let rows = axis(found, "pos_embed", 3, 1)?;
-    let cls_row = cls_row(found, rows);
-    let patches = rows - usize::from(cls_row);
+    let before = usize::from(cls_row(found, rows)) + usize::from(is_distilled(found));
+    let patches = rows.saturating_sub(before);
     let side = patches.isqrt();
     if side == 0 || side * side != patches {
+        let of_tokens = match before {
+            0 => "",
+            1 => "one row for CLS and ",
+            _ => "two rows for CLS and distillation and ",
+        };
         return Err(format!(
-            "`{}`: expected one row for CLS and a square number of rows, found {rows} rows",
+            "`{}`: expected {of_tokens}a square number of rows, found {rows} rows",
             found.their_name("pos_embed")
         ));
     }
@@ -128,11 +238,14 @@ fn native_grid(found: &Found<'_>) -> Result<usize, String> {
 
 /// Whether the position table has a row for CLS. No positive square is followed by another, so its size tells.
 pub(super) fn cls_row(found: &Found<'_>, rows: usize) -> bool {
+    if found.table.classless && found.shape("cls_token").is_none() {
+        return false;
+    }
     let may_lack = found
         .table
         .all_rows()
         .any(|(_, ours, part)| *ours == "pos_embed" && *part == Part::PositionTable);
-    !(may_lack && rows.isqrt().pow(2) == rows && rows > 1)
+    !(may_lack && !is_distilled(found) && rows.isqrt().pow(2) == rows && rows > 1)
 }
 
 fn depth(found: &Found<'_>) -> Result<usize, String> {

@@ -1,7 +1,8 @@
 //! How many attention heads a network has: what its file, the options and published networks of its width say.
 
 use super::LoadOptions;
-use crate::vit::VitConfig;
+use super::published::published;
+use crate::vit::{Pool, VitConfig};
 
 /// Width of a head where nothing else is known.
 const HEAD_DIM: usize = 64;
@@ -28,6 +29,17 @@ const PUBLISHED: &[(usize, usize)] = &[
 ];
 /// Those of DINOv3's and EUPE's, T to H+ and 7B: of the same width as others, with another number of heads.
 const ROTARY: &[(usize, usize)] = &[(192, 3), (384, 6), (768, 12), (1024, 16), (1280, 20), (4096, 32)];
+/// Those that pool by attention or have no class token, and PE's: as PUBLISHED but for the widest.
+const POOLED: &[(usize, usize)] = &[
+    (192, 3),
+    (384, 6),
+    (768, 12),
+    (1024, 16),
+    (1152, 16),
+    (1280, 16),
+    (1408, 16),
+    (1536, 16),
+];
 /// MoCo v3 alone gives its ViT-S twelve heads. Its networks lie below one of these modules.
 const MOCO_V3: [&str; 2] = ["base_encoder.", "momentum_encoder."];
 const MOCO_V3_SMALL: (usize, usize) = (384, 12);
@@ -48,9 +60,12 @@ pub(super) fn heads(
         .map(|heads| (heads, "the given number of heads"));
     let mut said = [known, arch, given].into_iter().flatten();
     let Some((heads, by)) = said.next() else {
+        let pooled = matches!(config.pool, Pool::Attention(_));
         let published = match config.rope {
-            Some(_) => ROTARY,
-            None => PUBLISHED,
+            Some(rope) if rope.columns_first() => POOLED,
+            Some(rope) if !rope.position_table => ROTARY,
+            _ if pooled || !config.class_token => POOLED,
+            _ => PUBLISHED,
         };
         return assumed(config.embed_dim, prefix, published);
     };
@@ -90,13 +105,29 @@ fn assumed(
 
 /// The heads of a named architecture, once its tensors are the ones found.
 fn arch_heads(arch: &str, config: &VitConfig) -> Result<usize, String> {
+    if !arch.starts_with("vit-") {
+        let named = published(arch)?;
+        return agreed(
+            arch,
+            named.num_heads,
+            vec![
+                ("width", named.embed_dim.to_string(), config.embed_dim.to_string()),
+                ("depth", named.depth.to_string(), config.depth.to_string()),
+                (
+                    "patch size",
+                    named.patch_size.to_string(),
+                    config.patch_size.to_string(),
+                ),
+            ],
+        );
+    }
     let patch_size = match arch.split_once('/') {
         Some((_, patch)) => patch.split('-').next().and_then(|p| p.parse().ok()).unwrap_or(0),
         None => 14,
     };
     let image_size = config.native_grid().saturating_mul(patch_size);
     let named = VitConfig::named(arch, image_size).map_err(|e| e.to_string())?;
-    let differing: Vec<String> = [
+    let fields = vec![
         ("width", named.embed_dim.to_string(), config.embed_dim.to_string()),
         ("depth", named.depth.to_string(), config.depth.to_string()),
         (
@@ -115,17 +146,32 @@ fn arch_heads(arch: &str, config: &VitConfig) -> Result<usize, String> {
             format!("{:?}", config.feed_forward),
         ),
         (
+            "rotary positions",
+            named.rope.is_some().to_string(),
+            (named.rope.is_some() && config.rope.is_some()).to_string(),
+        ),
+        (
             "hidden width",
             named.ffn_hidden.to_string(),
             config.ffn_hidden.to_string(),
         ),
-    ]
-    .into_iter()
-    .filter(|(_, named, found)| named != found)
-    .map(|(field, named, found)| format!("{field} {named}, found {found}"))
-    .collect();
+    ];
+    agreed(arch, named.num_heads, fields)
+}
+
+/// The heads, unless a field of the named architecture differs from the one found.
+fn agreed(
+    arch: &str,
+    num_heads: usize,
+    fields: Vec<(&'static str, String, String)>,
+) -> Result<usize, String> {
+    let differing: Vec<String> = fields
+        .into_iter()
+        .filter(|(_, named, found)| named != found)
+        .map(|(field, named, found)| format!("{field} {named}, found {found}"))
+        .collect();
     if differing.is_empty() {
-        Ok(named.num_heads)
+        Ok(num_heads)
     } else {
         Err(format!("{arch}: expected {}", differing.join("; ")))
     }
@@ -169,8 +215,16 @@ mod tests {
         config.embed_dim = 1280;
         let of = |config: &VitConfig| heads(config, "", None, &LoadOptions::default());
         assert_eq!(of(&config), Ok((16, None)));
-        config.rope = Some(RopeConfig { theta: 100. });
+        config.rope = Some(RopeConfig::dinov3());
         assert_eq!(of(&config), Ok((20, None)));
+        config.embed_dim = 1536;
+        config.rope = Some(RopeConfig::perception(32));
+        assert_eq!(of(&config), Ok((16, None)));
+        config.rope = None;
+        assert_eq!(of(&config), Ok((24, None)));
+        // SigLIP's giant, which averages patches.
+        config.class_token = false;
+        assert_eq!(of(&config), Ok((16, None)));
     }
 
     #[test]

@@ -6,7 +6,9 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::vit::{FeedForwardKind, GeluKind, PositionRule, RopeConfig, VitConfig};
+use crate::vit::{
+    FeedForwardKind, FinalNorm, GeluKind, Pool, PositionRule, RelativePositions, RopeConfig, VitConfig,
+};
 use crate::{Error, Result};
 
 /// The configuration of one kind of model, with transformers' defaults for what it does not say.
@@ -30,6 +32,20 @@ pub(super) struct Kind {
     image_size: usize,
     patch_size: usize,
     rule: PositionRule,
+    class_token: bool,
+    /// What is said of positions and pooling.
+    says: Says,
+}
+
+/// Fields of some kinds alone.
+#[derive(PartialEq)]
+enum Says {
+    /// Nothing more.
+    Nothing,
+    /// `vision_use_head`.
+    Head,
+    /// `use_mean_pooling` and `use_.._position_..`.
+    RelativePositions,
 }
 
 /// How the hidden width of the feed-forward network is stated.
@@ -57,6 +73,24 @@ impl Kind {
         image_size: 224,
         patch_size: 16,
         rule: PositionRule::HuggingFace,
+        class_token: true,
+        says: Says::Nothing,
+    };
+    /// SigLIP's.
+    const SIGLIP: Self = Self {
+        model_type: "siglip_vision_model",
+        hidden_act: "gelu_pytorch_tanh",
+        layer_norm_eps: 1e-6,
+        class_token: false,
+        says: Says::Head,
+        ..Self::BASE
+    };
+    /// BEiT's.
+    const BEIT: Self = Self {
+        model_type: "beit",
+        rule: PositionRule::Official,
+        says: Says::RelativePositions,
+        ..Self::BASE
     };
     /// CLIP's ViT-B/32.
     const CLIP: Self = Self {
@@ -121,8 +155,25 @@ pub(super) const DINOV3: [Kind; 1] = [Kind {
     layer_norm_eps: 1e-5,
     ..Kind::BASE
 }];
-/// `ViTConfig`, `ViTMAEConfig` and `ViTMSNConfig`.
-pub(super) const VIT: [Kind; 3] = [
+/// `SiglipConfig` and `SiglipVisionConfig`.
+pub(super) const SIGLIP: [Kind; 2] = [
+    Kind::SIGLIP,
+    Kind {
+        model_type: "siglip",
+        within: Some("vision_config"),
+        ..Kind::SIGLIP
+    },
+];
+/// `BeitConfig` and `Data2VecVisionConfig`.
+pub(super) const BEIT: [Kind; 2] = [
+    Kind::BEIT,
+    Kind {
+        model_type: "data2vec-vision",
+        ..Kind::BEIT
+    },
+];
+/// `ViTConfig`, `ViTMAEConfig`, `ViTMSNConfig`, `DeiTConfig` and `IJepaConfig`.
+pub(super) const VIT: [Kind; 5] = [
     Kind::BASE,
     Kind {
         model_type: "vit_mae",
@@ -131,6 +182,16 @@ pub(super) const VIT: [Kind; 3] = [
     Kind {
         model_type: "vit_msn",
         layer_norm_eps: 1e-6,
+        ..Kind::BASE
+    },
+    Kind {
+        model_type: "deit",
+        registers: Some(1),
+        ..Kind::BASE
+    },
+    Kind {
+        model_type: "ijepa",
+        class_token: false,
         ..Kind::BASE
     },
 ];
@@ -166,6 +227,11 @@ struct Fields {
     use_mask_token: Option<bool>,
     projection_dim: Option<usize>,
     rope_theta: Option<f64>,
+    vision_use_head: Option<bool>,
+    use_mean_pooling: Option<bool>,
+    use_relative_position_bias: Option<bool>,
+    use_shared_relative_position_bias: Option<bool>,
+    use_absolute_position_embeddings: Option<bool>,
 }
 
 /// A configuration and the kind that it is of.
@@ -303,6 +369,48 @@ impl HfConfig {
         }
     }
 
+    /// What fields of some kinds say and the tensors tell.
+    fn of_some_kinds(&self, derived: &VitConfig) -> Vec<(&'static str, String, String)> {
+        let fields = &self.fields;
+        let said = |field: Option<bool>, usual: bool| field.unwrap_or(usual).to_string();
+        match self.kind.says {
+            Says::Nothing => Vec::new(),
+            Says::Head => {
+                let pools = matches!(derived.pool, Pool::Attention(_));
+                vec![(
+                    "vision_use_head",
+                    said(fields.vision_use_head, true),
+                    pools.to_string(),
+                )]
+            }
+            Says::RelativePositions => {
+                let of = |positions| (derived.relative_positions == Some(positions)).to_string();
+                vec![
+                    (
+                        "use_mean_pooling",
+                        said(fields.use_mean_pooling, true),
+                        (derived.final_norm != FinalNorm::Tokens).to_string(),
+                    ),
+                    (
+                        "use_relative_position_bias",
+                        said(fields.use_relative_position_bias, false),
+                        of(RelativePositions::EachBlock),
+                    ),
+                    (
+                        "use_shared_relative_position_bias",
+                        said(fields.use_shared_relative_position_bias, false),
+                        of(RelativePositions::Shared),
+                    ),
+                    (
+                        "use_absolute_position_embeddings",
+                        said(fields.use_absolute_position_embeddings, false),
+                        derived.has_position_table().to_string(),
+                    ),
+                ]
+            }
+        }
+    }
+
     /// Fills in what the tensors do not tell.
     ///
     /// # Errors
@@ -344,6 +452,11 @@ impl HfConfig {
         if let (Some(said), Some(found)) = (fields.projection_dim, derived.projection) {
             pairs.push(("projection_dim", said.to_string(), found.to_string()));
         }
+        pairs.extend(self.of_some_kinds(&derived));
+        if derived.class_token != kind.class_token {
+            let has = |has: bool| if has { "a class token" } else { "none" }.to_owned();
+            pairs.push(("model_type", has(kind.class_token), has(derived.class_token)));
+        }
         if derived.rope.is_some() {
             // Without a table of positions no tensor tells the size of the images.
             pairs.retain(|(field, ..)| *field != "image_size");
@@ -377,6 +490,7 @@ impl HfConfig {
             },
             rope: derived.rope.map(|rope| RopeConfig {
                 theta: fields.rope_theta.unwrap_or(rope.theta),
+                ..rope
             }),
             ..derived
         })

@@ -12,7 +12,7 @@ use super::raw::{RawTensors, read_tensors};
 use super::save::{CONFIG_KEY, PREPROCESS_KEY, VERSION, VERSION_KEY};
 use super::stated::{self, Stated};
 use super::{Checkpoint, Family, LoadOptions, Tensors, geometry, heads};
-use crate::vit::VitConfig;
+use crate::vit::{RELATIVE_TABLE, VitConfig};
 use crate::{Error, Result};
 
 /// What files with a single register are, and what goes unsaid in them.
@@ -54,14 +54,18 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Checkpoint> {
         network.table.family,
         Family::OpenClip | Family::HuggingFaceClip | Family::TimmClip
     );
-    if is_clip && !stated::has_preprocessing(&raw.files[0]) {
+    let is_named = options
+        .arch
+        .as_deref()
+        .is_some_and(|arch| !arch.starts_with("vit-"));
+    if is_clip && !is_named && !stated::has_preprocessing(&raw.files[0]) {
         notices.push(CLIP_PIXELS.into());
     }
-    let position_rows_missing = plan.lacks_cls_row;
+    let (position_rows_missing, distilled) = (plan.lacks_cls_row, plan.has_distillation_row);
     let zeros = std::mem::take(&mut plan.zeros);
     let network_periods = network.in_file(PERIODS).to_owned();
     let jobs = jobs(plan, &network);
-    let family = network.table.family;
+    let (family, rotation) = (network.table.family, network.table.rotation);
     let source_sha256 = raw.sha256()?;
     if let (Some(rope), true) = (config.rope, jobs.values().any(Job::is_periods)) {
         check_periods(&mut raw, &network_periods, rope.theta)?;
@@ -70,6 +74,12 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Checkpoint> {
     let (mut backbone, heads) = read(&mut raw, &jobs, zeros, &shapes)?;
     if position_rows_missing {
         add_cls_row(&mut backbone, config.embed_dim)?;
+    }
+    if distilled {
+        fold_distillation_row(&mut backbone)?;
+    }
+    if rotation.by_neighbours() && config.rope.is_some() {
+        sort_pairs(&mut backbone, &config)?;
     }
     for notice in &notices {
         tracing::info!("{}: {notice}", path.display());
@@ -125,6 +135,12 @@ fn settle(
         None => {
             let derived = geometry::derive(&network.found).map_err(|e| refuse(network.blame(&e, None)))?;
             let (config, mut said) = stated::beside(network.table, &raw.files[0], derived, refuse)?;
+            // A table of relative positions has a column for each head.
+            let tables = network.found.tensors.iter();
+            let mut tables = tables.filter(|(name, _)| name.ends_with(RELATIVE_TABLE));
+            if let (Some((_, table)), None) = (tables.next(), said.heads) {
+                said.heads = table.shape.get(1).map(|heads| (*heads, RELATIVE_TABLE));
+            }
             // Of each head a quarter has periods.
             let periods = network.found.tensors.get(PERIODS);
             let periods = periods.and_then(|t| t.shape.first().copied());
@@ -186,8 +202,8 @@ fn jobs(plan: Plan, network: &Network<'_>) -> BTreeMap<String, Job> {
     backbone.chain(heads).collect()
 }
 
-/// Parts of tensors, such as queries, keys and values, by the name of the whole and their places in it.
-type Shares = BTreeMap<String, BTreeMap<usize, Tensor>>;
+/// Parts of tensors, such as queries, keys and values, by the name of the whole and their places in it, and how many each is.
+type Shares = BTreeMap<String, BTreeMap<usize, (Tensor, usize)>>;
 
 /// Reads every tensor that has a job; parts, such as those of `qkv`, are joined as soon as all are there.
 fn read(
@@ -229,14 +245,21 @@ fn read(
 
 /// Puts a tensor, or a part of one, in its place.
 fn place(backbone: &mut Tensors, shares: &mut Shares, ours: &str, part: Part, tensor: Tensor) -> Result<()> {
-    let Part::Share(which, count) = part else {
-        backbone.insert(ours.to_owned(), tensor);
-        return Ok(());
+    let (which, some, count) = match part {
+        Part::Share(which, count) => (which, 1, count),
+        Part::Run(first, some, count) => (first, some, count),
+        _ => {
+            backbone.insert(ours.to_owned(), tensor);
+            return Ok(());
+        }
     };
     let of_ours = shares.entry(ours.to_owned()).or_default();
-    of_ours.insert(which, tensor);
-    if of_ours.len() == count {
-        let all: Vec<Tensor> = std::mem::take(of_ours).into_values().collect();
+    of_ours.insert(which, (tensor, some));
+    if of_ours.values().map(|(_, some)| some).sum::<usize>() == count {
+        let all: Vec<Tensor> = std::mem::take(of_ours)
+            .into_values()
+            .map(|(tensor, _)| tensor)
+            .collect();
         backbone.insert(ours.to_owned(), Tensor::cat(&all, 0)?); // count x [D, ..] -> [count * D, ..]
     }
     Ok(())
@@ -262,6 +285,38 @@ fn add_cls_row(backbone: &mut Tensors, embed_dim: usize) -> Result<()> {
     if let Some(table) = backbone.get_mut("pos_embed") {
         let row = Tensor::zeros((1, 1, embed_dim), DType::F32, &Device::Cpu)?;
         *table = Tensor::cat(&[&row, table], 1)?.contiguous()?; // [1, M*M, D] -> [1, 1 + M*M, D]
+    }
+    Ok(())
+}
+
+/// Adds the position of the distillation token, the second row of the table, to the token: a register has none.
+fn fold_distillation_row(backbone: &mut Tensors) -> Result<()> {
+    let (Some(table), Some(token)) = (backbone.get("pos_embed"), backbone.get("register_tokens")) else {
+        return Ok(());
+    };
+    let rows = table.dim(1)?;
+    let token = (token + table.narrow(1, 1, 1)?)?;
+    let table = Tensor::cat(&[table.narrow(1, 0, 1)?, table.narrow(1, 2, rows - 2)?], 1)?; // [1, 1 + N, D]
+    backbone.insert("register_tokens".into(), token);
+    backbone.insert("pos_embed".into(), table.contiguous()?);
+    Ok(())
+}
+
+/// Sorts the values of each query and key so that the pairs that are turned, (0, 1), (2, 3), .., lie half a head apart.
+fn sort_pairs(backbone: &mut Tensors, config: &VitConfig) -> Result<()> {
+    let (width, half) = (config.head_dim(), config.head_dim() / 2);
+    let sorted = |row: usize| match row / config.embed_dim {
+        2 => row, // values
+        _ => row / width * width + 2 * (row % width % half) + row % width / half,
+    };
+    let rows: Vec<u32> = (0..3 * config.embed_dim).map(|row| sorted(row) as u32).collect();
+    let rows = Tensor::from_vec(rows, 3 * config.embed_dim, &Device::Cpu)?;
+    for block in 0..config.depth {
+        for kind in ["weight", "bias"] {
+            if let Some(tensor) = backbone.get_mut(&format!("blocks.{block}.attn.qkv.{kind}")) {
+                *tensor = tensor.index_select(&rows, 0)?;
+            }
+        }
     }
     Ok(())
 }

@@ -3,16 +3,19 @@
 //! [`read_tensors`] opens a file or folder and lists what it holds without reading the numbers (`safetensors_file`,
 //! `torch_zip`, `torch_legacy` with the `pickle` machine under them, which calls nothing). [`load`] finds the networks in it
 //! (`roots`), tells the family from keys and shapes, checks every tensor against the geometry, and returns the backbone under
-//! official names; each family is one file holding one table (`official`, `dino`, `mae`, `hugging_face`, `timm`, `clip`, `dinov3`, `vit`, `tips`); what its tensors do not tell stands in a
+//! official names; each family is one file holding one table (`official`, `dino`, `mae`, `hugging_face`, `timm`, `clip`,
+//! `dinov3`, `vit`, `tips`, `siglip`, `ijepa`, `beit`, `eva`); what its tensors do not tell stands in a
 //! configuration beside it (`hf_config`, `open_clip_config`) or in the options, and `stated` brings them together. What is
-//! passed over stands in `extras`, networks that are only recognised in `architecture`, numbers of heads in `heads`.
+//! passed over stands in `extras`, networks that are only recognised in `architecture`, numbers of heads in `heads`, released networks by name in `published`.
 //! [`save`] writes.
 
 mod architecture;
+mod beit;
 mod clip;
 mod dino;
 mod dinov3;
 mod element;
+mod eva;
 mod extras;
 mod family;
 mod geometry;
@@ -20,6 +23,7 @@ mod globals;
 mod heads;
 mod hf_config;
 mod hugging_face;
+mod ijepa;
 mod load;
 mod mae;
 mod network;
@@ -28,10 +32,12 @@ mod open_clip_config;
 mod options;
 mod pickle;
 mod plan;
+mod published;
 mod raw;
 mod roots;
 mod safetensors_file;
 mod save;
+mod siglip;
 mod source;
 mod stated;
 mod timm;
@@ -51,6 +57,7 @@ pub use element::ElementType;
 pub use load::load;
 pub use network::{Recognised, recognise};
 pub use options::LoadOptions;
+pub use published::{OpenClipName, Published, example_names, open_clip_name, published, published_names};
 pub use raw::{Format, RawTensor, RawTensors, read_tensors};
 pub use save::{PREPROCESS_KEY, config_metadata, save};
 
@@ -62,7 +69,7 @@ pub type Tensors = BTreeMap<String, Tensor>;
 pub enum Family {
     /// facebookresearch/dinov2 backbone, or one written by macula.
     Official,
-    /// facebookresearch/dino (v1) backbone, and any other with neither LayerScale nor mask token.
+    /// facebookresearch/dino (v1) backbone, iBOT's, DeiT's, and any other with neither LayerScale nor mask token.
     DinoV1,
     /// transformers `Dinov2Model` or `Dinov2WithRegistersModel`, with or without its classifier.
     HuggingFace,
@@ -82,12 +89,26 @@ pub enum Family {
     HuggingFaceDinov3,
     /// timm `vit_*_dinov3`.
     TimmDinov3,
-    /// transformers `ViTModel` (DINO v1, DeiT, supervised), `ViTMAEModel` and `ViTMSNModel`.
+    /// transformers `ViTModel` (DINO v1, supervised), `ViTMAEModel`, `ViTMSNModel`, `DeiTModel` and `IJepaModel`.
     HuggingFaceVit,
     /// torchvision `VisionTransformer`.
     Torchvision,
     /// The image tower of TIPSv2.
     Tips,
+    /// The image tower of transformers `SiglipModel`: SigLIP, and SigLIP 2 of a fixed size.
+    HuggingFaceSiglip,
+    /// timm `vit_*_siglip_*`, alone or as the trunk of a tower of open_clip.
+    TimmSiglip,
+    /// facebookresearch/ijepa, and other plain networks without a class token.
+    IJepa,
+    /// transformers `BeitModel` and `Data2VecVisionModel`.
+    HuggingFaceBeit,
+    /// timm `beit*`, and Microsoft's own.
+    TimmBeit,
+    /// timm `eva*`: EVA and EVA-02, alone or as the trunk of a tower of open_clip.
+    TimmEva,
+    /// timm `vit_pe_*` (Perception Encoder), alone or as the trunk of a tower of open_clip.
+    TimmPe,
 }
 
 impl Family {
@@ -108,6 +129,13 @@ impl Family {
             Self::HuggingFaceVit => "plain vision transformer of transformers",
             Self::Torchvision => "plain vision transformer of torchvision",
             Self::Tips => "TIPSv2 ViT",
+            Self::HuggingFaceSiglip => "SigLIP ViT of transformers",
+            Self::TimmSiglip => "SigLIP ViT of timm",
+            Self::IJepa => "plain vision transformer without a class token (I-JEPA)",
+            Self::HuggingFaceBeit => "BEiT or data2vec of transformers",
+            Self::TimmBeit => "BEiT of timm",
+            Self::TimmEva => "EVA ViT of timm",
+            Self::TimmPe => "PE ViT (Perception Encoder) of timm",
         }
     }
 }

@@ -72,7 +72,7 @@ enum Picked {
 fn pick(roots: &Roots<'_>, raw: &RawTensors) -> Picked {
     let mut lacking = None;
     for (index, root) in roots.networks.iter().enumerate() {
-        match detect(&tensors(root, raw)) {
+        match detect(&root.prefix, &tensors(root, raw)) {
             Detected::Family(table) => return Picked::Family(index, table),
             Detected::Lacking(architecture) => lacking = lacking.or(Some(architecture)),
             Detected::Nothing => {}
@@ -148,10 +148,10 @@ impl<'a> Network<'a> {
     /// Takes into the root what belongs to the network and stands beside it, in the nearest wrapper that has it.
     fn take_outside(&mut self, beside: &mut BTreeMap<String, &'a str>) {
         let prefix = self.root.prefix.clone();
-        for name in self.table.outside {
+        for (name, inner) in self.table.outside {
             let mut places = wrappers(&prefix).map(|wrapper| format!("{wrapper}{name}"));
             if let Some(full) = places.find_map(|place| beside.remove(&place)) {
-                self.root.inside.insert((*name).to_owned(), full);
+                self.root.inside.insert((*inner).to_owned(), full);
             }
         }
     }
@@ -260,7 +260,7 @@ fn others(roots: &Roots<'_>, index: usize, raw: &RawTensors) -> Vec<(String, Opt
     let others = roots.networks.iter().enumerate().filter(|(i, _)| *i != index);
     others
         .map(|(i, root)| {
-            let why = match detect(&tensors(root, raw)) {
+            let why = match detect(&root.prefix, &tensors(root, raw)) {
                 _ if i > index => None,
                 Detected::Lacking(architecture) => Some(architecture.refusal()),
                 _ => Some("no network of a known family".into()),
@@ -288,7 +288,8 @@ fn no_network(raw: &RawTensors) -> String {
     let names = raw.tensors.keys().chain(raw.unreadable.keys());
     let some: Vec<&str> = names.take(3).map(String::as_str).collect();
     format!(
-        "expected a vision transformer with `cls_token`, `embeddings.cls_token` or `class_embedding`, found {} tensors: {}",
+        "expected a vision transformer with `cls_token`, `patch_embed.proj.weight`, `embeddings.cls_token` or \
+         `class_embedding`, found {} tensors: {}",
         raw.tensors.len() + raw.unreadable.len(),
         some.join(", ")
     )

@@ -38,7 +38,26 @@ pub(super) const TABLE: Table = Table {
 pub(super) const OWN: Table = Table {
     more: &[
         ("norm_pre.*", "norm_pre.*", Whole),
-        ("projection.weight", "projection.weight", Whole),
+        ("fc_norm.*", "fc_norm.*", Whole),
+        ("attn_pool.latent", "attn_pool.latent", Whole),
+        ("attn_pool.qkv.*", "attn_pool.qkv.*", Whole),
+        ("attn_pool.proj.*", "attn_pool.proj.*", Whole),
+        ("attn_pool.norm.*", "attn_pool.norm.*", Whole),
+        ("attn_pool.mlp.fc1.*", "attn_pool.mlp.fc1.*", Whole),
+        ("attn_pool.mlp.fc2.*", "attn_pool.mlp.fc2.*", Whole),
+        ("projection.*", "projection.*", Whole),
+        ("blocks.{i}.attn.norm.*", "blocks.{i}.attn.norm.*", Whole),
+        ("blocks.{i}.mlp.norm.*", "blocks.{i}.mlp.norm.*", Whole),
+        (
+            "blocks.{i}.attn.relative_position_bias_table",
+            "blocks.{i}.attn.relative_position_bias_table",
+            Whole,
+        ),
+        (
+            "relative_position_bias_table",
+            "relative_position_bias_table",
+            Whole,
+        ),
     ],
     ..TABLE
 };

@@ -1,10 +1,10 @@
 //! `open_clip_config.json`: which GELU a tower has and how wide its heads are, and what of open_clip's towers is not computed.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::vit::{GeluKind, VitConfig};
+use crate::vit::{GeluKind, Pool, VitConfig};
 use crate::{Error, Result};
 
 const FILE: &str = "open_clip_config.json";
@@ -24,6 +24,87 @@ const HEAD_WIDTH: u64 = 64;
 /// # Errors
 /// A file that cannot be read or is no such configuration; a tower that is not computed, by its field.
 pub(super) fn read(weights: &Path) -> Result<Option<OpenClipConfig>> {
+    let Some(file) = open(weights)? else {
+        return Ok(None);
+    };
+    let bad = |reason: String| Error::corrupt(&file.path, format!("{FILE}: {reason}"));
+    check(&file.vision).map_err(bad)?;
+    Ok(Some(OpenClipConfig {
+        activation: activation(&file.model, &file.vision).map_err(bad)?,
+        vision: file.vision.clone(),
+    }))
+}
+
+/// What the file says of a tower that is a network of timm.
+pub(super) struct Trunk {
+    /// timm's name of the network.
+    pub name: String,
+    pool: Option<String>,
+    proj: Option<String>,
+}
+
+/// Reads the file beside the weights of a network of timm, if there is one.
+///
+/// # Errors
+/// A file that cannot be read or is no such configuration, or that names no network of timm.
+pub(super) fn read_trunk(weights: &Path) -> Result<Option<Trunk>> {
+    let Some(file) = open(weights)? else {
+        return Ok(None);
+    };
+    let text = |field: &str| file.vision.get(field).and_then(Value::as_str);
+    let Some(name) = text("timm_model_name") else {
+        let reason =
+            format!("{FILE}: vision_cfg.timm_model_name: expected the network below `trunk.`, found none");
+        return Err(Error::corrupt(&file.path, reason));
+    };
+    let choice = |field: &str| text(field).filter(|value| !value.is_empty()).map(str::to_owned);
+    Ok(Some(Trunk {
+        name: name.to_owned(),
+        pool: choice("timm_pool"),
+        proj: choice("timm_proj"),
+    }))
+}
+
+impl Trunk {
+    /// Checks that what is pooled and what it is projected by are what the tensors tell.
+    ///
+    /// # Errors
+    /// Names the field, what it says and what the tensors tell.
+    pub fn check(&self, derived: &VitConfig) -> std::result::Result<(), String> {
+        let found = match derived.pool {
+            Pool::Attention(_) => "map",
+            Pool::Mean => "avg",
+            Pool::Class if derived.class_token => "token",
+            Pool::Class => "avg",
+        };
+        if let Some(said) = self.pool.as_ref().filter(|said| *said != found) {
+            return Err(format!(
+                "vision_cfg.timm_pool: {FILE} says {said}, the tensors {found}"
+            ));
+        }
+        let (proj, projects) = (self.proj.as_deref(), derived.projection.is_some());
+        match (proj, projects) {
+            (None | Some("linear"), true) | (Some("none"), false) => Ok(()),
+            (None | Some("linear" | "none"), _) => Err(format!(
+                "vision_cfg.timm_proj: {FILE} says {}, the tensors {}",
+                proj.unwrap_or("null"),
+                if projects { "a projection" } else { "none" }
+            )),
+            (Some(other), _) => Err(format!(
+                "vision_cfg.timm_proj: expected linear or none, found {other}: other projections are not supported"
+            )),
+        }
+    }
+}
+
+/// The file, and its parts.
+struct Opened {
+    path: PathBuf,
+    model: Value,
+    vision: Value,
+}
+
+fn open(weights: &Path) -> Result<Option<Opened>> {
     let path = weights.with_file_name(FILE);
     if !path.is_file() {
         return Ok(None);
@@ -35,10 +116,10 @@ pub(super) fn read(weights: &Path) -> Result<Option<OpenClipConfig>> {
     let model = whole.get("model_cfg").unwrap_or(&whole);
     let vision = model.get("vision_cfg").filter(|vision| vision.is_object());
     let vision = vision.ok_or_else(|| bad("expected an object vision_cfg".into()))?;
-    check(vision).map_err(bad)?;
-    Ok(Some(OpenClipConfig {
-        activation: activation(model, vision).map_err(bad)?,
+    Ok(Some(Opened {
+        model: model.clone(),
         vision: vision.clone(),
+        path,
     }))
 }
 

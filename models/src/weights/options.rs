@@ -8,7 +8,8 @@ pub struct LoadOptions {
     /// Attention heads per block. Official, DINO v1 and timm files do not hold it: without it (and without `arch`)
     /// one head is 64 wide. Contradicting a file that does hold it is an error.
     pub num_heads: Option<usize>,
-    /// An architecture in the spelling of [`crate::vit::VitConfig::named`]. The tensors must fit it.
+    /// An architecture in the spelling of [`crate::vit::VitConfig::named`], or a released network by name ([`super::published`]), which
+    /// tells its activation too. The tensors must fit it.
     pub arch: Option<String>,
     /// The position rule, in place of the family's.
     pub position_rule: Option<PositionRule>,

@@ -17,6 +17,8 @@ pub(super) struct Plan {
     pub zeros: Vec<(String, Part, Vec<usize>)>,
     /// Whether the position table has no row for the class token.
     pub lacks_cls_row: bool,
+    /// Whether the position table has a row for the distillation token.
+    pub has_distillation_row: bool,
     /// Tensors of the network's root that the table of extras knows.
     pub left_out: Vec<String>,
 }
@@ -35,6 +37,7 @@ impl Plan {
             jobs: Vec::new(),
             zeros: Vec::new(),
             lacks_cls_row: false,
+            has_distillation_row: geometry::is_distilled(found),
             left_out: Vec::new(),
         };
         let mut faults = Vec::new();
@@ -61,6 +64,7 @@ impl Plan {
                     }
                     Part::Transposed => expected.reverse(),
                     Part::Share(_, count) => expected[0] /= count,
+                    Part::Run(_, some, count) => expected[0] = expected[0] / count * some,
                     Part::PositionTable => {
                         let rows = found
                             .tensors
@@ -69,6 +73,9 @@ impl Plan {
                         plan.lacks_cls_row = rows.is_some_and(|rows| !geometry::cls_row(found, rows));
                         expected[1] -= usize::from(plan.lacks_cls_row);
                     }
+                }
+                if ours == "pos_embed" && plan.has_distillation_row {
+                    expected[1] += 1;
                 }
                 match (
                     unused.remove(theirs.as_str()),

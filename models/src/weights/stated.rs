@@ -5,8 +5,9 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::family::{Beside, Table};
+use super::published::published;
 use super::{Family, LoadOptions, hf_config, open_clip_config};
-use crate::vit::{FeedForwardKind, GeluKind, VitConfig};
+use crate::vit::{FeedForwardKind, GeluKind, PositionRule, VitConfig};
 use crate::{Error, Result};
 
 /// What is said, and by whom.
@@ -56,10 +57,37 @@ pub(super) fn beside(
             Ok((derived, stated))
         }
         Beside::Timm => {
-            let activation = timm_activation(weights)?.map(|kind| (kind, "config.json"));
+            let name = timm_name(weights)?;
             let stated = Stated {
                 heads: None,
-                activation,
+                activation: name
+                    .as_deref()
+                    .and_then(activation_of)
+                    .map(|kind| (kind, "config.json")),
+            };
+            // A network of timm that shares its names with those of others.
+            let of_timm = name.is_some() && matches!(table.family, Family::IJepa | Family::DinoV1);
+            let position_rule = match of_timm {
+                true => PositionRule::Registers,
+                false => derived.position_rule,
+            };
+            Ok((
+                VitConfig {
+                    position_rule,
+                    ..derived
+                },
+                stated,
+            ))
+        }
+        Beside::OpenClipTrunk => {
+            let trunk = open_clip_config::read_trunk(weights)?;
+            let activation = trunk.as_ref().and_then(|trunk| activation_of(&trunk.name));
+            if let Some(trunk) = trunk {
+                trunk.check(&derived).map_err(refuse)?;
+            }
+            let stated = Stated {
+                heads: None,
+                activation: activation.map(|kind| (kind, "open_clip_config.json")),
             };
             Ok((derived, stated))
         }
@@ -77,13 +105,23 @@ pub(super) fn has_preprocessing(weights: &Path) -> bool {
     FILES.iter().any(there) || timm_name(weights).is_ok_and(|name| name.is_some())
 }
 
-/// The GELU of a CLIP of timm, by the name of its architecture: `vit_base_patch32_clip_quickgelu_224`.
-fn timm_activation(weights: &Path) -> Result<Option<GeluKind>> {
-    Ok(match timm_name(weights)? {
-        Some(name) if name.contains("_clip_quickgelu") => Some(GeluKind::QuickGelu),
-        Some(name) if name.contains("_clip_") => Some(GeluKind::Gelu),
+/// What the names of those of timm's SigLIP contain that have the tanh form of GELU.
+const TANH: [&str; 5] = [
+    "base_patch32_siglip",
+    "large_patch16_siglip_512",
+    "large_patch16_siglip_gap_512",
+    "so400m_patch16_siglip",
+    "giantopt_patch16_siglip",
+];
+
+/// The GELU of a CLIP or SigLIP of timm, by the name of its architecture: `vit_base_patch32_clip_quickgelu_224`.
+fn activation_of(name: &str) -> Option<GeluKind> {
+    match name {
+        name if name.contains("_clip_quickgelu") => Some(GeluKind::QuickGelu),
+        name if TANH.iter().any(|part| name.contains(part)) => Some(GeluKind::GeluTanh),
+        name if name.contains("_clip_") || name.contains("_siglip_") => Some(GeluKind::Gelu),
         _ => None,
-    })
+    }
 }
 
 /// The architecture that the `config.json` of a timm repository names.
@@ -111,17 +149,38 @@ pub(super) fn activation(
     stated: &Stated,
     options: &LoadOptions,
 ) -> std::result::Result<GeluKind, String> {
-    match (stated.activation, options.activation) {
-        (Some((said, by)), Some(given)) if said != given => {
-            Err(format!("activation: {by} says {said}, the given one is {given}"))
-        }
-        (Some((kind, _)), _) | (None, Some(kind)) => Ok(kind),
-        (None, None) if config.feed_forward == FeedForwardKind::Swiglu => Ok(GeluKind::default()),
-        (None, None) => table.activation.ok_or_else(|| {
+    let named = match options.arch.as_deref() {
+        Some(arch) if !arch.starts_with("vit-") => published(arch)?.activation,
+        _ => None,
+    };
+    let all = [
+        stated.activation,
+        options.activation.map(|kind| (kind, "the given one")),
+        named.map(|kind| (kind, "the architecture")),
+    ];
+    let mut said = all.into_iter().flatten();
+    let first = said.next();
+    if let (Some((kind, by)), Some((other, by_other))) = (
+        first,
+        said.find(|(other, _)| Some(*other) != first.map(|(kind, _)| kind)),
+    ) {
+        return Err(match by_other {
+            "the given one" => format!("activation: {by} says {kind}, the given one is {other}"),
+            _ => format!("activation: {by} says {kind}, {by_other} {other}"),
+        });
+    }
+    match first {
+        Some((kind, _)) => Ok(kind),
+        None if config.feed_forward == FeedForwardKind::Swiglu => Ok(GeluKind::default()),
+        None => table.activation.ok_or_else(|| {
             format!(
-                "taken for a {}, whose file does not tell its activation: give it (--activation quick-gelu for \
-                 OpenAI's weights, gelu for LAION's), or put its configuration beside it",
-                table.family.name()
+                "taken for a {}, whose file does not tell its activation: give it (--activation {}), or put its \
+                 configuration beside it",
+                table.family.name(),
+                match table.family {
+                    Family::TimmSiglip => "gelu-tanh for B/32, So400m/16 and the giant, gelu for the others",
+                    _ => "quick-gelu for OpenAI's weights, gelu for LAION's",
+                }
             )
         }),
     }

@@ -1,5 +1,5 @@
-//! The plain vision transformer of transformers (`ViTModel`, in which DINO v1 and DeiT lie too, `ViTMAEModel`, `ViTMSNModel`)
-//! and of torchvision.
+//! The plain vision transformer of transformers (`ViTModel`, in which DINO v1 and DeiT lie too, `ViTMAEModel`, `ViTMSNModel`;
+//! `DeiTModel`, whose distillation token is taken as a register; `IJepaModel`, without a class token) and of torchvision.
 
 use super::family::{
     Beside,
@@ -11,6 +11,7 @@ use super::{Family, hf_config};
 /// What files and memory of transformers call alike.
 const HUGGING_FACE_ROWS: &[Row] = &[
     ("embeddings.cls_token", "cls_token", Whole),
+    ("embeddings.distillation_token", "register_tokens", Whole),
     ("embeddings.position_embeddings", "pos_embed", Whole),
     ("embeddings.mask_token", "mask_token", Axes(2)),
     (
@@ -54,6 +55,7 @@ pub(super) const HUGGING_FACE: Table = Table {
         "{b}{i}.attention.attention.key.bias",
         "{b}{i}.attention.attention.value.bias",
     ],
+    classless: true,
     eps: 1e-12,
     beside: Beside::Transformers(&hf_config::VIT),
     ..Table::PLAIN

@@ -81,7 +81,7 @@ fn branch_case(name: &str, middle: Middle, rotary: Option<Rotary>) -> OpCase {
             parameters: &parameters(&small),
             middle,
             samples: None,
-            rotary: rotary.as_ref(),
+            rotary: rotary.as_slice(),
         };
         let options = StackOptions {
             eps: 1e-6,

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Var};
 use macula_models::ops::cuda::emulated;
-use macula_models::ops::{gelu, l2_normalize, layer_norm, linear, swiglu, weight_norm};
+use macula_models::ops::{GeluKind, gelu_of, l2_normalize, layer_norm, linear, swiglu, weight_norm};
 
 use crate::cuda_emulation::launcher;
 use crate::{SINGLE, SIZES, check, random, values};
@@ -49,9 +49,12 @@ fn activations_and_linear_layers_in_f32_and_bf16() {
         for (rows, width) in SIZES {
             let what = |name: &str| format!("{name} [{rows}, {width}] {dtype:?}");
             let x = random(1, &[rows, width]);
-            check(&what("gelu"), std::slice::from_ref(&x), (1, dtype), &|x| {
-                gelu(&x[0])
-            });
+            for kind in GeluKind::ALL {
+                let what = what(&kind.to_string());
+                check(&what, std::slice::from_ref(&x), (1, dtype), &|x| {
+                    gelu_of(&x[0], kind)
+                });
+            }
             let pair = random(2, &[rows, 2 * width]);
             check(&what("swiglu"), &[pair], (1, dtype), &|x| swiglu(&x[0]));
             // Not so wide that the sums of products outgrow what bf16 keeps of them.
@@ -72,18 +75,24 @@ fn activations_and_linear_layers_in_f32_and_bf16() {
 #[ignore = "needs a C++ compiler"]
 fn far_out_and_broken_values_of_gelu() {
     let x = Var::new(&[1e30f32, -1e18, f32::NAN, 0., f32::INFINITY], &Device::Cpu).unwrap();
-    let y = emulated(launcher(), || gelu(&x)).unwrap();
-    let grads = emulated(launcher(), || y.sum_all().unwrap().backward()).unwrap();
-    let (y, slope) = (
-        y.to_vec1::<f32>().unwrap(),
-        grads.get(&x).unwrap().to_vec1::<f32>().unwrap(),
-    );
-    assert!(
-        y[0] == 1e30 && y[1] == 0. && y[2].is_nan() && y[3] == 0. && y[4] == f32::INFINITY,
-        "{y:?}"
-    );
-    assert!(
-        slope[0] == 1. && slope[1] == 0. && slope[2].is_nan() && slope[3] == 0.5 && slope[4] == 1.,
-        "{slope:?}"
-    );
+    for kind in GeluKind::ALL {
+        let y = emulated(launcher(), || gelu_of(&x, kind)).unwrap();
+        let grads = emulated(launcher(), || y.sum_all().unwrap().backward()).unwrap();
+        let (y, slope) = (
+            y.to_vec1::<f32>().unwrap(),
+            grads.get(&x).unwrap().to_vec1::<f32>().unwrap(),
+        );
+        assert!(
+            y[0] == 1e30 && y[1].abs() < 1e-10 && y[2].is_nan() && y[3] == 0. && y[4] == f32::INFINITY,
+            "{kind}: {y:?}"
+        );
+        assert!(
+            slope[0] == 1.
+                && slope[1].abs() < 1e-10
+                && slope[2].is_nan()
+                && slope[3] == 0.5
+                && slope[4] == 1.,
+            "{kind}: {slope:?}"
+        );
+    }
 }

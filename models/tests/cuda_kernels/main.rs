@@ -10,6 +10,7 @@ mod crops;
 mod cuda_emulation;
 mod layers;
 mod losses;
+mod networks;
 mod stacks;
 mod tokens;
 mod updates;

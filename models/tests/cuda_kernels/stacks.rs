@@ -3,8 +3,8 @@
 use candle_core::{DType, Result, Tensor, Var};
 use macula_models::ops::cuda::emulated;
 use macula_models::ops::{
-    BranchParameters, BranchSamples, DirectGradients, Middle, Packing, StackOptions, StackedBranch, linear,
-    packed_residual_stack, residual_stack,
+    BranchParameters, BranchSamples, DirectGradients, GeluKind, Middle, Packing, Rotary, StackOptions,
+    StackedBranch, linear, packed_residual_stack, residual_stack,
 };
 
 use crate::cuda_emulation::launcher;
@@ -43,7 +43,7 @@ fn stack_inputs(x: Tensor, width: usize, expanded: usize, inner: usize) -> Vec<T
 fn check_stack(
     what: &str,
     inputs: &[Tensor],
-    middle: Middle,
+    (middle, rotary): (Middle, &[Rotary]),
     samples: &[Option<&BranchSamples>],
     stack: impl Fn(&Tensor, &[StackedBranch], StackOptions) -> Result<Tensor>,
 ) {
@@ -58,7 +58,7 @@ fn check_stack(
                     parameters,
                     middle,
                     samples: *samples,
-                    rotary: None,
+                    rotary,
                 })
                 .collect();
             let options = StackOptions {
@@ -119,7 +119,7 @@ fn stacks_of_branches_in_f32_and_bf16() {
             check_stack(
                 &format!("{name} [4, {tokens}, {width}]"),
                 &stack_inputs(random(1, &[4, tokens, width]), width, expanded, inner),
-                middle,
+                (middle, &[]),
                 &[None, Some(&some), Some(&none)],
                 residual_stack,
             );
@@ -148,7 +148,7 @@ fn packed_stacks_of_branches_in_f32_and_bf16() {
             check_stack(
                 &format!("{name} {first:?} {second:?} of {width}"),
                 &stack_inputs(random(1, &[packing.rows(), width]), width, expanded, inner),
-                middle,
+                (middle, &[]),
                 &[
                     None,
                     Some(&both),
@@ -157,6 +157,44 @@ fn packed_stacks_of_branches_in_f32_and_bf16() {
                     Some(&samples(&[])),
                 ],
                 |x, branches, options| packed_residual_stack(x, packing, branches, options),
+            );
+        }
+    }
+}
+
+/// What the stacks of other backbones have: queries and keys turned by the angles of each size of images, with heads whose halves are
+/// moved at once and heads whose are not, and the other forms of GELU.
+#[test]
+#[ignore = "needs a C++ compiler"]
+fn stacks_of_other_backbones_in_f32_and_bf16() {
+    let samples = |kept: &[u32]| BranchSamples {
+        kept: kept.to_vec(),
+        factors: kept.iter().map(|&sample| 1. + sample as f32 / 4.).collect(),
+    };
+    let (both, of_second) = (samples(&[1, 4, 2, 3]), samples(&[4, 2]));
+    // A class token, then grids of as many columns.
+    for (rows, columns, width, heads) in [([2, 1], 2, 8, 2), ([8, 3], 5, 128, 2), ([3, 2], 3, 32, 2)] {
+        let angles = rows.map(|rows| Rotary::new(100., width / heads, 1, (rows, columns)).unwrap());
+        let [tokens, tokens_of_second] = rows.map(|rows| 1 + rows * columns);
+        let packing = Packing::two((2, tokens), (3, tokens_of_second));
+        let attention = (Middle::Attention { heads }, 3 * width, width, &angles[..]);
+        let gelus = [GeluKind::GeluTanh, GeluKind::QuickGelu]
+            .map(|kind| (Middle::Gelu(kind), 4 * width, 4 * width, &[][..]));
+        for (middle, expanded, inner, angles) in [attention].into_iter().chain(gelus) {
+            let what = format!("{middle:?} of {width}");
+            check_stack(
+                &format!("{what} packed"),
+                &stack_inputs(random(1, &[packing.rows(), width]), width, expanded, inner),
+                (middle, angles),
+                &[None, Some(&both), Some(&of_second)],
+                |x, branches, options| packed_residual_stack(x, packing, branches, options),
+            );
+            check_stack(
+                &what,
+                &stack_inputs(random(1, &[4, tokens, width]), width, expanded, inner),
+                (middle, angles.get(..1).unwrap_or_default()),
+                &[None, Some(&samples(&[3, 0]))],
+                residual_stack,
             );
         }
     }
@@ -181,7 +219,7 @@ fn gradients_of_weights_go_straight_to_the_store() {
             parameters: &all[branch],
             middle,
             samples: None,
-            rotary: None,
+            rotary: &[],
         });
         let options = StackOptions {
             eps: 1e-6,

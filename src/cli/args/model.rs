@@ -17,7 +17,9 @@ pub struct CheckpointArgs {
     /// Attention heads, where the file does not say [default: the published number, or heads of width 64]
     #[arg(long, value_name = "N")]
     pub heads: Option<usize>,
-    /// Architecture: vit-{tiny|small|base|large|giant2}[/PATCH][-regN][-swiglu] [default: told from the tensors]
+    /// Architecture: vit-{tiny|small|base|large|giant2}[/PATCH][-regN][-swiglu][-rope], or a released network, as dinov3-vits16
+    /// or openclip:ViT-B-32/laion2b, whose activation and preprocessing count where no file says them [default: told from the
+    /// tensors]
     #[arg(long, value_name = "NAME")]
     pub arch: Option<String>,
     /// official, registers, hugging-face or bilinear [default: the checkpoint family's own]

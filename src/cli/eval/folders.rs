@@ -6,6 +6,7 @@ use macula_eval::table::EvalResult;
 use super::super::args::{BootstrapArgs, FeatureColumnArgs, ResultArgs, ThreadArgs};
 use crate::Result;
 use crate::evaluate::describe_folders;
+use crate::evaluate::text::embedding_column;
 use crate::extract::FeatureFolder;
 use crate::lock::FolderLock;
 
@@ -32,6 +33,12 @@ impl FolderArgs {
     /// The column that was named, or the folder's default.
     pub fn column(&self, folder: &FeatureFolder) -> String {
         self.column.name_in(folder)
+    }
+
+    /// The column that was named, or the one that is in one space with texts.
+    pub fn embedding_column(&self, folder: &FeatureFolder) -> String {
+        let named = self.column.column.clone();
+        named.unwrap_or_else(|| embedding_column(folder))
     }
 
     /// Says in `result` which folders it speaks of, keeps it and prints it.

@@ -1,5 +1,5 @@
 //! `macula eval`, one file a protocol. The classifiers `knn`, `linear-probe`, `logreg` and `svm` share what `pair` and `kept` hold,
-//! `retrieval` and `cluster` what `folders` holds, `segment` and `depth` what `dense` holds. `robustness` and `compare` stand
+//! `retrieval` and `cluster` what `folders` holds, `zero-shot` is a classifier without train rows, `segment` and `depth` what `dense` holds. `robustness` and `compare` stand
 //! alone; `suite` runs the others.
 
 mod cluster;
@@ -17,6 +17,7 @@ mod robustness;
 mod segment;
 mod suite;
 mod svm;
+mod zero_shot;
 
 use clap::{Args, Subcommand};
 
@@ -53,10 +54,12 @@ enum Protocol {
     LinearProbe(Box<linear_probe::LinearProbeArgs>),
     /// L2-regularised multinomial logistic regression (DINOv2 eval/log_regression.py)
     Logreg(Box<logreg::LogregArgs>),
-    /// Retrieval: mAP, R@k, mP@k, GAP; revisited Oxford/Paris with --ground-truth; copy detection
+    /// Retrieval: mAP, R@k, mP@k, GAP; revisited Oxford/Paris with --ground-truth; copy detection; images and texts with --text
     Retrieval(retrieval::RetrievalArgs),
     /// Linear support vector machines on few rows a class: mean average precision, accuracy (vissl's low-shot protocol)
     Svm(Box<svm::SvmArgs>),
+    /// Zero-shot classification by vectors of texts, as CLIP has it
+    ZeroShot(Box<zero_shot::ZeroShotArgs>),
     /// k-means, a mixture of Gaussians or DBSCAN on the features: NMI, adjusted Rand index, accuracy
     Cluster(cluster::ClusterArgs),
     /// Linear segmentation of patch tokens: mean intersection over union, by class and in the mean
@@ -79,6 +82,7 @@ impl EvalArgs {
             Protocol::LinearProbe(args) => args.run(),
             Protocol::Logreg(args) => args.run(),
             Protocol::Svm(args) => args.run(),
+            Protocol::ZeroShot(args) => args.run(),
             Protocol::Retrieval(args) => args.run(),
             Protocol::Cluster(args) => args.run(),
             Protocol::Segment(args) => args.run(),

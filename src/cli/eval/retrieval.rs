@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use macula_eval::protocols::retrieval::copies::{self, CopyConfig, ScoreNormalisation};
 use macula_eval::protocols::retrieval::revisited::{self, GroundTruth};
-use macula_eval::protocols::retrieval::{RetrievalConfig, RetrievalResult, by_labels};
+use macula_eval::protocols::retrieval::{RetrievalConfig, RetrievalResult, by_labels, captions};
 use macula_eval::{LabelSet, Matrix};
 
 use super::super::args::{INPUT, examples};
 use super::PROTOCOL;
 use super::folders::FolderArgs;
 use crate::evaluate::labels::{self, tell_alike};
+use crate::evaluate::text::{TextOf, Texts};
 use crate::evaluate::{Labelled, by_name, encode, read_labelled};
 use crate::extract::FeatureFolder;
 use crate::extract::read_column;
@@ -22,7 +23,7 @@ use crate::{Error, Result};
 #[command(next_help_heading = PROTOCOL, after_help = examples(&[
     "macula eval retrieval --features features/photos",
     "macula eval retrieval --query q --database base --ground-truth gnd_roxford5k.json",
-    "macula eval retrieval --query q --database base --copies --training other --whiten",
+    "macula eval retrieval --features features/coco --text captions.parquet",
 ]))]
 pub(super) struct RetrievalArgs {
     /// Cut-offs of R@k and mP@k [default: 1,5,10, or 1,10 with --copies]
@@ -59,6 +60,10 @@ pub(super) struct RetrievalArgs {
     /// One feature folder against itself: each row is a query, left out of its own ranking
     #[arg(long, value_name = "FEATURES", required_unless_present = "query", help_heading = INPUT)]
     features: Option<PathBuf>,
+    /// Vectors of texts by the same model, which images search for and the reverse: a Parquet file of columns image (path or file
+    /// name) and vector [default: none, labels say what matches]
+    #[arg(long, value_name = "TEXT.parquet", requires = "features", conflicts_with = "query", help_heading = INPUT)]
+    text: Option<PathBuf>,
     /// Revisited Oxford/Paris ground truth as JSON: imlist, qimlist, gnd with easy, hard and junk; images go by file name
     /// [default: none, labels say what matches]
     #[arg(long, value_name = "GND.json", requires = "query", help_heading = INPUT)]
@@ -84,7 +89,10 @@ impl RetrievalArgs {
         let _lock = self.common.start()?;
         match (&self.query, &self.database, &self.features) {
             (Some(query), Some(database), _) => self.against(query, database),
-            (_, _, Some(features)) => self.leave_one_out(features),
+            (_, _, Some(features)) => match &self.text {
+                Some(text) => self.texts(features, text),
+                None => self.leave_one_out(features),
+            },
             _ => Err(Error::input(
                 "eval retrieval",
                 "expected --query F --database F, or --features F",
@@ -102,6 +110,20 @@ impl RetrievalArgs {
         let result = by_labels::leave_one_out(rows.matrix.view(), &labels, &self.config())?;
         self.common
             .finish(result.to_eval_result()?, &column, &[("features", &folder)])
+    }
+
+    fn texts(&self, features: &Path, text: &Path) -> Result<()> {
+        let folder = FeatureFolder::open(features)?;
+        let column = self.common.embedding_column(&folder);
+        let texts = Texts::read(text, TextOf::Image)?;
+        let rows = read_column(&folder, &column)?;
+        let images = rows.matrix.view();
+        texts.fit(&folder, &column, images.dim())?;
+        let image_of_text = texts.images(&folder, &rows.paths)?;
+        let result = captions::evaluate(images, texts.vectors.view(), &image_of_text, &self.config())?;
+        let mut result = result.to_eval_result()?;
+        result.settings["text"] = texts.file.into();
+        self.common.finish(result, &column, &[("features", &folder)])
     }
 
     fn against(&self, query: &Path, database: &Path) -> Result<()> {

@@ -253,7 +253,11 @@ fn read_errors(path: &Path) -> Result<Vec<(u64, String, String)>> {
     }
     let file = fs::File::open(path).map_err(|e| Error::io(path, e))?;
     let read = || -> PolarsResult<Vec<(u64, String, String)>> {
-        let frame = CsvReader::new(file).finish()?;
+        // Text stays as it was written: a file called `007` is not the number 7.
+        let frame = CsvReadOptions::default()
+            .with_infer_schema_length(Some(0))
+            .into_reader_with_file_handle(file)
+            .finish()?;
         let rows = frame.column("row")?.cast(&DataType::UInt64)?;
         let paths = frame.column("path")?.cast(&DataType::String)?;
         let errors = frame.column("error")?.cast(&DataType::String)?;
@@ -316,4 +320,90 @@ fn array_column(output: &OutputSpec, values: Vec<f32>, present: &[bool]) -> Pola
         row += run;
     }
     Ok(column.rechunk())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::ShardMeta;
+    use super::*;
+
+    /// Eight rows in parts of two; this is the second of two shares, so its rows are 1, 3, 5 and on.
+    fn meta() -> Meta {
+        Meta {
+            format_version: 1,
+            tool_version: "test".to_owned(),
+            model: serde_json::json!({ "kind": "test" }),
+            preprocess: serde_json::Value::Null,
+            outputs: vec![OutputSpec {
+                name: "cls".to_owned(),
+                shape: vec![1],
+            }],
+            source: serde_json::json!({ "kind": "test" }),
+            fingerprint: None,
+            n_rows: 8,
+            shard: ShardMeta { index: 1, count: 2 },
+            part_rows: 2,
+            on_error: "null".to_owned(),
+            layout: Layout::Parquet,
+            dtype: Dtype::F32,
+            n_written: None,
+            n_failed: None,
+        }
+    }
+
+    /// A part of two rows, the second of which failed.
+    fn part(number: u64) -> PartRows {
+        let rows: Vec<u64> = (0..2).map(|k| 1 + 2 * (2 * number + k)).collect();
+        let paths: Vec<String> = rows.iter().map(|row| format!("00{row}")).collect();
+        PartRows {
+            errors: vec![(rows[1], paths[1].clone(), "1e5".to_owned())],
+            rows,
+            paths,
+            labels: vec![None; 2],
+            present: vec![true, false],
+            values: vec![vec![0.5]],
+        }
+    }
+
+    #[test]
+    fn a_resumed_folder_has_the_errors_of_its_finished_parts() -> Result<()> {
+        let folder = tempfile::tempdir().map_err(|e| Error::io("temporary folder", e))?;
+        let path = folder.path().join("features");
+        let mut first = FolderWriter::open(&path, meta(), false, false)?;
+        (0..3).try_for_each(|number| first.write(part(number)))?;
+        drop(first);
+        // The third part is lost; its failed row is on record still.
+        fs::remove_file(path.join(part_name(2))).map_err(|e| Error::io(&path, e))?;
+
+        let mut second = FolderWriter::open(&path, meta(), false, true)?;
+        assert_eq!(second.finished_rows(), 4);
+        let failed = |row: u64| (row, format!("00{row}"), "1e5".to_owned());
+        assert_eq!(second.errors, [failed(3), failed(7)]);
+        (2..4).try_for_each(|number| second.write(part(number)))?;
+        let meta = second.finish()?;
+        assert_eq!((meta.n_written, meta.n_failed), (Some(4), Some(4)));
+        assert_eq!(
+            read_errors(&path.join(ERRORS_FILE))?,
+            [failed(3), failed(7), failed(11), failed(15)]
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn only_an_own_folder_without_a_part_is_taken_away() -> Result<()> {
+        let folder = tempfile::tempdir().map_err(|e| Error::io("temporary folder", e))?;
+        let path = folder.path().join("features");
+        FolderWriter::open(&path, meta(), false, false)?.abandon();
+        assert!(!path.exists(), "nothing was finished in it");
+
+        let mut begun = FolderWriter::open(&path, meta(), false, false)?;
+        begun.write(part(0))?;
+        begun.abandon();
+        assert!(path.join(part_name(0)).is_file(), "a finished part stays");
+
+        fs::remove_file(path.join(part_name(0))).map_err(|e| Error::io(&path, e))?;
+        FolderWriter::open(&path, meta(), false, true)?.abandon();
+        assert!(path.join(META_FILE).is_file(), "another run made it");
+        Ok(())
+    }
 }

@@ -49,7 +49,12 @@ fn of_weights(path: &Path, checkpoint: &Checkpoint, options: &ModelOptions) -> R
     let config = &checkpoint.config;
     let side = default_side(config);
     let size = Size::Stated(side, side);
-    let preprocess = of_checkpoint(path, checkpoint, size, &options.preprocess)?;
+    let preprocess = of_checkpoint(
+        path,
+        (checkpoint, options.checkpoint.arch.as_deref()),
+        size,
+        &options.preprocess,
+    )?;
     check_size(&path.display().to_string(), &preprocess, (None, None))?;
     let (height, width) = preprocess.crop.unwrap_or((side, side));
     config.grid(height as usize, width as usize)?;
@@ -127,14 +132,10 @@ pub fn default_side(config: &VitConfig) -> u32 {
 
 /// Every output the network can give; of single blocks the patch tokens of all and the CLS tokens of the last four.
 fn available_outputs(config: &VitConfig) -> Vec<String> {
-    let mut kinds = vec![OutputKind::Cls, OutputKind::Patch, OutputKind::PatchMean];
-    if config.num_registers > 0 {
-        kinds.push(OutputKind::Reg);
+    let mut kinds = OutputKind::defaults(config);
+    if config.class_token {
+        kinds.extend((config.depth.saturating_sub(4)..config.depth).map(OutputKind::LayerCls));
     }
-    if config.projection.is_some() {
-        kinds.push(OutputKind::Embedding);
-    }
-    kinds.extend((config.depth.saturating_sub(4)..config.depth).map(OutputKind::LayerCls));
     kinds.extend((0..config.depth).map(OutputKind::LayerPatch));
     kinds.iter().map(ToString::to_string).collect()
 }
@@ -174,6 +175,46 @@ impl FeatureModel for CheckpointModel {
                 .and_then(|flat| flat.to_vec1::<f32>())
                 .map_err(macula_models::Error::from)?;
             buffer.extend_from_slice(&values);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_outputs_of_a_network_are_listed() -> Result<()> {
+        let mut config = VitConfig::named("vit-tiny/14", 28)?;
+        config.depth = 5;
+        let listed = |config: &VitConfig| available_outputs(config).join(" ");
+        let blocks = "layer:1.cls layer:2.cls layer:3.cls layer:4.cls \
+                      layer:0.patch layer:1.patch layer:2.patch layer:3.patch layer:4.patch";
+        assert_eq!(listed(&config), format!("cls patch patch_mean {blocks}"));
+        config.num_registers = 1;
+        assert_eq!(listed(&config), format!("cls patch patch_mean reg {blocks}"));
+        config.num_registers = 0;
+        config.projection = Some(8);
+        assert_eq!(
+            listed(&config),
+            format!("cls patch patch_mean embedding {blocks}")
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn the_default_side_is_224_where_the_table_is_larger_and_patches_allow() -> Result<()> {
+        let mut config = VitConfig::named("vit-small/14", 518)?;
+        for (image_size, patch_size, side) in [
+            (518, 14, 224),
+            (224, 16, 224),
+            (384, 16, 224),
+            (98, 14, 98),
+            (260, 13, 260),
+        ] {
+            (config.image_size, config.patch_size) = (image_size, patch_size);
+            assert_eq!(default_side(&config), side, "{image_size} / {patch_size}");
         }
         Ok(())
     }

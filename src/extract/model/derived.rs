@@ -248,6 +248,24 @@ mod tests {
     }
 
     #[test]
+    fn pooled_tokens_are_as_wide_as_one() {
+        let mut fake = Fake::boxed();
+        assert_eq!(fake.outputs().len(), 2);
+        let spec = |name: &str, shape: &[usize]| OutputSpec {
+            name: name.into(),
+            shape: shape.to_vec(),
+        };
+        // Four tokens of one value.
+        fake = Box::new(Fake(vec![spec("cls", &[1]), spec("patch", &[4, 1])]));
+        let mut model = DerivedModel::new(fake, &["patch_gem+cls"]).unwrap();
+        assert_eq!(model.outputs()[0].shape, [2]);
+        let mut outputs = vec![Vec::new()];
+        model.run(&[1., 2., 3., 0.], 1, &mut outputs).unwrap();
+        assert!((outputs[0][0] - 9f32.cbrt()).abs() < 1e-6, "{outputs:?}");
+        assert_eq!(outputs[0][1..], [1.]);
+    }
+
+    #[test]
     fn every_vector_gets_length_one() {
         let mut model = DerivedModel::normalized(Fake::boxed());
         assert_eq!(model.describe()["normalized"], true);

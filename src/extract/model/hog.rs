@@ -258,4 +258,15 @@ mod tests {
         assert_eq!((hog(28, 4).len(), hog(224, 28).len()), (36 * 36, 49 * 36));
         assert_eq!(hog(7, 4).blocks(), None);
     }
+
+    #[test]
+    fn an_image_of_one_colour_has_no_gradients_and_no_nan() {
+        let hog = Hog {
+            height: 28,
+            width: 28,
+            cell: 4,
+        };
+        let found = hog.describe(&vec![0.5; 3 * 28 * 28]);
+        assert_eq!(found, vec![0.0; hog.len()]);
+    }
 }

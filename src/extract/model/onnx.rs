@@ -542,4 +542,23 @@ mod tests {
             "{error}"
         );
     }
+
+    #[test]
+    fn images_that_share_a_row_are_refused() {
+        let (pixels, cells) = images(2);
+        let mut model = open_fixture("one_row.onnx", &[]).unwrap();
+        close(
+            &run(&mut model, &pixels[..3 * 784], 1)[0],
+            &means(&cells[..12], 1.0),
+        );
+        let error = model
+            .model
+            .run(&pixels, 2, &mut [Vec::new()])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.starts_with("cls: expected 2 x 3 values, found shape [1, 6]"),
+            "{error}"
+        );
+    }
 }

@@ -130,3 +130,39 @@ impl FeatureModel for PixelModel {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grey_is_the_luma_of_colours_and_the_channel_itself_where_all_are_equal() -> Result<()> {
+        let mut model = PixelModel {
+            output: OutputSpec {
+                name: "pixels".to_owned(),
+                shape: vec![1, 1, 4],
+            },
+            gray: true,
+            plane: 4,
+        };
+        // Two images of four pixels, [3, 1, 4] each.
+        let image = [0.3, 0.2, 0.9, 0.5, 0.3, 0.2, 0.1, 0.1, 0.3, 0.7, 0.1, 0.8];
+        let mut outputs = [Vec::new()];
+        model.run(&[image, image].concat(), 2, &mut outputs)?;
+        let luma = |r: f32, g: f32, b: f32| 0.299 * r + 0.587 * g + 0.114 * b;
+        let grey = [0.3, luma(0.2, 0.2, 0.7), luma(0.9, 0.1, 0.1), luma(0.5, 0.1, 0.8)];
+        assert_eq!(outputs[0].len(), 8);
+        for (found, expected) in outputs[0].iter().zip(grey.iter().chain(&grey)) {
+            assert!((found - expected).abs() < 1e-6, "{found} beside {expected}");
+        }
+        assert_eq!(outputs[0][0].to_bits(), 0.3_f32.to_bits());
+        Ok(())
+    }
+
+    #[test]
+    fn only_pixels_and_its_kinds_are_pixels() {
+        assert!(parse("pixels-of-mine.onnx").is_none());
+        assert!(parse("pixels:rgb").is_some_and(|mode| mode.is_ok()));
+        assert!(parse("pixels:hsv").is_some_and(|mode| mode.is_err()));
+    }
+}

@@ -94,6 +94,17 @@ pub fn of_file(
     size: Size,
     flags: &PreprocessOverrides,
 ) -> Result<Preprocess> {
+    of_file_or_name(path, own, None, size, flags)
+}
+
+/// [`of_file`], where the network may be known by name (`--arch`): that is asked after the files.
+fn of_file_or_name(
+    path: &Path,
+    own: Option<(&str, &str)>,
+    arch: Option<&str>,
+    size: Size,
+    flags: &PreprocessOverrides,
+) -> Result<Preprocess> {
     let stated = match own {
         Some((what, json)) => Some(Preprocess::from_json(what, json)?),
         None => match stated::beside(path, flags)? {
@@ -111,7 +122,16 @@ pub fn of_file(
                 );
                 Some(stated.preprocess)
             }
-            None => None,
+            None => match arch.map(|arch| (arch, stated::by_name(arch))) {
+                Some((arch, Some(known))) => {
+                    tracing::info!(
+                        "preprocessing of {arch}: {}",
+                        flags.over(known.clone()).to_json()?
+                    );
+                    Some(known)
+                }
+                _ => None,
+            },
         },
     };
     let (Size::Stated(height, width) | Size::Given(height, width)) = size;
@@ -161,28 +181,30 @@ fn at_size(stated: Preprocess, height: u32, width: u32) -> Preprocess {
     }
 }
 
-/// [`of_file`] for a checkpoint, whose own statement is macula's.
+/// [`of_file`] for a checkpoint, whose own statement is macula's. `arch` is what it was opened as, which may be the name of a
+/// released network: that is asked after the files.
 ///
 /// # Errors
 /// As [`of_file`].
 pub fn of_checkpoint(
     path: &Path,
-    checkpoint: &Checkpoint,
+    (checkpoint, arch): (&Checkpoint, Option<&str>),
     size: Size,
     flags: &PreprocessOverrides,
 ) -> Result<Preprocess> {
     let own = checkpoint.preprocess.as_deref();
-    of_file(path, own.map(|json| (PREPROCESS_KEY, json)), size, flags)
+    of_file_or_name(path, own.map(|json| (PREPROCESS_KEY, json)), arch, size, flags)
 }
 
 /// Mean and deviation alone, for who makes the images otherwise; `given` are the flags'. `own` and notices as in
-/// [`of_file`].
+/// [`of_file`], `arch` as in [`of_checkpoint`].
 ///
 /// # Errors
 /// As [`of_file`].
 pub fn normalisation_of(
     path: &Path,
     own: Option<(&str, &str)>,
+    arch: Option<&str>,
     given: (Option<[f32; 3]>, Option<[f32; 3]>),
 ) -> Result<([f32; 3], [f32; 3])> {
     let flags = PreprocessOverrides {
@@ -201,6 +223,7 @@ pub fn normalisation_of(
             stated.preprocess
         }),
     };
+    let stated = stated.or_else(|| stated::by_name(arch?));
     let stated = stated.unwrap_or_else(|| {
         if given.0.is_none() || given.1.is_none() {
             tracing::warn!(
@@ -241,4 +264,32 @@ pub fn check_size(
             side(expected.1)
         ),
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_are_whole_when_nothing_but_the_filter_is_left() {
+        let whole = PreprocessOverrides {
+            resize: Some(Resize::Shorter(8)),
+            crop: Some(8),
+            mean: Some([0.5; 3]),
+            std: Some([0.5; 3]),
+            ..PreprocessOverrides::default()
+        };
+        assert!(whole.is_whole() && !PreprocessOverrides::default().is_whole());
+        let without: [fn(&mut PreprocessOverrides); 4] = [
+            |flags| flags.resize = None,
+            |flags| flags.crop = None,
+            |flags| flags.mean = None,
+            |flags| flags.std = None,
+        ];
+        for (place, take) in without.iter().enumerate() {
+            let mut flags = whole.clone();
+            take(&mut flags);
+            assert!(!flags.is_whole(), "{place}");
+        }
+    }
 }

@@ -182,9 +182,20 @@ mod tests {
                 .map(|(name, _)| name)
         };
         assert_eq!(names(196).collect::<Vec<_>>(), ["patch", "patch_mean"]);
+        assert_eq!(names(197).collect::<Vec<_>>(), ["cls", "patch", "patch_mean"]);
         assert_eq!(
             names(261).collect::<Vec<_>>(),
             ["cls", "patch", "patch_mean", "reg"]
         );
+    }
+
+    #[test]
+    fn a_grid_has_rows_and_columns_of_square_patches() {
+        assert_eq!(grid_of(16 * 32, (224, 448)), Some((16, 32)));
+        assert_eq!(grid_of(784, (28, 28)), Some((28, 28))); // pixels
+        assert_eq!(grid_of(1, (28, 28)), Some((1, 1)));
+        for none in [0, 2, 10_000] {
+            assert_eq!(grid_of(none, (28, 28)), None, "{none}");
+        }
     }
 }

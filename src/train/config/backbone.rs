@@ -1,6 +1,8 @@
 //! The network that is trained.
 
-use macula_models::vit::{DropPathSchedule, FeedForwardKind, PositionRule, VitConfig, swiglu_hidden};
+use macula_models::vit::{
+    DropPathSchedule, FeedForwardKind, GeluKind, PositionRule, RopeConfig, VitConfig, swiglu_hidden,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
@@ -27,6 +29,15 @@ pub struct BackboneConfig {
     /// Hidden width of the feed-forward network; 0 for 4 D (`mlp`) or the reference's rule (`swiglu`). Default 0.
     #[serde(default)]
     pub ffn_hidden: usize,
+    /// The GELU of `mlp`: `gelu` (exact), `gelu-tanh` or `quick-gelu` (CLIP's). Default `gelu`.
+    #[serde(default, skip_serializing_if = "GeluKind::is_exact")]
+    pub activation: GeluKind,
+    /// Epsilon of every LayerNorm. Default 1e-6.
+    #[serde(default = "layer_norm_eps", skip_serializing_if = "is_layer_norm_eps")]
+    pub layer_norm_eps: f64,
+    /// Whether a LayerNorm stands before the blocks, as in CLIP. Default false.
+    #[serde(default, skip_serializing_if = "is_no")]
+    pub pre_norm: bool,
     /// Initial LayerScale; 0 builds blocks without it. Default 1e-5.
     #[serde(default = "layer_scale")]
     pub layer_scale: f64,
@@ -41,6 +52,10 @@ pub struct BackboneConfig {
     /// Default 0.
     #[serde(default)]
     pub patch_drop_rate: f64,
+    /// Rotary positions in place of a position table, as in DINOv3: `theta` is the base of their periods, 100 unless it is set. They
+    /// need heads of a multiple of 4, and a `patch_drop_rate` of 0. Default none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rope: Option<RopeConfig>,
 }
 
 fn mlp() -> FeedForwardKind {
@@ -49,6 +64,16 @@ fn mlp() -> FeedForwardKind {
 fn layer_scale() -> f64 {
     1e-5
 }
+fn layer_norm_eps() -> f64 {
+    1e-6
+}
+fn is_layer_norm_eps(eps: &f64) -> bool {
+    *eps == layer_norm_eps()
+}
+fn is_no(value: &bool) -> bool {
+    !value
+}
+
 impl BackboneConfig {
     /// The network for images of `image_size` pixels, with a mask token where patches are `masked`.
     ///
@@ -56,10 +81,17 @@ impl BackboneConfig {
     /// Numbers that do not fit together, named as in the file.
     pub fn vit(&self, image_size: usize, masked: bool) -> Result<VitConfig> {
         let config = VitConfig {
-            pre_norm: false,
-            activation: Default::default(),
+            pre_norm: self.pre_norm,
+            activation: self.activation,
             projection: None,
-            rope: None,
+            rope: self.rope,
+            class_token: true,
+            final_norm: Default::default(),
+            pool: Default::default(),
+            projection_bias: false,
+            attention_norm: false,
+            ffn_norm: false,
+            relative_positions: None,
             embed_dim: self.embed_dim,
             depth: self.depth,
             num_heads: self.num_heads,
@@ -75,7 +107,7 @@ impl BackboneConfig {
             },
             layer_scale: (self.layer_scale > 0.).then_some(self.layer_scale),
             mask_token: masked,
-            layer_norm_eps: 1e-6,
+            layer_norm_eps: self.layer_norm_eps,
             position_rule: if self.num_registers > 0 {
                 PositionRule::Registers
             } else {

@@ -1,6 +1,7 @@
 //! The settings of a distillation: its teacher, what is asked of it, and the terms that compare the student with it. The
 //! terms on prototypes (DINO, iBOT, KoLeo) are the trainer's own and have their weights in `loss`.
 
+use macula_models::vit::GeluKind;
 use serde::{Deserialize, Serialize};
 
 use crate::train::losses::FeatureLoss;
@@ -20,6 +21,13 @@ pub struct DistillConfig {
     /// Attention heads of a teacher whose file does not say; otherwise heads of width 64.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub teacher_heads: Option<usize>,
+    /// What the teacher is, where its file does not say: an architecture, or a released network by name, as
+    /// `openclip:ViT-B-32/laion2b`, which tells its activation and its pixels too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub teacher_arch: Option<String>,
+    /// Its GELU, where neither its file nor a configuration beside it nor its name says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub teacher_activation: Option<GeluKind>,
     /// Means that the teacher's pixels lack, where its file does not say and they are not ImageNet's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub teacher_mean: Option<[f32; 3]>,
@@ -74,6 +82,8 @@ impl Default for DistillConfig {
             teacher_sha256: String::new(),
             teacher_size: 0,
             teacher_heads: None,
+            teacher_arch: None,
+            teacher_activation: None,
             teacher_mean: None,
             teacher_std: None,
             onnx_output: OnnxOutput::Features,

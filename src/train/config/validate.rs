@@ -98,6 +98,11 @@ impl TrainConfig {
             return Err(Error::input("backbone.drop_path_rate", reason));
         }
         self.validate_patch_drop()?;
+        within(
+            "backbone.layer_norm_eps",
+            self.backbone.layer_norm_eps,
+            f64::MIN_POSITIVE..=1.,
+        )?;
         within("backbone.layer_scale", self.backbone.layer_scale, 0. ..=f64::MAX)?;
         if self.crops.local.count > 0 {
             let side = self.crops.local.size as usize;
@@ -116,6 +121,12 @@ impl TrainConfig {
         let rate = self.backbone.patch_drop_rate;
         if !(0. ..1.).contains(&rate) {
             let reason = format!("expected a number from 0 to below 1, found {rate}");
+            return Err(Error::input("backbone.patch_drop_rate", reason));
+        }
+        if rate > 0. && self.backbone.rope.is_some() {
+            let reason = format!(
+                "expected 0 with rotary positions, whose angles belong to whole grids of patches, found {rate}"
+            );
             return Err(Error::input("backbone.patch_drop_rate", reason));
         }
         if rate > 0. && (self.has_ibot() || self.distill.is_some()) {

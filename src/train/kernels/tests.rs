@@ -18,7 +18,7 @@ use crate::train::recipes::Overrides;
 use crate::train::testing::cuda_emulation::launcher;
 use crate::train::testing::{assert_close, fixture, on_processes, values};
 use crate::train::trainer::Trainer;
-use crate::train::trainer::tests::{batches, config};
+use crate::train::trainer::tests::{ROTARY, batches, config};
 
 /// What some steps gave.
 struct Trained {
@@ -174,19 +174,17 @@ fn steps_of_every_method_agree_with_the_kernels() {
 #[test]
 #[ignore = "needs a C++ compiler"]
 fn steps_on_an_emulated_gpu_agree_with_the_kernels() {
-    for (kind, compute, packing, losses, weights) in [
-        (OptimizerKind::Adamw, Dtype::F32, true, 2e-3, 1e-3),
-        (OptimizerKind::Adamw, Dtype::F32, false, 2e-3, 1e-3),
-        (OptimizerKind::Sgd, Dtype::F32, true, 2e-3, 1e-3),
+    for (kind, compute, packing, losses, weights, backbone) in [
+        (OptimizerKind::Adamw, Dtype::F32, true, 2e-3, 1e-3, &[][..]),
+        (OptimizerKind::Adamw, Dtype::F32, false, 2e-3, 1e-3, &[]),
+        (OptimizerKind::Sgd, Dtype::F32, true, 2e-3, 1e-3, &[]),
+        (OptimizerKind::Sgd, Dtype::F32, true, 2e-3, 1e-3, ROTARY),
         // AdamW's steps are as long where a gradient is hardly more than rounding.
-        (OptimizerKind::Adamw, Dtype::Bf16, true, 2e-2, 0.6),
-        (OptimizerKind::Sgd, Dtype::Bf16, true, 2e-2, 5e-2),
+        (OptimizerKind::Adamw, Dtype::Bf16, true, 2e-2, 0.6, &[]),
+        (OptimizerKind::Sgd, Dtype::Bf16, true, 2e-2, 5e-2, &[]),
     ] {
-        let mut config = moving(
-            "dinov2-small",
-            kind,
-            &["backbone.drop_path_rate=0.3", "loss.koleo_group=2"],
-        );
+        let settings = ["backbone.drop_path_rate=0.3", "loss.koleo_group=2"];
+        let mut config = moving("dinov2-small", kind, &[&settings[..], backbone].concat());
         config.sequence_packing = packing;
         let expected = trained(&config, 3, false);
         config.compute = compute;

@@ -230,6 +230,11 @@ mod tests {
             part.starts_with("dino_cls local crops: expected shape [L x 2, 3], found [3, 3]"),
             "{part}"
         );
+        let none = message(dino_local_sum(&make(0), &make(4), 0.1));
+        assert!(none.contains("found [0, 3]"), "{none}");
+        // One crop of one image: a logit alike for each of three prototypes, against the ones of both crops.
+        let one = dino_local_sum(&make(1), &make(2), 0.1).unwrap();
+        assert_scalar("one row", &one, 6. * 3f64.ln(), 1e-5);
         let cold = message(dino_local_sum(&make(4), &make(4), 0.));
         assert!(cold.contains("expected a temperature above 0, found 0"), "{cold}");
     }

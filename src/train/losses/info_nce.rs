@@ -104,5 +104,12 @@ mod tests {
             error.starts_with("info_nce queue: expected shape [2, 3], found [2, 4]"),
             "{error}"
         );
+        let error = info_nce_loss(&make(3), &make(4), &make(3), 0.1)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.starts_with("info_nce keys: expected shape [2, 3], found [2, 4]"),
+            "{error}"
+        );
     }
 }

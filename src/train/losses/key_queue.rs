@@ -111,6 +111,22 @@ mod tests {
         }
     }
 
+    /// Moments of 40,000 draws, each within 5 standard errors.
+    #[test]
+    fn draws_are_standard_normal() {
+        let mut rng = stream(11, "queue", 0);
+        let draws: Vec<f64> = (0..40_000)
+            .map(|_| f64::from(standard_normal(&mut rng)))
+            .collect();
+        let moment = |power: i32| draws.iter().map(|draw| draw.powi(power)).sum::<f64>() / 40_000.;
+        // The variance of x^k is E x^2k - (E x^k)^2, and E x^2k = 1 * 3 * .. * (2k - 1).
+        for (power, expected, variance) in [(1, 0., 1.), (2, 1., 2.), (3, 0., 15.), (4, 3., 96.)] {
+            let found = moment(power);
+            let error = (variance / 40_000f64).sqrt();
+            assert!((found - expected).abs() < 5. * error, "{power}: {found}");
+        }
+    }
+
     #[test]
     fn the_oldest_keys_make_room() {
         let mut queue = KeyQueue::from_keys(&numbered(0..5)).unwrap();

@@ -280,4 +280,63 @@ mod tests {
         assert_eq!(centering.targets(&none, 0.1, &OneRank).unwrap().dims(), [0, 2]);
         assert_eq!(values(&centering.centre().unwrap()), values(&start));
     }
+
+    /// Against the reference's steps on the whole matrix, in double precision; without any, the exponentials as they are.
+    #[test]
+    fn few_iterations_are_those_of_the_whole_matrix() {
+        let exp: Vec<f64> = values(&small())
+            .iter()
+            .map(|logit| ((logit - 0.9) / 0.07).exp())
+            .collect();
+        let of = |iterations| values(&sinkhorn_knopp(&small(), 0.07, iterations, &OneRank).unwrap());
+        for (found, expected) in of(0).iter().zip(&exp) {
+            assert!((found - expected).abs() < 1e-6, "none: {found} {expected}");
+        }
+        let mut expected = exp;
+        for iterations in [1, 2] {
+            for prototype in 0..3 {
+                let sum: f64 = expected.iter().skip(prototype).step_by(3).sum();
+                let column = expected.iter_mut().skip(prototype).step_by(3);
+                column.for_each(|value| *value /= sum);
+            }
+            for row in expected.chunks_exact_mut(3) {
+                let sum: f64 = row.iter().sum();
+                row.iter_mut().for_each(|value| *value /= sum);
+            }
+            for (found, expected) in of(iterations).iter().zip(&expected) {
+                assert!(
+                    (found - expected).abs() < 1e-5,
+                    "{iterations}: {found} {expected}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_centre_is_one_row_and_its_momentum_a_share() {
+        let zeros = |rows| Tensor::zeros((rows, 3), DType::F32, &Device::Cpu).unwrap();
+        let message = |rows, momentum| {
+            SoftmaxCentering::new(&zeros(rows), momentum)
+                .unwrap_err()
+                .to_string()
+        };
+        let two = message(2, 0.9);
+        assert!(
+            two.starts_with("centre: expected shape [1, 3], found [2, 3]"),
+            "{two}"
+        );
+        for momentum in [-0.1, 1.1, f64::NAN] {
+            let error = message(1, momentum);
+            assert!(
+                error.starts_with("centre momentum: expected a number from 0 to 1"),
+                "{error}"
+            );
+        }
+        for momentum in [0., 1.] {
+            assert_eq!(
+                SoftmaxCentering::new(&zeros(1), momentum).unwrap().momentum(),
+                momentum
+            );
+        }
+    }
 }

@@ -5,7 +5,7 @@
 mod overrides;
 mod reference;
 
-use macula_models::vit::FeedForwardKind;
+use macula_models::vit::{FeedForwardKind, GeluKind};
 
 pub use self::overrides::Overrides;
 use self::reference::{dino, ibot, moco, published, vit_giant2_14, vit_large_14, vit_large_16_short};
@@ -138,6 +138,10 @@ fn small_backbone() -> BackboneConfig {
         drop_path_rate: 0.,
         drop_path_uniform: false,
         patch_drop_rate: 0.,
+        activation: GeluKind::Gelu,
+        layer_norm_eps: 1e-6,
+        pre_norm: false,
+        rope: None,
     }
 }
 

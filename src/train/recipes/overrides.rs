@@ -223,6 +223,10 @@ fn expand_arch(backbone: &mut Table) -> Result<()> {
     backbone
         .entry("feed_forward".to_owned())
         .or_insert(Value::String(feed_forward.to_owned()));
+    if let Some(rope) = vit.rope {
+        let rope = Value::try_from(rope).map_err(|e| Error::input("backbone.rope", e.to_string()))?;
+        backbone.entry("rope".to_owned()).or_insert(rope);
+    }
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! Recipes of published methods, with the numbers of their references.
 
-use macula_models::vit::FeedForwardKind;
+use macula_models::vit::{FeedForwardKind, GeluKind};
 
 use super::{DataFacts, OFFICIAL_EPOCH, REFERENCE_EPOCHS, SMALL_SIDE, mild_crops, small};
 use crate::data::augment::MultiCropConfig;
@@ -153,6 +153,10 @@ pub(super) fn vit_large_14() -> BackboneConfig {
         drop_path_rate: 0.4,
         drop_path_uniform: true,
         patch_drop_rate: 0.,
+        activation: GeluKind::Gelu,
+        layer_norm_eps: 1e-6,
+        pre_norm: false,
+        rope: None,
     }
 }
 

@@ -362,6 +362,30 @@ mod tests {
         };
         assert_eq!(error(&[0, 1], &[3]), "k: expected 1 to 2 (the rows), found 3");
         assert_eq!(error(&[0, 1], &[0]), "ks: expected k of at least 1, found 0");
+        for (config, expected) in [
+            (
+                ClusterConfig {
+                    iterations: 0,
+                    ..ClusterConfig::default()
+                },
+                "iterations: expected at least 1, found 0",
+            ),
+            (
+                ClusterConfig {
+                    min_points: 1,
+                    ..ClusterConfig::default()
+                },
+                "min_points: expected at least 2, found 1",
+            ),
+        ] {
+            assert_eq!(config.validate().unwrap_err().to_string(), expected);
+        }
+        let smallest = ClusterConfig {
+            iterations: 1,
+            min_points: 2,
+            ..ClusterConfig::default()
+        };
+        assert!(smallest.validate().is_ok());
         assert_eq!(
             error(&[0], &[]),
             "cluster labels: expected 2 labels, one a row, found 1"
@@ -423,5 +447,22 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert_eq!(error, "components: expected at least 1, found 0");
+    }
+
+    #[test]
+    fn the_defaults_are_the_documented_ones() {
+        let documented = ClusterConfig {
+            method: ClusterMethod::Kmeans,
+            ks: Vec::new(),
+            iterations: 50,
+            components: 32,
+            max_rows: 20_000,
+            radius: None,
+            min_points: 10,
+            normalise: true,
+            seed: 0,
+            bootstrap_resamples: 1_000,
+        };
+        assert_eq!(ClusterConfig::default(), documented);
     }
 }

@@ -525,4 +525,27 @@ mod tests {
         let before = Layer::new(&waves(1, 16), &[0], 50, 0, &testing::PLAIN);
         assert!(before.biases.iter().all(|bias| *bias == 0.0));
     }
+
+    /// Drawn again from the documented stream: with another one, weights would be the numbers that something else is drawn with.
+    #[test]
+    fn initial_weights_have_a_stream_of_their_own() {
+        let draws = || {
+            let mut rng = ChaCha8Rng::seed_from_u64(7);
+            rng.set_stream(1 << 33);
+            rng
+        };
+        let layer = Layer::new(&waves(1, 4), &[0], 3, 7, &testing::PLAIN);
+        let mut rng = draws();
+        let expected: Vec<f32> = (0..12).map(|_| (0.01 * normal(&mut rng)) as f32).collect();
+        assert_eq!(layer.weights, expected);
+        let recipe = Recipe {
+            start: Start::Uniform,
+            ..testing::PLAIN
+        };
+        let layer = Layer::new(&waves(1, 4), &[0], 3, 7, &recipe);
+        let mut rng = draws();
+        let expected: Vec<f32> = (0..15).map(|_| (rng.random::<f64>() - 0.5) as f32).collect();
+        assert_eq!(layer.weights, expected[..12]);
+        assert_eq!(layer.biases, expected[12..]);
+    }
 }

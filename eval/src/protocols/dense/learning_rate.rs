@@ -227,6 +227,12 @@ mod tests {
         for (bad, field) in [
             (with(|bad| bad.learning_rates = vec![]), "learning_rates"),
             (with(|bad| bad.learning_rates = vec![f64::NAN]), "learning_rates"),
+            (
+                with(|bad| bad.learning_rates = vec![0.1, f64::INFINITY]),
+                "learning_rates",
+            ),
+            (with(|bad| bad.learning_rates = vec![0.0]), "learning_rates"),
+            (with(|bad| bad.learning_rates = vec![-0.1]), "learning_rates"),
             (with(|bad| bad.weight_decay = -0.1), "weight_decay"),
             (with(|bad| bad.iterations = 0), "iterations"),
             (with(|bad| bad.batch_size = 0), "batch_size"),

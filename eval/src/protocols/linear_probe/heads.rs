@@ -294,6 +294,7 @@ mod tests {
         assert_eq!(of(60_000, Length::Epochs(10)), (4687, 128));
         assert_eq!(of(3, Length::Epochs(10)), (10, 3));
         assert_eq!(of(60_000, Length::Steps(7)), (7, 128));
+        assert_eq!(of(3, Length::Steps(0)), (1, 3));
         let config = LinearProbeConfig {
             length: Length::Epochs(10),
             ..LinearProbeConfig::default()
@@ -405,5 +406,26 @@ mod tests {
             assert_near(&group.weights, &end.f32s("weights"), 2e-5, &what);
             assert_near(&group.biases, &end.f32s("biases"), 2e-5, &what);
         }
+    }
+
+    #[test]
+    fn logits_are_products_and_biases() {
+        let features = ProbeFeatures {
+            cls_blocks: vec![crate::Matrix::new(vec![1.0, 2.0, -1.0, 0.5], 2, 2).unwrap()],
+            patch_mean: None,
+        };
+        let head = TrainedHead {
+            input: Input {
+                blocks: 1,
+                average_pool: false,
+            },
+            weights: vec![1.0, 2.0, -3.0, 0.5, 0.0, 4.0],
+            biases: vec![0.25, -8.0, 16.0],
+        };
+        assert_eq!(
+            logits(&features, &head, 3),
+            [5.25, -10.0, 24.0, 0.25, -4.75, 18.0]
+        );
+        assert_eq!(logits_of(&features, &[1], &head, 3), [0.25, -4.75, 18.0]);
     }
 }

@@ -266,3 +266,16 @@ fn rows_of_classes_that_train_lacks_are_refused_or_wrong() {
     assert_eq!(scores.top5, 0.9);
     assert!(scores.top1 <= 0.9 && scores.mean_per_class <= 0.75);
 }
+
+#[test]
+fn one_row_is_enough_to_look_at_and_none_is_refused() {
+    let of = |rows: usize| ProbeFeatures {
+        cls_blocks: vec![Matrix::new(vec![0.5; rows * 2], rows, 2).unwrap()],
+        patch_mean: None,
+    };
+    assert_eq!(of(1).check("test").unwrap(), 1);
+    assert_eq!(
+        of(0).check("test").unwrap_err().to_string(),
+        "test: expected at least one row, found none"
+    );
+}

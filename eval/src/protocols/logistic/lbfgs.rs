@@ -369,9 +369,29 @@ fn two_loops(direction: &mut [f64], memory: &VecDeque<Pair>, preconditioner: &Pr
 mod tests {
     use super::*;
 
+    use crate::Matrix;
+
     fn probe(t: f64, value: f64, slope: f64) -> Probe {
         Probe { t, value, slope }
     }
+
+    /// Five hundred rows of three columns and three classes that overlap.
+    fn rows() -> (Matrix, Vec<u32>) {
+        let labels: Vec<u32> = (0..500u32).map(|row| row * 7 % 3).collect();
+        let value = |row: usize, column: usize| {
+            let noise = ((row * 3 + column) as f32 * 1.7).sin();
+            noise + if labels[row] as usize == column { 0.5 } else { 0.25 }
+        };
+        let data = (0..1500).map(|place| value(place / 3, place % 3)).collect();
+        (Matrix::new(data, 500, 3).unwrap(), labels)
+    }
+
+    const GOAL: Goal = Goal {
+        c: 0.02,
+        penalty: 1.5,
+        max_iterations: 100,
+        tolerance: 1e-12,
+    };
 
     #[test]
     fn verdicts_on_a_parabola() {
@@ -389,5 +409,143 @@ mod tests {
         let bad = probe(1e30, f64::INFINITY, f64::NAN);
         assert_eq!(judge(probe(0.0, 1.0, -1.0), bad), Verdict::TooLong);
         assert!((next_step(probe(0.0, 1.0, -1.0), Some(bad)) / 1e29 - 1.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_line_has_the_value_and_slope_of_loss_and_penalty() {
+        let line = Line {
+            c: 10.0,
+            penalty: 3.0,
+            weight_weight: 5.0,
+            weight_direction: -2.0,
+            direction_direction: 4.0,
+        };
+        let loss = LossSlope {
+            loss: 0.5,
+            slope: -0.25,
+            spread: 0.0,
+        };
+        // |w + d/2|^2 = 5 - 2 + 1
+        let found = line.at(0.5, loss);
+        assert_eq!((found.t, found.value, found.slope), (0.5, 6.0 + 5.0, -2.5));
+    }
+
+    #[test]
+    fn a_probe_is_accepted_for_its_decrease_or_where_rounding_hides_it() {
+        let start = probe(0.0, 1.0, -1.0);
+        // A decrease of 1e-4 of what the slope promises, and a little less.
+        assert_eq!(judge(start, probe(0.5, 1.0 - 6e-5, 0.9)), Verdict::Accept);
+        assert_eq!(judge(start, probe(0.5, 1.0 - 4e-5, 0.9)), Verdict::TooLong);
+        // As high as the start within 1e-9: only where the slope is not too steep.
+        assert_eq!(judge(start, probe(0.5, 1.0 + 5e-10, 0.5)), Verdict::Accept);
+        assert_eq!(judge(start, probe(0.5, 1.0 + 5e-10, 0.9)), Verdict::TooLong);
+        assert_eq!(judge(start, probe(0.5, 1.0 + 2e-9, 0.5)), Verdict::TooLong);
+    }
+
+    /// One pair of a step s and a change y, orthogonal to the gradient: `-(s.y / y H y) H g`, by hand.
+    #[test]
+    fn the_initial_matrix_is_scaled_by_the_last_pair() {
+        let pair = Pair {
+            step: vec![1.0, 0.0],
+            change: vec![4.0, 0.0],
+            inverse_curvature: 0.25,
+        };
+        let mut direction = vec![0.0, 1.0];
+        let inverse = Preconditioner::Diagonal(vec![2.0, 4.0]);
+        two_loops(&mut direction, &VecDeque::from([pair]), &inverse);
+        assert_eq!(direction, [0.0, -0.125]);
+    }
+
+    /// At zero weights every row is as undecided as any, so that the preconditioner is the Hessian: the gradient vanishes, in the
+    /// first order, along the first direction.
+    #[test]
+    fn the_first_direction_is_newtons() {
+        let (x, labels) = rows();
+        let mut objective = Objective::new(x.view(), &labels, 3);
+        let gram = Gram::new(x.view());
+        let n = objective.n_parameters();
+        let mut search = Search::start(&mut objective, &gram, GOAL, vec![0.0; n]);
+        search.aim();
+        let (direction, start) = (search.direction.clone(), search.gradient.clone());
+        let mut gradient_after = |share: f64| {
+            search.parameters = direction.iter().map(|value| share * value).collect();
+            search.refresh();
+            search.gradient.clone()
+        };
+        let (after, before) = (gradient_after(0.05), gradient_after(-0.05));
+        let largest = start.iter().fold(0.0f64, |max, g| max.max(g.abs()));
+        assert!(largest > 0.05, "{largest}");
+        for ((after, before), start) in after.iter().zip(&before).zip(&start) {
+            let slope = (after - before) / 0.1;
+            assert!((slope + start).abs() < 1e-2 * largest, "{slope} {start}");
+        }
+    }
+
+    #[test]
+    fn uphill_the_pairs_are_forgotten() {
+        let (x, labels) = rows();
+        let mut objective = Objective::new(x.view(), &labels, 3);
+        let gram = Gram::new(x.view());
+        let n = objective.n_parameters();
+        let mut search = Search::start(&mut objective, &gram, GOAL, vec![0.0; n]);
+        let downhill = search.aim();
+        let direction = search.direction.clone();
+        assert!(downhill < 0.0);
+        // A pair of negative curvature along the gradient turns the direction round.
+        let step = search.gradient.clone();
+        search.memory.push_back(Pair {
+            change: step.iter().map(|value| -value).collect(),
+            inverse_curvature: -1.0 / dot(&step, &step),
+            step,
+        });
+        assert_eq!(search.aim(), downhill);
+        assert!(search.memory.is_empty());
+        assert_eq!(search.direction, direction);
+    }
+
+    #[test]
+    fn a_promise_below_rounding_is_the_end() {
+        let (x, labels) = rows();
+        let mut objective = Objective::new(x.view(), &labels, 3);
+        let gram = Gram::new(x.view());
+        let n = objective.n_parameters();
+        let mut search = Search::start(&mut objective, &gram, GOAL, vec![0.0; n]);
+        for value in [8.0, -8.0] {
+            search.value = value;
+            assert!(search.is_at_rounding(-1.5e-6));
+            assert!(!search.is_at_rounding(-1.7e-6));
+        }
+    }
+
+    #[test]
+    fn a_preconditioner_of_each_class_stays() {
+        let (x, labels) = rows();
+        let mut objective = Objective::new(x.view(), &labels, 3);
+        let gram = Gram::new(x.view());
+        let n = objective.n_parameters();
+        let mut search = Search::start(&mut objective, &gram, GOAL, vec![0.0; n]);
+        search.factor_if_stale();
+        assert!(matches!(search.preconditioner, Preconditioner::Full { .. }));
+        search.precondition_per_class();
+        search.factored_spread = 0.0; // as stale as can be
+        search.factor_if_stale();
+        assert!(matches!(search.preconditioner, Preconditioner::PerClass { .. }));
+    }
+
+    #[test]
+    fn no_more_iterations_are_done_than_are_counted() {
+        let (x, labels) = rows();
+        let gram = Gram::new(x.view());
+        for max_iterations in [1, 2] {
+            let mut objective = Objective::new(x.view(), &labels, 3);
+            let n = objective.n_parameters();
+            let goal = Goal {
+                max_iterations,
+                tolerance: 0.0,
+                ..GOAL
+            };
+            let found = minimise(&mut objective, &gram, goal, vec![0.0; n]);
+            assert_eq!((found.iterations, found.converged), (max_iterations, false));
+        }
     }
 }

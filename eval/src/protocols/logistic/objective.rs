@@ -238,3 +238,36 @@ impl Lane {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Matrix;
+
+    /// Many blocks, the last one not full: each row's weight is its own.
+    #[test]
+    fn weights_of_a_class_are_those_of_every_row() {
+        let (rows, dim, classes) = (1000, 2, 3);
+        let data = (0..rows * dim).map(|i| (i as f32 * 0.37).sin()).collect();
+        let x = Matrix::new(data, rows, dim).unwrap();
+        let labels: Vec<u32> = (0..rows as u32).map(|row| row % 3).collect();
+        let mut objective = Objective::new(x.view(), &labels, classes);
+        let parameters = [1.0, -2.0, 0.5, 3.0, -1.0, 0.0, 0.25, -0.5, 0.0];
+        objective.restart(&parameters, &mut [0.0; 9]);
+        for class in 0..classes {
+            let found = objective.class_weights(class);
+            for (row, found) in found.iter().enumerate() {
+                let of_row = x.view().row(row);
+                let e: Vec<f64> = (0..classes)
+                    .map(|k| {
+                        let along = |j: usize| parameters[k * dim + j] * f64::from(of_row[j]);
+                        (parameters[classes * dim + k] + along(0) + along(1)).exp()
+                    })
+                    .collect();
+                let p = e[class] / e.iter().sum::<f64>();
+                let expected = p * (1.0 - p);
+                assert!((f64::from(*found) - expected).abs() < 1e-6, "{class}, {row}");
+            }
+        }
+    }
+}

@@ -390,4 +390,43 @@ mod tests {
         assert!(cholesky(&mut a, 2));
         assert_eq!([a[0], a[2], a[3]], [2.0, 1.0, 2.0]);
     }
+
+    #[test]
+    fn a_sample_has_eight_rows_a_column() {
+        // One column and one row more than the 8,192 rows hold that are enough for few columns.
+        let (rows, dim) = (8 * 1025, 1025);
+        let mut data = vec![0.0; rows * dim];
+        data[(rows - 1) * dim] = 2.0;
+        let gram = Gram::new(MatrixView::new(&data, rows, dim).unwrap());
+        assert_eq!(gram.values[0], 4.0 / rows as f64);
+    }
+
+    #[test]
+    fn matrices_of_each_class_are_for_what_they_cost() {
+        assert!(can_be_per_class(3, 10) && !can_be_per_class(2, 10));
+        assert!(can_be_per_class(3, 2048) && !can_be_per_class(3, 2049));
+        // 11 and 12 matrices of 2,049 x 2,049.
+        assert!(can_be_per_class(11, 2048) && !can_be_per_class(12, 2048));
+    }
+
+    #[test]
+    fn of_wide_features_the_diagonal_is_divided_by() {
+        let dim = 2049;
+        let data: Vec<f32> = (0..2 * dim).map(|i| (i % 5) as f32).collect();
+        let gram = Gram::new(MatrixView::new(&data, 2, dim).unwrap());
+        let Preconditioner::Diagonal(diagonal) = gram.factor(2.0, 3.0) else {
+            panic!("expected the diagonal alone");
+        };
+        assert_eq!(diagonal.len(), dim + 1);
+        for (j, found) in diagonal[..dim].iter().enumerate() {
+            let squares = data[j] * data[j] + data[dim + j] * data[dim + j];
+            assert_eq!(*found, f64::from(squares) + 3.0, "{j}");
+        }
+        assert_eq!(diagonal[dim], 2.0);
+        // A curvature of 0 leaves the bias something to be divided by.
+        let Preconditioner::Diagonal(diagonal) = gram.factor(0.0, 3.0) else {
+            panic!("expected the diagonal alone");
+        };
+        assert!(diagonal[dim] > 0.0);
+    }
 }

@@ -179,10 +179,58 @@ fn each_error_is_one_line_that_names_what_is_wrong() {
         model.predict(wide.view()).unwrap_err().to_string(),
         "test features: expected width 1 as in training, found 2"
     );
+    let error = model.logits(nan.view()).unwrap_err().to_string();
+    assert!(
+        error.starts_with("test features: ") && error.contains("in row 1"),
+        "{error}"
+    );
     assert_eq!(
         fit_from(wide.view(), &[0, 1], 2, &one(), &model)
             .unwrap_err()
             .to_string(),
         "starting model: expected 2 classes of width 2, found 2 of width 1"
     );
+}
+
+/// Of two classes the weights are those of scikit-learn's one vector w, the difference: `w = C sum_i (y_i - p_i) x_i`.
+#[test]
+fn two_classes_have_the_minimum_of_one_weight_vector() {
+    let (x, labels) = clusters(300, 3, 2, 5);
+    let c = 0.01;
+    let model = fit(x.view(), &labels, 2, &LogisticParams::new(c).tolerance(1e-12)).unwrap();
+    let w: Vec<f64> = (0..3)
+        .map(|j| model.weights()[3 + j] - model.weights()[j])
+        .collect();
+    let bias = model.biases()[1] - model.biases()[0];
+    let mut pulled = vec![0.0; 3];
+    let mut objective = 0.5 * w.iter().map(|w| w * w).sum::<f64>();
+    for (row, &label) in labels.iter().enumerate() {
+        let x: Vec<f64> = x.view().row(row).iter().map(|&value| f64::from(value)).collect();
+        let logit = bias + w.iter().zip(&x).map(|(w, x)| w * x).sum::<f64>();
+        let residual = f64::from(label) - 1.0 / (1.0 + (-logit).exp());
+        objective += c * (1.0 - residual.abs()).ln().abs();
+        pulled
+            .iter_mut()
+            .zip(&x)
+            .for_each(|(sum, x)| *sum += c * residual * x);
+    }
+    let largest = w.iter().fold(0.0f64, |max, w| max.max(w.abs()));
+    assert!(largest > 0.01, "{w:?}");
+    for (w, pulled) in w.iter().zip(&pulled) {
+        assert!((w - pulled).abs() < 1e-3 * largest, "{w} {pulled}");
+    }
+    assert!((model.objective() / objective - 1.0).abs() < 1e-6);
+}
+
+#[test]
+fn log_loss_is_the_mean_over_rows() {
+    let (x, labels) = clusters(50, 2, 3, 6);
+    let model = fit(x.view(), &labels, 3, &LogisticParams::new(0.1)).unwrap();
+    let logits = model.logits(x.view()).unwrap();
+    let of_row = |(z, &label): (&[f32], &u32)| {
+        let sum: f64 = z.iter().map(|z| f64::from(*z).exp()).sum();
+        sum.ln() - f64::from(z[label as usize])
+    };
+    let expected = logits.chunks_exact(3).zip(&labels).map(of_row).sum::<f64>() / 50.0;
+    assert!((model.log_loss(x.view(), &labels).unwrap() - expected).abs() < 1e-9);
 }

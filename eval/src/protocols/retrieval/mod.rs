@@ -1,9 +1,11 @@
 //! Retrieval by cosine similarity: `by_labels` (instance retrieval where a row's label says what it shows), `revisited`
-//! (the Oxford and Paris ground truth with easy, hard and junk lists) and `copies` (copy detection over pooled pairs).
+//! (the Oxford and Paris ground truth with easy, hard and junk lists), `copies` (copy detection over pooled pairs) and `captions`
+//! (images and texts that search for each other).
 //! All give rows `metric, value, low, high` with a bootstrap over queries, and a query without any positive is left out
 //! of the means.
 
 pub mod by_labels;
+pub mod captions;
 pub mod copies;
 pub mod revisited;
 
@@ -18,7 +20,7 @@ use crate::{Error, Result};
 /// Places that mAP@100 looks at.
 pub const AP_PLACES: usize = 100;
 
-/// Settings of `by_labels` and `revisited`.
+/// Settings of `by_labels`, `revisited` and `captions`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RetrievalConfig {
@@ -70,7 +72,7 @@ impl RetrievalConfig {
 /// One metric.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RetrievalRow {
-    /// Name: `mAP`, `mAP@100`, `R@1`, `mP@10`, `GAP`, `muAP`, or `medium mAP`.
+    /// Name: `mAP`, `mAP@100`, `R@1`, `mP@10`, `GAP`, `muAP`, `medium mAP`, or `text to image R@1`.
     pub metric: String,
     /// From 0 to 1.
     pub value: f64,

@@ -251,3 +251,34 @@ fn copies_need_what_they_ask_for() {
         "ks: expected 1 to 5 (the candidates), found 10"
     );
 }
+
+#[test]
+fn lengths_count_only_where_rows_are_not_normalised() {
+    // By angle 0 - 1 | 2 - 3; by inner products the long third row is the nearest of all.
+    let mut data = one_hot_angles(&[0.0, 0.1, 1.0, 1.1]).into_data();
+    data[4..6].iter_mut().for_each(|value| *value *= 100.0);
+    let features = Matrix::new(data, 4, 2).unwrap();
+    let nearest = |normalise| {
+        let config = RetrievalConfig {
+            normalise,
+            ..RetrievalConfig::default()
+        };
+        let result = by_labels::leave_one_out(features.view(), &[0, 0, 1, 1], &config).unwrap();
+        result.value("R@1").unwrap()
+    };
+    assert_eq!((nearest(true), nearest(false)), (1.0, 0.5));
+}
+
+#[test]
+fn the_defaults_of_copies_are_the_documented_ones() {
+    let documented = CopyConfig {
+        candidates: 10,
+        ks: vec![1, 10],
+        whiten: false,
+        components: None,
+        score_normalisation: None,
+        seed: 0,
+        bootstrap_resamples: 1_000,
+    };
+    assert_eq!(CopyConfig::default(), documented);
+}

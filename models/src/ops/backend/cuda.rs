@@ -1,20 +1,12 @@
-//! The kernels for NVIDIA GPUs ([`super::super::cuda`]), and what they lack: attention to look at, other kinds of GELU than the exact
-//! one, stacks with either or with rotary positions, and pixels that a gradient is asked of are composed.
+//! The kernels for NVIDIA GPUs ([`super::super::cuda`]), and what they lack: attention to look at, and pixels that a gradient is asked
+//! of are composed.
 
 use candle_core::{D, DType, Result, Tensor};
 
-use super::super::{GeluKind, Middle, Packing, SpecialTokens, StackOptions, StackedBranch, composed, cuda};
+use super::super::{GeluKind, Packing, Rotary, SpecialTokens, StackOptions, StackedBranch, composed, cuda};
 use super::Backend;
 
 pub(super) struct Cuda;
-
-/// Whether there are kernels for all of `branches`.
-fn has_kernels(branches: &[StackedBranch]) -> bool {
-    let lacks_middle = |middle: Middle| matches!(middle, Middle::Gelu(kind) if !kind.is_exact());
-    branches
-        .iter()
-        .all(|branch| branch.rotary.is_none() && !lacks_middle(branch.middle))
-}
 
 impl Backend for Cuda {
     fn linear(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, compute: DType) -> Result<Tensor> {
@@ -26,10 +18,7 @@ impl Backend for Cuda {
     }
 
     fn gelu(&self, x: &Tensor, kind: GeluKind) -> Result<Tensor> {
-        match kind.is_exact() {
-            true => cuda::gelu(x),
-            false => composed::gelu(x, kind),
-        }
+        cuda::gelu(x, kind)
     }
 
     fn swiglu(&self, x: &Tensor) -> Result<Tensor> {
@@ -38,6 +27,10 @@ impl Backend for Cuda {
 
     fn attention(&self, qkv: &Tensor, scale: f64) -> Result<Tensor> {
         cuda::attention(qkv, scale)
+    }
+
+    fn rotate(&self, qkv: &Tensor, rotary: &Rotary) -> Result<Tensor> {
+        cuda::rotate(qkv, rotary)
     }
 
     fn l2_normalize(&self, x: &Tensor, eps: f64) -> Result<Tensor> {
@@ -99,10 +92,7 @@ impl Backend for Cuda {
         options: StackOptions,
     ) -> Result<Tensor> {
         let (batch, tokens, _) = x.dims3()?;
-        match has_kernels(branches) {
-            true => cuda::residual_stack(x, Packing::one(batch, tokens), branches, options),
-            false => composed::residual_stack(x, branches, options),
-        }
+        cuda::residual_stack(x, Packing::one(batch, tokens), branches, options)
     }
 
     fn packed_residual_stack(
@@ -112,15 +102,10 @@ impl Backend for Cuda {
         branches: &[StackedBranch],
         options: StackOptions,
     ) -> Result<Tensor> {
-        match has_kernels(branches) {
-            true => cuda::residual_stack(x, packing, branches, options),
-            false => composed::packed_residual_stack(x, packing, branches, |x, branches| {
-                composed::residual_stack(x, branches, options)
-            }),
-        }
+        cuda::residual_stack(x, packing, branches, options)
     }
 
-    fn packs_sequences(&self, activation: GeluKind) -> bool {
-        activation.is_exact()
+    fn packs_sequences(&self) -> bool {
+        true
     }
 }

@@ -46,6 +46,7 @@ pub(in crate::ops) fn packed_residual_stack(
             .zip(&apart)
             .map(|(branch, apart)| StackedBranch {
                 samples: apart.as_ref().map(|apart| &apart[size]),
+                rotary: branch.rotary.get(size..=size).unwrap_or_default(),
                 ..*branch
             })
             .collect();
@@ -88,7 +89,7 @@ fn added(x: &Tensor, branch: &StackedBranch, options: StackOptions) -> Result<Te
         Middle::SwiGlu => swiglu(&expanded)?,
         Middle::Attention { heads } => {
             let mut qkv = expanded.reshape((batch, tokens, 3, heads, width / heads))?;
-            if let Some(rotary) = branch.rotary {
+            if let Some(rotary) = branch.rotary.first() {
                 qkv = rotate(&qkv, rotary)?;
             }
             attention(&qkv, 1. / ((width / heads) as f64).sqrt())?

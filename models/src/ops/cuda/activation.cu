@@ -3,13 +3,55 @@
 
 static const float INV_SQRT_2 = 0.70710678f;
 static const float INV_SQRT_2PI = 0.39894228f;
+static const float TWICE_SQRT_2_BY_PI = 1.5957691f;
+static const float CUBIC = 0.044715f;
+static const float QUICK = 1.702f;
 
 // The normal distribution function.
 __device__ inline float distribution(float x) { return 0.5f * (1.f + erff(x * INV_SQRT_2)); }
 
 __device__ inline float sigmoid(float x) { return 1.f / (1.f + expf(-x)); }
 
-template <int V, class T>
+// The forms of GELU (`GeluKind`): the value and the slope at x.
+struct Exact {
+    static __device__ inline float value(float x) { return x * distribution(x); }
+
+    static __device__ inline float slope(float x) {
+        const float density = INV_SQRT_2PI * expf(-0.5f * x * x);
+        // Far out the density is 0 however large the value, infinite ones too.
+        return distribution(x) + (density == 0.f ? 0.f : x * density);
+    }
+};
+
+// Of `x sigmoid(g)`, where g has the slope `along`. Far out the sigmoid is 0 or 1, and does not bend.
+__device__ inline float gated_slope(float x, float g, float along) {
+    const float open = sigmoid(g), bend = open * (1.f - open);
+    return open + (bend == 0.f ? 0.f : x * bend * along);
+}
+
+// x / 2 (1 + tanh(u)) with u = sqrt(2 / pi) (x + 0.044715 x^3), and 1 + tanh(u) = 2 sigmoid(2 u).
+struct ByTanh {
+    // Beyond 15 the sigmoid is 0 or 1, and the powers stay finite; NaN stays.
+    static __device__ inline float near(float x) { return x < -15.f ? -15.f : x > 15.f ? 15.f : x; }
+
+    static __device__ inline float gate(float y) { return TWICE_SQRT_2_BY_PI * (y + CUBIC * y * y * y); }
+
+    static __device__ inline float value(float x) { return x * sigmoid(gate(near(x))); }
+
+    static __device__ inline float slope(float x) {
+        const float y = near(x);
+        return gated_slope(x, gate(y), TWICE_SQRT_2_BY_PI * (1.f + 3.f * CUBIC * y * y));
+    }
+};
+
+// x sigmoid(1.702 x).
+struct Quick {
+    static __device__ inline float value(float x) { return x * sigmoid(QUICK * x); }
+
+    static __device__ inline float slope(float x) { return gated_slope(x, QUICK * x, QUICK); }
+};
+
+template <class Form, int V, class T>
 __device__ inline void gelu(const T *__restrict__ x, const float *__restrict__ bias, T *__restrict__ out, int rows, int width,
                             int chunk_rows, int across) {
     const Strip strip = strip_of<V>(rows, width, chunk_rows, across);
@@ -26,8 +68,7 @@ __device__ inline void gelu(const T *__restrict__ x, const float *__restrict__ b
         EACH_OF_AHEAD(Ahead<V>::ROWS) {
             Several<V> &own = loaded[next];
             EACH_OF(V) {
-                const float value = own.values[i] + add.values[i];
-                own.values[i] = value * distribution(value);
+                own.values[i] = Form::value(own.values[i] + add.values[i]);
             }
             store_several<V>(out, static_cast<offset_t>(row + next) * width + strip.column, own);
         }
@@ -35,7 +76,7 @@ __device__ inline void gelu(const T *__restrict__ x, const float *__restrict__ b
 }
 
 // `dx` may be `grad` itself. The sums of dx over the chunk go to `partials` [chunks, width], where there are any.
-template <int V, class T>
+template <class Form, int V, class T>
 __device__ inline void gelu_gradient(const T *__restrict__ x, const float *__restrict__ bias, const T *grad, T *dx,
                                      float *__restrict__ partials, int rows, int width, int chunk_rows, int across) {
     const Strip strip = strip_of<V>(rows, width, chunk_rows, across);
@@ -55,11 +96,7 @@ __device__ inline void gelu_gradient(const T *__restrict__ x, const float *__res
         EACH_OF_AHEAD(Ahead<V>::ROWS) {
             Several<V> &own = grads[next];
             EACH_OF(V) {
-                const float value = loaded[next].values[i] + add.values[i];
-                const float density = INV_SQRT_2PI * expf(-0.5f * value * value);
-                // Far out the density is 0 however large the value, infinite ones too.
-                const float slope = distribution(value) + (density == 0.f ? 0.f : value * density);
-                own.values[i] *= slope;
+                own.values[i] *= Form::slope(loaded[next].values[i] + add.values[i]);
                 sums.values[i] += own.values[i];
             }
             store_several<V>(dx, static_cast<offset_t>(row + next) * width + strip.column, own);
@@ -140,14 +177,20 @@ __device__ inline void swiglu_gradient(const T *__restrict__ x, const float *__r
     }
 }
 
-#define ACTIVATIONS(T, V, suffix)                                                                                            \
-    KERNEL(gelu_forward_##suffix, const T *x, const float *bias, T *out, int rows, int width, int chunk_rows, int across) {  \
-        gelu<V>(x, bias, out, rows, width, chunk_rows, across);                                                              \
+#define GELU(name, Form, T, V, suffix)                                                                                       \
+    KERNEL(name##_forward_##suffix, const T *x, const float *bias, T *out, int rows, int width, int chunk_rows,              \
+           int across) {                                                                                                     \
+        gelu<Form, V>(x, bias, out, rows, width, chunk_rows, across);                                                        \
     }                                                                                                                        \
-    KERNEL(gelu_backward_##suffix, const T *x, const float *bias, const T *grad, T *dx, float *partials, int rows,           \
+    KERNEL(name##_backward_##suffix, const T *x, const float *bias, const T *grad, T *dx, float *partials, int rows,         \
            int width, int chunk_rows, int across) {                                                                          \
-        gelu_gradient<V>(x, bias, grad, dx, partials, rows, width, chunk_rows, across);                                      \
-    }                                                                                                                        \
+        gelu_gradient<Form, V>(x, bias, grad, dx, partials, rows, width, chunk_rows, across);                                \
+    }
+
+#define ACTIVATIONS(T, V, suffix)                                                                                            \
+    GELU(gelu, Exact, T, V, suffix)                                                                                          \
+    GELU(gelu_tanh, ByTanh, T, V, suffix)                                                                                    \
+    GELU(quick_gelu, Quick, T, V, suffix)                                                                                    \
     KERNEL(swiglu_forward_##suffix, const T *x, const float *bias, T *out, int rows, int half, int chunk_rows, int across) { \
         swiglu<V>(x, bias, out, rows, half, chunk_rows, across);                                                             \
     }                                                                                                                        \

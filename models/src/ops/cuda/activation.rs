@@ -5,12 +5,13 @@ use candle_core::{D, Result, Tensor, bail};
 use super::columns::Partials;
 use super::geometry::Chunked;
 use super::launch::{Argument, Source, is_wide, launch, strips, uninitialised};
+use crate::ops::GeluKind;
 use crate::ops::cpu::rows_and_width;
 use crate::ops::node::node1;
 
-/// [`crate::ops::gelu`], of f32 or bf16.
-pub(in crate::ops) fn gelu(x: &Tensor) -> Result<Tensor> {
-    alone(x, Activation::Gelu)
+/// [`crate::ops::gelu_of`], of f32 or bf16.
+pub(in crate::ops) fn gelu(x: &Tensor, kind: GeluKind) -> Result<Tensor> {
+    alone(x, Activation::Gelu(kind))
 }
 
 /// [`crate::ops::swiglu`], of f32 or bf16.
@@ -20,7 +21,7 @@ pub(in crate::ops) fn swiglu(x: &Tensor) -> Result<Tensor> {
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Activation {
-    Gelu,
+    Gelu(GeluKind),
     SwiGlu,
 }
 
@@ -43,7 +44,9 @@ fn alone(x: &Tensor, activation: Activation) -> Result<Tensor> {
 impl Activation {
     fn name(self) -> &'static str {
         match self {
-            Self::Gelu => "gelu",
+            Self::Gelu(GeluKind::Gelu) => "gelu",
+            Self::Gelu(GeluKind::GeluTanh) => "gelu_tanh",
+            Self::Gelu(GeluKind::QuickGelu) => "quick_gelu",
             Self::SwiGlu => "swiglu",
         }
     }
@@ -51,7 +54,7 @@ impl Activation {
     /// The width behind `width` columns.
     fn inner(self, width: usize) -> Result<usize> {
         match self {
-            Self::Gelu => Ok(width),
+            Self::Gelu(_) => Ok(width),
             Self::SwiGlu if width.is_multiple_of(2) => Ok(width / 2),
             Self::SwiGlu => bail!("swiglu: expected an even last dimension, found {width}"),
         }

@@ -40,6 +40,7 @@ impl Source {
             Self::Optimizer => module!("optimizer"),
             Self::Patches => module!("patches"),
             Self::Residual => module!("residual"),
+            Self::Rotary => module!("rotary"),
             Self::Targets => module!("targets"),
         }
     }

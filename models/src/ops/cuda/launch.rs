@@ -27,6 +27,7 @@ pub(super) enum Source {
     Optimizer,
     Patches,
     Residual,
+    Rotary,
     Targets,
 }
 

@@ -38,6 +38,7 @@ pub mod optimizer;
 mod patches;
 mod residual;
 mod residual_stack;
+mod rotary;
 pub mod targets;
 mod upload;
 
@@ -53,4 +54,5 @@ pub(super) use linear::linear;
 pub(super) use normalise::{l2_normalize, weight_norm};
 pub(super) use patches::patch_rows;
 pub(super) use residual_stack::residual_stack;
+pub(super) use rotary::rotate;
 pub use upload::upload;

@@ -12,9 +12,10 @@ use super::columns::column_sums;
 use super::launch::uninitialised;
 use super::layer_norm::{Into, Norm};
 use super::residual::{Residual, Samples};
+use super::rotary::{Angles, Uploaded};
 use crate::ops::many_parameters::tie;
 use crate::ops::node::node2;
-use crate::ops::{BranchParameters, Middle, Packing, StackOptions, StackedBranch};
+use crate::ops::{Middle, Packing, StackOptions, StackedBranch};
 
 const NAME: &str = "residual-stack";
 
@@ -42,6 +43,7 @@ pub(in crate::ops) fn residual_stack(
     let samples = Samples::new(&sets, packing, x.device())?;
     let mut sum = x.detach().contiguous()?;
     let mut layers = Vec::with_capacity(branches.len());
+    let mut uploaded = Uploaded::default();
     for (branch, samples) in branches.iter().zip(samples) {
         if samples
             .as_ref()
@@ -50,7 +52,8 @@ pub(in crate::ops) fn residual_stack(
             layers.push(None);
             continue;
         }
-        let branch = Branch::new(branch.parameters, branch.middle, samples, packing, options)?;
+        let angles = uploaded.get(branch.rotary, x.device())?;
+        let branch = Branch::new(branch, &angles, samples, packing, options)?;
         let kept = branch.between(&sum)?;
         let out = branch.add(&sum, &kept)?;
         let input = std::mem::replace(&mut sum, out);
@@ -116,16 +119,24 @@ struct Branch {
 }
 
 enum FusedMiddle {
-    /// For every size of images: their rows, and their attention.
-    Attention(Vec<(Range<usize>, Attention)>),
+    /// For every size of images.
+    Attention(Vec<OfSize>),
     Activation(Activation),
+}
+
+/// The attention of images of one size.
+struct OfSize {
+    rows: Range<usize>,
+    attention: Attention,
+    /// Of rotary positions.
+    angles: Option<Angles>,
 }
 
 /// Values of the forward pass that the backward pass needs again.
 struct Kept {
     normed: Tensor,     // [rows, D]
     statistics: Tensor, // [rows, 2]
-    /// The first projection without its bias, [rows, E].
+    /// The first projection without its bias, [rows, E]; with it and turned where there are rotary positions.
     expanded: Tensor,
     inner: Tensor, // [rows, I]
     /// Of attention, for every size of images.
@@ -134,14 +145,22 @@ struct Kept {
     contracted: Tensor,
 }
 
+impl OfSize {
+    /// What attention has to add to the projection: nothing where that was turned, bias and all.
+    fn bias<'a>(&self, bias: Option<&'a Tensor>) -> Option<&'a Tensor> {
+        bias.filter(|_| self.angles.is_none())
+    }
+}
+
 impl Branch {
     fn new(
-        parameters: &BranchParameters,
-        middle: Middle,
+        branch: &StackedBranch,
+        angles: &[Angles],
         samples: Option<Samples>,
         packing: Packing,
         options: StackOptions,
     ) -> Result<Self> {
+        let parameters = branch.parameters;
         let values = |tensor: &Tensor| tensor.detach().contiguous();
         let weight = |tensor: &Tensor| values(tensor)?.to_dtype(options.compute);
         Ok(Self {
@@ -152,16 +171,20 @@ impl Branch {
             },
             expand: weight(&parameters.expand_weight)?,
             expand_bias: values(&parameters.expand_bias)?,
-            middle: match middle {
+            middle: match branch.middle {
                 Middle::Attention { heads } => {
                     let width = parameters.gamma.elem_count();
                     let of_branch = samples.as_ref().map_or(packing, |samples| samples.chosen);
-                    let attention = |(_, images, tokens, rows)| {
-                        Ok((rows, Attention::new([images, tokens, width], heads)?))
+                    let attention = |(size, images, tokens, rows): (usize, usize, usize, Range<usize>)| {
+                        Ok(OfSize {
+                            rows,
+                            attention: Attention::new([images, tokens, width], heads)?,
+                            angles: angles.get(size).cloned(),
+                        })
                     };
                     FusedMiddle::Attention(of_branch.sizes().map(attention).collect::<Result<_>>()?)
                 }
-                Middle::Gelu(_) => FusedMiddle::Activation(Activation::Gelu),
+                Middle::Gelu(kind) => FusedMiddle::Activation(Activation::Gelu(kind)),
                 Middle::SwiGlu => FusedMiddle::Activation(Activation::SwiGlu),
             },
             contract: weight(&parameters.contract_weight)?,
@@ -183,9 +206,13 @@ impl Branch {
         let inner = match &self.middle {
             FusedMiddle::Attention(sizes) => {
                 let inner = uninitialised(normed.shape(), dtype, normed.device())?; // [rows, D]
-                for (rows, attention) in sizes {
-                    let kept =
-                        attention.forward(&rows_of(&expanded, rows)?, bias, &rows_of(&inner, rows)?)?;
+                for of_size in sizes {
+                    let qkv = rows_of(&expanded, &of_size.rows)?;
+                    let inner = rows_of(&inner, &of_size.rows)?;
+                    if let Some(angles) = &of_size.angles {
+                        angles.turn(&qkv, bias)?;
+                    }
+                    let kept = of_size.attention.forward(&qkv, of_size.bias(bias), &inner)?;
                     kept_of_attention.push(kept);
                 }
                 inner
@@ -220,10 +247,17 @@ impl Branch {
             FusedMiddle::Attention(sizes) => {
                 let expanded = &kept.expanded;
                 let dexpanded = uninitialised(expanded.shape(), expanded.dtype(), expanded.device())?;
-                for ((rows, attention), of_size) in sizes.iter().zip(&kept.attention) {
+                for (of_size, kept_of_size) in sizes.iter().zip(&kept.attention) {
+                    let rows = &of_size.rows;
                     let (qkv, dqkv) = (rows_of(expanded, rows)?, rows_of(&dexpanded, rows)?);
                     let (inner, dinner) = (rows_of(&kept.inner, rows)?, rows_of(&dinner, rows)?);
-                    attention.backward(&qkv, bias, &inner, of_size, &dinner, &dqkv)?;
+                    let bias = of_size.bias(bias);
+                    of_size
+                        .attention
+                        .backward(&qkv, bias, &inner, kept_of_size, &dinner, &dqkv)?;
+                    if let Some(angles) = &of_size.angles {
+                        angles.turn_back(&dqkv)?;
+                    }
                 }
                 (dexpanded, None)
             }

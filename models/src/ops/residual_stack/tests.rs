@@ -47,7 +47,7 @@ fn stack(
         parameters,
         middle,
         samples,
-        rotary: None,
+        rotary: &[],
     };
     residual_stack(x, &[branch], IN_F32)
 }
@@ -58,7 +58,7 @@ fn oracle(x: &[Tensor], middle: Middle, samples: Option<&BranchSamples>) -> Resu
         parameters: &parameters(x),
         middle,
         samples,
-        rotary: None,
+        rotary: &[],
     };
     composed::residual_stack(&x[0], &[branch], IN_F32)
 }
@@ -71,7 +71,7 @@ fn bf16_follows_f32() {
                 parameters: &parameters(x),
                 middle,
                 samples: None,
-                rotary: None,
+                rotary: &[],
             };
             residual_stack(&x[0], &[branch], StackOptions { compute, ..IN_F32 })
         });
@@ -83,13 +83,13 @@ fn bf16_follows_f32() {
 fn rotary_positions_and_kinds_of_gelu_agree_with_the_composition() {
     use crate::ops::GeluKind;
     // Angles of a third of a turn: of a half of one the sines would be 0.
-    let rotary = Rotary::new(100., 4, 1, (3, 1)).unwrap();
+    let rotary = [Rotary::new(100., 4, 1, (3, 1)).unwrap()];
     let samples = BranchSamples {
         kept: vec![2, 0],
         factors: vec![1.5, 0.5],
     };
-    let attention = (Middle::Attention { heads: 2 }, Some(&rotary));
-    let gelu = |kind| (Middle::Gelu(kind), None);
+    let attention = (Middle::Attention { heads: 2 }, &rotary[..]);
+    let gelu = |kind| (Middle::Gelu(kind), &[][..]);
     for (middle, rotary) in [attention, gelu(GeluKind::GeluTanh), gelu(GeluKind::QuickGelu)] {
         for samples in [None, Some(&samples)] {
             let of = |x: &[Tensor], composed: bool| {
@@ -119,19 +119,81 @@ fn rotary_positions_and_kinds_of_gelu_agree_with_the_composition() {
     }
     // The table matters, and belongs to attention on images of its size.
     let x = inputs(3, 4, 8, attention.0);
-    let with = |rotary, middle, tokens: usize| {
+    let with = |rotary: &[Rotary], tokens: usize| {
         let branch = StackedBranch {
             parameters: &parameters(&x),
-            middle,
+            middle: attention.0,
             samples: None,
             rotary,
         };
         residual_stack(&x[0].narrow(1, 0, tokens)?, &[branch], IN_F32)
     };
-    let (some, none) = (with(Some(&rotary), attention.0, 4), with(None, attention.0, 4));
+    let (some, none) = (with(&rotary, 4), with(&[], 4));
     assert_ne!(values(&some.unwrap()), values(&none.unwrap()));
-    let error = with(Some(&rotary), attention.0, 3).unwrap_err().to_string();
-    assert!(error.contains("expected a table of 3 tokens"), "{error}");
+    let twice = [rotary[0].clone(), rotary[0].clone()];
+    for (rotary, tokens, message) in [
+        (&rotary[..], 3, "expected a table of 3 tokens"),
+        (
+            &twice[..],
+            4,
+            "expected angles for images of 1 sizes, found those of 2",
+        ),
+    ] {
+        let error = with(rotary, tokens).unwrap_err().to_string();
+        assert!(error.contains(message), "{error}");
+    }
+    let x = inputs(3, 4, 8, Middle::GELU);
+    let branch = StackedBranch {
+        parameters: &parameters(&x),
+        middle: Middle::GELU,
+        samples: None,
+        rotary: &rotary,
+    };
+    let error = residual_stack(&x[0], &[branch], IN_F32).unwrap_err().to_string();
+    assert!(error.contains("with attention alone"), "{error}");
+}
+
+/// Images of two sizes have the angles of their own grids, on some images of both too.
+#[test]
+fn packed_images_turn_by_the_angles_of_their_own_sizes() {
+    let middle = Middle::Attention { heads: 2 };
+    let angles = [(3, 1), (2, 3)].map(|grid| Rotary::new(100., 4, 1, grid).unwrap());
+    let packing = Packing::two((2, 4), (3, 7));
+    let x = inputs(1, packing.rows(), 8, middle);
+    let some = BranchSamples {
+        kept: vec![1, 4, 2],
+        factors: vec![1.5, 0.5, 2.],
+    };
+    let of_each = [(vec![1], vec![1.5]), (vec![2, 0], vec![0.5, 2.])];
+    let of_each = of_each.map(|(kept, factors)| BranchSamples { kept, factors });
+    let parameters = parameters(&x);
+    let run =
+        |x: &Tensor, rotary: &[Rotary], samples: [Option<&BranchSamples>; 2], packing: Option<Packing>| {
+            let branches = samples.map(|samples| StackedBranch {
+                parameters: &parameters,
+                middle,
+                samples,
+                rotary,
+            });
+            match packing {
+                Some(packing) => packed_residual_stack(x, packing, &branches, IN_F32),
+                None => residual_stack(x, &branches, IN_F32),
+            }
+        };
+    let rows = x[0].squeeze(0).unwrap();
+    let packed = run(&rows, &angles, [None, Some(&some)], Some(packing)).unwrap();
+    for (size, images, tokens, range) in packing.sizes() {
+        let own = rows.narrow(0, range.start, range.len()).unwrap();
+        let own = own.reshape((images, tokens, 8)).unwrap();
+        let rotary = std::slice::from_ref(&angles[size]);
+        let alone = run(&own, rotary, [None, Some(&of_each[size])], None).unwrap();
+        let together = packed.narrow(0, range.start, range.len()).unwrap();
+        assert_eq!(values(&together), values(&alone), "size {size}");
+    }
+    let error = run(&rows, &angles[..1], [None; 2], Some(packing))
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("images of 2 sizes, found those of 1"), "{error}");
 }
 
 #[test]
@@ -186,7 +248,7 @@ fn layers_follow_each_other_and_one_on_no_sample_is_passed_by() {
             parameters,
             middle,
             samples,
-            rotary: None,
+            rotary: &[],
         };
         let branches = [branch(&a, first, samples[0]), branch(&b, second, samples[1])];
         residual_stack(&x[0], &branches, IN_F32)
@@ -242,7 +304,7 @@ fn checkpointing_changes_no_bit() {
                     parameters: &all,
                     middle,
                     samples,
-                    rotary: None,
+                    rotary: &[],
                 });
                 let options = StackOptions {
                     compute,

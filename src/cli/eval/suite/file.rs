@@ -35,6 +35,12 @@ pub(super) struct Model {
     /// Flags of extraction alone: `output`, `dtype`, `normalize`.
     #[serde(default)]
     pub extract: Flags,
+    /// Vectors of texts by its text tower, by data set: of the classes, for zero-shot classification.
+    #[serde(default)]
+    pub text: BTreeMap<String, String>,
+    /// The same of captions, for retrieval between images and texts.
+    #[serde(default)]
+    pub captions: BTreeMap<String, String>,
     /// Flags of every verb that runs the model: architecture and preprocessing.
     #[serde(flatten)]
     pub flags: Flags,
@@ -95,6 +101,17 @@ impl SuiteFile {
                 if name.is_empty() || name.starts_with('.') || !name.chars().all(fits) {
                     return Err(format!(
                         "{kind}.{name}: expected a name of letters, digits, `-`, `_` and `.` that begins with none of these dots"
+                    ));
+                }
+            }
+        }
+        for (name, model) in &self.models {
+            for (kind, files) in [("text", &model.text), ("captions", &model.captions)] {
+                if let Some(data) = files.keys().find(|data| !self.data.contains_key(*data)) {
+                    let known: Vec<&str> = self.data.keys().map(String::as_str).collect();
+                    return Err(format!(
+                        "models.{name}.{kind}: expected {}, found {data}",
+                        known.join(", ")
                     ));
                 }
             }

@@ -11,19 +11,22 @@ use crate::{Error, Result};
 enum Needs {
     /// Features of `train` and `test`.
     Pair,
-    /// Features of `query` and `database`, or else of `test` against itself.
+    /// Features of `query` and `database`, or else of `test` with captions, or else of `test` against itself.
     Search,
+    /// Features of `test`, and vectors of the classes' texts.
+    Texts,
     /// Features of `test`.
     Single,
     /// The model itself, and images of `train` and `test`.
     Images,
 }
 
-const PROTOCOLS: [(&str, Needs); 9] = [
+const PROTOCOLS: [(&str, Needs); 10] = [
     ("knn", Needs::Pair),
     ("linear-probe", Needs::Pair),
     ("logreg", Needs::Pair),
     ("svm", Needs::Pair),
+    ("zero-shot", Needs::Texts),
     ("retrieval", Needs::Search),
     ("cluster", Needs::Single),
     ("segment", Needs::Images),
@@ -97,8 +100,8 @@ pub(super) fn plan(suite: &SuiteFile, out: &Path, machine: &[String]) -> Result<
         }
     }
     if let Some((task, _)) = used.iter().find(|(_, used)| !**used) {
-        let reason =
-            "no data set has the parts that it needs (train and test, or test alone, or query and database)";
+        let reason = "no data set has the parts that it needs (train and test, or test alone, or query and database, or test and a \
+                      model's text of it)";
         return Err(Error::input(format!("tasks.{task}"), reason));
     }
     Ok(plan.cells)
@@ -134,13 +137,21 @@ struct Plan<'a> {
 impl Plan<'_> {
     /// The flags that give a protocol its input, and the cells that make it; none where the data set lacks a part.
     fn input(&mut self, needs: Needs, place: &Place<'_>) -> Result<Option<(Vec<String>, Vec<usize>)>> {
-        let (_, data) = place.data;
+        let ((_, model), (data_name, data)) = (place.model, place.data);
+        let text = match needs {
+            Needs::Texts => model.text.get(data_name),
+            Needs::Search => model.captions.get(data_name),
+            _ => None,
+        };
         let parts: Vec<(&str, &str, &String)> =
             match (needs, &data.train, &data.test, &data.query, &data.database) {
                 (Needs::Search, _, _, Some(query), Some(database)) => {
                     vec![("query", "query", query), ("database", "database", database)]
                 }
-                (Needs::Search | Needs::Single, _, Some(test), ..) => vec![("features", "test", test)],
+                (Needs::Texts, ..) if text.is_none() => return Ok(None),
+                (Needs::Search | Needs::Single | Needs::Texts, _, Some(test), ..) => {
+                    vec![("features", "test", test)]
+                }
                 (Needs::Pair, Some(train), Some(test), ..) => {
                     vec![("train", "train", train), ("test", "test", test)]
                 }
@@ -159,6 +170,8 @@ impl Plan<'_> {
             input.push(format!("--{flag}={}", folder.display()));
             after.push(cell);
         }
+        let with_text = input[0].starts_with("--features=");
+        input.extend(text.filter(|_| with_text).map(|text| format!("--text={text}")));
         Ok(Some((input, after)))
     }
 
@@ -276,6 +289,45 @@ mod tests {
             );
             assert_eq!(cell.after.is_empty(), cell.is_extraction);
         }
+    }
+
+    #[test]
+    fn texts_belong_to_a_model_and_a_data_set() {
+        let text = "
+            [models.a]
+            model = 'a'
+            [models.clip]
+            model = 'clip'
+            text.photos = 'photos.parquet'
+            captions.photos = 'captions.parquet'
+            captions.places = 'unused.parquet'
+            [data.photos]
+            test = 't'
+            [data.places]
+            query = 'q'
+            database = 'd'
+            [tasks.retrieval]
+            [tasks.zero-shot]
+        ";
+        let cells = plan(&suite(text), Path::new("o"), &[]).unwrap();
+        let command = |name: &str| {
+            let cell = cells.iter().find(|cell| cell.name == name);
+            cell.map(|cell| cell.command.join(" "))
+        };
+        assert_eq!(
+            command("clip, photos, zero-shot").unwrap(),
+            "macula eval zero-shot --features=o/features/clip/photos/test --text=photos.parquet \
+             --out=o/results/clip/photos/zero-shot --force"
+        );
+        assert!(
+            command("clip, photos, retrieval")
+                .unwrap()
+                .contains("--text=captions.parquet")
+        );
+        assert!(!command("clip, places, retrieval").unwrap().contains("--text"));
+        assert!(!command("a, photos, retrieval").unwrap().contains("--text"));
+        assert_eq!(command("a, photos, zero-shot"), None);
+        assert_eq!(command("clip, places, zero-shot"), None);
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! What the files beside a model say of how its images are prepared: `preprocessor_config.json` of transformers
 //! ([`hugging_face`]), `config.json` of timm ([`timm`]) and `open_clip_config.json` ([`open_clip`]). What they ask for and macula
-//! does not do is an error that names the field, unless a flag gives that part; nothing is passed over in silence.
+//! does not do is an error that names the field, unless a flag gives that part; nothing is passed over in silence. What a released
+//! network has that is opened by name stands in [`published`].
 
 mod hugging_face;
 mod open_clip;
+mod published;
 mod timm;
 
 use std::path::{Path, PathBuf};
@@ -13,6 +15,8 @@ use serde_json::{Map, Value};
 use super::preprocess::PreprocessOverrides;
 use crate::data::{Interpolation, Preprocess};
 use crate::{Error, Result};
+
+pub(super) use published::by_name;
 
 /// A statement, and the file that makes it.
 pub(super) struct Stated {

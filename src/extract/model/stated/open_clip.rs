@@ -8,8 +8,8 @@ use crate::data::transform::Resize;
 use crate::extract::model::preprocess::PreprocessOverrides;
 
 /// `OPENAI_DATASET_MEAN` and `OPENAI_DATASET_STD`.
-const CLIP_MEAN: [f32; 3] = [0.481_454_67, 0.457_827_5, 0.408_210_72];
-const CLIP_STD: [f32; 3] = [0.268_629_55, 0.261_302_6, 0.275_777_1];
+pub(super) const CLIP_MEAN: [f32; 3] = [0.481_454_67, 0.457_827_5, 0.408_210_72];
+pub(super) const CLIP_STD: [f32; 3] = [0.268_629_55, 0.261_302_6, 0.275_777_1];
 
 /// Reads the file.
 pub(super) fn read(fields: &Fields, flags: &PreprocessOverrides) -> Result<Option<Preprocess>> {

@@ -104,6 +104,7 @@ fn what_cannot_be_done_is_refused_by_its_name_and_flags_stand_in_for_it() {
         (hf(r#""image_mean": [0.5, 0.5]"#), "image_mean", Some(&normalised)),
         (hf(r#""image_std": null"#), "image_std", Some(&normalised)),
         (hf(r#""rescale_factor": -1"#), "rescale_factor", Some(&normalised)),
+        (hf(r#""rescale_factor": 0"#), "rescale_factor", Some(&normalised)),
         (hf(r#""do_rescale": 1"#), "do_rescale", Some(&normalised)),
         (hf(r#""do_pad": true"#), "do_pad", None),
         (
@@ -114,6 +115,11 @@ fn what_cannot_be_done_is_refused_by_its_name_and_flags_stand_in_for_it() {
         (timm(r#""crop_mode": "border""#), "crop_mode", Some(&geometry)),
         (
             timm(r#""crop_border_pixels": 2"#),
+            "crop_border_pixels",
+            Some(&geometry),
+        ),
+        (
+            timm(r#""crop_border_pixels": 1"#),
             "crop_border_pixels",
             Some(&geometry),
         ),
@@ -241,4 +247,121 @@ fn another_size_keeps_the_proportions_and_flags_go_before_all() {
     assert_eq!(own.unwrap(), Preprocess::imagenet(16, 14));
     let assumed = of_file(Path::new("nothing/here.onnx"), None, Size::Stated(14, 28), &flags).unwrap();
     assert_eq!(assumed.crop, Some((42, 42)));
+}
+
+/// What timm and open_clip say of the preprocessing of their weights, for networks that are opened by name.
+#[test]
+fn released_networks_have_their_preprocessing() {
+    let of = |name: &str| by_name(name).expect(name);
+    let clip = of("openclip:ViT-B-32/laion2b");
+    assert_eq!(
+        (clip.resize, clip.crop),
+        (Some(Resize::Shorter(224)), Some((224, 224)))
+    );
+    assert_eq!(clip.mean, [0.481_454_67, 0.457_827_5, 0.408_210_72]);
+    let large = of("openclip:ViT-L-14-336/openai");
+    assert_eq!((large.crop, large.mean), (Some((336, 336)), clip.mean));
+    assert_eq!(of("openclip:ViT-L-14/laion2b_s32b_b82k").mean, [0.5; 3]);
+    let squashed = of("openclip:ViT-H-14-378-quickgelu/dfn5b");
+    assert_eq!(
+        (squashed.resize, squashed.mean),
+        (Some(Resize::Exact(378, 378)), clip.mean)
+    );
+    let siglip = of("openclip:ViT-B-16-SigLIP-256/webli");
+    assert_eq!(
+        (siglip.resize, siglip.std),
+        (Some(Resize::Exact(256, 256)), [0.5; 3])
+    );
+    let pe = of("openclip:PE-Core-L-14-336/meta");
+    assert_eq!(
+        (pe.crop, pe.interpolation),
+        (Some((336, 336)), Interpolation::Bilinear)
+    );
+    assert_eq!(of("dinov3-vitl16-sat").mean, [0.43, 0.411, 0.296]);
+    assert_eq!((of("tipsv2-b14").mean, of("tipsv2-b14").std), ([0.; 3], [1.; 3]));
+    for name in ["dinov2-vits14-reg", "mae-vitb16", "vit-small/14"] {
+        assert!(by_name(name).is_none(), "{name}");
+    }
+    for name in macula_models::weights::example_names() {
+        if let Some(known) = by_name(&name) {
+            known.validate().expect("a preprocessing");
+        }
+    }
+}
+
+#[test]
+fn a_statement_that_no_image_can_follow_names_its_file() {
+    let folder = written(
+        "preprocessor_config.json",
+        &format!(r#"{VIT}, "image_std": [0.5, 0, 0.5]}}"#),
+    );
+    let size = Size::Stated(8, 8);
+    let error = of_file(folder.path(), None, size, &PreprocessOverrides::default()).unwrap_err();
+    let file = folder.path().join("preprocessor_config.json");
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "{}: std: expected finite numbers above 0, found [0.5, 0.0, 0.5]",
+            file.display()
+        )
+    );
+}
+
+/// Resize and crop of a statement.
+type Geometry = (Option<Resize>, Option<(u32, u32)>);
+
+fn geometry_of(file: &str, text: &str) -> Geometry {
+    let folder = written(file, text);
+    let stated = stated(folder.path(), &PreprocessOverrides::default()).unwrap();
+    (stated.resize, stated.crop)
+}
+
+#[test]
+fn sizes_that_are_not_stated_are_the_usual_ones() {
+    let shorter = |resize: u32, crop: u32| (Some(Resize::Shorter(resize)), Some((crop, crop)));
+    // transformers' ConvNextImageProcessor: a crop_pct of 224/256, and no crop from 384 on.
+    let convnext = |size: u32| {
+        let text = format!(
+            r#"{{"image_processor_type": "ConvNextImageProcessor", "size": {{"shortest_edge": {size}}}, "resample": 3,
+                "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}}"#
+        );
+        geometry_of("preprocessor_config.json", &text)
+    };
+    assert_eq!(convnext(224), shorter(256, 224));
+    assert_eq!(convnext(383), shorter(437, 383));
+    assert_eq!(convnext(384), (Some(Resize::Exact(384, 384)), Some((384, 384))));
+    let open_clip = r#"{"preprocess_cfg": {}}"#;
+    assert_eq!(geometry_of("open_clip_config.json", open_clip), shorter(224, 224));
+    let timm = r#"{"pretrained_cfg": {"crop_border_pixels": 0, "crop_pct": 0}}"#;
+    assert_eq!(geometry_of("config.json", timm), shorter(256, 224));
+}
+
+#[test]
+fn without_a_known_class_a_crop_size_asks_for_a_crop() {
+    let of = |more: &str| {
+        let text = format!(
+            r#"{{"image_processor_type": "OtherImageProcessor", "size": {{"shortest_edge": 9}}, "resample": 3,
+                "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]{more}}}"#
+        );
+        geometry_of("preprocessor_config.json", &text)
+    };
+    assert_eq!(of(""), (Some(Resize::Shorter(9)), None));
+    let cropped = of(r#", "crop_size": {"height": 8, "width": 7}"#);
+    assert_eq!(cropped, (Some(Resize::Shorter(9)), Some((8, 7))));
+}
+
+#[test]
+fn a_number_of_pixels_is_whole_and_fits_32_bits() {
+    for (value, expected) in [
+        ("1", Some(1)),
+        ("4294967295", Some(u32::MAX)),
+        ("8.0", Some(8)),
+        ("0", None),
+        ("4294967296", None),
+        ("1.5", None),
+        ("-1", None),
+        ("true", None),
+    ] {
+        assert_eq!(pixels(&serde_json::from_str(value).unwrap()), expected, "{value}");
+    }
 }

@@ -217,3 +217,32 @@ fn the_papers_training_is_the_references() {
     let maps = windows.map(|window| bins.depths(&head.logits(features.window(window))));
     assert_near(&maps.concat(), &expected.f32s("predicted"), 1e-4, "depths");
 }
+
+#[test]
+fn the_defaults_are_the_documented_ones() {
+    let fast = DepthConfig {
+        protocol: Protocol::Fast,
+        range: (0.001, 10.0),
+        bins: 256,
+        training: HeadTraining {
+            learning_rates: vec![1e-4, 1e-3, 1e-2],
+            weight_decay: 0.01,
+            iterations: 2_000,
+            batch_size: 16,
+            val_fraction: 0.1,
+        },
+        seed: 0,
+        bootstrap_resamples: 1_000,
+    };
+    assert_eq!(DepthConfig::default(), fast);
+    let paper = DepthConfig {
+        protocol: Protocol::Paper,
+        training: HeadTraining {
+            learning_rates: vec![1e-4],
+            iterations: 38_400,
+            ..fast.training.clone()
+        },
+        ..fast
+    };
+    assert_eq!(DepthConfig::for_protocol(Protocol::Paper), paper);
+}

@@ -107,6 +107,7 @@ fn the_interval_is_of_pooled_pixels() {
         },
     )
     .unwrap();
+    assert_eq!((segmenter.images, segmenter.windows), (10, 10));
     // One image all right and one all wrong: every draw of two has a mean of 0, 1 or what both give.
     let images = [
         PixelCounts::count(&[0, 1, 2], &[0, 1, 2], 3),
