@@ -120,7 +120,7 @@ impl DistillArgs {
         let onnx = OnnxSettings {
             ort_lib: run.ort_lib.clone(),
             device: run.device,
-            threads: run.threads.threads,
+            threads: run.threads.of_process(),
         };
         distill::open(settings, &run.device.candle()?, &onnx)
     }

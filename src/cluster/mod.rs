@@ -6,6 +6,7 @@
 
 #[cfg(unix)]
 mod abi;
+mod differentiable;
 pub mod install;
 pub mod launch;
 mod locate;
@@ -14,6 +15,8 @@ mod mpi;
 mod ranks;
 #[cfg(test)]
 pub(crate) mod threads;
+#[cfg(unix)]
+mod watch;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -23,6 +26,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+pub use differentiable::sum_with_gradient;
 pub use launch::{Launch, Launcher};
 pub use ranks::{OneRank, Ranks, Reduction};
 
@@ -65,7 +69,9 @@ pub fn join() -> Result<Arc<dyn Ranks>> {
 
 #[cfg(unix)]
 fn start(library: &std::path::Path, launch: &Launch) -> Result<Arc<dyn Ranks>> {
-    Ok(Arc::new(mpi::Mpi::start(library, launch)?))
+    let ranks = mpi::Mpi::start(library, launch)?;
+    watch::end_with_the_launcher();
+    Ok(Arc::new(ranks))
 }
 
 #[cfg(not(unix))]

@@ -92,6 +92,7 @@ fn a_step_does_not_depend_on_how_many_ranks_share_it() {
         ("dinov2-small", &["accumulate=2", "masks.probability=0.1"]),
         ("dino", &["teacher.centering=softmax"]),
         ("ibot", &["teacher.centering=sinkhorn-knopp"]),
+        ("moco", &[]),
     ] {
         let all: Vec<&str> = ALIKE.iter().chain(settings).copied().collect();
         let config = config(recipe, &all);

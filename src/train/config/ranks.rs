@@ -12,10 +12,6 @@ impl TrainConfig {
         if ranks == 1 {
             return Ok(());
         }
-        if self.distill.is_some() {
-            let reason = format!("a distillation runs in one process so far, found {ranks}");
-            return Err(Error::input("ranks", reason));
-        }
         let parts = ranks * self.accumulate;
         if !self.batch_size.is_multiple_of(parts) {
             let accumulated = match self.accumulate {

@@ -74,7 +74,7 @@ impl Method {
     }
 
     /// The teacher's logits [0, K] of a rank that hides no patch.
-    fn no_patches(&self) -> candle_core::Result<Tensor> {
+    pub(super) fn no_patches(&self) -> candle_core::Result<Tensor> {
         let head = self.config.loss.ibot_head.as_ref();
         let prototypes = head.unwrap_or(&self.config.loss.head).prototypes;
         Tensor::zeros((0, prototypes), DType::F32, &self.device)
