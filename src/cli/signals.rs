@@ -1,9 +1,10 @@
-//! SIGINT and SIGTERM while a run lasts: it ends after its step, with a checkpoint.
+//! SIGINT and SIGTERM while a run lasts: it ends after its step, with a checkpoint. In a job of many processes SIGUSR1 does so too:
+//! launchers hand it on to all of them, and leave them the time.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::{SigId, flag, low_level};
 
 use super::Host;
@@ -29,7 +30,8 @@ impl StopSignals {
             let ends = flag::register_conditional_shutdown(SIGINT, 130, stop.flag());
             stop.handlers.push(ends.map_err(failed)?);
         }
-        for signal in [SIGINT, SIGTERM] {
+        let of_a_job = one_of_many.then_some(SIGUSR1);
+        for signal in [SIGINT, SIGTERM].into_iter().chain(of_a_job) {
             let asks = flag::register(signal, stop.flag());
             stop.handlers.push(asks.map_err(failed)?);
         }

@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-pub use differentiable::sum_with_gradient;
+pub use differentiable::{gather_with_gradient, sum_with_gradient};
 pub use launch::{Launch, Launcher};
 pub use ranks::{OneRank, Ranks, Reduction};
 

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use candle_core::Device;
 
@@ -17,7 +18,8 @@ use crate::train::testing::values;
 use crate::train::trainer::Trainer;
 use crate::train::trainer::tests::config;
 
-/// What is the same whatever the number of ranks: everything but KoLeo and what the passes drop.
+/// What is the same whatever the number of ranks: everything but what the passes drop. Without KoLeo, whose neighbours may change with a
+/// rounding.
 const ALIKE: [&str; 4] = [
     "batch_size=12",
     "loss.koleo_weight=0.0",
@@ -28,6 +30,8 @@ const ALIKE: [&str; 4] = [
 /// Losses of the steps, and the student's weights before and after them.
 struct Trained {
     losses: Vec<f64>,
+    /// Seconds in which the steps waited for gradients of others.
+    exchange: f64,
     first: Vec<f64>,
     last: Vec<f64>,
     memory: Vec<f64>,
@@ -44,20 +48,30 @@ fn weights(trainer: &Trainer) -> Vec<f64> {
 }
 
 fn steps_on(ranks: &Arc<dyn Ranks>, config: &TrainConfig, count: u64) -> Trained {
+    trained(ranks, config, count, true)
+}
+
+/// Steps whose gradients are sent `early`, or after the backward pass.
+fn trained(ranks: &Arc<dyn Ranks>, config: &TrainConfig, count: u64, early: bool) -> Trained {
     let mut trainer = Trainer::fresh(config, &Device::Cpu).unwrap();
     trainer.share_with(ranks).unwrap();
+    trainer.send_early(early && !ranks.is_one());
     let first = weights(&trainer);
     let source = Arc::from(data::open("sample:train").unwrap());
     let mut feed = start_feed(config, source, 0, &Device::Cpu, ranks.as_ref()).unwrap();
+    let mut exchange = 0.;
     let losses = (0..count)
         .map(|_| {
             let (parts, _) = feed.fetch_micro_batches(config.accumulate).unwrap();
-            trainer.advance(&parts).unwrap().loss
+            let report = trainer.advance(&parts).unwrap();
+            exchange += report.seconds.exchange;
+            report.loss
         })
         .collect();
     let memory = trainer.method().memory.tensors().unwrap();
     Trained {
         losses,
+        exchange,
         first,
         last: weights(&trainer),
         memory: memory.values().flat_map(values).collect(),
@@ -89,6 +103,8 @@ fn assert_alike(what: &str, found: &Trained, expected: &Trained) {
 fn a_step_does_not_depend_on_how_many_ranks_share_it() {
     for (recipe, settings) in [
         ("dinov2-small", &[][..]),
+        ("dinov2-small", &["loss.koleo_weight=0.3"]),
+        ("dinov2-small", &["loss.koleo_weight=0.3", "loss.koleo_group=3"]),
         ("dinov2-small", &["accumulate=2", "masks.probability=0.1"]),
         ("dino", &["teacher.centering=softmax"]),
         ("ibot", &["teacher.centering=sinkhorn-knopp"]),
@@ -114,6 +130,44 @@ fn a_step_does_not_depend_on_how_many_ranks_share_it() {
             assert!(again[0].last == found[0].last, "{recipe}");
         }
     }
+}
+
+/// Two ranks add up two numbers, in whatever order: the bits are the same.
+#[test]
+fn gradients_sent_early_are_those_sent_after_the_backward_pass() {
+    for settings in [
+        &["backbone.drop_path_rate=0.6"][..],
+        &["accumulate=2", "crops.local.count=2"],
+    ] {
+        let config = config("dinov2-small", &[&ALIKE[..], settings].concat());
+        let [early, after] = [true, false].map(|early| {
+            let found = on_ranks(2, Network::default(), |ranks| trained(&ranks, &config, 3, early));
+            found.into_iter().next().unwrap()
+        });
+        assert_eq!(early.losses, after.losses, "{settings:?}");
+        assert!(early.last == after.last, "{settings:?}");
+    }
+}
+
+/// Over a network that takes about as long as a backward pass.
+#[test]
+fn sending_early_hides_a_slow_network() {
+    let deep = [
+        "backbone.depth=12",
+        "backbone.embed_dim=192",
+        "backbone.num_heads=3",
+    ];
+    let config = config("dino", &[&ALIKE[..], &deep].concat());
+    let network = Network {
+        latency: Duration::from_millis(2),
+        bandwidth: 60e6,
+    };
+    let [early, after] = [true, false].map(|early| {
+        let found = on_ranks(2, network, |ranks| trained(&ranks, &config, 3, early));
+        found[0].exchange
+    });
+    println!("{early:.3} s of waiting, {after:.3} s where nothing is sent early");
+    assert!(early < 0.75 * after, "{early} and {after}");
 }
 
 /// A batch that grows by one is not always the same on all ranks.

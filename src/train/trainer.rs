@@ -1,12 +1,13 @@
 //! One optimizer step: objective, gradients, clipping, update, teacher. Everything that a run carries from step to step
 //! is in here, and nothing else is: files, clocks and signals are the run's.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashSet};
+use std::panic::resume_unwind;
+use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, TensorId, Var};
 use macula_models::ops::{DirectGradients, gains_from};
 use macula_models::weights::Tensors;
 
@@ -14,7 +15,7 @@ use super::clock::Clock;
 use super::config::{Schedules, StepValues, TrainConfig};
 use super::distillation::FrozenTargets;
 use super::ema::NamedVars;
-use super::exchange::{self, Terms};
+use super::exchange::{self, Gradient, Terms};
 use super::feed::{self, MicroBatch};
 use super::kernels::{Clip, Tables};
 use super::method::{Method, StepLoss};
@@ -23,7 +24,7 @@ use super::optimizer::{
     Average, Optimizer, OptimizerState, Parameter, clip_scale, gradient_norms, norms_of, squares_on_device,
 };
 use super::param_groups::ParamGroupRules;
-use crate::cluster::{OneRank, Ranks};
+use crate::cluster::{self, OneRank, Ranks};
 use crate::device::{Dtype, set_products};
 use crate::{Error, Result};
 
@@ -41,6 +42,8 @@ pub struct Trainer {
     step: u64,
     /// The processes that share every step.
     ranks: Arc<dyn Ranks>,
+    /// Whether gradients are sent while the backward pass goes on.
+    sends_early: bool,
 }
 
 /// What a step did, the same on every rank but for times and targets.
@@ -147,6 +150,7 @@ impl Trainer {
             clock: Clock::default(),
             step: 0,
             ranks: Arc::new(OneRank),
+            sends_early: false,
         })
     }
 
@@ -167,13 +171,25 @@ impl Trainer {
 
     /// Shares every step from here on with other ranks, each of which has its own images of the step.
     ///
+    /// Gradients are sent while the backward pass goes on where every rank has a core to spare for that, beside those of its threads.
+    ///
     /// # Errors
-    /// A batch that they cannot share.
+    /// A batch that they cannot share, ranks that cannot reach each other.
     pub fn share_with(&mut self, ranks: &Arc<dyn Ranks>) -> Result<()> {
         self.config.check_ranks(ranks.size())?;
         self.method.share_with(Arc::clone(ranks));
         self.ranks = Arc::clone(ranks);
+        let spare = cluster::threads() > rayon::current_num_threads();
+        self.send_early(!ranks.is_one() && !ranks.any(!spare)?);
         Ok(())
+    }
+
+    /// Whether gradients are sent while the backward pass goes on, the same on all ranks. On a GPU they never are.
+    ///
+    /// Sums over ranks within the backward pass (KoLeo, batch norm) do not meet them on the way: they are in heads and losses, and a
+    /// block's gradient is whole once the last of the networks' passes has gone back through it, which is behind all of these.
+    pub(crate) fn send_early(&mut self, early: bool) {
+        self.sends_early = early && self.method.device().is_cpu();
     }
 
     /// From here on waits for the device at the end of every part of a step, so that [`StepSeconds`] are those of the parts and not of
@@ -230,6 +246,7 @@ impl Trainer {
         let mut unread = Vec::new();
         let mut terms = Terms::default();
         let mut gradients: Option<GradStore> = None;
+        let mut early = Early::default();
         for (place, batch) in micro_batches.iter().enumerate() {
             let number = self.step * self.config.accumulate as u64 + place as u64;
             let start = Instant::now();
@@ -249,7 +266,10 @@ impl Trainer {
             report.seconds.student += self.clock.since(start)? - loss.teacher_seconds;
             let start = Instant::now();
             let total = (&loss.total * share)?;
-            let new = pass.backward(&total)?;
+            let new = match self.sends_early && place + 1 == micro_batches.len() {
+                true => early.backward(self.ranks.as_ref(), pass, &total, gradients.as_ref())?,
+                false => pass.backward(&total)?,
+            };
             report.seconds.backward += self.clock.since(start)?;
             gradients = Some(match gradients {
                 None => new,
@@ -262,7 +282,7 @@ impl Trainer {
         };
         if !self.ranks.is_one() {
             let start = Instant::now();
-            self.exchange(&terms, &mut gradients, &mut report)?;
+            self.exchange(&terms, early, &mut gradients, &mut report)?;
             report.seconds.exchange = self.clock.since(start)?;
         }
         let start = Instant::now();
@@ -287,8 +307,15 @@ impl Trainer {
     }
 
     /// Brings the terms of all ranks into the report and the mean of their gradients into `gradients`.
-    fn exchange(&self, terms: &Terms, gradients: &mut GradStore, report: &mut StepReport) -> Result<()> {
-        let trained: Vec<&Var> = self.method.student.trained().map(|(_, var)| var).collect();
+    fn exchange(
+        &self,
+        terms: &Terms,
+        early: Early,
+        gradients: &mut GradStore,
+        report: &mut StepReport,
+    ) -> Result<()> {
+        let trained = self.method.student.trained().map(|(_, var)| var);
+        let trained: Vec<&Var> = trained.filter(|var| !early.has(var)).collect();
         let own: Vec<bool> = trained.iter().map(|var| gradients.get(var).is_some()).collect();
         let seen = exchange::compare(self.ranks.as_ref(), terms, &own)?;
         for (name, term) in &seen.terms {
@@ -296,7 +323,11 @@ impl Trainer {
         }
         let moved = trained.iter().zip(&seen.has_gradient).filter(|(_, has)| **has);
         let moved: Vec<&Var> = moved.map(|(var, _)| *var).collect();
-        exchange::average(self.ranks.as_ref(), &moved, gradients)
+        exchange::average(self.ranks.as_ref(), &moved, gradients)?;
+        for (weight, gradient) in early.averaged {
+            gradients.insert(&weight, gradient);
+        }
+        Ok(())
     }
 
     /// The sum of two micro-batches' gradients of the trained weights.
@@ -402,6 +433,52 @@ impl Trainer {
         trainer.method.memory.load(&state.memory)?;
         trainer.step = state.step;
         Ok(trainer)
+    }
+}
+
+/// Gradients that were averaged while the backward pass went on.
+#[derive(Default)]
+struct Early {
+    /// The weights that were sent, whether or not any rank had a gradient for them.
+    weights: HashSet<TensorId>,
+    averaged: Vec<Gradient>,
+}
+
+impl Early {
+    fn has(&self, weight: &Tensor) -> bool {
+        self.weights.contains(&weight.id())
+    }
+
+    /// The backward pass of a step's last micro-batch, whose early gradients another thread sends; the store has the others. `earlier`
+    /// has those of the micro-batches before.
+    fn backward(
+        &mut self,
+        ranks: &dyn Ranks,
+        pass: DirectGradients,
+        total: &Tensor,
+        earlier: Option<&GradStore>,
+    ) -> Result<GradStore> {
+        let weights = pass.early();
+        self.weights = weights.iter().map(Tensor::id).collect();
+        let (tell, told) = mpsc::channel();
+        std::thread::scope(|scope| {
+            let sending = scope.spawn(|| exchange::average_early(ranks, &weights, earlier, &told));
+            let rest = || {
+                let mut store = pass.backward_telling(total, tell.clone())?;
+                for weight in &weights {
+                    if let Some(gradient) = store.remove(weight) {
+                        // Not in all of its uses, and so not told before. Who has stopped listening will say why.
+                        let _ = tell.send((weight.clone(), gradient));
+                    }
+                }
+                Ok::<_, Error>(store)
+            };
+            let store = rest();
+            drop(tell);
+            let averaged = sending.join().unwrap_or_else(|panic| resume_unwind(panic));
+            self.averaged = averaged?;
+            store
+        })
     }
 }
 

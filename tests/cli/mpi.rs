@@ -136,7 +136,7 @@ fn ranks_train_as_one_process_does() {
     }
 }
 
-/// A signal to any rank ends all with a checkpoint, and any number of ranks goes on.
+/// A signal to the launcher or to any rank ends all with a checkpoint, and any number of ranks goes on.
 #[test]
 #[ignore = "needs an mpiexec (MACULA_MPIEXEC)"]
 fn a_run_goes_on_with_another_number_of_ranks() {
@@ -144,17 +144,25 @@ fn a_run_goes_on_with_another_number_of_ranks() {
     let (whole, folder) = (place.path().join("whole"), place.path().join("parts"));
     succeeds(1, &train(&whole, 150));
     let resume = format!("train --out {} --resume --threads 1", folder.display());
-    let mut job = start(2, &train(&folder, 150));
-    until_checkpoint(&folder, &mut job, 0);
-    signal("-INT", ranks_of(&folder)[1]);
-    assert!(ended(&mut job, "a signal to rank 1").success());
-    let first = last_step(&folder);
-    assert!(first < 150, "too fast");
-    let mut job = start(1, &resume);
-    until_checkpoint(&folder, &mut job, first);
-    signal("-INT", job.id());
-    assert!(ended(&mut job, "a signal").success());
-    assert!((first + 1..150).contains(&last_step(&folder)), "too fast");
+    let mut done = 0;
+    for (ranks, signal_name) in [(2, "-USR1"), (1, "-INT"), (4, "-INT")] {
+        let arguments = match done {
+            0 => train(&folder, 150),
+            _ => resume.clone(),
+        };
+        let mut job = start(ranks, &arguments);
+        until_checkpoint(&folder, &mut job, done);
+        let told = match ranks {
+            4 => ranks_of(&folder)[1],
+            // The launcher, or the one process.
+            _ => job.id(),
+        };
+        signal(signal_name, told);
+        let status = ended(&mut job, &format!("{signal_name} was sent to one of {ranks}"));
+        assert!(status.success(), "{ranks} ranks: {status}");
+        assert!((done + 1..150).contains(&last_step(&folder)), "too fast");
+        done = last_step(&folder);
+    }
     succeeds(4, &resume);
     assert_eq!(last_step(&folder), 150);
     let (found, expected) = (losses(&folder), losses(&whole));

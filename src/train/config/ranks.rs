@@ -28,14 +28,8 @@ impl TrainConfig {
             0 => ("batch_size", self.batch_size / parts),
             _ => ("batch_warmup_start", self.batch_warmup_start / ranks),
         };
-        let (least, why) = match self.loss.koleo_weight > 0. {
-            true => (2, " where KoLeo is on"),
-            false => (1, ""),
-        };
-        if smallest < least {
-            let reason = format!(
-                "expected at least {least} images a micro-batch on each of {ranks} ranks{why}, found {smallest}"
-            );
+        if smallest < 1 {
+            let reason = format!("expected an image a micro-batch for each of {ranks} ranks, found fewer");
             return Err(Error::input(field, reason));
         }
         Ok(())
@@ -63,8 +57,11 @@ mod tests {
             "batch_size: expected a multiple of the 3 ranks, found 8"
         );
         assert_eq!(
-            message(&small(&["batch_size=8", "loss.koleo_weight=0.1"]), 8),
-            "batch_size: expected at least 2 images a micro-batch on each of 8 ranks where KoLeo is on, found 1"
+            message(
+                &small(&["batch_size=8", "batch_warmup_steps=2", "batch_warmup_start=3"]),
+                4
+            ),
+            "batch_warmup_start: expected an image a micro-batch for each of 4 ranks, found fewer"
         );
     }
 }

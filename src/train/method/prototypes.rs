@@ -8,7 +8,7 @@ use macula_models::heads::DinoHead;
 use super::crops::{BackboneOutput, CropOutputs, Crops, ForwardRequest, places};
 use super::{Method, StepContext, StepLoss};
 use crate::Result;
-use crate::cluster::Ranks;
+use crate::cluster::{self, Ranks};
 use crate::train::config::StepValues;
 use crate::train::losses::targets::{SINKHORN_ITERATIONS, SoftmaxCentering, sinkhorn_knopp};
 use crate::train::losses::{
@@ -138,13 +138,27 @@ impl Method {
                 let spread = global
                     .cls
                     .narrow(0, crop * crops.batch, crops.batch)
-                    .and_then(|cls| koleo_loss(&cls, config.loss.koleo_group));
+                    .and_then(|cls| koleo_loss(&self.neighbours(cls)?, config.loss.koleo_group));
                 let name = ["koleo_first", "koleo_second"][crop.min(1)];
                 loss.push(name, &spread?, config.loss.koleo_weight)?;
             }
         }
         loss.cls_targets = targets.cls;
         Ok(())
+    }
+
+    /// The class tokens among which KoLeo looks for the neighbours of `cls` [B, D]: those of all ranks, unless their groups are whole on
+    /// each of them.
+    fn neighbours(&self, cls: Tensor) -> candle_core::Result<Tensor> {
+        if self.ranks.is_one() {
+            return Ok(cls);
+        }
+        let (rows, group) = (cls.dim(0)?, self.config.loss.koleo_group);
+        let cut = group == 0 || !rows.is_multiple_of(group);
+        match self.ranks.any(cut).map_err(candle_core::Error::wrap)? {
+            true => cluster::gather_with_gradient(&self.ranks, &cls),
+            false => Ok(cls),
+        }
     }
 
     pub(super) fn cls_targets(
