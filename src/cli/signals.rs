@@ -4,11 +4,17 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::{SigId, flag, low_level};
 
 use super::Host;
 use crate::{Error, Result};
+
+/// Signals of a job alone.
+#[cfg(unix)]
+const OF_A_JOB: &[i32] = &[signal_hook::consts::SIGUSR1];
+#[cfg(not(unix))]
+const OF_A_JOB: &[i32] = &[];
 
 /// A flag that the signals set. Handlers go with it, and whoever had some before has the signals to itself again.
 pub struct StopSignals {
@@ -30,8 +36,8 @@ impl StopSignals {
             let ends = flag::register_conditional_shutdown(SIGINT, 130, stop.flag());
             stop.handlers.push(ends.map_err(failed)?);
         }
-        let of_a_job = one_of_many.then_some(SIGUSR1);
-        for signal in [SIGINT, SIGTERM].into_iter().chain(of_a_job) {
+        let of_a_job = if one_of_many { OF_A_JOB } else { &[] };
+        for &signal in [SIGINT, SIGTERM].iter().chain(of_a_job) {
             let asks = flag::register(signal, stop.flag());
             stop.handlers.push(asks.map_err(failed)?);
         }
