@@ -461,8 +461,9 @@ impl Early {
         let weights = pass.early();
         self.weights = weights.iter().map(Tensor::id).collect();
         let (tell, told) = mpsc::channel();
+        let all = weights.as_slice();
         std::thread::scope(|scope| {
-            let sending = scope.spawn(|| exchange::average_early(ranks, &weights, earlier, &told));
+            let sending = scope.spawn(move || exchange::average_early(ranks, all, earlier, &told));
             let rest = || {
                 let mut store = pass.backward_telling(total, tell.clone())?;
                 for weight in &weights {

@@ -238,7 +238,7 @@ impl Stack {
                 }
             };
             let first = number * gradients.len();
-            let tensor = |values| Tensor::from_iter(values, &Device::Cpu);
+            let tensor = |values: Vec<f32>| Tensor::from_iter(values, &Device::Cpu);
             let gradients: Vec<Tensor> = gradients.into_iter().map(tensor).collect::<Result<_>>()?;
             self.gradients.leave(first, gradients.into_iter().map(Some))?;
         }
