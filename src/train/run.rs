@@ -165,6 +165,7 @@ struct Tally {
     since: Instant,
     aside: Duration, // spent on checkpoints, meters and pictures
     wait: Duration,
+    exchange: f64, // seconds in which steps waited for other ranks
     images: u64,
 }
 
@@ -174,6 +175,7 @@ impl Tally {
             since: Instant::now(),
             aside: Duration::ZERO,
             wait: Duration::ZERO,
+            exchange: 0.,
             images: 0,
         }
     }
@@ -192,6 +194,10 @@ impl Tally {
 
     fn data_wait(&self) -> f64 {
         (self.wait.as_secs_f64() / self.training()).min(1.)
+    }
+
+    fn rank_wait(&self) -> f64 {
+        (self.exchange / self.training()).min(1.)
     }
 }
 
@@ -298,6 +304,8 @@ impl Run {
             let images = self.images_of(report.step)?;
             self.total.images += images;
             self.since_log.images += images;
+            self.total.exchange += report.seconds.exchange;
+            self.since_log.exchange += report.seconds.exchange;
             for fed in batches {
                 self.feed.recycle(fed)?;
             }
@@ -459,6 +467,9 @@ impl Run {
         }
         put(keys::IMAGES_PER_SECOND, json!(self.since_log.images_per_second()));
         put("data_wait", json!(self.since_log.data_wait()));
+        if !self.ranks.is_one() {
+            put("rank_wait", json!(self.since_log.rank_wait()));
+        }
         let earlier = self
             .books
             .as_ref()

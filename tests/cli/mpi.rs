@@ -126,6 +126,8 @@ fn ranks_train_as_one_process_does() {
             let apart = distance(&weights(&folder, 20), &weights(&one, 20));
             println!("{what}: weights {apart:.2e} apart, of {moved:.2e} moved");
             assert!(apart <= 0.01 * moved, "{what}: {apart} of {moved}");
+            let log = std::fs::read_to_string(folder.join("metrics.jsonl")).expect("a log");
+            assert!(log.contains("\"rank_wait\":"), "{log}");
             let env = std::fs::read_to_string(folder.join("env.json")).expect("env.json");
             assert!(env.contains(&format!("\"size\": {ranks}")), "{env}");
         }
