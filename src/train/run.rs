@@ -304,7 +304,6 @@ impl Run {
             let images = self.images_of(report.step)?;
             self.total.images += images;
             self.since_log.images += images;
-            self.total.exchange += report.seconds.exchange;
             self.since_log.exchange += report.seconds.exchange;
             for fed in batches {
                 self.feed.recycle(fed)?;
