@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 use super::args::{ColumnArgs, INPUT, JsonArgs, NewArgs, OUTPUT, SeedArgs, ThreadArgs, examples, reworded};
 use super::output;
 use crate::Result;
+use crate::cluster;
 use crate::curate::{
     DedupOptions, InputOptions, LIST_FILE, OverlapOptions, Pipeline, QualityOptions, RetrieveOptions,
     SampleOptions, Step, run_step,
@@ -126,13 +127,12 @@ impl<S: Args + Step> StepArgs<S> {
             Some(data) => Some(self.columns.apply_to(&data)?),
             None => self.columns.need("--data").map(|()| None)?,
         };
-        let outcome = run_step(
-            &self.step,
-            &input,
-            self.random.seed,
-            &self.out.out,
-            self.out.force,
-        )?;
+        let ranks = cluster::join()?;
+        if ranks.rank() > 0 {
+            return self.step.help(&input, self.random.seed, ranks.as_ref());
+        }
+        let target = (self.out.out.as_path(), self.out.force);
+        let outcome = run_step(&self.step, &input, self.random.seed, target, ranks.as_ref())?;
         tell(&outcome.notes, &self.out.out);
         if self.out.print.json {
             return output::print_json(&outcome.json);
@@ -144,6 +144,10 @@ impl<S: Args + Step> StepArgs<S> {
 impl RunFileArgs {
     fn run(&self) -> Result<()> {
         self.threads.start()?;
+        if cluster::started_in().is_some_and(|launch| launch.rank > 0) {
+            // A pipeline is the first process's alone.
+            return Ok(());
+        }
         let pipeline = Pipeline::read(&self.file)?;
         let outcome = pipeline.run(self.force, self.resume, |text| tracing::info!("{text}"))?;
         tell(&outcome.notes, &pipeline.out);

@@ -6,6 +6,7 @@ use macula_models::vit::GeluKind;
 use super::Host;
 use super::args::examples;
 use super::run_folder::{RunFolderArgs, TRAINING};
+use crate::cluster::{self, Ranks};
 use crate::data::{self, Source};
 use crate::distill::{self, OnnxSettings, recipes};
 use crate::train::config::DistillConfig;
@@ -63,17 +64,19 @@ type Parts = (TrainConfig, Box<dyn Source>, Start, Box<dyn FrozenTeacher>);
 impl DistillArgs {
     /// Distils, and prints how the run ended.
     pub fn run(&self, host: Host) -> Result<()> {
+        let ranks = cluster::join()?;
         self.folder.run.threads.start()?;
         let (config, source, start, teacher) = if self.folder.resume {
-            self.saved()?
+            self.saved(ranks.as_ref())?
         } else {
             self.new_run()?
         };
-        self.folder.execute(host, config, source, start, Some(teacher))
+        self.folder
+            .execute(host, config, source, start, Some(teacher), ranks)
     }
 
-    fn saved(&self) -> Result<Parts> {
-        let mut config = self.folder.saved_config()?;
+    fn saved(&self, ranks: &dyn Ranks) -> Result<Parts> {
+        let mut config = self.folder.saved_config(ranks)?;
         let Some(distill) = &mut config.distill else {
             let reason = "expected a distillation, found a run of `macula train`; resume it with that";
             return Err(Error::input("--out", reason));
@@ -117,7 +120,7 @@ impl DistillArgs {
         let onnx = OnnxSettings {
             ort_lib: run.ort_lib.clone(),
             device: run.device,
-            threads: run.threads.threads,
+            threads: run.threads.of_process(),
         };
         distill::open(settings, &run.device.candle()?, &onnx)
     }

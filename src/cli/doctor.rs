@@ -1,10 +1,12 @@
 //! `macula doctor`.
 
 use clap::Args;
+use serde::Serialize;
 
 use super::args::{JsonArgs, RunArgs, examples};
 use super::output;
 use crate::Result;
+use crate::cluster::MpiReport;
 use crate::device::CUDA_TRAINER;
 use crate::runtime::DoctorReport;
 
@@ -22,10 +24,19 @@ impl DoctorArgs {
     /// Examines the machine and prints the report.
     pub fn run(&self) -> Result<()> {
         let report = DoctorReport::gather(&self.run.runtime(), CUDA_TRAINER);
+        let mpi = MpiReport::gather();
         if self.print.json {
-            output::print_json(&report)
+            output::print_json(&Whole { report, mpi })
         } else {
-            output::print(&report.to_string())
+            output::print(format!("{report}{mpi}").trim_end())
         }
     }
+}
+
+/// All that is printed.
+#[derive(Serialize)]
+struct Whole {
+    #[serde(flatten)]
+    report: DoctorReport,
+    mpi: MpiReport,
 }

@@ -8,6 +8,7 @@ use super::args::{
     reworded,
 };
 use super::output;
+use crate::cluster::{self, Launch};
 use crate::device::Dtype;
 use crate::extract::folder::STORED;
 use crate::extract::model::{self, DerivedModel, OpenModel, OutputChoice};
@@ -31,7 +32,7 @@ use crate::{Result, data};
 pub struct ExtractArgs {
     #[command(flatten)]
     images: ImagesArgs,
-    /// Take rows i, i+n, ..; the shards of one run share --out [default: all rows]
+    /// Take rows i, i+n, ..; the shards of one run share --out [default: all rows, or under mpiexec or srun each process its share]
     #[arg(long, value_name = "I/N", help_heading = INPUT)]
     shard: Option<Shard>,
     /// ONNX file, checkpoint, pixels[:rgb|:gray] for the pixels themselves, or hog[:CELL] for histograms of their gradients
@@ -84,7 +85,9 @@ impl ExtractArgs {
             layout: self.layout,
             dtype: self.dtype,
             fast_decode: self.fast_decode,
-            ..self.open.extract_options(self.shard, self.out.force, self.resume)
+            ..self
+                .open
+                .extract_options(self.shard(), self.out.force, self.resume)
         };
         let report = extract(
             source.as_ref(),
@@ -94,6 +97,15 @@ impl ExtractArgs {
             &self.out.out,
         )?;
         self.print(&report)
+    }
+
+    /// The share of this process: the one that is asked for, or else that among the processes that a launcher has started.
+    fn shard(&self) -> Option<Shard> {
+        let of_launch = |launch: Launch| Shard {
+            index: launch.rank as u64,
+            count: launch.size as u64,
+        };
+        self.shard.or_else(|| cluster::started_in().map(of_launch))
     }
 
     fn print(&self, report: &ExtractReport) -> Result<()> {

@@ -29,6 +29,7 @@ mod tune;
 mod viz;
 
 use std::ffi::OsString;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::process::ExitCode;
 
 use clap::{ArgAction, CommandFactory, Parser, Subcommand};
@@ -36,6 +37,7 @@ use clap::{ArgAction, CommandFactory, Parser, Subcommand};
 pub use called::call;
 pub use reference::reference;
 
+use crate::cluster;
 use crate::data::decode::range::take_notice;
 use crate::{Error, Result};
 
@@ -64,6 +66,8 @@ struct Cli {
     _version: Option<bool>,
 }
 
+/// The exit code of a program that panicked.
+const PANICKED: u8 = 101;
 /// The heading of what clap answers by itself, below all others.
 const HELP: &str = "Help";
 
@@ -153,7 +157,7 @@ where
         Ok(cli) => cli,
         Err(error) => return refuse(&error),
     };
-    let done = cli.verb.run(host);
+    let done = run_or_end_the_job(cli.verb, host);
     if let Some(notice) = take_notice() {
         tracing::warn!("{notice}");
     }
@@ -162,8 +166,24 @@ where
         Err(error) => {
             let text = said(&error);
             let line = text.lines().collect::<Vec<_>>().join("; ");
-            eprintln!("error: {}", output::plain(&line));
+            let speaker = cluster::speaker().map(|who| format!("{who}: "));
+            eprintln!("error: {}{}", speaker.unwrap_or_default(), output::plain(&line));
+            cluster::end(error.exit_code());
             error.exit_code()
+        }
+    }
+}
+
+/// Runs a command. One that has joined a job of many processes leaves it at the end, and ends it where it panics.
+fn run_or_end_the_job(verb: Verb, host: Host) -> Result<()> {
+    if cluster::started_in().is_none() {
+        return verb.run(host);
+    }
+    match catch_unwind(AssertUnwindSafe(|| verb.run(host))) {
+        Ok(done) => done.and_then(|()| cluster::leave()),
+        Err(panic) => {
+            cluster::end(PANICKED);
+            resume_unwind(panic)
         }
     }
 }
@@ -245,13 +265,16 @@ impl Verb {
     }
 }
 
-/// Lets notices go to stderr, unless this process has a log already. `MACULA_LOG` takes the usual filters, for instance `debug` or
-/// `ort=info`.
+/// Notices to stderr, unless this process has a log already. `MACULA_LOG` takes the usual filters, for instance `debug` or
+/// `ort=info`. Of a job's processes the first one speaks for all.
 pub fn start_log() {
     use tracing_subscriber::EnvFilter;
     // tiny-skia warns of every curve that is still a point or a level line.
-    let filter = EnvFilter::try_from_env("MACULA_LOG")
-        .unwrap_or_else(|_| EnvFilter::new("warn,macula=info,tiny_skia=error"));
+    let usual = match cluster::started_in() {
+        Some(launch) if launch.rank > 0 => "error",
+        _ => "warn,macula=info,tiny_skia=error",
+    };
+    let filter = EnvFilter::try_from_env("MACULA_LOG").unwrap_or_else(|_| EnvFilter::new(usual));
     // A second subscriber is refused, and the first goes on.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)

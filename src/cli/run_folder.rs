@@ -12,9 +12,11 @@ use super::args::{
 };
 use super::output;
 use super::signals::StopSignals;
+use crate::cluster::{self, Ranks};
 use crate::data::decode::range::take_notice;
 use crate::data::loader::LoaderConfig;
 use crate::data::{DecodeOptions, SampleRange, Source};
+use crate::device::{CUDA_TRAINER, Device};
 use crate::lock::FolderLock;
 use crate::train::config::{Selection, TrainConfig};
 use crate::train::distillation::FrozenTeacher;
@@ -148,8 +150,10 @@ impl RunFolderArgs {
 
     /// The settings of the run that is resumed; `--seed` may only repeat them, and `--data` may say where the same images
     /// are by now.
-    pub fn saved_config(&self) -> Result<TrainConfig> {
-        FolderLock::check(&self.out.out)?;
+    pub fn saved_config(&self, ranks: &dyn Ranks) -> Result<TrainConfig> {
+        if ranks.rank() == 0 {
+            FolderLock::check(&self.out.out)?;
+        }
         let mut config = run::saved_config(&self.out.out)?;
         if let Some(seed) = self.seed.filter(|seed| *seed != config.seed) {
             let reason = format!("expected the run's own seed {}, found {seed}", config.seed);
@@ -232,22 +236,30 @@ impl RunFolderArgs {
         source: Box<dyn Source>,
         start: Start,
         teacher: Option<Box<dyn FrozenTeacher>>,
+        ranks: Arc<dyn Ranks>,
     ) -> Result<()> {
+        let first = ranks.rank() == 0;
         // The images looked at for the settings are the first to tell, long before a run has ended.
         let notice = take_notice().filter(|_| config.data.loader.sample_range.is_clip());
-        if let Some(notice) = notice {
+        if let Some(notice) = notice.filter(|_| first) {
             tracing::warn!("{notice}");
         }
         if self.dry_run {
+            if !first {
+                return Ok(());
+            }
             let text = toml::to_string(&config).map_err(|e| Error::failed("config", e.to_string()))?;
             return output::print(text.trim_end());
         }
-        let device = self.run.device.candle()?;
-        if !self.resume {
+        let device = self.device().candle()?;
+        if !self.resume && first {
             self.check_out()?;
         }
-        let signals = StopSignals::listen(host)?;
-        let summary = run::run(TrainRequest {
+        if first && !ranks.is_one() {
+            tracing::info!("{} ranks, connected by {}", ranks.size(), ranks.library());
+        }
+        let signals = StopSignals::listen(host, !ranks.is_one())?;
+        let request = TrainRequest {
             config,
             source: Arc::from(source),
             out: self.out.out.clone(),
@@ -258,7 +270,11 @@ impl RunFolderArgs {
             threads: rayon::current_num_threads(),
             until: None,
             stop: signals.flag(),
-        })?;
+        };
+        let summary = run::run_on(request, ranks)?;
+        if !first {
+            return Ok(());
+        }
         if self.out.print.json {
             output::print_json(&json!({
                 "out": self.out.out.display().to_string(),
@@ -270,6 +286,14 @@ impl RunFolderArgs {
             }))
         } else {
             output::print(&text(&self.out.out, &summary))
+        }
+    }
+
+    /// Where to compute: each process of a job on a GPU of its own, unless a number is given.
+    fn device(&self) -> Device {
+        match (self.run.device, cluster::gpu()) {
+            (Device::Auto | Device::Cuda(0), Some(number)) if CUDA_TRAINER => Device::Cuda(number),
+            (device, _) => device,
         }
     }
 

@@ -8,6 +8,7 @@ use macula_models::weights;
 use super::Host;
 use super::args::{CheckpointArgs, examples};
 use super::run_folder::{RunFolderArgs, TRAINING};
+use crate::cluster;
 use crate::data::{self, Source};
 use crate::train::config::TrainConfig;
 use crate::train::observe::METERS_HELP;
@@ -53,15 +54,16 @@ pub struct TrainArgs {
 impl TrainArgs {
     /// Trains, and prints how the run ended.
     pub fn run(&self, host: Host) -> Result<()> {
+        let ranks = cluster::join()?;
         self.folder.run.threads.start()?;
         let (config, start, source) = if self.folder.resume {
-            let config = self.folder.saved_config()?;
+            let config = self.folder.saved_config(ranks.as_ref())?;
             let source = data::open_shuffled(&config.data.source)?;
             (config, Start::Resume, source)
         } else {
             self.new_config()?
         };
-        self.folder.execute(host, config, source, start, None)
+        self.folder.execute(host, config, source, start, None, ranks)
     }
 
     fn new_config(&self) -> Result<(TrainConfig, Start, Box<dyn Source>)> {

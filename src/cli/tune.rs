@@ -96,7 +96,7 @@ impl TuneArgs {
         };
         let source = data::open_shuffled(&settings.data)?;
         let facts = look_at(source.as_ref(), &DecodeOptions::default())?;
-        let signals = StopSignals::listen(host)?;
+        let signals = StopSignals::listen(host, false)?;
         let outcome = run(&TuneRequest {
             settings,
             source: Arc::from(source),

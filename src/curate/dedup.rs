@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
-use macula_eval::curation::{Components, Search, Searcher, central_rows, edge_recall};
+use macula_eval::curation::{Components, Search, Searcher, Team as _, central_rows, edge_recall};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -14,7 +14,9 @@ use serde_json::{Value, json};
 use super::input::{InputOptions, Pool, open_other};
 use super::ledger::Ledger;
 use super::pixels::{self, PixelMatch};
+use super::team::OfRanks;
 use super::{Judged, Step, setting_name};
+use crate::cluster::{OneRank, Ranks};
 use crate::data::{DecodeOptions, SampleRange, Source};
 use crate::{Error, Result, rng};
 
@@ -134,11 +136,21 @@ impl Step for DedupOptions {
     }
 
     fn judge(&self, input: &InputOptions, seed: u64) -> Result<Judged> {
-        check_threshold("threshold", self.threshold)?;
+        self.judge_with(input, seed, &OneRank)
+    }
+
+    /// The neighbours alone: the rest is small beside them, or reads images.
+    fn help(&self, input: &InputOptions, seed: u64, ranks: &dyn Ranks) -> Result<()> {
+        let pool = self.open(input, ranks)?;
+        self.join(&pool, &mut Components::new(pool.len()), derived(seed), ranks)?;
+        Ok(())
+    }
+
+    fn judge_with(&self, input: &InputOptions, seed: u64, ranks: &dyn Ranks) -> Result<Judged> {
         pixels::check_bits(self.hash_bits)?;
-        let mut pool = Pool::open(input)?;
+        let mut pool = self.open(input, ranks)?;
         let n = pool.len();
-        let seed = rng::derived_seed(seed, "curate-dedup");
+        let seed = derived(seed);
 
         let mut by_pixels = Components::new(n);
         if self.pixels != PixelMatch::None {
@@ -158,7 +170,7 @@ impl Step for DedupOptions {
             )?;
         }
         let mut components = by_pixels.clone();
-        let found = self.join(&pool, &mut components, seed)?;
+        let found = self.join(&pool, &mut components, seed, ranks)?;
         let (numbers, count) = components.numbered();
         let groups = Groups {
             keepers: self.keepers(&pool, &numbers, count)?,
@@ -247,12 +259,13 @@ impl Groups {
     }
 }
 
-/// Joins neighbours above the threshold; how many (directed) edges there were.
+/// Joins neighbours above the threshold, which `ranks` look for together; how many (directed) edges there were.
 pub(super) fn join_neighbours(
     searcher: &Searcher<'_>,
     components: &mut Components,
     k: usize,
     threshold: f32,
+    ranks: &dyn Ranks,
 ) -> Result<u64> {
     let mut edges = 0;
     let mut last = Instant::now();
@@ -262,13 +275,37 @@ pub(super) fn join_neighbours(
             tracing::info!("neighbours of {done} rows");
         }
     };
-    searcher.search_itself(k, threshold, progress, |row, hits| {
+    // Edges that join what was apart here: of all that a rank finds these are enough, and no more than rows.
+    let mut joined = Vec::new();
+    searcher.search_itself(&OfRanks(ranks), k, threshold, progress, |row, hits| {
         edges += hits.len() as u64;
-        hits.iter().for_each(|hit| {
-            components.join(row as u32, hit.row);
-        });
+        for hit in hits {
+            if components.join(row as u32, hit.row) && !ranks.is_one() {
+                joined.extend([row as u32, hit.row]);
+            }
+        }
     })?;
+    if !ranks.is_one() {
+        let all = OfRanks(ranks).gather_numbers(&joined)?;
+        for pair in all.as_chunks::<2>().0 {
+            components.join(pair[0], pair[1]);
+        }
+        edges = ranks
+            .gather_bytes(&edges.to_le_bytes())?
+            .iter()
+            .map(|bytes| number(bytes))
+            .sum();
+    }
     Ok(edges)
+}
+
+/// The number that a rank has sent.
+fn number(bytes: &[u8]) -> u64 {
+    bytes.try_into().map_or(0, u64::from_le_bytes)
+}
+
+fn derived(seed: u64) -> u64 {
+    rng::derived_seed(seed, "curate-dedup")
 }
 
 fn cosine(a: &[f32], b: &[f32]) -> f32 {
@@ -284,8 +321,27 @@ struct Found {
 }
 
 impl DedupOptions {
+    /// The rows to judge, the same on all `ranks`.
+    fn open(&self, input: &InputOptions, ranks: &dyn Ranks) -> Result<Pool> {
+        check_threshold("threshold", self.threshold)?;
+        let pool = Pool::open(input)?;
+        if !ranks.is_one() {
+            let rows = pool.unit.view();
+            let sum: f64 = rows.data().iter().map(|&value| f64::from(value)).sum();
+            let text = format!(
+                "{} rows of {} values, sum {:016x}",
+                rows.rows(),
+                rows.dim(),
+                sum.to_bits()
+            );
+            ranks.agree("settings", &self.settings().to_string())?;
+            ranks.agree("features", &text)?;
+        }
+        Ok(pool)
+    }
+
     /// Joins the rows of the pool that are copies. No cosine is above 1 but by rounding, so nothing is searched then.
-    fn join(&self, pool: &Pool, components: &mut Components, seed: u64) -> Result<Found> {
+    fn join(&self, pool: &Pool, components: &mut Components, seed: u64, ranks: &dyn Ranks) -> Result<Found> {
         if self.threshold >= 1.0 {
             return Ok(Found {
                 edges: 0,
@@ -294,10 +350,11 @@ impl DedupOptions {
             });
         }
         let threshold = self.threshold as f32;
-        let searcher = Searcher::new(pool.unit.view(), self.search, seed)?;
-        let edges = join_neighbours(&searcher, components, self.k, threshold)?;
+        let searcher = Searcher::shared(pool.unit.view(), self.search, seed, &OfRanks(ranks))?;
+        let edges = join_neighbours(&searcher, components, self.k, threshold, ranks)?;
         let recall = match searcher.method() {
             Search::Exact => None,
+            _ if ranks.rank() > 0 => None,
             _ => edge_recall(&searcher, self.k, threshold, RECALL_ROWS, seed)?,
         };
         Ok(Found {

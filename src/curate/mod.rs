@@ -16,6 +16,7 @@ mod pixels;
 mod quality;
 mod retrieve;
 mod sample;
+mod team;
 
 pub use dedup::{DedupOptions, Keep};
 pub use input::InputOptions;
@@ -33,6 +34,7 @@ use std::path::PathBuf;
 use serde_json::{Map, Value};
 
 use crate::Result;
+use crate::cluster::Ranks;
 use crate::draw::Sheet;
 use origin::Origin;
 use polars::prelude::DataFrame;
@@ -55,6 +57,22 @@ pub trait Step {
     /// # Errors
     /// Settings out of range, folders or lists that cannot be read or do not fit each other.
     fn judge(&self, input: &InputOptions, seed: u64) -> Result<Judged>;
+
+    /// As [`Step::judge`], by the first of `ranks`, the others of which help.
+    ///
+    /// # Errors
+    /// As [`Step::judge`]; ranks that cannot reach each other.
+    fn judge_with(&self, input: &InputOptions, seed: u64, _ranks: &dyn Ranks) -> Result<Judged> {
+        self.judge(input, seed)
+    }
+
+    /// What the others do while the first of `ranks` judges: nothing, where a step does not share its work.
+    ///
+    /// # Errors
+    /// As [`Step::judge_with`].
+    fn help(&self, _input: &InputOptions, _seed: u64, _ranks: &dyn Ranks) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// What a step found.

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use super::{InputOptions, Judged, LIST_FILE, Step};
+use crate::cluster::Ranks;
 use crate::extract::folder::{META_FILE, SUCCESS_FILE};
 use crate::lock::FolderLock;
 use crate::{Error, Result, files};
@@ -58,7 +59,7 @@ fn short(value: &Value) -> String {
     }
 }
 
-/// Runs `step` on `input` and writes folder `out`.
+/// Runs `step` on `input` and writes folder `out`, as the first of `ranks`, the others of which [help](Step::help).
 ///
 /// # Errors
 /// An output that another run is writing, or that exists (without `force`, or that no step wrote); what the step says.
@@ -66,14 +67,14 @@ pub fn run_step(
     step: &dyn Step,
     input: &InputOptions,
     seed: u64,
-    out: &Path,
-    force: bool,
+    (out, force): (&Path, bool),
+    ranks: &dyn Ranks,
 ) -> Result<Outcome> {
     let _lock = FolderLock::beside(out)?;
     refuse_existing(out, force)?;
     let inputs = describe_inputs(step, input)?;
     let start = Instant::now();
-    let judged = step.judge(input, seed)?;
+    let judged = step.judge_with(input, seed, ranks)?;
     let (summary, json) = describe(step, seed, inputs, &judged, start.elapsed().as_secs_f64())?;
     files::write_folder(out, |folder| {
         judged.ledger.write(&folder.join(LIST_FILE), &judged.origin)?;

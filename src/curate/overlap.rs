@@ -12,6 +12,7 @@ use super::dedup::{check_threshold, join_neighbours, search};
 use super::input::{InputOptions, Pool, open_other};
 use super::pairs::{self, Pair};
 use super::{Judged, Step};
+use crate::cluster::OneRank;
 use crate::{Error, Result, rng};
 
 /// Evaluation rows listed for a row of the pool at most.
@@ -96,7 +97,7 @@ impl Step for OverlapOptions {
         // No cosine is above 1 but by rounding.
         if within < 1.0 && matched > 0 {
             let searcher = Searcher::new(pool.unit.view(), self.search, seed)?;
-            join_neighbours(&searcher, &mut components, self.k, within as f32)?;
+            join_neighbours(&searcher, &mut components, self.k, within as f32, &OneRank)?;
         }
         let (numbers, count) = components.numbered();
         let mut spoiled: Vec<Option<&Pair>> = vec![None; count];

@@ -15,6 +15,7 @@ use super::{
     CURATE_FILE, DedupOptions, InputOptions, LIST_FILE, OverlapOptions, QualityOptions, RetrieveOptions,
     SampleOptions, Step, run_step,
 };
+use crate::cluster::OneRank;
 use crate::error::one_line;
 use crate::lock::FolderLock;
 use crate::tables::read_own;
@@ -128,7 +129,8 @@ impl Pipeline {
                 }
                 None => {
                     progress(&format!("step {} {}", number + 1, planned.name));
-                    let outcome = run_step(planned.step.as_ref(), &input, self.seed, &out, true)
+                    let step = planned.step.as_ref();
+                    let outcome = run_step(step, &input, self.seed, (&out, true), &OneRank)
                         .map_err(|e| self.at(number, e))?;
                     notes.extend(
                         outcome

@@ -114,6 +114,23 @@ pub struct BatchMasks {
     pub upper_bound: usize,
 }
 
+impl BatchMasks {
+    /// Those of the crops of `images` alone, of a batch of `whole` images with `crops` crops each, crop-major. The room they need stays
+    /// the whole batch's.
+    pub fn of_images(self, crops: usize, whole: usize, images: Range<usize>) -> Self {
+        if images == (0..whole) {
+            return self;
+        }
+        let patches = self.masks.len() / (crops * whole).max(1);
+        let of_place = |place: usize| images.clone().map(move |image| place * whole + image);
+        let chosen: Vec<Vec<u8>> = (0..crops)
+            .flat_map(of_place)
+            .map(|crop| self.masks[crop * patches..(crop + 1) * patches].to_vec())
+            .collect();
+        collate(&chosen, self.upper_bound)
+    }
+}
+
 /// Draws masks for `n_crops` crops of one `grid`. The share of masked patches is spread evenly over `cfg.ratio` within a
 /// batch, and which crops have a mask is random: both crops of an image, one, or neither. Fails on settings out of range, a
 /// grid without patches or beyond 4096 a side, and a batch whose places do not fit u32.
@@ -358,6 +375,32 @@ mod tests {
         };
         assert_eq!(draw(1), draw(1));
         assert_ne!(draw(1).masks, draw(2).masks);
+    }
+
+    #[test]
+    fn the_masks_of_some_images_are_those_of_the_batch() {
+        let draw =
+            || masks_for_batch(10, GRID, &MaskConfig::default(), &mut rng::stream(4, "masks", 0)).unwrap();
+        let whole = draw();
+        assert_eq!(draw().of_images(2, 5, 0..5), whole);
+        let crop = |place: usize| whole.masks[place * 256..(place + 1) * 256].to_vec();
+        let mut masked = 0;
+        for images in [0..2, 2..4, 4..5] {
+            let part = draw().of_images(2, 5, images.clone());
+            let expected: Vec<u8> = [images.clone(), images.start + 5..images.end + 5]
+                .into_iter()
+                .flatten()
+                .flat_map(crop)
+                .collect();
+            assert_eq!(part.masks, expected);
+            assert!(part.indices.iter().all(|&place| part.masks[place as usize] == 1));
+            assert_eq!(
+                (part.indices.len(), part.weights.len()),
+                (ones(&expected), ones(&expected))
+            );
+            masked += part.indices.len();
+        }
+        assert_eq!(masked, whole.indices.len());
     }
 
     #[test]

@@ -66,8 +66,39 @@ impl fmt::Display for Pip {
     }
 }
 
+/// A wheel to fetch, as far as pip and a user have to know it.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    /// `package==version`.
+    pub requirement: String,
+    /// pip's name for the platform.
+    pub platform: &'static str,
+    /// The wheel's file name.
+    pub file_name: &'static str,
+    /// What `macula runtime install --flavor` calls it.
+    pub flavor: String,
+    /// What a user can do without it.
+    pub otherwise: &'static str,
+}
+
+impl From<&Wheel> for Asked {
+    fn from(wheel: &Wheel) -> Self {
+        Self {
+            requirement: wheel.requirement(),
+            platform: wheel.pip_platform,
+            file_name: wheel.file_name,
+            flavor: wheel.flavor.to_string(),
+            otherwise: "name a library of your own with --ort-lib FILE",
+        }
+    }
+}
+
 /// The arguments after `pip` that fetch exactly `wheel`, whatever Python and machine pip itself runs on.
 pub fn download_arguments(wheel: &Wheel) -> Vec<String> {
+    arguments_for(&wheel.into())
+}
+
+fn arguments_for(wheel: &Asked) -> Vec<String> {
     let options = [
         "download",
         "--no-deps",
@@ -78,20 +109,25 @@ pub fn download_arguments(wheel: &Wheel) -> Vec<String> {
         "3.12",
     ];
     let mut arguments: Vec<String> = options.iter().map(|&option| option.to_owned()).collect();
-    arguments.extend(["--abi", "cp312", "--platform", wheel.pip_platform].map(str::to_owned));
-    arguments.push(wheel.requirement());
+    arguments.extend(["--abi", "cp312", "--platform", wheel.platform].map(str::to_owned));
+    arguments.push(wheel.requirement.clone());
     arguments
 }
 
 /// What to do by hand when `wheel` cannot be fetched here.
 pub fn by_hand(wheel: &Wheel) -> String {
+    by_hand_for(&wheel.into())
+}
+
+fn by_hand_for(wheel: &Asked) -> String {
     format!(
         "on a connected machine run `python3 -m pip {}`, bring {} here and run `macula runtime install --flavor {} \
-         --wheel {}`; or name a library of your own with --ort-lib FILE",
-        download_arguments(wheel).join(" "),
+         --wheel {}`; or {}",
+        arguments_for(wheel).join(" "),
         wheel.file_name,
         wheel.flavor,
-        wheel.file_name
+        wheel.file_name,
+        wheel.otherwise
     )
 }
 
@@ -108,7 +144,20 @@ pub fn download(wheel: &Wheel, folder: &Path) -> Result<PathBuf> {
 /// # Errors
 /// As [`download`].
 pub fn download_with(wheel: &Wheel, folder: &Path, options: &[&str]) -> Result<PathBuf> {
-    let failed = |reason: String| Error::failed(wheel.requirement(), format!("{reason}; {}", by_hand(wheel)));
+    download_asked(&wheel.into(), folder, options)
+}
+
+/// [`download_with`] of any wheel.
+///
+/// # Errors
+/// As [`download`].
+pub fn download_asked(wheel: &Asked, folder: &Path, options: &[&str]) -> Result<PathBuf> {
+    let failed = |reason: String| {
+        Error::failed(
+            wheel.requirement.clone(),
+            format!("{reason}; {}", by_hand_for(wheel)),
+        )
+    };
     let Some(pip) = find() else {
         return Err(failed(
             "pip was not found (tried python3, python, py, pip3, pip)".to_owned(),
@@ -119,7 +168,7 @@ pub fn download_with(wheel: &Wheel, folder: &Path, options: &[&str]) -> Result<P
     // Two retries instead of pip's five: without a network the answer comes in seconds.
     let output = pip
         .start()
-        .args(download_arguments(wheel))
+        .args(arguments_for(wheel))
         .args(options)
         .args([
             "--quiet",

@@ -15,6 +15,7 @@ use super::kernels::kernels;
 use super::product_rates::min_seconds;
 use super::run::start_feed;
 use super::trainer::{StepReport, StepSeconds, Trainer};
+use crate::cluster::OneRank;
 use crate::data::augment::{MultiCrop, PlannedImage};
 use crate::data::loader::{Batch, CropsOn};
 use crate::data::mask::masks_for_batch;
@@ -82,7 +83,7 @@ pub fn bench(
 ) -> Result<StepBench> {
     let mut trainer = Trainer::fresh(config, device)?;
     let mut micro_batches = match source {
-        Some(source) => MicroBatches::Images(start_feed(config, source, 0, device)?),
+        Some(source) => MicroBatches::Images(start_feed(config, source, 0, device, &OneRank)?),
         None => MicroBatches::Noise(resident(noise(config)?, config, device)?),
     };
     let mut seconds = Vec::with_capacity(steps);

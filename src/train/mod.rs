@@ -3,7 +3,7 @@
 //! each parameter, optimizers, and the teacher's moving average. The network itself and its differentiable operations
 //! are `macula_models`; images, crops and masks are `data`. Losses and targets are plain functions of tensors, they hold no
 //! network; whatever carries state from step to step (centre, moments) shows it, so that a checkpoint can keep it.
-//! Other processes are reached through `ranks` alone.
+//! Other processes are reached through `cluster` alone, what a step sends them is in `exchange`.
 
 pub mod bench;
 pub mod checkpoint;
@@ -12,6 +12,7 @@ pub mod config;
 pub(crate) mod cost;
 pub mod distillation;
 pub mod ema;
+mod exchange;
 pub mod feed;
 pub(crate) mod identity;
 mod kernels;
@@ -22,7 +23,6 @@ pub(crate) mod observe;
 pub mod optimizer;
 pub(crate) mod param_groups;
 pub(crate) mod product_rates;
-pub(crate) mod ranks;
 pub mod recipes;
 pub mod run;
 pub(crate) mod schedule;

@@ -1,6 +1,8 @@
 //! A run: the loop around the trainer, and what it leaves in its folder. Everything that does not change the weights is
-//! here: files, clocks, meters, signals.
+//! here: files, clocks, meters, signals. Of many ranks the first has the folder; what decides how a run goes on (signals, the
+//! online k-NN, failures) all of them learn alike.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,9 +24,10 @@ use super::observe::{
 };
 use super::start::{Start, restored, trainer};
 use super::trainer::{StepReport, Trainer};
+use crate::cluster::{self, OneRank, Ranks};
 use crate::data::augment::MultiCrop;
-use crate::data::loader::Loader;
-use crate::data::{Preprocess, Source, SourceIdentity};
+use crate::data::loader::{BadRow, Loader};
+use crate::data::{Preprocess, RowError, Source, SourceIdentity};
 use crate::error::toml_line;
 use crate::identity::difference;
 use crate::lock::FolderLock;
@@ -81,10 +84,19 @@ pub struct RunSummary {
 /// A folder that another run is writing, settings that do not fit, data that cannot be read or is not the run's own, a loss that is not finite (the images of the step are written down
 /// and the last checkpoint stays), a folder that cannot be written.
 pub fn run(request: TrainRequest) -> Result<RunSummary> {
-    Run::new(request)?.finish()
+    run_on(request, Arc::new(OneRank))
 }
 
-/// The batches of `source` as `config` makes them, from those of step `step` on, on their way to `device`.
+/// [`run`] as one of `ranks`, each of which is asked the same and reads the same folder and images.
+///
+/// # Errors
+/// As [`run`]; ranks that cannot share the batch, differ in what they are asked, or cannot reach each other. After an error the other
+/// ranks wait for this one, so that whoever gets one ends the job.
+pub fn run_on(request: TrainRequest, ranks: Arc<dyn Ranks>) -> Result<RunSummary> {
+    Run::new(request, ranks)?.finish()
+}
+
+/// This rank's share of the batches of `source` as `config` makes them, from those of step `step` on, on their way to `device`.
 ///
 /// # Errors
 /// Settings that do not fit, a GPU that does not answer.
@@ -93,7 +105,12 @@ pub(super) fn start_feed(
     source: Arc<dyn Source>,
     step: u64,
     device: &Device,
+    ranks: &dyn Ranks,
 ) -> Result<Feed> {
+    let mut settings = config.loader();
+    if settings.workers == 0 && !ranks.is_one() {
+        settings.workers = cluster::threads();
+    }
     let masks = match config.draws_masks() {
         true => Some((config.masks.clone(), config.grid()?)),
         false => None,
@@ -102,8 +119,8 @@ pub(super) fn start_feed(
         source,
         MultiCrop::new(config.crops.clone())?,
         masks,
-        config.batch_plan()?,
-        &config.loader(),
+        config.batch_plan()?.of_rank(ranks.rank(), ranks.size()),
+        &settings,
         config.seed,
         step * config.accumulate as u64,
     )?;
@@ -118,15 +135,22 @@ struct Run {
     knn: Option<OnlineKnn>,
     label_free: Option<LabelFree>,
     collapse: Collapse,
-    log: MetricsLog,
-    events: EventWriter,
-    progress: RunProgress,
+    ranks: Arc<dyn Ranks>,
+    /// What the first rank writes; none on the others.
+    books: Option<Books>,
     best: BestReadings,
     last_knn: Option<f64>,
     warned: Option<u64>,
     bad_images: usize,
     total: Tally,
     since_log: Tally,
+}
+
+/// The files of a run that grow, and its progress.
+struct Books {
+    log: MetricsLog,
+    events: EventWriter,
+    progress: RunProgress,
     /// Last, so that the folder is another run's only when all is written.
     _lock: FolderLock,
 }
@@ -144,6 +168,7 @@ struct Tally {
     since: Instant,
     aside: Duration, // spent on checkpoints, meters and pictures
     wait: Duration,
+    exchange: f64, // seconds in which steps waited for other ranks
     images: u64,
 }
 
@@ -153,6 +178,7 @@ impl Tally {
             since: Instant::now(),
             aside: Duration::ZERO,
             wait: Duration::ZERO,
+            exchange: 0.,
             images: 0,
         }
     }
@@ -172,11 +198,17 @@ impl Tally {
     fn data_wait(&self) -> f64 {
         (self.wait.as_secs_f64() / self.training()).min(1.)
     }
+
+    fn rank_wait(&self) -> f64 {
+        (self.exchange / self.training()).min(1.)
+    }
 }
 
 impl Run {
-    fn new(mut request: TrainRequest) -> Result<Self> {
-        let lock = FolderLock::acquire(&request.out)?;
+    fn new(mut request: TrainRequest, ranks: Arc<dyn Ranks>) -> Result<Self> {
+        let first = ranks.rank() == 0;
+        request.config.check_ranks(ranks.size())?;
+        let lock = first.then(|| FolderLock::acquire(&request.out)).transpose()?;
         let source = Arc::clone(&request.source);
         let teacher = request.teacher.as_deref().map(identity_of);
         let frozen = frozen_targets(&mut request, source.as_ref())?;
@@ -204,7 +236,7 @@ impl Run {
             knn_source: knn.as_ref().map(OnlineKnn::images),
             teacher,
         };
-        let known = check_identity(&request, &identity)?;
+        let known = !first || check_identity(&request, &identity)?;
         let checkpoints = Checkpoints::in_folder(out);
         let (mut trainer, best) = match &request.start {
             Start::Resume => restored(config, &checkpoints, &request.device)?,
@@ -214,22 +246,36 @@ impl Run {
             trainer.learn_from(frozen);
         }
         let step = trainer.step();
-        if request.replace {
-            files::empty_folder(out, FolderLock::is_lock)?;
-        }
-        if !known {
-            identity.write(out)?;
-        }
-        if !matches!(request.start, Start::Resume) {
-            let text = toml::to_string(config).map_err(|e| Error::failed(CONFIG, e.to_string()))?;
-            files::write_bytes(&out.join(CONFIG), text.as_bytes())?;
-        }
-        files::write_json(&out.join(ENVIRONMENT), &environment(&request, source.as_ref()))?;
-        let feed = start_feed(config, Arc::clone(&source), step, &request.device)?;
+        trainer.share_with(&ranks)?;
+        let settings = toml::to_string(config).map_err(|e| Error::failed(CONFIG, e.to_string()))?;
+        // The others have read what the first is about to replace once they have all come here.
+        alike(ranks.as_ref(), &settings, &identity, &trainer)?;
+        let environment = environment(&request, source.as_ref(), ranks.as_ref())?;
+        let books = match lock {
+            None => None,
+            Some(lock) => {
+                if request.replace {
+                    files::empty_folder(out, FolderLock::is_lock)?;
+                }
+                if !known {
+                    identity.write(out)?;
+                }
+                if !matches!(request.start, Start::Resume) {
+                    files::write_bytes(&out.join(CONFIG), settings.as_bytes())?;
+                }
+                files::write_json(&out.join(ENVIRONMENT), &environment)?;
+                Some(Books {
+                    log: MetricsLog::resume(&out.join(metrics_log::METRICS_FILE), step)?,
+                    events: EventWriter::create(out, (step > 0).then_some(step))?,
+                    progress: RunProgress::new(config.steps, step),
+                    _lock: lock,
+                })
+            }
+        };
+        let feed = start_feed(config, Arc::clone(&source), step, &request.device, ranks.as_ref())?;
         Ok(Self {
-            log: MetricsLog::resume(&out.join(metrics_log::METRICS_FILE), step)?,
-            events: EventWriter::create(out, (step > 0).then_some(step))?,
-            progress: RunProgress::new(config.steps, step),
+            ranks,
+            books,
             collapse: Collapse::after(config.optimizer.warmup_steps),
             best,
             last_knn: None,
@@ -243,7 +289,6 @@ impl Run {
             knn,
             label_free,
             request,
-            _lock: lock,
         })
     }
 
@@ -266,15 +311,16 @@ impl Run {
         let steps = self.request.config.steps;
         let end = self.end();
         let mut saved = self.trainer.step();
-        while self.trainer.step() < end && !self.stopped() {
+        while self.trainer.step() < end && !self.stopped()? {
             let batches = self.fetch()?;
             let report = match self.trainer.advance(&batches) {
-                Err(error @ Error::NotFinite { .. }) => return Err(self.not_finite(error, &batches)),
+                Err(error @ Error::NotFinite { .. }) => return Err(self.not_finite(error, &batches)?),
                 other => other.map_err(|error| self.out_of_memory(error))?,
             };
-            let images: usize = batches.iter().map(|fed| fed.batch().size).sum();
-            self.total.images += images as u64;
-            self.since_log.images += images as u64;
+            let images = self.images_of(report.step)?;
+            self.total.images += images;
+            self.since_log.images += images;
+            self.since_log.exchange += report.seconds.exchange;
             for fed in batches {
                 self.feed.recycle(fed)?;
             }
@@ -291,10 +337,10 @@ impl Run {
         }
         self.draw_curves();
         let finished = done >= steps;
-        if finished {
-            self.progress.finish();
-        } else {
-            self.progress.abandon();
+        match &self.books {
+            Some(books) if finished => books.progress.finish(),
+            Some(books) => books.progress.abandon(),
+            None => {}
         }
         Ok(RunSummary {
             step: done,
@@ -311,8 +357,18 @@ impl Run {
         self.request.until.map_or(steps, |until| until.min(steps))
     }
 
-    fn stopped(&self) -> bool {
-        self.request.stop.load(Ordering::Relaxed)
+    /// Whether any rank has been told to stop: a signal reaches them at different moments, and all end after the same step.
+    fn stopped(&self) -> Result<bool> {
+        self.ranks.any(self.request.stop.load(Ordering::Relaxed))
+    }
+
+    /// Images of `step` on all ranks.
+    fn images_of(&self, step: u64) -> Result<u64> {
+        let (plan, parts) = (
+            self.request.config.batch_plan()?,
+            self.request.config.accumulate as u64,
+        );
+        Ok((0..parts).map(|part| plan.size(step * parts + part) as u64).sum())
     }
 
     /// Does something that is not training, and leaves its time out of the tallies.
@@ -329,18 +385,25 @@ impl Run {
         let (micro_batches, waited) = self.feed.fetch_micro_batches(self.request.config.accumulate)?;
         self.total.wait += waited;
         self.since_log.wait += waited;
-        self.note_bad_images()?;
+        if self.ranks.is_one() {
+            self.note_bad_images()?;
+        }
         Ok(micro_batches)
     }
 
-    /// Keeps the list of unreadable images up to date.
+    /// Keeps the list of unreadable images up to date: those that any rank has met. All ranks come here at the same steps.
     fn note_bad_images(&mut self) -> Result<()> {
         let loader = self.feed.loader();
-        if loader.bad_count() == self.bad_images {
+        let changed = loader.bad_count() != self.bad_images;
+        if !self.ranks.any(changed)? {
             return Ok(());
         }
-        let bad = loader.bad_rows();
-        self.bad_images = bad.len();
+        let own = loader.bad_rows();
+        self.bad_images = own.len();
+        let bad = bad_of_ranks(own, self.ranks.as_ref())?;
+        if self.books.is_none() {
+            return Ok(());
+        }
         let path = self.request.out.join(BAD_IMAGES);
         let failed = |e: csv::Error| Error::failed(path.display().to_string(), e.to_string());
         let mut table = csv::Writer::from_writer(Vec::new());
@@ -367,12 +430,26 @@ impl Run {
             .is_some_and(|meters| last || meters.is_due(done));
         let log_due = last || done == 1 || done.is_multiple_of(config.monitor.log_every);
         let curves_due = done.is_multiple_of(config.monitor.curves_every);
-        self.progress.update(&StepStatus {
+        let status = StepStatus {
             step: done,
             loss: report.loss,
             images_per_second: self.since_log.images_per_second(),
             knn: self.last_knn,
-        });
+        };
+        if let Some(books) = &mut self.books {
+            books.progress.update(&status);
+        }
+        let keeps_best = self.request.config.checkpoints.keep_best;
+        if self.books.is_none() {
+            let mut best = false;
+            if knn_due {
+                best |= self.run_knn(&mut Readings::default(), &mut Map::new())?;
+            }
+            if label_free_due {
+                best |= self.run_label_free(&mut Readings::default(), &mut Map::new())?;
+            }
+            return Ok(best && keeps_best);
+        }
         if !log_due && !knn_due && !label_free_due {
             return Ok(false);
         }
@@ -388,15 +465,17 @@ impl Run {
             best |= self.aside(|run| run.run_label_free(&mut readings, &mut metrics))?;
         }
         self.warn(done, &readings);
-        self.log.append(&metrics)?;
-        self.events.scalars(done, &metrics)?;
+        if let Some(books) = &mut self.books {
+            books.log.append(&metrics)?;
+            books.events.scalars(done, &metrics)?;
+        }
         if curves_due {
             self.aside(|run| {
                 run.draw_curves();
                 Ok(())
             })?;
         }
-        Ok(best && self.request.config.checkpoints.keep_best)
+        Ok(best && keeps_best)
     }
 
     fn step_metrics(&self, report: &StepReport) -> Map<String, Value> {
@@ -421,7 +500,14 @@ impl Run {
         }
         put(keys::IMAGES_PER_SECOND, json!(self.since_log.images_per_second()));
         put("data_wait", json!(self.since_log.data_wait()));
-        let minutes = self.log.earlier_minutes() + self.total.since.elapsed().as_secs_f64() / 60.;
+        if !self.ranks.is_one() {
+            put("rank_wait", json!(self.since_log.rank_wait()));
+        }
+        let earlier = self
+            .books
+            .as_ref()
+            .map_or(0., |books| books.log.earlier_minutes());
+        let minutes = earlier + self.total.since.elapsed().as_secs_f64() / 60.;
         put(keys::MINUTES, json!(minutes));
         metrics
     }
@@ -429,7 +515,13 @@ impl Run {
     /// The online k-NN of the teacher and the meters on its features; whether it is the best so far.
     fn run_knn(&mut self, readings: &mut Readings, metrics: &mut Map<String, Value>) -> Result<bool> {
         let Some(knn) = &self.knn else { return Ok(false) };
-        let result = knn.evaluate(teacher_features(&self.trainer, &self.request.device))?;
+        let features_of = teacher_features(&self.trainer, &self.request.device);
+        let result = knn.evaluate(self.ranks.as_ref(), features_of)?;
+        self.last_knn = Some(result.top1);
+        let best = self.select(Selection::Knn, result.top1);
+        if self.books.is_none() {
+            return Ok(best);
+        }
         let rows = result.features.len() / result.d.max(1);
         let std = meters::feature_std(&result.features, rows, result.d);
         let (some, taken) = meters::spread_rows(&result.features, rows, result.d, meters::RANK_ROWS);
@@ -445,11 +537,11 @@ impl Run {
         ] {
             metrics.insert(key.to_owned(), json!(value));
         }
-        self.last_knn = Some(result.top1);
-        Ok(self.select(Selection::Knn, result.top1))
+        Ok(best)
     }
 
-    /// The meters of images without labels; whether the one that chooses is the best so far.
+    /// The meters of images without labels; whether the one that chooses is the best so far. Every rank reads the whole sample, and all
+    /// come to the same answer.
     fn run_label_free(&mut self, readings: &mut Readings, metrics: &mut Map<String, Value>) -> Result<bool> {
         let Some(meters) = &self.label_free else {
             return Ok(false);
@@ -468,7 +560,7 @@ impl Run {
         }
         let by_rank = self.select(Selection::Rankme, result.effective_rank);
         let by_lidar = self.select(Selection::Lidar, result.lidar);
-        Ok(by_rank || by_lidar)
+        self.ranks.any(by_rank || by_lidar)
     }
 
     /// Takes note of a reading; whether it chooses the best checkpoint and is the best so far.
@@ -493,12 +585,24 @@ impl Run {
             return;
         }
         if let Some(text) = self.collapse.judge(step, readings) {
-            self.progress.suspend(|| tracing::warn!("step {step}: {text}"));
+            let say = || tracing::warn!("step {step}: {text}");
+            match &self.books {
+                Some(books) => books.progress.suspend(say),
+                None => say(),
+            }
             self.warned = Some(step);
         }
     }
 
+    /// Writes a checkpoint. Every rank comes here: they compare their weights, and the first one writes.
     fn save(&mut self, best: bool) -> Result<()> {
+        if !self.ranks.is_one() {
+            self.note_bad_images()?;
+            self.ranks.agree("weights", &weights_in_words(&self.trainer))?;
+        }
+        if self.books.is_none() {
+            return Ok(());
+        }
         let config = &self.request.config;
         let vit = &self.trainer.method().teacher.config().vit;
         let state = self.trainer.state()?;
@@ -512,6 +616,9 @@ impl Run {
 
     /// A picture that cannot be drawn is no reason to end a run.
     fn draw_curves(&self) {
+        if self.books.is_none() {
+            return;
+        }
         let out = &self.request.out;
         let title = format!("{} · {}", out.display(), self.request.config.recipe);
         let drawn = metrics_log::read(&out.join(metrics_log::METRICS_FILE))
@@ -521,12 +628,34 @@ impl Run {
         }
     }
 
-    /// Writes down the images of a step whose loss is not finite.
-    fn not_finite(&self, error: Error, batches: &[LoadedBatch]) -> Error {
+    /// Writes down the images of a step whose loss is not finite, which all ranks know.
+    ///
+    /// # Errors
+    /// Ranks that cannot reach each other.
+    fn not_finite(&self, error: Error, batches: &[LoadedBatch]) -> Result<Error> {
+        let own: Vec<u8> = batches
+            .iter()
+            .flat_map(|fed| &fed.batch().rows)
+            .flat_map(|row| row.to_le_bytes())
+            .collect();
+        let all = self.ranks.gather_bytes(&own)?.concat();
+        let rows: Vec<u64> = all
+            .as_chunks::<8>()
+            .0
+            .iter()
+            .map(|&row| u64::from_le_bytes(row))
+            .collect();
+        if self.books.is_none() {
+            return Ok(error);
+        }
+        Ok(self.write_down(error, &rows))
+    }
+
+    fn write_down(&self, error: Error, rows: &[u64]) -> Error {
         let step = self.trainer.step();
         let name = format!("not-finite-step-{step}.json");
-        let rows = batches.iter().flat_map(|fed| &fed.batch().rows);
         let images: Vec<Value> = rows
+            .iter()
             .map(|&row| json!({ "row": row, "path": self.request.source.record(row).path }))
             .collect();
         let record = json!({ "step": step, "error": error.to_string(), "images": images });
@@ -589,6 +718,62 @@ fn read_targets(
         k,
     });
     Ok(())
+}
+
+/// Fails on every rank unless all were asked the same, see the same images and begin with the same weights.
+fn alike(ranks: &dyn Ranks, settings: &str, identity: &RunIdentity, trainer: &Trainer) -> Result<()> {
+    if ranks.is_one() {
+        return Ok(());
+    }
+    ranks.agree("version of macula", env!("CARGO_PKG_VERSION"))?;
+    ranks.agree("settings", settings)?;
+    let images = serde_json::to_string_pretty(identity);
+    ranks.agree(
+        "images",
+        &images.map_err(|e| Error::failed("images", e.to_string()))?,
+    )?;
+    ranks.agree("weights", &weights_in_words(trainer))
+}
+
+/// The step, and a number that two sets of the student's weights have in common only where they are the same.
+fn weights_in_words(trainer: &Trainer) -> String {
+    let mut hash = 0u64;
+    for (name, tensor) in trainer.method().student.tensors() {
+        let values = tensor
+            .to_device(&Device::Cpu)
+            .and_then(|t| t.flatten_all()?.to_vec1::<f32>());
+        for value in values.unwrap_or_default() {
+            hash = (hash.rotate_left(5) ^ u64::from(value.to_bits())).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        }
+        hash = hash.wrapping_add(name.len() as u64);
+    }
+    format!("step {}, {hash:016x}", trainer.step())
+}
+
+/// The unreadable rows that any of the ranks has met, each once, in the source's order.
+fn bad_of_ranks(own: Vec<BadRow>, ranks: &dyn Ranks) -> Result<Vec<BadRow>> {
+    if ranks.is_one() {
+        return Ok(own);
+    }
+    let failed = |error: serde_json::Error| Error::failed("unreadable images", error.to_string());
+    let plain: Vec<_> = own
+        .iter()
+        .map(|bad| (bad.row, &bad.error.path, &bad.error.reason))
+        .collect();
+    let mut all = BTreeMap::new();
+    for bytes in ranks.gather_bytes(&serde_json::to_vec(&plain).map_err(failed)?)? {
+        let of_rank: Vec<(u64, String, String)> = serde_json::from_slice(&bytes).map_err(failed)?;
+        all.extend(
+            of_rank
+                .into_iter()
+                .map(|(row, path, reason)| (row, (path, reason))),
+        );
+    }
+    let bad_row = |(row, (path, reason))| BadRow {
+        row,
+        error: RowError { path, reason },
+    };
+    Ok(all.into_iter().map(bad_row).collect())
 }
 
 /// What the frozen teacher of a distillation gives its student.
@@ -672,15 +857,25 @@ pub fn preprocess(config: &TrainConfig) -> Preprocess {
     }
 }
 
-fn environment(request: &TrainRequest, source: &dyn Source) -> Value {
-    json!({
+/// What `env.json` says. Every rank comes here, to name its machine.
+fn environment(request: &TrainRequest, source: &dyn Source, ranks: &dyn Ranks) -> Result<Value> {
+    let mut record = json!({
         "tool_version": env!("CARGO_PKG_VERSION"),
         "os": std::env::consts::OS,
         "arch": std::env::consts::ARCH,
         "device": format!("{:?}", request.device.location()),
         "threads": request.threads,
         "source": source.describe(),
-    })
+    });
+    if !ranks.is_one() {
+        let hosts = ranks.gather_bytes(cluster::host().as_bytes())?;
+        let hosts: Vec<String> = hosts
+            .iter()
+            .map(|host| String::from_utf8_lossy(host).into_owned())
+            .collect();
+        record["ranks"] = json!({ "size": ranks.size(), "hosts": hosts, "library": ranks.library() });
+    }
+    Ok(record)
 }
 
 /// Reads the settings of the run in `folder`.

@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Barrier, Mutex};
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Tensor};
 
-use super::ranks::Ranks;
+use crate::cluster::Ranks;
+use crate::cluster::threads::{Network, on_ranks};
 
 #[path = "../../models/tests/cuda_emulation/mod.rs"]
 pub(crate) mod cuda_emulation;
@@ -59,51 +59,12 @@ pub(crate) fn assert_scalar(what: &str, found: &Tensor, expected: f64, tolerance
     );
 }
 
-/// Threads that stand for processes: what each brings to a reduction lies in its own slot.
-struct Meeting {
-    barrier: Barrier,
-    slots: Mutex<Vec<Tensor>>,
-}
-
-struct Process<'a> {
-    index: usize,
-    meeting: &'a Meeting,
-}
-
-impl Process<'_> {
-    fn reduce(&self, tensor: &Tensor, join: impl Fn(&Tensor, &Tensor) -> Result<Tensor>) -> Result<Tensor> {
-        self.meeting.slots.lock().unwrap()[self.index] = tensor.clone();
-        self.meeting.barrier.wait();
-        let all = self.meeting.slots.lock().unwrap().clone();
-        self.meeting.barrier.wait();
-        let (first, rest) = all.split_first().unwrap();
-        rest.iter().try_fold(first.clone(), |sum, next| join(&sum, next))
-    }
-}
-
-impl Ranks for Process<'_> {
-    fn sum(&self, tensor: &Tensor) -> Result<Tensor> {
-        self.reduce(tensor, |a, b| a + b)
-    }
-
-    fn max(&self, tensor: &Tensor) -> Result<Tensor> {
-        self.reduce(tensor, |a, b| a.maximum(b))
-    }
-}
-
 /// What `work` gives for each of `parts` when each is a process of its own.
 pub(crate) fn on_processes(
     parts: &[Tensor],
     work: impl Fn(&Tensor, &dyn Ranks) -> Tensor + Sync,
 ) -> Vec<Tensor> {
-    let meeting = &Meeting {
-        barrier: Barrier::new(parts.len()),
-        slots: Mutex::new(parts.to_vec()),
-    };
-    let work = &work;
-    std::thread::scope(|scope| {
-        let start = |(index, part)| scope.spawn(move || work(part, &Process { index, meeting }));
-        let threads: Vec<_> = parts.iter().enumerate().map(start).collect();
-        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    on_ranks(parts.len(), Network::default(), |ranks| {
+        work(&parts[ranks.rank()], ranks.as_ref())
     })
 }

@@ -12,8 +12,8 @@ use super::losses::targets::{SINKHORN_ITERATIONS, sinkhorn_knopp};
 use super::losses::{dino_cls_loss, ibot_patch_loss, koleo_loss};
 use super::optimizer::{AdamW, AdamWOptions, Parameter, Rates, clip_gradients};
 use super::param_groups::ParamGroupRules;
-use super::ranks::OneRank;
 use super::testing::{scalar, values};
+use crate::cluster::OneRank;
 use crate::rng::stream;
 
 const BATCH: usize = 4;

@@ -1,11 +1,13 @@
 //! One optimizer step: objective, gradients, clipping, update, teacher. Everything that a run carries from step to step
 //! is in here, and nothing else is: files, clocks and signals are the run's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::panic::resume_unwind;
+use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, TensorId, Var};
 use macula_models::ops::{DirectGradients, gains_from};
 use macula_models::weights::Tensors;
 
@@ -13,6 +15,7 @@ use super::clock::Clock;
 use super::config::{Schedules, StepValues, TrainConfig};
 use super::distillation::FrozenTargets;
 use super::ema::NamedVars;
+use super::exchange::{self, Gradient, Terms};
 use super::feed::{self, MicroBatch};
 use super::kernels::{Clip, Tables};
 use super::method::{Method, StepLoss};
@@ -21,6 +24,7 @@ use super::optimizer::{
     Average, Optimizer, OptimizerState, Parameter, clip_scale, gradient_norms, norms_of, squares_on_device,
 };
 use super::param_groups::ParamGroupRules;
+use crate::cluster::{self, OneRank, Ranks};
 use crate::device::{Dtype, set_products};
 use crate::{Error, Result};
 
@@ -36,9 +40,13 @@ pub struct Trainer {
     tables: Tables,
     clock: Clock,
     step: u64,
+    /// The processes that share every step.
+    ranks: Arc<dyn Ranks>,
+    /// Whether gradients are sent while the backward pass goes on.
+    sends_early: bool,
 }
 
-/// What a step did.
+/// What a step did, the same on every rank but for times and targets.
 #[derive(Debug)]
 pub struct StepReport {
     /// The step's number, from 0.
@@ -46,7 +54,7 @@ pub struct StepReport {
     /// Sum of the terms.
     pub loss: f64,
     /// The terms by name, weighted.
-    pub terms: BTreeMap<&'static str, f64>,
+    pub terms: BTreeMap<String, f64>,
     /// Gradient norm of each sub-module before clipping.
     pub grad_norms: BTreeMap<String, f64>,
     /// The scheduled values.
@@ -68,6 +76,8 @@ pub struct StepSeconds {
     pub backward: f64,
     /// Clipping, the weights' update and the teacher's.
     pub update: f64,
+    /// Gradients and terms on their way between ranks, and waiting for the slowest of them.
+    pub exchange: f64,
 }
 
 impl StepSeconds {
@@ -77,6 +87,7 @@ impl StepSeconds {
         self.student += other.student;
         self.backward += other.backward;
         self.update += other.update;
+        self.exchange += other.exchange;
     }
 }
 
@@ -138,6 +149,8 @@ impl Trainer {
             tables: Tables::default(),
             clock: Clock::default(),
             step: 0,
+            ranks: Arc::new(OneRank),
+            sends_early: false,
         })
     }
 
@@ -154,6 +167,29 @@ impl Trainer {
     /// Gives a distillation its frozen teacher, which no checkpoint keeps.
     pub fn learn_from(&mut self, frozen: FrozenTargets) {
         self.method.learn_from(frozen);
+    }
+
+    /// Shares every step from here on with other ranks, each of which has its own images of the step.
+    ///
+    /// Gradients are sent while the backward pass goes on where every rank has a core to spare for that, beside those of its threads.
+    ///
+    /// # Errors
+    /// A batch that they cannot share, ranks that cannot reach each other.
+    pub fn share_with(&mut self, ranks: &Arc<dyn Ranks>) -> Result<()> {
+        self.config.check_ranks(ranks.size())?;
+        self.method.share_with(Arc::clone(ranks));
+        self.ranks = Arc::clone(ranks);
+        let spare = cluster::threads() > rayon::current_num_threads();
+        self.send_early(!ranks.is_one() && !ranks.any(!spare)?);
+        Ok(())
+    }
+
+    /// Whether gradients are sent while the backward pass goes on, the same on all ranks. On a GPU they never are.
+    ///
+    /// Sums over ranks within the backward pass (KoLeo, batch norm) do not meet them on the way: they are in heads and losses, and a
+    /// block's gradient is whole once the last of the networks' passes has gone back through it, which is behind all of these.
+    pub(crate) fn send_early(&mut self, early: bool) {
+        self.sends_early = early && self.method.device().is_cpu();
     }
 
     /// From here on waits for the device at the end of every part of a step, so that [`StepSeconds`] are those of the parts and not of
@@ -208,21 +244,32 @@ impl Trainer {
         let share = 1. / micro_batches.len().max(1) as f64;
         let clips_on_device = self.optimizer.clipping_on_device().is_some();
         let mut unread = Vec::new();
+        let mut terms = Terms::default();
         let mut gradients: Option<GradStore> = None;
+        let mut early = Early::default();
         for (place, batch) in micro_batches.iter().enumerate() {
             let number = self.step * self.config.accumulate as u64 + place as u64;
             let start = Instant::now();
             let pass = DirectGradients::default();
             let loss = pass.forward(|| self.method.loss(batch, number, &values))?;
-            match clips_on_device {
-                true => unread.extend(loss.terms.iter().cloned()),
-                false => report.add(&loss, share)?,
+            let share = share * self.weight(batch.batch().size, number)?;
+            if !self.ranks.is_one() {
+                for (name, term) in &loss.terms {
+                    terms.add(name, value_of(term)?, share);
+                }
+            } else if clips_on_device {
+                unread.extend(loss.terms.iter().cloned());
+            } else {
+                report.add(&loss, share)?;
             }
             report.seconds.teacher += loss.teacher_seconds;
             report.seconds.student += self.clock.since(start)? - loss.teacher_seconds;
             let start = Instant::now();
             let total = (&loss.total * share)?;
-            let new = pass.backward(&total)?;
+            let new = match self.sends_early && place + 1 == micro_batches.len() {
+                true => early.backward(self.ranks.as_ref(), pass, &total, gradients.as_ref())?,
+                false => pass.backward(&total)?,
+            };
             report.seconds.backward += self.clock.since(start)?;
             gradients = Some(match gradients {
                 None => new,
@@ -233,6 +280,11 @@ impl Trainer {
         let Some(mut gradients) = gradients else {
             return Err(Error::failed("step", "expected at least one batch, found none"));
         };
+        if !self.ranks.is_one() {
+            let start = Instant::now();
+            self.exchange(&terms, early, &mut gradients, &mut report)?;
+            report.seconds.exchange = self.clock.since(start)?;
+        }
         let start = Instant::now();
         if clips_on_device {
             self.update_on_device(&gradients, &unread, share, &mut report)?;
@@ -243,6 +295,39 @@ impl Trainer {
         report.seconds.update = self.clock.since(start)?;
         self.step += 1;
         Ok(report)
+    }
+
+    /// How much this rank's mean over `images` counts in the mean over ranks of micro-batch `number`: 1 where all have as many.
+    fn weight(&self, images: usize, number: u64) -> Result<f64> {
+        if self.ranks.is_one() {
+            return Ok(1.);
+        }
+        let whole = self.config.batch_plan()?.size(number);
+        Ok((images * self.ranks.size()) as f64 / whole as f64)
+    }
+
+    /// Brings the terms of all ranks into the report and the mean of their gradients into `gradients`.
+    fn exchange(
+        &self,
+        terms: &Terms,
+        early: Early,
+        gradients: &mut GradStore,
+        report: &mut StepReport,
+    ) -> Result<()> {
+        let trained = self.method.student.trained().map(|(_, var)| var);
+        let trained: Vec<&Var> = trained.filter(|var| !early.has(var)).collect();
+        let own: Vec<bool> = trained.iter().map(|var| gradients.get(var).is_some()).collect();
+        let seen = exchange::compare(self.ranks.as_ref(), terms, &own)?;
+        for (name, term) in &seen.terms {
+            report.add_term(name, *term, 1.)?;
+        }
+        let moved = trained.iter().zip(&seen.has_gradient).filter(|(_, has)| **has);
+        let moved: Vec<&Var> = moved.map(|(var, _)| *var).collect();
+        exchange::average(self.ranks.as_ref(), &moved, gradients)?;
+        for (weight, gradient) in early.averaged {
+            gradients.insert(&weight, gradient);
+        }
+        Ok(())
     }
 
     /// The sum of two micro-batches' gradients of the trained weights.
@@ -292,6 +377,9 @@ impl Trainer {
         let device = self.method.device();
         let squares = squares_on_device(clipping, &mut self.tables, &modules, gradients, device)?;
         let gathered = || {
+            if unread.is_empty() {
+                return squares.to_dtype(DType::F64);
+            }
             let terms: Vec<Tensor> = unread.iter().map(|(_, term)| term.detach()).collect();
             let terms = Tensor::stack(&terms, 0)?.to_dtype(DType::F64)?;
             Tensor::cat(&[&terms, &squares], 0)
@@ -348,26 +436,77 @@ impl Trainer {
     }
 }
 
+/// Gradients that were averaged while the backward pass went on.
+#[derive(Default)]
+struct Early {
+    /// The weights that were sent, whether or not any rank had a gradient for them.
+    weights: HashSet<TensorId>,
+    averaged: Vec<Gradient>,
+}
+
+impl Early {
+    fn has(&self, weight: &Tensor) -> bool {
+        self.weights.contains(&weight.id())
+    }
+
+    /// The backward pass of a step's last micro-batch, whose early gradients another thread sends; the store has the others. `earlier`
+    /// has those of the micro-batches before.
+    fn backward(
+        &mut self,
+        ranks: &dyn Ranks,
+        pass: DirectGradients,
+        total: &Tensor,
+        earlier: Option<&GradStore>,
+    ) -> Result<GradStore> {
+        let weights = pass.early();
+        self.weights = weights.iter().map(Tensor::id).collect();
+        let (tell, told) = mpsc::channel();
+        let all = weights.as_slice();
+        std::thread::scope(|scope| {
+            let sending = scope.spawn(move || exchange::average_early(ranks, all, earlier, &told));
+            let rest = || {
+                let mut store = pass.backward_telling(total, tell.clone())?;
+                for weight in &weights {
+                    if let Some(gradient) = store.remove(weight) {
+                        // Not in all of its uses, and so not told before. Who has stopped listening will say why.
+                        let _ = tell.send((weight.clone(), gradient));
+                    }
+                }
+                Ok::<_, Error>(store)
+            };
+            let store = rest();
+            drop(tell);
+            let averaged = sending.join().unwrap_or_else(|panic| resume_unwind(panic));
+            self.averaged = averaged?;
+            store
+        })
+    }
+}
+
 impl StepReport {
     fn add(&mut self, loss: &StepLoss, share: f64) -> Result<()> {
-        let value = |tensor: &Tensor| tensor.to_scalar::<f32>().map(f64::from).map_err(Error::from);
         for (name, term) in &loss.terms {
-            self.add_term(name, value(term)?, share)?;
+            self.add_term(name, value_of(term)?, share)?;
         }
         Ok(())
     }
 
-    fn add_term(&mut self, name: &'static str, term: f64, share: f64) -> Result<()> {
+    fn add_term(&mut self, name: &str, term: f64, share: f64) -> Result<()> {
         if !term.is_finite() {
             return Err(Error::NotFinite {
                 what: format!("loss term {name}"),
                 value: term,
             });
         }
-        *self.terms.entry(name).or_default() += term * share;
+        *self.terms.entry(name.to_owned()).or_default() += term * share;
         self.loss += term * share;
         Ok(())
     }
+}
+
+/// The value of a term, which is a scalar of f32.
+fn value_of(term: &Tensor) -> Result<f64> {
+    term.to_scalar::<f32>().map(f64::from).map_err(Error::from)
 }
 
 /// The trained weights of each sub-module.

@@ -59,6 +59,33 @@ fn an_export_that_deviates_is_not_written() {
     assert!(names(&w.path("")).is_empty());
 }
 
+/// As `mpiexec -n 2 macula extract` would start them.
+#[test]
+fn processes_of_a_launcher_take_a_shard_each() {
+    let mut w = Workspace::new();
+    w.succeeds("extract --model pixels --data sample:test --out whole");
+    w.variable("PMI_SIZE", "2");
+    for rank in ["0", "1"] {
+        w.variable("PMI_RANK", rank);
+        w.succeeds("extract --model pixels --data sample:test --out parts");
+    }
+    // The one that is asked for counts.
+    w.succeeds("extract --model pixels --data sample:test --out other --shard 0/3");
+    let folders = |name: &str| {
+        let entries = fs::read_dir(w.path(name)).expect("a folder");
+        let mut names: Vec<_> = entries.map(|entry| entry.expect("one").file_name()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(folders("parts"), ["shard-00000-of-00002", "shard-00001-of-00002"]);
+    assert_eq!(folders("other"), ["shard-00000-of-00003"]);
+    let read = |name: &str| {
+        let folder = FeatureFolder::open(&w.path(name)).expect("complete");
+        folder.read("pixels").expect("read")
+    };
+    assert!(read("parts").matrix == read("whole").matrix);
+}
+
 #[test]
 fn shards_read_as_one_and_equal_one_run() {
     let w = Workspace::new();

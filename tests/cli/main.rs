@@ -20,6 +20,8 @@ mod kills;
 mod labels;
 mod limits;
 mod modes;
+#[cfg(target_os = "linux")]
+mod mpi;
 mod numbers;
 mod preprocess;
 mod protocols;

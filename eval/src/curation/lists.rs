@@ -6,6 +6,7 @@ use std::borrow::Cow;
 
 use rayon::prelude::*;
 
+use super::team::Team;
 use crate::index::Hit;
 use crate::linalg::gemm::{Operand, Threads, matmul};
 use crate::linalg::kmeans::{KMeansConfig, assign, by_cluster, kmeans};
@@ -20,6 +21,9 @@ use rand_chacha::rand_core::SeedableRng;
 const QUERIES: usize = 256;
 /// Rows of a list in one product.
 const ROWS: usize = 512;
+/// Rows that one process assigns are a multiple of this: the last rows of a product may be rounded otherwise than the same rows within
+/// a longer one.
+const ASSIGNED_ROWS: usize = 384;
 /// Groups of queries whose hits are held before they are visited, for each thread.
 const GROUPS_PER_THREAD: usize = 16;
 /// Rows for each centroid that the clustering is trained on.
@@ -62,11 +66,12 @@ pub struct InvertedLists<'a> {
 }
 
 impl<'a> InvertedLists<'a> {
-    /// Clusters `database` into lists; `seed` draws the rows that the clustering sees.
+    /// Clusters `database` into lists; `seed` draws the rows that the clustering sees. Each process of `team` finds the lists of some of
+    /// the rows.
     ///
     /// # Errors
-    /// No row, no list or probe, more lists than rows, NaN or infinity.
-    pub fn build(database: MatrixView<'a>, config: &ListsConfig, seed: u64) -> Result<Self> {
+    /// No row, no list or probe, more lists than rows, NaN or infinity, processes that cannot reach each other.
+    pub fn build(database: MatrixView<'a>, config: &ListsConfig, seed: u64, team: &dyn Team) -> Result<Self> {
         let n = database.rows();
         let by_size = (2.0 * (n as f64).sqrt()) as usize;
         let k = config.lists.unwrap_or_else(|| by_size.min(n / 4).max(1));
@@ -86,7 +91,7 @@ impl<'a> InvertedLists<'a> {
             }
             _ => kmeans(database, &settings)?.centroids,
         };
-        let clusters = assign(database, centroids.view())?.clusters;
+        let clusters = assigned(database, centroids.view(), team)?;
         let (rows, starts) = by_cluster(&clusters, k);
         let half_norm = |row: &[f32]| row.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>() / 2.0;
         let half_norms = (0..k)
@@ -102,11 +107,24 @@ impl<'a> InvertedLists<'a> {
         })
     }
 
+    /// The list of every row.
+    #[cfg(test)]
+    pub(super) fn assignment(&self) -> Vec<u32> {
+        let mut lists = vec![0; self.rows.len()];
+        for (list, ends) in self.starts.windows(2).enumerate() {
+            for &row in &self.rows[ends[0]..ends[1]] {
+                lists[row as usize] = list as u32;
+            }
+        }
+        lists
+    }
+
     /// As `Searcher::run`.
     pub(super) fn search(
         &self,
         queries: MatrixView<'_>,
         own: Option<&[u32]>,
+        team: &dyn Team,
         k: usize,
         threshold: f32,
         mut visit: impl FnMut(usize, &[Hit]),
@@ -122,6 +140,8 @@ impl<'a> InvertedLists<'a> {
         let groups: Vec<&[u32]> = starts
             .windows(2)
             .flat_map(|ends| order[ends[0]..ends[1]].chunks(QUERIES))
+            .skip(team.rank())
+            .step_by(team.size())
             .collect();
         for groups in groups.chunks(GROUPS_PER_THREAD * rayon::current_num_threads()) {
             let found: Vec<Vec<Vec<Hit>>> = groups
@@ -192,6 +212,24 @@ impl<'a> InvertedLists<'a> {
         }
         probed.sort_unstable();
         probed
+    }
+}
+
+/// The nearest of `centroids` of every row, of which each process of `team` finds a part.
+fn assigned(database: MatrixView<'_>, centroids: MatrixView<'_>, team: &dyn Team) -> Result<Vec<u32>> {
+    let share = database
+        .rows()
+        .div_ceil(team.size())
+        .next_multiple_of(ASSIGNED_ROWS);
+    let dim = database.dim();
+    let own = database.data().chunks(share * dim).nth(team.rank());
+    let clusters = match own {
+        Some(own) => assign(MatrixView::new(own, own.len() / dim, dim)?, centroids)?.clusters,
+        None => Vec::new(),
+    };
+    match team.size() {
+        1 => Ok(clusters),
+        _ => team.gather_numbers(&clusters),
     }
 }
 

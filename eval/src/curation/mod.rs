@@ -10,6 +10,7 @@ mod keep;
 mod lists;
 mod retrieve;
 mod search;
+mod team;
 
 pub use balance::{SampleOrder, balanced_sample, balanced_shares, random_sample};
 pub use components::Components;
@@ -18,6 +19,7 @@ pub use keep::central_rows;
 pub use lists::{InvertedLists, ListsConfig};
 pub use retrieve::{ClusterRetrieval, NearestSeed, retrieve_by_cluster, retrieve_by_sample};
 pub use search::{EXACT_ROWS, Search, Searcher, edge_recall};
+pub use team::{Alone, Team};
 
 #[cfg(test)]
 pub(crate) mod testing;

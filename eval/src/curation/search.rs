@@ -8,6 +8,7 @@ use rand_chacha::rand_core::SeedableRng;
 use serde::{Deserialize, Serialize};
 
 use super::lists::{InvertedLists, ListsConfig};
+use super::team::{Alone, Team};
 use crate::index::{Hit, HnswConfig, HnswIndex, Index};
 use crate::linalg::nearest_neighbours;
 use crate::{MatrixView, Result};
@@ -76,9 +77,22 @@ impl<'a> Searcher<'a> {
     /// # Errors
     /// No row, NaN or infinity.
     pub fn new(database: MatrixView<'a>, search: Search, seed: u64) -> Result<Self> {
+        Self::shared(database, search, seed, &Alone)
+    }
+
+    /// As [`Self::new`], where the processes of `team` prepare the same rows together.
+    ///
+    /// # Errors
+    /// As [`Self::new`]; processes that cannot reach each other.
+    pub fn shared(database: MatrixView<'a>, search: Search, seed: u64, team: &dyn Team) -> Result<Self> {
         let kind = match search.resolved(database.rows()) {
             Search::Exact | Search::Auto => Kind::Exact,
-            Search::Lists => Kind::Lists(InvertedLists::build(database, &ListsConfig::default(), seed)?),
+            Search::Lists => Kind::Lists(InvertedLists::build(
+                database,
+                &ListsConfig::default(),
+                seed,
+                team,
+            )?),
             Search::Hnsw => {
                 let graph = HnswIndex::build(database, &HnswConfig::default(), |_| {})?;
                 Kind::Graph(Index::Hnsw(graph))
@@ -108,15 +122,17 @@ impl<'a> Searcher<'a> {
         threshold: f32,
         visit: impl FnMut(usize, &[Hit]),
     ) -> Result<()> {
-        self.run(queries, None, k, threshold, visit)
+        self.run(queries, None, &Alone, k, threshold, visit)
     }
 
-    /// As [`Self::search`] for the database's own rows, each without itself. `progress` hears how many are done.
+    /// As [`Self::search`] for the database's own rows, each without itself. Every process of `team` visits some of them, and all of
+    /// them together each row once. `progress` hears how many are done here.
     ///
     /// # Errors
     /// As [`Self::search`].
     pub fn search_itself(
         &self,
+        team: &dyn Team,
         k: usize,
         threshold: f32,
         mut progress: impl FnMut(usize),
@@ -124,7 +140,7 @@ impl<'a> Searcher<'a> {
     ) -> Result<()> {
         let rows: Vec<u32> = (0..self.database.rows() as u32).collect();
         let mut done = 0;
-        self.run(self.database, Some(&rows), k, threshold, |query, hits| {
+        self.run(self.database, Some(&rows), team, k, threshold, |query, hits| {
             done += 1;
             if done % QUERY_BLOCK == 0 {
                 progress(done);
@@ -133,11 +149,13 @@ impl<'a> Searcher<'a> {
         })
     }
 
-    /// Neighbours of `queries`; where `own` is given, query `i` is row `own[i]` of the database and is no neighbour of its own.
+    /// Neighbours of this process's share of `queries`; where `own` is given, query `i` is row `own[i]` of the database and is no
+    /// neighbour of its own.
     fn run(
         &self,
         queries: MatrixView<'_>,
         own: Option<&[u32]>,
+        team: &dyn Team,
         k: usize,
         threshold: f32,
         mut visit: impl FnMut(usize, &[Hit]),
@@ -149,11 +167,12 @@ impl<'a> Searcher<'a> {
             ));
         }
         if let Kind::Lists(lists) = &self.kind {
-            return lists.search(queries, own, k, threshold, visit);
+            return lists.search(queries, own, team, k, threshold, visit);
         }
         let max = (k + usize::from(own.is_some())).min(self.database.rows());
         let dim = queries.dim();
-        for (number, block) in queries.data().chunks(QUERY_BLOCK * dim).enumerate() {
+        let blocks = queries.data().chunks(QUERY_BLOCK * dim).enumerate();
+        for (number, block) in blocks.skip(team.rank()).step_by(team.size()) {
             let block = MatrixView::new(block, block.len() / dim, dim)?;
             let first = number * QUERY_BLOCK;
             for (place, found) in self.block(block, max)?.into_iter().enumerate() {
@@ -202,7 +221,7 @@ pub fn edge_recall(
     let exact = Searcher::new(database, Search::Exact, seed)?;
     let count = |searcher: &Searcher<'_>| -> Result<usize> {
         let mut edges = 0;
-        searcher.run(queries.view(), Some(&own), k, threshold, |_, hits| {
+        searcher.run(queries.view(), Some(&own), &Alone, k, threshold, |_, hits| {
             edges += hits.len()
         })?;
         Ok(edges)
@@ -231,7 +250,9 @@ mod tests {
             );
             found.extend(hits.iter().map(|hit| (query, hit.row)));
         };
-        searcher.search_itself(k, threshold, |_| {}, visit).unwrap();
+        searcher
+            .search_itself(&Alone, k, threshold, |_| {}, visit)
+            .unwrap();
         found.sort_unstable();
         found
     }
@@ -249,6 +270,62 @@ mod tests {
         }
         edges.sort_unstable();
         edges
+    }
+
+    /// One of three processes that know what the others have.
+    struct OneOf {
+        rank: usize,
+        numbers: Vec<u32>,
+    }
+
+    impl Team for OneOf {
+        fn rank(&self) -> usize {
+            self.rank
+        }
+
+        fn size(&self) -> usize {
+            3
+        }
+
+        fn gather(&self, own: &[u8]) -> Result<Vec<Vec<u8>>> {
+            let all: Vec<u8> = self
+                .numbers
+                .iter()
+                .flat_map(|number| number.to_le_bytes())
+                .collect();
+            // What this process gives is its part of it.
+            assert!(all.windows(own.len()).any(|part| part == own));
+            Ok(vec![all])
+        }
+    }
+
+    #[test]
+    fn processes_find_together_what_one_finds() {
+        let rows = clustered(2_000, 8, 300, 0.1, 5);
+        for search in [Search::Exact, Search::Lists] {
+            let whole = Searcher::new(rows.view(), search, 3).unwrap();
+            let mut expected = Edges::new();
+            let visit = |query: usize, hits: &[Hit]| expected.extend(hits.iter().map(|hit| (query, hit.row)));
+            whole.search_itself(&Alone, 5, 0.5, |_| {}, visit).unwrap();
+            let numbers = match &whole.kind {
+                Kind::Lists(lists) => lists.assignment(),
+                _ => Vec::new(),
+            };
+            let mut found = Edges::new();
+            for rank in 0..3 {
+                let team = OneOf {
+                    rank,
+                    numbers: numbers.clone(),
+                };
+                let searcher = Searcher::shared(rows.view(), search, 3, &team).unwrap();
+                let visit =
+                    |query: usize, hits: &[Hit]| found.extend(hits.iter().map(|hit| (query, hit.row)));
+                searcher.search_itself(&team, 5, 0.5, |_| {}, visit).unwrap();
+            }
+            expected.sort_unstable();
+            found.sort_unstable();
+            assert!(!expected.is_empty() && found == expected, "{search:?}");
+        }
     }
 
     #[test]

@@ -7,4 +7,4 @@ mod projection;
 
 pub use dino_head::{DinoHead, DinoHeadConfig};
 pub use linear::{LinearClassifier, classifier_features};
-pub use projection::{ProjectionHead, ProjectionHeadConfig};
+pub use projection::{ProjectionHead, ProjectionHeadConfig, SharedBatch};

@@ -78,6 +78,15 @@ impl ProjectionHeadConfig {
 /// Added to the variance, as PyTorch's `BatchNorm1d` does.
 const BATCH_NORM_EPS: f64 = 1e-5;
 
+/// A batch of which other processes have rows too.
+#[derive(Clone, Copy)]
+pub struct SharedBatch<'a> {
+    /// Rows of all processes.
+    pub rows: usize,
+    /// The sum of a tensor over all processes, with the gradient that each of them has for it.
+    pub sum: &'a dyn Fn(&Tensor) -> candle_core::Result<Tensor>,
+}
+
 /// MoCo v2's projection (Chen et al. 2020, `moco/builder.py` with `mlp`): linear, non-linearity, linear, L2 normalisation.
 /// The non-linearity is GELU, as everywhere in the transformer, where MoCo's ResNet has ReLU.
 ///
@@ -133,6 +142,16 @@ impl ProjectionHead {
         Ok(ops::l2_normalize(&self.project(tokens)?, 1e-12)?)
     }
 
+    /// As [`Self::forward`], where batch norm is over the rows of a batch that processes share.
+    ///
+    /// # Errors
+    /// As [`Self::forward`]; processes that cannot reach each other.
+    pub fn forward_shared(&self, tokens: &Tensor, batch: &SharedBatch<'_>) -> Result<Tensor> {
+        let hidden = ops::gelu(&self.normed_over(self.first.forward(tokens)?, batch)?)?;
+        let points = self.normed_over(self.second.forward(&hidden)?, batch)?;
+        Ok(ops::l2_normalize(&points, 1e-12)?)
+    }
+
     /// Tokens [B, D] to what [`Self::forward`] brings onto the sphere, [B, output].
     ///
     /// # Errors
@@ -148,14 +167,34 @@ impl ProjectionHead {
             return Ok(x);
         }
         let (rows, _) = x.dims2()?;
-        if rows < 2 {
-            let found = format!("expected at least 2 rows for batch norm, found {rows}");
-            return Err(Error::config("projection", found));
-        }
+        enough(rows)?;
         let centred = x.broadcast_sub(&x.mean_keepdim(0)?)?;
         let deviation = (centred.sqr()?.mean_keepdim(0)? + BATCH_NORM_EPS)?.sqrt()?;
         Ok(centred.broadcast_div(&deviation)?)
     }
+
+    /// [`Self::normed`] by the mean and the variance of all processes' rows.
+    fn normed_over(&self, x: Tensor, batch: &SharedBatch<'_>) -> Result<Tensor> {
+        if !self.batch_norm {
+            return Ok(x);
+        }
+        enough(batch.rows)?;
+        let rows = batch.rows as f64;
+        let mean = ((batch.sum)(&x.sum_keepdim(0)?)? / rows)?; // [1, width]
+        let centred = x.broadcast_sub(&mean)?;
+        let squares = (batch.sum)(&centred.sqr()?.sum_keepdim(0)?)?;
+        let deviation = ((squares / rows)? + BATCH_NORM_EPS)?.sqrt()?;
+        Ok(centred.broadcast_div(&deviation)?)
+    }
+}
+
+/// Fails where batch norm would make a batch of `rows` 0.
+fn enough(rows: usize) -> Result<()> {
+    if rows < 2 {
+        let found = format!("expected at least 2 rows for batch norm, found {rows}");
+        return Err(Error::config("projection", found));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -199,6 +238,20 @@ mod tests {
                 centred.broadcast_div(&variance.sqrt()?)
             },
         );
+    }
+
+    #[test]
+    fn a_shared_batch_of_one_process_is_its_own() {
+        let x = inputs(5, true);
+        let own = head(&x).forward(&x[0]).unwrap();
+        let batch = SharedBatch {
+            rows: 5,
+            sum: &|tensor| Ok(tensor.clone()),
+        };
+        let shared = head(&x).forward_shared(&x[0], &batch).unwrap();
+        for (a, b) in values(&shared).iter().zip(values(&own)) {
+            assert!((a - b).abs() < 1e-6, "found {a}, expected {b}");
+        }
     }
 
     #[test]

@@ -35,19 +35,48 @@ impl Gradients {
         gradients: impl IntoIterator<Item = Option<Tensor>>,
         tied: &Tensor,
     ) -> Result<Option<Tensor>> {
+        self.leave(0, gradients)?;
+        self.finish(tied)
+    }
+
+    /// Leaves those of the parameters from number `first` on, before those of others are known; [`Self::finish`] follows.
+    ///
+    /// # Errors
+    /// As [`Self::set`].
+    pub(super) fn leave(
+        &self,
+        first: usize,
+        gradients: impl IntoIterator<Item = Option<Tensor>>,
+    ) -> Result<()> {
         match self {
             Self::Tied(places) => {
-                *places.lock().unwrap_or_else(PoisonError::into_inner) = gradients.into_iter().collect();
-                tied.track_op().then(|| tied.zeros_like()).transpose()
+                let mut places = places.lock().unwrap_or_else(PoisonError::into_inner);
+                for (place, gradient) in (first..).zip(gradients) {
+                    if places.len() <= place {
+                        places.resize(place + 1, None);
+                    }
+                    places[place] = gradient;
+                }
             }
             Self::Direct(pass, parameters) => {
-                for (parameter, gradient) in parameters.iter().zip(gradients) {
+                for (parameter, gradient) in parameters.iter().skip(first).zip(gradients) {
                     if let Some(gradient) = gradient.filter(|_| parameter.track_op()) {
                         pass.leave(parameter, &gradient)?;
                     }
                 }
-                Ok(None)
             }
+        }
+        Ok(())
+    }
+
+    /// The gradient of the value that stands for the parameters, once theirs are left.
+    ///
+    /// # Errors
+    /// Failures of candle.
+    pub(super) fn finish(&self, tied: &Tensor) -> Result<Option<Tensor>> {
+        match self {
+            Self::Tied(_) => tied.track_op().then(|| tied.zeros_like()).transpose(),
+            Self::Direct(..) => Ok(None),
         }
     }
 }
@@ -66,7 +95,11 @@ pub(super) fn tie(parameters: &[&Tensor]) -> Result<(Tensor, Gradients)> {
         && tracked.all(|parameter| parameter.is_variable())
     {
         let stands_for_all = Var::zeros(1, DType::F32, device)?.into_inner();
-        let parameters = parameters.iter().map(|&parameter| parameter.clone()).collect();
+        let parameters: Vec<Tensor> = parameters.iter().map(|&parameter| parameter.clone()).collect();
+        parameters
+            .iter()
+            .filter(|parameter| parameter.track_op())
+            .for_each(|parameter| pass.used(parameter));
         return Ok((stands_for_all, Gradients::Direct(pass, parameters)));
     }
     let places = Arc::new(Mutex::new(Vec::new()));

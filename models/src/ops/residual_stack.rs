@@ -211,10 +211,8 @@ impl Stack {
         grad: &[f32],
     ) -> Result<(Vec<f32>, Option<Tensor>)> {
         let mut grad = Cow::Borrowed(grad);
-        let mut of_parameters = Vec::with_capacity(kept.len());
-        for (layer, kept) in self.layers.iter().zip(kept).rev() {
+        for (number, (layer, kept)) in self.layers.iter().zip(kept).enumerate().rev() {
             let (Some(branch), Some(kept)) = (&layer.branch, kept) else {
-                of_parameters.push(None);
                 continue;
             };
             let input = kept.input.as_deref().unwrap_or(x);
@@ -239,21 +237,12 @@ impl Stack {
                     gradients
                 }
             };
-            of_parameters.push(Some(gradients));
+            let first = number * gradients.len();
+            let tensor = |values: Vec<f32>| Tensor::from_iter(values, &Device::Cpu);
+            let gradients: Vec<Tensor> = gradients.into_iter().map(tensor).collect::<Result<_>>()?;
+            self.gradients.leave(first, gradients.into_iter().map(Some))?;
         }
-        let in_order = of_parameters
-            .into_iter()
-            .rev()
-            .flat_map(|gradients| match gradients {
-                Some(gradients) => gradients.map(Some),
-                None => [const { None }; 7],
-            });
-        let tensor = |values: Option<Vec<f32>>| {
-            let values = values.map(|values| Tensor::from_iter(values, &Device::Cpu));
-            values.transpose()
-        };
-        let in_order = in_order.map(tensor).collect::<Result<Vec<_>>>()?;
-        Ok((grad.into_owned(), self.gradients.set(in_order, tied)?))
+        Ok((grad.into_owned(), self.gradients.finish(tied)?))
     }
 }
 

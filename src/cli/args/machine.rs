@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::MACHINE;
+use crate::cluster;
 use crate::device::Device;
 use crate::runtime::{Flavor, RuntimeOptions};
 use crate::{Error, Result};
@@ -37,6 +38,14 @@ pub struct RunArgs {
 }
 
 impl ThreadArgs {
+    /// As many as were asked for; 0 for all cores, which is this process's share where it is one of many.
+    pub fn of_process(&self) -> usize {
+        match (self.threads, cluster::started_in()) {
+            (0, Some(_)) => cluster::threads(),
+            (threads, _) => threads,
+        }
+    }
+
     /// Sizes the pool that everything parallel runs on; 0 leaves it as it is, which is all cores where nobody has sized it.
     ///
     /// A process has one such pool: where it stands already, it must have as many threads as are asked for.
@@ -49,6 +58,11 @@ impl ThreadArgs {
             ));
         }
         if threads == 0 {
+            if cluster::started_in().is_some() {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(self.of_process());
+                // One that stands already stays as it is.
+                let _ = pool.build_global();
+            }
             return Ok(());
         }
         let built = rayon::ThreadPoolBuilder::new()

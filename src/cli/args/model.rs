@@ -82,7 +82,7 @@ impl RunArgs {
             preprocess: preprocess.overrides(),
             device: self.device,
             compute,
-            threads: self.threads.threads,
+            threads: self.threads.of_process(),
             ort_lib: self.ort_lib.clone(),
             checkpoint: checkpoint.load_options(),
         }

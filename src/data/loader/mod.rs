@@ -343,9 +343,11 @@ impl Shared {
             }
             (Part::Masks, Some((config, grid))) => {
                 let mut rng = rng::stream(self.seed, "masks", task.step);
-                let crops = self.crops.config().global.count * task.size;
-                let masks = masks_for_batch(crops, *grid, config, &mut rng)?;
-                batch().masks = Some(masks);
+                // Drawn for all ranks, so that a step's masks do not depend on how many there are.
+                let (crops, plan) = (self.crops.config().global.count, self.queue.plan());
+                let whole = plan.size(task.step);
+                let masks = masks_for_batch(crops * whole, *grid, config, &mut rng)?;
+                batch().masks = Some(masks.of_images(crops, whole, plan.share(task.step)));
             }
             (Part::Masks, None) => {}
         }

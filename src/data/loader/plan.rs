@@ -1,5 +1,7 @@
 //! How many images each step takes. Pure arithmetic, so that a resumed run needs the number of its step and nothing else.
 
+use std::ops::Range;
+
 use crate::{Error, Result};
 
 /// The largest batch.
@@ -12,6 +14,8 @@ pub struct BatchPlan {
     start: usize,
     full: usize,
     warmup_steps: u64,
+    rank: usize,
+    ranks: usize,
 }
 
 impl BatchPlan {
@@ -26,10 +30,24 @@ impl BatchPlan {
             start,
             full,
             warmup_steps,
+            rank: 0,
+            ranks: 1,
         }
     }
 
-    /// Images of `step`, counted from 0.
+    /// The same batches, of which this process makes the share of rank `rank` of `ranks`: consecutive images, as many on each where the
+    /// size is a multiple of the ranks, else one more on some.
+    pub fn of_rank(self, rank: usize, ranks: usize) -> Self {
+        Self { rank, ranks, ..self }
+    }
+
+    /// Which images of `step`, of the [`BatchPlan::size`] that all ranks have, this process makes.
+    pub fn share(&self, step: u64) -> Range<usize> {
+        let whole = self.size(step);
+        self.rank * whole / self.ranks..(self.rank + 1) * whole / self.ranks
+    }
+
+    /// Images of `step` on all ranks, counted from 0.
     pub fn size(&self, step: u64) -> usize {
         if step >= self.warmup_steps {
             return self.full;
@@ -127,6 +145,20 @@ mod tests {
         let endless = BatchPlan::warmup(1, 1 << 20, u64::MAX);
         assert_eq!(endless.images_before(u64::MAX), u64::MAX);
         assert_eq!(endless.size(u64::MAX - 1), (1 << 20) - 1);
+    }
+
+    proptest! {
+        #[test]
+        fn ranks_share_every_step_without_gaps(
+            start in 1_usize..90, growth in 0_usize..90, warmup_steps in 0_u64..20, ranks in 1_usize..9, step in 0_u64..30,
+        ) {
+            let plan = BatchPlan::warmup(start, start + growth, warmup_steps);
+            let images: Vec<usize> = (0..ranks).flat_map(|rank| plan.of_rank(rank, ranks).share(step)).collect();
+            prop_assert_eq!(images, (0..plan.size(step)).collect::<Vec<_>>());
+            let sizes: Vec<usize> = (0..ranks).map(|rank| plan.of_rank(rank, ranks).share(step).len()).collect();
+            let (least, most) = (sizes.iter().min().unwrap(), sizes.iter().max().unwrap());
+            prop_assert!(most - least <= 1);
+        }
     }
 
     #[test]

@@ -49,7 +49,6 @@ pub(super) struct Queue {
 struct State {
     order: Order,
     next_step: u64,
-    next_image: u64,
     in_work: VecDeque<InWork>,
     spare: Vec<Batch>,
     /// A task has failed: what was claimed is finished, nothing more is claimed.
@@ -59,6 +58,8 @@ struct State {
 struct InWork {
     step: u64,
     size: usize,
+    /// The number within the run of its first image.
+    first_image: u64,
     claimed: usize,
     unfinished: usize, // of those claimed
     batch: Arc<Mutex<Batch>>,
@@ -84,7 +85,6 @@ impl Queue {
             state: Mutex::new(State {
                 order,
                 next_step: first_step,
-                next_image: plan.images_before(first_step),
                 in_work: VecDeque::new(),
                 spare: Vec::new(),
                 failed: false,
@@ -186,6 +186,11 @@ impl Queue {
         self.ready.notify_all();
     }
 
+    /// Which images of which step are made here.
+    pub(super) fn plan(&self) -> &BatchPlan {
+        &self.plan
+    }
+
     /// Set when the work has ended.
     pub(super) fn stopped(&self) -> &AtomicBool {
         &self.stopped
@@ -216,8 +221,7 @@ impl Queue {
         last.claimed += 1;
         last.unfinished += 1;
         let part = if sample < last.size {
-            let image = state.order.image(state.next_image);
-            state.next_image += 1;
+            let image = state.order.image(last.first_image + sample as u64);
             Part::Image { sample, image }
         } else {
             Part::Masks
@@ -233,12 +237,14 @@ impl Queue {
     /// Begins the batch of the next step, in the buffers of an old one where there is one.
     fn open(&self, state: &mut State) {
         let step = state.next_step;
-        let size = self.plan.size(step);
+        let share = self.plan.share(step);
+        let size = share.len();
         let mut batch = state.spare.pop().unwrap_or_default();
         batch.prepare(step, size, self.sample);
         state.in_work.push_back(InWork {
             step,
             size,
+            first_image: self.plan.images_before(step) + share.start as u64,
             claimed: 0,
             unfinished: 0,
             batch: Arc::new(Mutex::new(batch)),

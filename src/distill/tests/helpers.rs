@@ -7,6 +7,7 @@ use candle_core::{Device, Tensor};
 use macula_models::weights::{self, Tensors};
 
 use crate::Result;
+use crate::cluster::{OneRank, Ranks};
 use crate::data::augment::MultiCrop;
 use crate::data::loader::{Batch, Loader};
 use crate::data::{DecodeOptions, Record, RgbImage, RowError, Source};
@@ -145,6 +146,11 @@ pub(super) fn settled(
 }
 
 pub(super) fn batches(config: &TrainConfig, first: u64, count: u64) -> Vec<Vec<Batch>> {
+    batches_of(config, &OneRank, first, count)
+}
+
+/// Those of one of `ranks`.
+pub(super) fn batches_of(config: &TrainConfig, ranks: &dyn Ranks, first: u64, count: u64) -> Vec<Vec<Batch>> {
     let masks = config
         .draws_masks()
         .then(|| (config.masks.clone(), config.grid().unwrap()));
@@ -152,7 +158,7 @@ pub(super) fn batches(config: &TrainConfig, first: u64, count: u64) -> Vec<Vec<B
         Arc::new(Images),
         MultiCrop::new(config.crops.clone()).unwrap(),
         masks,
-        config.batch_plan().unwrap(),
+        config.batch_plan().unwrap().of_rank(ranks.rank(), ranks.size()),
         &config.loader(),
         config.seed,
         first,

@@ -5,6 +5,7 @@ mod backbone;
 mod distill;
 mod loss;
 mod optimizer;
+mod ranks;
 mod schedules;
 mod teacher;
 mod validate;

@@ -5,7 +5,7 @@ use candle_core::{D, DType, Device, Result, Tensor, Var};
 use macula_models::ops::cuda::optimizer::AdamwFactors;
 
 use super::{AdamwUpdate, AveragedWeight, Kernels, MIN_SUM, Moved, SgdFactors, expect_shape};
-use crate::train::ranks::Ranks;
+use crate::cluster::Ranks;
 
 /// `target = target * keep + source * take`.
 fn mix(target: &Var, source: &Tensor, keep: f32, take: f32) -> Result<()> {

@@ -13,7 +13,7 @@ use macula_models::ops::cuda::augment::CropShape;
 pub(super) use macula_models::ops::cuda::optimizer::{AdamwFactors, Clip, Tables};
 use macula_models::ops::{BackendKind, backend_kind};
 
-use super::ranks::Ranks;
+use crate::cluster::Ranks;
 
 /// Smallest sum over samples that a prototype is scaled by: far below what f32 exponentials of one batch add up to, it only
 /// keeps the scale of a prototype that no sample is near from overflowing.

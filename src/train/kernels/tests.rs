@@ -9,11 +9,11 @@ use macula_models::ops::cuda::emulated;
 
 use super::*;
 use crate::Error;
+use crate::cluster::OneRank;
 use crate::device::Dtype;
 use crate::train::config::{OptimizerKind, TrainConfig};
 use crate::train::losses::targets::{SoftmaxCentering, sinkhorn_knopp as sinkhorn};
 use crate::train::network::Network;
-use crate::train::ranks::OneRank;
 use crate::train::recipes::Overrides;
 use crate::train::testing::cuda_emulation::launcher;
 use crate::train::testing::{assert_close, fixture, on_processes, values};

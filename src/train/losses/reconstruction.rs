@@ -5,6 +5,7 @@
 use candle_core::{DType, Result, Tensor, bail};
 
 use super::matrix;
+use crate::cluster::Ranks;
 
 /// Side in pixels above which crops are averaged down before they are compared.
 const MAX_SIDE: usize = 32;
@@ -41,11 +42,17 @@ pub fn reduced(crops: &Tensor) -> Result<Tensor> {
 /// Mean square of what is missing, over the variance around the mean of each channel, which counts as [`MIN_VARIANCE`] at
 /// least: 0 for perfect, 1 for predicting the mean.
 ///
-/// `predicted` [B, C s s] is the student's, `targets` [B, C, s, s] has no gradient; `what` names the term.
+/// `predicted` [B, C s s] is the student's, `targets` [B, C, s, s] has no gradient; `what` names the term. The variance is that of
+/// all ranks' targets, by the image, so that the mean over ranks is the loss of all images.
 ///
 /// # Errors
-/// Shapes that do not fit.
-pub fn reconstruction_loss(what: &str, predicted: &Tensor, targets: &Tensor) -> Result<Tensor> {
+/// Shapes that do not fit, ranks that cannot reach each other.
+pub fn reconstruction_loss(
+    what: &str,
+    predicted: &Tensor,
+    targets: &Tensor,
+    ranks: &dyn Ranks,
+) -> Result<Tensor> {
     let (batch, channels, height, width) = targets.dims4()?;
     let expected = (batch, channels * height * width);
     let found = matrix(what, predicted)?;
@@ -53,21 +60,41 @@ pub fn reconstruction_loss(what: &str, predicted: &Tensor, targets: &Tensor) -> 
         bail!("{what}: expected {expected:?} predicted, found {found:?}")
     }
     let targets = targets.detach().reshape((batch, channels, height * width))?;
-    let mean = targets.mean_keepdim((0, 2))?; // [1, C, 1]
-    let min = MIN_VARIANCE * targets.elem_count() as f64;
-    let variance = targets.broadcast_sub(&mean)?.sqr()?.sum_all()?.maximum(min)?;
+    let variance = match ranks.is_one() {
+        true => {
+            let mean = targets.mean_keepdim((0, 2))?; // [1, C, 1]
+            let min = MIN_VARIANCE * targets.elem_count() as f64;
+            targets.broadcast_sub(&mean)?.sqr()?.sum_all()?.maximum(min)?
+        }
+        false => variance_over_ranks(&targets, ranks)?,
+    };
     let missing = (predicted.to_dtype(DType::F32)? - targets.reshape(expected)?)?;
     missing.sqr()?.sum_all()?.broadcast_div(&variance)
+}
+
+/// This rank's share, by the number of its images, of the sum of squares of `targets` [B, C, N] of all ranks around the means of
+/// their channels.
+fn variance_over_ranks(targets: &Tensor, ranks: &dyn Ranks) -> Result<Tensor> {
+    let own = targets.elem_count() as f64;
+    let all = ranks
+        .sum(&Tensor::new(&[own], targets.device())?)?
+        .to_vec1::<f64>()?[0];
+    let of_channel = all / targets.dim(1)? as f64;
+    let mean = (ranks.sum(&targets.sum_keepdim((0, 2))?)? / of_channel)?; // [1, C, 1]
+    let squares = targets.broadcast_sub(&mean)?.sqr()?.sum_all()?;
+    let squares = ranks.sum(&squares)?.maximum(MIN_VARIANCE * all)?;
+    squares * (own / all)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::OneRank;
     use crate::train::testing::{assert_scalar, scalar};
     use candle_core::{Device, Var};
 
     fn pixel_loss(predicted: &Tensor, crops: &Tensor) -> Result<Tensor> {
-        reconstruction_loss("pixels", predicted, &reduced(crops)?)
+        reconstruction_loss("pixels", predicted, &reduced(crops)?, &OneRank)
     }
 
     fn crops(side: usize) -> Tensor {
@@ -127,7 +154,7 @@ mod tests {
         let predicted = Tensor::full(0.05f32, (8, size), &Device::Cpu).unwrap();
         assert_scalar(
             "hog",
-            &reconstruction_loss("hog", &predicted, &histograms).unwrap(),
+            &reconstruction_loss("hog", &predicted, &histograms, &OneRank).unwrap(),
             0.25,
             1e-3,
         );

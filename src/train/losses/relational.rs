@@ -1,7 +1,7 @@
 //! Distillation of relations: to which other images an image is similar, whatever the width of the features that say so
 //! (Koohpayegani et al. 2020, CompRess, with a queue for each network; Fang et al. 2021, SEED).
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 
 use super::{distillation_kl_loss, expect_matrix, expect_temperature, matrix};
 
@@ -13,17 +13,23 @@ const APART: f64 = -1e4;
 pub struct Relations<'a> {
     /// The batch [B, D].
     pub queries: &'a Tensor,
-    /// The images it is compared to [N, D]: the batch itself in its first B rows, row b being query b, then older ones.
+    /// The images it is compared to [N, D]: the batch itself, older images, and those of other ranks.
     pub keys: &'a Tensor,
 }
 
 /// Mean over the batch of `sum_n p_n (log p_n - log q_n)`, where p and q are the softmax of the similarities over the
 /// temperature, of the teacher and of the student, without each image's similarity to itself. D may differ between the
-/// two, N and B may not. Only the student's queries get a gradient.
+/// two, N and B may not. `own` says which of the keys each query is itself, the same of both. Only the student's queries get a
+/// gradient.
 ///
 /// # Errors
-/// Shapes that do not fit, fewer than two keys, a temperature that is not above 0.
-pub fn relational_loss(student: &Relations<'_>, teacher: &Relations<'_>, temperature: f64) -> Result<Tensor> {
+/// Shapes that do not fit, fewer than two keys, a query that is not among them, a temperature that is not above 0.
+pub fn relational_loss(
+    student: &Relations<'_>,
+    teacher: &Relations<'_>,
+    own: &[u32],
+    temperature: f64,
+) -> Result<Tensor> {
     const WHAT: &str = "relational";
     expect_temperature(WHAT, temperature)?;
     let (batch, _) = matrix("relational student", student.queries)?;
@@ -31,8 +37,13 @@ pub fn relational_loss(student: &Relations<'_>, teacher: &Relations<'_>, tempera
     if keys < 2 || keys < batch {
         bail!("{WHAT}: expected at least {} keys, found {keys}", batch.max(2));
     }
-    let own = Tensor::eye(batch, candle_core::DType::F32, student.queries.device())?;
-    let own = (own.pad_with_zeros(1, 0, keys - batch)? * APART)?; // [B, N]
+    if own.len() != batch || own.iter().any(|&key| key as usize >= keys) {
+        bail!("{WHAT}: expected the places of {batch} queries among {keys} keys, found {own:?}");
+    }
+    let device = student.queries.device();
+    let places = Tensor::arange(0u32, keys as u32, device)?.unsqueeze(0)?; // [1, N]
+    let own = places.broadcast_eq(&Tensor::new(own, device)?.unsqueeze(1)?)?; // [B, N]
+    let own = (own.to_dtype(DType::F32)? * APART)?;
     let similarities = |network: &Relations<'_>| {
         let (_, width) = network.queries.dims2()?;
         expect_matrix("relational keys", network.keys, keys, width)?;
@@ -59,9 +70,11 @@ mod tests {
             .clone()
     }
 
+    /// Where the queries are the first keys.
     fn loss(student: (&Tensor, &Tensor), teacher: (&Tensor, &Tensor)) -> Tensor {
         let relations = |(queries, keys)| Relations { queries, keys };
-        relational_loss(&relations(student), &relations(teacher), 0.1).unwrap()
+        let own: Vec<u32> = (0..student.0.dim(0).unwrap() as u32).collect();
+        relational_loss(&relations(student), &relations(teacher), &own, 0.1).unwrap()
     }
 
     /// The slow way, in f64.
@@ -101,6 +114,24 @@ mod tests {
     }
 
     #[test]
+    fn queries_may_be_anywhere_among_the_keys() {
+        let (student, teacher) = (directions(9, 4, 1), directions(9, 7, 2));
+        let whole = scalar(&loss((&student, &student), (&teacher, &teacher)));
+        let part = |places: [u32; 3]| {
+            let at = Tensor::new(&places, &Device::Cpu).unwrap();
+            let chosen = [&student, &teacher].map(|keys| keys.index_select(&at, 0).unwrap());
+            let relations = |queries, keys| Relations { queries, keys };
+            let (student, teacher) = (relations(&chosen[0], &student), relations(&chosen[1], &teacher));
+            scalar(&relational_loss(&student, &teacher, &places, 0.1).unwrap())
+        };
+        let parts = part([0, 3, 6]) + part([7, 1, 4]) + part([2, 5, 8]);
+        assert!(
+            (parts / 3. - whole).abs() < 1e-5 * whole,
+            "{parts} / 3, expected {whole}"
+        );
+    }
+
+    #[test]
     fn the_same_relations_cost_nothing_and_only_queries_learn() {
         let keys = directions(9, 4, 1);
         let queries = Var::from_tensor(&keys.narrow(0, 0, 3).unwrap().copy().unwrap()).unwrap();
@@ -128,12 +159,21 @@ mod tests {
             queries: &one,
             keys: &one,
         };
-        let error = relational_loss(&relations, &relations, 0.1)
+        let error = relational_loss(&relations, &relations, &[0], 0.1)
             .unwrap_err()
             .to_string();
         assert!(
             error.starts_with("relational: expected at least 2 keys, found 1"),
             "{error}"
         );
+        let two = directions(2, 4, 1);
+        let relations = Relations {
+            queries: &two,
+            keys: &two,
+        };
+        let error = relational_loss(&relations, &relations, &[0, 2], 0.1)
+            .unwrap_err()
+            .to_string();
+        assert!(error.ends_with("found [0, 2]"), "{error}");
     }
 }

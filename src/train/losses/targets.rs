@@ -6,8 +6,8 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 use macula_models::ops::OpCase;
 
 use super::{expect_matrix, expect_temperature, matrix};
+use crate::cluster::{OneRank, Ranks};
 use crate::train::kernels::kernels;
-use crate::train::ranks::{OneRank, Ranks};
 
 /// Iterations of Sinkhorn-Knopp in the reference.
 pub const SINKHORN_ITERATIONS: usize = 3;

@@ -3,8 +3,12 @@
 
 use std::time::Instant;
 
+use candle_core::Tensor;
+use macula_models::heads::{ProjectionHead, SharedBatch};
+
 use super::crops::{BackboneOutput, Pass, Side};
 use super::{Method, StepContext, StepLoss};
+use crate::cluster;
 use crate::train::losses::info_nce_loss;
 use crate::{Error, Result};
 
@@ -30,7 +34,8 @@ impl Method {
             let start = Instant::now();
             let vit = &self.teacher.vit;
             let head = self.teacher.projection.as_ref().ok_or_else(missing)?;
-            let keys = head.forward(&BackboneOutput::forward(vit, &views[key], None, None, &[])?.cls)?;
+            let cls = BackboneOutput::forward(vit, &views[key], None, None, &[])?.cls;
+            let keys = self.projected(head, &cls, step.micro_batch)?;
             loss.teacher_seconds += self.clock.since(start)?;
             let name = ["first crop", "second crop"][query];
             let pass = Pass {
@@ -40,7 +45,7 @@ impl Method {
             };
             let outputs = self.student_output(&views[query], None, &pass, &[])?;
             let head = self.student.projection.as_ref().ok_or_else(missing)?;
-            let queries = head.forward(&outputs.cls)?;
+            let queries = self.projected(head, &outputs.cls, step.micro_batch)?;
             let queue = self.memory.queue.as_ref().ok_or_else(missing)?;
             let term = info_nce_loss(&queries, &keys, queue.keys(), step.values.info_nce_temperature);
             let name = ["info_nce", "info_nce_second"][query];
@@ -49,8 +54,21 @@ impl Method {
         }
         let queue = self.memory.queue.as_mut().ok_or_else(missing)?;
         for keys in keys_of_step {
-            queue.push(&keys)?;
+            // Of all ranks, so that each has the same queue.
+            queue.push(&self.ranks.gather(&keys.detach())?)?;
         }
         Ok(())
+    }
+
+    /// The points of class tokens [b, D], where batch norm is over the images of all ranks.
+    fn projected(&self, head: &ProjectionHead, cls: &Tensor, micro_batch: u64) -> Result<Tensor> {
+        if self.ranks.is_one() {
+            return Ok(head.forward(cls)?);
+        }
+        let batch = SharedBatch {
+            rows: self.config.batch_plan()?.size(micro_batch),
+            sum: &|tensor| cluster::sum_with_gradient(&self.ranks, tensor),
+        };
+        Ok(head.forward_shared(cls, &batch)?)
     }
 }

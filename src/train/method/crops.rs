@@ -157,7 +157,7 @@ impl Method {
         if backbone.drop_path_rate == 0. {
             return Ok(None);
         }
-        let stream = format!("drop path of {}", pass.name);
+        let stream = self.of_rank(format!("drop path of {}", pass.name));
         let plan = DropPathPlan::draw(
             backbone.drop_path_rate,
             backbone.drop_path_schedule(),
@@ -169,9 +169,17 @@ impl Method {
         Ok(Some(plan?))
     }
 
+    /// The stream that this rank draws from where it draws for its own images: the first rank's is that of a run of one process.
+    fn of_rank(&self, stream: String) -> String {
+        match self.ranks.rank() {
+            0 => stream,
+            rank => format!("{stream} on rank {rank}"),
+        }
+    }
+
     /// The patches of `crops` global crops that a pass sees, as places in [crops, N], rising, as many of each crop.
     fn visible_patches(&self, crops: usize, pass: &Pass) -> Result<Vec<u32>> {
-        let stream = format!("patch drop of {}", pass.name);
+        let stream = self.of_rank(format!("patch drop of {}", pass.name));
         let mut rng = rng::stream(self.config.seed, &stream, pass.micro_batch);
         let patches = self.config.grid()?.patches();
         let kept = patches as f64 * (1. - self.config.backbone.patch_drop_rate);

@@ -13,7 +13,7 @@ use super::crops::{BackboneOutput, CropOutputs, Crops, ForwardRequest, places};
 use super::memory::RelationQueues;
 use super::prototypes::PrototypeTargets;
 use super::{Method, StepContext, StepLoss};
-use crate::data::loader::Batch;
+use crate::cluster::{Ranks, Reduction};
 use crate::train::config::StepValues;
 use crate::train::config::{DistillConfig, IbotTokens, Term};
 use crate::train::distillation::{FrozenTargets, TeacherFeatures};
@@ -82,7 +82,7 @@ impl Method {
             self.logits_term(frozen, distill, &teacher, &global.cls, loss)?;
         }
         if distill.has_labels() {
-            self.label_term(frozen, distill, step.batch, &global.cls, loss)?;
+            self.label_term(frozen, distill, step, &global.cls, loss)?;
         }
         Ok(())
     }
@@ -180,6 +180,11 @@ impl Method {
                 let targets = self.patch_targets(&logits, values)?;
                 Some((targets, compared.per_crop.clone()))
             }
+            // Other ranks may compare patches, and targets are of all.
+            Some(_) if self.config.has_ibot() && !self.ranks.is_one() => {
+                self.patch_targets(&self.no_patches()?, values)?;
+                None
+            }
             _ => None,
         };
         Ok(PrototypeTargets { cls, patch })
@@ -213,8 +218,8 @@ impl Method {
         Ok(())
     }
 
-    /// The divergence of similarities to the latest images. The student's side of the queue is its average's, whose features
-    /// change slowly.
+    /// The divergence of similarities to the latest images of all ranks. The student's side of the queue is its average's, whose
+    /// features change slowly.
     fn relation_term(
         &mut self,
         distill: &DistillConfig,
@@ -227,6 +232,8 @@ impl Method {
         let vit = &self.teacher.vit;
         let averaged = BackboneOutput::forward(vit, &step.crops.global, None, None, &[])?.cls;
         let known = self.known_relations(distill, step)?;
+        let own = self.places_in_batch(step)?;
+        let (ranks, crops) = (self.ranks.as_ref(), self.config.crops.global.count);
         let missing = || Error::failed("relation term", "expected features and their queue, found none");
         let (Some(RelationQueues { teacher, student }), Some(of_teacher)) = (
             &mut self.memory.relations,
@@ -238,8 +245,8 @@ impl Method {
         let clock = &self.clock;
         let mut term = || -> candle_core::Result<Tensor> {
             let of_teacher = unit(of_teacher)?;
-            teacher.push(&of_teacher)?;
-            student.push(&unit(&averaged)?)?;
+            teacher.push(&of_all_ranks(ranks, &of_teacher, crops)?)?;
+            student.push(&of_all_ranks(ranks, &unit(&averaged)?, crops)?)?;
             loss.teacher_seconds += clock.since(start).map_err(candle_core::Error::wrap)?;
             relational_loss(
                 &Relations {
@@ -250,6 +257,7 @@ impl Method {
                     queries: &of_teacher,
                     keys: &teacher.keys().narrow(0, 0, known)?,
                 },
+                &own,
                 distill.relation_temperature,
             )
         };
@@ -259,10 +267,28 @@ impl Method {
 
     /// Images in the queues once this micro-batch's are: until these are full the rest of them is what they began with.
     fn known_relations(&self, distill: &DistillConfig, step: &StepContext) -> Result<usize> {
-        let before = self.config.batch_plan()?.images_before(step.micro_batch);
-        let images = before.saturating_add(step.crops.batch as u64);
+        let plan = self.config.batch_plan()?;
+        let before = plan.images_before(step.micro_batch);
+        let whole = match self.ranks.is_one() {
+            true => step.crops.batch,
+            false => plan.size(step.micro_batch),
+        };
+        let images = before.saturating_add(whole as u64);
         let rows = images.saturating_mul(self.config.crops.global.count as u64);
         Ok(rows.min(distill.relation_queue as u64) as usize)
+    }
+
+    /// The places of this rank's crops among the global crops of all ranks, crop-major.
+    fn places_in_batch(&self, step: &StepContext) -> Result<Vec<u32>> {
+        let crops = self.config.crops.global.count;
+        if self.ranks.is_one() {
+            return Ok((0..(crops * step.crops.batch) as u32).collect());
+        }
+        let plan = self.config.batch_plan()?;
+        let plan = plan.of_rank(self.ranks.rank(), self.ranks.size());
+        let (whole, own) = (plan.size(step.micro_batch), plan.share(step.micro_batch));
+        let of_crop = |crop: usize| own.clone().map(move |image| (crop * whole + image) as u32);
+        Ok((0..crops).flat_map(of_crop).collect())
     }
 
     /// The divergence from the teacher's class scores or prototypes.
@@ -298,13 +324,14 @@ impl Method {
         &self,
         frozen: &FrozenTargets,
         distill: &DistillConfig,
-        batch: &Batch,
+        step: &StepContext,
         cls: &Tensor,
         loss: &mut StepLoss,
     ) -> Result<()> {
         let missing = || Error::failed("label term", "the student has no classifier");
         let classifier = self.student.distill_classifier().ok_or_else(missing)?;
-        let (places, labels) = frozen.labelled(&batch.rows, self.config.crops.global.count);
+        let (places, labels) = frozen.labelled(&step.batch.rows, self.config.crops.global.count);
+        let share = self.share_of_labelled(places.len(), step)?;
         if places.is_empty() {
             return Ok(());
         }
@@ -314,8 +341,35 @@ impl Method {
             let labels = Tensor::from_vec(labels, count, &self.device)?;
             let tokens = cls.index_select(&places, 0)?;
             let scores = classifier.forward(&tokens).map_err(candle_core::Error::wrap)?;
-            cross_entropy(&scores, &labels)
+            let term = cross_entropy(&scores, &labels)?;
+            match share {
+                Some(share) => term * share,
+                None => Ok(term),
+            }
         };
         loss.push("labels", &term()?, distill.label_weight)
     }
+
+    /// What the mean over this rank's `labelled` crops counts beside its mean over all its images, so that over all ranks it becomes
+    /// the mean over all labelled crops; none in a run of one process.
+    fn share_of_labelled(&self, labelled: usize, step: &StepContext) -> Result<Option<f64>> {
+        if self.ranks.is_one() {
+            return Ok(None);
+        }
+        let mut of_all = [labelled as f64];
+        self.ranks.reduce_f64(&mut of_all, Reduction::Sum)?;
+        let images = step.batch.size as f64 / self.config.batch_plan()?.size(step.micro_batch) as f64;
+        Ok(Some(labelled as f64 / of_all[0].max(1.) / images))
+    }
+}
+
+/// The rows [C B, D] of this rank's crops, crop-major, among those of all ranks, which lie as one process has them.
+fn of_all_ranks(ranks: &dyn Ranks, rows: &Tensor, crops: usize) -> candle_core::Result<Tensor> {
+    if ranks.is_one() {
+        return Ok(rows.clone());
+    }
+    let images = rows.dim(0)? / crops;
+    let of_crop = |crop: usize| ranks.gather(&rows.narrow(0, crop * images, images)?);
+    let all: candle_core::Result<Vec<Tensor>> = (0..crops).map(of_crop).collect();
+    Tensor::cat(&all?, 0)
 }

@@ -8,6 +8,8 @@ mod distil;
 mod memory;
 mod prototypes;
 
+use std::sync::Arc;
+
 use candle_core::{Device, Tensor};
 use macula_models::weights::Tensors;
 
@@ -18,8 +20,8 @@ use super::config::{StepValues, TrainConfig};
 use super::distillation::FrozenTargets;
 use super::feed::{DeviceBatch, MicroBatch};
 use super::network::{Gradients, Network, NetworkConfig};
-use super::ranks::{OneRank, Ranks};
 use crate::Result;
+use crate::cluster::{OneRank, Ranks};
 use crate::data::augment::MultiCrop;
 use crate::data::loader::Batch;
 
@@ -29,7 +31,7 @@ pub struct Method {
     multi_crop: MultiCrop,
     device: Device,
     clock: Clock,
-    ranks: Box<dyn Ranks + Send>,
+    ranks: Arc<dyn Ranks>,
     /// The network that learns.
     pub student: Network,
     /// Its moving average, which gives the targets and is what a run leaves behind.
@@ -92,7 +94,7 @@ impl Method {
             multi_crop: MultiCrop::new(config.crops.clone())?,
             device: device.clone(),
             clock: Clock::default(),
-            ranks: Box::new(OneRank),
+            ranks: Arc::new(OneRank),
             frozen: None,
         })
     }
@@ -105,6 +107,11 @@ impl Method {
     /// Where the networks are.
     pub fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// Shares every step from here on with other ranks.
+    pub(super) fn share_with(&mut self, ranks: Arc<dyn Ranks>) {
+        self.ranks = ranks;
     }
 
     /// Gives a distillation its frozen teacher.

@@ -2,18 +2,18 @@
 
 use std::time::Instant;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use macula_models::heads::DinoHead;
 
 use super::crops::{BackboneOutput, CropOutputs, Crops, ForwardRequest, places};
 use super::{Method, StepContext, StepLoss};
 use crate::Result;
+use crate::cluster::{self, Ranks};
 use crate::train::config::StepValues;
 use crate::train::losses::targets::{SINKHORN_ITERATIONS, SoftmaxCentering, sinkhorn_knopp};
 use crate::train::losses::{
     Logits, dino_cls_loss, hog_targets, ibot_patch_loss, koleo_loss, reconstruction_loss, reduced,
 };
-use crate::train::ranks::Ranks;
 
 /// A teacher's distributions over prototypes.
 pub(super) struct PrototypeTargets {
@@ -49,6 +49,11 @@ impl Method {
                 let logits = head.forward(patches)?;
                 Some(self.patch_targets(&logits, values)?)
             }
+            // Other ranks may have hidden patches, and targets are of all.
+            (Some(_), None) if has_ibot && !self.ranks.is_one() => {
+                self.patch_targets(&self.no_patches()?, values)?;
+                None
+            }
             _ => None,
         };
 
@@ -68,17 +73,24 @@ impl Method {
         self.prototype_terms(crops, &outputs, targets, loss)
     }
 
+    /// The teacher's logits [0, K] of a rank that hides no patch.
+    pub(super) fn no_patches(&self) -> candle_core::Result<Tensor> {
+        let head = self.config.loss.ibot_head.as_ref();
+        let prototypes = head.unwrap_or(&self.config.loss.head).prototypes;
+        Tensor::zeros((0, prototypes), DType::F32, &self.device)
+    }
+
     /// What the class tokens of the global crops say of them.
     fn reconstruction_terms(&self, crops: &Crops, cls: &Tensor, loss: &mut StepLoss) -> Result<()> {
         let weights = &self.config.loss;
         if let Some(decoder) = &self.student.pixel_decoder {
             let pixels = reduced(&crops.global)?;
-            let term = reconstruction_loss("pixels", &decoder.project(cls)?, &pixels);
+            let term = reconstruction_loss("pixels", &decoder.project(cls)?, &pixels, self.ranks.as_ref());
             loss.push("pixels", &term?, weights.pixel_weight)?;
         }
         if let Some(decoder) = &self.student.hog_decoder {
             let histograms = hog_targets(&crops.global)?;
-            let term = reconstruction_loss("hog", &decoder.project(cls)?, &histograms);
+            let term = reconstruction_loss("hog", &decoder.project(cls)?, &histograms, self.ranks.as_ref());
             loss.push("hog", &term?, weights.hog_weight)?;
         }
         Ok(())
@@ -126,13 +138,27 @@ impl Method {
                 let spread = global
                     .cls
                     .narrow(0, crop * crops.batch, crops.batch)
-                    .and_then(|cls| koleo_loss(&cls, config.loss.koleo_group));
+                    .and_then(|cls| koleo_loss(&self.neighbours(cls)?, config.loss.koleo_group));
                 let name = ["koleo_first", "koleo_second"][crop.min(1)];
                 loss.push(name, &spread?, config.loss.koleo_weight)?;
             }
         }
         loss.cls_targets = targets.cls;
         Ok(())
+    }
+
+    /// The class tokens among which KoLeo looks for the neighbours of `cls` [B, D]: those of all ranks, unless their groups are whole on
+    /// each of them.
+    fn neighbours(&self, cls: Tensor) -> candle_core::Result<Tensor> {
+        if self.ranks.is_one() {
+            return Ok(cls);
+        }
+        let (rows, group) = (cls.dim(0)?, self.config.loss.koleo_group);
+        let cut = group == 0 || !rows.is_multiple_of(group);
+        match self.ranks.any(cut).map_err(candle_core::Error::wrap)? {
+            true => cluster::gather_with_gradient(&self.ranks, &cls),
+            false => Ok(cls),
+        }
     }
 
     pub(super) fn cls_targets(

@@ -10,6 +10,7 @@ use rand::seq::SliceRandom as _;
 
 use super::features::Features;
 use super::online_knn_config::{OnlineKnnConfig, QUERY_SHARE};
+use crate::cluster::Ranks;
 use crate::data::{
     self, BatchReader, DecodeOptions, ImageBatch, Preprocess, RowError, Source, SourceIdentity,
 };
@@ -124,19 +125,22 @@ impl OnlineKnn {
     }
 
     /// Classifies the queries by their neighbours in the bank. `features_of` gives `[b, D]` of any float type on any
-    /// device for network input `[b, 3, H, W]`, f32 in the computer's memory.
+    /// device for network input `[b, 3, H, W]`, f32 in the computer's memory. Each of `ranks` computes the features of some of the
+    /// images, and all get the same result.
     ///
     /// # Errors
-    /// What `features_of` says, features of another shape, or what the protocol says, as of features that are not finite.
+    /// What `features_of` says, features of another shape, or what the protocol says, as of features that are not finite; ranks that
+    /// cannot reach each other.
     pub fn evaluate(
         &self,
+        ranks: &dyn Ranks,
         mut features_of: impl FnMut(&Tensor) -> Result<Tensor>,
     ) -> Result<OnlineKnnResult> {
         let mut features = Features::default();
         let mut places = Vec::with_capacity(self.sample.rows.len());
         let mut failed: Vec<RowError> = Vec::new();
         let all: Vec<usize> = (0..self.sample.rows.len()).collect();
-        for batch in all.chunks(BATCH) {
+        for batch in all.chunks(BATCH).skip(ranks.rank()).step_by(ranks.size()) {
             let read = self.pixels(batch);
             let found = read.places();
             failed.extend(read.errors.into_iter().flatten());
@@ -149,6 +153,7 @@ impl OnlineKnn {
             places.extend(found.iter().map(|&place| batch[place]));
         }
         warn(&self.config.data, failed.iter());
+        let (features, places) = gathered(ranks, features, places)?;
         let sample = self.sample.only(&places);
         sample.check(&self.config.data, &self.classes)?;
         self.classify(features, &sample)
@@ -201,6 +206,36 @@ impl OnlineKnn {
             d,
         })
     }
+}
+
+/// The features of all ranks and the places in the sample that they are of, rising.
+fn gathered(ranks: &dyn Ranks, own: Features, places: Vec<usize>) -> Result<(Features, Vec<usize>)> {
+    if ranks.is_one() {
+        return Ok((own, places));
+    }
+    let bytes: Vec<u8> = places
+        .iter()
+        .flat_map(|&place| (place as u64).to_le_bytes())
+        .collect();
+    let places = ranks.gather_bytes(&bytes)?.concat();
+    let places: Vec<usize> = places
+        .as_chunks::<8>()
+        .0
+        .iter()
+        .map(|&place| u64::from_le_bytes(place) as usize)
+        .collect();
+    let data = ranks.gather_f32(&own.data)?.concat();
+    let d = data.len() / places.len().max(1);
+    let mut order: Vec<usize> = (0..places.len()).collect();
+    order.sort_unstable_by_key(|&entry| places[entry]);
+    let features = Features {
+        data: order
+            .iter()
+            .flat_map(|&entry| data[entry * d..(entry + 1) * d].iter().copied())
+            .collect(),
+        d,
+    };
+    Ok((features, order.into_iter().map(|entry| places[entry]).collect()))
 }
 
 /// Draws rows without regard to class, and numbers their classes.

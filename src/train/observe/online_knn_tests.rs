@@ -177,7 +177,7 @@ fn settings_out_of_range_and_misshapen_features_are_named() {
     assert_eq!(error, "online_knn.every: expected at least 1, found 0");
     let knn = shades(halves(), vec![]).expect("opened");
     let error = knn
-        .evaluate(|images| Ok(images.clone()))
+        .evaluate(&crate::cluster::OneRank, |images| Ok(images.clone()))
         .expect_err("refused")
         .to_string();
     assert!(error.contains("expected [60, D], found [60, 3, 4, 4]"), "{error}");

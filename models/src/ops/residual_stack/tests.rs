@@ -429,6 +429,18 @@ fn gradients_of_weights_go_straight_to_the_store() {
             assert!(error.contains("found another one"), "{error}");
         }
         assert_eq!(of_all(&pass.backward(&direct).unwrap()), expected);
+        // Told one by one, once both layers have left theirs.
+        let pass = DirectGradients::default();
+        let direct = pass.forward(forward);
+        let early = pass.early();
+        assert_eq!(early.is_empty(), !are_leaves);
+        let (tell, told) = std::sync::mpsc::channel();
+        let mut store = pass.backward_telling(&direct, tell).unwrap();
+        for (weight, gradient) in told {
+            assert!(early.iter().any(|other| other.id() == weight.id()) && store.get(&weight).is_none());
+            store.insert(&weight, gradient);
+        }
+        assert_eq!(of_all(&store), expected);
         // Behind the pass all is as before it.
         assert_eq!(of_all(&forward().backward().unwrap()), expected);
     }

@@ -8,7 +8,7 @@ mod targets;
 use candle_core::{Result, Tensor, Var};
 
 use super::{AdamwUpdate, AveragedWeight, Kernels, SgdFactors, Tables};
-use crate::train::ranks::Ranks;
+use crate::cluster::Ranks;
 
 pub(super) struct Cpu;
 

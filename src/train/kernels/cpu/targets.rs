@@ -5,7 +5,7 @@ use macula_models::ops::with_f32;
 
 use super::super::MIN_SUM;
 use super::rows;
-use crate::train::ranks::Ranks;
+use crate::cluster::Ranks;
 
 pub(super) fn centred_softmax(logits: &Tensor, centre: &Tensor, inverse: f32) -> Result<(Tensor, Tensor)> {
     let (targets, sums) = with_f32("teacher targets", [logits, centre], |[logits, centre]| {

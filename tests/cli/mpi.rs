@@ -1,0 +1,326 @@
+//! Runs of several processes under a real `mpiexec`, which `MACULA_MPIEXEC` names with its options.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use candle_core::{Device, Tensor};
+use macula::train::checkpoint::Checkpoints;
+use rand::{Rng as _, SeedableRng as _};
+use rand_chacha::ChaCha8Rng;
+
+/// Settings under which the number of ranks changes the order of sums alone.
+const SMALL: &str = "--seed 3 --threads 1 --knn-data sample:test --knn-every 4 --set monitor.knn.max_images=120 --set batch_size=12 \
+     --set batch_warmup_start=12 --set backbone.embed_dim=32 --set backbone.depth=2 --set backbone.num_heads=2 \
+     --set backbone.patch_size=7 --set image_size=28 --set local_size=14 --set loss.head.hidden=32 --set loss.head.bottleneck=16 \
+     --set loss.head.prototypes=64 --set loss.hog_hidden=16 --set backbone.drop_path_rate=0.0 --set loss.koleo_weight=0.0 \
+     --set monitor.log_every=1 --set checkpoints.every=3 --set data.loader.workers=1";
+/// How soon a job ends once one of its processes has.
+const SOON: Duration = Duration::from_secs(5);
+/// Kills of ranks, and as many of launchers.
+const KILLS: usize = 10;
+
+/// `macula` with `arguments` on as many ranks; 1 is a run without a launcher.
+fn macula(ranks: usize, arguments: &str) -> Command {
+    let program = env!("CARGO_BIN_EXE_macula");
+    let mut command = match ranks {
+        1 => Command::new(program),
+        ranks => {
+            let mpiexec = std::env::var("MACULA_MPIEXEC").expect("MACULA_MPIEXEC names an mpiexec");
+            let mut words = mpiexec.split_whitespace();
+            let mut command = Command::new(words.next().expect("a program"));
+            command.args(words).arg("-n").arg(ranks.to_string()).arg(program);
+            command
+        }
+    };
+    command.args(arguments.split_whitespace()).stdin(Stdio::null());
+    command
+}
+
+fn output(ranks: usize, arguments: &str) -> Output {
+    macula(ranks, arguments).output().expect("it starts")
+}
+
+fn succeeds(ranks: usize, arguments: &str) {
+    let output = output(ranks, arguments);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{ranks} ranks, {arguments}: {said}");
+}
+
+fn train(folder: &Path, steps: u64) -> String {
+    format!(
+        "train --data sample:train --out {} {SMALL} --set steps={steps}",
+        folder.display()
+    )
+}
+
+fn losses(folder: &Path) -> Vec<f64> {
+    let text = std::fs::read_to_string(folder.join("metrics.jsonl")).expect("metrics");
+    let loss = |line: &str| {
+        let line: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        line["loss"].as_f64().expect("a loss")
+    };
+    text.lines().map(loss).collect()
+}
+
+fn assert_close(what: &str, found: &[f64], expected: &[f64]) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    for (step, (a, b)) in found.iter().zip(expected).enumerate() {
+        let tolerance = if step == 0 { 1e-6 } else { 1e-4 };
+        assert!(
+            (a - b).abs() <= tolerance * b.abs(),
+            "{what}, step {step}: {a}, expected {b}"
+        );
+    }
+}
+
+fn state(folder: &Path) -> Vec<u8> {
+    std::fs::read(folder.join("checkpoints/last/state.safetensors")).expect("a checkpoint")
+}
+
+/// The student's weights after `step` steps.
+fn weights(folder: &Path, step: u64) -> Vec<f64> {
+    let path = folder.join(format!("checkpoints/step-{step}/state.safetensors"));
+    let tensors = candle_core::safetensors::load(&path, &Device::Cpu).expect("a checkpoint");
+    let mut student: Vec<(&String, &Tensor)> = tensors
+        .iter()
+        .filter(|(name, _)| name.starts_with("student."))
+        .collect();
+    student.sort_by_key(|(name, _)| *name);
+    let values = |tensor: &Tensor| tensor.flatten_all().and_then(|flat| flat.to_vec1::<f32>());
+    student
+        .into_iter()
+        .flat_map(|(_, tensor)| values(tensor).expect("f32"))
+        .map(f64::from)
+        .collect()
+}
+
+fn distance(a: &[f64], b: &[f64]) -> f64 {
+    assert!(!a.is_empty() && a.len() == b.len());
+    let squares = a.iter().zip(b).map(|(a, b)| (a - b) * (a - b));
+    squares.sum::<f64>().sqrt()
+}
+
+#[test]
+#[ignore = "needs an mpiexec (MACULA_MPIEXEC)"]
+fn ranks_train_as_one_process_does() {
+    let place = tempfile::tempdir().expect("a folder");
+    let at = |name: String| place.path().join(name);
+    for recipe in ["dinov2-small", "dino", "ibot", "moco"] {
+        let train = |folder: &Path| {
+            let train = train(folder, 20);
+            format!("{train} --recipe {recipe} --set checkpoints.every=1 --set checkpoints.keep=99")
+        };
+        let one = at(format!("{recipe}-one"));
+        succeeds(1, &train(&one));
+        let expected = losses(&one);
+        assert_eq!(expected.len(), 20);
+        let moved = distance(&weights(&one, 20), &weights(&one, 1));
+        assert!(moved > 0.);
+        for ranks in [2, 3, 4] {
+            let what = format!("{recipe} on {ranks} ranks");
+            let folder = at(format!("{recipe}-on-{ranks}"));
+            succeeds(ranks, &train(&folder));
+            assert_close(&what, &losses(&folder), &expected);
+            let apart = distance(&weights(&folder, 20), &weights(&one, 20));
+            println!("{what}: weights {apart:.2e} apart, of {moved:.2e} moved");
+            assert!(apart <= 0.01 * moved, "{what}: {apart} of {moved}");
+            let log = std::fs::read_to_string(folder.join("metrics.jsonl")).expect("a log");
+            assert!(log.contains("\"rank_wait\":"), "{log}");
+            let env = std::fs::read_to_string(folder.join("env.json")).expect("env.json");
+            assert!(env.contains(&format!("\"size\": {ranks}")), "{env}");
+        }
+        // The same number of ranks, the same bytes.
+        let again = at(format!("{recipe}-again"));
+        succeeds(2, &train(&again));
+        assert!(state(&again) == state(&at(format!("{recipe}-on-2"))), "{recipe}");
+    }
+}
+
+/// A signal to the launcher or to any rank ends all with a checkpoint, and any number of ranks goes on.
+#[test]
+#[ignore = "needs an mpiexec (MACULA_MPIEXEC)"]
+fn a_run_goes_on_with_another_number_of_ranks() {
+    let place = tempfile::tempdir().expect("a folder");
+    let (whole, folder) = (place.path().join("whole"), place.path().join("parts"));
+    succeeds(1, &train(&whole, 150));
+    let resume = format!("train --out {} --resume --threads 1", folder.display());
+    let mut done = 0;
+    for (ranks, signal_name) in [(2, "-USR1"), (1, "-INT"), (4, "-INT")] {
+        let arguments = match done {
+            0 => train(&folder, 150),
+            _ => resume.clone(),
+        };
+        let mut job = start(ranks, &arguments);
+        until_checkpoint(&folder, &mut job, done);
+        let told = match ranks {
+            4 => ranks_of(&folder)[1],
+            // The launcher, or the one process.
+            _ => job.id(),
+        };
+        signal(signal_name, told);
+        let status = ended(&mut job, &format!("{signal_name} was sent to one of {ranks}"));
+        assert!(status.success(), "{ranks} ranks: {status}");
+        assert!((done + 1..150).contains(&last_step(&folder)), "too fast");
+        done = last_step(&folder);
+    }
+    succeeds(4, &resume);
+    assert_eq!(last_step(&folder), 150);
+    let (found, expected) = (losses(&folder), losses(&whole));
+    assert_eq!(found.len(), expected.len());
+    for (step, (a, b)) in found.iter().zip(&expected).enumerate() {
+        // Differences in rounding grow with the steps.
+        let tolerance = if step < 20 { 1e-4 } else { 1e-2 };
+        assert!(
+            (a - b).abs() <= tolerance * b.abs(),
+            "step {step}: {a}, expected {b}"
+        );
+    }
+}
+
+#[test]
+#[ignore = "needs an mpiexec (MACULA_MPIEXEC)"]
+fn a_killed_rank_ends_the_job_and_another_number_goes_on() {
+    let place = tempfile::tempdir().expect("a folder");
+    let whole = place.path().join("whole");
+    succeeds(1, &train(&whole, 60));
+    for victim in [1, 0] {
+        let folder = place.path().join(format!("killed-{victim}"));
+        let mut job = start(2, &train(&folder, 60));
+        until_checkpoint(&folder, &mut job, 0);
+        let ranks = ranks_of(&folder);
+        assert_eq!(ranks.len(), 2, "{ranks:?}");
+        signal("-KILL", ranks[victim]);
+        assert!(!ended(&mut job, &format!("rank {victim} was killed")).success());
+        none_lives(&folder, Instant::now());
+        let out = folder.display();
+        succeeds(3, &format!("train --out {out} --resume --threads 1"));
+        assert_close(&format!("killed {victim}"), &losses(&folder), &losses(&whole));
+    }
+}
+
+/// Ranks and launchers by turns, at random moments. Every time the job ends soon, no process is left, and every checkpoint is whole.
+#[test]
+#[ignore = "needs an mpiexec (MACULA_MPIEXEC)"]
+fn whoever_is_killed_the_job_ends_soon_and_its_checkpoints_are_whole() {
+    let place = tempfile::tempdir().expect("a folder");
+    let folder = place.path().join("run");
+    let mut rng = ChaCha8Rng::seed_from_u64(11);
+    let mut arguments = train(&folder, 100_000);
+    let mut done = 0;
+    let mut slowest = Duration::ZERO;
+    for kill in 0..2 * KILLS {
+        let mut job = start(2, &arguments);
+        until_checkpoint(&folder, &mut job, done);
+        sleep(Duration::from_millis(rng.random_range(0..300)));
+        let ranks = ranks_of(&folder);
+        assert_eq!(ranks.len(), 2, "{ranks:?}");
+        let victim = match kill % 2 {
+            0 => ranks[rng.random_range(0..2)],
+            _ => job.id(),
+        };
+        signal("-KILL", victim);
+        let since = Instant::now();
+        ended(&mut job, &format!("kill {kill}"));
+        none_lives(&folder, since);
+        slowest = slowest.max(since.elapsed());
+        let checkpoints = Checkpoints::in_folder(&folder);
+        let last = checkpoints.last_step().expect("a checkpoint");
+        let saved = checkpoints.load_last().expect("whole").expect("one");
+        assert_eq!(saved.state.step, last, "kill {kill}");
+        assert!(last > done || kill == 0, "kill {kill}: {last} after {done}");
+        done = last;
+        arguments = format!("train --out {} --resume --threads 1", folder.display());
+    }
+    println!("{} kills, the slowest job ended after {slowest:?}", 2 * KILLS);
+}
+
+#[test]
+#[ignore = "needs an mpiexec (MACULA_MPIEXEC)"]
+fn an_error_that_all_ranks_have_is_told_once() {
+    let place = tempfile::tempdir().expect("a folder");
+    let folder = place.path().join("run");
+    let output = output(2, &format!("{} --set batch_size=9", train(&folder, 3)));
+    assert!(!output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let told = said.lines().filter(|line| line.contains("error: ")).count();
+    assert_eq!(told, 1, "{said}");
+    assert!(
+        said.contains("batch_size: expected a multiple of the 2 ranks, found 9"),
+        "{said}"
+    );
+}
+
+fn start(ranks: usize, arguments: &str) -> Child {
+    macula(ranks, arguments)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("it starts")
+}
+
+/// How `job` ends, which it does soon.
+fn ended(job: &mut Child, why: &str) -> ExitStatus {
+    let start = Instant::now();
+    loop {
+        if let Some(status) = job.try_wait().expect("it can be asked") {
+            return status;
+        }
+        assert!(start.elapsed() < SOON, "the job goes on although {why}");
+        sleep(Duration::from_millis(20));
+    }
+}
+
+/// Waits until no process works for `folder`, soon after `since`.
+fn none_lives(folder: &Path, since: Instant) {
+    while !ranks_of(folder).is_empty() {
+        assert!(since.elapsed() < SOON, "a rank lives on");
+        sleep(Duration::from_millis(20));
+    }
+}
+
+/// The step of the last checkpoint; 0 where there is none.
+fn last_step(folder: &Path) -> u64 {
+    Checkpoints::in_folder(folder).last_step().unwrap_or(0)
+}
+
+/// Waits for a checkpoint of a step after `before`.
+fn until_checkpoint(folder: &Path, job: &mut Child, before: u64) {
+    let start = Instant::now();
+    while last_step(folder) <= before {
+        assert!(
+            job.try_wait().expect("it can be asked").is_none(),
+            "the job ended too soon"
+        );
+        assert!(
+            start.elapsed() < Duration::from_secs(120),
+            "no checkpoint after step {before}"
+        );
+        sleep(Duration::from_millis(10));
+    }
+}
+
+/// The processes of `macula` that work for `folder`, by number; not launchers, whose arguments name it too.
+fn ranks_of(folder: &Path) -> Vec<u32> {
+    let wanted = folder.display().to_string();
+    let program = PathBuf::from(env!("CARGO_BIN_EXE_macula"));
+    let number = |entry: std::fs::DirEntry| entry.file_name().to_str()?.parse::<u32>().ok();
+    let is_rank = |process: &u32| {
+        let entry = PathBuf::from(format!("/proc/{process}"));
+        let exe = std::fs::read_link(entry.join("exe")).unwrap_or_default();
+        let line = std::fs::read(entry.join("cmdline")).unwrap_or_default();
+        exe == program && String::from_utf8_lossy(&line).contains(&wanted)
+    };
+    let entries = std::fs::read_dir("/proc").expect("Linux");
+    let mut ranks: Vec<u32> = entries.flatten().filter_map(number).filter(is_rank).collect();
+    ranks.sort_unstable();
+    ranks
+}
+
+fn signal(signal: &str, process: u32) {
+    let done = Command::new("/bin/kill")
+        .args([signal, &process.to_string()])
+        .status();
+    assert!(done.expect("kill starts").success());
+}
