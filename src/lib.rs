@@ -23,6 +23,8 @@ pub mod report;
 pub mod results;
 pub mod rng;
 pub mod runtime;
+#[cfg(feature = "serve")]
+pub mod serve;
 pub mod tables;
 pub mod train;
 pub mod tune;

@@ -20,6 +20,8 @@ mod reference;
 mod report;
 mod run_folder;
 mod runtime;
+#[cfg(feature = "serve")]
+mod serve;
 mod signals;
 mod train;
 mod tune;
@@ -87,6 +89,9 @@ enum Verb {
     Report(report::ReportArgs),
     /// Pictures: principal components of patches, attention, neighbours, a map of features.
     Viz(viz::VizArgs),
+    /// Answer requests for features and neighbours over HTTP.
+    #[cfg(feature = "serve")]
+    Serve(Box<serve::ServeArgs>),
     /// Say what a checkpoint, ONNX file or feature folder holds.
     Inspect(inspect::InspectArgs),
     /// The ONNX Runtime library.
@@ -226,6 +231,8 @@ impl Verb {
             Self::Index(args) => args.run(),
             Self::Report(args) => args.run(),
             Self::Viz(args) => args.run(),
+            #[cfg(feature = "serve")]
+            Self::Serve(args) => args.run(),
             Self::Inspect(args) => args.run(),
             Self::Runtime(args) => args.run(),
             Self::Bench(args) => args.run(),

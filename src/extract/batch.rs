@@ -50,7 +50,7 @@ impl BatchSize {
     ///
     /// # Errors
     /// What the model says; a size of 0.
-    pub(super) fn resolve(self, model: &mut dyn FeatureModel, image_len: usize) -> Result<usize> {
+    pub(crate) fn resolve(self, model: &mut dyn FeatureModel, image_len: usize) -> Result<usize> {
         match self {
             Self::Fixed(0) => Err(Error::input("batch", "expected at least 1, found 0")),
             Self::Fixed(size) => Ok(size),

@@ -26,6 +26,8 @@ mod protocols;
 mod report;
 mod retrieval;
 mod robustness;
+#[cfg(feature = "serve")]
+mod serve;
 mod sources;
 mod suite;
 mod train;

@@ -14,7 +14,7 @@ use std::path::Path;
 use crate::{Error, Result};
 
 pub use identity::unfair;
-pub(super) use meta::unusable;
+pub(crate) use meta::unusable;
 pub use meta::{FORMAT_VERSION, Layout, META_FILE, Meta, OutputSpec, STORED, SUCCESS_FILE, ShardMeta};
 pub use reader::{FeatureFolder, Features};
 pub use writer::FolderWriter;

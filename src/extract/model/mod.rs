@@ -126,6 +126,9 @@ pub(crate) fn is_onnx_name(path: &Path) -> bool {
         .is_some_and(|extension| extension.eq_ignore_ascii_case("onnx"))
 }
 
+/// The outputs of [`OutputChoice::Tokens`].
+const TOKENS: [&str; 5] = ["cls", "patch_mean", "patch", "embedding", "image_embeds"];
+
 /// Which of a model's outputs to give.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OutputChoice {
@@ -133,6 +136,8 @@ pub enum OutputChoice {
     Default,
     /// These, in this order.
     Named(Vec<String>),
+    /// `cls`, `patch_mean`, `patch`, `embedding` and `image_embeds`, as far as the model has them, else the default.
+    Tokens,
     /// What the linear probe's grid can use: `cls`, `patch_mean` and `layer:I.cls`, as far as the model has them.
     Probe,
     /// Patch tokens for dense tasks: those of these blocks, and the class tokens of the same blocks where the model has
@@ -175,6 +180,13 @@ impl OutputChoice {
                 )),
                 None => Ok(names.clone()),
             },
+            Self::Tokens => {
+                let usual = TOKENS
+                    .iter()
+                    .filter(|name| available.iter().any(|have| have == *name));
+                let usual: Vec<String> = usual.map(|name| (*name).to_owned()).collect();
+                if usual.is_empty() { default() } else { Ok(usual) }
+            }
             Self::Probe if available.iter().any(|name| name == "cls") => {
                 let usable = |name: &String| {
                     name == "cls"

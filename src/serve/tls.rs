@@ -1,0 +1,104 @@
+//! TLS by rustls: a certificate and its key, read again when they are renewed.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::path::Path;
+use std::sync::{Arc, RwLock};
+
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::TlsAcceptor;
+
+use super::config::Listen;
+use crate::{Error, Result};
+
+/// The longest file of certificates or keys, in bytes.
+const LONGEST: u64 = 1 << 20;
+
+/// The certificate of a server.
+pub(super) struct Tls {
+    listen: Listen,
+    acceptor: RwLock<TlsAcceptor>,
+}
+
+impl Tls {
+    /// Reads what `listen` names; none where it names nothing.
+    ///
+    /// # Errors
+    /// A file that is missing, holds no certificate or key, or two that do not belong together.
+    pub fn read(listen: &Listen) -> Result<Option<Self>> {
+        let Some(acceptor) = acceptor(listen)? else {
+            return Ok(None);
+        };
+        Ok(Some(Self {
+            listen: listen.clone(),
+            acceptor: RwLock::new(acceptor),
+        }))
+    }
+
+    /// Reads the files again, for connections from now on; what was there stays where that fails.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn reload(&self) -> Result<()> {
+        if let Some(new) = acceptor(&self.listen)? {
+            *self.acceptor.write().unwrap_or_else(|e| e.into_inner()) = new;
+        }
+        Ok(())
+    }
+
+    /// What makes a connection secret.
+    pub fn acceptor(&self) -> TlsAcceptor {
+        self.acceptor.read().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+}
+
+fn acceptor(listen: &Listen) -> Result<Option<TlsAcceptor>> {
+    let (cert, key) = match (&listen.tls_cert, &listen.tls_key) {
+        (Some(cert), Some(key)) => (cert, key),
+        (None, None) => return Ok(None),
+        (Some(_), None) => {
+            return Err(Error::setting(
+                "tls_key",
+                "expected one beside --tls-cert, found none",
+            ));
+        }
+        (None, Some(_)) => {
+            return Err(Error::setting(
+                "tls_cert",
+                "expected one beside --tls-key, found none",
+            ));
+        }
+    };
+    let wrong = |path: &Path, reason: String| Error::input(path.display().to_string(), reason);
+    let certificates = CertificateDer::pem_slice_iter(&read(cert)?)
+        .collect::<std::result::Result<Vec<_>, _>>()
+        .map_err(|e| wrong(cert, format!("expected certificates as PEM: {e}")))?;
+    if certificates.is_empty() {
+        return Err(wrong(
+            cert,
+            "expected a certificate as PEM, found none".to_owned(),
+        ));
+    }
+    let private = PrivateKeyDer::from_pem_slice(&read(key)?)
+        .map_err(|e| wrong(key, format!("expected a private key as PEM: {e}")))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|e| Error::failed("TLS", e.to_string()))?
+        .with_no_client_auth()
+        .with_single_cert(certificates, private)
+        .map_err(|e| wrong(cert, format!("cannot be used with {}: {e}", key.display())))?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Some(TlsAcceptor::from(Arc::new(config))))
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(|e| Error::io(path, e))?;
+    file.take(LONGEST)
+        .read_to_end(&mut bytes)
+        .map_err(|e| Error::io(path, e))?;
+    Ok(bytes)
+}
