@@ -3,13 +3,14 @@
     python benchmarks/serve_load.py --macula target/release/macula --model vits14.onnx --data photos/
 
 Starts a server, posts the images of a folder as they are on 1, 16, 64 and 400 connections that stay open, and prints requests a second with
-their 50th and 99th percentile, also as a share of what `macula bench extract` makes of the same images on the same cores. Client and server
-share the cores; the client is a process of its own and costs a few hundredths of one.
+their 50th and 99th percentile, also as a share of what `macula bench extract` makes of the same images on the same cores just before, all of it
+as many times as --rounds says. Client and server share the cores; the client is a process of its own and costs a few hundredths of one.
 
     .. --hostile 600
 
 mixes good requests with bad ones of many kinds for so many seconds, and prints the server's memory and open descriptors as it goes. Every good
-request must be answered with 200 and the same features as before, and both must stay as they were after the first tenth.
+request must be answered with 200 and the same features as before, memory may grow by a tenth and 16 MiB after the first tenth of the time, and
+descriptors must be as before when all clients are gone.
 
 Arguments behind `--` are given to the server and to the benchmark: `-- --threads 2`.
 """
@@ -37,6 +38,11 @@ def start(macula, model, more):
         sys.exit(f"the server does not start: {line}")
     host, port = line.removeprefix("http://").rsplit(":", 1)
     return process, host, int(port)
+
+
+def stop(process):
+    process.terminate()
+    process.wait()
 
 
 def head(path, length, kind):
@@ -196,7 +202,7 @@ async def watch(pid, until, seconds, seen):
 
 
 async def hostile(host, port, pid, images, seconds):
-    until = time.perf_counter() + seconds
+    until, before = time.perf_counter() + seconds, descriptors(pid)
     counts, seen = {"good": 0, "wrong": 0, "lost": 0, "busy": 0}, []
     kinds = hostile_requests(images[0])
     print(f"{len(kinds)} kinds of bad requests, {seconds} s")
@@ -209,8 +215,10 @@ async def hostile(host, port, pid, images, seconds):
     later = seen[len(seen) // 10 :]
     print(f"good requests: {counts}")
     print(f"memory: {later[0][0]:.1f} MiB after a tenth, {later[-1][0]:.1f} MiB at the end, most {max(m for m, _ in later):.1f}")
-    print(f"descriptors at the end, all clients gone: {descriptors(pid)}")
-    return counts["wrong"] == counts["lost"] == 0 and counts["good"] > 0
+    after = descriptors(pid)
+    print(f"descriptors before anybody came: {before}, at the end, all clients gone: {after}")
+    flat = later[-1][0] <= 1.1 * later[0][0] + 16 and after <= before + 2
+    return flat and counts["wrong"] == counts["lost"] == 0 and counts["good"] > 0
 
 
 def main():
@@ -219,6 +227,7 @@ def main():
     parser.add_argument("--model", required=True)
     parser.add_argument("--data", required=True, help="folder of JPEG or PNG files")
     parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--connections", default="1,16,64,400")
     parser.add_argument("--hostile", type=float, default=0)
     own, more = sys.argv[1:], []
@@ -231,23 +240,29 @@ def main():
         sys.exit(f"{options.data}: no JPEG or PNG")
     print(f"{len(images)} images, {statistics.mean(map(len, images)) / 1024:.1f} KiB each")
     requests = [head("/v1/embeddings", len(image), "image/jpeg") + image for image in images]
-    process, host, port = start(options.macula, options.model, more)
-    try:
-        if options.hostile:
+    if options.hostile:
+        process, host, port = start(options.macula, options.model, more)
+        try:
             done = asyncio.run(hostile(host, port, process.pid, images, options.hostile))
-            sys.exit(0 if done else 1)
-        asyncio.run(load(host, port, requests, 16, 2))
-        rows = []
+        finally:
+            stop(process)
+        sys.exit(0 if done else 1)
+    print("| round | bench extract, images/s | connections | images/s | of bench extract | p50 ms | p99 ms | answers |")
+    print("|---|---|---|---|---|---|---|---|")
+    for number in range(1, options.rounds + 1):
         for connections in map(int, options.connections.split(",")):
-            rows.append((connections, *asyncio.run(load(host, port, requests, connections, options.seconds))))
-    finally:
-        process.terminate()
-        process.wait()
-    extract = bench(options.macula, options.model, options.data, more)
-    print(f"bench extract: {extract:.1f} images/s")
-    print("| connections | images/s | of bench extract | p50 ms | p99 ms | statuses |\n|---|---|---|---|---|---|")
-    for connections, rate, p50, p99, statuses in rows:
-        print(f"| {connections} | {rate:.1f} | {rate / extract:.2f} | {p50:.1f} | {p99:.1f} | {statuses} |")
+            extract = bench(options.macula, options.model, options.data, more)
+            process, host, port = start(options.macula, options.model, more)
+            try:
+                asyncio.run(load(host, port, requests, min(connections, 16), 2))
+                rate, p50, p99, statuses = asyncio.run(load(host, port, requests, connections, options.seconds))
+            finally:
+                stop(process)
+            answers = ", ".join(f"{count} x {status}" for status, count in sorted(statuses.items()))
+            print(
+                f"| {number} | {extract:.1f} | {connections} | {rate:.1f} | {rate / extract:.2f} | {p50:.0f} | {p99:.0f} | {answers} |",
+                flush=True,
+            )
 
 
 main()

@@ -272,6 +272,8 @@ mod tests {
         }
     }
 
+    /// What the client of an image is told; none where nobody tells.
+    type Told = Option<ApiResult<Vec<f32>>>;
     type Answer = oneshot::Receiver<ApiResult<Vec<f32>>>;
 
     fn job(places: &Arc<Semaphore>, value: f32) -> (Job, Answer) {
@@ -287,7 +289,7 @@ mod tests {
     }
 
     /// Pushes images of these values and gives their answers, in runs of at most `most`.
-    fn run(values: &[f32], most: usize) -> (Vec<Option<ApiResult<Vec<f32>>>>, Vec<usize>, Metrics) {
+    fn run(values: &[f32], most: usize) -> (Vec<Told>, Vec<usize>, Metrics) {
         let (queue, metrics, sizes) = (Arc::new(Queue::default()), Metrics::default(), Arc::default());
         let places = Arc::new(Semaphore::new(100));
         let (jobs, answers): (Vec<_>, Vec<_>) = values.iter().map(|value| job(&places, *value)).unzip();

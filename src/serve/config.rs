@@ -79,7 +79,7 @@ pub struct Limits {
     /// Size of a request's body, in MiB
     #[arg(long, value_name = "MIB", default_value_t = Limits::default().max_body)]
     pub max_body: usize,
-    /// Size of all bodies that are being received or read, in MiB; beyond it requests are answered 429
+    /// Size of all bodies that are held, and of all answers, in MiB; beyond it requests are answered 429
     #[arg(long, value_name = "MIB", default_value_t = Limits::default().body_memory)]
     pub body_memory: usize,
     /// Connections at a time; others wait to be accepted
@@ -88,7 +88,7 @@ pub struct Limits {
     /// Time for the headers of a request, and for a connection without one, in seconds
     #[arg(long, value_name = "S", default_value_t = Limits::default().header_timeout)]
     pub header_timeout: f64,
-    /// Time for the body of a request, and for a client to take what was sent, in seconds
+    /// Time for the body of a request, and for a client to take its answer, or each MB of a longer one, in seconds
     #[arg(long, value_name = "S", default_value_t = Limits::default().body_timeout)]
     pub body_timeout: f64,
     /// Time for a request's answer once it is received, in seconds

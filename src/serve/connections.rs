@@ -156,7 +156,8 @@ async fn accept(listener: &TcpListener, room: &Arc<Semaphore>) -> Option<(TcpStr
     }
 }
 
-/// A stream whose writes fail when the other side takes nothing for too long.
+/// A stream whose writes fail when the other side does not take within the limit what is buffered for it, however little at a time
+/// it takes. Long answers come in pieces, so that is never much.
 struct Patient<S> {
     stream: S,
     limit: Duration,
@@ -174,11 +175,10 @@ impl<S> Patient<S> {
         }
     }
 
-    /// `written`, or an error where it has been pending for too long.
-    fn within<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if written.is_ready() {
-            self.waiting = false;
-            return written;
+    /// `done`, or an error where the other side has been waited for too long.
+    fn within<T>(&mut self, context: &mut Context<'_>, done: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if done.is_ready() {
+            return done;
         }
         if !self.waiting {
             self.waiting = true;
@@ -189,6 +189,14 @@ impl<S> Patient<S> {
             Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
             Poll::Pending => Poll::Pending,
         }
+    }
+
+    /// The same for what says that all is taken.
+    fn finished(&mut self, context: &mut Context<'_>, done: Poll<io::Result<()>>) -> Poll<io::Result<()>> {
+        if done.is_ready() {
+            self.waiting = false;
+        }
+        self.within(context, done)
     }
 }
 
@@ -214,12 +222,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.stream).poll_flush(context);
-        self.within(context, flushed)
+        self.finished(context, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let ended = Pin::new(&mut self.stream).poll_shutdown(context);
-        self.within(context, ended)
+        self.finished(context, ended)
     }
 
     fn poll_write_vectored(

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use tokio::sync::oneshot;
 
+use super::body::Share;
 use super::error::{ApiError, ApiResult};
 use super::metrics::Metrics;
 use crate::data::{DecodeOptions, Preprocess, decode};
@@ -75,14 +76,25 @@ impl Workers {
             .unwrap_or_else(|_| Err(ApiError::unavailable("the server stops")))
     }
 
-    /// The network input of each image, `[3, H, W]`, in order.
+    /// The network input of each image, `[3, H, W]`, in order. The images' share of the memory is held until the last of them is
+    /// gone, also where nobody waits for them any more.
     ///
     /// # Errors
     /// The first image that cannot be read, by its place.
-    pub async fn prepare(&self, images: Vec<Vec<u8>>, recipe: &Arc<Recipe>) -> ApiResult<Vec<Vec<f32>>> {
+    pub async fn prepare(
+        &self,
+        images: Vec<Vec<u8>>,
+        share: Share,
+        recipe: &Arc<Recipe>,
+    ) -> ApiResult<Vec<Vec<f32>>> {
+        let share = Arc::new(share);
         let work = images.into_iter().enumerate().map(|(place, bytes)| {
-            let (recipe, metrics) = (Arc::clone(recipe), Arc::clone(&self.metrics));
-            self.run(move || metrics.decode_seconds.time(|| prepared(place, bytes, &recipe)))
+            let (recipe, metrics, share) =
+                (Arc::clone(recipe), Arc::clone(&self.metrics), Arc::clone(&share));
+            self.run(move || {
+                let _share = share;
+                metrics.decode_seconds.time(|| prepared(place, bytes, &recipe))
+            })
         });
         let prepared = futures_util::future::join_all(work).await;
         prepared.into_iter().collect()
@@ -102,4 +114,20 @@ fn prepared(place: usize, bytes: Vec<u8>, recipe: &Recipe) -> ApiResult<Vec<f32>
     let written = recipe.preprocess.write_tensor(&image, &mut pixels);
     written.map_err(|error| refused(error.to_string()))?;
     Ok(pixels)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_an_answer_and_its_thread_goes_on() {
+        let metrics = Arc::new(Metrics::default());
+        let workers = Workers::start(1, Arc::clone(&metrics)).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let panicked = runtime.block_on(workers.run::<()>(|| panic!("as asked")));
+        assert_eq!(panicked.unwrap_err().status.as_u16(), 500);
+        assert_eq!(metrics.panics.get(), 1);
+        assert_eq!(runtime.block_on(workers.run(|| Ok(7))).unwrap(), 7);
+    }
 }

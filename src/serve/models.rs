@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::batching::{self, Batching, Job, Queue};
+use super::body::Share;
 use super::config::ServeConfig;
 use super::decode::{Recipe, Workers};
 use super::error::{ApiError, ApiResult};
@@ -202,23 +203,23 @@ impl Models {
         }
     }
 
-    /// The features of `images` in output number `output` of `lane`, in order.
+    /// The features of `images`, which hold `share` of the memory, in output number `output` of `lane`, in order.
     ///
     /// # Errors
-    /// 429 where there is no room, 400 for an image that cannot be read, 413 for an answer that is too large, and what the model says.
+    /// 429 where there is no room, 400 for an image that cannot be read, and what the model says.
     pub async fn features(
         &self,
         lane: &Lane,
         output: usize,
         images: Vec<Vec<u8>>,
+        share: Share,
         workers: &Workers,
     ) -> ApiResult<Vec<Vec<f32>>> {
         let n = images.len();
-        lane.check_answer(output, n)?;
         let mut places = lane.admit(n)?;
         let _queued = Queued::new(&self.metrics, n);
         let coming = lane.queue.expect(n);
-        let prepared = workers.prepare(images, &lane.recipe).await?;
+        let prepared = workers.prepare(images, share, &lane.recipe).await?;
         let mut answers = Vec::with_capacity(n);
         let mut jobs = Vec::with_capacity(n);
         for pixels in prepared {
@@ -341,14 +342,18 @@ impl Lane {
         }
     }
 
-    fn check_answer(&self, output: usize, n: usize) -> ApiResult<()> {
-        let width = self.outputs[output].width();
-        match n.saturating_mul(width) > MOST_VALUES {
+    /// Refuses an answer of more than `most` numbers, or of more than any may have.
+    ///
+    /// # Errors
+    /// 400.
+    pub fn check_answer(&self, output: usize, n: usize, most: usize) -> ApiResult<()> {
+        let (width, most) = (self.outputs[output].width(), most.min(MOST_VALUES));
+        match n.saturating_mul(width) > most {
             true => Err(ApiError::field(
                 "input",
                 format!(
                     "expected at most {} images for output `{}`, found {n}",
-                    MOST_VALUES / width,
+                    most / width,
                     self.outputs[output].name
                 ),
             )),

@@ -32,6 +32,8 @@ const MOST_THREADS: usize = 4;
 
 /// Signals since they were looked for last.
 struct Signals {
+    /// Whether there is nothing to stop yet: a signal then ends the process, as it would without us.
+    starting: Arc<AtomicBool>,
     stop: Arc<AtomicBool>,
     reload: Arc<AtomicBool>,
     handlers: Vec<SigId>,
@@ -62,6 +64,7 @@ pub fn serve(config: &ServeConfig) -> Result<()> {
     let app = Arc::new(App {
         models,
         search,
+        by_address: keys.open() && config.listen.host.is_loopback(),
         keys,
         workers: Workers::start(config.options.threads, Arc::clone(&metrics))?,
         receiver: Receiver::new(
@@ -134,6 +137,7 @@ impl Life<'_> {
         listener.set_nonblocking(true).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
+        self.signals.started();
         self.announce(address)?;
         let serving = std::pin::pin!(connections.serve(listener, told));
         let watching = std::pin::pin!(self.watch());
@@ -233,14 +237,19 @@ impl Life<'_> {
 }
 
 impl Signals {
-    /// Listens from now on, so that a signal during the start is not lost.
+    /// Listens from now on. Opening models may take long: until [`Self::started`] the first signal ends the process.
     fn listen() -> Result<Self> {
         let mut signals = Self {
+            starting: Arc::new(AtomicBool::new(true)),
             stop: Arc::default(),
             reload: Arc::default(),
             handlers: Vec::new(),
         };
         for signal in [SIGINT, SIGTERM] {
+            let handler = flag::register_conditional_default(signal, Arc::clone(&signals.starting));
+            signals
+                .handlers
+                .push(handler.map_err(|e| Error::failed("signals", e.to_string()))?);
             signals.add(signal, Arc::clone(&signals.stop))?;
         }
         #[cfg(unix)]
@@ -253,6 +262,11 @@ impl Signals {
         self.handlers
             .push(handler.map_err(|e| Error::failed("signals", e.to_string()))?);
         Ok(())
+    }
+
+    /// From now on a signal asks to stop.
+    fn started(&self) {
+        self.starting.store(false, Ordering::SeqCst);
     }
 
     fn stopped(&self) -> bool {

@@ -6,13 +6,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
-use axum::http::{HeaderName, HeaderValue, Response, StatusCode, header};
+use axum::http::request::Parts;
+use axum::http::uri::Authority;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use futures_util::FutureExt as _;
+use futures_util::stream;
 use serde::Serialize;
 use serde_json::json;
 use tokio::sync::watch;
@@ -20,7 +23,7 @@ use tokio::time::timeout;
 
 use super::access::{Entry, Ids, REQUEST_ID};
 use super::auth::Keys;
-use super::body::{Received, Receiver};
+use super::body::{LINGER, Received, Receiver, Share, linger};
 use super::config::{Limits, LogFormat};
 use super::connections::Stage;
 use super::decode::Workers;
@@ -33,6 +36,12 @@ use super::{openapi, page};
 
 /// Larger bodies are read, and longer answers written, on the threads that decode.
 const LARGE: usize = 256 << 10;
+/// How much of an answer is given to its connection at a time; a longer one holds its share of the memory until it is sent.
+const PIECE: usize = 64 << 10;
+/// Bytes of a long answer that a client must take in the time that it has for a short one.
+const TAKEN: f64 = 1e6;
+/// Bytes that one number of an answer takes at most, while it is written: as f32, twice as base64 or once as text.
+const BYTES_A_NUMBER: usize = 24;
 /// The status under which a client that left is counted; it is never sent.
 const LEFT: u16 = 499;
 /// Where pictures of the index are.
@@ -45,6 +54,8 @@ pub(super) struct App {
     pub models: Models,
     pub search: Option<Search>,
     pub keys: Keys,
+    /// Whether requests must call the server by an address or a name of this machine or network.
+    pub by_address: bool,
     pub workers: Workers,
     pub receiver: Receiver,
     pub metrics: Arc<Metrics>,
@@ -137,14 +148,19 @@ async fn around(State(app): State<Shared>, request: Request, next: Next) -> Answ
         answered: false,
     };
     let id = app.ids.of(request.headers());
-    let method = request.method().clone();
+    let method = method_of(request.method());
     let guarded = request.uri().path().starts_with("/v1") || route == "/metrics";
-    let checked = match guarded {
-        true => app.keys.check(request.headers()),
-        false => Ok(()),
-    };
+    let mut checked = app.check_host(request.headers());
+    if guarded {
+        checked = checked.and_then(|()| app.keys.check(request.headers()));
+    }
     let mut answer = match checked {
-        Err(error) => error.into_response(),
+        Err(error) => {
+            if !request.headers().contains_key(header::EXPECT) {
+                linger(&mut request.into_body().into_data_stream()).await;
+            }
+            error.into_response()
+        }
         Ok(()) => within(&app, next.run(request)).await,
     };
     let headers = answer.headers_mut();
@@ -160,7 +176,7 @@ async fn around(State(app): State<Shared>, request: Request, next: Next) -> Answ
     }
     let entry = Entry {
         id: &id,
-        method: method.as_str(),
+        method,
         route,
         status: answer.status().as_u16(),
         took: watched.start.elapsed(),
@@ -172,16 +188,43 @@ async fn around(State(app): State<Shared>, request: Request, next: Next) -> Answ
     answer
 }
 
-/// An answer within the time that there is, whatever happens.
+/// A method as logs call it: few names, whatever is asked for.
+fn method_of(method: &Method) -> &'static str {
+    const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
+    METHODS
+        .into_iter()
+        .find(|known| *known == method.as_str())
+        .unwrap_or("other")
+}
+
+/// Whether a `Host` is a name of the internet: one with a dot that is no address. A page of such a name may have had it lead here
+/// after it was loaded, so that its scripts may read what this server answers.
+fn is_internet_name(host: &str) -> bool {
+    let Ok(authority) = host.parse::<Authority>() else {
+        return true;
+    };
+    let name = authority.host().trim_end_matches('.').to_ascii_lowercase();
+    let address = name.trim_start_matches('[').trim_end_matches(']');
+    address.parse::<std::net::IpAddr>().is_err() && name.contains('.') && !name.ends_with(".localhost")
+}
+
+/// An answer within the time that there is, whatever happens. What reads bodies has limits of its own below this.
 async fn within(app: &App, answer: impl Future<Output = Answer>) -> Answer {
-    let most = Duration::from_secs_f64(app.limits.timeout + app.limits.body_timeout);
+    let most = Duration::from_secs_f64(app.limits.timeout + app.limits.body_timeout) + LINGER;
     match timeout(most, AssertUnwindSafe(answer).catch_unwind()).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(_)) => {
             app.metrics.panics.add(1);
             ApiError::server("this request made the server stumble; others were not touched").into_response()
         }
-        Err(_) => ApiError::unavailable("no answer within the time that a request has").into_response(),
+        Err(_) => late().into_response(),
+    }
+}
+
+fn late() -> ApiError {
+    ApiError {
+        code: "timeout",
+        ..ApiError::unavailable("no answer within the time that a request has")
     }
 }
 
@@ -214,15 +257,13 @@ async fn one_model(State(app): State<Shared>, request: Request) -> Answer {
 }
 
 async fn embeddings(State(app): State<Shared>, request: Request) -> Answer {
-    app.embed(request)
+    app.answered(request, |parts, received| app.embed(parts, received))
         .await
-        .unwrap_or_else(IntoResponse::into_response)
 }
 
 async fn search(State(app): State<Shared>, request: Request) -> Answer {
-    app.search(request)
+    app.answered(request, |parts, received| app.search(parts, received))
         .await
-        .unwrap_or_else(IntoResponse::into_response)
 }
 
 async fn picture(State(app): State<Shared>, request: Request) -> Answer {
@@ -258,10 +299,40 @@ impl App {
         }
     }
 
-    /// What a request asks for, and the memory that it holds.
-    async fn ask(&self, request: Request) -> ApiResult<(Ask, Received)> {
+    /// Refuses names of the internet where only this machine is meant to ask.
+    fn check_host(&self, headers: &HeaderMap) -> ApiResult<()> {
+        // A browser always says whom it asks.
+        let host = headers.get(header::HOST).filter(|_| self.by_address);
+        match host {
+            Some(host) if host.to_str().map_or(true, is_internet_name) => Err(ApiError::new(
+                StatusCode::FORBIDDEN,
+                "host_not_allowed",
+                "Host: expected an address or `localhost`, found another name: a server for this machine alone answers to \
+                 others once it has an --api-key",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Receives a request and answers it, each within its time.
+    async fn answered<F: Future<Output = ApiResult<Answer>>>(
+        &self,
+        request: Request,
+        answer: impl FnOnce(Parts, Received) -> F,
+    ) -> Answer {
         let (parts, body) = request.into_parts();
-        let mut received = self.receiver.receive(&parts.headers, body).await?;
+        let answer = async {
+            let received = self.receiver.receive(&parts.headers, body).await?;
+            let limit = Duration::from_secs_f64(self.limits.timeout);
+            timeout(limit, answer(parts, received))
+                .await
+                .unwrap_or_else(|_| Err(late()))
+        };
+        answer.await.unwrap_or_else(IntoResponse::into_response)
+    }
+
+    /// What a request asks for, and the memory that it holds.
+    async fn ask(&self, parts: &Parts, received: Received) -> ApiResult<(Ask, Share)> {
         let text = |header: Option<&HeaderValue>| {
             header
                 .and_then(|value| value.to_str().ok())
@@ -270,16 +341,16 @@ impl App {
         };
         let content_type = text(parts.headers.get(header::CONTENT_TYPE));
         let query = parts.uri.query().unwrap_or_default().to_owned();
-        let bytes = std::mem::take(&mut received.bytes);
-        let ask = match bytes.len() < LARGE {
-            true => Ask::read(&content_type, &query, bytes),
+        let Received { bytes, share } = received;
+        match bytes.len() < LARGE {
+            true => Ok((Ask::read(&content_type, &query, bytes)?, share)),
+            // The share goes along: a client that leaves does not free it before its bytes.
             false => {
                 self.workers
-                    .run(move || Ask::read(&content_type, &query, bytes))
+                    .run(move || Ok((Ask::read(&content_type, &query, bytes)?, share)))
                     .await
             }
-        };
-        Ok((ask?, received))
+        }
     }
 
     /// Refuses requests without an image, or with too many.
@@ -298,9 +369,8 @@ impl App {
         }
     }
 
-    async fn embed(&self, request: Request) -> ApiResult<Answer> {
-        // The share of memory is given back when this ends.
-        let (ask, _received) = self.ask(request).await?;
+    async fn embed(&self, parts: Parts, received: Received) -> ApiResult<Answer> {
+        let (ask, share) = self.ask(&parts, received).await?;
         if ask.vectors.is_some() {
             return Err(ApiError::field("vector", "expected in /v1/search alone"));
         }
@@ -312,11 +382,15 @@ impl App {
         let output = lane.output(ask.output.as_deref())?;
         lane.check_dimensions(output, ask.dimensions)?;
         let encoding = ask.encoding;
+        let numbers = ask.images.len().saturating_mul(lane.outputs[output].width());
+        let most = self.receiver.memory.bytes / BYTES_A_NUMBER;
+        lane.check_answer(output, ask.images.len(), most)?;
+        let mut held = self.receiver.memory.take(numbers * BYTES_A_NUMBER)?;
         let features = self
             .models
-            .features(&lane, output, ask.images, &self.workers)
+            .features(&lane, output, ask.images, share, &self.workers)
             .await?;
-        let large = features.len() * lane.outputs[output].width() * 4 >= LARGE;
+        let large = numbers * 4 >= LARGE;
         let write = move || {
             let spec = &lane.outputs[output];
             let answer = Embeddings::new(&lane.name, &spec.name, &spec.shape, &features, encoding);
@@ -326,11 +400,12 @@ impl App {
             true => self.workers.run(write).await?,
             false => write()?,
         };
-        Ok(with_type("application/json", body))
+        held.shrink(body.capacity());
+        Ok(in_pieces(body, held, self.receiver.limit))
     }
 
-    async fn search(&self, request: Request) -> ApiResult<Answer> {
-        let (ask, _received) = self.ask(request).await?;
+    async fn search(&self, parts: Parts, received: Received) -> ApiResult<Answer> {
+        let (ask, share) = self.ask(&parts, received).await?;
         let search = self.search.as_ref().ok_or_else(no_index)?;
         if let Some(name) = &ask.model {
             self.models.find(Some(name))?;
@@ -365,7 +440,7 @@ impl App {
                 let n = ask.images.len();
                 let features = self
                     .models
-                    .features(lane, output, ask.images, &self.workers)
+                    .features(lane, output, ask.images, share, &self.workers)
                     .await?;
                 let data = features.concat();
                 (Vectors { data, n }, Some(lane.name.clone()))
@@ -384,8 +459,32 @@ impl App {
             let found = opened.search(&queries, ask.k, model)?;
             serde_json::to_vec(&found).map_err(|e| ApiError::server(e.to_string()))
         });
-        Ok(with_type("application/json", body.await?))
+        let body = body.await?;
+        let held = self.receiver.memory.take(body.capacity())?;
+        Ok(in_pieces(body, held, self.receiver.limit))
     }
+}
+
+/// JSON that is given to its connection as fast as the client takes it, and holds its share of the memory as long. A client that
+/// takes less than [`TAKEN`] bytes in each `limit` is hung up on.
+fn in_pieces(body: Vec<u8>, held: Share, limit: Duration) -> Answer {
+    if body.len() <= PIECE {
+        return with_type("application/json", body);
+    }
+    let length = HeaderValue::from(body.len());
+    let until = Instant::now() + limit.mul_f64(1.0 + body.len() as f64 / TAKEN);
+    let pieces = stream::unfold((Bytes::from(body), held), move |(mut rest, held)| async move {
+        let piece = rest.split_to(rest.len().min(PIECE));
+        let piece = match Instant::now() > until {
+            true => Err(std::io::Error::from(std::io::ErrorKind::TimedOut)),
+            false => Ok(piece),
+        };
+        let more = piece.as_ref().map_or(true, |piece| !piece.is_empty());
+        more.then_some((piece, (rest, held)))
+    });
+    let mut answer = with_type("application/json", Body::from_stream(pieces));
+    answer.headers_mut().insert(header::CONTENT_LENGTH, length);
+    answer
 }
 
 fn no_index() -> ApiError {
@@ -431,6 +530,32 @@ mod tests {
             ("/../etc/passwd", "other"),
         ] {
             assert_eq!(route_of(path), route);
+        }
+    }
+
+    #[test]
+    fn names_of_the_internet_are_told_from_addresses() {
+        for own in [
+            "localhost",
+            "LOCALHOST:8080",
+            "127.0.0.1",
+            "127.0.0.1:8080",
+            "[::1]:8080",
+            "gallery",
+            "a.localhost:1",
+        ] {
+            assert!(!is_internet_name(own), "{own}");
+        }
+        for other in [
+            "example.org",
+            "example.org:8080",
+            "127.0.0.1.example.org",
+            "localhost.",
+            "localhost.example.org:80",
+            "a b",
+            "",
+        ] {
+            assert_eq!(is_internet_name(other), other != "localhost.", "{other}");
         }
     }
 

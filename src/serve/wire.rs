@@ -612,7 +612,7 @@ mod tests {
             r#"{"input": [{"image_url": "data:;base64,+/8A"}]}"#,
             r#"{"input": [{"type": "image_url", "image_url": {"url": "+/8A", "detail": "low"}}], "user": "me", "modality": "image"}"#,
         ] {
-            assert_eq!(json(text).unwrap().images, [image.clone()], "{text}");
+            assert_eq!(json(text).unwrap().images, std::slice::from_ref(&image), "{text}");
         }
         let form = b"--b\r\nContent-Disposition: form-data; name=file\r\n\r\n\xfb\xff\0\r\n--b\r\n\
             Content-Disposition: form-data; name=output\r\n\r\npatch\r\n--b--";

@@ -121,6 +121,8 @@ fn commands() -> Vec<(String, Option<i32>)> {
         ("index build --features f --out i".to_owned(), Some(0)),
         ("index query --index i --features f --k 1 --out hits.parquet".to_owned(), Some(0)),
         ("index score --index i --features f --k 1".to_owned(), Some(0)),
+        // Opens the model, and ends at what is no index.
+        ("serve --model m.onnx --port 0 --index f".to_owned(), Some(2)),
         ("report a=k --out report".to_owned(), Some(0)),
         ("viz pca --model run --data photos --n 2 --foreground all --out pca.png".to_owned(), Some(0)),
         ("viz attention --model run --data photos --rows 0 --out attention.png".to_owned(), Some(0)),

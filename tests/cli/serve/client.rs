@@ -31,7 +31,7 @@ pub struct Reply {
 }
 
 impl Server {
-    /// Starts `macula serve` with the words of `arguments`.
+    /// Starts `macula serve` with the words of `arguments`, on a free port unless they name one.
     pub fn start(w: &Workspace, arguments: &str) -> Self {
         Self::start_with(w, arguments, &[])
     }
@@ -39,8 +39,13 @@ impl Server {
     pub fn start_with(w: &Workspace, arguments: &str, variables: &[(&str, &str)]) -> Self {
         static STARTED: AtomicUsize = AtomicUsize::new(0);
         let log = w.path(&format!("log-{}", STARTED.fetch_add(1, Ordering::Relaxed)));
+        let port: &[&str] = match arguments.contains("--port") {
+            true => &[],
+            false => &["--port", "0"],
+        };
         let mut child = Command::new(env!("CARGO_BIN_EXE_macula"))
-            .args(["serve", "--port", "0"])
+            .arg("serve")
+            .args(port)
             .args(arguments.split_whitespace())
             .envs(variables.iter().copied())
             .env_remove("MACULA_LOG")

@@ -267,6 +267,27 @@ fn kinds(w: &Workspace) -> Vec<Bad> {
         bad("another method", 405, None, |server| {
             server.request("DELETE", "/v1/embeddings", &[], b"")
         }),
+        bad(
+            "a page that calls this machine by a name of its own",
+            403,
+            None,
+            |server| {
+                server.raw(
+                    b"GET /v1/models HTTP/1.1\r\nHost: photos.example.org:8080\r\nConnection: close\r\n\r\n",
+                )
+            },
+        ),
+        bad(
+            "a body above the limit that waits to be asked for",
+            413,
+            None,
+            |server| {
+                server.raw(
+                b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\nContent-Length: 2000000\r\n\
+                Expect: 100-continue\r\n\r\n",
+            )
+            },
+        ),
         bad("another route", 404, None, |server| server.get("/v1/completions")),
         bad("a path out of the tree", 404, None, |server| {
             server.get("/../../etc/passwd")
@@ -450,5 +471,119 @@ fn a_full_queue_says_when_to_come_back() {
     });
     assert!(good > 0 && turned_away > 0, "{good} {turned_away}");
     server.post("/v1/embeddings", &four).ok();
+    assert_eq!(server.metric("macula_queued_images"), 0.0);
+}
+
+/// Posts `body` as an image.
+fn post_image(server: &Server, body: &[u8]) -> Reply {
+    server.request("POST", "/v1/embeddings", &[("Content-Type", "image/png")], body)
+}
+
+#[test]
+fn what_is_sent_holds_memory_and_what_is_announced_does_not() {
+    let w = Workspace::new();
+    let server = Server::start(&w, &format!("{} --max-body 1 --body-memory 1", model()));
+    let head = "POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\nContent-Length: 1000000\r\n\r\n";
+    let announced: Vec<_> = (0..4)
+        .map(|_| {
+            let mut stream = server.connect();
+            stream.write_all(head.as_bytes()).expect("sent");
+            stream
+        })
+        .collect();
+    let no_image = vec![0; 700_000];
+    assert_eq!(post_image(&server, &no_image).error(400).0, "invalid_image");
+    let start = Instant::now();
+    let sent = loop {
+        let mut sent = server.connect();
+        sent.write_all(&[head.as_bytes(), &no_image].concat())
+            .expect("sent");
+        // Until all of it has arrived, either of the two may be the one that is turned away.
+        std::thread::sleep(Duration::from_millis(100));
+        let reply = post_image(&server, &no_image);
+        if reply.status == 429 {
+            assert_eq!(reply.header("retry-after"), Some("1"));
+            break sent;
+        }
+        reply.error(400);
+        assert!(start.elapsed() < Duration::from_secs(20));
+    };
+    post_image(&server, &png(&w, 0)).ok();
+    drop((announced, sent));
+    let start = Instant::now();
+    while post_image(&server, &no_image).status == 429 {
+        assert!(start.elapsed() < Duration::from_secs(20));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// `count` images in one body.
+fn several(image: &[u8], count: usize, output: &str) -> Value {
+    json!({ "input": vec![data_uri(image); count], "output": output })
+}
+
+#[test]
+fn long_answers_are_bounded_and_must_be_taken() {
+    let w = Workspace::new();
+    let model = model().replace("--resize 28 --crop 28", "--resize 280 --crop 280");
+    let image = png(&w, 1);
+    let small = Server::start(&w, &format!("{model} --max-body 1 --body-memory 1"));
+    let one = small.post("/v1/embeddings", &several(&image, 1, "patch")).ok();
+    let numbers = one["data"][0]["embedding"].as_array().expect("a list").len();
+    let most = (1 << 20) / 24 / numbers;
+    let (_, param, message) = small
+        .post("/v1/embeddings", &several(&image, most + 1, "patch"))
+        .error(400);
+    assert_eq!(param.as_deref(), Some("input"));
+    assert!(message.contains(&format!("at most {most} images")), "{message}");
+    drop(small);
+
+    // Whoever takes a long one has all of it.
+    let server = Server::start(&w, &format!("{model} --body-timeout 1"));
+    let body = several(&image, 32, "patch");
+    let all = server.post("/v1/embeddings", &body);
+    let length = all.body.len();
+    assert_eq!(all.header("content-length"), Some(length.to_string().as_str()));
+    let all = all.ok();
+    assert_eq!(all["data"].as_array().expect("a list").len(), 32);
+    assert_eq!(all["data"][31]["shape"], one["data"][0]["shape"]);
+    // Whoever does not is hung up on; it is more than the system keeps for a client.
+    let body = body.to_string();
+    let head = format!(
+        "POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    let mut lazy = server.connect();
+    lazy.write_all(&[head.as_bytes(), body.as_bytes()].concat())
+        .expect("sent");
+    let start = Instant::now();
+    while server.metric("macula_images_total") < 64.0 || server.metric("macula_connections") > 1.0 {
+        assert!(
+            start.elapsed() < Duration::from_secs(60),
+            "it is still waited for"
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let taken = read(lazy);
+    assert_eq!(taken.status, 200);
+    assert!(taken.body.len() < length, "{length}");
+}
+
+#[test]
+fn an_answer_that_takes_too_long_is_given_up() {
+    let w = Workspace::new();
+    let server = Server::start(&w, &format!("{} --timeout 0.1", model()));
+    let mut large = std::io::Cursor::new(Vec::new());
+    image::RgbImage::new(3000, 2000)
+        .write_to(&mut large, image::ImageFormat::Png)
+        .expect("written");
+    let large = several(&large.into_inner(), 64, "cls");
+    let reply = server.post("/v1/embeddings", &large);
+    assert_eq!(reply.error(503).0, "timeout");
+    // The rest of its images is not decoded, and somebody else is served.
+    let start = Instant::now();
+    while post_image(&server, &png(&w, 0)).status != 200 {
+        assert!(start.elapsed() < Duration::from_secs(20));
+    }
     assert_eq!(server.metric("macula_queued_images"), 0.0);
 }

@@ -29,6 +29,9 @@ fn keys_are_asked_for_and_read_again() {
         assert_eq!(reply.header("www-authenticate"), Some("Bearer"));
         assert_eq!(with_key(&server, path, "another-key").status, 401);
     }
+    // Whoever sends much is told as well.
+    let much = server.request("POST", "/v1/embeddings", &[], &vec![0; 8 << 20]);
+    assert_eq!(much.error(401).0, "invalid_api_key");
     for path in ["/", "/docs", "/openapi.json", "/health/live", "/health/ready"] {
         assert_eq!(server.get(path).status, 200, "{path}");
     }
@@ -116,7 +119,7 @@ fn every_flag_is_a_variable_too_and_wrong_ones_are_named() {
 fn a_stop_amid_load_loses_no_request_and_another_starts() {
     let w = Workspace::new();
     let image = png(&w, 0);
-    let mut server = Server::start(&w, &format!("{} --drain 2 --log-format none", model()));
+    let mut server = Server::start(&w, &format!("{} --drain 2 --log-format none --batch 1", model()));
     let expected = server
         .request("POST", "/v1/embeddings", &[("Content-Type", "image/png")], &image)
         .ok();
@@ -169,12 +172,19 @@ fn a_stop_amid_load_loses_no_request_and_another_starts() {
         "{}",
         server.log()
     );
-    // The port is free again at once.
+    // The port is free again at once, also after an end without a word.
     let port = address.split(':').nth(1).expect("a port").to_owned();
-    let again = Server::start_with(&w, &model(), &[]);
-    drop(again);
-    let listener = std::net::TcpListener::bind(format!("127.0.0.1:{port}"));
-    assert!(listener.is_ok(), "{listener:?}");
+    for _ in 0..2 {
+        let mut again = Server::start(&w, &format!("{} --port {port} --batch 1", model()));
+        let found = again
+            .request("POST", "/v1/embeddings", &[("Content-Type", "image/png")], &image)
+            .ok();
+        assert_eq!(found["data"], expected["data"]);
+        let open = again.connect();
+        again.signal("KILL");
+        assert_eq!(again.wait().code(), None);
+        drop(open);
+    }
 }
 
 /// The answer to `request` on a connection that stays; none where the connection ended before it.
@@ -203,6 +213,40 @@ fn one_answer(stream: &mut std::net::TcpStream, request: &[u8]) -> Option<Reply>
             return None;
         }
     }
+}
+
+/// Nothing is served yet, so there is nothing to wait for: here the file of keys is a pipe into which nobody writes.
+#[cfg(unix)]
+#[test]
+fn a_signal_during_the_start_ends_it() {
+    use std::os::unix::process::ExitStatusExt as _;
+    use std::process::{Command, Stdio};
+    let w = Workspace::new();
+    let made = Command::new("mkfifo").arg(w.path("keys")).status();
+    assert!(made.expect("mkfifo runs").success());
+    let mut child = Command::new(env!("CARGO_BIN_EXE_macula"))
+        .arg("serve")
+        .args(format!("{} --port 0 --api-key-file keys", model()).split_whitespace())
+        .current_dir(w.path(""))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the binary runs");
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(child.try_wait().expect("a status").is_none(), "it does not wait");
+    let killed = Command::new("kill").arg(child.id().to_string()).status();
+    assert!(killed.expect("kill runs").success());
+    let start = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().expect("a status") {
+            break status;
+        }
+        if start.elapsed() > Duration::from_secs(20) {
+            child.kill().expect("killed");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    assert_eq!(status.signal(), Some(15));
 }
 
 #[cfg(unix)]
