@@ -219,9 +219,9 @@ def collect(
 
 
 def matrix(features: Any, column: str | None = None) -> np.ndarray:
-    """Features as contiguous float32 ``[n, d]``: an array, a tensor, or a feature folder."""
+    """Features as contiguous float32 ``[n, d]``: an array, a tensor, or a feature folder, whose rows are laid flat."""
     if isinstance(features, FeatureFolder):
-        features = features.to_numpy(column)
+        features = features.to_numpy(column).reshape(len(features), -1)
     if hasattr(features, "detach"):
         features = features.detach().cpu().numpy()
     array = np.ascontiguousarray(features, dtype=np.float32)

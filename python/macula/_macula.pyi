@@ -1,10 +1,31 @@
 """The extension module. Users want the package `macula` above it."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, final
+
+__all__ = [
+    "Folder",
+    "Index",
+    "Model",
+    "Outcome",
+    "Table",
+    "Values",
+    "__version__",
+    "call",
+    "cluster",
+    "collect",
+    "extract",
+    "knn",
+    "linear_probe",
+    "logreg",
+    "main",
+    "retrieval",
+    "start_log",
+]
 
 __version__: str
 
+@final
 class Values:
     """Memory that ``numpy.asarray`` lies over."""
 
@@ -14,9 +35,11 @@ class Values:
 _Given = tuple[bytes, list[int]]
 _Side = tuple[_Given, list[str]]
 
+@final
 class Table:
     def __arrow_c_stream__(self, requested_schema: object = None) -> object: ...
 
+@final
 class Model:
     def __new__(cls, spec: str, settings: str) -> Model: ...
     @property
@@ -31,6 +54,7 @@ class Model:
     def run(self, pixels: _Given, batch_size: int) -> list[Values]: ...
     def pixel_values(self, images: list[Any]) -> tuple[Values, tuple[int, int]]: ...
 
+@final
 class Folder:
     def __new__(cls, path: Any) -> Folder: ...
     @property
@@ -44,6 +68,7 @@ class Folder:
     ) -> tuple[Values, int, Values, list[str], list[str | None], int]: ...
     def table(self) -> Table: ...
 
+@final
 class Outcome:
     @property
     def json(self) -> str: ...
@@ -57,6 +82,7 @@ class Outcome:
     def predictions(self) -> list[tuple[int | None, Values]]: ...
     def save(self, folder: str) -> None: ...
 
+@final
 class Index:
     @staticmethod
     def build(features: _Given, settings: str) -> Index: ...

@@ -17,7 +17,11 @@ pub fn raised(error: &Error) -> PyErr {
         _ => "input",
     };
     let text = error.to_string();
-    let line = text.lines().collect::<Vec<_>>().join("; ");
+    let mut line = text.lines().collect::<Vec<_>>().join("; ");
+    // The library's name of what callers give as `k`.
+    if let Some(reason) = line.strip_prefix("ks: ") {
+        line = format!("k: {reason}");
+    }
     let made = Python::attach(|py| -> PyResult<PyErr> {
         let make = py.import("macula._errors")?.getattr("make")?;
         Ok(PyErr::from_value(make.call1((kind, line))?))

@@ -38,14 +38,15 @@ fn batch(frame: &DataFrame) -> PolarsResult<StructArray> {
     for column in frame.columns() {
         columns.push(column.as_materialized_series().rechunk().into_column());
     }
-    let newest = CompatLevel::newest();
+    // Views of text are new to many a reader: pyarrow neither sorts nor takes rows of such a column.
+    let oldest = CompatLevel::oldest();
     let fields: Vec<Field> = columns
         .iter()
-        .map(|column| column.field().to_arrow(newest))
+        .map(|column| column.field().to_arrow(oldest))
         .collect();
     let arrays: Vec<Box<dyn Array>> = columns
         .iter()
-        .map(|column| column.as_materialized_series().to_arrow(0, newest))
+        .map(|column| column.as_materialized_series().to_arrow(0, oldest))
         .collect();
     StructArray::try_new(ArrowDataType::Struct(fields), frame.height(), arrays, None)
 }

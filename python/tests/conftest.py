@@ -15,7 +15,7 @@ from PIL import Image
 import macula
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-CHECKPOINT = REPOSITORY / "models/tests/fixtures/official_reg4.safetensors"
+CHECKPOINT = REPOSITORY / "models/tests/fixtures/hf_reg4"
 N = 24
 
 

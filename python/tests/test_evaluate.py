@@ -90,7 +90,7 @@ def test_a_result_is_a_table(sample, tmp_path):
         (lambda x, y: macula.knn(x, y, x), "test_y: expected labels beside an array"),
         (lambda x, y: macula.knn(x, ["a"] * 10, x, ["a"] * 10), "expected at least two classes, found only `a`"),
         (lambda x, y: macula.knn(x[0], y, x, y), "features: expected [n, d], found [4]"),
-        (lambda x, y: macula.knn(x, y, x, y, k=11), "found 11"),
+        (lambda x, y: macula.knn(x, y, x, y, k=11), "k: k = 11 is more than the 10 training rows"),
         (lambda x, y: macula.logreg(x, y, x, y, no_such=1), "no_such: expected a known setting"),
         (lambda x, y: macula.knn(x * np.nan, y, x, y), "finite"),
         (lambda x, y: macula.linear_probe(x, y, x, y, epochs=1, steps=1), "expected either epochs or steps"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import polars as pl
 import pyarrow as pa
@@ -92,7 +94,7 @@ def test_workers_of_ray_and_spark_give_the_same_rows(onnx, photos, paths, model,
     import macula.ray
     import macula.spark
 
-    contents = [open(path, "rb").read() for path in paths]
+    contents = [Path(path).read_bytes() for path in paths]
     expected = model.embed(paths)
     extractor = macula.ray.Extractor(onnx, threads=2, device="cpu")
     found = extractor(pa.table({"bytes": contents, "path": paths}))

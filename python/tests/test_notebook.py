@@ -29,6 +29,6 @@ def test_every_cell_runs(tmp_path, monkeypatch, capfd):
     for value in shown:
         html = getattr(value, "_repr_html_", None)
         assert "<table" in html() if html else repr(value)
-    assert names["run"].summary["finished"] and len(names["losses"]) == 4
+    assert names["run"].summary["finished"] and len(names["losses"]) == 5
     assert names["features"].shape == (3, names["model"].dim)
     assert capfd.readouterr() == ("", "")

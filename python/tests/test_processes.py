@@ -101,6 +101,7 @@ class _Dataset:
         return self.model.embed(self.paths[index])[0]
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_a_data_loader_with_four_workers(onnx, paths, start):
     torch_data = pytest.importorskip("torch.utils.data")

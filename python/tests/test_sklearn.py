@@ -48,7 +48,6 @@ def test_it_is_a_transformer(onnx, paths, model):
         "check_set_params",
         "check_estimator_cloneable",
         "check_estimator_repr",
-        "check_do_not_raise_errors_in_init_or_set_param",
     ],
 )
 def test_estimator_checks_that_apply(check, onnx):
