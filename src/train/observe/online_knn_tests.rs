@@ -1,6 +1,7 @@
 use candle_core::DType;
 
 use super::*;
+use crate::cluster::OneRank;
 use crate::data::{Record, RgbImage};
 
 fn preprocess() -> Preprocess {
@@ -81,17 +82,17 @@ fn angle(images: &Tensor) -> Result<Tensor> {
 #[test]
 fn pooled_pixels_are_far_above_chance_and_repeatable() {
     let knn = sample_test(OnlineKnnConfig::new("sample:test", 10), 5);
-    let result = knn.evaluate(pooled).expect("evaluated");
+    let result = knn.evaluate(&OneRank, pooled).expect("evaluated");
     assert_eq!((result.n_bank, result.n_queries, result.d), (834, 166, 147));
     assert_eq!(result.features.len(), 1000 * 147);
     assert!(result.top1 > 0.5, "{}", result.top1);
     assert!(result.low < result.top1 && result.top1 < result.high);
-    assert_eq!(knn.evaluate(pooled).expect("evaluated"), result);
+    assert_eq!(knn.evaluate(&OneRank, pooled).expect("evaluated"), result);
     let again = sample_test(OnlineKnnConfig::new("sample:test", 10), 5);
-    assert_eq!(again.evaluate(pooled).expect("evaluated"), result);
+    assert_eq!(again.evaluate(&OneRank, pooled).expect("evaluated"), result);
     let other = sample_test(OnlineKnnConfig::new("sample:test", 10), 6);
     assert_ne!(
-        other.evaluate(pooled).expect("evaluated").features,
+        other.evaluate(&OneRank, pooled).expect("evaluated").features,
         result.features
     );
 }
@@ -103,7 +104,7 @@ fn features_without_content_are_near_chance() {
         let shape = (images.dims()[0], 8);
         Tensor::ones(shape, DType::F32, &Device::Cpu).map_err(crate::Error::from)
     };
-    let top1 = knn.evaluate(alike).expect("evaluated").top1;
+    let top1 = knn.evaluate(&OneRank, alike).expect("evaluated").top1;
     assert!(top1 < 0.25, "{top1}");
 }
 
@@ -132,10 +133,10 @@ fn the_sample_is_limited_disjoint_and_blind_to_classes() {
 #[test]
 fn images_read_again_give_what_kept_ones_give() {
     let mut knn = shades(halves(), vec![]).expect("opened");
-    let kept = knn.evaluate(angle).expect("evaluated");
+    let kept = knn.evaluate(&OneRank, angle).expect("evaluated");
     assert!(kept.top1 > 0.8, "{}", kept.top1);
     knn.kept = None;
-    assert_eq!(knn.evaluate(angle).expect("evaluated"), kept);
+    assert_eq!(knn.evaluate(&OneRank, angle).expect("evaluated"), kept);
 }
 
 #[test]
@@ -144,14 +145,14 @@ fn damaged_images_are_left_out() {
     let whole = shades(halves(), vec![]).expect("opened");
     let knn = shades(halves(), damaged.clone()).expect("opened");
     assert!(knn.sample.rows.iter().all(|row| !damaged.contains(row)));
-    let kept = knn.evaluate(angle).expect("evaluated");
+    let kept = knn.evaluate(&OneRank, angle).expect("evaluated");
     assert_eq!(kept.n_bank + kept.n_queries, 56);
     let read_again = OnlineKnn {
         source: Arc::clone(&knn.source),
         kept: None,
         ..whole
     };
-    assert_eq!(read_again.evaluate(angle).expect("evaluated"), kept);
+    assert_eq!(read_again.evaluate(&OneRank, angle).expect("evaluated"), kept);
 }
 
 #[test]
@@ -177,7 +178,7 @@ fn settings_out_of_range_and_misshapen_features_are_named() {
     assert_eq!(error, "online_knn.every: expected at least 1, found 0");
     let knn = shades(halves(), vec![]).expect("opened");
     let error = knn
-        .evaluate(&crate::cluster::OneRank, |images| Ok(images.clone()))
+        .evaluate(&OneRank, |images| Ok(images.clone()))
         .expect_err("refused")
         .to_string();
     assert!(error.contains("expected [60, D], found [60, 3, 4, 4]"), "{error}");
