@@ -178,6 +178,8 @@ impl fmt::Display for Launcher {
 mod tests {
     use super::*;
 
+    type Variables = &'static [(&'static str, &'static str)];
+
     fn launch(variables: &[(&str, &str)]) -> Result<Option<Launch>> {
         Launch::from_variables(|name| {
             let found = variables.iter().find(|(other, _)| *other == name);
@@ -187,7 +189,7 @@ mod tests {
 
     #[test]
     fn launchers_are_known_by_their_variables() {
-        let cases: [(&[(&str, &str)], Launcher, Option<usize>); 4] = [
+        let cases: [(Variables, Launcher, Option<usize>); 4] = [
             (
                 &[
                     ("OMPI_COMM_WORLD_RANK", "3"),

@@ -36,8 +36,9 @@ use crate::{Error, Result};
 static JOINED: OnceLock<Arc<dyn Ranks>> = OnceLock::new();
 /// Whether it has left it.
 static LEFT: AtomicBool = AtomicBool::new(false);
-/// How long the other ranks wait before they tell of an error: one that all have, the first rank tells alone.
-const FIRST_SPEAKS: Duration = Duration::from_millis(500);
+/// How long the other ranks wait before they tell of an error: one that all have, the first rank tells alone. Open MPI takes two seconds to
+/// end them.
+const FIRST_SPEAKS: Duration = Duration::from_secs(3);
 
 /// Joins the job that this process was started in; without a launcher, or alone in its job, it is the one rank of its own.
 ///
