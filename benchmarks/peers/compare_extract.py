@@ -10,8 +10,8 @@ cosines of all to the features of `torch`, or of the first peer.
 
 Sides: macula (ONNX Runtime's kernels), macula-openvino and macula-openvino-bf16 (`macula runtime install --flavor openvino`),
 macula-checkpoint and macula-checkpoint-bf16 (macula's own kernels), macula-int8, macula-module and macula-module-checkpoint (the
-Python package); torch, torch-bf16, onnxruntime, transformers (a network of the same architecture with its own weights, only timed),
-and lightly (lightly-train's `embed`, likewise, by the Python that --lightly names).
+Python package); torch, torch-bf16, onnxruntime, and lightly (lightly-train's `embed` with a network of the same architecture and
+its own weights, by the Python that --lightly names; only timed).
 
 Needs: what extract.py needs, on the Python that runs this.
 """
@@ -85,7 +85,6 @@ def main():
             "torch": peer("torch.parquet", "torch", checkpoint),
             "torch-bf16": peer("bf16.parquet", "torch", checkpoint, "--dtype", "bf16"),
             "onnxruntime": peer("ort.parquet", "onnxruntime", model),
-            "transformers": (None, peer("none", "transformers", "none")[1]),
             "lightly": (None, [arguments.lightly, here, "lightly", work / "lightly", arguments.folder, work / "lightly.pt", *threads]),
         }
         unknown = set(arguments.sides) - set(sides)

@@ -5,12 +5,11 @@ timm, or with onnxruntime. Started by compare_extract.py; ours, written as well 
     extract.py torch WEIGHTS.safetensors FOLDER OUT.parquet [--dtype f32|bf16] [--threads 2] [--batch 32]
     extract.py onnxruntime MODEL.onnx FOLDER OUT.parquet [--threads 2] [--batch 32]
     extract.py macula MODEL FOLDER OUT.parquet [--threads 2] [--batch 32]      by macula's Python package
-    extract.py transformers ANY FOLDER ANY [--threads 2] [--batch 32]          ViT-S/14 with random weights, nothing written
     extract.py lightly-checkpoint RUN FOLDER ANY      trains one step, for a checkpoint that lightly-train can read
     extract.py lightly RUN FOLDER OUT.pt [--threads 2] [--batch 32]
 
-Needs: polars, pillow, numpy; torch, torchvision, timm and safetensors, or onnxruntime, or macula, or torch and
-transformers; or lightly-train alone.
+Needs: polars, pillow, numpy; torch, torchvision, timm and safetensors, or onnxruntime, or macula; or
+lightly-train alone.
 """
 
 import argparse
@@ -100,31 +99,6 @@ def with_macula(arguments, paths):
     write(paths, found["cls"], found["patch_mean"], arguments.out)
 
 
-def with_transformers(arguments, paths):
-    import torch
-    from PIL import Image
-    from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
-
-    torch.set_num_threads(arguments.threads)
-    network = Dinov2Model(Dinov2Config(hidden_size=384, num_attention_heads=6, image_size=224, patch_size=14)).eval()
-    processor = BitImageProcessor(
-        size={"shortest_edge": 256}, crop_size={"height": 224, "width": 224}, resample=Image.BICUBIC, image_mean=MEAN, image_std=STD)
-
-    class Folder(torch.utils.data.Dataset):
-        def __len__(self):
-            return len(paths)
-
-        def __getitem__(self, index):
-            return processor(Image.open(paths[index]).convert("RGB"), return_tensors="pt")["pixel_values"][0]
-
-    rows = 0
-    with torch.inference_mode():
-        for images in torch.utils.data.DataLoader(Folder(), arguments.batch, num_workers=arguments.threads):
-            tokens = network(images).last_hidden_state
-            rows += len(torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1))
-    assert rows == len(paths)
-
-
 def lightly_checkpoint(arguments, paths):
     import lightly_train
     from lightly_train._models.dinov2_vit.dinov2_vit_src.configs import MODELS
@@ -150,7 +124,6 @@ RUNTIMES = {
     "torch": with_torch,
     "onnxruntime": with_onnxruntime,
     "macula": with_macula,
-    "transformers": with_transformers,
     "lightly": with_lightly,
     "lightly-checkpoint": lightly_checkpoint,
 }
