@@ -6,7 +6,7 @@ use macula_models::ops::cuda::emulated;
 use macula_models::ops::{
     BackendKind, BranchParameters, GeluKind, Middle, OpCase, OpComparison, Rotary, StackOptions,
     StackedBranch, attention_probabilities, backend_kind, compare_operations, compare_with_composition,
-    gelu_of, patch_rows, prototype_logits, residual_stack, rotate,
+    gelu_of, patch_rows, prototype_logits, residual_stack, rotate, windows,
 };
 
 use crate::cuda_emulation::launcher;
@@ -28,6 +28,8 @@ fn more_cases() -> Vec<OpCase> {
             attention_probabilities(&x[0].detach(), 0.35)
         }),
         OpCase::new("rotate", qkv, move |x, _| rotate(&x[0], &turned)),
+        OpCase::new("windows", &[&[2, 5, 8, 3]], |x, _| windows(&x[0], 2)),
+        OpCase::new("windows of stride 1", &[&[2, 5, 8, 3]], |x, _| windows(&x[0], 1)),
         OpCase::new("patch_rows", &[&[2, 3, 15, 10]], |x, compute| {
             patch_rows(&x[0], 5, compute)
         }),
