@@ -1,7 +1,7 @@
 //! Writing files and folders whole (`macula-files`, with this package's errors), checksums, and outputs that exist.
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{Seek as _, Write as _};
 use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
@@ -114,6 +114,20 @@ pub fn sha256(path: &Path) -> Result<String> {
     let file = fs::File::open(path).map_err(|e| Error::io(path, e))?;
     let (sha256, _) = sha256_of(file, |_| Ok(())).map_err(|e| Error::io(path, e))?;
     Ok(sha256)
+}
+
+/// A nameless copy of `file` in `folder`, from its start, with the SHA-256 of what was copied: what is checked is what is read then,
+/// whatever becomes of `file`.
+///
+/// # Errors
+/// The system's word with the path.
+pub fn nameless_copy(file: &Path, folder: &Path) -> Result<(fs::File, String)> {
+    let io = |e| Error::io(file, e);
+    let mut copy = tempfile::tempfile_in(folder).map_err(|e| Error::io(folder, e))?;
+    let original = fs::File::open(file).map_err(io)?;
+    let (sha256, _) = sha256_of(original, |bytes| copy.write_all(bytes)).map_err(io)?;
+    copy.rewind().map_err(|e| Error::io(folder, e))?;
+    Ok((copy, sha256))
 }
 
 /// Bytes as lower-case hexadecimal.

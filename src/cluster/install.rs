@@ -2,7 +2,6 @@
 //! rights and brings its own `mpiexec`. Checked by its SHA-256 and put in place whole, as ONNX Runtime is.
 
 use std::fs::File;
-use std::io::{Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use crate::runtime::cache::cache_dir;
@@ -143,15 +142,11 @@ fn other_wheel(file: &Path, build: &Build, found: &str) -> Error {
 
 /// A nameless copy in `folder` of what `file` held when its checksum was taken.
 fn checked_copy(file: &Path, build: &Build, folder: &Path) -> Result<File> {
-    let io = |e| Error::io(file, e);
-    let mut copy = tempfile::tempfile_in(folder).map_err(|e| Error::io(folder, e))?;
-    let original = File::open(file).map_err(io)?;
-    let (found, _) = files::sha256_of(original, |bytes| copy.write_all(bytes)).map_err(io)?;
-    if found != build.sha256 {
-        return Err(other_wheel(file, build, &found));
+    let (copy, found) = files::nameless_copy(file, folder)?;
+    match found == build.sha256 {
+        true => Ok(copy),
+        false => Err(other_wheel(file, build, &found)),
     }
-    copy.rewind().map_err(|e| Error::io(folder, e))?;
-    Ok(copy)
 }
 
 /// Where a member of the wheel belongs in an installation: programs, libraries and licences.

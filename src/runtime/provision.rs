@@ -6,7 +6,7 @@
 //! taken, and the copy, which has no name, is what is unpacked: a file that others can write may change at any time.
 
 use std::fs::{File, TryLockError};
-use std::io::{Seek as _, Write as _};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
@@ -153,15 +153,11 @@ fn check_wheel(file: &Path, wheel: &Wheel) -> Result<()> {
 
 /// A nameless copy in `folder` of what `file` held when its checksum was taken.
 fn checked_copy(file: &Path, wheel: &Wheel, folder: &Path) -> Result<File> {
-    let io = |e| Error::io(file, e);
-    let mut copy = tempfile::tempfile_in(folder).map_err(|e| Error::io(folder, e))?;
-    let original = File::open(file).map_err(io)?;
-    let (found, _) = files::sha256_of(original, |bytes| copy.write_all(bytes)).map_err(io)?;
-    if found != wheel.sha256 {
-        return Err(other_wheel(file, wheel, &found));
+    let (copy, found) = files::nameless_copy(file, folder)?;
+    match found == wheel.sha256 {
+        true => Ok(copy),
+        false => Err(other_wheel(file, wheel, &found)),
     }
-    copy.rewind().map_err(|e| Error::io(folder, e))?;
-    Ok(copy)
 }
 
 /// The error about a `file` whose checksum is `found` and not that of `wheel`.

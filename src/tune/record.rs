@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::plan;
 use super::space::Combination;
 use crate::data::SourceIdentity;
 use crate::train::config::Selection;
@@ -100,12 +101,17 @@ impl Record {
                 record.version
             )));
         }
-        if record.rungs.first() != Some(&record.candidates.len()) || record.rungs.last() != Some(&1) {
+        let expected = plan::rungs(record.candidates.len());
+        if record.candidates.is_empty() || record.rungs != expected {
             return Err(input(format!(
-                "expected rungs from {} candidates down to one, found {:?}",
-                record.candidates.len(),
+                "rungs: expected {expected:?}, found {:?}",
                 record.rungs
             )));
+        }
+        for (place, candidate) in record.candidates.iter().enumerate() {
+            candidate
+                .check(record.rungs.len())
+                .map_err(|reason| input(format!("candidates[{place}].{reason}")))?;
         }
         Ok(record)
     }
@@ -168,6 +174,23 @@ impl Candidate {
             readings: Vec::new(),
             error: None,
         }
+    }
+
+    /// What no search can have written: the field, what was expected and what was found.
+    fn check(&self, rungs: usize) -> std::result::Result<(), String> {
+        if self.steps == 0 {
+            return Err("steps: expected at least 1, found 0".to_owned());
+        }
+        if self.readings.len() > rungs {
+            let found = self.readings.len();
+            return Err(format!("readings: expected {rungs} at most, found {found}"));
+        }
+        Ok(())
+    }
+
+    /// The step that it reaches with `share` of a full run.
+    pub fn steps_at(&self, share: f64) -> u64 {
+        ((self.steps as f64 * share).round() as u64).clamp(1, self.steps)
     }
 
     /// Its settings in one line.

@@ -91,7 +91,7 @@ pub fn run(request: &TuneRequest) -> Result<TuneOutcome> {
             if candidate.readings.len() > rung || candidate.error.is_some() {
                 continue;
             }
-            let until = ((candidate.steps as f64 * share).round() as u64).clamp(1, candidate.steps);
+            let until = candidate.steps_at(share);
             tracing::info!(
                 "rung {} of {}: candidate {place} to step {until} of {}: {} {}",
                 rung + 1,
@@ -305,7 +305,7 @@ fn outcome(request: &TuneRequest, record: &Record, best: Option<usize>) -> Resul
     let shares = plan::shares(&record.rungs);
     let done = |candidate: &Candidate| match candidate.readings.len() {
         0 => 0,
-        rungs => (candidate.steps as f64 * shares[rungs - 1]).round() as u64,
+        rungs => candidate.steps_at(shares[rungs - 1]),
     };
     let columns = vec![
         Column::new(

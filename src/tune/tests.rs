@@ -245,3 +245,29 @@ fn what_cannot_be_searched_is_named() {
     assert!(text.contains("tune.json"), "{text}");
     assert_eq!(std::fs::read_to_string(out.join("letter.txt")).unwrap(), "dear");
 }
+
+#[test]
+fn a_damaged_record_names_the_field() {
+    let folder = tempfile::tempdir().unwrap();
+    let damages: [(&str, fn(&mut Record)); 4] = [
+        ("rungs: expected [3, 2, 1], found [3, 1]", |record| {
+            record.rungs = vec![3, 1]
+        }),
+        ("rungs: expected [0], found [3, 2, 1]", |record| {
+            record.candidates.clear()
+        }),
+        ("candidates[1].steps: expected at least 1, found 0", |record| {
+            record.candidates[1].steps = 0
+        }),
+        ("candidates[2].readings: expected 3 at most, found 4", |record| {
+            record.candidates[2].readings = vec![0.5; 4];
+        }),
+    ];
+    for (words, damage) in damages {
+        let mut damaged = record(&[&[0.1], &[0.2, 0.3], &[0.4]]);
+        damage(&mut damaged);
+        damaged.write(folder.path()).unwrap();
+        let text = Record::read(folder.path()).unwrap_err().to_string();
+        assert!(text.contains("tune.json") && text.contains(words), "{text}");
+    }
+}

@@ -19,8 +19,10 @@ use crate::weights::Tensors;
 pub fn initialise(config: &VitConfig, rng: &mut impl Rng) -> Result<Tensors> {
     config.validate()?;
     let parameters = config.parameters();
+    // A bias is as wide as its weights.
     let fan_in_of = |name: &str| {
-        let weight = parameters.iter().find(|(other, _)| other == name);
+        let weights = name.replace(".bias", ".weight");
+        let weight = parameters.iter().find(|(other, _)| *other == weights);
         weight.map_or(1, |(_, shape)| shape[1..].iter().product())
     };
     let mut tensors = Tensors::new();
@@ -30,12 +32,8 @@ pub fn initialise(config: &VitConfig, rng: &mut impl Rng) -> Result<Tensors> {
             "cls_token" | "register_tokens" | "attn_pool.latent" => draw(count, || 1e-6 * normal(rng)),
             "mask_token" => vec![0.; count],
             "pos_embed" => draw(count, || truncated_normal(rng, 0.02)),
-            _ if name.starts_with("patch_embed.stem") && !name.contains("norm") => {
+            _ if is_convolution(&name) => {
                 let fan_in = fan_in_of(&name);
-                draw(count, || uniform(rng, fan_in))
-            }
-            _ if name.starts_with("patch_embed.proj") => {
-                let fan_in = fan_in_of("patch_embed.proj.weight");
                 draw(count, || uniform(rng, fan_in))
             }
             _ if name.ends_with(".gamma") => vec![config.layer_scale.unwrap_or(1.) as f32; count],
@@ -46,6 +44,11 @@ pub fn initialise(config: &VitConfig, rng: &mut impl Rng) -> Result<Tensors> {
         tensors.insert(name, Tensor::from_vec(values, shape, &Device::Cpu)?);
     }
     Ok(tensors)
+}
+
+/// Whether `name` is a weight or bias of the patch projection or of a convolution before it.
+fn is_convolution(name: &str) -> bool {
+    name.starts_with("patch_embed.") && !name.contains("norm")
 }
 
 /// `count` values, rounded to f32.
