@@ -37,7 +37,7 @@ const EXAMPLES: &[&str] = &[
     after_long_help = format!("{}\n\n{METERS_HELP}", examples(EXAMPLES))
 )]
 pub struct TrainArgs {
-    /// dinov2-small, dino, ibot or moco (sizes follow the images); dinov2, dinov2-vitg14 or dinov2-vitl16-short as
+    /// dinov2-small, dino, ibot, moco or mocov3 (sizes follow the images); dinov2, dinov2-vitg14 or dinov2-vitl16-short as
     /// published; or a .toml file with the fields to change [default: dinov2-small]
     #[arg(long, value_name = "NAME or FILE")]
     recipe: Option<String>,

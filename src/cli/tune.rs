@@ -19,7 +19,7 @@ use crate::tune::{Record, SearchStart, Settings, Space, TuneRequest, run};
 use crate::{Error, Result};
 
 /// Recipes whose sizes follow the images.
-const RECIPES: [&str; 4] = ["dinov2-small", "dino", "ibot", "moco"];
+const RECIPES: [&str; 5] = ["dinov2-small", "dino", "ibot", "moco", "mocov3"];
 /// The most candidates: with more, a rung is too short to tell them apart.
 const MAX_CANDIDATES: usize = 64;
 
@@ -46,7 +46,7 @@ pub struct TuneArgs {
         required_unless_present = "resume"
     )]
     budget: Option<Duration>,
-    /// A recipe that may be chosen; may be given more than once [default: dinov2-small, dino, ibot, moco]
+    /// A recipe that may be chosen; may be given more than once [default: dinov2-small, dino, ibot, moco, mocov3]
     #[arg(long, value_name = "NAME")]
     recipe: Vec<String>,
     /// What may be varied: a TOML file of [[choice]] tables, each a field with values or factors [default: learning rate, teacher's

@@ -67,11 +67,23 @@ pub fn step_operations(config: &TrainConfig) -> Result<f64> {
             if config.loss.info_nce.symmetric { 2. } else { 1. },
             &config.loss.info_nce,
         );
-        let [width, hidden, output, queue] =
-            [vit.embed_dim, nce.hidden, nce.output, nce.queue].map(|width| width as f64);
+        // Without a queue the keys of the batch are what queries are compared with.
+        let negatives = if nce.queue == 0 {
+            config.batch_size
+        } else {
+            nce.queue
+        };
+        let [width, hidden, output, negatives] =
+            [vit.embed_dim, nce.hidden, nce.output, negatives].map(|width| width as f64);
         let projection = batch * (product(1., width, hidden) + product(1., hidden, output));
-        let against = batch * product(1., output, queue);
-        return Ok(directions * (on_global + 3. * on_visible + 4. * projection + 2. * against));
+        let predictor = match nce.predictor {
+            true => batch * (product(1., output, hidden) + product(1., hidden, output)),
+            false => 0.,
+        };
+        let against = batch * product(1., output, negatives);
+        return Ok(
+            directions * (on_global + 3. * on_visible + 4. * projection + 3. * predictor + 2. * against)
+        );
     }
     let globals = global.count as f64;
     let locals = if config.has_dino() { local.count as f64 } else { 0. };

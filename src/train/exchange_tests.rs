@@ -109,6 +109,7 @@ fn a_step_does_not_depend_on_how_many_ranks_share_it() {
         ("dino", &["teacher.centering=softmax"]),
         ("ibot", &["teacher.centering=sinkhorn-knopp"]),
         ("moco", &[]),
+        ("mocov3", &[]),
     ] {
         let all: Vec<&str> = ALIKE.iter().chain(settings).copied().collect();
         let config = config(recipe, &all);
@@ -175,11 +176,13 @@ fn sending_early_hides_a_slow_network() {
 fn uneven_shares_count_by_their_images() {
     let grows = ["batch_warmup_steps=4", "batch_warmup_start=5"];
     let all: Vec<&str> = ALIKE.iter().chain(&grows).copied().collect();
-    let config = config("dino", &all);
-    let one: Arc<dyn Ranks> = Arc::new(OneRank);
-    let expected = steps_on(&one, &config, 3);
-    for found in on_ranks(2, Network::default(), |ranks| steps_on(&ranks, &config, 3)) {
-        assert_alike("a batch that grows", &found, &expected);
+    for recipe in ["dino", "mocov3"] {
+        let config = config(recipe, &all);
+        let one: Arc<dyn Ranks> = Arc::new(OneRank);
+        let expected = steps_on(&one, &config, 3);
+        for found in on_ranks(2, Network::default(), |ranks| steps_on(&ranks, &config, 3)) {
+            assert_alike(&format!("{recipe}, a batch that grows"), &found, &expected);
+        }
     }
 }
 

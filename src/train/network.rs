@@ -21,6 +21,7 @@ const BACKBONE: &str = "backbone";
 const DINO_HEAD: &str = "dino_head";
 const IBOT_HEAD: &str = "ibot_head";
 const PROJECTION: &str = "projection";
+const PREDICTOR: &str = "predictor";
 const DISTILL_PROJECTION: &str = "distill_projection";
 const DISTILL_CLASSIFIER: &str = "distill_classifier";
 const PIXEL_DECODER: &str = "pixel_decoder";
@@ -44,6 +45,8 @@ pub struct NetworkConfig {
     pub ibot_head: Option<DinoHeadConfig>,
     /// The contrastive term's projection.
     pub projection: Option<ProjectionHeadConfig>,
+    /// What the student's points go through before they are compared with the teacher's.
+    pub predictor: Option<ProjectionHeadConfig>,
     /// What tells the pixels of a crop from its class token.
     pub pixel_decoder: Option<ProjectionHeadConfig>,
     /// What tells its histograms of oriented gradients.
@@ -114,6 +117,12 @@ impl NetworkConfig {
             output,
             batch_norm: false,
         };
+        let projection = |input| ProjectionHeadConfig {
+            input,
+            hidden: loss.info_nce.hidden,
+            output: loss.info_nce.output,
+            batch_norm: loss.info_nce.batch_norm,
+        };
         Ok(Self {
             dino_head: shared.then(|| loss.head.head(width)),
             ibot_head: loss
@@ -121,12 +130,9 @@ impl NetworkConfig {
                 .as_ref()
                 .filter(|_| config.has_ibot())
                 .map(|head| head.head(width)),
-            projection: config.has_info_nce().then_some(ProjectionHeadConfig {
-                input: width,
-                hidden: loss.info_nce.hidden,
-                output: loss.info_nce.output,
-                batch_norm: loss.info_nce.batch_norm,
-            }),
+            projection: config.has_info_nce().then_some(projection(width)),
+            predictor: (config.has_info_nce() && loss.info_nce.predictor)
+                .then_some(projection(loss.info_nce.output)),
             pixel_decoder: config
                 .has_pixels()
                 .then(|| decoder(loss.pixel_hidden, 3 * reconstruction_side(side).pow(2))),
@@ -139,9 +145,10 @@ impl NetworkConfig {
         })
     }
 
-    fn projections(&self) -> [(&'static str, &Option<ProjectionHeadConfig>); 3] {
+    fn projections(&self) -> [(&'static str, &Option<ProjectionHeadConfig>); 4] {
         [
             (PROJECTION, &self.projection),
+            (PREDICTOR, &self.predictor),
             (PIXEL_DECODER, &self.pixel_decoder),
             (HOG_DECODER, &self.hog_decoder),
         ]
@@ -226,6 +233,8 @@ pub struct Network {
     ibot_head: Option<DinoHead>,
     /// The contrastive term's projection.
     pub projection: Option<ProjectionHead>,
+    /// What the student's points go through before they are compared with the teacher's.
+    pub predictor: Option<ProjectionHead>,
     /// What tells the pixels of a crop.
     pub pixel_decoder: Option<ProjectionHead>,
     /// What tells its histograms of oriented gradients.
@@ -296,6 +305,7 @@ impl Network {
             dino_head: head(&config.dino_head, DINO_HEAD)?,
             ibot_head: head(&config.ibot_head, IBOT_HEAD)?,
             projection: projection(&config.projection, PROJECTION)?,
+            predictor: projection(&config.predictor, PREDICTOR)?,
             pixel_decoder: projection(&config.pixel_decoder, PIXEL_DECODER)?,
             hog_decoder: projection(&config.hog_decoder, HOG_DECODER)?,
             linears: config

@@ -40,7 +40,6 @@ pub(crate) fn config(recipe: &str, settings: &[&str]) -> TrainConfig {
         "loss.head.prototypes=24",
         "loss.info_nce.hidden=16",
         "loss.info_nce.output=8",
-        "loss.info_nce.queue=12",
         "backbone.drop_path_rate=0.0",
         "optimizer.freeze_last_layer_steps=0",
         "optimizer.warmup_steps=2",
@@ -49,6 +48,9 @@ pub(crate) fn config(recipe: &str, settings: &[&str]) -> TrainConfig {
         overrides.set(setting).unwrap();
     }
     let base = recipes::recipe(recipe, "sample:train", &FACTS).unwrap();
+    if base.loss.info_nce.queue > 0 {
+        overrides.set("loss.info_nce.queue=12").unwrap();
+    }
     if base.loss.ibot_head.is_some() {
         for field in ["hidden=20", "bottleneck=12", "prototypes=24"] {
             overrides.set(&format!("loss.ibot_head.{field}")).unwrap();
@@ -183,6 +185,7 @@ fn a_resumed_run_holds_the_bytes_of_one_that_never_stopped() {
         ("dino", &["accumulate=2"]),
         ("ibot", &[]),
         ("moco", &["optimizer.kind=sgd", "optimizer.learning_rate=0.1"]),
+        ("mocov3", &[]),
         ("dinov2", &["backbone.drop_path_rate=0.4"]),
         ("dinov2", ROTARY),
         ("dino", STEM),

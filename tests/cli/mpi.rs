@@ -108,7 +108,7 @@ fn distance(a: &[f64], b: &[f64]) -> f64 {
 fn ranks_train_as_one_process_does() {
     let place = tempfile::tempdir().expect("a folder");
     let at = |name: String| place.path().join(name);
-    for recipe in ["dinov2-small", "dino", "ibot", "moco"] {
+    for recipe in ["dinov2-small", "dino", "ibot", "moco", "mocov3"] {
         let train = |folder: &Path| {
             let train = train(folder, 20);
             format!("{train} --recipe {recipe} --set checkpoints.every=1 --set checkpoints.keep=99")

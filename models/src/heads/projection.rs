@@ -1,4 +1,4 @@
-//! The projection of contrastive learning: a small MLP onto the unit sphere.
+//! The projection of contrastive learning: a small MLP.
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
@@ -87,8 +87,8 @@ pub struct SharedBatch<'a> {
     pub sum: &'a dyn Fn(&Tensor) -> candle_core::Result<Tensor>,
 }
 
-/// MoCo v2's projection (Chen et al. 2020, `moco/builder.py` with `mlp`): linear, non-linearity, linear, L2 normalisation.
-/// The non-linearity is GELU, as everywhere in the transformer, where MoCo's ResNet has ReLU.
+/// MoCo v2's projection (Chen et al. 2020, `moco/builder.py` with `mlp`): linear, non-linearity, linear; the caller brings the points
+/// onto the unit sphere. MoCo v3's predictor is another one, behind it. The non-linearity is GELU, as everywhere in the transformer, where MoCo's ResNet has ReLU.
 ///
 /// With batch norm a result depends on all rows that it was computed with; there are no running statistics, since the head
 /// only ever sees batches of training.
@@ -134,31 +134,22 @@ impl ProjectionHead {
         })
     }
 
-    /// Tokens [B, D] to points on the unit sphere [B, output].
+    /// Tokens [B, D] to points [B, output].
     ///
     /// # Errors
     /// Tokens of another width or type; a single row with batch norm, which would make it 0.
-    pub fn forward(&self, tokens: &Tensor) -> Result<Tensor> {
-        Ok(ops::l2_normalize(&self.project(tokens)?, 1e-12)?)
-    }
-
-    /// As [`Self::forward`], where batch norm is over the rows of a batch that processes share.
-    ///
-    /// # Errors
-    /// As [`Self::forward`]; processes that cannot reach each other.
-    pub fn forward_shared(&self, tokens: &Tensor, batch: &SharedBatch<'_>) -> Result<Tensor> {
-        let hidden = ops::gelu(&self.normed_over(self.first.forward(tokens)?, batch)?)?;
-        let points = self.normed_over(self.second.forward(&hidden)?, batch)?;
-        Ok(ops::l2_normalize(&points, 1e-12)?)
-    }
-
-    /// Tokens [B, D] to what [`Self::forward`] brings onto the sphere, [B, output].
-    ///
-    /// # Errors
-    /// As [`Self::forward`].
     pub fn project(&self, tokens: &Tensor) -> Result<Tensor> {
         let hidden = ops::gelu(&self.normed(self.first.forward(tokens)?)?)?;
         self.normed(self.second.forward(&hidden)?)
+    }
+
+    /// As [`Self::project`], where batch norm is over the rows of a batch that processes share.
+    ///
+    /// # Errors
+    /// As [`Self::project`]; processes that cannot reach each other.
+    pub fn project_shared(&self, tokens: &Tensor, batch: &SharedBatch<'_>) -> Result<Tensor> {
+        let hidden = ops::gelu(&self.normed_over(self.first.forward(tokens)?, batch)?)?;
+        self.normed_over(self.second.forward(&hidden)?, batch)
     }
 
     /// Batch norm without gain and offset, where it is on: [B, width].
@@ -243,12 +234,12 @@ mod tests {
     #[test]
     fn a_shared_batch_of_one_process_is_its_own() {
         let x = inputs(5, true);
-        let own = head(&x).forward(&x[0]).unwrap();
+        let own = head(&x).project(&x[0]).unwrap();
         let batch = SharedBatch {
             rows: 5,
             sum: &|tensor| Ok(tensor.clone()),
         };
-        let shared = head(&x).forward_shared(&x[0], &batch).unwrap();
+        let shared = head(&x).project_shared(&x[0], &batch).unwrap();
         for (a, b) in values(&shared).iter().zip(values(&own)) {
             assert!((a - b).abs() < 1e-6, "found {a}, expected {b}");
         }
@@ -259,12 +250,13 @@ mod tests {
         let spread = |batch_norm| {
             let x = inputs(6, batch_norm);
             let alike = (&x[0] + 50.).unwrap();
-            let mean = values(&head(&x).forward(&alike).unwrap().mean(0).unwrap());
+            let points = head(&x).project(&alike).unwrap();
+            let mean = values(&ops::l2_normalize(&points, 1e-12).unwrap().mean(0).unwrap());
             1. - mean.iter().map(|value| value * value).sum::<f64>()
         };
         assert!(spread(false) < 0.1 && spread(true) > 0.5);
         let one = inputs(1, true);
-        let error = head(&one).forward(&one[0]).unwrap_err().to_string();
+        let error = head(&one).project(&one[0]).unwrap_err().to_string();
         assert!(error.contains("expected at least 2 rows"), "{error}");
     }
 }

@@ -75,7 +75,10 @@ pub struct InfoNceConfig {
     pub output: usize,
     /// Batch norm in the projection, as in MoCo v3. Default false, as in MoCo v2 on a network that has its own.
     pub batch_norm: bool,
-    /// Negatives kept, first in, first out. Default 65536.
+    /// Whether the student's points go through a second such network, of the same sizes, before they are compared with the
+    /// teacher's (the predictor of MoCo v3). Default false.
+    pub predictor: bool,
+    /// Negatives kept, first in, first out; 0 to take the other keys of the batch instead, as in MoCo v3. Default 65536.
     pub queue: usize,
     /// Temperature of the first step. Default 0.07.
     pub temperature: f64,
@@ -91,6 +94,7 @@ impl Default for InfoNceConfig {
             hidden: 2048,
             output: 128,
             batch_norm: false,
+            predictor: false,
             queue: 65_536,
             temperature: 0.07,
             final_temperature: 0.04,

@@ -208,9 +208,13 @@ impl TrainConfig {
             ("loss.hog_hidden", loss.hog_hidden),
             ("loss.info_nce.hidden", nce.hidden),
             ("loss.info_nce.output", nce.output),
-            ("loss.info_nce.queue", nce.queue),
         ] {
             at_least(field, value as u64, 1)?;
+        }
+        if self.has_info_nce() && nce.queue == 0 && smallest < 2 {
+            let reason =
+                format!("expected at least 2 images a micro-batch without a queue, found {smallest}");
+            return Err(Error::input("loss.info_nce.queue", reason));
         }
         within("loss.info_nce.temperature", nce.temperature, 1e-6..=f64::MAX)?;
         within(

@@ -1,7 +1,8 @@
 //! The contrastive term: each query against its own key and a queue of older keys (van den Oord et al. 2018; He et al.
-//! 2020, algorithm 1; facebookresearch/moco `moco/builder.py`).
+//! 2020, algorithm 1; facebookresearch/moco `moco/builder.py`), or against the keys of its batch (Chen, Xie and He 2021;
+//! facebookresearch/moco-v3 `moco/builder.py`).
 
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::{D, DType, Result, Tensor, bail};
 use macula_models::ops;
 use macula_models::ops::cuda::upload;
 
@@ -32,6 +33,40 @@ pub fn info_nce_loss(queries: &Tensor, keys: &Tensor, queue: &Tensor, temperatur
     let own = upload(&own, (1, 1 + negatives), queries.device())?;
     Logits::Given(&logits)
         .cross_entropy(&own, Some(&vec![0; batch]), temperature)?
+        .mean_all()
+}
+
+/// The same against the other keys of the batch: mean of `-log(exp(q_i.k_i / T) / sum_j exp(q_i.k_j / T))`.
+///
+/// `queries` [B, D] are L2-normalised, as are `keys` [N, D], those of all ranks: query `i` belongs to key `first + i`. Only the
+/// queries get a gradient. While all similarities are alike the loss is `ln N`.
+///
+/// # Errors
+/// Shapes that do not fit, fewer keys than queries from `first` on, a temperature that is not above 0.
+pub fn info_nce_in_batch_loss(
+    queries: &Tensor,
+    keys: &Tensor,
+    first: usize,
+    temperature: f64,
+) -> Result<Tensor> {
+    let (batch, width) = matrix("info_nce queries", queries)?;
+    let (count, _) = matrix("info_nce keys", keys)?;
+    expect_matrix("info_nce keys", keys, count, width)?;
+    expect_temperature("info_nce", temperature)?;
+    if first + batch > count {
+        bail!(
+            "info_nce keys: expected at least {} rows, found {count}",
+            first + batch
+        );
+    }
+    let queries = queries.to_dtype(DType::F32)?;
+    let keys = keys.detach().to_dtype(DType::F32)?;
+    let logits = ops::linear(&queries, &keys, None, DType::F32)?; // [B, N]
+    let mut own = vec![0f32; batch * count];
+    (0..batch).for_each(|row| own[row * count + first + row] = 1.);
+    let own = upload(&own, (batch, count), queries.device())?;
+    Logits::Given(&logits)
+        .cross_entropy(&own, None, temperature)?
         .mean_all()
 }
 
@@ -92,6 +127,38 @@ mod tests {
         }
         let expected = Tensor::new(&[expected], &Device::Cpu).unwrap();
         assert_close("gradient", store.get(&query).unwrap(), &expected, 1e-5);
+    }
+
+    #[test]
+    fn in_a_batch_each_query_has_the_other_keys_against_it() {
+        let [query, key, queue] = known();
+        // The three negatives, and the own key between them.
+        let keys = Tensor::cat(
+            &[
+                &queue.narrow(0, 0, 1).unwrap(),
+                &key,
+                &queue.narrow(0, 1, 2).unwrap(),
+            ],
+            0,
+        )
+        .unwrap();
+        let query = Var::from_tensor(&query).unwrap();
+        let found = info_nce_in_batch_loss(&query, &keys, 1, 0.2).unwrap();
+        let expected = info_nce_loss(&query, &key, &queue, 0.2).unwrap();
+        assert_scalar("own key second", &found, scalar(&expected), 1e-6);
+        let slope = |loss: &Tensor| loss.backward().unwrap().get(&query).unwrap().clone();
+        assert_close("gradient", &slope(&found), &slope(&expected), 1e-5);
+        // A batch of two, each with the other's key.
+        let both = Tensor::cat(&[query.as_tensor(), &queue.narrow(0, 0, 1).unwrap()], 0).unwrap();
+        let alike = info_nce_in_batch_loss(&both, &Tensor::ones_like(&both).unwrap(), 0, 0.2).unwrap();
+        assert_scalar("alike", &alike, 2f64.ln(), 1e-6);
+        let error = info_nce_in_batch_loss(&both, &both, 1, 0.2)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.starts_with("info_nce keys: expected at least 3 rows, found 2"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -26,7 +26,7 @@ pub use distillation_kl::distillation_kl_loss;
 pub use feature_distance::{FeatureLoss, feature_distance};
 pub use hog::{hog_size, hog_targets};
 pub use ibot_patch::ibot_patch_loss;
-pub use info_nce::info_nce_loss;
+pub use info_nce::{info_nce_in_batch_loss, info_nce_loss};
 pub use key_queue::KeyQueue;
 pub use koleo::koleo_loss;
 pub use reconstruction::{reconstruction_loss, reconstruction_side, reduced};

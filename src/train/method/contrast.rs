@@ -1,15 +1,18 @@
 //! Momentum contrast: two crops of an image agree, against the queue of earlier images (facebookresearch/moco
-//! `moco/builder.py`).
+//! `moco/builder.py`) or the other images of the batch (facebookresearch/moco-v3 `moco/builder.py`, where the student's points
+//! also go through a predictor).
 
 use std::time::Instant;
 
 use candle_core::Tensor;
 use macula_models::heads::{ProjectionHead, SharedBatch};
+use macula_models::ops;
 
 use super::crops::{BackboneOutput, Pass, Side};
 use super::{Method, StepContext, StepLoss};
 use crate::cluster;
-use crate::train::losses::info_nce_loss;
+use crate::train::losses::{info_nce_in_batch_loss, info_nce_loss};
+use crate::train::network::Network;
 use crate::{Error, Result};
 
 impl Method {
@@ -17,7 +20,6 @@ impl Method {
     pub(super) fn contrast(&mut self, step: &StepContext, loss: &mut StepLoss) -> Result<()> {
         let crops = step.crops;
         let settings = &self.config.loss.info_nce;
-        let missing = || Error::failed("contrastive term", "the network has no projection");
         let view = |crop: usize| {
             let pixels = crops.global.narrow(0, crop * crops.batch, crops.batch);
             pixels.map_err(Error::from)
@@ -32,10 +34,8 @@ impl Method {
         let mut keys_of_step = Vec::new();
         for &[query, key] in directions {
             let start = Instant::now();
-            let vit = &self.teacher.vit;
-            let head = self.teacher.projection.as_ref().ok_or_else(missing)?;
-            let cls = BackboneOutput::forward(vit, &views[key], None, None, &[])?.cls;
-            let keys = self.projected(head, &cls, step.micro_batch)?;
+            let cls = BackboneOutput::forward(&self.teacher.vit, &views[key], None, None, &[])?.cls;
+            let keys = self.points(&[projection(&self.teacher)?], &cls, step.micro_batch)?;
             loss.teacher_seconds += self.clock.since(start)?;
             let name = ["first crop", "second crop"][query];
             let pass = Pass {
@@ -44,31 +44,66 @@ impl Method {
                 micro_batch: step.micro_batch,
             };
             let outputs = self.student_output(&views[query], None, &pass, &[])?;
-            let head = self.student.projection.as_ref().ok_or_else(missing)?;
-            let queries = self.projected(head, &outputs.cls, step.micro_batch)?;
-            let queue = self.memory.queue.as_ref().ok_or_else(missing)?;
-            let term = info_nce_loss(&queries, &keys, queue.keys(), step.values.info_nce_temperature);
+            let heads = std::iter::once(projection(&self.student)?).chain(&self.student.predictor);
+            let queries = self.points(&heads.collect::<Vec<_>>(), &outputs.cls, step.micro_batch)?;
+            let term = self.contrasted(
+                &queries,
+                &keys,
+                step.micro_batch,
+                step.values.info_nce_temperature,
+            )?;
             let name = ["info_nce", "info_nce_second"][query];
-            loss.push(name, &term?, weight)?;
+            loss.push(name, &term, weight)?;
             keys_of_step.push(keys);
         }
-        let queue = self.memory.queue.as_mut().ok_or_else(missing)?;
-        for keys in keys_of_step {
-            // Of all ranks, so that each has the same queue.
-            queue.push(&self.ranks.gather(&keys.detach())?)?;
+        if let Some(queue) = &mut self.memory.queue {
+            for keys in keys_of_step {
+                // Of all ranks, so that each has the same queue.
+                queue.push(&self.ranks.gather(&keys.detach())?)?;
+            }
         }
         Ok(())
     }
 
-    /// The points of class tokens [b, D], where batch norm is over the images of all ranks.
-    fn projected(&self, head: &ProjectionHead, cls: &Tensor, micro_batch: u64) -> Result<Tensor> {
-        if self.ranks.is_one() {
-            return Ok(head.forward(cls)?);
-        }
+    /// The term of `queries` [b, D] and the same images' `keys`: against the queue, or without one against the keys of all ranks.
+    fn contrasted(
+        &self,
+        queries: &Tensor,
+        keys: &Tensor,
+        micro_batch: u64,
+        temperature: f64,
+    ) -> Result<Tensor> {
+        let Some(queue) = &self.memory.queue else {
+            let all = self.ranks.gather(&keys.detach())?;
+            let shared = self
+                .config
+                .batch_plan()?
+                .of_rank(self.ranks.rank(), self.ranks.size());
+            let first = shared.share(micro_batch).start;
+            return Ok(info_nce_in_batch_loss(queries, &all, first, temperature)?);
+        };
+        Ok(info_nce_loss(queries, keys, queue.keys(), temperature)?)
+    }
+
+    /// The points of class tokens [b, D] on the unit sphere, behind all of `heads`, whose batch norm is over the images of all ranks.
+    fn points(&self, heads: &[&ProjectionHead], cls: &Tensor, micro_batch: u64) -> Result<Tensor> {
+        let sum = |tensor: &Tensor| cluster::sum_with_gradient(&self.ranks, tensor);
         let batch = SharedBatch {
             rows: self.config.batch_plan()?.size(micro_batch),
-            sum: &|tensor| cluster::sum_with_gradient(&self.ranks, tensor),
+            sum: &sum,
         };
-        Ok(head.forward_shared(cls, &batch)?)
+        let mut points = cls.clone();
+        for head in heads {
+            points = match self.ranks.is_one() {
+                true => head.project(&points)?,
+                false => head.project_shared(&points, &batch)?,
+            };
+        }
+        Ok(ops::l2_normalize(&points, 1e-12)?)
     }
+}
+
+fn projection(network: &Network) -> Result<&ProjectionHead> {
+    let missing = || Error::failed("contrastive term", "the network has no projection");
+    network.projection.as_ref().ok_or_else(missing)
 }

@@ -58,7 +58,7 @@ impl Memory {
             patch_centre: (softmax && config.has_ibot())
                 .then(|| centre(patch_head.prototypes))
                 .transpose()?,
-            queue: config.has_info_nce().then(queue).transpose()?,
+            queue: (config.has_info_nce() && nce.queue > 0).then(queue).transpose()?,
             relations: config
                 .distill
                 .as_ref()

@@ -8,7 +8,7 @@ mod reference;
 use macula_models::vit::{FeedForwardKind, GeluKind};
 
 pub use self::overrides::Overrides;
-use self::reference::{dino, ibot, moco, published, vit_giant2_14, vit_large_14, vit_large_16_short};
+use self::reference::{dino, ibot, moco, mocov3, published, vit_giant2_14, vit_large_14, vit_large_16_short};
 use super::config::{
     BackboneConfig, Centering, CheckpointConfig, DataConfig, HeadConfig, InfoNceConfig, LearningRateScaling,
     LossConfig, MonitorConfig, OptimizerConfig, OptimizerKind, TeacherConfig, TrainConfig,
@@ -21,11 +21,12 @@ use crate::device::Dtype;
 use crate::{Error, Result};
 
 /// The names, for messages and `--help`.
-pub const NAMES: [&str; 7] = [
+pub const NAMES: [&str; 8] = [
     "dinov2-small",
     "dino",
     "ibot",
     "moco",
+    "mocov3",
     "dinov2",
     "dinov2-vitg14",
     "dinov2-vitl16-short",
@@ -156,6 +157,7 @@ pub fn recipe(name: &str, source: &str, facts: &DataFacts) -> Result<TrainConfig
         "dino" => dino(facts),
         "ibot" => ibot(facts),
         "moco" => moco(facts),
+        "mocov3" => mocov3(facts),
         "dinov2" => published(vit_large_14(), 32),
         "dinov2-vitg14" => published(vit_giant2_14(), 12),
         "dinov2-vitl16-short" => vit_large_16_short(),
@@ -441,10 +443,12 @@ mod tests {
                 "{name}"
             );
         }
-        assert_eq!(
-            blurred(&recipe("moco", "images", &large).unwrap()),
-            [1., 0.1, 0.5]
-        );
+        for name in ["moco", "mocov3"] {
+            assert_eq!(blurred(&recipe(name, "images", &large).unwrap()), [1., 0.1, 0.5]);
+        }
+        let mocov3 = recipe("mocov3", "images", &large).unwrap();
+        assert_eq!((mocov3.steps, mocov3.batch_size), (375_341, 1024));
+        assert_eq!(mocov3.schedules().at(50_045).learning_rate, 6e-4);
         // Small images keep the small recipes' sizes.
         let small = recipe_of("dino");
         assert_eq!(

@@ -139,6 +139,54 @@ pub(super) fn moco(facts: &DataFacts) -> TrainConfig {
     config
 }
 
+/// MoCo v3 (Chen, Xie and He 2021, facebookresearch/moco-v3 `main_moco.py`): crops in both directions, the other images of the
+/// batch as negatives, and a predictor behind the student's projection.
+///
+/// Images of up to 128 pixels get [`moco`]'s sizes and crops. Larger ones get the command that the README gives for ViT-S/16: batches of
+/// 1,024, 300 passes of which 40 warm up, crops of 0.08 to 1 of the image, temperature 0.2, momentum from 0.99 to 1 and a patch
+/// projection that stays as it was drawn. What differs from it:
+///
+/// - its projection has three layers and norms with gain and offset in the first two, this two without;
+/// - its position table is fixed sines, this a trained one;
+/// - its loss is multiplied by twice the temperature, which AdamW makes no difference of.
+pub(super) fn mocov3(facts: &DataFacts) -> TrainConfig {
+    let mut config = moco(facts);
+    let nce = &mut config.loss.info_nce;
+    nce.queue = 0;
+    nce.symmetric = true;
+    nce.predictor = true;
+    nce.temperature = 0.2;
+    nce.final_temperature = 0.2;
+    config.teacher.momentum = 0.99;
+    config.batch_warmup_start = config.batch_size;
+    config.batch_warmup_steps = 0;
+    if facts.side > SMALL_SIDE {
+        as_moco_v3_readme(&mut config, facts);
+    }
+    config
+}
+
+/// The command of MoCo v3's README for ViT-S/16.
+fn as_moco_v3_readme(config: &mut TrainConfig, facts: &DataFacts) {
+    const EPOCHS: u64 = 300;
+    let steps = (facts.images * EPOCHS / 1024).max(1000);
+    config.batch_size = 1024;
+    config.batch_warmup_start = 1024;
+    config.steps = steps;
+    config.optimizer.learning_rate = 1.5e-4;
+    config.optimizer.learning_rate_scaling = LearningRateScaling::Linear256;
+    config.optimizer.final_learning_rate = 0.;
+    config.optimizer.warmup_steps = 40 * steps / EPOCHS;
+    config.optimizer.weight_decay = 0.1;
+    config.optimizer.final_weight_decay = 0.1;
+    config.optimizer.clip_norm = 0.;
+    config.optimizer.patch_embed_multiplier = 0.;
+    config.loss.info_nce.hidden = 4096;
+    config.loss.info_nce.output = 256;
+    config.crops.global.scale = [0.08, 1.];
+    config.crops.local.count = 0;
+}
+
 /// What is published of ViT-L/14 from scratch (facebookresearch/dinov2 `configs/train/vitl14.yaml`; paper, table 16).
 pub(super) fn vit_large_14() -> BackboneConfig {
     BackboneConfig {
