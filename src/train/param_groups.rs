@@ -10,8 +10,19 @@ pub struct ParamGroup {
     pub lr_multiplier: f64,
     /// Factor on the weight decay: 0 for biases, norms and LayerScale, 1 for the rest.
     pub wd_multiplier: f64,
-    /// Whether the parameter follows the schedule of the heads' last layer, which starts frozen.
-    pub is_last_layer: bool,
+    /// Which learning rate it follows.
+    pub schedule: RateSchedule,
+}
+
+/// The learning rates of a step: they are one but for the steps in which a part is frozen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RateSchedule {
+    /// The backbone's, which may wait for new heads (`optimizer.freeze_backbone_steps`).
+    Backbone,
+    /// That of heads, projections and decoders.
+    Head,
+    /// That of the heads' last layers, which start frozen (`optimizer.freeze_last_layer_steps`).
+    LastLayer,
 }
 
 /// The rules of a run.
@@ -40,6 +51,7 @@ impl ParamGroupRules {
         Ok(ParamGroup {
             // `powf` on a whole number is what Python's `**` computes; repeated products differ in the last digit.
             lr_multiplier: self.layer_decay.powf(exponent as f64) * patch_embed,
+            schedule: RateSchedule::Backbone,
             ..Self::head(name)
         })
     }
@@ -50,7 +62,10 @@ impl ParamGroupRules {
         ParamGroup {
             lr_multiplier: 1.,
             wd_multiplier: if undecayed { 0. } else { 1. },
-            is_last_layer: name.contains("last_layer"),
+            schedule: match name.contains("last_layer") {
+                true => RateSchedule::LastLayer,
+                false => RateSchedule::Head,
+            },
         }
     }
 
@@ -109,7 +124,8 @@ mod tests {
                 "{name}: {found:?}"
             );
             assert_eq!(found.wd_multiplier, expected["wd_multiplier"], "{name}");
-            assert_eq!(found.is_last_layer, expected["is_last_layer"], "{name}");
+            assert_eq!(found.schedule, RateSchedule::Backbone, "{name}");
+            assert_eq!(expected["is_last_layer"], false, "{name}");
         }
     }
 
@@ -117,12 +133,12 @@ mod tests {
     fn heads_learn_at_the_full_rate() {
         let group = |name| {
             let group = ParamGroupRules::head(name);
-            (group.lr_multiplier, group.wd_multiplier, group.is_last_layer)
+            (group.lr_multiplier, group.wd_multiplier, group.schedule)
         };
-        assert_eq!(group("mlp.0.weight"), (1., 1., false));
-        assert_eq!(group("mlp.4.bias"), (1., 0., false));
-        assert_eq!(group("last_layer.weight_g"), (1., 1., true));
-        assert_eq!(group("last_layer.weight_v"), (1., 1., true));
+        assert_eq!(group("mlp.0.weight"), (1., 1., RateSchedule::Head));
+        assert_eq!(group("mlp.4.bias"), (1., 0., RateSchedule::Head));
+        assert_eq!(group("last_layer.weight_g"), (1., 1., RateSchedule::LastLayer));
+        assert_eq!(group("last_layer.weight_v"), (1., 1., RateSchedule::LastLayer));
     }
 
     #[test]

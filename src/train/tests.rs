@@ -154,6 +154,7 @@ fn train(steps: u64, momentum: f64, batch: impl Fn(u64) -> u64) -> (Network, Net
     let mut adamw = optimizer(&student);
     let rates = Rates {
         learning_rate: 2e-3,
+        backbone_learning_rate: 2e-3,
         last_layer_learning_rate: 1e-3,
         weight_decay: 0.04,
     };

@@ -220,6 +220,46 @@ fn a_resumed_run_holds_the_bytes_of_one_that_never_stopped() {
     }
 }
 
+/// New heads learn while the backbone waits; then it warms up from nothing.
+#[test]
+fn a_backbone_waits_for_its_heads() {
+    let settings = ["optimizer.freeze_backbone_steps=3", "optimizer.warmup_steps=2"];
+    let config = config("dinov2-small", &settings);
+    let mut trainer = Trainer::fresh(&config, &Device::Cpu).unwrap();
+    let start = contents(&trainer);
+    let moved = |trainer: &Trainer, part: &str| {
+        let pairs = start.iter().zip(contents(trainer));
+        let mut found = pairs.filter(|((name, _), _)| name.starts_with(part));
+        found.any(|((_, before), (_, after))| *before != after)
+    };
+    // A warm-up begins at a rate of 0: heads move in their second step, the backbone in its own second one.
+    for (step, batches) in batches(&config, 0, 5).iter().enumerate() {
+        trainer.advance(batches).unwrap();
+        assert_eq!(
+            moved(&trainer, "student dino_head"),
+            step >= 1,
+            "heads, step {step}"
+        );
+        assert_eq!(
+            moved(&trainer, "student backbone"),
+            step >= 4,
+            "backbone, step {step}"
+        );
+    }
+    let late = config_error(&["optimizer.freeze_backbone_steps=7", "optimizer.warmup_steps=2"]);
+    assert!(
+        late.contains("optimizer.freeze_backbone_steps") && late.contains("8 steps"),
+        "{late}"
+    );
+}
+
+fn config_error(settings: &[&str]) -> String {
+    config("dinov2-small", settings)
+        .validate()
+        .unwrap_err()
+        .to_string()
+}
+
 #[test]
 fn the_seed_decides_and_threads_do_not() {
     let run = |seed: &str, threads| {

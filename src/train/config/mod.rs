@@ -283,6 +283,7 @@ impl TrainConfig {
         let scaled = |count: u64| ((count as f64 * ratio).round() as u64).min(steps);
         self.optimizer.warmup_steps = scaled(self.optimizer.warmup_steps);
         self.optimizer.freeze_last_layer_steps = scaled(self.optimizer.freeze_last_layer_steps);
+        self.optimizer.freeze_backbone_steps = scaled(self.optimizer.freeze_backbone_steps);
         self.teacher.temperature_warmup_steps = scaled(self.teacher.temperature_warmup_steps);
         self.batch_warmup_steps = scaled(self.batch_warmup_steps);
         self.steps = steps;

@@ -52,6 +52,10 @@ pub struct OptimizerConfig {
     pub clip_norm: f64,
     /// Steps for which the last layer of the heads stays as it is.
     pub freeze_last_layer_steps: u64,
+    /// Steps for which the backbone stays as it is; its warm-up begins after them. For runs that go on from other weights with new
+    /// heads, whose first gradients would undo what the backbone knows. Default 0.
+    #[serde(default)]
+    pub freeze_backbone_steps: u64,
     /// AdamW's decay of the mean of gradients.
     pub beta1: f64,
     /// AdamW's decay of the mean of squared gradients.

@@ -8,6 +8,7 @@ use crate::train::schedule::CosineSchedule;
 #[derive(Debug, Clone)]
 pub struct Schedules {
     learning_rate: CosineSchedule,
+    backbone_learning_rate: CosineSchedule,
     last_layer_learning_rate: CosineSchedule,
     weight_decay: CosineSchedule,
     momentum: CosineSchedule,
@@ -20,6 +21,8 @@ pub struct Schedules {
 pub struct StepValues {
     /// Learning rate before each parameter's multiplier.
     pub learning_rate: f64,
+    /// Learning rate of the backbone.
+    pub backbone_learning_rate: f64,
     /// Learning rate of the heads' last layers.
     pub last_layer_learning_rate: f64,
     /// Weight decay before each parameter's multiplier.
@@ -37,6 +40,7 @@ impl StepValues {
     pub fn rates(&self) -> Rates {
         Rates {
             learning_rate: self.learning_rate,
+            backbone_learning_rate: self.backbone_learning_rate,
             last_layer_learning_rate: self.last_layer_learning_rate,
             weight_decay: self.weight_decay,
         }
@@ -61,6 +65,10 @@ impl Schedules {
         .with_warmup(0., optimizer.warmup_steps as usize);
         let nce = &config.loss.info_nce;
         Self {
+            backbone_learning_rate: CosineSchedule {
+                frozen: optimizer.freeze_backbone_steps as usize,
+                ..learning_rate.clone()
+            },
             last_layer_learning_rate: CosineSchedule {
                 zeroed: optimizer.freeze_last_layer_steps as usize,
                 ..learning_rate.clone()
@@ -82,6 +90,7 @@ impl Schedules {
         let step = step as usize;
         StepValues {
             learning_rate: self.learning_rate.value(step),
+            backbone_learning_rate: self.backbone_learning_rate.value(step),
             last_layer_learning_rate: self.last_layer_learning_rate.value(step),
             weight_decay: self.weight_decay.value(step),
             momentum: self.momentum.value(step),

@@ -250,12 +250,25 @@ impl TrainConfig {
         ] {
             within(&format!("optimizer.{field}"), value, 0. ..=f64::MAX)?;
         }
-        if optimizer.warmup_steps > self.steps {
-            let reason = format!(
-                "expected at most the {} steps of the run, found {}",
-                self.steps, optimizer.warmup_steps
-            );
-            return Err(Error::input("optimizer.warmup_steps", reason));
+        let OptimizerConfig {
+            warmup_steps,
+            freeze_backbone_steps,
+            ..
+        } = *optimizer;
+        for (field, found) in [
+            ("optimizer.warmup_steps", warmup_steps),
+            (
+                "optimizer.freeze_backbone_steps",
+                freeze_backbone_steps.saturating_add(warmup_steps),
+            ),
+        ] {
+            if found > self.steps {
+                let reason = format!(
+                    "expected to end within the {} steps of the run, found {found}",
+                    self.steps
+                );
+                return Err(Error::input(field, reason));
+            }
         }
         Ok(())
     }

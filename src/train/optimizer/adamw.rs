@@ -249,17 +249,18 @@ mod tests {
     use super::*;
     use crate::train::ema::{NamedVars, update_teacher};
     use crate::train::optimizer::{clip_gradients, clip_scale, gradient_norm};
-    use crate::train::param_groups::ParamGroup;
+    use crate::train::param_groups::{ParamGroup, RateSchedule};
     use crate::train::testing::{assert_close, fixture, values, values as all};
     use candle_core::{Device, Var};
 
     const PLAIN: ParamGroup = ParamGroup {
         lr_multiplier: 1.,
         wd_multiplier: 1.,
-        is_last_layer: false,
+        schedule: RateSchedule::Head,
     };
     const RATES: Rates = Rates {
         learning_rate: 1e-2,
+        backbone_learning_rate: 2e-2,
         last_layer_learning_rate: 0.,
         weight_decay: 0.1,
     };
@@ -398,15 +399,16 @@ mod tests {
     #[test]
     fn groups_scale_rate_and_decay() {
         let start = Tensor::new(&[1f32, -2., 3.], &Device::Cpu).unwrap();
-        let group = |lr_multiplier, wd_multiplier, is_last_layer| ParamGroup {
+        let group = |lr_multiplier, wd_multiplier, schedule| ParamGroup {
             lr_multiplier,
             wd_multiplier,
-            is_last_layer,
+            schedule,
         };
         let mut adamw = optimizer(vec![
-            parameter("slow", &start, group(0.5, 1., false)),
-            parameter("undecayed", &start, group(1., 0., false)),
-            parameter("last_layer", &start, group(1., 1., true)),
+            parameter("slow", &start, group(0.5, 1., RateSchedule::Head)),
+            parameter("undecayed", &start, group(1., 0., RateSchedule::Head)),
+            parameter("last_layer", &start, group(1., 1., RateSchedule::LastLayer)),
+            parameter("backbone", &start, group(1., 1., RateSchedule::Backbone)),
         ]);
         let target = Tensor::zeros(3, DType::F32, &Device::Cpu).unwrap();
         let gradients = gradients(&adamw, &target);
@@ -416,10 +418,11 @@ mod tests {
             let to = [1f64, -2., 3.].map(|w| w * (1. - rate * decay) - rate * w.signum());
             Tensor::new(&to, &Device::Cpu).unwrap()
         };
-        for (parameter, (rate, decay)) in adamw
-            .parameters()
-            .iter()
-            .zip([(0.005, 0.1), (0.01, 0.), (0., 0.1)])
+        for (parameter, (rate, decay)) in
+            adamw
+                .parameters()
+                .iter()
+                .zip([(0.005, 0.1), (0.01, 0.), (0., 0.1), (0.02, 0.1)])
         {
             assert_close(&parameter.name, &parameter.var, &moved(rate, decay), 1e-6);
         }

@@ -18,7 +18,7 @@ pub(super) use clip::squares_on_device;
 pub use clip::{clip_gradients, clip_scale, gradient_norm, gradient_norms, norms_of};
 pub use sgd::Sgd;
 
-use super::param_groups::ParamGroup;
+use super::param_groups::{ParamGroup, RateSchedule};
 use crate::{Error, Result};
 
 /// A trained tensor with its name and how it learns.
@@ -35,8 +35,10 @@ pub struct Parameter {
 /// The scheduled values of one step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rates {
-    /// Learning rate before multipliers.
+    /// Learning rate of heads before multipliers.
     pub learning_rate: f64,
+    /// Learning rate of the backbone.
+    pub backbone_learning_rate: f64,
     /// Learning rate of the heads' last layers.
     pub last_layer_learning_rate: f64,
     /// Weight decay before multipliers.
@@ -46,10 +48,10 @@ pub struct Rates {
 impl Rates {
     /// Learning rate and weight decay of a parameter of `group`.
     pub fn for_group(&self, group: &ParamGroup) -> (f64, f64) {
-        let rate = if group.is_last_layer {
-            self.last_layer_learning_rate
-        } else {
-            self.learning_rate
+        let rate = match group.schedule {
+            RateSchedule::Backbone => self.backbone_learning_rate,
+            RateSchedule::Head => self.learning_rate,
+            RateSchedule::LastLayer => self.last_layer_learning_rate,
         };
         (
             rate * group.lr_multiplier,

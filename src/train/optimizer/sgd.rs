@@ -107,12 +107,13 @@ impl Sgd {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::train::param_groups::ParamGroup;
+    use crate::train::param_groups::{ParamGroup, RateSchedule};
     use crate::train::testing::{assert_close, values};
     use candle_core::Device;
 
     const RATES: Rates = Rates {
         learning_rate: 0.03,
+        backbone_learning_rate: 0.,
         last_layer_learning_rate: 0.,
         weight_decay: 0.1,
     };
@@ -126,7 +127,7 @@ mod tests {
             group: ParamGroup {
                 lr_multiplier: 1.,
                 wd_multiplier,
-                is_last_layer: false,
+                schedule: RateSchedule::Head,
             },
         }
     }

@@ -238,6 +238,7 @@ fn small(facts: &DataFacts) -> TrainConfig {
             patch_embed_multiplier: 1.,
             clip_norm: 3.,
             freeze_last_layer_steps: steps / 100,
+            freeze_backbone_steps: 0,
             beta1: 0.9,
             beta2: 0.999,
             momentum: 0.9,
@@ -449,6 +450,7 @@ mod tests {
         let mocov3 = recipe("mocov3", "images", &large).unwrap();
         assert_eq!((mocov3.steps, mocov3.batch_size), (375_341, 1024));
         assert_eq!(mocov3.schedules().at(50_045).learning_rate, 6e-4);
+        assert_eq!(mocov3.schedules().at(50_045).backbone_learning_rate, 6e-4);
         // Small images keep the small recipes' sizes.
         let small = recipe_of("dino");
         assert_eq!(
