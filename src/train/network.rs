@@ -7,7 +7,7 @@ use candle_nn::VarBuilder;
 use macula_models::heads::{
     DinoHead, DinoHeadConfig, LinearClassifier, ProjectionHead, ProjectionHeadConfig,
 };
-use macula_models::vit::{VisionTransformer, VitConfig, initialise};
+use macula_models::vit::{InitialWeights, VisionTransformer, VitConfig, initialise_with};
 use macula_models::weights::Tensors;
 
 use super::config::{DistillConfig, Term, TrainConfig};
@@ -39,6 +39,8 @@ const PROJECTED: [(Term, &str); 3] = [
 pub struct NetworkConfig {
     /// The backbone.
     pub vit: VitConfig,
+    /// How far its initial weights spread.
+    pub initial_weights: InitialWeights,
     /// The head of the DINO term, and of the iBOT term unless that has its own.
     pub dino_head: Option<DinoHeadConfig>,
     /// The iBOT term's own head.
@@ -141,6 +143,7 @@ impl NetworkConfig {
             compute: config.compute,
             gradient_checkpointing: config.gradient_checkpointing,
             sequence_packing: config.sequence_packing,
+            initial_weights: config.backbone.initial_weights,
             vit,
         })
     }
@@ -184,7 +187,8 @@ impl NetworkConfig {
     /// A geometry that contradicts itself.
     pub fn initialise(&self, seed: u64) -> Result<Tensors> {
         let stream = |part| rng::stream(seed, &format!("initialise {part}"), 0);
-        let mut all = prefixed(BACKBONE, initialise(&self.vit, &mut stream(BACKBONE))?);
+        let backbone = initialise_with(&self.vit, self.initial_weights, &mut stream(BACKBONE))?;
+        let mut all = prefixed(BACKBONE, backbone);
         if let Some(head) = &self.dino_head {
             all.append(&mut prefixed(DINO_HEAD, head.initialise(&mut stream(DINO_HEAD))?));
         }

@@ -25,7 +25,7 @@ pub use config::{
     swiglu_hidden,
 };
 pub use drop_path::{DropPathMode, DropPathPlan, DropPathSchedule};
-pub use init::initialise;
+pub use init::{InitialWeights, initialise, initialise_with};
 pub(crate) use init::{draw, truncated_normal, uniform};
 pub use intermediate::{IntermediateLayer, Layers};
 pub use network::{ImageRows, VisionTransformer, VitOutput};

@@ -1,8 +1,8 @@
 //! The network that is trained.
 
 use macula_models::vit::{
-    DropPathSchedule, FeedForwardKind, GeluKind, PositionRule, RopeConfig, StemLayer, VitConfig,
-    swiglu_hidden,
+    DropPathSchedule, FeedForwardKind, GeluKind, InitialWeights, PositionRule, RopeConfig, StemLayer,
+    VitConfig, swiglu_hidden,
 };
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +39,10 @@ pub struct BackboneConfig {
     /// Whether a LayerNorm stands before the blocks, as in CLIP. Default false.
     #[serde(default, skip_serializing_if = "is_no")]
     pub pre_norm: bool,
+    /// How far the initial weights of blocks and positions spread: `dinov2` (0.02 everywhere) or `xavier` (by the width, and positions of
+    /// the size of patches), which narrow networks start better from. Default `dinov2`.
+    #[serde(default, skip_serializing_if = "InitialWeights::is_dinov2")]
+    pub initial_weights: InitialWeights,
     /// Initial LayerScale; 0 builds blocks without it. Default 1e-5.
     #[serde(default = "layer_scale")]
     pub layer_scale: f64,

@@ -5,7 +5,7 @@
 mod overrides;
 mod reference;
 
-use macula_models::vit::{FeedForwardKind, GeluKind};
+use macula_models::vit::{FeedForwardKind, GeluKind, InitialWeights};
 
 pub use self::overrides::Overrides;
 use self::reference::{dino, ibot, moco, mocov3, published, vit_giant2_14, vit_large_14, vit_large_16_short};
@@ -144,6 +144,7 @@ fn small_backbone() -> BackboneConfig {
         pre_norm: false,
         rope: None,
         stem: Vec::new(),
+        initial_weights: InitialWeights::Dinov2,
     }
 }
 

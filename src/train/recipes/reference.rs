@@ -1,6 +1,6 @@
 //! Recipes of published methods, with the numbers of their references.
 
-use macula_models::vit::{FeedForwardKind, GeluKind};
+use macula_models::vit::{FeedForwardKind, GeluKind, InitialWeights};
 
 use super::{DataFacts, OFFICIAL_EPOCH, REFERENCE_EPOCHS, SMALL_SIDE, mild_crops, small};
 use crate::data::augment::MultiCropConfig;
@@ -206,6 +206,7 @@ pub(super) fn vit_large_14() -> BackboneConfig {
         pre_norm: false,
         rope: None,
         stem: Vec::new(),
+        initial_weights: InitialWeights::Dinov2,
     }
 }
 
