@@ -65,7 +65,8 @@ struct Geometry {
 
 impl Geometry {
     /// A small network on whole small images, of few patches: on two cores the number of images seen counts for more than
-    /// the detail of each. ViT-S/16 on 224 pixels, as DINO has it, from 129 pixels up.
+    /// the detail of each, and so does where a narrow network starts from (measured: `benchmarks/history/NOTES.md`, "Initial weights").
+    /// ViT-S/16 on 224 pixels, as DINO has it, from 129 pixels up.
     fn for_data(facts: &DataFacts) -> Self {
         let (patch_size, embed_dim, depth) = match facts.side {
             0..=28 => (7, 192, 4),
@@ -86,6 +87,7 @@ impl Geometry {
                 depth,
                 num_heads: embed_dim / 64,
                 patch_size: patch_size as usize,
+                initial_weights: InitialWeights::Xavier,
                 ..small_backbone()
             },
             crops,
