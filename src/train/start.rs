@@ -166,5 +166,6 @@ pub fn backbone_config(vit: &VitConfig, recipe: &BackboneConfig) -> BackboneConf
         pre_norm: vit.pre_norm,
         rope: vit.rope,
         stem: vit.stem.clone(),
+        initial_weights: recipe.initial_weights,
     }
 }

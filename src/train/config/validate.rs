@@ -250,21 +250,14 @@ impl TrainConfig {
         ] {
             within(&format!("optimizer.{field}"), value, 0. ..=f64::MAX)?;
         }
-        let OptimizerConfig {
-            warmup_steps,
-            freeze_backbone_steps,
-            ..
-        } = *optimizer;
-        for (field, found) in [
-            ("optimizer.warmup_steps", warmup_steps),
-            (
-                "optimizer.freeze_backbone_steps",
-                freeze_backbone_steps.saturating_add(warmup_steps),
-            ),
+        let (warm_up, frozen) = (optimizer.warmup_steps, optimizer.freeze_backbone_steps);
+        for (field, end) in [
+            ("optimizer.warmup_steps", warm_up),
+            ("optimizer.freeze_backbone_steps", frozen.saturating_add(warm_up)),
         ] {
-            if found > self.steps {
+            if end > self.steps {
                 let reason = format!(
-                    "expected to end within the {} steps of the run, found {found}",
+                    "expected to end within the {} steps of the run, warm-up included, found step {end}",
                     self.steps
                 );
                 return Err(Error::input(field, reason));
