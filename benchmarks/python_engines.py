@@ -271,7 +271,7 @@ def with_a_killed_job(arguments, parts, work):
 def check(arguments, work):
     import macula
 
-    parts, test = work / "parts", work / "test"
+    parts, test = work / "parts", work / "test-parts"
     write_parts(arguments.source, "train", arguments.images, parts)
     write_parts(arguments.source, "t10k", 10 * BATCH * 3, test)
     features = {}
