@@ -69,7 +69,7 @@ class Store(http.server.BaseHTTPRequestHandler):
         except KeyError as error:
             self.answer(404, {"status": {"error": str(error)}})
         except ValueError as error:
-            self.answer(400, {"status": {"error": ' '.join(str(error).split())}})
+            self.answer(400, {"status": {"error": " ".join(str(error).split())}})
 
     do_GET = do_PUT = do_DELETE = handle_any
 
