@@ -7,11 +7,11 @@
     python3 -m venv spark && spark/bin/pip install pyspark 'pandas<3' pyarrow pillow wheels/macula-*.whl     # and Java 17 or later
     spark/bin/python benchmarks/python_engines.py spark vit.onnx /usr/share/datasets/fashion-mnist
 
-Any model of one output does. One that keeps two cores busy for a minute or so:
+Any model of one output does. The one whose numbers docs/python.md has:
 
-    macula train --data idx:/usr/share/datasets/fashion-mnist#train --out run --set steps=100 --set backbone.embed_dim=192 \\
+    macula train --data idx:/usr/share/datasets/fashion-mnist#train --out run --set steps=60 --set backbone.embed_dim=192 \\
         --set backbone.num_heads=3 --set backbone.depth=12
-    macula export run --out vit.onnx
+    macula export run --out vit.onnx --image-size 56 --outputs cls
 
 The images are Fashion-MNIST's first, as PNGs in Parquet parts with row, path and label. Each job has two workers of one thread, which
 note in a journal which rows they have begun and ended. A worker is killed (SIGKILL) between the two, when a third of the rows are done;
