@@ -5,18 +5,21 @@
                        [--lightly PYTHON]
 
 The network is timm's `vit_small_patch14_dinov2` at 224 pixels with random weights (seed 0), exported by macula. Prints images a
-second of each side (smallest, median, largest), the ratio of each of macula's sides to the best peer round by round, and the
-cosines of all to the features of `torch`, or of the first peer.
+second of each side (smallest, median, largest) with its largest peak of resident memory (of its largest process: loaders of torch
+and transformers are processes beside it), the ratio of each of macula's sides to the best peer round by round, and the cosines of
+all to the features of `torch`, or of the first peer.
 
 Sides: macula (ONNX Runtime's kernels), macula-openvino and macula-openvino-bf16 (`macula runtime install --flavor openvino`),
 macula-checkpoint and macula-checkpoint-bf16 (macula's own kernels), macula-int8, macula-module and macula-module-checkpoint (the
-Python package); torch, torch-bf16, onnxruntime, and lightly (lightly-train's `embed` with a network of the same architecture and
+Python package); torch (timm), torch-bf16, transformers (its Dinov2Model with the same weights), onnxruntime, fastembed (the exported
+file in a folder of its own, by `specific_model_path`; class token alone), and lightly (lightly-train's `embed` with a network of the same architecture and
 its own weights, by the Python that --lightly names; only timed).
 
 Needs: what extract.py needs, on the Python that runs this.
 """
 
 import argparse
+import json
 import pathlib
 import statistics
 import subprocess
@@ -40,9 +43,76 @@ def weights(path):
               path)
 
 
+# The same preparation for all: transformers and fastembed read it beside the model.
+PREPROCESSOR = {
+    "do_resize": True, "size": {"shortest_edge": 256}, "resample": 3, "do_center_crop": True, "crop_size": {"height": 224, "width": 224},
+    "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225], "do_convert_rgb": True,
+}
+
+
+def transformers_folder(checkpoint, folder):
+    """The weights of timm under the names of transformers, with the configuration that its own files have."""
+    from safetensors.torch import load_file, save_file
+
+    names = {
+        "cls_token": "embeddings.cls_token", "pos_embed": "embeddings.position_embeddings",
+        "patch_embed.proj": "embeddings.patch_embeddings.projection", "blocks": "encoder.layer", "attn.proj": "attention.output.dense",
+        "ls1.gamma": "layer_scale1.lambda1", "ls2.gamma": "layer_scale2.lambda1", "norm.weight": "layernorm.weight",
+        "norm.bias": "layernorm.bias",
+    }
+    tensors = {}
+    for name, value in load_file(checkpoint).items():
+        for ours, theirs in names.items():
+            if name.startswith(ours) or f".{ours}" in name:
+                name = name.replace(ours, theirs)
+        if "attn.qkv" in name:
+            for part, third in zip(("query", "key", "value"), value.chunk(3)):
+                tensors[name.replace("attn.qkv", f"attention.attention.{part}")] = third.contiguous()
+        else:
+            tensors[name] = value
+    tensors["embeddings.mask_token"] = tensors["embeddings.cls_token"][0] * 0
+    config = {"model_type": "dinov2", "architectures": ["Dinov2Model"], "hidden_size": 384, "num_hidden_layers": 12,
+              "num_attention_heads": 6, "patch_size": 14, "image_size": 224, "layer_norm_eps": 1e-6}
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": "BitImageProcessor", **PREPROCESSOR}))
+
+
+def fastembed_folder(checkpoint, macula, folder):
+    """The network as ONNX with the class token alone, under the name that fastembed looks for."""
+    folder.mkdir()
+    subprocess.run([macula, "export", checkpoint, "--heads", "6", "--image-size", "224", "--outputs", "cls", "--out",
+                    folder / "model.onnx"], check=True, stdout=subprocess.DEVNULL)
+    (folder / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": "CLIPImageProcessor", **PREPROCESSOR}))
+
+
+# Started from a small process: a child's peak begins with that of the process it is forked from, and torch is in this one.
+STARTER = """
+import json, resource, subprocess, sys, time
+start = time.perf_counter()
+done = subprocess.run(sys.argv[1:], capture_output=True, text=True)
+seconds = time.perf_counter() - start
+sys.stderr.write(done.stderr)
+print(json.dumps([done.returncode, seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024]))
+"""
+
+
+def run(command):
+    """Seconds that a command takes, and the peak of its resident memory in MiB."""
+    started = subprocess.run([sys.executable, "-c", STARTER, *map(str, command)], capture_output=True, text=True, check=True)
+    code, seconds, peak = json.loads(started.stdout)
+    if code != 0:
+        sys.exit(f"{started.stderr[-3000:]}\n{command[0]} ended with {code}")
+    return seconds, peak
+
+
 def features(path, name):
     parts = sorted(path.glob("part-*.parquet")) if path.is_dir() else [path]
     frame = polars.concat([polars.read_parquet(part) for part in parts])
+    if name not in frame.columns:
+        return None
     paths = [value.split("/")[-1] for value in frame["path"].to_list()]
     return dict(zip(paths, np.array(frame[name].to_list(), np.float32)))
 
@@ -84,7 +154,9 @@ def main():
             "macula-module-checkpoint": peer("module-checkpoint.parquet", "macula", checkpoint),
             "torch": peer("torch.parquet", "torch", checkpoint),
             "torch-bf16": peer("bf16.parquet", "torch", checkpoint, "--dtype", "bf16"),
+            "transformers": peer("transformers.parquet", "transformers", work / "transformers"),
             "onnxruntime": peer("ort.parquet", "onnxruntime", model),
+            "fastembed": peer("fastembed.parquet", "fastembed", work / "fastembed"),
             "lightly": (None, [arguments.lightly, here, "lightly", work / "lightly", arguments.folder, work / "lightly.pt", *threads]),
         }
         unknown = set(arguments.sides) - set(sides)
@@ -97,16 +169,21 @@ def main():
         if "lightly" in arguments.sides:
             subprocess.run([arguments.lightly, here, "lightly-checkpoint", work / "lightly", arguments.folder, work], check=True,
                            capture_output=True)
+        if "transformers" in arguments.sides:
+            transformers_folder(checkpoint, work / "transformers")
+        if "fastembed" in arguments.sides:
+            fastembed_folder(checkpoint, arguments.macula, work / "fastembed")
         count = len(list(arguments.folder.iterdir()))
         rates = {side: [] for side in arguments.sides}
+        peaks = {side: 0 for side in arguments.sides}
         for _ in range(arguments.repetitions):
             for side in arguments.sides:
-                start = time.perf_counter()
-                subprocess.run([str(part) for part in sides[side][1]], check=True, capture_output=True)
-                rates[side].append(count / (time.perf_counter() - start))
+                seconds, peak = run(sides[side][1])
+                rates[side].append(count / seconds)
+                peaks[side] = max(peaks[side], peak)
                 print(f"{side}: {rates[side][-1]:.2f} images/s", file=sys.stderr, flush=True)
         for side, found in rates.items():
-            print(f"{side:22} {min(found):6.2f}  {statistics.median(found):6.2f}  {max(found):6.2f} images/s")
+            print(f"{side:22} {min(found):6.2f}  {statistics.median(found):6.2f}  {max(found):6.2f} images/s  {peaks[side]:6.0f} MiB")
         ours = [side for side in arguments.sides if side.startswith("macula")]
         peers = [side for side in arguments.sides if side not in ours]
         of_f32 = [side for side in peers if side != "torch-bf16"]
@@ -120,6 +197,8 @@ def main():
                 continue
             for name in ("cls", "patch_mean"):
                 expected, found = features(sides[reference][0], name), features(sides[side][0], name)
+                if expected is None or found is None:
+                    continue
                 cosines = [float(a @ found[path] / np.linalg.norm(a) / np.linalg.norm(found[path])) for path, a in expected.items()]
                 print(f"{name} of {side} to {reference}: cosine {np.mean(cosines):.6f} in the mean, {min(cosines):.6f} at least")
 

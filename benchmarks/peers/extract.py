@@ -1,15 +1,18 @@
 #!/usr/bin/env python3
 """What a user would write in Python to have class token and mean patch of a folder of images in a Parquet file: with torch and
-timm, or with onnxruntime. Started by compare_extract.py; ours, written as well as we can.
+timm, with transformers, with onnxruntime, or with fastembed (which gives the class token alone, brought to length 1). Started by
+compare_extract.py; ours, written as well as we can.
 
     extract.py torch WEIGHTS.safetensors FOLDER OUT.parquet [--dtype f32|bf16] [--threads 2] [--batch 32]
+    extract.py transformers FOLDER_OF_MODEL FOLDER OUT.parquet [--threads 2] [--batch 32]
+    extract.py fastembed FOLDER_OF_MODEL FOLDER OUT.parquet [--threads 2] [--batch 32]
     extract.py onnxruntime MODEL.onnx FOLDER OUT.parquet [--threads 2] [--batch 32]
     extract.py macula MODEL FOLDER OUT.parquet [--threads 2] [--batch 32]      by macula's Python package
     extract.py lightly-checkpoint RUN FOLDER ANY      trains one step, for a checkpoint that lightly-train can read
     extract.py lightly RUN FOLDER OUT.pt [--threads 2] [--batch 32]
 
-Needs: polars, pillow, numpy; torch, torchvision, timm and safetensors, or onnxruntime, or macula; or
-lightly-train alone.
+Needs: polars, pillow, numpy; torch, torchvision, timm, safetensors and transformers, or onnxruntime, or fastembed, or macula;
+or lightly-train alone.
 """
 
 import argparse
@@ -19,44 +22,69 @@ import pathlib
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def write(paths, cls, patch_mean, out):
+def write(paths, out, **features):
     import polars
 
-    polars.DataFrame({"path": [path.name for path in paths], "cls": cls, "patch_mean": patch_mean}).write_parquet(out)
+    polars.DataFrame({"path": [path.name for path in paths], **features}).write_parquet(out)
 
 
-def with_torch(arguments, paths):
+def of_tokens(arguments, paths, prepared, network):
+    """Writes what `network` [B, 3, H, W] -> tokens [B, 1 + N, D] makes of images that loader processes open and `prepared` prepares."""
     import numpy as np
-    import timm
     import torch
     from PIL import Image
-    from safetensors.torch import load_file
-    from torchvision import transforms
 
     torch.set_num_threads(arguments.threads)
-    network = timm.create_model("vit_small_patch14_dinov2", pretrained=False, num_classes=0, img_size=224)
-    network.load_state_dict(load_file(arguments.model))
-    network.eval()
-    transform = transforms.Compose([
-        transforms.Resize(256, transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(224), transforms.ToTensor(),
-        transforms.Normalize(MEAN, STD)])
 
     class Folder(torch.utils.data.Dataset):
         def __len__(self):
             return len(paths)
 
         def __getitem__(self, index):
-            return transform(Image.open(paths[index]).convert("RGB"))
+            return prepared(Image.open(paths[index]).convert("RGB"))
 
     loader = torch.utils.data.DataLoader(Folder(), arguments.batch, num_workers=arguments.threads)
     cls, patch_mean = [], []
     bf16 = torch.autocast("cpu", torch.bfloat16, enabled=arguments.dtype == "bf16")
     with torch.inference_mode(), bf16:
         for images in loader:
-            tokens = network.forward_features(images).float()
+            tokens = network(images).float()
             cls.append(tokens[:, 0].numpy())
             patch_mean.append(tokens[:, 1:].mean(1).numpy())
-    write(paths, np.concatenate(cls), np.concatenate(patch_mean), arguments.out)
+    write(paths, arguments.out, cls=np.concatenate(cls), patch_mean=np.concatenate(patch_mean))
+
+
+def with_torch(arguments, paths):
+    import timm
+    from safetensors.torch import load_file
+    from torchvision import transforms
+
+    network = timm.create_model("vit_small_patch14_dinov2", pretrained=False, num_classes=0, img_size=224)
+    network.load_state_dict(load_file(arguments.model))
+    network.eval()
+    transform = transforms.Compose([
+        transforms.Resize(256, transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(224), transforms.ToTensor(),
+        transforms.Normalize(MEAN, STD)])
+    of_tokens(arguments, paths, transform, network.forward_features)
+
+
+def with_transformers(arguments, paths):
+    from transformers import AutoImageProcessor, AutoModel
+
+    processor = AutoImageProcessor.from_pretrained(arguments.model)
+    network = AutoModel.from_pretrained(arguments.model).eval()
+    of_tokens(arguments, paths, lambda image: processor(image, return_tensors="pt")["pixel_values"][0],
+              lambda images: network(images).last_hidden_state)
+
+
+def with_fastembed(arguments, paths):
+    import numpy as np
+    from fastembed import ImageEmbedding
+
+    # A name that it knows, for the class that runs ONNX files; the files are those of the folder.
+    model = ImageEmbedding("Qdrant/resnet50-onnx", threads=arguments.threads, specific_model_path=arguments.model)
+    cls = np.stack(list(model.embed([str(path) for path in paths], arguments.batch)))
+    write(paths, arguments.out, cls=cls)
 
 
 def with_onnxruntime(arguments, paths):
@@ -87,7 +115,7 @@ def with_onnxruntime(arguments, paths):
             found = session.run(["cls", "patch_mean"], {session.get_inputs()[0].name: images})
             cls.append(found[0])
             patch_mean.append(found[1])
-    write(paths, np.concatenate(cls), np.concatenate(patch_mean), arguments.out)
+    write(paths, arguments.out, cls=np.concatenate(cls), patch_mean=np.concatenate(patch_mean))
 
 
 def with_macula(arguments, paths):
@@ -96,7 +124,7 @@ def with_macula(arguments, paths):
     options = {"heads": 6} if arguments.model.endswith(".safetensors") else {}
     model = macula.load(arguments.model, "cpu", arguments.threads, ["cls", "patch_mean"], resize=256, crop=224, **options)
     found = model.embed(paths, arguments.batch)
-    write(paths, found["cls"], found["patch_mean"], arguments.out)
+    write(paths, arguments.out, **found)
 
 
 def lightly_checkpoint(arguments, paths):
@@ -122,6 +150,8 @@ def with_lightly(arguments, _):
 
 RUNTIMES = {
     "torch": with_torch,
+    "transformers": with_transformers,
+    "fastembed": with_fastembed,
     "onnxruntime": with_onnxruntime,
     "macula": with_macula,
     "lightly": with_lightly,

@@ -1,5 +1,8 @@
 //! `macula index`: build, query and score nearest-neighbour indexes over feature folders.
 
+#[cfg(feature = "push")]
+mod push;
+
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
@@ -37,6 +40,9 @@ enum Action {
     Query(QueryArgs),
     /// Recall against exact search, queries/s, build time and size at several widths
     Score(ScoreArgs),
+    /// Send the rows of a feature folder to a vector store
+    #[cfg(feature = "push")]
+    Push(push::PushArgs),
 }
 
 #[derive(Debug, Args)]
@@ -143,6 +149,8 @@ impl IndexArgs {
             Action::Build(args) => args.run(),
             Action::Query(args) => args.run(),
             Action::Score(args) => args.run(),
+            #[cfg(feature = "push")]
+            Action::Push(args) => args.run(),
         }
     }
 }
@@ -161,9 +169,7 @@ impl BuildArgs {
             seed: self.random.seed,
             force: self.out.force,
         };
-        let style = ProgressStyle::with_template("{bar:32} {pos}/{len} rows, {per_sec}, {eta} left")
-            .unwrap_or_else(|_| ProgressStyle::default_bar());
-        let bar = ProgressBar::new(0).with_style(style);
+        let bar = bar_of_rows(0);
         let built = index::build(&self.features, &self.out.out, &options, |done, all| {
             bar.set_length(all as u64);
             bar.set_position(done as u64);
@@ -175,6 +181,12 @@ impl BuildArgs {
         }
         output::print(&describe(&manifest, &self.out.out))
     }
+}
+
+fn bar_of_rows(count: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:32} {pos}/{len} rows, {per_sec}, {eta} left")
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(count).with_style(style)
 }
 
 fn describe(manifest: &Manifest, out: &Path) -> String {

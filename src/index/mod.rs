@@ -5,6 +5,8 @@
 mod build;
 mod manifest;
 mod open;
+#[cfg(feature = "push")]
+pub mod push;
 mod tables;
 
 pub use build::{IndexOptions, build};
