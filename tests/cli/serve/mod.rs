@@ -4,6 +4,7 @@ mod client;
 mod hostile;
 mod operation;
 mod requests;
+mod tls;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
