@@ -3,11 +3,14 @@
 
     compare_serve.py MACULA FOLDER --infinity PYTHON [--rounds 3] [--seconds 10] [--connections 1 16 64] [--work FOLDER]
 
-PYTHON has infinity: `pip install 'infinity-emb[server,torch]' 'transformers<5' pillow torchvision timm`. The network is a CLIP ViT-B/32 with
-random weights (seed 0) as transformers saves it; infinity serves that folder with torch, in f32, and macula what it exports from it. Both get
-the same requests, JSON with one image of the folder each, and run with as many threads as they take by themselves; the other one is idle.
-Prints images a second with their 50th and 99th percentile, and how far the embeddings are apart: infinity brings them to length 1, so
-macula's are too before they are compared.
+PYTHON has infinity:
+
+    pip install 'infinity-emb[server,torch]' 'transformers<5' 'huggingface_hub<1' pillow torchvision timm aiohttp
+
+The network is a CLIP ViT-B/32 with random weights (seed 0) as transformers saves it; infinity serves that folder with torch, in f32, and macula
+what it exports from it. Both get the same requests, JSON with one image of the folder each, and run with as many threads as they take by
+themselves; the other one is idle. Prints images a second with their 50th and 99th percentile, and how far the embeddings are apart: infinity
+brings them to length 1, so macula's are too before they are compared.
 """
 
 import argparse
