@@ -92,7 +92,7 @@ fn acceptor(listen: &Listen) -> Result<Option<TlsAcceptor>> {
                 key,
                 format!("expected the key of {}, found another one", cert.display()),
             ),
-            e => wrong(cert, format!("cannot be used with {}: {e}", key.display())),
+            e => wrong(key, format!("cannot be used with {}: {e}", cert.display())),
         })?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Some(TlsAcceptor::from(Arc::new(config))))
