@@ -11,7 +11,7 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedProtocolVersion};
 
 use super::client::{Reply, Server};
-use super::{model, png};
+use super::{model, model_of, png};
 use crate::harness::{Workspace, fixture};
 
 const VERSIONS: [&SupportedProtocolVersion; 2] = [&TLS12, &TLS13];
@@ -69,8 +69,9 @@ fn live(server: &Server, trusted: &str) -> io::Result<Reply> {
 fn answers_over_tls_are_those_without_it() {
     let w = workspace();
     let image = png(&w, 0);
-    let plain = Server::start(&w, &model());
-    let secret = Server::start(&w, &format!("{} {TLS}", model()));
+    let open = model_of(280);
+    let plain = Server::start(&w, &open);
+    let secret = Server::start(&w, &format!("{open} {TLS}"));
     let content_type = [("Content-Type", "image/png")];
     let expected = plain
         .request("POST", "/v1/embeddings", &content_type, &image)
@@ -81,9 +82,12 @@ fn answers_over_tls_are_those_without_it() {
         assert_eq!(reply.ok()["data"], expected["data"]);
     }
     // An answer of many records.
-    let patches = secret.bytes("POST", "/v1/embeddings?output=patch", &content_type, &image);
-    let reply = send(&secret, "server.pem", &TLS13, &patches).expect("an answer");
-    assert_eq!(reply.ok()["output"], "patch");
+    let patches = "/v1/embeddings?output=patch";
+    let expected = plain.request("POST", patches, &content_type, &image).ok();
+    let request = secret.bytes("POST", patches, &content_type, &image);
+    let reply = send(&secret, "server.pem", &TLS13, &request).expect("an answer");
+    assert!(reply.body.len() > 64 << 10, "{} bytes", reply.body.len());
+    assert_eq!(reply.ok()["data"], expected["data"]);
     let error = live(&secret, "renewed.pem").expect_err("another certificate is trusted");
     assert!(error.to_string().contains("invalid peer certificate"), "{error}");
 }
