@@ -8,7 +8,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, InconsistentKeys, RootCertStore, ServerConfig};
@@ -80,8 +80,12 @@ fn acceptor(listen: &Listen) -> Result<Option<TlsAcceptor>> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let certificates = certificates(cert)?;
     check_time(cert, &certificates[0], &provider)?;
-    let private = PrivateKeyDer::from_pem_slice(&read(key)?)
-        .map_err(|e| wrong(key, format!("expected a private key as PEM: {e}")))?;
+    let private = PrivateKeyDer::from_pem_slice(&read(key)?).map_err(|e| {
+        wrong(
+            key,
+            format!("expected an unencrypted private key as PEM, {}", found(&e)),
+        )
+    })?;
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|e| Error::failed("TLS", e.to_string()))?
@@ -100,13 +104,12 @@ fn acceptor(listen: &Listen) -> Result<Option<TlsAcceptor>> {
 
 /// The certificates of a file, at least one.
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
-    let found = CertificateDer::pem_slice_iter(&read(path)?)
-        .collect::<std::result::Result<Vec<_>, _>>()
-        .map_err(|e| wrong(path, format!("expected certificates as PEM: {e}")))?;
-    match found.is_empty() {
-        true => Err(wrong(path, "expected a certificate as PEM, found none")),
-        false => Ok(found),
-    }
+    let all = CertificateDer::pem_slice_iter(&read(path)?).collect::<std::result::Result<Vec<_>, _>>();
+    let all = match all {
+        Ok(none) if none.is_empty() => Err(pem::Error::NoItemsFound),
+        all => all,
+    };
+    all.map_err(|e| wrong(path, format!("expected certificates as PEM, {}", found(&e))))
 }
 
 /// Refuses a certificate that no client would take now.
@@ -135,6 +138,16 @@ fn check_time(path: &Path, certificate: &CertificateDer<'_>, provider: &CryptoPr
         path,
         format!("expected a certificate that is valid now, found one that is valid {found}"),
     ))
+}
+
+/// What was found in place of PEM.
+fn found(error: &pem::Error) -> String {
+    match error {
+        pem::Error::NoItemsFound => "found none".to_owned(),
+        pem::Error::MissingSectionEnd { .. } => "found one that is cut short".to_owned(),
+        pem::Error::IllegalSectionStart { .. } => "found one whose first line is cut short".to_owned(),
+        other => format!("found {other}"),
+    }
 }
 
 fn wrong(path: &Path, reason: impl Into<String>) -> Error {

@@ -167,12 +167,12 @@ fn each_wrong_file_is_named_with_what_is_wrong() {
         (
             "garbage",
             "server.key",
-            ["garbage", "expected a certificate as PEM, found none"],
+            ["garbage", "expected certificates as PEM, found none"],
         ),
         (
             "empty",
             "server.key",
-            ["empty", "expected a certificate as PEM, found none"],
+            ["empty", "expected certificates as PEM, found none"],
         ),
         (
             "cut.pem",
@@ -187,27 +187,27 @@ fn each_wrong_file_is_named_with_what_is_wrong() {
         (
             "server.key",
             "server.key",
-            ["server.key", "expected a certificate as PEM, found none"],
+            ["server.key", "expected certificates as PEM, found none"],
         ),
         (
             "server.pem",
             "garbage",
-            ["garbage", "expected a private key as PEM"],
+            ["garbage", "private key as PEM, found none"],
         ),
         (
             "server.pem",
             "server.pem",
-            ["server.pem", "expected a private key as PEM"],
+            ["server.pem", "private key as PEM, found none"],
         ),
         (
             "server.pem",
             "locked.key",
-            ["locked.key", "expected a private key as PEM"],
+            ["locked.key", "an unencrypted private key as PEM, found none"],
         ),
         (
             "server.pem",
             "cut.key",
-            ["cut.key", "expected a private key as PEM"],
+            ["cut.key", "found one that is cut short"],
         ),
         (
             "server.pem",
