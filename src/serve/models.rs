@@ -463,10 +463,9 @@ impl Work {
         let len = reader.image_len();
         let limits = &self.config.limits;
         let timeout = Duration::from_secs_f64(limits.timeout);
-        let room = limits.queue.resolve(timeout, || {
-            time_of_run(model.as_mut(), len, 1)?;
-            time_of_run(model.as_mut(), len, 1)
-        })?;
+        let room = limits
+            .queue
+            .resolve(timeout, || time_of_run(model.as_mut(), len, 1))?;
         let batch = self.config.batch.resolve(model.as_mut(), len)?;
         let batch = batch.min(room);
         if self.config.warmup && self.config.batch != BatchSize::Auto {
