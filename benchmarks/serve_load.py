@@ -12,6 +12,11 @@ mixes good requests with bad ones of many kinds for so many seconds, and prints 
 request must be answered with 200 and the same features as before, memory may grow by a tenth and 16 MiB after the first tenth of the time, and
 descriptors must be as before when all clients are gone.
 
+    .. --stop
+
+sends the server SIGTERM in the middle of load on 64 connections, as many times as --rounds says. Every request on a connection that the server
+took must be answered, and the server must end with 0.
+
 Arguments behind `--` are given to the server and to the benchmark: `-- --threads 2`.
 """
 
@@ -194,6 +199,39 @@ async def faithful(host, port, request, until, counts):
     writer.close()
 
 
+async def last_client(host, port, requests, counts):
+    """Comes back for as long as somebody listens. A connection that ends before its first answer was never taken."""
+    while True:
+        try:
+            reader, writer = await asyncio.open_connection(host, port)
+        except ConnectionError:
+            return
+        closed, first = False, True
+        while not closed:
+            try:
+                writer.write(random.choice(requests))
+                await writer.drain()
+                status, _, closed = await answer(reader)
+            except ConnectionError:
+                status, closed = 0, True
+            if status or not first:
+                counts["answered" if status in (200, 429) else "lost"] += 1
+            first = False
+        writer.close()
+
+
+async def stopped_amid_load(process, host, port, requests, seconds):
+    counts = {"answered": 0, "lost": 0}
+    clients = asyncio.gather(*(last_client(host, port, requests, counts) for _ in range(64)))
+    await asyncio.sleep(seconds / 2)
+    before = counts["answered"]
+    process.terminate()
+    await clients
+    code = await asyncio.to_thread(process.wait)
+    print(f"{before} requests answered before SIGTERM, {counts['answered'] - before} after it, {counts['lost']} lost; exit code {code}")
+    return counts["lost"] == 0 and code == 0
+
+
 async def watch(pid, until, seconds, seen):
     while time.perf_counter() < until:
         await asyncio.sleep(seconds / 20)
@@ -221,6 +259,13 @@ async def hostile(host, port, pid, images, seconds):
     return flat and counts["wrong"] == counts["lost"] == 0 and counts["good"] > 0
 
 
+def own_and_more(parser):
+    """The options of this script, and the words behind `--`."""
+    words = sys.argv[1:]
+    end = words.index("--") if "--" in words else len(words)
+    return parser.parse_args(words[:end]), words[end + 1 :]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--macula", required=True)
@@ -230,10 +275,8 @@ def main():
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--connections", default="1,16,64,400")
     parser.add_argument("--hostile", type=float, default=0)
-    own, more = sys.argv[1:], []
-    if "--" in own:
-        own, more = own[: own.index("--")], own[own.index("--") + 1 :]
-    options = parser.parse_args(own)
+    parser.add_argument("--stop", action="store_true")
+    options, more = own_and_more(parser)
     files = sorted(p for p in pathlib.Path(options.data).rglob("*") if p.suffix.lower() in {".jpg", ".jpeg", ".png"})
     images = [path.read_bytes() for path in files[:256]]
     if not images:
@@ -247,6 +290,15 @@ def main():
         finally:
             stop(process)
         sys.exit(0 if done else 1)
+    if options.stop:
+        well = True
+        for _ in range(options.rounds):
+            process, host, port = start(options.macula, options.model, more)
+            try:
+                well &= asyncio.run(stopped_amid_load(process, host, port, requests, options.seconds))
+            finally:
+                stop(process)
+        sys.exit(0 if well else 1)
     print("| round | bench extract, images/s | connections | images/s | of bench extract | p50 ms | p99 ms | answers |")
     print("|---|---|---|---|---|---|---|---|")
     for number in range(1, options.rounds + 1):
@@ -265,4 +317,5 @@ def main():
             )
 
 
-main()
+if __name__ == "__main__":
+    main()

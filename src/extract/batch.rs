@@ -59,19 +59,23 @@ impl BatchSize {
     }
 }
 
-fn measured(model: &mut dyn FeatureModel, image_len: usize) -> Result<usize> {
+/// The time of a run of `model` for `size` black images of `image_len` values. The first run of a model also prepares it.
+///
+/// # Errors
+/// What the model says.
+pub(crate) fn time_of_run(model: &mut dyn FeatureModel, image_len: usize, size: usize) -> Result<Duration> {
     let mut outputs = vec![Vec::new(); model.outputs().len()];
-    let mut run = |size: usize| -> Result<Duration> {
-        outputs.iter_mut().for_each(Vec::clear);
-        let pixels = vec![0.; size * image_len];
-        let start = Instant::now();
-        model.run(&pixels, size, &mut outputs)?;
-        Ok(start.elapsed())
-    };
-    run(1)?; // the first run of a model also prepares it
+    let pixels = vec![0.; size * image_len]; // [size, 3, H, W]
+    let start = Instant::now();
+    model.run(&pixels, size, &mut outputs)?;
+    Ok(start.elapsed())
+}
+
+fn measured(model: &mut dyn FeatureModel, image_len: usize) -> Result<usize> {
+    time_of_run(model, image_len, 1)?;
     let mut rates = Vec::new();
     for size in TRIED {
-        let took = run(size)?;
+        let took = time_of_run(model, image_len, size)?;
         rates.push((size, size as f64 / took.as_secs_f64().max(1e-9)));
         if took > LONG {
             break;

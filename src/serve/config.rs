@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
-use super::NamedModel;
+use super::{NamedModel, QueueSize};
 use crate::data::DecodeOptions;
 use crate::extract::BatchSize;
 use crate::extract::model::ModelOptions;
@@ -67,9 +67,10 @@ impl std::fmt::Debug for Secrets {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Args)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// Images that wait or are computed, for each model; beyond it requests are answered 429
+    /// Images that wait or are computed, for each model; beyond it requests are answered 429. auto: what the model, measured at
+    /// the start, computes in half of --timeout, and 256 at most
     #[arg(long, value_name = "N", default_value_t = Limits::default().queue)]
-    pub queue: usize,
+    pub queue: QueueSize,
     /// Longest time that a started batch waits for images that are being decoded, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = Limits::default().max_wait)]
     pub max_wait: u64,
@@ -105,7 +106,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            queue: 256,
+            queue: QueueSize::Auto,
             max_wait: 5,
             max_images: 64,
             max_body: 32,
@@ -167,8 +168,8 @@ impl Limits {
     /// Names the first that is not.
     pub fn validate(&self) -> Result<()> {
         let counts = [
-            ("queue", self.queue, 1 << 20),
-            ("max_images", self.max_images, self.queue),
+            ("queue", self.queue.most(), 1 << 20),
+            ("max_images", self.max_images, self.queue.most()),
             ("max_body", self.max_body, 1 << 12),
             ("body_memory", self.body_memory, 1 << 20),
             ("connections", self.connections, 1 << 20),
@@ -225,18 +226,25 @@ mod tests {
         let wrong = [
             (
                 Limits {
-                    queue: 0,
+                    queue: QueueSize::Fixed(0),
                     ..Limits::default()
                 },
                 "queue: expected 1 to",
             ),
             (
                 Limits {
-                    queue: 8,
+                    queue: QueueSize::Fixed(8),
                     max_images: 9,
                     ..Limits::default()
                 },
                 "max_images: expected 1 to 8, found 9",
+            ),
+            (
+                Limits {
+                    max_images: 257,
+                    ..Limits::default()
+                },
+                "max_images: expected 1 to 256, found 257",
             ),
             (
                 Limits {

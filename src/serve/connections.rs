@@ -23,7 +23,7 @@ use super::tls::Tls;
 
 /// The most headers of a request.
 const MOST_HEADERS: usize = 64;
-/// The most bytes of a request's headers.
+/// No more is read of headers that are this long and not at their end. The last read may bring half as much again.
 const HEADER_BYTES: usize = 32 << 10;
 /// Pause after a connection could not be accepted, for instance since there are too many open files.
 const PAUSE: Duration = Duration::from_millis(50);

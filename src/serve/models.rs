@@ -18,6 +18,7 @@ use super::decode::{Recipe, Workers};
 use super::error::{ApiError, ApiResult};
 use super::metrics::Metrics;
 use crate::data::{BatchReader, DecodeOptions, Record, RgbImage, RowError, Source};
+use crate::extract::batch::time_of_run;
 use crate::extract::model::{self, OpenModel};
 use crate::extract::{BatchSize, FeatureModel, OutputSpec};
 use crate::{Error, Result};
@@ -50,6 +51,8 @@ pub(super) struct Lane {
     pub size: (usize, usize),
     queue: Arc<Queue>,
     places: Arc<Semaphore>,
+    /// The most images that wait for it or are computed.
+    pub room: usize,
     most: usize,
     /// When its file was written, in seconds since 1970.
     created: u64,
@@ -68,6 +71,7 @@ struct Opened {
     recipe: Recipe,
     size: (usize, usize),
     batch: usize,
+    room: usize,
 }
 
 impl FromStr for NamedModel {
@@ -286,7 +290,6 @@ impl Lane {
         let opened = opened.recv();
         let opened =
             opened.map_err(|_| Error::failed(&named.path, "cannot be opened: its thread ended"))??;
-        let most = config.limits.queue;
         Ok(Self {
             name: named.name.clone(),
             outputs: opened.outputs,
@@ -294,7 +297,8 @@ impl Lane {
             recipe: Arc::new(opened.recipe),
             size: opened.size,
             queue,
-            places: Arc::new(Semaphore::new(most)),
+            places: Arc::new(Semaphore::new(opened.room)),
+            room: opened.room,
             most: opened.batch,
             created: written(Path::new(&named.path)),
         })
@@ -362,9 +366,21 @@ impl Lane {
     }
 
     /// Places in the queue for `n` images.
+    ///
+    /// # Errors
+    /// 429 where others have them, 400 where there are not as many, 503 where the model is gone.
     fn admit(&self, n: usize) -> ApiResult<OwnedSemaphorePermit> {
         if self.queue.is_closed() {
             return Err(ApiError::unavailable(format!("the model {} is gone", self.name)));
+        }
+        if n > self.room {
+            return Err(ApiError::field(
+                "input",
+                format!(
+                    "expected at most {} images, for which {} has places, found {n}",
+                    self.room, self.name
+                ),
+            ));
         }
         Arc::clone(&self.places)
             .try_acquire_many_owned(n as u32)
@@ -384,6 +400,7 @@ impl Lane {
             "kind": self.description["kind"],
             "sha256": self.description["sha256"],
             "batch": self.most,
+            "queue": self.room,
             "ready": !self.queue.is_closed(),
         })
     }
@@ -444,11 +461,15 @@ impl Work {
         // The same checks as in an extraction, and the same way of decoding.
         let reader = BatchReader::new(&preprocess, &self.config.decode)?;
         let len = reader.image_len();
+        let limits = &self.config.limits;
+        let timeout = Duration::from_secs_f64(limits.timeout);
+        let room = limits
+            .queue
+            .resolve(timeout, || time_of_run(model.as_mut(), len, 1))?;
         let batch = self.config.batch.resolve(model.as_mut(), len)?;
-        let batch = batch.min(self.config.limits.queue);
+        let batch = batch.min(room);
         if self.config.warmup && self.config.batch != BatchSize::Auto {
-            let mut outputs = vec![Vec::new(); model.outputs().len()];
-            model.run(&vec![0.0; batch * len], batch, &mut outputs)?;
+            time_of_run(model.as_mut(), len, batch)?;
         }
         let opened = Opened {
             outputs: model.outputs().to_vec(),
@@ -460,6 +481,7 @@ impl Work {
             },
             size: reader.size(),
             batch,
+            room,
         };
         Ok((model, opened))
     }

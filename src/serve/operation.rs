@@ -156,9 +156,10 @@ impl Life<'_> {
                 .collect();
             let (height, width) = lane.size;
             tracing::info!(
-                "model {}: images of {height}x{width}, outputs {}",
+                "model {}: images of {height}x{width}, outputs {}, a queue of {}",
                 lane.name,
-                outputs.join(", ")
+                outputs.join(", "),
+                lane.room
             );
         }
         if self.app.keys.open() && !address.ip().is_loopback() {

@@ -1,7 +1,7 @@
 //! A server in a process of its own, and a client that sends the very bytes it is told.
 
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::net::TcpStream;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -118,6 +118,11 @@ impl Server {
 
     /// One request on a connection of its own.
     pub fn request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Reply {
+        self.raw(&self.bytes(method, path, headers, body))
+    }
+
+    /// The bytes of a request that has a connection of its own.
+    pub fn bytes(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
         let mut head = format!(
             "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Length: {}\r\n",
             self.address,
@@ -126,7 +131,7 @@ impl Server {
         for (name, value) in headers {
             head += &format!("{name}: {value}\r\n");
         }
-        self.raw(&[head.as_bytes(), b"\r\n", body].concat())
+        [head.as_bytes(), b"\r\n", body].concat()
     }
 
     pub fn get(&self, path: &str) -> Reply {
@@ -159,7 +164,7 @@ impl Drop for Server {
 }
 
 /// Reads an answer until the connection ends.
-pub fn read(mut stream: TcpStream) -> Reply {
+pub fn read(mut stream: impl Read) -> Reply {
     let mut bytes = Vec::new();
     // A connection that is reset has given what it had.
     let _ = stream.read_to_end(&mut bytes);

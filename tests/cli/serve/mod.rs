@@ -4,6 +4,7 @@ mod client;
 mod hostile;
 mod operation;
 mod requests;
+mod tls;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -12,8 +13,13 @@ use crate::harness::{Workspace, golden};
 
 /// A small network, whose images are of 28 x 28.
 fn model() -> String {
+    model_of(28)
+}
+
+/// The same for images of `side` x `side`.
+fn model_of(side: usize) -> String {
     format!(
-        "--model tiny={} --heads 3 --resize 28 --crop 28 --device cpu --threads 2",
+        "--model tiny={} --heads 3 --resize {side} --crop {side} --device cpu --threads 2",
         golden("official_plain.safetensors").display()
     )
 }

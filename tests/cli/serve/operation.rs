@@ -1,4 +1,4 @@
-//! Keys, variables, TLS, signals.
+//! Keys, variables, the queue, signals.
 
 use std::io::{Read as _, Write as _};
 use std::time::{Duration, Instant};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::client::{Reply, Server};
-use super::{data_uri, model, png};
+use super::{data_uri, model, model_of, png};
 use crate::harness::Workspace;
 
 fn with_key(server: &Server, path: &str, key: &str) -> Reply {
@@ -112,6 +112,26 @@ fn every_flag_is_a_variable_too_and_wrong_ones_are_named() {
             run.stderr
         );
     }
+}
+
+#[test]
+fn the_queue_is_as_long_as_the_model_is_fast() {
+    let w = Workspace::new();
+    let queue = |server: &Server| server.get("/v1/models").ok()["data"][0]["queue"].clone();
+    let fast = Server::start(&w, &format!("{} --timeout 600", model()));
+    assert_eq!(queue(&fast), 256);
+    assert!(fast.log().contains("a queue of 256"), "{}", fast.log());
+    let told = Server::start(&w, &format!("{} --queue 100", model()));
+    assert_eq!(queue(&told), 100);
+    // Images of 1,600 patches, and half a second for those that wait.
+    let slow = Server::start(&w, &format!("{} --timeout 1 --max-images 256", model_of(560)));
+    let most = queue(&slow).as_u64().expect("a number");
+    assert!((1..256).contains(&most), "{most}");
+    let uri = data_uri(&png(&w, 0));
+    let images = json!({ "input": vec![uri; most as usize + 1] });
+    let (_, param, message) = slow.post("/v1/embeddings", &images).error(400);
+    assert_eq!(param.as_deref(), Some("input"));
+    assert!(message.contains(&format!("at most {most} images")), "{message}");
 }
 
 #[cfg(unix)]
