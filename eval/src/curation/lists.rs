@@ -25,9 +25,10 @@ use rand_chacha::rand_core::SeedableRng;
 const QUERIES: usize = 256;
 /// Rows of a list in one product, whole tiles of them.
 const ROWS: usize = 6 * TILE;
-/// Rows in one product are a multiple of this, the rest being zeros, and queries at least two: then the product of a pair is the same
-/// to the bit whatever it is computed with (`linalg::neighbours`).
+/// Rows in one product are a multiple of this, the rest being zeros, and queries at least so many: then the product of a pair is the same
+/// to the bit whatever it is computed with (`linalg::neighbours`). Products of up to 256 values have a kernel of their own.
 const TILE: usize = 96;
+const FEWEST_QUERIES: usize = 3;
 /// Groups of queries whose hits are held before they are visited, for each thread.
 const GROUPS_PER_THREAD: usize = 16;
 /// Rows for each centroid that the clustering is trained on.
@@ -236,7 +237,7 @@ impl<'a> InvertedLists<'a> {
         let dim = queries.dim();
         let block = gathered(queries, &members); // [members, d]
         let mut scores = product(&block, self.centroids.view().data(), dim); // [members.., lists..]
-        let width = scores.len() / members.len().max(2);
+        let width = scores.len() / members.len().max(FEWEST_QUERIES);
         let mut probed = Vec::with_capacity(members.len() * self.probes);
         for (member, scores) in scores.chunks_exact_mut(width).take(members.len()).enumerate() {
             for (score, half_norm) in scores.iter_mut().zip(&self.half_norms) {
@@ -279,7 +280,7 @@ impl<'a> InvertedLists<'a> {
                 let places = from..(from + ROWS).min(self.starts[list + 1]);
                 let rows = &self.rows[places.clone()];
                 let products = product(&block, &open.rows(rows, places), queries.dim());
-                let width = products.len() / chosen.len().max(2);
+                let width = products.len() / chosen.len().max(FEWEST_QUERIES);
                 for (scores, &(_, place)) in products.chunks_exact(width).zip(same_list) {
                     let itself = own.map(|first| (first + group.members[place as usize] as usize) as u32);
                     let keys = &mut group.keys[place as usize];
@@ -347,10 +348,10 @@ fn gathered(rows: MatrixView<'_>, places: &[u32]) -> Vec<f32> {
     copied
 }
 
-/// Inner products of the rows of `a` and `b`, `[n, m]`, where n is at least 2 and m a multiple of [`TILE`].
+/// Inner products of the rows of `a` and `b`, `[n, m]`, where n is at least [`FEWEST_QUERIES`] and m a multiple of [`TILE`].
 fn product(a: &[f32], b: &[f32], dim: usize) -> Vec<f32> {
     let (a, b) = (
-        filled_up(a, 2 * dim),
+        filled_up(a, FEWEST_QUERIES * dim),
         filled_up(b, b.len().next_multiple_of(TILE * dim)),
     );
     let (n, m) = (a.len() / dim, b.len() / dim);
