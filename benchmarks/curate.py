@@ -5,6 +5,7 @@
     python benchmarks/curate.py overlap --data FASHION --model m.onnx [--work DIR]
     python benchmarks/curate.py balance --data FASHION --model m.onnx [--work DIR]
     python benchmarks/curate.py scale [--rows 10000,100000,1000000] [--steps dedup,sample] [--threads 2] [--work DIR]
+    python benchmarks/curate.py ranks [--rows 1000000] [--steps dedup,sample] [--mpiexec "mpiexec -n 2"] [--work DIR]
 
 FASHION is the folder of Fashion-MNIST's IDX files, m.onnx a trained export, EMOJI the folder that benchmarks/emoji_data.py filled,
 whose 1,892 images are made 28 x 28 and grey: the thresholds of `--pixels hash` were set on copies from FASHION, not on these. Each prints the table that BENCHMARKS.md
@@ -226,9 +227,8 @@ def measured(*words):
     return time.perf_counter() - start, usage.ru_maxrss / 2**20, usage.ru_utime + usage.ru_stime, json.loads(text)
 
 
-def scale(args):
-    """Time and peak memory of dedup and of a hierarchy of 4 levels."""
-    print(f"{'rows':>9} {'step':8} {'wall s':>8} {'cpu s':>8} {'peak GB':>8}  result")
+def scaled_steps(args):
+    """Rows, name and command of dedup and of a hierarchy of 4 levels on synthetic features."""
     for rows in args.rows:
         folder = args.work / f"synthetic-{rows}"
         if not (folder / "_SUCCESS").exists():
@@ -238,17 +238,43 @@ def scale(args):
             ("dedup", ["--threshold", 0.8]),
             ("sample", ["--size", 0.1, "--levels", levels, "--iterations", 25]),
         ]:
-            if step not in args.steps:
-                continue
-            words = ["curate", step, "--features", folder, *flags, "--threads", args.threads, "--json", "--force"]
-            wall, peak, cpu, json_ = measured(*words, "--out", args.work / f"scale-{rows}-{step}")
-            counts = {k: v for k, v in json_["counts"].items() if k in ("kept", "edges", "search", "edge_recall", "clusters")}
-            print(f"{rows:9} {step:8} {wall:8.1f} {cpu:8.1f} {peak:8.2f}  {counts}", flush=True)
+            if step in args.steps:
+                yield rows, step, ["curate", step, "--features", folder, *flags, "--json", "--force"]
+
+
+def scale(args):
+    """Time and peak memory of the steps."""
+    print(f"{'rows':>9} {'step':8} {'wall s':>8} {'cpu s':>8} {'peak GB':>8}  result")
+    for rows, step, words in scaled_steps(args):
+        out = args.work / f"scale-{rows}-{step}"
+        wall, peak, cpu, json_ = measured(*words, "--threads", args.threads, "--out", out)
+        counts = {k: v for k, v in json_["counts"].items() if k in ("kept", "edges", "search", "edge_recall", "clusters")}
+        print(f"{rows:9} {step:8} {wall:8.1f} {cpu:8.1f} {peak:8.2f}  {counts}", flush=True)
+
+
+def ranks(args):
+    """The steps on one process and on ranks, each of one thread: time, the memory of each, and whether the lists are the same."""
+    print(f"{'rows':>9} {'step':8} {'launcher':16} {'wall s':>8}  memory in GB")
+    for rows, step, words in scaled_steps(args):
+        lists = []
+        for launcher in ["", args.mpiexec]:
+            out = args.work / f"ranks-{rows}-{step}-{len(launcher.split())}"
+            start = time.perf_counter()
+            command = [*launcher.split(), MACULA, *map(str, words), "--threads", "1", "--out", str(out)]
+            run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            said = run.stderr.read()
+            _, status, usage = os.wait4(run.pid, 0)
+            assert status == 0, (command, said)
+            told = [line.split("at most: ")[1] for line in said.splitlines() if "memory of ranks" in line]
+            memory = told[0] if told else f"{usage.ru_maxrss * 1024 / 1e9:.2f} GB"
+            print(f"{rows:9} {step:8} {launcher:16} {time.perf_counter() - start:8.1f}  {memory}", flush=True)
+            lists.append((out / "list.parquet").read_bytes())
+        print(f"{rows:9} {step:8} the lists are {'the same' if lists[0] == lists[1] else 'NOT THE SAME'}", flush=True)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["copies", "overlap", "balance", "scale"])
+    parser.add_argument("what", choices=["copies", "overlap", "balance", "scale", "ranks"])
     parser.add_argument("--data", type=pathlib.Path)
     parser.add_argument("--emoji", type=pathlib.Path)
     parser.add_argument("--model")
@@ -258,6 +284,7 @@ def main():
     parser.add_argument("--rows", type=lambda t: [int(v) for v in t.split(",")], default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--steps", type=lambda t: t.split(","), default=["dedup", "sample"])
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--mpiexec", default="mpiexec -n 2")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     globals()[args.what](args)

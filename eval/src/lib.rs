@@ -13,13 +13,17 @@ pub mod matrix;
 pub mod metrics;
 pub mod protocols;
 pub mod rng;
+mod share;
 pub mod split;
 pub mod stats;
 pub mod table;
+pub mod team;
 #[cfg(test)]
 mod testing;
 
 pub use error::{Error, Result};
 pub use labelled::{Split, TrainTest};
 pub use matrix::{LabelSet, Matrix, MatrixView};
+pub use share::Share;
 pub use table::EvalResult;
+pub use team::{Alone, Team};

@@ -1,5 +1,7 @@
 //! Features in memory: a row-major `n x d` matrix of f32 and the labels that go with its rows.
 
+use std::ops::Range;
+
 use crate::{Error, Result};
 
 /// A row-major `n x d` matrix of f32.
@@ -89,6 +91,15 @@ impl<'a> MatrixView<'a> {
     /// Row `index`. Panics past the end, like a slice.
     pub fn row(&self, index: usize) -> &'a [f32] {
         &self.data[index * self.dim..(index + 1) * self.dim]
+    }
+
+    /// The rows of `range`. Panics past the end, like a slice.
+    pub fn range(&self, range: Range<usize>) -> Self {
+        Self {
+            data: &self.data[range.start * self.dim..range.end * self.dim],
+            rows: range.len(),
+            dim: self.dim,
+        }
     }
 
     /// The rows of `indices`, copied in that order. Panics past the end, like a slice.

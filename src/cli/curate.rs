@@ -129,11 +129,13 @@ impl<S: Args + Step> StepArgs<S> {
         };
         let ranks = cluster::join()?;
         if ranks.rank() > 0 {
-            return self.step.help(&input, self.random.seed, ranks.as_ref());
+            self.step.help(&input, self.random.seed, ranks.as_ref())?;
+            return cluster::tell_memory(ranks.as_ref());
         }
         let target = (self.out.out.as_path(), self.out.force);
         let outcome = run_step(&self.step, &input, self.random.seed, target, ranks.as_ref())?;
         tell(&outcome.notes, &self.out.out);
+        cluster::tell_memory(ranks.as_ref())?;
         if self.out.print.json {
             return output::print_json(&outcome.json);
         }

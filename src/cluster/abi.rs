@@ -89,6 +89,8 @@ pub(super) struct Api {
         unsafe extern "C" fn(*const c_void, *mut c_void, c_int, Handle, Handle, Handle) -> c_int,
     pub(super) all_gather:
         unsafe extern "C" fn(*const c_void, c_int, Handle, *mut c_void, c_int, Handle, Handle) -> c_int,
+    pub(super) all_to_all:
+        unsafe extern "C" fn(*const c_void, c_int, Handle, *mut c_void, c_int, Handle, Handle) -> c_int,
     pub(super) library_version: unsafe extern "C" fn(*mut c_char, *mut c_int) -> c_int,
     pub(super) error_string: unsafe extern "C" fn(c_int, *mut c_char, *mut c_int) -> c_int,
 }
@@ -131,6 +133,7 @@ impl Api {
             broadcast: function!("MPI_Bcast"),
             all_reduce: function!("MPI_Allreduce"),
             all_gather: function!("MPI_Allgather"),
+            all_to_all: function!("MPI_Alltoall"),
             library_version: function!("MPI_Get_library_version"),
             error_string: function!("MPI_Error_string"),
         };

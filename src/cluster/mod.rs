@@ -13,6 +13,7 @@ mod locate;
 #[cfg(unix)]
 mod mpi;
 mod ranks;
+mod team;
 #[cfg(test)]
 pub(crate) mod threads;
 #[cfg(unix)]
@@ -29,7 +30,9 @@ use serde::Serialize;
 pub use differentiable::{gather_with_gradient, sum_with_gradient};
 pub use launch::{Launch, Launcher};
 pub use ranks::{OneRank, Ranks, Reduction};
+pub use team::OfRanks;
 
+use crate::device::peak_resident;
 use crate::{Error, Result};
 
 /// The job that this process has joined. A process can join one: MPI cannot begin again once it has ended.
@@ -127,6 +130,24 @@ pub fn gpu() -> Option<usize> {
         true => 0,
         false => launch.local_rank,
     })
+}
+
+/// Says what memory each of `ranks` has needed so far, where there are several. All of them call it.
+///
+/// # Errors
+/// Ranks that cannot reach each other.
+pub fn tell_memory(ranks: &dyn Ranks) -> Result<()> {
+    if ranks.is_one() {
+        return Ok(());
+    }
+    let all = ranks.gather_f32(&[peak_resident() as f32 / 1e9])?;
+    let listed: Vec<String> = all.iter().flatten().map(|size| format!("{size:.2}")).collect();
+    tracing::info!(
+        "memory of ranks 0 to {}, at most: {} GB",
+        all.len() - 1,
+        listed.join(", ")
+    );
+    Ok(())
 }
 
 /// The name of this machine.

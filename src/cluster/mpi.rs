@@ -208,6 +208,36 @@ impl Ranks for Mpi {
         Ok(all)
     }
 
+    fn trade(&self, parts: &[u8]) -> Result<Vec<u8>> {
+        let length = parts.len() / self.size;
+        if length > AT_ONCE || length * self.size != parts.len() {
+            let reason = format!(
+                "expected {} equal parts of at most {AT_ONCE} bytes, found {} bytes",
+                self.size,
+                parts.len()
+            );
+            return Err(Error::failed(self.library(), reason));
+        }
+        let _alone = self.alone();
+        let mut came = vec![0; parts.len()];
+        let constants = &self.api.constants;
+        let count = length as c_int; // at most AT_ONCE
+        // SAFETY: both hold `count` bytes for each of the ranks; `parts` is read and `came` written.
+        let done = unsafe {
+            (self.api.all_to_all)(
+                parts.as_ptr().cast(),
+                count,
+                constants.byte,
+                came.as_mut_ptr().cast(),
+                count,
+                constants.byte,
+                constants.world,
+            )
+        };
+        self.check("MPI_Alltoall", done)?;
+        Ok(came)
+    }
+
     fn broadcast(&self, bytes: &mut Vec<u8>, from: usize) -> Result<()> {
         let _alone = self.alone();
         let mut length = (bytes.len() as u64).to_le_bytes();

@@ -41,6 +41,13 @@ pub trait Ranks: Send + Sync {
     /// As [`Ranks::reduce_f32`].
     fn gather_bytes(&self, own: &[u8]) -> Result<Vec<Vec<u8>>>;
 
+    /// Sends each rank its part of `parts`, which is as many equal parts as there are ranks, and gives what came from each, in rank order.
+    /// As long on every rank.
+    ///
+    /// # Errors
+    /// As [`Ranks::reduce_f32`].
+    fn trade(&self, parts: &[u8]) -> Result<Vec<u8>>;
+
     /// Replaces `bytes` by those of rank `from`.
     ///
     /// # Errors
@@ -211,6 +218,10 @@ impl Ranks for OneRank {
 
     fn gather_bytes(&self, own: &[u8]) -> Result<Vec<Vec<u8>>> {
         Ok(vec![own.to_vec()])
+    }
+
+    fn trade(&self, parts: &[u8]) -> Result<Vec<u8>> {
+        Ok(parts.to_vec())
     }
 
     fn broadcast(&self, _: &mut Vec<u8>, _: usize) -> Result<()> {

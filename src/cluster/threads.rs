@@ -7,13 +7,31 @@ use std::time::Duration;
 use super::ranks::{Ranks, Reduction};
 use crate::{Error, Result};
 
-/// What a message costs.
+/// What a message from one rank to another costs.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Network {
-    /// Time of every call, however small.
+    /// Time of every message, however small.
     pub(crate) latency: Duration,
     /// Bytes a second that a rank sends; 0 for no limit.
     pub(crate) bandwidth: f64,
+}
+
+impl Network {
+    /// The time of `count` messages of `bytes` each, one behind the other.
+    fn messages(&self, count: usize, bytes: f64) -> Duration {
+        let sending = match self.bandwidth > 0. {
+            true => Duration::from_secs_f64(count as f64 * bytes / self.bandwidth),
+            false => Duration::ZERO,
+        };
+        self.latency * count as u32 + sending
+    }
+
+    /// The model of `docs/clusters.md`: seconds in which `ranks` reduce `bytes` in `calls`, around a ring.
+    pub(crate) fn reduction_seconds(&self, ranks: usize, bytes: f64, calls: usize) -> f64 {
+        let others = (ranks - 1) as f64;
+        2. * others / ranks as f64 * bytes / self.bandwidth
+            + 2. * others * calls as f64 * self.latency.as_secs_f64()
+    }
 }
 
 /// Longest wait for the others, in tests that are wrong.
@@ -104,8 +122,8 @@ impl ThreadRank {
         self.meeting.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What all ranks bring to the call `name`, in rank order; `sent` bytes of it are paid for.
-    fn meet(&self, name: &str, own: Vec<u8>, sent: f64) -> Result<Arc<Vec<Vec<u8>>>> {
+    /// What all ranks bring to the call `name`, in rank order, after the time of as many messages of as many bytes.
+    fn meet(&self, name: &str, own: Vec<u8>, (count, bytes): (usize, f64)) -> Result<Arc<Vec<Vec<u8>>>> {
         let mut table = self.table();
         let size = self.meeting.size;
         // The last call's have been read by all.
@@ -136,7 +154,7 @@ impl ThreadRank {
         table.unread -= 1;
         self.meeting.changed.notify_all();
         drop(table);
-        self.pay(sent);
+        std::thread::sleep(self.network.messages(count, bytes));
         Ok(all)
     }
 
@@ -167,21 +185,10 @@ impl ThreadRank {
         }
     }
 
-    fn pay(&self, bytes: f64) {
-        let Network { latency, bandwidth } = self.network;
-        let sending = match bandwidth > 0. {
-            true => Duration::from_secs_f64(bytes / bandwidth),
-            false => Duration::ZERO,
-        };
-        if latency + sending > Duration::ZERO {
-            std::thread::sleep(latency + sending);
-        }
-    }
-
-    /// Bytes that a rank sends where `bytes` are reduced: in halves around a ring, as libraries do it.
-    fn of_ring(&self, bytes: usize) -> f64 {
-        let size = self.meeting.size as f64;
-        2. * bytes as f64 * (size - 1.) / size
+    /// The messages of `bytes` that go once around a ring in as many parts as there are ranks.
+    fn around(&self, bytes: usize) -> (usize, f64) {
+        let size = self.meeting.size;
+        (size - 1, bytes as f64 / size as f64)
     }
 
     fn reduce<const N: usize, T: Copy>(
@@ -192,8 +199,9 @@ impl ThreadRank {
     ) -> Result<()> {
         let own: Vec<u8> = values.iter().flat_map(|&value| to(value)).collect();
         let name = format!("a reduction of {} values of {N} bytes", values.len());
-        let sent = self.of_ring(own.len());
-        let all = self.meet(&name, own, sent)?;
+        // Once around to add up a part each, and once more to tell the sums.
+        let (count, bytes) = self.around(own.len());
+        let all = self.meet(&name, own, (2 * count, bytes))?;
         for (place, value) in values.iter_mut().enumerate() {
             let of_rank = |bytes: &Vec<u8>| from(bytes.as_chunks::<N>().0[place]);
             let mut of_ranks = all.iter().map(of_rank);
@@ -237,8 +245,20 @@ impl Ranks for ThreadRank {
     }
 
     fn gather_bytes(&self, own: &[u8]) -> Result<Vec<Vec<u8>>> {
-        let sent = (own.len() * (self.meeting.size - 1)) as f64;
+        let sent = (self.meeting.size - 1, own.len() as f64);
         Ok(self.meet("a gathering", own.to_vec(), sent)?.to_vec())
+    }
+
+    fn trade(&self, parts: &[u8]) -> Result<Vec<u8>> {
+        let length = parts.len() / self.meeting.size;
+        let name = format!("a trade of parts of {length} bytes");
+        let all = self.meet(&name, parts.to_vec(), self.around(parts.len()))?;
+        let own = self.rank * length..(self.rank + 1) * length;
+        Ok(all
+            .iter()
+            .flat_map(|of_rank| &of_rank[own.clone()])
+            .copied()
+            .collect())
     }
 
     fn broadcast(&self, bytes: &mut Vec<u8>, from: usize) -> Result<()> {
@@ -247,14 +267,14 @@ impl Ranks for ThreadRank {
         } else {
             Vec::new()
         };
-        let sent = own.len() as f64;
+        let sent = (1, own.len() as f64);
         let name = format!("a broadcast from rank {from}");
         *bytes = self.meet(&name, own, sent)?[from].clone();
         Ok(())
     }
 
     fn barrier(&self) -> Result<()> {
-        self.meet("a barrier", Vec::new(), 0.).map(drop)
+        self.meet("a barrier", Vec::new(), (1, 0.)).map(drop)
     }
 
     fn finish(&self) -> Result<()> {
@@ -293,6 +313,10 @@ mod tests {
                 let gathered = ranks
                     .gather_bytes(&vec![ranks.rank() as u8; ranks.rank()])
                     .unwrap();
+                let parts: Vec<u8> = (0..size).map(|to| (10 * ranks.rank() + to) as u8).collect();
+                let traded = ranks.trade(&parts).unwrap();
+                let all = (0..size).map(|from| (10 * from + ranks.rank()) as u8);
+                assert_eq!(traded, all.collect::<Vec<u8>>());
                 let mut told = vec![7; ranks.rank() + 1];
                 ranks.broadcast(&mut told, size - 1).unwrap();
                 ranks.barrier().unwrap();
@@ -372,6 +396,25 @@ mod tests {
         assert_eq!(failed[2], failed[0]);
     }
 
+    /// The table of `docs/clusters.md`: 30 million weights in 5 buckets, over networks that carry 94 % of their bits.
+    #[test]
+    fn the_model_gives_the_table_of_the_documents() {
+        let text = include_str!("../../docs/clusters.md");
+        let network = |gigabits: f64, microseconds| Network {
+            latency: Duration::from_micros(microseconds),
+            bandwidth: gigabits * 0.118e9,
+        };
+        let networks = [network(1., 50), network(10., 30), network(100., 2)];
+        for ranks in [8, 64, 512] {
+            let seconds = networks.map(|network| network.reduction_seconds(ranks, 0.12e9, 5));
+            let row = format!(
+                "| {ranks} | {:.1} s | {:.2} s | {:.2} s |",
+                seconds[0], seconds[1], seconds[2]
+            );
+            assert!(text.contains(&row), "no row {row}");
+        }
+    }
+
     #[test]
     fn a_network_takes_its_time() {
         let network = Network {
@@ -380,11 +423,11 @@ mod tests {
         };
         let start = Instant::now();
         on_ranks(2, network, |ranks| {
-            // 2 * 40,000 bytes * 1/2 at a megabyte a second, and the latency.
+            // Two messages of 20,000 bytes at a megabyte a second, each with its latency.
             ranks.reduce_f32(&mut vec![0.; 10_000], Reduction::Sum).unwrap();
         });
         assert!(
-            start.elapsed() >= Duration::from_millis(45),
+            start.elapsed() >= Duration::from_millis(50),
             "{:?}",
             start.elapsed()
         );

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
-use macula_eval::curation::{Components, Search, Searcher, Team as _, central_rows, edge_recall};
+use macula_eval::curation::{Components, EdgeSample, Search, Searcher, central_rows};
+use macula_eval::index::Hit;
+use macula_eval::{Matrix, Share, Team as _};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -14,9 +16,8 @@ use serde_json::{Value, json};
 use super::input::{InputOptions, Pool, open_other};
 use super::ledger::Ledger;
 use super::pixels::{self, PixelMatch};
-use super::team::OfRanks;
 use super::{Judged, Step, setting_name};
-use crate::cluster::{OneRank, Ranks};
+use crate::cluster::{OfRanks, OneRank, Ranks};
 use crate::data::{DecodeOptions, SampleRange, Source};
 use crate::{Error, Result, rng};
 
@@ -139,10 +140,13 @@ impl Step for DedupOptions {
         self.judge_with(input, seed, &OneRank)
     }
 
-    /// The neighbours alone: the rest is small beside them, or reads images.
+    /// What needs features; the rest is small beside that, or reads images.
     fn help(&self, input: &InputOptions, seed: u64, ranks: &dyn Ranks) -> Result<()> {
-        let pool = self.open(input, ranks)?;
-        self.join(&pool, &mut Components::new(pool.len()), derived(seed), ranks)?;
+        let mut pool = self.open(input, ranks)?;
+        let seed = derived(seed);
+        self.join(&pool, &mut Components::new(pool.len()), seed, ranks)?;
+        self.known_already(&pool, input, seed, ranks)?;
+        Copied::of(&mut pool, &[], ranks)?;
         Ok(())
     }
 
@@ -172,9 +176,11 @@ impl Step for DedupOptions {
         let mut components = by_pixels.clone();
         let found = self.join(&pool, &mut components, seed, ranks)?;
         let (numbers, count) = components.numbered();
+        let known = self.known_already(&pool, input, seed, ranks)?;
+        let copied = Copied::of(&mut pool, &numbers, ranks)?;
         let groups = Groups {
-            keepers: self.keepers(&pool, &numbers, count)?,
-            known: self.known_already(&pool, input, seed)?,
+            keepers: self.keepers(&pool, &copied, &numbers, count)?,
+            known,
             by_pixels: by_pixels.numbered().0,
             pixel_reason: match self.pixels {
                 PixelMatch::Hash => "nearly the same pixels",
@@ -182,8 +188,8 @@ impl Step for DedupOptions {
             },
             numbers,
         };
-        let ledger = groups.verdicts(&mut pool);
-        let sizes = groups.sizes();
+        let ledger = groups.verdicts(&mut pool, &copied);
+        let sizes = sizes(&groups.numbers, count);
         let largest = sizes.iter().copied().max().unwrap_or(0);
         let mut judged = Judged::new(ledger, pool.into_origin());
         judged.count("components", count);
@@ -223,15 +229,7 @@ struct Groups {
 }
 
 impl Groups {
-    fn sizes(&self) -> Vec<usize> {
-        let mut sizes = vec![0; self.keepers.len()];
-        self.numbers
-            .iter()
-            .for_each(|&number| sizes[number as usize] += 1);
-        sizes
-    }
-
-    fn verdicts(&self, pool: &mut Pool) -> Ledger {
+    fn verdicts(&self, pool: &mut Pool, copied: &Copied) -> Ledger {
         let mut known_component = vec![false; self.keepers.len()];
         for (&number, known) in self.numbers.iter().zip(&self.known) {
             known_component[number as usize] |= known.is_some();
@@ -251,21 +249,85 @@ impl Groups {
                 let same = self.by_pixels[keeper] == self.by_pixels[place];
                 ledger.drop_row(all, if same { self.pixel_reason } else { "copy" });
                 ledger.of[all] = Some(ledger.rows[pool.judged[keeper]]);
-                let rows = pool.unit.view();
-                ledger.similarities[all] = Some(cosine(rows.row(keeper), rows.row(place)));
+                ledger.similarities[all] = Some(cosine(copied.row(keeper), copied.row(place)));
             }
         }
         ledger
     }
 }
 
-/// Joins neighbours above the threshold, which `ranks` look for together; how many (directed) edges there were.
+/// How many rows each component has.
+fn sizes(numbers: &[u32], count: usize) -> Vec<usize> {
+    let mut sizes = vec![0; count];
+    numbers.iter().for_each(|&number| sizes[number as usize] += 1);
+    sizes
+}
+
+/// Features of the rows that have copies, on every rank; of one process, those of all rows.
+struct Copied {
+    features: Matrix,
+    /// The rows by place, rising; none for all.
+    places: Option<Vec<usize>>,
+}
+
+impl Copied {
+    /// Takes the features of `pool`, whose components are `numbers` on the first of `ranks`; the others learn them.
+    fn of(pool: &mut Pool, numbers: &[u32], ranks: &dyn Ranks) -> Result<Self> {
+        let features = pool.take_features()?;
+        if ranks.is_one() {
+            let places = None;
+            return Ok(Self { features, places });
+        }
+        let team = OfRanks(ranks);
+        let numbers = team.gather_numbers(numbers)?;
+        let count = numbers.iter().max().map_or(0, |&last| last as usize + 1);
+        let sizes = sizes(&numbers, count);
+        let has_copies = |place: &usize| sizes[numbers[*place] as usize] > 1;
+        let places: Vec<usize> = (0..numbers.len()).filter(has_copies).collect();
+        let share = Share::of_own(features.view(), pool.len(), &team)?;
+        Ok(Self {
+            features: share.select(&places)?,
+            places: Some(places),
+        })
+    }
+
+    /// Features of the row at `place`, which has copies.
+    fn row(&self, place: usize) -> &[f32] {
+        let row = match &self.places {
+            None => place,
+            Some(places) => places.partition_point(|&other| other < place),
+        };
+        self.features.view().row(row)
+    }
+
+    /// The central row of each component, by place.
+    fn central(&self, numbers: &[u32], count: usize) -> Vec<u32> {
+        let Some(places) = &self.places else {
+            return central_rows(self.features.view(), numbers, count);
+        };
+        let own: Vec<u32> = places.iter().map(|&place| numbers[place]).collect();
+        let central = central_rows(self.features.view(), &own, count);
+        let mut keepers = vec![0; count];
+        // A row without copies is its component's only one.
+        for (place, &number) in numbers.iter().enumerate() {
+            keepers[number as usize] = place as u32;
+        }
+        for &number in &own {
+            keepers[number as usize] = places[central[number as usize] as usize] as u32;
+        }
+        keepers
+    }
+}
+
+/// Joins neighbours above the threshold, which `ranks` look for together, and shows them to `see`; how many (directed) edges there
+/// were.
 pub(super) fn join_neighbours(
     searcher: &Searcher<'_>,
     components: &mut Components,
     k: usize,
     threshold: f32,
     ranks: &dyn Ranks,
+    mut see: impl FnMut(usize, &[Hit]),
 ) -> Result<u64> {
     let mut edges = 0;
     let mut last = Instant::now();
@@ -277,7 +339,8 @@ pub(super) fn join_neighbours(
     };
     // Edges that join what was apart here: of all that a rank finds these are enough, and no more than rows.
     let mut joined = Vec::new();
-    searcher.search_itself(&OfRanks(ranks), k, threshold, progress, |row, hits| {
+    searcher.search_itself(k, threshold, progress, |row, hits| {
+        see(row, hits);
         edges += hits.len() as u64;
         for hit in hits {
             if components.join(row as u32, hit.row) && !ranks.is_one() {
@@ -321,22 +384,11 @@ struct Found {
 }
 
 impl DedupOptions {
-    /// The rows to judge, the same on all `ranks`.
+    /// The rows to judge, of which each of `ranks` has the features of some.
     fn open(&self, input: &InputOptions, ranks: &dyn Ranks) -> Result<Pool> {
         check_threshold("threshold", self.threshold)?;
-        let pool = Pool::open(input)?;
-        if !ranks.is_one() {
-            let rows = pool.unit.view();
-            let sum: f64 = rows.data().iter().map(|&value| f64::from(value)).sum();
-            let text = format!(
-                "{} rows of {} values, sum {:016x}",
-                rows.rows(),
-                rows.dim(),
-                sum.to_bits()
-            );
-            ranks.agree("settings", &self.settings().to_string())?;
-            ranks.agree("features", &text)?;
-        }
+        let pool = Pool::open_share(input, false, &OfRanks(ranks))?;
+        pool.agree(self, ranks)?;
         Ok(pool)
     }
 
@@ -350,12 +402,15 @@ impl DedupOptions {
             });
         }
         let threshold = self.threshold as f32;
-        let searcher = Searcher::shared(pool.unit.view(), self.search, seed, &OfRanks(ranks))?;
-        let edges = join_neighbours(&searcher, components, self.k, threshold, ranks)?;
+        let team = OfRanks(ranks);
+        let share = Share::of_own(pool.unit.view(), pool.len(), &team)?;
+        let searcher = Searcher::shared(&share, self.search, seed)?;
+        let mut sample = EdgeSample::draw(pool.len(), RECALL_ROWS, seed);
+        let see = |row: usize, hits: &[Hit]| sample.see(row, hits);
+        let edges = join_neighbours(&searcher, components, self.k, threshold, ranks, see)?;
         let recall = match searcher.method() {
             Search::Exact => None,
-            _ if ranks.rank() > 0 => None,
-            _ => edge_recall(&searcher, self.k, threshold, RECALL_ROWS, seed)?,
+            _ => sample.recall(&share, self.k, threshold)?,
         };
         Ok(Found {
             edges,
@@ -364,12 +419,19 @@ impl DedupOptions {
         })
     }
 
-    /// For each row the nearest row of the curated folder above the threshold: its row there and the cosine.
-    fn known_already(&self, pool: &Pool, input: &InputOptions, seed: u64) -> Result<Vec<Option<(u64, f32)>>> {
-        let mut known = vec![None; pool.len()];
+    /// For each row the nearest row of the curated folder above the threshold: its row there and the cosine. Each of `ranks` looks for
+    /// those of its rows.
+    fn known_already(
+        &self,
+        pool: &Pool,
+        input: &InputOptions,
+        seed: u64,
+        ranks: &dyn Ranks,
+    ) -> Result<Vec<Option<(u64, f32)>>> {
         let Some(against) = &self.against else {
-            return Ok(known);
+            return Ok(vec![None; pool.len()]);
         };
+        let mut known = vec![None; pool.unit.view().rows()];
         let curated = open_other(
             "against",
             against,
@@ -383,13 +445,30 @@ impl DedupOptions {
                 .first()
                 .map(|hit| (curated.row(hit.row as usize), hit.similarity));
         })?;
-        Ok(known)
+        if ranks.is_one() {
+            return Ok(known);
+        }
+        // No row has this number.
+        let rows = known
+            .iter()
+            .flat_map(|known| known.map_or(u64::MAX, |known| known.0).to_le_bytes());
+        let rows = ranks.gather_bytes(&rows.collect::<Vec<u8>>())?.concat();
+        let cosines: Vec<f32> = known
+            .iter()
+            .map(|known| known.map_or(0., |known| known.1))
+            .collect();
+        let cosines = ranks.gather_f32(&cosines)?.concat();
+        let rows = rows.as_chunks::<8>().0.iter().map(|&row| u64::from_le_bytes(row));
+        let known = rows
+            .zip(cosines)
+            .map(|known| (known.0 != u64::MAX).then_some(known));
+        Ok(known.collect())
     }
 
     /// The row of each component that is kept.
-    fn keepers(&self, pool: &Pool, numbers: &[u32], count: usize) -> Result<Vec<u32>> {
+    fn keepers(&self, pool: &Pool, copied: &Copied, numbers: &[u32], count: usize) -> Result<Vec<u32>> {
         let scores: Vec<u64> = match self.keep {
-            Keep::Central => return Ok(central_rows(pool.unit.view(), numbers, count)),
+            Keep::Central => return Ok(copied.central(numbers, count)),
             Keep::First => vec![0; pool.len()],
             Keep::Largest => self.scores(pool, numbers, count, file_size)?,
             Keep::HighestResolution => self.scores(pool, numbers, count, pixel_count)?,
@@ -415,8 +494,7 @@ impl DedupOptions {
         let source = pool
             .origin
             .source(&format!("keep {}", setting_name(&self.keep)))?;
-        let mut sizes = vec![0usize; count];
-        numbers.iter().for_each(|&number| sizes[number as usize] += 1);
+        let sizes = sizes(numbers, count);
         (0..pool.len())
             .into_par_iter()
             .map(|place| match sizes[numbers[place] as usize] {

@@ -3,15 +3,17 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use macula_eval::Matrix;
 use macula_eval::linalg::normalise::l2_normalised;
+use macula_eval::{Matrix, Share, Team};
 use serde::{Deserialize, Serialize};
 
+use super::Step;
 use super::ledger::{Earlier, Ledger};
 use super::origin::Origin;
+use crate::cluster::Ranks;
 use crate::extract::FeatureFolder;
-use crate::extract::folder::Features;
-use crate::extract::{default_column, read_column};
+use crate::extract::folder::Names;
+use crate::extract::{default_column, read_column, read_names};
 use crate::{Error, Result};
 
 /// The rows a step judges.
@@ -39,7 +41,7 @@ pub(crate) struct Pool {
     pub(crate) rows: Vec<u64>,
     pub(crate) paths: Vec<String>,
     pub(crate) labels: Vec<Option<String>>,
-    /// Features of the judged rows, `[judged, d]`, of length 1 each unless they were read raw.
+    /// Features of the judged rows, or of this process's share of them, `[judged, d]`, of length 1 each unless they were read raw.
     pub(crate) unit: Matrix,
     /// Places of the judged rows among all.
     pub(crate) judged: Vec<usize>,
@@ -57,8 +59,7 @@ impl Pool {
     /// No feature folder, a folder, column or list that cannot be read or do not fit, or a list that keeps no row.
     pub(crate) fn open(options: &InputOptions) -> Result<Self> {
         let mut pool = Self::open_raw(options)?;
-        let empty = Matrix::new(Vec::new(), 0, 1)?;
-        pool.unit = l2_normalised(std::mem::replace(&mut pool.unit, empty))?;
+        pool.normalise()?;
         Ok(pool)
     }
 
@@ -67,46 +68,90 @@ impl Pool {
     /// # Errors
     /// As [`Self::open`].
     pub(crate) fn open_raw(options: &InputOptions) -> Result<Self> {
-        let Some(path) = &options.features else {
-            return Err(Error::setting(
-                "features",
-                "expected a feature folder, found none",
-            ));
-        };
-        let folder = FeatureFolder::open(path)?;
-        let column = options.column.clone().unwrap_or_else(|| default_column(&folder));
-        let features = read_column(&folder, &column)?;
-        features.matrix.view().check_finite(&path.display().to_string())?;
-        let origin = Origin::open(&folder, options.data.as_deref(), &features)?;
+        let (folder, column) = opened(options)?;
+        let (matrix, names) = read_column(&folder, &column)?.into_parts();
+        matrix.view().check_finite(&folder.path().display().to_string())?;
+        Self::of(folder, options, names, |_, rows, judged| {
+            Ok(match judged.len() == rows.len() {
+                true => matrix,
+                false => matrix.view().select(judged),
+            })
+        })
+    }
+
+    /// As [`Self::open`] (or [`Self::open_raw`]), where this process of `team` keeps the features of its share of the judged rows alone.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub(crate) fn open_share(options: &InputOptions, raw: bool, team: &dyn Team) -> Result<Self> {
+        match (team.size(), raw) {
+            (1, true) => return Self::open_raw(options),
+            (1, false) => return Self::open(options),
+            _ => {}
+        }
+        let (folder, column) = opened(options)?;
+        let names = read_names(&folder, &column)?;
+        let mut pool = Self::of(folder, options, names, |folder, rows, judged| {
+            let own = &judged[Share::range(judged.len(), team)];
+            let own: Vec<u64> = own.iter().map(|&place| rows[place]).collect();
+            folder.values(&column, &own)
+        })?;
+        if !raw {
+            pool.normalise()?;
+        }
+        Ok(pool)
+    }
+
+    /// The rows `names` of `folder`, with the features that `unit` reads for the folder, its rows, and the places of those judged.
+    fn of(
+        folder: FeatureFolder,
+        options: &InputOptions,
+        names: Names,
+        unit: impl FnOnce(&FeatureFolder, &[u64], &[usize]) -> Result<Matrix>,
+    ) -> Result<Self> {
+        let origin = Origin::open(&folder, options.data.as_deref(), &names)?;
         let earlier = options.list.as_deref().map(Earlier::read).transpose()?;
         let judged = judged(
-            &features.rows,
-            &features.paths,
+            &names.rows,
+            &names.paths,
             options.list.as_deref(),
             earlier.as_ref(),
         )?;
-        let Features {
-            matrix,
-            rows,
-            paths,
-            labels,
-            ..
-        } = features;
-        let unit = if judged.len() == rows.len() {
-            matrix
-        } else {
-            matrix.view().select(&judged)
-        };
         Ok(Self {
-            rows,
-            paths,
-            labels,
-            unit,
+            unit: unit(&folder, &names.rows, &judged)?,
+            rows: names.rows,
+            paths: names.paths,
+            labels: names.labels,
             judged,
             origin,
             folder,
             earlier,
         })
+    }
+
+    /// Fails on every rank unless all have the settings of `step` and as many rows.
+    ///
+    /// # Errors
+    /// Names what differs; ranks that cannot reach each other.
+    pub(crate) fn agree(&self, step: &dyn Step, ranks: &dyn Ranks) -> Result<()> {
+        ranks.agree("settings", &step.settings().to_string())?;
+        let (rows, dim) = (self.len(), self.unit.view().dim());
+        ranks.agree("features", &format!("{rows} rows of {dim} values"))
+    }
+
+    /// Brings every row to length 1.
+    fn normalise(&mut self) -> Result<()> {
+        self.unit = l2_normalised(self.take_features()?)?;
+        Ok(())
+    }
+
+    /// The features, of which none are left here.
+    ///
+    /// # Errors
+    /// None; the type follows [`Matrix::new`].
+    pub(crate) fn take_features(&mut self) -> Result<Matrix> {
+        let none = Matrix::new(Vec::new(), 0, 1)?;
+        Ok(std::mem::replace(&mut self.unit, none))
     }
 
     /// Number of judged rows.
@@ -141,6 +186,19 @@ impl Pool {
     pub(crate) fn into_origin(self) -> Origin {
         self.origin
     }
+}
+
+/// The feature folder of `options`, and the column.
+fn opened(options: &InputOptions) -> Result<(FeatureFolder, String)> {
+    let Some(path) = &options.features else {
+        return Err(Error::setting(
+            "features",
+            "expected a feature folder, found none",
+        ));
+    };
+    let folder = FeatureFolder::open(path)?;
+    let column = options.column.clone().unwrap_or_else(|| default_column(&folder));
+    Ok((folder, column))
 }
 
 /// Places of the rows that `earlier` keeps; all without a list.

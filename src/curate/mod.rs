@@ -16,7 +16,6 @@ mod pixels;
 mod quality;
 mod retrieve;
 mod sample;
-mod team;
 
 pub use dedup::{DedupOptions, Keep};
 pub use input::InputOptions;

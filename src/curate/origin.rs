@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::data::{self, Columns, Source};
 use crate::extract::FeatureFolder;
-use crate::extract::folder::Features;
+use crate::extract::folder::Names;
 use crate::{Error, Result};
 
 /// The source of a feature folder's rows, where it can be opened.
@@ -20,15 +20,15 @@ pub(crate) struct Origin {
 }
 
 impl Origin {
-    /// Opens the source of `features`: `data` where it is given, else what the folder's `meta.json` says.
+    /// Opens the source of the rows `names`: `data` where it is given, else what the folder's `meta.json` says.
     ///
     /// # Errors
     /// A source given by the user that cannot be opened, or is not the one the features were made from.
-    pub(crate) fn open(folder: &FeatureFolder, data: Option<&str>, features: &Features) -> Result<Self> {
+    pub(crate) fn open(folder: &FeatureFolder, data: Option<&str>, names: &Names) -> Result<Self> {
         let described = &folder.meta().source;
         let check = |spec: &str| -> Result<Box<dyn Source>> {
             let source = data::open(spec)?;
-            folder.check_source(features, source.as_ref(), spec)?;
+            folder.check_source((&names.rows, &names.paths), source.as_ref(), spec)?;
             Ok(source)
         };
         if let Some(spec) = data {

@@ -97,7 +97,14 @@ impl Step for OverlapOptions {
         // No cosine is above 1 but by rounding.
         if within < 1.0 && matched > 0 {
             let searcher = Searcher::new(pool.unit.view(), self.search, seed)?;
-            join_neighbours(&searcher, &mut components, self.k, within as f32, &OneRank)?;
+            join_neighbours(
+                &searcher,
+                &mut components,
+                self.k,
+                within as f32,
+                &OneRank,
+                |_, _| {},
+            )?;
         }
         let (numbers, count) = components.numbered();
         let mut spoiled: Vec<Option<&Pair>> = vec![None; count];

@@ -5,14 +5,15 @@ use std::fmt;
 use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
-use macula_eval::Error as EvalError;
 use macula_eval::curation::{HierarchyConfig, Level, SampleOrder, balanced_sample, hierarchy, random_sample};
+use macula_eval::{Error as EvalError, Share};
 use polars::prelude::{Column, DataFrame};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::input::{InputOptions, Pool};
 use super::{Judged, Step};
+use crate::cluster::{OfRanks, OneRank, Ranks};
 use crate::{Result, rng};
 
 /// Rows for each cluster of the lowest level, where levels are not given.
@@ -169,14 +170,26 @@ impl Step for SampleOptions {
     }
 
     fn judge(&self, input: &InputOptions, seed: u64) -> Result<Judged> {
-        let mut pool = if self.raw {
-            Pool::open_raw(input)?
-        } else {
-            Pool::open(input)?
+        self.judge_with(input, seed, &OneRank)
+    }
+
+    /// The clusters; without any there is nothing to help with.
+    fn help(&self, input: &InputOptions, seed: u64, ranks: &dyn Ranks) -> Result<()> {
+        if self.method != SampleMethod::Random {
+            let pool = self.open(input, ranks)?;
+            self.levels(&pool, derived(seed), ranks)?;
+        }
+        Ok(())
+    }
+
+    fn judge_with(&self, input: &InputOptions, seed: u64, ranks: &dyn Ranks) -> Result<Judged> {
+        let mut pool = match self.method {
+            SampleMethod::Random => self.open(input, &OneRank)?,
+            _ => self.open(input, ranks)?,
         };
         let n = pool.len();
         let target = self.size.count(n);
-        let seed = rng::derived_seed(seed, "curate-sample");
+        let seed = derived(seed);
         let order = if self.closest {
             SampleOrder::Closest
         } else {
@@ -184,10 +197,7 @@ impl Step for SampleOptions {
         };
         let levels = match self.method {
             SampleMethod::Random => Vec::new(),
-            _ => {
-                let report = |text: &str| tracing::info!("{text}");
-                hierarchy(pool.unit.view(), &self.hierarchy(n, seed), report)?
-            }
+            _ => self.levels(&pool, seed, ranks)?,
         };
         let taken = if levels.is_empty() {
             random_sample(n, target, seed)
@@ -218,7 +228,26 @@ impl Step for SampleOptions {
     }
 }
 
+fn derived(seed: u64) -> u64 {
+    rng::derived_seed(seed, "curate-sample")
+}
+
 impl SampleOptions {
+    /// The rows to judge, of which each of `ranks` has the features of some.
+    fn open(&self, input: &InputOptions, ranks: &dyn Ranks) -> Result<Pool> {
+        let pool = Pool::open_share(input, self.raw, &OfRanks(ranks))?;
+        pool.agree(self, ranks)?;
+        Ok(pool)
+    }
+
+    /// The clusters of every level, which `ranks` find together.
+    fn levels(&self, pool: &Pool, seed: u64, ranks: &dyn Ranks) -> Result<Vec<Level>> {
+        let team = OfRanks(ranks);
+        let rows = Share::of_own(pool.unit.view(), pool.len(), &team)?;
+        let report = |text: &str| tracing::info!("{text}");
+        Ok(hierarchy(&rows, &self.hierarchy(pool.len(), seed), report)?)
+    }
+
     /// The hierarchy for `n` rows.
     fn hierarchy(&self, n: usize, seed: u64) -> HierarchyConfig {
         let mut levels = if self.levels.is_empty() {

@@ -99,6 +99,14 @@ impl FromStr for Device {
 /// What a network's matrix products can be computed in, where a runtime or a device does.
 pub const COMPUTED: [Dtype; 3] = [Dtype::F32, Dtype::Bf16, Dtype::F16];
 
+/// The most memory that this process has had at a time, in bytes (`VmHWM`); 0 where the system does not say.
+pub(crate) fn peak_resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"));
+    let kilobytes = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
+    kilobytes.unwrap_or(0) * 1024
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

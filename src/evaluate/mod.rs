@@ -11,7 +11,9 @@ mod single;
 pub mod text;
 
 pub use leak::{NearDuplicates, near_duplicates};
-pub use single::{Labelled, all_labelled, by_name, describe_folders, encode, labelled, read_labelled};
+pub use single::{
+    Labelled, all_labelled, by_name, describe_folders, encode, labelled, read_labelled, read_labelled_share,
+};
 
 use std::path::{Path, PathBuf};
 
@@ -85,6 +87,14 @@ pub struct Folders {
 }
 
 impl Folders {
+    /// Where a [`ModelRequest`] keeps its features in folder `keep`.
+    pub fn kept_in(keep: &Path) -> Self {
+        Self {
+            train: keep.join("train"),
+            test: keep.join("test"),
+        }
+    }
+
     /// Opens both folders and checks that one model made them.
     ///
     /// # Errors
@@ -192,10 +202,7 @@ impl ModelRequest {
     /// # Errors
     /// As [`extract`]; features in `keep` that were made otherwise.
     pub fn run(&self) -> Result<Folders> {
-        let folders = Folders {
-            train: self.keep.join("train"),
-            test: self.keep.join("test"),
-        };
+        let folders = Folders::kept_in(&self.keep);
         for (spec, out) in [
             (&self.train_data, &folders.train),
             (&self.test_data, &folders.test),

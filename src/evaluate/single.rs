@@ -4,18 +4,18 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use macula_eval::table::EvalResult;
-use macula_eval::{LabelSet, Matrix};
+use macula_eval::{LabelSet, Matrix, Share, Team};
 use serde_json::json;
 
 use super::labels::Side;
 use crate::extract::folder::Features;
-use crate::extract::{FeatureFolder, read_column};
+use crate::extract::{FeatureFolder, read_column, read_names};
 use crate::{Error, Result};
 
 /// One column of a folder, every row with its label.
 #[derive(Debug)]
 pub struct Labelled {
-    /// Features, `[n, d]`.
+    /// Features, `[n, d]`, or those of this process's share of the rows.
     pub matrix: Matrix,
     /// Label of each row.
     pub labels: Vec<String>,
@@ -41,11 +41,29 @@ impl Labelled {
 /// # Errors
 /// As [`read_column`]; rows without a label, with their number and the first.
 pub fn read_labelled(folder: &FeatureFolder, column: &str) -> Result<Labelled> {
-    labelled(
-        &folder.path().display().to_string(),
-        read_column(folder, column)?,
-        folder.meta().source["no_labels"].as_str(),
-    )
+    let (what, why) = described(folder);
+    labelled(&what, read_column(folder, column)?, why)
+}
+
+/// As [`read_labelled`], where this process of `team` keeps the features of its share of the rows alone.
+///
+/// # Errors
+/// As there.
+pub fn read_labelled_share(folder: &FeatureFolder, column: &str, team: &dyn Team) -> Result<Labelled> {
+    if team.size() == 1 {
+        return read_labelled(folder, column);
+    }
+    let names = read_names(folder, column)?;
+    let own = &names.rows[Share::range(names.rows.len(), team)];
+    let matrix = folder.values(column, own)?;
+    let (what, why) = described(folder);
+    labelled(&what, Features::new(matrix, names), why)
+}
+
+/// The name of `folder`, and why its rows may have no label.
+fn described(folder: &FeatureFolder) -> (String, Option<&str>) {
+    let why = folder.meta().source["no_labels"].as_str();
+    (folder.path().display().to_string(), why)
 }
 
 /// Features of `what` with the label of every row; `why` says why there may be none.

@@ -1,7 +1,7 @@
 //! Columns of a feature folder by name: the one to take where none was named, class tokens of blocks, rows with features.
 
 use super::FeatureFolder;
-use super::folder::Features;
+use super::folder::{Features, Names};
 use crate::{Error, Result};
 
 /// The column to use where none was named: `cls` where there is one, else the class token of the last block that is there,
@@ -45,14 +45,33 @@ pub fn read_column(folder: &FeatureFolder, column: &str) -> Result<Features> {
 /// # Errors
 /// No row with features.
 pub fn with_features(what: &str, features: Features) -> Result<Features> {
-    if features.n_null > 0 {
-        tracing::warn!("{what}: {} rows without features are left out", features.n_null);
+    check_rows(what, features.rows.len(), features.n_null)?;
+    Ok(features)
+}
+
+/// As [`read_column`], without the features.
+///
+/// # Errors
+/// As there.
+pub fn read_names(folder: &FeatureFolder, column: &str) -> Result<Names> {
+    let names = folder.names(column)?;
+    check_rows(
+        &folder.path().display().to_string(),
+        names.rows.len(),
+        names.n_null,
+    )?;
+    Ok(names)
+}
+
+fn check_rows(what: &str, rows: usize, null: u64) -> Result<()> {
+    if null > 0 {
+        tracing::warn!("{what}: {null} rows without features are left out");
     }
-    if features.rows.is_empty() {
+    if rows == 0 {
         return Err(Error::input(
             what,
             "expected at least one row with features, found none",
         ));
     }
-    Ok(features)
+    Ok(())
 }

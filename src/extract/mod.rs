@@ -9,7 +9,7 @@ pub mod pipeline;
 pub(crate) mod sink;
 
 pub use batch::BatchSize;
-pub use column::{cls_blocks, cls_of, default_column, read_column, with_features};
+pub use column::{cls_blocks, cls_of, default_column, read_column, read_names, with_features};
 pub use folder::{FeatureFolder, Layout, Meta, OutputSpec};
 pub use model::FeatureModel;
 pub use pipeline::{ErrorPolicy, ExtractOptions, ExtractReport, Shard, StageTimes, extract, extract_matrix};

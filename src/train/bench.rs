@@ -20,7 +20,7 @@ use crate::data::augment::{MultiCrop, PlannedImage};
 use crate::data::loader::{Batch, CropsOn};
 use crate::data::mask::masks_for_batch;
 use crate::data::{RgbImage, Source};
-use crate::device::{Dtype, peak_memory};
+use crate::device::{Dtype, peak_memory, peak_resident};
 use crate::{Error, Result, rng};
 
 /// Side of the matrices whose product measures a processor, and a GPU.
@@ -135,7 +135,7 @@ pub fn bench(
         gflop_per_second: operations / median / 1e9,
         gemm_gflop_per_second: gemm / 1e9,
         share_of_floor: operations / gemm / median,
-        peak_rss_bytes: peak_rss(),
+        peak_rss_bytes: peak_resident(),
         cuda_peak_bytes,
     })
 }
@@ -252,14 +252,6 @@ fn gemm_rate(device: &Device, compute: Dtype) -> candle_core::Result<f64> {
     let (left, right) = (matrix()?, matrix()?);
     let best = min_seconds(device, || linear(&left, &right, None, compute.dtype()).map(drop))?;
     Ok(2. * (side as f64).powi(3) / best)
-}
-
-/// `VmHWM` of this process.
-fn peak_rss() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"));
-    let kilobytes = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
-    kilobytes.unwrap_or(0) * 1024
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! What a step sends to the other ranks: the terms of its loss, which weights have a gradient, and the gradients. (Targets send their
-//! sums themselves: `losses/targets.rs`.) Gradients are sent after the backward pass, or those that it has first while it goes on. All ranks get the same and so decide alike: about a loss that is not finite, about the norm
-//! that gradients are clipped by, about a weight that no image of the step has moved.
+//! sums themselves: `losses/targets.rs`.) Gradients are sent after the backward pass, or those that it has first while it goes on, in
+//! the numbers that the settings say (`wire`). All ranks get the same and so decide alike: about a loss that is not finite, about the
+//! norm that gradients are clipped by, about a weight that no image of the step has moved.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::mpsc::Receiver;
@@ -8,7 +9,9 @@ use std::sync::mpsc::Receiver;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, TensorId, Var};
 
-use crate::cluster::{Ranks, Reduction};
+use super::wire;
+use crate::cluster::Ranks;
+use crate::device::Dtype;
 use crate::{Error, Result};
 
 /// Values that are reduced at once, 25 MiB: enough to be worth the call, few enough that no second copy of all gradients exists.
@@ -89,7 +92,12 @@ impl Message {
 ///
 /// # Errors
 /// Ranks that cannot reach each other, failures of candle.
-pub(super) fn average(ranks: &dyn Ranks, weights: &[&Var], gradients: &mut GradStore) -> Result<()> {
+pub(super) fn average(
+    ranks: &dyn Ranks,
+    wire: Dtype,
+    weights: &[&Var],
+    gradients: &mut GradStore,
+) -> Result<()> {
     let mut bucket = Vec::new();
     let mut in_bucket: Vec<&Var> = Vec::new();
     for (place, &weight) in weights.iter().enumerate() {
@@ -103,7 +111,7 @@ pub(super) fn average(ranks: &dyn Ranks, weights: &[&Var], gradients: &mut GradS
         }
         in_bucket.push(weight);
         if bucket.len() >= BUCKET || place + 1 == weights.len() {
-            ranks.reduce_f32(&mut bucket, Reduction::Sum)?;
+            wire::sum(ranks, &mut bucket, wire)?;
             put_back(&bucket, &in_bucket, 1. / ranks.size() as f32, gradients)?;
             bucket.clear();
             in_bucket.clear();
@@ -138,6 +146,7 @@ pub(super) type Gradient = (Tensor, Tensor);
 /// Ranks that cannot reach each other, failures of candle.
 pub(super) fn average_early(
     ranks: &dyn Ranks,
+    wire: Dtype,
     weights: &[Tensor],
     earlier: Option<&GradStore>,
     coming: &Receiver<Gradient>,
@@ -165,7 +174,7 @@ pub(super) fn average_early(
             here.remove(&weight.id());
         }
         values.extend(present);
-        ranks.reduce_f32(&mut values, Reduction::Sum)?;
+        wire::sum(ranks, &mut values, wire)?;
         let present = values.split_off(values.len() - bucket.len());
         let scale = 1. / ranks.size() as f32;
         let mut own = values.as_slice();
@@ -232,7 +241,13 @@ mod tests {
                 loss = (loss + (on_one.as_tensor() * 6.).unwrap().sum_all().unwrap()).unwrap();
             }
             let mut gradients = loss.backward().unwrap();
-            average(ranks.as_ref(), &[&everywhere, &on_one], &mut gradients).unwrap();
+            average(
+                ranks.as_ref(),
+                Dtype::F32,
+                &[&everywhere, &on_one],
+                &mut gradients,
+            )
+            .unwrap();
             [&everywhere, &on_one].map(|var| values(gradients.get(var).unwrap()))
         });
         for gradients in found {
@@ -263,7 +278,8 @@ mod tests {
                 tell.send(gradient(2, 4.)).unwrap();
             }
             drop(tell);
-            let averaged = average_early(ranks.as_ref(), &weights, Some(&earlier), &told).unwrap();
+            let averaged =
+                average_early(ranks.as_ref(), Dtype::F32, &weights, Some(&earlier), &told).unwrap();
             let first = |(weight, gradient): &(Tensor, Tensor)| {
                 let place = weights.iter().position(|other| other.id() == weight.id());
                 let values = values(gradient);

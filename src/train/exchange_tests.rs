@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use candle_core::Device;
 
@@ -30,11 +30,14 @@ const ALIKE: [&str; 4] = [
 /// Losses of the steps, and the student's weights before and after them.
 struct Trained {
     losses: Vec<f64>,
-    /// Seconds in which the steps waited for gradients of others.
-    exchange: f64,
+    /// Seconds of each step, and those of them in which it waited for gradients of others.
+    seconds: Vec<f64>,
+    exchange: Vec<f64>,
     first: Vec<f64>,
     last: Vec<f64>,
     memory: Vec<f64>,
+    /// Number of trained values.
+    trained: usize,
 }
 
 fn weights(trainer: &Trainer) -> Vec<f64> {
@@ -59,22 +62,31 @@ fn trained(ranks: &Arc<dyn Ranks>, config: &TrainConfig, count: u64, early: bool
     let first = weights(&trainer);
     let source = Arc::from(data::open("sample:train").unwrap());
     let mut feed = start_feed(config, source, 0, &Device::Cpu, ranks.as_ref()).unwrap();
-    let mut exchange = 0.;
+    let (mut seconds, mut exchange) = (Vec::new(), Vec::new());
     let losses = (0..count)
         .map(|_| {
             let (parts, _) = feed.fetch_micro_batches(config.accumulate).unwrap();
+            let start = Instant::now();
             let report = trainer.advance(&parts).unwrap();
-            exchange += report.seconds.exchange;
+            seconds.push(start.elapsed().as_secs_f64());
+            exchange.push(report.seconds.exchange);
             report.loss
         })
         .collect();
     let memory = trainer.method().memory.tensors().unwrap();
     Trained {
         losses,
+        seconds,
         exchange,
         first,
         last: weights(&trainer),
         memory: memory.values().flat_map(values).collect(),
+        trained: trainer
+            .method()
+            .student
+            .trained()
+            .map(|(_, var)| var.elem_count())
+            .sum(),
     }
 }
 
@@ -87,16 +99,18 @@ fn assert_alike(what: &str, found: &Trained, expected: &Trained) {
         );
     }
     assert_eq!(found.first, expected.first, "{what}");
-    let (mut apart, mut moved) = (0., 0.);
-    for ((a, b), start) in found.last.iter().zip(&expected.last).zip(&expected.first) {
-        apart += (a - b) * (a - b);
-        moved += (b - start) * (b - start);
-    }
-    assert!(moved > 0., "{what}: nothing moved");
-    assert!(
-        apart <= 1e-4 * moved,
-        "{what}: {apart} apart of {moved} moved, both squared"
+    let (off, moved) = (
+        apart(&found.last, &expected.last),
+        apart(&expected.last, &expected.first),
     );
+    assert!(moved > 0., "{what}: nothing moved");
+    assert!(off <= 1e-2 * moved, "{what}: {off} apart of {moved} moved");
+}
+
+/// The distance of two sets of weights.
+fn apart(a: &[f64], b: &[f64]) -> f64 {
+    let squares = a.iter().zip(b).map(|(a, b)| (a - b) * (a - b));
+    squares.sum::<f64>().sqrt()
 }
 
 #[test]
@@ -150,25 +164,104 @@ fn gradients_sent_early_are_those_sent_after_the_backward_pass() {
     }
 }
 
-/// Over a network that takes about as long as a backward pass.
+/// The least of what `value` gives for each rank, of every step.
+fn least(found: &[Trained], value: impl Fn(&Trained) -> &[f64]) -> Vec<f64> {
+    let steps = value(&found[0]).len();
+    let of_step = |step: usize| {
+        found
+            .iter()
+            .map(|found| value(found)[step])
+            .fold(f64::INFINITY, f64::min)
+    };
+    (0..steps).map(of_step).collect()
+}
+
+/// Over a network that takes about as long as a backward pass: without it, with what is sent after the pass, and during it.
 #[test]
-fn sending_early_hides_a_slow_network() {
+fn sending_early_hides_most_of_a_slow_network() {
     let deep = [
         "backbone.depth=12",
         "backbone.embed_dim=192",
         "backbone.num_heads=3",
     ];
     let config = config("dino", &[&ALIKE[..], &deep].concat());
-    let network = Network {
-        latency: Duration::from_millis(2),
+    let slow = Network {
+        latency: Duration::from_millis(1),
         bandwidth: 60e6,
     };
-    let [early, after] = [true, false].map(|early| {
-        let found = on_ranks(2, network, |ranks| trained(&ranks, &config, 3, early));
-        found[0].exchange
+    let fastest = |network, early| {
+        let found = on_ranks(2, network, |ranks| trained(&ranks, &config, 4, early));
+        least(&found, |found| &found.seconds)
+            .into_iter()
+            .fold(f64::INFINITY, f64::min)
+    };
+    let [none, after, early] = [(Network::default(), false), (slow, false), (slow, true)]
+        .map(|(network, early)| fastest(network, early));
+    println!(
+        "a step: {none:.3} s without a network, {after:.3} s over a slow one, {early:.3} s where gradients leave early"
+    );
+    assert!(after - early > 0.5 * (after - none), "{none}, {after}, {early}");
+}
+
+/// What `docs/clusters.md` says of the time of an exchange, beside steps over simulated networks.
+#[test]
+fn exchanges_take_what_the_model_says() {
+    let config = config("dino", &ALIKE);
+    let network = |milliseconds, bandwidth| Network {
+        latency: Duration::from_millis(milliseconds),
+        bandwidth,
+    };
+    for (size, network) in [(2, network(1, 2e5)), (3, network(1, 2e5)), (4, network(60, 2e7))] {
+        // The rank that comes last waits for none of the others.
+        let found = on_ranks(size, network, |ranks| trained(&ranks, &config, 3, false));
+        let waited = least(&found, |found| &found.exchange)
+            .into_iter()
+            .fold(f64::INFINITY, f64::min);
+        let bytes = 4. * found[0].trained as f64;
+        // All weights in a bucket, and before it which of them have a gradient, told around the ring once.
+        let told = (size - 1) as f64 * network.latency.as_secs_f64();
+        let expected = network.reduction_seconds(size, bytes, 1) + told;
+        println!("{size} ranks, {bytes} bytes: {waited:.3} s, {expected:.3} s by the model");
+        assert!(
+            (waited - expected).abs() < 0.15 * expected,
+            "{size}: {waited}, expected {expected}"
+        );
+    }
+}
+
+/// Half the bytes over the same network, and steps that differ by roundings.
+#[test]
+fn gradients_sent_in_bf16_take_half_the_time_and_train_alike() {
+    let [exact, short] = ["f32", "bf16"].map(|wire| {
+        let wire = format!("ranks.wire={wire}");
+        config("dino", &[&ALIKE[..], &[wire.as_str()]].concat())
     });
-    println!("{early:.3} s of waiting, {after:.3} s where nothing is sent early");
-    assert!(early < 0.75 * after, "{early} and {after}");
+    let slow = Network {
+        latency: Duration::from_millis(1),
+        bandwidth: 2e5,
+    };
+    let steps = |config: &TrainConfig, early| on_ranks(2, slow, |ranks| trained(&ranks, config, 4, early));
+    let (expected, found, early) = (steps(&exact, false), steps(&short, false), steps(&short, true));
+    let waited = |found: &[Trained]| {
+        least(found, |found| &found.exchange)
+            .into_iter()
+            .fold(f64::INFINITY, f64::min)
+    };
+    println!(
+        "{:.3} s of waiting, {:.3} s in bf16",
+        waited(&expected),
+        waited(&found)
+    );
+    assert!(waited(&found) < 0.6 * waited(&expected));
+    assert!(found[0].last == found[1].last && early[0].last == found[0].last);
+    // The first loss is that before any gradient was sent.
+    assert_eq!(found[0].losses[0], expected[0].losses[0]);
+    for (a, b) in found[0].losses.iter().zip(&expected[0].losses) {
+        assert!((a - b).abs() <= 1e-3 * b.abs(), "{a}, expected {b}");
+    }
+    let off = apart(&found[0].last, &expected[0].last) / apart(&expected[0].last, &expected[0].first);
+    println!("weights are apart by {off:.4} of their movement");
+    assert!(off < 0.05, "{off}");
 }
 
 /// A batch that grows by one is not always the same on all ranks.

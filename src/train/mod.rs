@@ -32,3 +32,4 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 pub mod trainer;
+mod wire;

@@ -267,7 +267,12 @@ impl Trainer {
             let start = Instant::now();
             let total = (&loss.total * share)?;
             let new = match self.sends_early && place + 1 == micro_batches.len() {
-                true => early.backward(self.ranks.as_ref(), pass, &total, gradients.as_ref())?,
+                true => early.backward(
+                    (self.ranks.as_ref(), self.config.ranks.wire),
+                    pass,
+                    &total,
+                    gradients.as_ref(),
+                )?,
                 false => pass.backward(&total)?,
             };
             report.seconds.backward += self.clock.since(start)?;
@@ -323,7 +328,7 @@ impl Trainer {
         }
         let moved = trained.iter().zip(&seen.has_gradient).filter(|(_, has)| **has);
         let moved: Vec<&Var> = moved.map(|(var, _)| *var).collect();
-        exchange::average(self.ranks.as_ref(), &moved, gradients)?;
+        exchange::average(self.ranks.as_ref(), self.config.ranks.wire, &moved, gradients)?;
         for (weight, gradient) in early.averaged {
             gradients.insert(&weight, gradient);
         }
@@ -453,7 +458,7 @@ impl Early {
     /// has those of the micro-batches before.
     fn backward(
         &mut self,
-        ranks: &dyn Ranks,
+        (ranks, wire): (&dyn Ranks, Dtype),
         pass: DirectGradients,
         total: &Tensor,
         earlier: Option<&GradStore>,
@@ -463,7 +468,7 @@ impl Early {
         let (tell, told) = mpsc::channel();
         let all = weights.as_slice();
         std::thread::scope(|scope| {
-            let sending = scope.spawn(move || exchange::average_early(ranks, all, earlier, &told));
+            let sending = scope.spawn(move || exchange::average_early(ranks, wire, all, earlier, &told));
             let rest = || {
                 let mut store = pass.backward_telling(total, tell.clone())?;
                 for weight in &weights {

@@ -136,7 +136,7 @@ impl Side {
         let source = data::open(&pictured.data)?;
         let sample_range = folder.meta().preprocess.get("sample_range").cloned();
         let sample_range = sample_range.and_then(|range| serde_json::from_value(range).ok());
-        folder.check_source(&features, source.as_ref(), &pictured.data)?;
+        folder.check_source((&features.rows, &features.paths), source.as_ref(), &pictured.data)?;
         Ok(Self {
             sample_range: sample_range.unwrap_or_default(),
             name: folder.path().display().to_string(),

@@ -139,6 +139,76 @@ fn ranks_train_as_one_process_does() {
     }
 }
 
+/// Rows and queries divided among ranks: the files of one process, to the byte.
+#[test]
+#[ignore = "needs an mpiexec (MACULA_MPIEXEC)"]
+fn ranks_curate_and_evaluate_as_one_process_does() {
+    let place = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| place.path().join(name).display().to_string();
+    let (train, test) = (at("train"), at("test"));
+    for (data, folder) in [("sample:train", &train), ("sample:test", &test)] {
+        succeeds(1, &format!("extract --model pixels --data {data} --out {folder}"));
+    }
+    let curate = |step: &str| format!("curate {step} --features {train} --threads 1");
+    let cases = [
+        (
+            curate("sample --size 0.1 --levels 200,20"),
+            &["list.parquet", "clusters.csv"][..],
+        ),
+        (
+            curate("sample --size 50 --levels 200,20 --split 9 --closest"),
+            &["list.parquet", "clusters.csv"],
+        ),
+        (curate("dedup --threshold 0.97 --search lists"), &["list.parquet"]),
+        (
+            format!("eval cluster --features {train} --k 10,40 --threads 1"),
+            &["table.csv"],
+        ),
+        (
+            format!("eval knn --train {train} --test {test} --threads 1"),
+            &["table.csv", "predictions.parquet"],
+        ),
+        (
+            format!("eval knn --train {train} --test {test} --n-per-class 5 --n-tries 3 --threads 1"),
+            &["table.csv"],
+        ),
+    ];
+    for (number, (arguments, files)) in cases.iter().enumerate() {
+        let of = |ranks: usize| {
+            let folder = at(&format!("{number}-on-{ranks}"));
+            let output = output(ranks, &format!("{arguments} --out {folder}"));
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(output.status.success(), "{ranks} ranks, {arguments}: {said}");
+            assert_eq!(said.contains("memory of ranks"), ranks > 1, "{said}");
+            let read = |name: &&str| std::fs::read(Path::new(&folder).join(name)).expect("a file");
+            files.iter().map(read).collect::<Vec<_>>()
+        };
+        let expected = of(1);
+        for ranks in [2, 3] {
+            assert!(of(ranks) == expected, "{arguments} on {ranks} ranks");
+        }
+    }
+}
+
+/// Gradients in bf16 on the way: other roundings, and the same bytes again.
+#[test]
+#[ignore = "needs an mpiexec (MACULA_MPIEXEC)"]
+fn ranks_train_in_bf16_on_the_wire() {
+    let place = tempfile::tempdir().expect("a folder");
+    let [exact, short, again] = ["exact", "short", "again"].map(|name| place.path().join(name));
+    succeeds(2, &train(&exact, 20));
+    for folder in [&short, &again] {
+        succeeds(2, &format!("{} --set ranks.wire=bf16", train(folder, 20)));
+    }
+    assert!(state(&short) == state(&again));
+    let (found, expected) = (losses(&short), losses(&exact));
+    assert_eq!(found[0], expected[0]);
+    let off = found.iter().zip(&expected).map(|(a, b)| (a - b).abs() / b.abs());
+    let off = off.fold(0., f64::max);
+    println!("largest relative difference of a loss: {off:.1e}");
+    assert!(off > 0. && off < 1e-2, "{off}");
+}
+
 /// A signal to the launcher or to any rank ends all with a checkpoint, and any number of ranks goes on.
 #[test]
 #[ignore = "needs an mpiexec (MACULA_MPIEXEC)"]

@@ -2,12 +2,15 @@
 //! k-means puts most centroids where most rows are; at each level its clusters are therefore clustered again from the few
 //! rows nearest to each centroid, which flattens the distribution of the centroids towards a uniform one over the data.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::balance::balanced_shares;
-use crate::linalg::kmeans::{KMeansConfig, assign, by_cluster, kmeans};
-use crate::{Error, Matrix, MatrixView, Result};
+use crate::linalg::kmeans::{KMeansConfig, assign, by_cluster, kmeans_of};
+use crate::team::part_of;
+use crate::{Error, Matrix, Result, Share};
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -17,6 +20,8 @@ use rand_chacha::rand_core::SeedableRng;
 const SPLIT_ABOVE: usize = 2_000_000_000;
 /// Rows for each centroid that the first centroids are chosen among.
 const SEEDING_ROWS: usize = 32;
+/// Parents that are split at a time, for each thread of each process: their rows are held by all processes.
+const PARENTS_PER_THREAD: usize = 4;
 
 /// Settings of the hierarchy.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -136,35 +141,32 @@ impl HierarchyConfig {
     }
 }
 
-/// Clusters the rows of `features`, then the centroids of each level. `progress` hears what is being done.
+/// Clusters the rows of `features`, then the centroids of each level: on every process the same, and what one process finds. `progress`
+/// hears what is being done.
 ///
 /// # Errors
-/// Settings that [`HierarchyConfig::validate`] refuses, NaN or infinity.
+/// Settings that [`HierarchyConfig::validate`] refuses, NaN or infinity, processes that cannot reach each other.
 pub fn hierarchy(
-    features: MatrixView<'_>,
+    features: &Share<'_>,
     config: &HierarchyConfig,
     mut progress: impl FnMut(&str),
 ) -> Result<Vec<Level>> {
-    config.validate(features.rows())?;
+    config.validate(features.total())?;
     let mut levels: Vec<Level> = Vec::with_capacity(config.levels.len());
     for (number, (&k, &sample)) in config.levels.iter().zip(&config.sample_sizes).enumerate() {
-        let rows = levels.last().map_or(features, |below| below.centroids.view());
-        let k = k.min(rows.rows());
-        progress(&format!(
-            "level {}: {} rows into {k} clusters",
-            number + 1,
-            rows.rows()
-        ));
-        let counter = number as u64 * 1_000_000;
-        let parents = if number == 0 {
-            config.parents(rows.rows())
-        } else {
-            0
+        let rows = match levels.last() {
+            Some(below) => Share::of_all(below.centroids.view(), features.team()),
+            None => *features,
         };
+        let n = rows.total();
+        let k = k.min(n);
+        progress(&format!("level {}: {n} rows into {k} clusters", number + 1));
+        let counter = number as u64 * 1_000_000;
+        let parents = if number == 0 { config.parents(n) } else { 0 };
         let mut level = if parents > 1 {
-            split(rows, k, parents, config, counter)?
+            split(&rows, k, parents, config, counter)?
         } else {
-            plain(rows, rows, &config.kmeans(rows.rows(), k, counter))?
+            plain(&rows, &rows, &config.kmeans(n, k, counter))?
         };
         let steps = if sample > 1 { config.resampling } else { 0 };
         for step in 0..steps {
@@ -174,10 +176,11 @@ pub fn hierarchy(
                 step + 1
             ));
             let nearest = nearest_to_centroids(&level, sample);
-            let few = rows.select(&nearest);
+            let few = rows.select(&nearest)?;
+            let few = Share::of_all(few.view(), rows.team());
             let k = k.min(nearest.len());
             let settings = config.kmeans(nearest.len(), k, counter + 500_000 + step as u64);
-            level = plain(few.view(), rows, &settings)?;
+            level = plain(&few, &rows, &settings)?;
         }
         levels.push(level);
     }
@@ -185,13 +188,13 @@ pub fn hierarchy(
 }
 
 /// k-means of `few`, then every row of `rows` to the nearest of its centroids.
-fn plain(few: MatrixView<'_>, rows: MatrixView<'_>, settings: &KMeansConfig) -> Result<Level> {
-    let centroids = kmeans(few, settings)?.centroids;
-    let found = assign(rows, centroids.view())?;
+fn plain(few: &Share<'_>, rows: &Share<'_>, settings: &KMeansConfig) -> Result<Level> {
+    let centroids = kmeans_of(few, settings)?.centroids;
+    let own = assign(rows.rows(), centroids.view())?;
     Ok(Level {
         centroids,
-        clusters: found.clusters,
-        distances: found.distances,
+        clusters: rows.team().gather_numbers(&own.clusters)?,
+        distances: rows.team().gather_f64(&own.distances)?,
     })
 }
 
@@ -211,57 +214,127 @@ fn nearest_to_centroids(level: &Level, sample: usize) -> Vec<usize> {
 }
 
 /// `k` clusters from `parents` of them, each split by a k-means of its own into as many children as the others, or as it
-/// has rows.
+/// has rows. Every process splits some of them.
 fn split(
-    rows: MatrixView<'_>,
+    rows: &Share<'_>,
     k: usize,
     parents: usize,
     config: &HierarchyConfig,
     counter: u64,
 ) -> Result<Level> {
-    let n = rows.rows();
-    let coarse = kmeans(rows, &config.kmeans(n, parents, counter))?;
-    let (order, starts) = by_cluster(&coarse.clusters, parents);
+    let n = rows.total();
+    let team = rows.team();
+    let coarse = team.gather_numbers(&kmeans_of(rows, &config.kmeans(n, parents, counter))?.clusters)?;
+    let (order, starts) = by_cluster(&coarse, parents);
     let sizes: Vec<u64> = starts.windows(2).map(|ends| (ends[1] - ends[0]) as u64).collect();
     let seed = config.kmeans(n, parents, counter + 1).seed;
     let shares = balanced_shares(&sizes, k as u64, &mut ChaCha8Rng::seed_from_u64(seed));
-    let children: Vec<Option<Level>> = starts
-        .par_windows(2)
-        .zip(&shares)
-        .enumerate()
-        .map(|(parent, (ends, &share))| {
-            if share == 0 {
-                return Ok(None);
-            }
-            let members: Vec<usize> = order[ends[0]..ends[1]].iter().map(|&row| row as usize).collect();
-            let own = rows.select(&members);
-            let settings = config.kmeans(members.len(), share as usize, counter + 2 + parent as u64);
-            plain(own.view(), own.view(), &settings).map(Some)
+    let all: Vec<Parent> = (0..parents)
+        .map(|number| Parent {
+            rows: starts[number]..starts[number + 1],
+            children: shares[number] as usize,
+            counter: counter + 2 + number as u64,
         })
-        .collect::<Result<_>>()?;
-    let mut centroids = Vec::with_capacity(k * rows.dim());
-    let mut level = (vec![0u32; n], vec![0.0f64; n]);
-    let mut first = 0u32;
-    for (ends, child) in starts.windows(2).zip(children) {
-        let Some(child) = child else { continue };
-        for (place, &row) in order[ends[0]..ends[1]].iter().enumerate() {
-            level.0[row as usize] = first + child.clusters[place];
-            level.1[row as usize] = child.distances[place];
-        }
-        first += child.centroids.view().rows() as u32;
-        centroids.extend(child.centroids.into_data());
+        .filter(|parent| parent.children > 0)
+        .collect();
+    let mut children = Children {
+        centroids: Vec::with_capacity(k * rows.rows().dim()),
+        clusters: vec![0; n],
+        distances: vec![0.0; n],
+    };
+    let mut threads = [rayon::current_num_threads() as f64];
+    team.sum(&mut threads)?;
+    for parents in all.chunks(PARENTS_PER_THREAD * threads[0] as usize) {
+        children.add(rows, parents, &order, config)?;
     }
-    Ok(Level {
-        centroids: Matrix::new(centroids, first as usize, rows.dim())?,
-        clusters: level.0,
-        distances: level.1,
-    })
+    children.into_level(rows.rows().dim())
+}
+
+/// A cluster that is split.
+struct Parent {
+    /// Where its rows are in the order of parents.
+    rows: Range<usize>,
+    /// Into how many it is split, at least 1.
+    children: usize,
+    /// Number of its k-means.
+    counter: u64,
+}
+
+/// What parents have been split into so far.
+struct Children {
+    centroids: Vec<f32>,
+    clusters: Vec<u32>,
+    distances: Vec<f64>,
+}
+
+impl Children {
+    /// Splits `parents`, of which every process takes some; `order` are all rows in the order of parents.
+    fn add(
+        &mut self,
+        rows: &Share<'_>,
+        parents: &[Parent],
+        order: &[u32],
+        config: &HierarchyConfig,
+    ) -> Result<()> {
+        let (team, dim) = (rows.team(), rows.rows().dim());
+        let members = |parents: &[Parent]| -> Vec<usize> {
+            let rows = parents.iter().flat_map(|parent| &order[parent.rows.clone()]);
+            rows.map(|&row| row as usize).collect()
+        };
+        let own = part_of(parents.len(), 1, team);
+        let before = members(&parents[..own.start]).len();
+        let members = members(parents);
+        let features = rows.select(&members)?;
+        let mut starts = vec![before];
+        for parent in &parents[own.clone()] {
+            starts.push(starts[starts.len() - 1] + parent.rows.len());
+        }
+        let split = parents[own]
+            .par_iter()
+            .zip(starts.par_windows(2))
+            .map(|(parent, ends)| {
+                let rows = Share::alone(features.view().range(ends[0]..ends[1]));
+                plain(
+                    &rows,
+                    &rows,
+                    &config.kmeans(rows.total(), parent.children, parent.counter),
+                )
+            });
+        let split: Vec<Level> = split.collect::<Result<_>>()?;
+        let centroids: Vec<&[f32]> = split.iter().map(|level| level.centroids.view().data()).collect();
+        let clusters: Vec<&[u32]> = split.iter().map(|level| level.clusters.as_slice()).collect();
+        let distances: Vec<&[f64]> = split.iter().map(|level| level.distances.as_slice()).collect();
+        let mut first = (self.centroids.len() / dim) as u32;
+        self.centroids.extend(team.gather_f32(&centroids.concat())?);
+        let clusters = team.gather_numbers(&clusters.concat())?;
+        let distances = team.gather_f64(&distances.concat())?;
+        let mut next = 0;
+        for parent in parents {
+            for _ in parent.rows.clone() {
+                self.clusters[members[next]] = first + clusters[next];
+                self.distances[members[next]] = distances[next];
+                next += 1;
+            }
+            first += parent.children as u32;
+        }
+        Ok(())
+    }
+
+    fn into_level(self, dim: usize) -> Result<Level> {
+        let k = self.centroids.len() / dim;
+        Ok(Level {
+            centroids: Matrix::new(self.centroids, k, dim)?,
+            clusters: self.clusters,
+            distances: self.distances,
+        })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::curation::testing::clustered;
+    use crate::team::threads::on_team;
 
     fn config(levels: &[usize], sample_sizes: &[usize]) -> HierarchyConfig {
         HierarchyConfig {
@@ -276,7 +349,12 @@ mod tests {
     #[test]
     fn every_row_is_with_its_nearest_centroid() {
         let rows = clustered(500, 6, 30, 0.3, 1);
-        let levels = hierarchy(rows.view(), &config(&[60, 12, 3], &[2, 3, 1]), |_| {}).unwrap();
+        let levels = hierarchy(
+            &Share::alone(rows.view()),
+            &config(&[60, 12, 3], &[2, 3, 1]),
+            |_| {},
+        )
+        .unwrap();
         assert_eq!(levels.len(), 3);
         let mut below = rows.view();
         for level in &levels {
@@ -309,7 +387,7 @@ mod tests {
         data.extend(sparse.iter().map(|v| v * 0.5 + 10.0));
         let rows = Matrix::new(data, 5000, 2).unwrap();
         let sparse_centroids = |sample: usize| {
-            let levels = hierarchy(rows.view(), &config(&[100], &[sample]), |_| {}).unwrap();
+            let levels = hierarchy(&Share::alone(rows.view()), &config(&[100], &[sample]), |_| {}).unwrap();
             let centroids = levels[0].centroids.view();
             (0..centroids.rows())
                 .filter(|&c| centroids.row(c)[0] > 5.0)
@@ -326,7 +404,7 @@ mod tests {
             split: Some(6),
             ..config(&[90, 9], &[1, 2])
         };
-        let levels = hierarchy(rows.view(), &split, |_| {}).unwrap();
+        let levels = hierarchy(&Share::alone(rows.view()), &split, |_| {}).unwrap();
         assert_eq!(levels[0].centroids.view().rows(), 90);
         let mut seen = levels[0].clusters.clone();
         seen.sort_unstable();
@@ -334,16 +412,39 @@ mod tests {
         assert!(seen.len() > 85, "{}", seen.len());
         // Not far from one k-means over all rows.
         let inertia = |level: &Level| level.distances.iter().sum::<f64>();
-        let plain = hierarchy(rows.view(), &config(&[90], &[1]), |_| {}).unwrap();
+        let plain = hierarchy(&Share::alone(rows.view()), &config(&[90], &[1]), |_| {}).unwrap();
         let ratio = inertia(&levels[0]) / inertia(&plain[0]);
         assert!(ratio < 1.15, "{ratio}");
     }
 
     #[test]
+    fn processes_that_divide_the_rows_find_what_one_finds() {
+        let rows = clustered(Share::BLOCK + 900, 8, 40, 0.3, 6);
+        for split in [0, 7] {
+            let config = HierarchyConfig {
+                split: Some(split),
+                iterations: 10,
+                resampling: 2,
+                ..config(&[120, 12], &[2, 3])
+            };
+            let one = hierarchy(&Share::alone(rows.view()), &config, |_| {}).unwrap();
+            for size in [2, 3] {
+                let found = on_team(size, |team| {
+                    hierarchy(&Share::of_all(rows.view(), team), &config, |_| {}).unwrap()
+                });
+                assert!(found.iter().all(|found| *found == one), "{size} of {split}");
+            }
+        }
+    }
+
+    #[test]
     fn settings_that_make_no_hierarchy() {
         let rows = clustered(20, 3, 4, 0.3, 5);
-        let error =
-            |config: HierarchyConfig| hierarchy(rows.view(), &config, |_| {}).unwrap_err().to_string();
+        let error = |config: HierarchyConfig| {
+            hierarchy(&Share::alone(rows.view()), &config, |_| {})
+                .unwrap_err()
+                .to_string()
+        };
         assert!(error(config(&[], &[])).starts_with("levels: expected falling"));
         assert!(error(config(&[4, 4], &[1, 1])).contains("[4, 4]"));
         assert!(error(config(&[21], &[1])).contains("at most 20"));

@@ -10,7 +10,6 @@ mod keep;
 mod lists;
 mod retrieve;
 mod search;
-mod team;
 
 pub use balance::{SampleOrder, balanced_sample, balanced_shares, random_sample};
 pub use components::Components;
@@ -18,8 +17,7 @@ pub use hierarchy::{HierarchyConfig, Level, hierarchy};
 pub use keep::central_rows;
 pub use lists::{InvertedLists, ListsConfig};
 pub use retrieve::{ClusterRetrieval, NearestSeed, retrieve_by_cluster, retrieve_by_sample};
-pub use search::{EXACT_ROWS, Search, Searcher, edge_recall};
-pub use team::{Alone, Team};
+pub use search::{EXACT_ROWS, EdgeSample, Search, Searcher};
 
 #[cfg(test)]
 pub(crate) mod testing;

@@ -8,10 +8,9 @@ use rand_chacha::rand_core::SeedableRng;
 use serde::{Deserialize, Serialize};
 
 use super::lists::{InvertedLists, ListsConfig};
-use super::team::{Alone, Team};
 use crate::index::{Hit, HnswConfig, HnswIndex, Index};
 use crate::linalg::nearest_neighbours;
-use crate::{MatrixView, Result};
+use crate::{Matrix, MatrixView, Result, Share};
 
 /// Rows up to which [`Search::Auto`] compares with every row: a minute on two cores at width 384.
 pub const EXACT_ROWS: usize = 50_000;
@@ -57,18 +56,40 @@ impl Search {
     }
 }
 
-/// A database made ready for one method.
-#[derive(Debug)]
+/// A database made ready for one method. Where processes divide its rows, lists leave them where they are, and the other methods let
+/// every process have all.
 pub struct Searcher<'a> {
-    database: MatrixView<'a>,
+    database: Share<'a>,
     kind: Kind<'a>,
 }
 
-#[derive(Debug)]
 enum Kind<'a> {
-    Exact,
+    Exact(Whole<'a>),
     Lists(InvertedLists<'a>),
-    Graph(Index),
+    Graph(Index, Whole<'a>),
+}
+
+/// All rows of a database.
+enum Whole<'a> {
+    Here(MatrixView<'a>),
+    Gathered(Matrix),
+}
+
+impl<'a> Whole<'a> {
+    fn of(database: &Share<'a>) -> Result<Self> {
+        if database.team().size() == 1 {
+            return Ok(Self::Here(database.rows()));
+        }
+        let all: Vec<usize> = (0..database.total()).collect();
+        database.select(&all).map(Self::Gathered)
+    }
+
+    fn view(&self) -> MatrixView<'_> {
+        match self {
+            Self::Here(view) => *view,
+            Self::Gathered(matrix) => matrix.view(),
+        }
+    }
 }
 
 impl<'a> Searcher<'a> {
@@ -77,41 +98,40 @@ impl<'a> Searcher<'a> {
     /// # Errors
     /// No row, NaN or infinity.
     pub fn new(database: MatrixView<'a>, search: Search, seed: u64) -> Result<Self> {
-        Self::shared(database, search, seed, &Alone)
+        Self::shared(&Share::alone(database), search, seed)
     }
 
-    /// As [`Self::new`], where the processes of `team` prepare the same rows together.
+    /// As [`Self::new`], where each process has a share of the rows.
     ///
     /// # Errors
     /// As [`Self::new`]; processes that cannot reach each other.
-    pub fn shared(database: MatrixView<'a>, search: Search, seed: u64, team: &dyn Team) -> Result<Self> {
-        let kind = match search.resolved(database.rows()) {
-            Search::Exact | Search::Auto => Kind::Exact,
-            Search::Lists => Kind::Lists(InvertedLists::build(
-                database,
-                &ListsConfig::default(),
-                seed,
-                team,
-            )?),
+    pub fn shared(database: &Share<'a>, search: Search, seed: u64) -> Result<Self> {
+        let kind = match search.resolved(database.total()) {
+            Search::Exact | Search::Auto => Kind::Exact(Whole::of(database)?),
+            Search::Lists => Kind::Lists(InvertedLists::build(database, &ListsConfig::default(), seed)?),
             Search::Hnsw => {
-                let graph = HnswIndex::build(database, &HnswConfig::default(), |_| {})?;
-                Kind::Graph(Index::Hnsw(graph))
+                let whole = Whole::of(database)?;
+                let graph = HnswIndex::build(whole.view(), &HnswConfig::default(), |_| {})?;
+                Kind::Graph(Index::Hnsw(graph), whole)
             }
         };
-        Ok(Self { database, kind })
+        Ok(Self {
+            database: *database,
+            kind,
+        })
     }
 
     /// The method in use.
     pub fn method(&self) -> Search {
         match self.kind {
-            Kind::Exact => Search::Exact,
+            Kind::Exact(_) => Search::Exact,
             Kind::Lists(_) => Search::Lists,
-            Kind::Graph(_) => Search::Hnsw,
+            Kind::Graph(..) => Search::Hnsw,
         }
     }
 
     /// Visits the neighbours of every query: `visit(query, hits)`, each query once, in no promised order, `hits` being at
-    /// most `k` rows with a similarity above `threshold`, best first. Queries without a hit may be passed over.
+    /// most `k` rows with a similarity above `threshold`, best first. Queries without a hit may be passed over. For one process.
     ///
     /// # Errors
     /// Widths that differ, `k` of 0, NaN or infinity.
@@ -120,68 +140,69 @@ impl<'a> Searcher<'a> {
         queries: MatrixView<'_>,
         k: usize,
         threshold: f32,
-        visit: impl FnMut(usize, &[Hit]),
+        mut visit: impl FnMut(usize, &[Hit]),
     ) -> Result<()> {
-        self.run(queries, None, &Alone, k, threshold, visit)
+        check(k)?;
+        match &self.kind {
+            Kind::Lists(lists) => lists.search(queries, k, threshold, visit),
+            _ => self.blocks(queries, 0, k, |query, mut hits| {
+                hits.retain(|hit| hit.similarity > threshold);
+                visit(query, &hits);
+            }),
+        }
     }
 
-    /// As [`Self::search`] for the database's own rows, each without itself. Every process of `team` visits some of them, and all of
-    /// them together each row once. `progress` hears how many are done here.
+    /// As [`Self::search`] for the database's own rows, each without itself. Every process visits some of them, and all of them
+    /// together each row once. `progress` hears how many are done here.
     ///
     /// # Errors
-    /// As [`Self::search`].
+    /// As [`Self::search`]; processes that cannot reach each other.
     pub fn search_itself(
         &self,
-        team: &dyn Team,
         k: usize,
         threshold: f32,
         mut progress: impl FnMut(usize),
         mut visit: impl FnMut(usize, &[Hit]),
     ) -> Result<()> {
-        let rows: Vec<u32> = (0..self.database.rows() as u32).collect();
+        check(k)?;
         let mut done = 0;
-        self.run(self.database, Some(&rows), team, k, threshold, |query, hits| {
+        let mut counted = |query: usize, hits: &[Hit]| {
             done += 1;
             if done % QUERY_BLOCK == 0 {
                 progress(done);
             }
             visit(query, hits);
-        })
+        };
+        let whole = match &self.kind {
+            Kind::Lists(lists) => return lists.search_itself(k, threshold, counted),
+            Kind::Exact(whole) | Kind::Graph(_, whole) => whole.view(),
+        };
+        let range = Share::range(whole.rows(), self.database.team());
+        self.blocks(
+            whole.range(range.clone()),
+            range.start,
+            k + 1,
+            |query, mut hits| {
+                hits.retain(|hit| hit.similarity > threshold && hit.row as usize != query);
+                hits.truncate(k);
+                counted(query, &hits);
+            },
+        )
     }
 
-    /// Neighbours of this process's share of `queries`; where `own` is given, query `i` is row `own[i]` of the database and is no
-    /// neighbour of its own.
-    fn run(
+    /// The `k` nearest of each of `queries`, which are numbered from `first` on, best first.
+    fn blocks(
         &self,
         queries: MatrixView<'_>,
-        own: Option<&[u32]>,
-        team: &dyn Team,
+        first: usize,
         k: usize,
-        threshold: f32,
-        mut visit: impl FnMut(usize, &[Hit]),
+        mut visit: impl FnMut(usize, Vec<Hit>),
     ) -> Result<()> {
-        if k == 0 {
-            return Err(crate::Error::config(
-                "k",
-                "expected at least 1 neighbour, found 0",
-            ));
-        }
-        if let Kind::Lists(lists) = &self.kind {
-            return lists.search(queries, own, team, k, threshold, visit);
-        }
-        let max = (k + usize::from(own.is_some())).min(self.database.rows());
-        let dim = queries.dim();
-        let blocks = queries.data().chunks(QUERY_BLOCK * dim).enumerate();
-        for (number, block) in blocks.skip(team.rank()).step_by(team.size()) {
-            let block = MatrixView::new(block, block.len() / dim, dim)?;
-            let first = number * QUERY_BLOCK;
-            for (place, found) in self.block(block, max)?.into_iter().enumerate() {
-                let query = first + place;
-                let itself = own.map(|own| own[query]);
-                let mut hits = found;
-                hits.retain(|hit| hit.similarity > threshold && Some(hit.row) != itself);
-                hits.truncate(k);
-                visit(query, &hits);
+        let k = k.min(self.database.total());
+        for start in (0..queries.rows()).step_by(QUERY_BLOCK) {
+            let block = queries.range(start..(start + QUERY_BLOCK).min(queries.rows()));
+            for (place, hits) in self.block(block, k)?.into_iter().enumerate() {
+                visit(first + start + place, hits);
             }
         }
         Ok(())
@@ -189,55 +210,93 @@ impl<'a> Searcher<'a> {
 
     /// The `k` nearest of each query of a block, best first.
     fn block(&self, queries: MatrixView<'_>, k: usize) -> Result<Vec<Vec<Hit>>> {
-        if let Kind::Graph(index) = &self.kind {
-            return index.search(queries, k, (2 * k).max(MIN_EF));
+        match &self.kind {
+            Kind::Graph(index, _) => index.search(queries, k, (2 * k).max(MIN_EF)),
+            Kind::Exact(whole) => exact(queries, whole.view(), k),
+            Kind::Lists(_) => Ok(Vec::new()),
         }
-        let found = nearest_neighbours(queries, self.database, k)?;
-        let hits = |query| {
-            let pairs = found.indices_of(query).iter().zip(found.similarities_of(query));
-            pairs.map(|(&row, &similarity)| Hit { row, similarity }).collect()
-        };
-        Ok((0..queries.rows()).map(hits).collect())
     }
 }
 
-/// The share of neighbours above `threshold` (at most `k` a row) that `searcher` finds, measured on `sample` rows of its
-/// database drawn by `seed`; none where these rows have no such neighbour.
-///
-/// # Errors
-/// As [`Searcher::search`].
-pub fn edge_recall(
-    searcher: &Searcher<'_>,
-    k: usize,
-    threshold: f32,
-    sample: usize,
-    seed: u64,
-) -> Result<Option<f64>> {
-    let database = searcher.database;
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let drawn = index::sample(&mut rng, database.rows(), sample.min(database.rows())).into_vec();
-    let own: Vec<u32> = drawn.iter().map(|&row| row as u32).collect();
-    let queries = database.select(&drawn);
-    let exact = Searcher::new(database, Search::Exact, seed)?;
-    let count = |searcher: &Searcher<'_>| -> Result<usize> {
-        let mut edges = 0;
-        searcher.run(queries.view(), Some(&own), &Alone, k, threshold, |_, hits| {
-            edges += hits.len()
-        })?;
-        Ok(edges)
-    };
-    let all = count(&exact)?;
-    if all == 0 {
-        return Ok(None);
+fn check(k: usize) -> Result<()> {
+    match k {
+        0 => Err(crate::Error::config(
+            "k",
+            "expected at least 1 neighbour, found 0",
+        )),
+        _ => Ok(()),
     }
-    // Rounding may put a pair on either side of the threshold.
-    Ok(Some((count(searcher)? as f64 / all as f64).min(1.0)))
+}
+
+/// The `k` rows of `database` nearest to each query, best first.
+fn exact(queries: MatrixView<'_>, database: MatrixView<'_>, k: usize) -> Result<Vec<Vec<Hit>>> {
+    let found = nearest_neighbours(queries, database, k)?;
+    let hits = |query| {
+        let pairs = found.indices_of(query).iter().zip(found.similarities_of(query));
+        pairs.map(|(&row, &similarity)| Hit { row, similarity }).collect()
+    };
+    Ok((0..queries.rows()).map(hits).collect())
+}
+
+/// Some rows of a database, on which the recall of an inexact search is measured.
+pub struct EdgeSample {
+    /// Their places among all, rising.
+    rows: Vec<usize>,
+    /// Neighbours of them that the search has found here.
+    found: usize,
+}
+
+impl EdgeSample {
+    /// `sample` of `total` rows, drawn by `seed`.
+    pub fn draw(total: usize, sample: usize, seed: u64) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let mut rows = index::sample(&mut rng, total, sample.min(total)).into_vec();
+        rows.sort_unstable();
+        Self { rows, found: 0 }
+    }
+
+    /// Takes notice of what a search has found for `row`.
+    pub fn see(&mut self, row: usize, hits: &[Hit]) {
+        if self.rows.binary_search(&row).is_ok() {
+            self.found += hits.len();
+        }
+    }
+
+    /// The share of the rows' neighbours above `threshold`, at most `k` a row, that the processes of `database` have seen together;
+    /// none where these rows have no such neighbour.
+    ///
+    /// # Errors
+    /// As [`Searcher::search`]; processes that cannot reach each other.
+    pub fn recall(&self, database: &Share<'_>, k: usize, threshold: f32) -> Result<Option<f64>> {
+        let queries = database.select(&self.rows)?;
+        let (own, first) = (database.rows(), database.first());
+        let near = match (k + 1).min(own.rows()) {
+            0 => vec![Vec::new(); self.rows.len()],
+            most => exact(queries.view(), own, most)?,
+        };
+        // Of each row, then what was found of all.
+        let mut counts: Vec<f64> = near
+            .iter()
+            .zip(&self.rows)
+            .map(|(hits, &row)| {
+                let other = |hit: &&Hit| hit.similarity > threshold && first + hit.row as usize != row;
+                hits.iter().filter(other).count() as f64
+            })
+            .collect();
+        counts.push(self.found as f64);
+        database.team().sum(&mut counts)?;
+        let found = counts.pop().unwrap_or_default();
+        let all: f64 = counts.iter().map(|&count| count.min(k as f64)).sum();
+        // Rounding may put a pair on either side of the threshold.
+        Ok((all > 0.0).then(|| (found / all).min(1.0)))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::curation::testing::{clustered, dot};
+    use crate::team::threads::on_team;
 
     type Edges = Vec<(usize, u32)>;
 
@@ -250,9 +309,7 @@ mod tests {
             );
             found.extend(hits.iter().map(|hit| (query, hit.row)));
         };
-        searcher
-            .search_itself(&Alone, k, threshold, |_| {}, visit)
-            .unwrap();
+        searcher.search_itself(k, threshold, |_| {}, visit).unwrap();
         found.sort_unstable();
         found
     }
@@ -272,59 +329,32 @@ mod tests {
         edges
     }
 
-    /// One of three processes that know what the others have.
-    struct OneOf {
-        rank: usize,
-        numbers: Vec<u32>,
-    }
-
-    impl Team for OneOf {
-        fn rank(&self) -> usize {
-            self.rank
-        }
-
-        fn size(&self) -> usize {
-            3
-        }
-
-        fn gather(&self, own: &[u8]) -> Result<Vec<Vec<u8>>> {
-            let all: Vec<u8> = self
-                .numbers
-                .iter()
-                .flat_map(|number| number.to_le_bytes())
-                .collect();
-            // What this process gives is its part of it.
-            assert!(all.windows(own.len()).any(|part| part == own));
-            Ok(vec![all])
-        }
-    }
-
     #[test]
     fn processes_find_together_what_one_finds() {
-        let rows = clustered(2_000, 8, 300, 0.1, 5);
+        let rows = clustered(2 * Share::BLOCK + 100, 8, 300, 0.1, 5);
         for search in [Search::Exact, Search::Lists] {
-            let whole = Searcher::new(rows.view(), search, 3).unwrap();
-            let mut expected = Edges::new();
-            let visit = |query: usize, hits: &[Hit]| expected.extend(hits.iter().map(|hit| (query, hit.row)));
-            whole.search_itself(&Alone, 5, 0.5, |_| {}, visit).unwrap();
-            let numbers = match &whole.kind {
-                Kind::Lists(lists) => lists.assignment(),
-                _ => Vec::new(),
-            };
-            let mut found = Edges::new();
-            for rank in 0..3 {
-                let team = OneOf {
-                    rank,
-                    numbers: numbers.clone(),
+            let find = |share: &Share<'_>| {
+                let searcher = Searcher::shared(share, search, 3).unwrap();
+                let mut sample = EdgeSample::draw(share.total(), 200, 4);
+                let mut found = Vec::new();
+                let visit = |query: usize, hits: &[Hit]| {
+                    sample.see(query, hits);
+                    let bits = |hit: &Hit| (query, hit.row, hit.similarity.to_bits());
+                    found.extend(hits.iter().map(bits));
                 };
-                let searcher = Searcher::shared(rows.view(), search, 3, &team).unwrap();
-                let visit =
-                    |query: usize, hits: &[Hit]| found.extend(hits.iter().map(|hit| (query, hit.row)));
-                searcher.search_itself(&team, 5, 0.5, |_| {}, visit).unwrap();
-            }
+                searcher.search_itself(5, 0.5, |_| {}, visit).unwrap();
+                (found, sample.recall(share, 5, 0.5).unwrap())
+            };
+            let (mut expected, recall) = find(&Share::alone(rows.view()));
             expected.sort_unstable();
-            found.sort_unstable();
-            assert!(!expected.is_empty() && found == expected, "{search:?}");
+            assert!(!expected.is_empty() && recall.is_some_and(|recall| recall > 0.9));
+            for size in [2, 3, 4] {
+                let found = on_team(size, |team| find(&Share::of_all(rows.view(), team)));
+                assert!(found.iter().all(|found| found.1 == recall), "{search:?}");
+                let mut found: Vec<_> = found.into_iter().flat_map(|found| found.0).collect();
+                found.sort_unstable();
+                assert!(found == expected, "{search:?} on {size}");
+            }
         }
     }
 
@@ -360,7 +390,11 @@ mod tests {
                 "{method:?}: {} spare",
                 found.len() - right
             );
-            let recall = edge_recall(&searcher, 64, 0.6, 400, 9).unwrap().unwrap();
+            let share = Share::alone(rows.view());
+            let mut sample = EdgeSample::draw(4000, 400, 9);
+            let see = |row: usize, hits: &[Hit]| sample.see(row, hits);
+            searcher.search_itself(64, 0.6, |_| {}, see).unwrap();
+            let recall = sample.recall(&share, 64, 0.6).unwrap().unwrap();
             assert!(recall > 0.98, "{method:?}: {recall}");
         }
     }

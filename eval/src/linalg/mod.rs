@@ -9,8 +9,10 @@ pub mod topk;
 pub mod tsne;
 pub mod whiten;
 
+mod binned;
 mod neighbours;
 mod score_rows;
 
 pub use neighbours::{Neighbours, nearest_neighbours};
+pub(crate) use neighbours::{QUERY_BLOCK, filled_up};
 pub use score_rows::score_rows;

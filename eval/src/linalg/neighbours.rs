@@ -21,7 +21,7 @@ use crate::{Error, MatrixView, Result};
 /// product would choose its run length by another rule.
 pub(super) const DATABASE_BLOCK: usize = 768;
 /// Queries in one product: enough to pay for packing the database block, few enough for the product to stay in cache.
-const QUERY_BLOCK: usize = 384;
+pub(crate) const QUERY_BLOCK: usize = 384;
 /// Tasks for each thread that the database is split for when the queries alone are too few.
 const TASKS_PER_THREAD: usize = 4;
 
@@ -188,7 +188,7 @@ fn search(
 }
 
 /// `values`, with zeros after them if they are fewer than `min`.
-pub(super) fn filled_up(values: &[f32], min: usize) -> Cow<'_, [f32]> {
+pub(crate) fn filled_up(values: &[f32], min: usize) -> Cow<'_, [f32]> {
     if values.len() >= min {
         return Cow::Borrowed(values);
     }

@@ -9,13 +9,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::draws::draw_per_class;
 use crate::linalg::normalise::l2_normalise;
-use crate::linalg::{Neighbours, nearest_neighbours};
+use crate::linalg::{Neighbours, QUERY_BLOCK, nearest_neighbours};
 use crate::metrics::classification::{accuracy, hits_at, mean_per_class, rank_of};
 use crate::protocols::checks;
 use crate::protocols::predictions::{Predictions, predicted_class};
 use crate::stats::spread::{mean, sample_std};
 use crate::stats::{BootstrapConfig, bootstrap_mean};
 use crate::table::EvalResult;
+use crate::team::{Alone, Team, part_of};
 use crate::{Error, Result, Split, TrainTest};
 
 /// Settings of the protocol.
@@ -168,6 +169,14 @@ pub struct KnnResult {
 /// sets, widths or label counts that differ, labels past `n_classes`, NaN or infinity, a single training class, or test
 /// labels that training lacks.
 pub fn evaluate(data: &TrainTest<'_>, config: &KnnConfig) -> Result<KnnResult> {
+    evaluate_with(data, config, &Alone)
+}
+
+/// As [`evaluate`], where each process of `team` has all rows and classifies some of the test rows: the result of one process, on all.
+///
+/// # Errors
+/// As [`evaluate`]; processes that cannot reach each other.
+pub fn evaluate_with(data: &TrainTest<'_>, config: &KnnConfig, team: &dyn Team) -> Result<KnnResult> {
     config.validate()?;
     checks::pair(data, config.allow_unknown_labels)?;
     let TrainTest {
@@ -184,9 +193,9 @@ pub fn evaluate(data: &TrainTest<'_>, config: &KnnConfig) -> Result<KnnResult> {
             test: Split::new(normalised.1.view(), test.labels),
             n_classes,
         };
-        run_tries(&data, &ks, config)?
+        run_tries(&data, &ks, config, team)?
     } else {
-        run_tries(data, &ks, config)?
+        run_tries(data, &ks, config, team)?
     };
     let rows = ks
         .iter()
@@ -223,7 +232,14 @@ struct Vote {
 }
 
 /// Votes: `[try][k][test row]`.
-fn run_tries(data: &TrainTest<'_>, ks: &[usize], config: &KnnConfig) -> Result<Vec<Vec<Vec<Vote>>>> {
+fn run_tries(
+    data: &TrainTest<'_>,
+    ks: &[usize],
+    config: &KnnConfig,
+    team: &dyn Team,
+) -> Result<Vec<Vec<Vec<Vote>>>> {
+    let own = part_of(data.test.features.rows(), QUERY_BLOCK, team);
+    let test = Split::new(data.test.features.range(own.clone()), &data.test.labels[own]);
     let classify = |train: Split<'_>| {
         let max_k = *ks.last().expect("validate() refuses an empty list of ks");
         let rows = train.features.rows();
@@ -233,9 +249,11 @@ fn run_tries(data: &TrainTest<'_>, ks: &[usize], config: &KnnConfig) -> Result<V
                 format!("k = {max_k} is more than the {rows} training rows"),
             ));
         }
-        let neighbours = nearest_neighbours(data.test.features, train.features, max_k)?;
-        let data = TrainTest { train, ..*data };
-        Ok(votes(&neighbours, &data, ks, config.temperature))
+        let neighbours = nearest_neighbours(test.features, train.features, max_k)?;
+        let data = TrainTest { train, test, ..*data };
+        let by_row = of_all(votes(&neighbours, &data, ks, config.temperature), ks.len(), team)?;
+        let of_k = |place: usize| -> Vec<Vote> { by_row.iter().map(|votes| votes[place]).collect() };
+        Ok((0..ks.len()).map(of_k).collect::<Vec<_>>())
     };
     let Some(n) = config.n_per_class else {
         return Ok(vec![classify(data.train)?]);
@@ -260,11 +278,10 @@ fn rank_of_voted(scores: &[f64], label: u32) -> usize {
     }
 }
 
-/// The vote of each k on each test row: `[k][test row]`.
+/// The vote of each k on each test row: `[test row][k]`.
 fn votes(neighbours: &Neighbours, data: &TrainTest<'_>, ks: &[usize], temperature: f64) -> Vec<Vec<Vote>> {
     let train_labels = data.train.labels;
-    let by_row: Vec<Vec<Vote>> = data
-        .test
+    data.test
         .labels
         .par_iter()
         .enumerate()
@@ -290,10 +307,28 @@ fn votes(neighbours: &Neighbours, data: &TrainTest<'_>, ks: &[usize], temperatur
                     .collect()
             },
         )
-        .collect();
-    (0..ks.len())
-        .map(|place| by_row.iter().map(|votes| votes[place]).collect())
         .collect()
+}
+
+/// Votes of all processes, each of which has those of some rows: `[test row][k]`.
+fn of_all(own: Vec<Vec<Vote>>, ks: usize, team: &dyn Team) -> Result<Vec<Vec<Vote>>> {
+    if team.size() == 1 {
+        return Ok(own);
+    }
+    // No class has this number, and no rank.
+    const NONE: u32 = u32::MAX;
+    let sent = |vote: &Vote| {
+        let rank = u32::try_from(vote.rank).unwrap_or(NONE);
+        [rank, vote.predicted.unwrap_or(NONE)]
+    };
+    let numbers: Vec<u32> = own.iter().flatten().flat_map(sent).collect();
+    let received = |&[rank, predicted]: &[u32; 2]| Vote {
+        rank: if rank == NONE { usize::MAX } else { rank as usize },
+        predicted: (predicted != NONE).then_some(predicted),
+    };
+    let all = team.gather_numbers(&numbers)?;
+    let rows = all.as_chunks::<2>().0.chunks(ks);
+    Ok(rows.map(|votes| votes.iter().map(received).collect()).collect())
 }
 
 /// Softmax of `similarities / temperature` in f64. Similarities are descending, so the first is the greatest.

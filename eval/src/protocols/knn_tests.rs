@@ -1,5 +1,7 @@
 use super::*;
 use crate::Matrix;
+use crate::curation::testing::clustered;
+use crate::team::threads::on_team;
 
 /// Two clusters on the axes: class 0 along x, class 1 along y, class 2 between.
 fn toy() -> (Matrix, Vec<u32>) {
@@ -34,6 +36,29 @@ fn error(train: &Matrix, labels: &[u32], test: &Matrix, test_labels: &[u32], con
         .to_string()
 }
 
+/// Test rows that no number of processes divides evenly, whole training set and draws.
+#[test]
+fn processes_find_together_what_one_finds() {
+    let train = clustered(300, 6, 12, 0.5, 1);
+    let test = clustered(2 * QUERY_BLOCK + 100, 6, 12, 0.5, 2);
+    let labels = |rows: usize| -> Vec<u32> { (0..rows as u32).map(|row| row * row % 7 % 3).collect() };
+    let (train_labels, test_labels) = (labels(300), labels(2 * QUERY_BLOCK + 100));
+    let data = pair(&train, &train_labels, &test, &test_labels, 3);
+    for n_per_class in [None, Some(8)] {
+        let config = KnnConfig {
+            n_per_class,
+            n_tries: 1 + usize::from(n_per_class.is_some()),
+            ..config(&[1, 5, 20])
+        };
+        let one = evaluate(&data, &config).unwrap();
+        assert!(one.rows[0].top1 > 0.0 && one.rows[0].top1 < 1.0);
+        for size in [2, 3, 5] {
+            let found = on_team(size, |team| evaluate_with(&data, &config, team).unwrap());
+            assert!(found.iter().all(|found| *found == one), "{size}");
+        }
+    }
+}
+
 /// The vote written down again, one score at a time, in f64 from the features.
 #[test]
 fn scores_are_those_of_the_definition() {
@@ -52,10 +77,10 @@ fn scores_are_those_of_the_definition() {
             .map(|votes| votes.iter().map(|vote| vote.rank).collect())
             .collect()
     };
-    assert_eq!(ranks(0.5), [[usize::MAX], [0]]);
-    assert_eq!(ranks(0.01), [[usize::MAX], [1]]);
+    assert_eq!(ranks(0.5), [[usize::MAX, 0]]);
+    assert_eq!(ranks(0.01), [[usize::MAX, 1]]);
     // A vote that rounds to nothing is a vote.
-    assert_eq!(ranks(1e-5), [[usize::MAX], [1]]);
+    assert_eq!(ranks(1e-5), [[usize::MAX, 1]]);
     let weights = vote_weights(&[0.9, 0.8, 0.79], 0.5);
     let z: f64 = [0.9f32, 0.8, 0.79]
         .iter()

@@ -1,17 +1,19 @@
 //! `macula eval cluster`.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
-use macula_eval::LabelSet;
 use macula_eval::protocols::cluster::{self, ClusterConfig, ClusterMethod};
+use macula_eval::{LabelSet, Share};
 
 use super::super::args::{INPUT, examples};
 use super::PROTOCOL;
 use super::folders::FolderArgs;
 use crate::Result;
+use crate::cluster::{self as job, OfRanks, OneRank};
 use crate::evaluate::labels::tell_alike;
-use crate::evaluate::{encode, read_labelled};
+use crate::evaluate::{encode, read_labelled_share};
 use crate::extract::FeatureFolder;
 
 /// [`ClusterMethod`] on the command line.
@@ -84,14 +86,28 @@ impl ClusterArgs {
             ..ClusterConfig::default()
         };
         config.validate()?;
-        let _lock = self.common.start()?;
+        let mut ranks = job::join()?;
+        if config.method != ClusterMethod::Kmeans {
+            if ranks.rank() > 0 {
+                // The other methods are the first process's alone.
+                return Ok(());
+            }
+            ranks = Arc::new(OneRank);
+        }
+        let _lock = self.common.start_as(ranks.rank())?;
         let folder = FeatureFolder::open(&self.features)?;
         let column = self.common.column(&folder);
-        let rows = read_labelled(&folder, &column)?;
+        let team = OfRanks(ranks.as_ref());
+        let rows = read_labelled_share(&folder, &column, &team)?;
         let classes = LabelSet::from_labels(rows.labels.iter().map(String::as_str));
         tell_alike(&self.features.display().to_string(), &classes);
         let labels = encode(&classes, &rows.labels)?;
-        let result = cluster::evaluate(rows.matrix.view(), &labels, classes.len(), &config)?;
+        let share = Share::of_own(rows.matrix.view(), labels.len(), &team)?;
+        let result = cluster::evaluate_share(&share, &labels, classes.len(), &config)?;
+        job::tell_memory(ranks.as_ref())?;
+        if ranks.rank() > 0 {
+            return Ok(());
+        }
         self.common
             .finish(result.to_eval_result()?, &column, &[("features", &folder)])
     }

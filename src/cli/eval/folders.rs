@@ -26,8 +26,16 @@ pub(super) struct FolderArgs {
 impl FolderArgs {
     /// Starts the threads and takes the folder of the result; refuses one that exists.
     pub fn start(&self) -> Result<Option<FolderLock>> {
+        self.start_as(0)
+    }
+
+    /// As [`FolderArgs::start`] of rank `rank`: the first one alone writes.
+    pub fn start_as(&self, rank: usize) -> Result<Option<FolderLock>> {
         self.threads.start()?;
-        self.result.take()
+        match rank {
+            0 => self.result.take(),
+            _ => Ok(None),
+        }
     }
 
     /// The column that was named, or the folder's default.

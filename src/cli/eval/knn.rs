@@ -8,6 +8,7 @@ use super::PROTOCOL;
 use super::kept::Kept;
 use super::pair::PairArgs;
 use crate::Result;
+use crate::cluster::{self, OfRanks};
 use crate::evaluate::near_duplicates;
 
 /// Arguments of `macula eval knn`.
@@ -43,20 +44,25 @@ impl KnnArgs {
     pub fn run(&self) -> Result<()> {
         let mut config = self.config();
         config.validate()?;
-        let (folders, _lock) = self.pair.open(self.pair.outputs())?;
+        let ranks = cluster::join()?;
+        let (folders, _lock) = self.pair.open_on(self.pair.outputs(), ranks.as_ref())?;
         let column = self.pair.column(&folders);
         let pair = folders.labelled(&column, self.pair.allow_unknown_labels)?;
         if self.k.is_empty() {
             config.ks = fitting_ks(&config.ks, pair.train_labels.len());
         }
         let leaks = match self.leak_check {
-            Some(threshold) => Some(near_duplicates(&pair, threshold)?),
-            None => None,
+            Some(threshold) if ranks.rank() == 0 => Some(near_duplicates(&pair, threshold)?),
+            _ => None,
         };
         if let Some(leaks) = &leaks {
             tracing::warn!("{}", leaks.notice(pair.test_rows.len()));
         }
-        let result = knn::evaluate(&pair.data(), &config)?;
+        let result = knn::evaluate_with(&pair.data(), &config, &OfRanks(ranks.as_ref()))?;
+        cluster::tell_memory(ranks.as_ref())?;
+        if ranks.rank() > 0 {
+            return Ok(());
+        }
         let kept = Kept {
             leaks: leaks.as_ref(),
             ..Kept::new(&pair, &result.predictions)

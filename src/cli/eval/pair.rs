@@ -9,6 +9,7 @@ use super::super::args::{
     BootstrapArgs, ColumnArgs, FeatureColumnArgs, INPUT, ModelRunArgs, OUTPUT, ResultArgs, RunArgs, reworded,
 };
 use super::kept::Kept;
+use crate::cluster::Ranks;
 use crate::evaluate::labels::describe_unknown;
 use crate::evaluate::{Folders, ModelRequest, OpenFolders};
 use crate::extract::model::OutputChoice;
@@ -65,6 +66,29 @@ pub(super) struct PairArgs {
 }
 
 impl PairArgs {
+    /// As [`PairArgs::open`], on each of `ranks`: the first one extracts and writes, while the others wait.
+    pub fn open_on(
+        &self,
+        outputs: OutputChoice,
+        ranks: &dyn Ranks,
+    ) -> Result<(OpenFolders, Option<FolderLock>)> {
+        if ranks.rank() == 0 {
+            let opened = self.open(outputs)?;
+            ranks.barrier()?;
+            return Ok(opened);
+        }
+        self.run.threads.start()?;
+        ranks.barrier()?;
+        let folders = match (&self.train, &self.test, &self.model) {
+            (Some(train), Some(test), _) => Folders {
+                train: train.clone(),
+                test: test.clone(),
+            },
+            (_, _, model) => Folders::kept_in(&self.keep(model.as_deref().unwrap_or_default())),
+        };
+        Ok((folders.open()?, None))
+    }
+
     /// The features, and the lock of the folder of the result, to be held until that is written.
     pub fn open(&self, outputs: OutputChoice) -> Result<(OpenFolders, Option<FolderLock>)> {
         self.run.threads.start()?;

@@ -16,7 +16,7 @@ use crate::{Error, Result};
 pub use identity::unfair;
 pub(crate) use meta::unusable;
 pub use meta::{FORMAT_VERSION, Layout, META_FILE, Meta, OutputSpec, STORED, SUCCESS_FILE, ShardMeta};
-pub use reader::{FeatureFolder, Features};
+pub use reader::{FeatureFolder, Features, Names};
 pub use writer::FolderWriter;
 
 /// Name of the file that lists failed rows.

@@ -20,6 +20,41 @@ pub struct FeatureFolder {
     shards: Vec<(PathBuf, Meta)>,
 }
 
+/// The rows of a feature folder that have features in some column, in the order of the source.
+#[derive(Debug, Default)]
+pub struct Names {
+    /// Place of each row in the source.
+    pub rows: Vec<u64>,
+    /// Path of each row.
+    pub paths: Vec<String>,
+    /// Label of each row, where there is one.
+    pub labels: Vec<Option<String>>,
+    /// Rows left out because they are null.
+    pub n_null: u64,
+}
+
+impl Names {
+    fn append(&mut self, other: Self) {
+        self.rows.extend(other.rows);
+        self.paths.extend(other.paths);
+        self.labels.extend(other.labels);
+        self.n_null += other.n_null;
+    }
+
+    /// The rows at `order`, each place once.
+    fn select(mut self, order: &[usize]) -> Self {
+        Self {
+            rows: order.iter().map(|&i| self.rows[i]).collect(),
+            paths: order
+                .iter()
+                .map(|&i| std::mem::take(&mut self.paths[i]))
+                .collect(),
+            labels: order.iter().map(|&i| self.labels[i].take()).collect(),
+            n_null: self.n_null,
+        }
+    }
+}
+
 /// One column of a feature folder, in the order of the source.
 #[derive(Debug)]
 pub struct Features {
@@ -36,6 +71,28 @@ pub struct Features {
 }
 
 impl Features {
+    /// The features of the rows `names`, or of some of them.
+    pub fn new(matrix: Matrix, names: Names) -> Self {
+        Self {
+            matrix,
+            rows: names.rows,
+            paths: names.paths,
+            labels: names.labels,
+            n_null: names.n_null,
+        }
+    }
+
+    /// The features, and the rows that they are of.
+    pub fn into_parts(self) -> (Matrix, Names) {
+        let names = Names {
+            rows: self.rows,
+            paths: self.paths,
+            labels: self.labels,
+            n_null: self.n_null,
+        };
+        (self.matrix, names)
+    }
+
     /// Refuses NaN and infinity: what macula wrote has none, what others wrote may.
     fn check_finite(&self, folder: &Path, column: &str) -> Result<()> {
         let Some(found) = self.matrix.view().first_not_finite() else {
@@ -99,12 +156,17 @@ impl FeatureFolder {
         }
     }
 
-    /// Checks that `source`, opened from `spec`, has the images that `features` of this folder were made from; what they are
-    /// labelled does not matter. A folder without a fingerprint is held against the path in every row.
+    /// Checks that `source`, opened from `spec`, has the images that the features of this folder were made from; what they are
+    /// labelled does not matter. A folder without a fingerprint is held against the path in each of `rows`.
     ///
     /// # Errors
     /// Names the first row, or else the first field, that differs.
-    pub fn check_source(&self, features: &Features, source: &dyn Source, spec: &str) -> Result<()> {
+    pub fn check_source(
+        &self,
+        (rows, paths): (&[u64], &[String]),
+        source: &dyn Source,
+        spec: &str,
+    ) -> Result<()> {
         let made_from = |found: String| {
             let folder = self.path.display();
             Error::mismatch(
@@ -122,7 +184,7 @@ impl FeatureFolder {
                 }
             }
         };
-        for (&row, path) in features.rows.iter().zip(&features.paths) {
+        for (&row, path) in rows.iter().zip(paths) {
             let found = (row < source.len()).then(|| source.record(row).path);
             if found.as_deref() != Some(path) {
                 let found = found.map_or(format!("{} rows", source.len()), |found| format!("`{found}`"));
@@ -152,16 +214,7 @@ impl FeatureFolder {
     /// A column that is not there (the others are named), a part that is damaged, or features that are NaN or infinite: the
     /// column, how many rows, and the first with its path.
     pub fn read(&self, column: &str) -> Result<Features> {
-        let Some(output) = self.meta().output(column) else {
-            return Err(Error::input(
-                self.path.display().to_string(),
-                format!(
-                    "no column `{column}`; the folder holds {}",
-                    self.meta().output_names()
-                ),
-            ));
-        };
-        let width = output.width();
+        let width = self.width(column)?;
         // One part at a time beside the whole: features may fill half the memory.
         let mut data = Vec::new();
         // `n_written` is a number in a file: it may be any.
@@ -177,51 +230,109 @@ impl FeatureFolder {
                 ),
             )
         })?;
-        let (mut rows, mut paths, mut labels) = (Vec::new(), Vec::new(), Vec::new());
-        let mut n_null = 0;
-        for (folder, meta) in &self.shards {
-            for index in 0..meta.n_parts() {
-                let part = read_part(&folder.join(part_name(index)), column, width, meta.dtype)?;
-                data.extend_from_slice(&part.data);
-                rows.extend(part.rows);
-                paths.extend(part.paths);
-                labels.extend(part.labels);
-                n_null += part.n_null;
-            }
+        let mut names = Names::default();
+        for (path, meta) in self.parts() {
+            let part = read_part(&path, column, width, meta.dtype)?;
+            data.extend_from_slice(&part.data);
+            names.append(part.names);
         }
+        let mut matrix = Matrix::new(data, names.rows.len(), width)?;
         if self.shards.len() > 1 {
-            sort_by_row(&mut data, &mut rows, &mut paths, &mut labels, width);
+            let order = by_row(&names.rows);
+            matrix = matrix.view().select(&order);
+            names = names.select(&order);
         }
-        let features = Features {
-            matrix: Matrix::new(data, rows.len(), width)?,
-            rows,
-            paths,
-            labels,
-            n_null,
-        };
+        let features = Features::new(matrix, names);
         features.check_finite(&self.path, column)?;
         Ok(features)
     }
+
+    /// As [`FeatureFolder::read`] without the features, which are read where some may be null alone.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn names(&self, column: &str) -> Result<Names> {
+        let width = self.width(column)?;
+        let mut names = Names::default();
+        for (path, meta) in self.parts() {
+            names.append(match meta.n_failed {
+                Some(0) => read_names(&path)?,
+                _ => read_part(&path, column, width, meta.dtype)?.names,
+            });
+        }
+        match self.shards.len() {
+            1 => Ok(names),
+            _ => {
+                let order = by_row(&names.rows);
+                Ok(names.select(&order))
+            }
+        }
+    }
+
+    /// The features of `rows`, places in the source that rise, one part in memory beside them.
+    ///
+    /// # Errors
+    /// As [`FeatureFolder::read`]; a row without features.
+    pub fn values(&self, column: &str, rows: &[u64]) -> Result<Matrix> {
+        let width = self.width(column)?;
+        let name = || self.path.display().to_string();
+        let mut data = vec![0.0; rows.len() * width];
+        let mut found = 0;
+        for (path, meta) in self.parts() {
+            if !read_names(&path)?
+                .rows
+                .iter()
+                .any(|row| rows.binary_search(row).is_ok())
+            {
+                continue;
+            }
+            let part = read_part(&path, column, width, meta.dtype)?;
+            for (row, values) in part.names.rows.iter().zip(part.data.chunks_exact(width)) {
+                if let Ok(place) = rows.binary_search(row) {
+                    data[place * width..(place + 1) * width].copy_from_slice(values);
+                    found += 1;
+                }
+            }
+        }
+        if found != rows.len() {
+            let reason = format!(
+                "column `{column}`: expected features of {} rows, found {found}",
+                rows.len()
+            );
+            return Err(Error::input(name(), reason));
+        }
+        let matrix = Matrix::new(data, rows.len(), width)?;
+        matrix.view().check_finite(&name())?;
+        Ok(matrix)
+    }
+
+    /// The width of a column.
+    fn width(&self, column: &str) -> Result<usize> {
+        let Some(output) = self.meta().output(column) else {
+            return Err(Error::input(
+                self.path.display().to_string(),
+                format!(
+                    "no column `{column}`; the folder holds {}",
+                    self.meta().output_names()
+                ),
+            ));
+        };
+        Ok(output.width())
+    }
+
+    /// The files of all shards.
+    fn parts(&self) -> impl Iterator<Item = (PathBuf, &Meta)> {
+        self.shards.iter().flat_map(|(folder, meta)| {
+            (0..meta.n_parts()).map(move |index| (folder.join(part_name(index)), meta))
+        })
+    }
 }
 
-fn sort_by_row(
-    data: &mut Vec<f32>,
-    rows: &mut Vec<u64>,
-    paths: &mut [String],
-    labels: &mut [Option<String>],
-    width: usize,
-) {
+/// Places of `rows` in the order of the source.
+fn by_row(rows: &[u64]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..rows.len()).collect();
     order.sort_by_key(|&i| rows[i]);
-    *data = order
-        .iter()
-        .flat_map(|&i| data[i * width..(i + 1) * width].iter().copied())
-        .collect();
-    *rows = order.iter().map(|&i| rows[i]).collect();
-    let sorted: Vec<String> = order.iter().map(|&i| std::mem::take(&mut paths[i])).collect();
-    paths.clone_from_slice(&sorted);
-    let sorted: Vec<Option<String>> = order.iter().map(|&i| labels[i].take()).collect();
-    labels.clone_from_slice(&sorted);
+    order
 }
 
 fn open_one(folder: &Path) -> Result<(PathBuf, Meta)> {
@@ -289,14 +400,42 @@ fn open_shards(path: &Path) -> Result<Vec<(PathBuf, Meta)>> {
 
 struct Part {
     data: Vec<f32>,
-    rows: Vec<u64>,
-    paths: Vec<String>,
-    labels: Vec<Option<String>>,
-    n_null: u64,
+    names: Names,
+}
+
+/// What columns of every part say of its rows.
+const NAMES: [&str; 3] = ["row", "path", "label"];
+
+fn read_names(path: &Path) -> Result<Names> {
+    let frame = read_own(path, Some(&NAMES))?;
+    guarded(path, || names_of(&frame, |_| true))
+}
+
+/// The rows of a part that are kept.
+fn names_of(frame: &DataFrame, keep: impl Fn(usize) -> bool) -> PolarsResult<Names> {
+    let kept = |index: &usize| keep(*index);
+    let rows = frame.column("row")?.u64()?.iter().map(Option::unwrap_or_default);
+    let texts = |name: &str| -> PolarsResult<Vec<Option<String>>> {
+        let texts = frame.column(name)?.str()?.iter().enumerate();
+        let texts = texts.filter(|(index, _)| kept(index));
+        Ok(texts.map(|(_, text)| text.map(str::to_owned)).collect())
+    };
+    let (paths, labels) = (texts("path")?, texts("label")?);
+    Ok(Names {
+        n_null: (frame.height() - labels.len()) as u64,
+        rows: rows
+            .enumerate()
+            .filter(|(index, _)| kept(index))
+            .map(|(_, row)| row)
+            .collect(),
+        paths: paths.into_iter().map(Option::unwrap_or_default).collect(),
+        labels,
+    })
 }
 
 fn read_part(path: &Path, column: &str, width: usize, dtype: Dtype) -> Result<Part> {
-    let frame = read_own(path, Some(&["row", "path", "label", column]))?;
+    let [row, name, label] = NAMES;
+    let frame = read_own(path, Some(&[row, name, label, column]))?;
     let read = || -> PolarsResult<Part> {
         let features = frame.column(column)?.as_materialized_series().clone();
         let expected = DataType::Array(Box::new(meta::column_type(dtype)), width);
@@ -316,30 +455,9 @@ fn read_part(path: &Path, column: &str, width: usize, dtype: Dtype) -> Result<Pa
         {
             data.extend_from_slice(values);
         }
-        let keep = |index: &usize| present[*index];
-        let rows = frame.column("row")?.u64()?.iter().map(Option::unwrap_or_default);
-        let texts = |name: &str| -> PolarsResult<Vec<Option<String>>> {
-            let column = frame.column(name)?;
-            Ok(column.str()?.iter().map(|text| text.map(str::to_owned)).collect())
-        };
-        let (paths, labels) = (texts("path")?, texts("label")?);
-        let select = |list: Vec<Option<String>>| -> Vec<Option<String>> {
-            list.into_iter()
-                .enumerate()
-                .filter(|(i, _)| keep(i))
-                .map(|(_, text)| text)
-                .collect()
-        };
         Ok(Part {
             data,
-            rows: rows
-                .enumerate()
-                .filter(|(i, _)| keep(i))
-                .map(|(_, row)| row)
-                .collect(),
-            paths: select(paths).into_iter().map(Option::unwrap_or_default).collect(),
-            labels: select(labels),
-            n_null: present.iter().filter(|p| !**p).count() as u64,
+            names: names_of(&frame, |index| present[index])?,
         })
     };
     guarded(path, read)

@@ -17,6 +17,7 @@ pub use backbone::BackboneConfig;
 pub use distill::{DistillConfig, IbotTokens, OnnxOutput, TeacherOffer, Term};
 pub use loss::{HeadConfig, InfoNceConfig, LossConfig};
 pub use optimizer::{LearningRateScaling, OptimizerConfig, OptimizerKind};
+pub use ranks::RanksConfig;
 pub use schedules::{Schedules, StepValues};
 pub use teacher::{Centering, TeacherConfig};
 
@@ -86,6 +87,9 @@ pub struct TrainConfig {
     pub checkpoints: CheckpointConfig,
     /// What is measured while training.
     pub monitor: MonitorConfig,
+    /// How the processes of a run share it, where there are several.
+    #[serde(default, skip_serializing_if = "RanksConfig::is_default")]
+    pub ranks: RanksConfig,
     /// The frozen teacher, where there is one; without it a run teaches itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub distill: Option<DistillConfig>,

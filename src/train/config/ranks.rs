@@ -1,7 +1,40 @@
-//! What a run on many ranks asks of its settings.
+//! How ranks share a run, and what a run on many of them asks of its settings.
 
-use super::TrainConfig;
+use serde::{Deserialize, Serialize};
+
+use super::{COMPUTED, TrainConfig};
+use crate::device::Dtype;
 use crate::{Error, Result};
+
+/// How the ranks of a run share its steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RanksConfig {
+    /// What gradients are sent in: f32, or bf16, which is half the bytes and rounds each value to 8 bits where it leaves its rank and
+    /// once more where the sum does; sums are of f32 either way. Default f32.
+    pub wire: Dtype,
+}
+
+impl Default for RanksConfig {
+    fn default() -> Self {
+        Self { wire: Dtype::F32 }
+    }
+}
+
+impl RanksConfig {
+    /// Whether it is what a run of one process has: such settings are not written.
+    pub(super) fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Checks each field by itself.
+    ///
+    /// # Errors
+    /// Names the field.
+    pub(super) fn validate(&self) -> Result<()> {
+        self.wire.check("ranks.wire", &COMPUTED)
+    }
+}
 
 impl TrainConfig {
     /// Checks that a step's images can be shared among `ranks` processes.
@@ -39,6 +72,17 @@ impl TrainConfig {
 #[cfg(test)]
 mod tests {
     use crate::train::trainer::tests::config;
+
+    #[test]
+    fn gradients_are_sent_in_f32_or_bf16() {
+        let written = |settings: &[&str]| toml::to_string(&config("dino", settings)).unwrap();
+        assert!(!written(&[]).contains("ranks"));
+        assert!(written(&["ranks.wire=bf16"]).contains("[ranks]\nwire = \"bf16\""));
+        let mut wrong = config("dino", &[]);
+        wrong.ranks.wire = crate::device::Dtype::F16;
+        let message = wrong.validate().unwrap_err().to_string();
+        assert!(message.starts_with("ranks.wire: expected "), "{message}");
+    }
 
     #[test]
     fn a_batch_that_ranks_cannot_share_is_refused_with_both_numbers() {

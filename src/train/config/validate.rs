@@ -48,6 +48,7 @@ impl TrainConfig {
             return Err(Error::input("accumulate", reason));
         }
         self.compute.check("compute", &COMPUTED)?;
+        self.ranks.validate()?;
         self.batch_plan()?;
         prefixed("crops", self.crops.validate())?;
         prefixed("masks", self.masks.validate())?;

@@ -73,8 +73,9 @@ pub fn reconstruction_loss(
 }
 
 /// This rank's share, by the number of its images, of the sum of squares of `targets` [B, C, N] of all ranks around the means of
-/// their channels.
+/// their channels. In f64, so that how the images are divided among ranks does not show.
 fn variance_over_ranks(targets: &Tensor, ranks: &dyn Ranks) -> Result<Tensor> {
+    let targets = targets.to_dtype(DType::F64)?;
     let own = targets.elem_count() as f64;
     let all = ranks
         .sum(&Tensor::new(&[own], targets.device())?)?
@@ -83,7 +84,7 @@ fn variance_over_ranks(targets: &Tensor, ranks: &dyn Ranks) -> Result<Tensor> {
     let mean = (ranks.sum(&targets.sum_keepdim((0, 2))?)? / of_channel)?; // [1, C, 1]
     let squares = targets.broadcast_sub(&mean)?.sqr()?.sum_all()?;
     let squares = ranks.sum(&squares)?.maximum(MIN_VARIANCE * all)?;
-    squares * (own / all)
+    (squares * (own / all))?.to_dtype(DType::F32)
 }
 
 #[cfg(test)]

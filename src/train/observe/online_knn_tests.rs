@@ -2,6 +2,7 @@ use candle_core::DType;
 
 use super::*;
 use crate::cluster::OneRank;
+use crate::cluster::threads::{Network, on_ranks};
 use crate::data::{Record, RgbImage};
 
 fn preprocess() -> Preprocess {
@@ -95,6 +96,26 @@ fn pooled_pixels_are_far_above_chance_and_repeatable() {
         other.evaluate(&OneRank, pooled).expect("evaluated").features,
         result.features
     );
+}
+
+#[test]
+fn ranks_find_together_what_one_finds() {
+    let knn = sample_test(OnlineKnnConfig::new("sample:test", 10), 5);
+    let one = knn.evaluate(&OneRank, pooled).expect("evaluated");
+    for size in [2, 3] {
+        let found = on_ranks(size, Network::default(), |ranks| {
+            let images = std::cell::Cell::new(0);
+            let counted = |batch: &Tensor| {
+                images.set(images.get() + batch.dims()[0]);
+                pooled(batch)
+            };
+            let result = knn.evaluate(ranks.as_ref(), counted).expect("evaluated");
+            (result, images.get())
+        });
+        assert!(found.iter().all(|(found, _)| *found == one), "{size}");
+        let images: Vec<usize> = found.iter().map(|(_, images)| *images).collect();
+        assert!(images.iter().sum::<usize>() == 1000 && images.iter().all(|&own| own > 1000 / size - 64));
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ pub use self::overrides::Overrides;
 use self::reference::{dino, ibot, moco, mocov3, published, vit_giant2_14, vit_large_14, vit_large_16_short};
 use super::config::{
     BackboneConfig, Centering, CheckpointConfig, DataConfig, HeadConfig, InfoNceConfig, LearningRateScaling,
-    LossConfig, MonitorConfig, OptimizerConfig, OptimizerKind, TeacherConfig, TrainConfig,
+    LossConfig, MonitorConfig, OptimizerConfig, OptimizerKind, RanksConfig, TeacherConfig, TrainConfig,
 };
 use crate::data::augment::MultiCropConfig;
 use crate::data::augment::multi_crop_config::ViewConfig;
@@ -250,6 +250,7 @@ fn small(facts: &DataFacts) -> TrainConfig {
         masks: MaskConfig::default(),
         checkpoints: CheckpointConfig::default(),
         monitor: MonitorConfig::default(),
+        ranks: RanksConfig::default(),
         distill: None,
     }
 }

@@ -156,8 +156,9 @@ pub(super) fn nearest(
 fn score_block(rows: &[f32], targets: &Targets<'_>, without: Option<&[u32]>, found: &mut [Nearest]) {
     let centroids = targets.centroids;
     let dim = centroids.dim();
-    // Two rows at least and centroid blocks of one size: then a row's scores do not depend on its block (`neighbours`).
-    let block = filled_up(rows, 2 * dim);
+    // Three rows at least and centroid blocks of one size: then a row's scores do not depend on its block (`neighbours`). With two, a
+    // product with one tile of centroids would have no more than the 256 values up to which there is a kernel of its own.
+    let block = filled_up(rows, 3 * dim);
     let block_rows = block.len() / dim;
     let width = centroid_block(centroids.rows());
     let mut products = vec![0.0f32; block_rows * width]; // [block_rows, width]

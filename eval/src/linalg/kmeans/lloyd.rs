@@ -9,8 +9,9 @@ use super::assign::{
     NONE, Nearest, Rows, Targets, distances, nearest, padded, squared_distance, squared_norm,
 };
 use super::means;
+use crate::linalg::binned::Bins;
 use crate::linalg::neighbours::check_pair;
-use crate::{Matrix, MatrixView, Result};
+use crate::{Matrix, MatrixView, Result, Share};
 
 use rayon::prelude::*;
 
@@ -19,7 +20,10 @@ const MOVERS_OF_32: [usize; 9] = [0, 1, 2, 4, 6, 8, 12, 16, 24];
 
 /// Clusters, and what is known of the distances.
 pub(super) struct Lloyd<'a> {
+    share: Share<'a>,
+    /// The rows of the share.
     features: MatrixView<'a>,
+    bins: Bins,
     /// Squared length of each row.
     lengths: Vec<f64>,
     pub(super) centroids: Matrix,
@@ -33,9 +37,9 @@ pub(super) struct Lloyd<'a> {
 
 /// What one iteration did.
 pub(super) struct Step {
-    /// Rows that changed their cluster.
+    /// Rows of all processes that changed their cluster.
     pub(super) changed: usize,
-    /// Products of a row and a centroid that it took; a plain assignment takes `rows x k`.
+    /// Products of a row that is here and a centroid that it took; a plain assignment takes `rows x k`.
     pub(super) products: u64,
 }
 
@@ -46,19 +50,24 @@ struct Movers {
 }
 
 impl<'a> Lloyd<'a> {
-    /// Assigns every row of `features` to the nearest of `centroids`.
+    /// Assigns every row of `share` to the nearest of `centroids`.
     ///
     /// # Errors
-    /// As [`super::assign`].
-    pub(super) fn start(features: MatrixView<'a>, centroids: Matrix) -> Result<Self> {
+    /// As [`super::assign`]; processes that cannot reach each other.
+    pub(super) fn start(share: Share<'a>, centroids: Matrix) -> Result<Self> {
+        let features = share.rows();
         check_pair(features, centroids.view())?;
+        let magnitudes = features.data().par_iter().map(|value| value.abs());
+        let largest = share.team().gather_f32(&[magnitudes.reduce(|| 0.0, f32::max)])?;
         let lengths = features
             .data()
             .par_chunks_exact(features.dim())
             .map(squared_norm)
             .collect();
         let mut lloyd = Self {
+            share,
             features,
+            bins: Bins::new(largest.into_iter().fold(0.0, f32::max), share.total()),
             lengths,
             slack: Slack::of_products_with(centroids.view()),
             centroids,
@@ -74,10 +83,10 @@ impl<'a> Lloyd<'a> {
     /// Moves the centroids to the means of their rows and assigns the rows again.
     ///
     /// # Errors
-    /// None for what [`Lloyd::start`] let through; the type follows [`Matrix::new`].
+    /// Processes that cannot reach each other.
     pub(super) fn step(&mut self) -> Result<Step> {
         let before = self.centroids.clone();
-        self.centroids = means(self.features, &self.clusters, &before)?;
+        self.centroids = means(&self.share, self.bins, &self.clusters, &before)?;
         self.slack = Slack::of_products_with(self.centroids.view());
         let moved = self.moved(&before);
         self.distances = distances(self.features, self.centroids.view(), &self.clusters);
@@ -92,14 +101,23 @@ impl<'a> Lloyd<'a> {
             unsettled.sort_unstable();
         }
         self.score_all_centroids(&unsettled);
+        let pairs = clusters.iter().zip(&self.clusters);
+        let mut changed = [pairs.filter(|(a, b)| a != b).count() as f64];
+        self.share.team().sum(&mut changed)?;
         Ok(Step {
-            changed: clusters
-                .iter()
-                .zip(&self.clusters)
-                .filter(|(a, b)| a != b)
-                .count(),
+            changed: changed[0] as usize,
             products: (settled.len() * movers.numbers.len() + unsettled.len() * moved.len()) as u64,
         })
+    }
+
+    /// Sum of the squared distances of all rows, of one block after the other.
+    ///
+    /// # Errors
+    /// Processes that cannot reach each other.
+    pub(super) fn inertia(&self) -> Result<f64> {
+        let blocks = self.distances.chunks(Share::BLOCK);
+        let sums: Vec<f64> = blocks.map(|block| block.iter().sum::<f64>()).collect();
+        Ok(self.share.team().gather_f64(&sums)?.iter().sum())
     }
 
     /// How far each centroid moved.

@@ -1,7 +1,7 @@
 //! k-means (Lloyd 1982) with greedy k-means++ seeding (Arthur & Vassilvitskii 2007), on blocks: no `n x k` matrix ever
 //! exists, so a million rows and thousands of centroids fit. Distances come from matrix products, of which those that cannot
-//! change a cluster are left out ([`lloyd`]), sums are taken in f64, and neither the number of threads nor the blocks change a
-//! result.
+//! change a cluster are left out ([`lloyd`]), and sums do not depend on the order of rows (`binned`): neither the number of threads, nor
+//! the blocks, nor the number of processes that divide the rows changes a result.
 
 mod assign;
 mod lloyd;
@@ -15,7 +15,11 @@ use serde::{Deserialize, Serialize};
 pub use assign::{Assignment, assign};
 use lloyd::Lloyd;
 
-use crate::{Error, Matrix, MatrixView, Result};
+use crate::linalg::binned::Bins;
+use crate::{Error, Matrix, MatrixView, Result, Share};
+
+/// Sums that processes exchange at a time, 8 MiB.
+const SUMS_AT_ONCE: usize = 1 << 20;
 
 /// Settings of k-means.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -48,15 +52,15 @@ impl Default for KMeansConfig {
 pub struct KMeans {
     /// Centroids, `[k, d]`.
     pub centroids: Matrix,
-    /// Cluster of each row.
+    /// Cluster of each row that is here.
     pub clusters: Vec<u32>,
-    /// Sum over the rows of the squared distance to their centroid.
+    /// Sum over all rows of the squared distance to their centroid.
     pub inertia: f64,
     /// Lloyd iterations done.
     pub iterations: usize,
     /// Whether the last iteration moved no row.
     pub converged: bool,
-    /// Products of a row and a centroid that the iterations took: at most `iterations x rows x k`.
+    /// Products of a row that is here and a centroid that the iterations took: at most `iterations x rows x k`.
     pub products: u64,
 }
 
@@ -66,10 +70,19 @@ pub struct KMeans {
 /// [`Error::Config`] for a `k` that is 0 or above the number of rows (or of seeding rows), or for no iteration;
 /// [`Error::Data`] for NaN or infinity.
 pub fn kmeans(features: MatrixView<'_>, config: &KMeansConfig) -> Result<KMeans> {
-    check(features, config)?;
+    kmeans_of(&Share::alone(features), config)
+}
+
+/// As [`kmeans`], where each process has a share of the rows: the same centroids on all, to the bit those of one process, and the
+/// clusters of the rows that are here.
+///
+/// # Errors
+/// As [`kmeans`], on the process whose rows hold NaN or infinity; processes that cannot reach each other.
+pub fn kmeans_of(share: &Share<'_>, config: &KMeansConfig) -> Result<KMeans> {
+    check(share, config)?;
     let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
-    let centroids = seeding::greedy_plus_plus(features, config, &mut rng)?;
-    let mut lloyd = Lloyd::start(features, centroids)?;
+    let centroids = seeding::greedy_plus_plus(share, config, &mut rng)?;
+    let mut lloyd = Lloyd::start(*share, centroids)?;
     let mut iterations = 0;
     let mut converged = false;
     let mut products = 0;
@@ -80,7 +93,7 @@ pub fn kmeans(features: MatrixView<'_>, config: &KMeansConfig) -> Result<KMeans>
         iterations += 1;
     }
     Ok(KMeans {
-        inertia: lloyd.distances.iter().sum(),
+        inertia: lloyd.inertia()?,
         clusters: lloyd.clusters,
         centroids: lloyd.centroids,
         iterations,
@@ -89,8 +102,8 @@ pub fn kmeans(features: MatrixView<'_>, config: &KMeansConfig) -> Result<KMeans>
     })
 }
 
-fn check(features: MatrixView<'_>, config: &KMeansConfig) -> Result<()> {
-    let n = features.rows();
+fn check(share: &Share<'_>, config: &KMeansConfig) -> Result<()> {
+    let n = share.total();
     if config.k == 0 || config.k > n {
         return Err(Error::config(
             "k",
@@ -109,32 +122,51 @@ fn check(features: MatrixView<'_>, config: &KMeansConfig) -> Result<()> {
     if u32::try_from(n).is_err() {
         return Err(Error::data("features", "more than 4,294,967,295 rows"));
     }
-    features.check_finite("features")
+    share.rows().check_finite("features")
 }
 
-/// The mean of each cluster's rows, summed in f64 in the order of the rows; of an empty cluster the centroid it had.
-fn means(features: MatrixView<'_>, clusters: &[u32], before: &Matrix) -> Result<Matrix> {
-    let (k, dim) = (before.view().rows(), features.dim());
+/// The mean of each cluster's rows on all processes; of an empty cluster the centroid it had.
+fn means(share: &Share<'_>, bins: Bins, clusters: &[u32], before: &Matrix) -> Result<Matrix> {
+    let (k, dim) = (before.view().rows(), before.view().dim());
     let (rows, starts) = by_cluster(clusters, k);
+    let width = 1 + 2 * dim; // the number of rows, then the two sums of each value
+    let at_once = (SUMS_AT_ONCE / width).max(1);
     let mut data = before.view().data().to_vec();
-    data.par_chunks_exact_mut(dim)
-        .enumerate()
-        .for_each(|(cluster, centroid)| {
-            let members = &rows[starts[cluster]..starts[cluster + 1]];
-            if members.is_empty() {
-                return;
+    for (number, centroids) in data.chunks_mut(at_once * dim).enumerate() {
+        let first = number * at_once;
+        let mut sums = vec![0.0f64; centroids.len() / dim * width];
+        sums.par_chunks_exact_mut(width)
+            .enumerate()
+            .for_each(|(place, sums)| {
+                let members = &rows[starts[first + place]..starts[first + place + 1]];
+                add_rows(share.rows(), bins, members, sums);
+            });
+        share.team().sum(&mut sums)?;
+        for (centroid, sums) in centroids.chunks_exact_mut(dim).zip(sums.chunks_exact(width)) {
+            let (count, sums) = (sums[0], sums[1..].as_chunks::<2>().0);
+            if count > 0.0 {
+                let means = sums.iter().map(|[coarse, fine]| ((coarse + fine) / count) as f32);
+                centroid
+                    .iter_mut()
+                    .zip(means)
+                    .for_each(|(value, mean)| *value = mean);
             }
-            let mut sums = vec![0.0f64; dim];
-            for &row in members {
-                for (sum, &value) in sums.iter_mut().zip(features.row(row as usize)) {
-                    *sum += f64::from(value);
-                }
-            }
-            for (value, sum) in centroid.iter_mut().zip(sums) {
-                *value = (sum / members.len() as f64) as f32;
-            }
-        });
+        }
+    }
     Matrix::new(data, k, dim)
+}
+
+/// Adds `members` of `rows` to `sums`: how many there are, and both parts of each of their values.
+fn add_rows(rows: MatrixView<'_>, bins: Bins, members: &[u32], sums: &mut [f64]) {
+    sums[0] += members.len() as f64;
+    let sums = sums[1..].as_chunks_mut::<2>().0;
+    for &member in members {
+        for (sum, &value) in sums.iter_mut().zip(rows.row(member as usize)) {
+            let [coarse, fine] = bins.cut(value);
+            sum[0] += coarse;
+            sum[1] += fine;
+        }
+    }
 }
 
 /// The rows sorted by cluster (ascending within each), and where each cluster starts: `k + 1` places.

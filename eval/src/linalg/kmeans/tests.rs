@@ -1,6 +1,7 @@
 use super::*;
 use crate::metrics::contingency::Contingency;
 use crate::metrics::rand_index::adjusted_rand_index;
+use crate::team::threads::on_team;
 use linfa::prelude::{DatasetBase, Fit, Predict};
 use rand::Rng;
 
@@ -111,7 +112,7 @@ fn iterations_lower_the_inertia_and_greedy_seeding_helps() {
 /// After every step, rows are where a plain assignment to the same centroids puts them, to the bit.
 fn steps_as_plain_assignments(features: &Matrix, k: usize, steps: usize) -> u64 {
     let first: Vec<usize> = (0..k).collect();
-    let mut lloyd = Lloyd::start(features.view(), features.view().select(&first)).unwrap();
+    let mut lloyd = Lloyd::start(Share::alone(features.view()), features.view().select(&first)).unwrap();
     let mut products = 0;
     for step in 0..steps {
         products += lloyd.step().unwrap().products;
@@ -164,6 +165,35 @@ fn threads_change_nothing_and_the_seed_does() {
     assert_ne!(run(1, 0, None).centroids, run(1, 0, Some(200)).centroids);
 }
 
+/// Rows without structure, so that sums in another order would soon give other clusters.
+#[test]
+fn processes_that_divide_the_rows_find_what_one_finds() {
+    let n = 2 * Share::BLOCK + 700;
+    let (features, _) = clouds(1, n, 7, 5.0, 13);
+    for seeding_rows in [None, Some(4000)] {
+        let settings = KMeansConfig {
+            seeding_rows,
+            iterations: 12,
+            ..config(30)
+        };
+        let one = kmeans(features.view(), &settings).unwrap();
+        for size in [2, 3, 5] {
+            let found = on_team(size, |team| {
+                kmeans_of(&Share::of_all(features.view(), team), &settings).unwrap()
+            });
+            let clusters: Vec<u32> = found.iter().flat_map(|found| found.clusters.clone()).collect();
+            assert_eq!(clusters, one.clusters, "{size}");
+            for found in found {
+                assert_eq!(found.centroids, one.centroids, "{size}");
+                assert_eq!(
+                    (found.inertia, found.iterations, found.converged),
+                    (one.inertia, one.iterations, one.converged)
+                );
+            }
+        }
+    }
+}
+
 #[test]
 fn empty_clusters_keep_their_centroid() {
     // three different rows, five clusters: two stay empty
@@ -182,7 +212,8 @@ fn empty_clusters_keep_their_centroid() {
     let used: std::collections::BTreeSet<u32> = found.clusters.iter().copied().collect();
     assert_eq!(used.len(), 3);
     let kept = means(
-        features.view(),
+        &Share::alone(features.view()),
+        Bins::new(2.0, 12),
         &[0; 12],
         &Matrix::new(vec![9.0, 8.0], 2, 1).unwrap(),
     )

@@ -20,7 +20,7 @@ use crate::protocols::checks;
 use crate::rng::stream;
 use crate::stats::bootstrap::{BootstrapConfig, bootstrap_mean};
 use crate::table::EvalResult;
-use crate::{Error, MatrixView, Result, Split};
+use crate::{Error, MatrixView, Result, Share};
 
 pub use partition::ClusterMethod;
 use partition::{Partition, by_density, by_kmeans, by_mixture, components};
@@ -153,8 +153,33 @@ pub fn evaluate(
     n_classes: usize,
     config: &ClusterConfig,
 ) -> Result<ClusterResult> {
+    evaluate_share(&Share::alone(features), labels, n_classes, config)
+}
+
+/// As [`evaluate`], where each process has a share of the features and all labels: the result of one process, on all.
+///
+/// # Errors
+/// As [`evaluate`]; a method other than k-means where there are several processes; processes that cannot reach each other.
+pub fn evaluate_share(
+    share: &Share<'_>,
+    labels: &[u32],
+    n_classes: usize,
+    config: &ClusterConfig,
+) -> Result<ClusterResult> {
     config.validate()?;
-    checks::side("cluster", &Split::new(features, labels), n_classes)?;
+    if share.team().size() > 1 && config.method != ClusterMethod::Kmeans {
+        let reason = format!(
+            "expected kmeans of {} processes, found {:?}",
+            share.team().size(),
+            config.method
+        );
+        return Err(Error::config("method", reason));
+    }
+    let features = share.rows();
+    if features.rows() > 0 || share.total() == 0 {
+        checks::rows_with_values("cluster features", features)?;
+    }
+    checks::labels("cluster labels", share.total(), labels, n_classes)?;
     let mut ks = if config.ks.is_empty() {
         vec![n_classes]
     } else {
@@ -169,10 +194,13 @@ pub fn evaluate(
     };
     let view = unit.as_ref().map_or(features, |unit| unit.view());
     let (partitions, labels): (Result<Vec<Partition>>, Vec<u32>) = match config.method {
-        ClusterMethod::Kmeans => (
-            ks.iter().map(|&k| by_kmeans(view, k, config)).collect(),
-            labels.to_vec(),
-        ),
+        ClusterMethod::Kmeans => {
+            let share = share.with_rows(view);
+            (
+                ks.iter().map(|&k| by_kmeans(&share, k, config)).collect(),
+                labels.to_vec(),
+            )
+        }
         method => {
             let chosen = chosen_rows(view.rows(), config);
             let components = components(view.select(&chosen).view(), config.components)?;
@@ -312,6 +340,7 @@ impl ClusterResult {
 mod tests {
     use super::*;
     use crate::Matrix;
+    use crate::team::threads::on_team;
 
     #[test]
     fn clouds_are_found_and_more_clusters_than_classes_cost_accuracy() {
@@ -346,6 +375,33 @@ mod tests {
         let json = result.to_eval_result().unwrap().to_json().unwrap();
         assert_eq!(json["rows"][0]["accuracy"], 1.0);
         assert_eq!(json["settings"]["ks"], serde_json::json!([3, 9]));
+    }
+
+    #[test]
+    fn processes_that_divide_the_rows_score_as_one_does() {
+        let n = Share::BLOCK + 500;
+        let (rows, labels) = plane(n);
+        let config = ClusterConfig {
+            ks: vec![2, 9],
+            iterations: 10,
+            ..ClusterConfig::default()
+        };
+        let one = evaluate(rows.view(), &labels, 2, &config).unwrap();
+        let found = on_team(2, |team| {
+            evaluate_share(&Share::of_all(rows.view(), team), &labels, 2, &config).unwrap()
+        });
+        assert!(found.iter().all(|found| *found == one));
+        let gmm = ClusterConfig {
+            method: ClusterMethod::Gmm,
+            ..config
+        };
+        let refused = on_team(2, |team| {
+            evaluate_share(&Share::of_all(rows.view(), team), &labels, 2, &gmm)
+        });
+        assert_eq!(
+            refused[0].as_ref().unwrap_err().to_string(),
+            "method: expected kmeans of 2 processes, found Gmm"
+        );
     }
 
     #[test]

@@ -11,10 +11,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::ClusterConfig;
-use crate::linalg::kmeans::{KMeansConfig, kmeans};
+use crate::linalg::kmeans::{KMeansConfig, kmeans_of};
 use crate::linalg::pca::Pca;
 use crate::rng::{LinfaRng, stream};
-use crate::{Error, MatrixView, Result};
+use crate::{Error, MatrixView, Result, Share};
 
 /// Change of the mean log-likelihood below which a mixture has converged, and the ridge on its covariances, for rows whose components
 /// have a variance of 1 on average.
@@ -44,10 +44,10 @@ pub(super) struct Partition {
     pub details: Vec<(&'static str, Value)>,
 }
 
-/// Parts `rows` into `k` clusters by k-means.
-pub(super) fn by_kmeans(rows: MatrixView<'_>, k: usize, config: &ClusterConfig) -> Result<Partition> {
-    let found = kmeans(
-        rows,
+/// Parts the rows of all processes into `k` clusters by k-means.
+pub(super) fn by_kmeans(share: &Share<'_>, k: usize, config: &ClusterConfig) -> Result<Partition> {
+    let found = kmeans_of(
+        share,
         &KMeansConfig {
             k,
             iterations: config.iterations,
@@ -57,7 +57,12 @@ pub(super) fn by_kmeans(rows: MatrixView<'_>, k: usize, config: &ClusterConfig) 
     )?;
     Ok(Partition {
         k,
-        clusters: found.clusters.into_iter().map(Some).collect(),
+        clusters: share
+            .team()
+            .gather_numbers(&found.clusters)?
+            .into_iter()
+            .map(Some)
+            .collect(),
         details: vec![
             ("iterations", json!(found.iterations)),
             ("converged", json!(found.converged)),
@@ -224,7 +229,7 @@ mod tests {
             found.clusters,
             by_mixture(&components, 2, &config).unwrap().clusters
         );
-        assert!(wrong(&by_kmeans(rows.view(), 2, &config).unwrap()) > 20);
+        assert!(wrong(&by_kmeans(&Share::alone(rows.view()), 2, &config).unwrap()) > 20);
         let error = by_mixture(&components, 401, &config).err().unwrap();
         assert_eq!(error.to_string(), "k: expected 1 to 400 (the rows), found 401");
     }
