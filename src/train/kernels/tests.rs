@@ -97,6 +97,8 @@ fn moving(recipe: &str, kind: OptimizerKind, settings: &[&str]) -> TrainConfig {
         recipe,
         &[
             "optimizer.learning_rate_scaling=none",
+            // Sharp attention from the first step on would make more of every rounding.
+            "backbone.initial_weights=dinov2",
             "optimizer.warmup_steps=0",
             "teacher.momentum=0.9",
         ],

@@ -60,14 +60,7 @@ pub fn reconstruction_loss(
         bail!("{what}: expected {expected:?} predicted, found {found:?}")
     }
     let targets = targets.detach().reshape((batch, channels, height * width))?;
-    let variance = match ranks.is_one() {
-        true => {
-            let mean = targets.mean_keepdim((0, 2))?; // [1, C, 1]
-            let min = MIN_VARIANCE * targets.elem_count() as f64;
-            targets.broadcast_sub(&mean)?.sqr()?.sum_all()?.maximum(min)?
-        }
-        false => variance_over_ranks(&targets, ranks)?,
-    };
+    let variance = variance_over_ranks(&targets, ranks)?;
     let missing = (predicted.to_dtype(DType::F32)? - targets.reshape(expected)?)?;
     missing.sqr()?.sum_all()?.broadcast_div(&variance)
 }
