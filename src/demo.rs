@@ -67,9 +67,10 @@ pub fn run(options: &DemoOptions) -> Result<EvalResult> {
     train(options, &run)?;
     let trained = weights::load(&run, &LoadOptions::default())?;
     step("2/5 export: the teacher, and the same network untrained, checked against candle");
+    let spread = training::saved_config(&run)?.backbone.initial_weights;
     let initial = Checkpoint {
         preprocess: trained.preprocess.clone(),
-        ..untrained(trained.config.clone(), options.seed)?
+        ..untrained(trained.config.clone(), spread, options.seed)?
     };
     let trained = export_network(options, &trained, "trained.onnx")?;
     let initial = export_network(options, &initial, "untrained.onnx")?;

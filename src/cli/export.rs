@@ -2,7 +2,7 @@
 
 use clap::Args;
 use macula_models::onnx::{EMBEDDED_LIMIT, ImageShape, OutputKind};
-use macula_models::vit::VitConfig;
+use macula_models::vit::{InitialWeights, VitConfig};
 use macula_models::weights::{self, Checkpoint};
 
 use super::args::{
@@ -227,7 +227,7 @@ impl ExportArgs {
         if let Some(activation) = self.geometry.activation {
             config.activation = activation;
         }
-        untrained(config, self.random.seed)
+        untrained(config, InitialWeights::Dinov2, self.random.seed)
     }
 }
 

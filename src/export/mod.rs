@@ -13,7 +13,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use macula_models::onnx::{self, ExportOptions, ImageShape, Numbers, OutputKind};
-use macula_models::vit::VitConfig;
+use macula_models::vit::{InitialWeights, VitConfig, initialise_with};
 use macula_models::weights::Checkpoint;
 use serde::Serialize;
 
@@ -296,20 +296,20 @@ fn open_session(file: &Path, runtime: &RuntimeOptions, threads: usize) -> Result
     OnnxModel::open(Runtime::open(runtime)?, file, &options)
 }
 
-/// A network with the initial weights of pretraining, as a checkpoint: what training has to improve on.
+/// A network with the initial weights of pretraining, spread as `spread` says, as a checkpoint: what training has to improve on.
 ///
 /// LayerScale starts at 1, as the reference's builder constructs it, and not at training's 1e-5, which would leave the
 /// blocks without a visible effect.
 ///
 /// # Errors
 /// An unknown architecture, or an image size that does not fit it.
-pub fn untrained(config: VitConfig, seed: u64) -> Result<Checkpoint> {
+pub fn untrained(config: VitConfig, spread: InitialWeights, seed: u64) -> Result<Checkpoint> {
     let config = VitConfig {
         layer_scale: config.layer_scale.map(|_| 1.0),
         ..config
     };
     config.validate()?;
-    let backbone = macula_models::vit::initialise(&config, &mut rng::stream(seed, "initialise", 0))?;
+    let backbone = initialise_with(&config, spread, &mut rng::stream(seed, "initialise", 0))?;
     Ok(Checkpoint {
         config,
         backbone,
