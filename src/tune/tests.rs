@@ -246,10 +246,13 @@ fn what_cannot_be_searched_is_named() {
     assert_eq!(std::fs::read_to_string(out.join("letter.txt")).unwrap(), "dear");
 }
 
+/// What happens to a record.
+type Damage = fn(&mut Record);
+
 #[test]
 fn a_damaged_record_names_the_field() {
     let folder = tempfile::tempdir().unwrap();
-    let damages: [(&str, fn(&mut Record)); 4] = [
+    let damages: [(&str, Damage); 4] = [
         ("rungs: expected [3, 2, 1], found [3, 1]", |record| {
             record.rungs = vec![3, 1]
         }),
