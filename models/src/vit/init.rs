@@ -46,12 +46,8 @@ impl InitialWeights {
 
     /// A value of the linear weights called `name`, of `shape` [outputs, inputs].
     fn linear(self, name: &str, shape: &[usize], rng: &mut impl Rng) -> f64 {
-        let &[outputs, inputs] = shape else {
-            return truncated_normal(rng, 0.02);
-        };
-        match self {
-            Self::Dinov2 => truncated_normal(rng, 0.02),
-            Self::Xavier => {
+        match (self, shape) {
+            (Self::Xavier, &[outputs, inputs]) => {
                 let outputs = if name.contains("qkv") {
                     outputs / 3
                 } else {
@@ -59,6 +55,7 @@ impl InitialWeights {
                 };
                 (2. * rng.random::<f64>() - 1.) * (6. / (outputs + inputs) as f64).sqrt()
             }
+            _ => truncated_normal(rng, 0.02),
         }
     }
 }
@@ -175,6 +172,17 @@ mod tests {
         (mean, variance.sqrt())
     }
 
+    /// Fails unless the values' standard deviation is `std`, within five of its own.
+    fn assert_spread(tensors: &Tensors, name: &str, std: f64) {
+        let (_, found) = spread(tensors, name);
+        let count = tensors[name].elem_count() as f64;
+        let five_sigma = 5. / (2. * count).sqrt();
+        assert!(
+            (found - std).abs() <= std * five_sigma,
+            "{name}: expected {std}, found {found}"
+        );
+    }
+
     #[test]
     fn every_parameter_has_its_distribution() {
         let tensors = drawn(1);
@@ -192,13 +200,7 @@ mod tests {
             ("norm.weight", 0.),
             ("blocks.0.ls1.gamma", 0.),
         ] {
-            let (_, found) = spread(&tensors, name);
-            let count = tensors[name].elem_count() as f64;
-            let five_sigma = 5. / (2. * count).sqrt();
-            assert!(
-                (found - std).abs() <= std * five_sigma,
-                "{name}: expected {std}, found {found}"
-            );
+            assert_spread(&tensors, name, std);
         }
         let bound = 1. / 768f64.sqrt();
         for name in ["patch_embed.proj.weight", "patch_embed.proj.bias"] {
@@ -227,13 +229,7 @@ mod tests {
             ("cls_token", 1e-6),
             ("blocks.3.attn.qkv.bias", 0.),
         ] {
-            let (_, found) = spread(&tensors, name);
-            let count = tensors[name].elem_count() as f64;
-            let five_sigma = 5. / (2. * count).sqrt();
-            assert!(
-                (found - std).abs() <= std * five_sigma,
-                "{name}: expected {std}, found {found}"
-            );
+            assert_spread(&tensors, name, std);
         }
     }
 
