@@ -148,6 +148,20 @@ impl NetworkConfig {
         })
     }
 
+    /// The backbone without its heads.
+    pub fn backbone_alone(&self) -> Self {
+        Self {
+            dino_head: None,
+            ibot_head: None,
+            projection: None,
+            predictor: None,
+            pixel_decoder: None,
+            hog_decoder: None,
+            linears: Vec::new(),
+            ..self.clone()
+        }
+    }
+
     fn projections(&self) -> [(&'static str, &Option<ProjectionHeadConfig>); 4] {
         [
             (PROJECTION, &self.projection),

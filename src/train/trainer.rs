@@ -110,7 +110,7 @@ pub struct TrainerState {
     pub teacher: Tensors,
     /// The optimizer's.
     pub optimizer: OptimizerState,
-    /// The objective's memory: `cls_centre`, `patch_centre`, `queue`.
+    /// The objective's memory: `cls_centre`, `patch_centre`, `queue`, the weights of an earlier network.
     pub memory: Tensors,
 }
 
@@ -241,6 +241,7 @@ impl Trainer {
             cls_targets: None,
             seconds: StepSeconds::default(),
         };
+        self.method.begin_step(self.step)?;
         let share = 1. / micro_batches.len().max(1) as f64;
         let clips_on_device = self.optimizer.clipping_on_device().is_some();
         let mut unread = Vec::new();

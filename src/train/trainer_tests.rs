@@ -70,6 +70,19 @@ pub(crate) const STEM: &[&str] = &[
     "backbone.patch_size=14",
     "backbone.stem=[{channels=6,stride=1},{channels=8,stride=2}]",
 ];
+/// Patches held to an earlier teacher, and to the teacher as it is.
+const HELD: &[&str] = &[
+    "loss.patch_anchor.weight=2.0",
+    "loss.patch_anchor.first_step=1",
+    "loss.patch_anchor.refresh_every=2",
+];
+const HELD_TO_THE_TEACHER: &[&str] = &[
+    "loss.patch_anchor.weight=1.0",
+    "loss.patch_anchor.network=teacher",
+    "loss.patch_anchor.measure=kernel-alignment",
+];
+/// The nearest of older keys in the place of an image's own.
+const NEAREST: &[&str] = &["loss.info_nce.queue=12", "loss.info_nce.nearest=true"];
 const CLIP_LIKE: &[&str] = &[
     "backbone.activation=quick-gelu",
     "backbone.pre_norm=true",
@@ -144,6 +157,9 @@ fn every_trained_tensor_of_every_recipe_gets_a_gradient() {
         ("dinov2", ROTARY),
         ("moco", CLIP_LIKE),
         ("dinov2", STEM),
+        ("ibot", HELD),
+        ("dino", HELD_TO_THE_TEACHER),
+        ("mocov3", NEAREST),
     ];
     for (recipe, settings) in named.into_iter().chain([larger, half_visible]).chain(others) {
         // LayerScale at its published 1e-5 is tested too: gradients are small there, not absent.
@@ -189,6 +205,9 @@ fn a_resumed_run_holds_the_bytes_of_one_that_never_stopped() {
         ("dinov2", &["backbone.drop_path_rate=0.4"]),
         ("dinov2", ROTARY),
         ("dino", STEM),
+        ("ibot", HELD),
+        ("dino", HELD_TO_THE_TEACHER),
+        ("mocov3", NEAREST),
     ] {
         let config = config(recipe, settings);
         let run = |trainer: &mut Trainer, first, count| {
@@ -217,6 +236,35 @@ fn a_resumed_run_holds_the_bytes_of_one_that_never_stopped() {
         let mut second = Trainer::resume(&config, &saved.state, &Device::Cpu).unwrap();
         run(&mut second, 3, 2);
         assert_same(&second, &whole);
+    }
+}
+
+#[test]
+fn patches_are_held_to_the_teacher_of_an_earlier_step() {
+    let config = config("ibot", HELD);
+    let mut trainer = Trainer::fresh(&config, &Device::Cpu).unwrap();
+    let of = |trainer: &Trainer, part: &str| {
+        let backbone = format!("{part}backbone.");
+        let all = contents(trainer).into_iter();
+        let own = all.filter_map(|(name, values)| Some((name.strip_prefix(&backbone)?.to_owned(), values)));
+        own.collect::<Vec<_>>()
+    };
+    // From step 1 on, anew at step 3.
+    let mut earlier = Vec::new();
+    for (step, batches) in batches(&config, 0, 5).iter().enumerate() {
+        if [1, 3].contains(&step) {
+            earlier = of(&trainer, "teacher ");
+        }
+        let report = trainer.advance(batches).unwrap();
+        assert_eq!(
+            report.terms.contains_key("patch_anchor"),
+            step >= 1,
+            "step {step}"
+        );
+        if step >= 1 {
+            assert!(of(&trainer, "memory anchor.") == earlier, "step {step}");
+            assert!(earlier != of(&trainer, "teacher "), "step {step}");
+        }
     }
 }
 

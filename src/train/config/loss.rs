@@ -3,6 +3,8 @@
 use macula_models::heads::DinoHeadConfig;
 use serde::{Deserialize, Serialize};
 
+use super::PatchAnchorConfig;
+
 /// The terms of the objective: a term of weight 0 is off, and what only it needs is not built.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -45,6 +47,9 @@ pub struct LossConfig {
     /// The contrastive term's projection, queue and temperature.
     #[serde(default)]
     pub info_nce: InfoNceConfig,
+    /// What the similarities of an image's patches are held to; off by default.
+    #[serde(default)]
+    pub patch_anchor: PatchAnchorConfig,
 }
 
 fn decoder_hidden() -> usize {
@@ -80,6 +85,10 @@ pub struct InfoNceConfig {
     pub predictor: bool,
     /// Negatives kept, first in, first out; 0 to take the other keys of the batch instead, as in MoCo v3. Default 65536.
     pub queue: usize,
+    /// Whether a query is to find, in its own key's place, the key in the queue that is nearest to it, most often another image's:
+    /// what is alike then comes together whether or not crops make it so (NNCLR: Dwibedi et al. 2021). The negatives are the batch's.
+    /// It needs a queue. Default false.
+    pub nearest: bool,
     /// Temperature of the first step. Default 0.07.
     pub temperature: f64,
     /// Temperature of the last step, reached along a cosine. Default 0.04.
@@ -96,6 +105,7 @@ impl Default for InfoNceConfig {
             batch_norm: false,
             predictor: false,
             queue: 65_536,
+            nearest: false,
             temperature: 0.07,
             final_temperature: 0.04,
             symmetric: false,

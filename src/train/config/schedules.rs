@@ -1,6 +1,6 @@
 //! Everything that changes from step to step.
 
-use super::{LearningRateScaling, TrainConfig};
+use super::{LearningRateScaling, PatchAnchorConfig, TrainConfig};
 use crate::train::optimizer::Rates;
 use crate::train::schedule::CosineSchedule;
 
@@ -14,6 +14,7 @@ pub struct Schedules {
     momentum: CosineSchedule,
     teacher_temperature: CosineSchedule,
     info_nce_temperature: CosineSchedule,
+    patch_anchor: PatchAnchorConfig,
 }
 
 /// What the schedules say for one step.
@@ -33,6 +34,8 @@ pub struct StepValues {
     pub teacher_temperature: f64,
     /// Temperature of the contrastive term.
     pub info_nce_temperature: f64,
+    /// Weight of the term that holds patches to another network.
+    pub patch_anchor_weight: f64,
 }
 
 impl StepValues {
@@ -82,11 +85,13 @@ impl Schedules {
                 teacher.temperature_warmup_steps as usize,
             ),
             info_nce_temperature: CosineSchedule::new(nce.temperature, nce.final_temperature, steps),
+            patch_anchor: config.loss.patch_anchor.clone(),
         }
     }
 
     /// The values at `step`, counted from 0.
     pub fn at(&self, step: u64) -> StepValues {
+        let patch_anchor_weight = self.patch_anchor.weight_at(step);
         let step = step as usize;
         StepValues {
             learning_rate: self.learning_rate.value(step),
@@ -96,6 +101,7 @@ impl Schedules {
             momentum: self.momentum.value(step),
             teacher_temperature: self.teacher_temperature.value(step),
             info_nce_temperature: self.info_nce_temperature.value(step),
+            patch_anchor_weight,
         }
     }
 }

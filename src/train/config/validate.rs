@@ -78,6 +78,10 @@ impl TrainConfig {
             let reason = "expected 0 where a frozen teacher gives the targets, found more";
             return Err(Error::input("loss.info_nce_weight", reason));
         }
+        if self.loss.patch_anchor.weight > 0. {
+            let reason = "expected 0 where a frozen teacher gives the targets, found more";
+            return Err(Error::input("loss.patch_anchor.weight", reason));
+        }
         let views = self.batch_size / self.accumulate * self.crops.global.count;
         if distill.has(Term::Relation) && distill.relation_queue < views {
             let reason = format!(
@@ -136,9 +140,10 @@ impl TrainConfig {
             );
             return Err(Error::input("backbone.patch_drop_rate", reason));
         }
-        if rate > 0. && (self.has_ibot() || self.distill.is_some()) {
+        let compares = self.has_ibot() || self.loss.patch_anchor.weight > 0.;
+        if rate > 0. && (compares || self.distill.is_some()) {
             let reason = format!(
-                "expected 0 where patches are compared (loss.ibot_weight above 0) or a frozen teacher is, found {rate}"
+                "expected 0 where patches are compared (loss.ibot_weight or loss.patch_anchor.weight above 0) or a frozen teacher is, found {rate}"
             );
             return Err(Error::input("backbone.patch_drop_rate", reason));
         }
@@ -154,6 +159,7 @@ impl TrainConfig {
             ("loss.info_nce_weight", loss.info_nce_weight),
             ("loss.pixel_weight", loss.pixel_weight),
             ("loss.hog_weight", loss.hog_weight),
+            ("loss.patch_anchor.weight", loss.patch_anchor.weight),
         ] {
             within(field, weight, 0. ..=f64::MAX)?;
         }
@@ -197,6 +203,11 @@ impl TrainConfig {
         for (field, on, weight) in [
             ("loss.pixel_weight", self.has_pixels(), loss.pixel_weight),
             ("loss.hog_weight", self.has_hog(), loss.hog_weight),
+            (
+                "loss.patch_anchor.weight",
+                loss.patch_anchor.weight > 0.,
+                loss.patch_anchor.weight,
+            ),
         ] {
             if on && !self.has_dino() && !self.has_ibot() {
                 let reason = format!("expected 0 without dino and ibot, which it goes with, found {weight}");
@@ -212,9 +223,14 @@ impl TrainConfig {
         ] {
             at_least(field, value as u64, 1)?;
         }
-        if self.has_info_nce() && nce.queue == 0 && smallest < 2 {
-            let reason =
-                format!("expected at least 2 images a micro-batch without a queue, found {smallest}");
+        if nce.nearest && nce.queue == 0 {
+            let reason = "expected at least 1 where the nearest key of the queue is looked for, found 0";
+            return Err(Error::input("loss.info_nce.queue", reason));
+        }
+        if self.has_info_nce() && (nce.queue == 0 || nce.nearest) && smallest < 2 {
+            let reason = format!(
+                "expected at least 2 images a micro-batch where they are the negatives, found {smallest}"
+            );
             return Err(Error::input("loss.info_nce.queue", reason));
         }
         within("loss.info_nce.temperature", nce.temperature, 1e-6..=f64::MAX)?;

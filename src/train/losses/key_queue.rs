@@ -1,7 +1,7 @@
 //! The keys of past batches, which stand in for a larger batch as negatives (He et al. 2020, section 3.2;
 //! facebookresearch/moco `moco/builder.py`, `_dequeue_and_enqueue`).
 
-use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_core::{D, DType, Device, Result, Tensor, bail};
 use macula_models::ops;
 use rand::Rng;
 
@@ -46,6 +46,19 @@ impl KeyQueue {
     /// The keys [N, D]. Pushing does not change tensors that were handed out.
     pub fn keys(&self) -> &Tensor {
         &self.keys
+    }
+
+    /// For each of the normalised `keys` [B, D] the one in the queue with the highest cosine to it, [B, D].
+    ///
+    /// # Errors
+    /// Keys of another width.
+    pub fn nearest(&self, keys: &Tensor) -> Result<Tensor> {
+        let (_, width) = self.keys.dims2()?;
+        let (batch, _) = matrix("key queue", keys)?;
+        expect_matrix("key queue", keys, batch, width)?;
+        let keys = keys.detach().to_dtype(DType::F32)?;
+        let cosines = ops::linear(&keys, &self.keys, None, DType::F32)?; // [B, N]
+        self.keys.index_select(&cosines.argmax(D::Minus1)?, 0)
     }
 
     /// Takes in the normalised keys [B, D] of a batch, after its loss has been computed. Of more than N the first N stay.
@@ -144,6 +157,18 @@ mod tests {
             error.starts_with("key queue: expected shape [1, 2], found [1, 3]"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn the_nearest_key_is_found_for_each() {
+        let keys = Tensor::new(&[[1f32, 0.], [0.6, 0.8], [-1., 0.]], &Device::Cpu).unwrap();
+        let queue = KeyQueue::from_keys(&keys).unwrap();
+        let asked = Tensor::new(&[[-0.8f32, 0.6], [0., 1.], [0.96, 0.28]], &Device::Cpu).unwrap();
+        let found = queue.nearest(&asked).unwrap();
+        let expected = keys.index_select(&Tensor::new(&[2u32, 1, 0], &Device::Cpu).unwrap(), 0);
+        assert_eq!(values(&found), values(&expected.unwrap()));
+        let error = queue.nearest(&numbered(0..0)).map(|none| none.dims().to_vec());
+        assert_eq!(error.unwrap(), [0, 2]);
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod ibot_patch;
 mod info_nce;
 mod key_queue;
 mod koleo;
+mod patch_similarity;
 mod reconstruction;
 mod relational;
 pub mod targets;
@@ -29,6 +30,7 @@ pub use ibot_patch::ibot_patch_loss;
 pub use info_nce::{info_nce_in_batch_loss, info_nce_loss};
 pub use key_queue::KeyQueue;
 pub use koleo::koleo_loss;
+pub use patch_similarity::{PatchSimilarity, patch_similarity_loss};
 pub use reconstruction::{reconstruction_loss, reconstruction_side, reduced};
 pub use relational::{Relations, relational_loss};
 

@@ -65,7 +65,8 @@ impl Method {
         Ok(())
     }
 
-    /// The term of `queries` [b, D] and the same images' `keys`: against the queue, or without one against the keys of all ranks.
+    /// The term of `queries` [b, D] and the same images' `keys`: against the queue, or where there is none, or it only gives each key its
+    /// nearest, against the keys of all ranks.
     fn contrasted(
         &self,
         queries: &Tensor,
@@ -73,16 +74,18 @@ impl Method {
         micro_batch: u64,
         temperature: f64,
     ) -> Result<Tensor> {
-        let Some(queue) = &self.memory.queue else {
-            let all = self.ranks.gather(&keys.detach())?;
-            let shared = self
-                .config
-                .batch_plan()?
-                .of_rank(self.ranks.rank(), self.ranks.size());
-            let first = shared.share(micro_batch).start;
-            return Ok(info_nce_in_batch_loss(queries, &all, first, temperature)?);
+        let keys = match &self.memory.queue {
+            Some(queue) if self.config.loss.info_nce.nearest => &queue.nearest(keys)?,
+            Some(queue) => return Ok(info_nce_loss(queries, keys, queue.keys(), temperature)?),
+            None => keys,
         };
-        Ok(info_nce_loss(queries, keys, queue.keys(), temperature)?)
+        let all = self.ranks.gather(&keys.detach())?;
+        let shared = self
+            .config
+            .batch_plan()?
+            .of_rank(self.ranks.rank(), self.ranks.size());
+        let first = shared.share(micro_batch).start;
+        Ok(info_nce_in_batch_loss(queries, &all, first, temperature)?)
     }
 
     /// The points of class tokens [b, D] on the unit sphere, behind all of `heads`, whose batch norm is over the images of all ranks.

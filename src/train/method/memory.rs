@@ -3,9 +3,11 @@
 use candle_core::{Device, Tensor};
 use macula_models::weights::Tensors;
 
+use super::anchor::Anchor;
 use crate::train::config::{Centering, Term, TrainConfig};
 use crate::train::losses::KeyQueue;
 use crate::train::losses::targets::SoftmaxCentering;
+use crate::train::network::NetworkConfig;
 use crate::{Error, Result, rng};
 
 /// Names of the memory's tensors in a checkpoint.
@@ -14,6 +16,8 @@ const PATCH_CENTRE: &str = "patch_centre";
 const QUEUE: &str = "queue";
 const RELATION_TEACHER: &str = "relation_teacher";
 const RELATION_STUDENT: &str = "relation_student";
+/// Prefix of the weights of an earlier network.
+const ANCHOR: &str = "anchor.";
 
 /// State of the objective.
 #[derive(Debug, Default)]
@@ -26,6 +30,8 @@ pub struct Memory {
     pub queue: Option<KeyQueue>,
     /// What the frozen teacher and the averaged student saw of the latest images, where relations are distilled.
     pub relations: Option<RelationQueues>,
+    /// The network as it was, where patches are held to it.
+    pub anchor: Option<Anchor>,
 }
 
 /// Features of the same images in the same order.
@@ -36,7 +42,8 @@ pub struct RelationQueues {
 }
 
 impl Memory {
-    pub(super) fn new(config: &TrainConfig, device: &Device) -> Result<Self> {
+    /// That of a run whose teacher begins as `teacher`.
+    pub(super) fn new(config: &TrainConfig, teacher: &Tensors, device: &Device) -> Result<Self> {
         let loss = &config.loss;
         let centre = |prototypes: usize| {
             let zeros = Tensor::zeros((1, prototypes), candle_core::DType::F32, device);
@@ -79,6 +86,9 @@ impl Memory {
                     })
                 })
                 .transpose()?,
+            anchor: (loss.patch_anchor.keeps_a_network())
+                .then(|| Anchor::new(&NetworkConfig::new(config)?, teacher, device))
+                .transpose()?,
         })
     }
 
@@ -99,6 +109,10 @@ impl Memory {
         if let Some(RelationQueues { teacher, student }) = &self.relations {
             tensors.insert(RELATION_TEACHER.to_owned(), teacher.keys().clone());
             tensors.insert(RELATION_STUDENT.to_owned(), student.keys().clone());
+        }
+        if let Some(anchor) = &self.anchor {
+            let named = anchor.tensors().into_iter();
+            tensors.extend(named.map(|(name, tensor)| (format!("{ANCHOR}{name}"), tensor)));
         }
         Ok(tensors)
     }
@@ -138,6 +152,11 @@ impl Memory {
         let queues = self.queue.as_mut().map(|queue| (QUEUE, queue));
         for (name, queue) in queues.into_iter().chain(relations.into_iter().flatten()) {
             *queue = KeyQueue::from_keys(&find(name, queue.keys())?)?;
+        }
+        if let Some(anchor) = &self.anchor {
+            for (name, own) in anchor.weights() {
+                own.set(&find(&format!("{ANCHOR}{name}"), own)?)?;
+            }
         }
         Ok(())
     }

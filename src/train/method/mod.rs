@@ -2,6 +2,7 @@
 //! switches on. DINO, iBOT, DINOv2 and momentum contrast are settings of it (facebookresearch/dinov2
 //! `train/ssl_meta_arch.py`; facebookresearch/moco `moco/builder.py`).
 
+mod anchor;
 mod contrast;
 mod crops;
 mod distil;
@@ -87,7 +88,7 @@ impl Method {
     ) -> Result<Self> {
         let network = NetworkConfig::new(config)?;
         Ok(Self {
-            memory: Memory::new(config, device)?,
+            memory: Memory::new(config, teacher, device)?,
             student: Network::from_tensors(&network, student, device, Gradients::Tracked)?,
             teacher: Network::from_tensors(&network, teacher, device, Gradients::None)?,
             config: config.clone(),

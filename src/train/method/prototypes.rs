@@ -5,6 +5,7 @@ use std::time::Instant;
 use candle_core::{DType, Tensor};
 use macula_models::heads::DinoHead;
 
+use super::anchor::PatchRequest;
 use super::crops::{BackboneOutput, CropOutputs, Crops, ForwardRequest, places};
 use super::{Method, StepContext, StepLoss};
 use crate::Result;
@@ -36,7 +37,11 @@ impl Method {
 
         let start = Instant::now();
         let vit = &self.teacher.vit;
-        let teacher = BackboneOutput::forward(vit, &crops.global, None, None, places(masks))?;
+        let held = self.held_patches(crops, values)?;
+        let of_teacher = held.filter(|_| self.is_held_to_the_teacher());
+        let read = PatchRequest::new(places(masks), of_teacher);
+        let teacher = BackboneOutput::forward(vit, &crops.global, None, None, read.places())?;
+        let masked = read.masked(teacher.patches.as_ref())?;
         let cls_targets = match &self.teacher.dino_head {
             Some(head) if has_dino => {
                 let logits = head.forward(&teacher.cls)?;
@@ -44,7 +49,7 @@ impl Method {
             }
             _ => None,
         };
-        let patch_targets = match (self.teacher.patch_head(), &teacher.patches) {
+        let patch_targets = match (self.teacher.patch_head(), &masked) {
             (Some(head), Some(patches)) if has_ibot => {
                 let logits = head.forward(patches)?;
                 Some(self.patch_targets(&logits, values)?)
@@ -63,12 +68,17 @@ impl Method {
             cls: cls_targets,
             patch: patch_targets.zip(masks.map(|masks| masks.per_crop.clone())),
         };
+        let read = PatchRequest::new(places(masks), held);
         let request = ForwardRequest {
             hidden: masks.map(|masks| &masks.bits),
-            places: places(masks),
+            places: read.places(),
             locals: targets.cls.is_some(),
         };
-        let outputs = self.student_outputs(crops, &request, step.micro_batch)?;
+        let mut outputs = self.student_outputs(crops, &request, step.micro_batch)?;
+        if let Some(student) = outputs.global.patches.as_ref().filter(|_| read.is_whole()) {
+            self.anchor_term(crops, student, teacher.patches.as_ref(), values, loss)?;
+        }
+        outputs.global.patches = read.masked(outputs.global.patches.as_ref())?;
         self.reconstruction_terms(crops, &outputs.global.cls, loss)?;
         self.prototype_terms(crops, &outputs, targets, loss)
     }

@@ -11,7 +11,8 @@ pub use self::overrides::Overrides;
 use self::reference::{dino, ibot, moco, mocov3, published, vit_giant2_14, vit_large_14, vit_large_16_short};
 use super::config::{
     BackboneConfig, Centering, CheckpointConfig, DataConfig, HeadConfig, InfoNceConfig, LearningRateScaling,
-    LossConfig, MonitorConfig, OptimizerConfig, OptimizerKind, RanksConfig, TeacherConfig, TrainConfig,
+    LossConfig, MonitorConfig, OptimizerConfig, OptimizerKind, PatchAnchorConfig, RanksConfig, TeacherConfig,
+    TrainConfig,
 };
 use crate::data::augment::MultiCropConfig;
 use crate::data::augment::multi_crop_config::ViewConfig;
@@ -219,6 +220,7 @@ fn small(facts: &DataFacts) -> TrainConfig {
             head,
             ibot_head: None,
             info_nce: InfoNceConfig::default(),
+            patch_anchor: PatchAnchorConfig::default(),
         },
         teacher: TeacherConfig {
             momentum: 0.99,
