@@ -84,7 +84,7 @@ fn what_cannot_be_done_is_refused_by_its_name_and_flags_stand_in_for_it() {
         ..PreprocessOverrides::default()
     };
     let normalised = PreprocessOverrides {
-        mean: Some([0.5; 3]),
+        mean: Some(vec![0.5; 3]),
         std: Some([0.5; 3]),
         ..PreprocessOverrides::default()
     };
@@ -225,7 +225,7 @@ fn another_size_keeps_the_proportions_and_flags_go_before_all() {
     );
     let flags = PreprocessOverrides {
         crop: Some(42),
-        mean: Some([0.0; 3]),
+        mean: Some(vec![0.0; 3]),
         sample_range: Some(crate::data::SampleRange::Auto),
         ..flags
     };
