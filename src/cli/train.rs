@@ -48,14 +48,14 @@ pub struct TrainArgs {
     /// random weights]
     #[arg(long, value_name = "RUN or CKPT", conflicts_with = "resume")]
     from: Option<PathBuf>,
-    /// Read images as so many bands in place of RGB, from TIFF, PNG and .npy, and measure their mean and deviation; N,first where arrays
-    /// are [band, row, column]. Samples of more than 8 bits need --sample-range [default: the recipe's data.loader.bands, none: RGB]
-    #[arg(long, value_name = "N", conflicts_with = "resume", help_heading = PREPROCESSING)]
-    bands: Option<Bands>,
     #[command(flatten)]
     geometry: CheckpointArgs,
     #[command(flatten)]
     folder: RunFolderArgs,
+    /// Read images as so many bands in place of RGB, from TIFF, PNG and .npy, and measure their mean and deviation; N,first where arrays
+    /// are [band, row, column]. Samples of more than 8 bits need --sample-range [default: the recipe's data.loader.bands, none: RGB]
+    #[arg(long, value_name = "N", conflicts_with = "resume", help_heading = PREPROCESSING)]
+    bands: Option<Bands>,
 }
 
 impl TrainArgs {
