@@ -116,7 +116,7 @@ mod tests {
                 let found = resize_window(&bands, width, height, window, filter).unwrap();
                 for (found, &expected) in found.data().iter().zip(expected.data()) {
                     let levels = found * 255.0 - f32::from(expected);
-                    assert!(levels.abs() <= 1.01, "{width}x{height}: {levels}");
+                    assert!(levels.abs() < 1.3, "{width}x{height}: {levels}");
                 }
             }
         }

@@ -508,7 +508,9 @@ mod tests {
         close(&outputs[0], &expected);
         assert_eq!(outputs[1], [0.0, 1.0, 2.0]);
 
-        let options = levels("m.onnx", (Some([0.5; 3]), None)).unwrap_err().to_string();
+        let options = levels("m.onnx", (&Some([0.5_f32; 3]), &None))
+            .unwrap_err()
+            .to_string();
         assert!(
             options.contains("uint8") && options.contains("no mean"),
             "{options}"
