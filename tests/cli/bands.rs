@@ -34,7 +34,7 @@ fn scenes(bands: usize) -> Vec<(&'static str, usize, Vec<u16>)> {
         .collect()
 }
 
-/// A TIFF of `bands` 16-bit samples a pixel, interleaved, low byte first.
+/// A TIFF of at least four `bands`, 16-bit samples side by side, low byte first.
 fn tiff(bands: u16, samples: &[u16]) -> Vec<u8> {
     let data: Vec<u8> = samples.iter().flat_map(|sample| sample.to_le_bytes()).collect();
     let directory = 8 + data.len() as u32;
@@ -197,13 +197,13 @@ fn a_network_of_five_bands_is_trained_exported_and_scored() {
     refusals_of_a_model(&w);
 }
 
-/// What a model of five bands cannot do, of images of three and with parts that see pictures alone.
+/// What a model of five bands cannot do, of images of other bands and with parts that see pictures alone.
 fn refusals_of_a_model(w: &Workspace) {
-    tiffs(w, "three", 3);
+    tiffs(w, "four", 4);
     w.fails(
         1,
-        "extract --model m.onnx --data three --out no",
-        &["field/0.tif", "expected 5 bands, found 3"],
+        "extract --model m.onnx --data four --out no",
+        &["field/0.tif", "expected 5 bands, found 4"],
     );
     w.png("photos/a.png", 28, 28, 100);
     w.fails(
