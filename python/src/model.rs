@@ -57,6 +57,7 @@ impl Request {
             model: opened,
             preprocess,
         } = pool.install(|| model::open(&self.spec, &NoImages, &self.options))?;
+        preprocess.need_rgb(&self.spec)?;
         let mut model: Box<dyn FeatureModel> = opened;
         if self.normalize {
             model = Box::new(DerivedModel::normalized(model));

@@ -15,10 +15,10 @@ use super::signals::StopSignals;
 use crate::cluster::{self, Ranks};
 use crate::data::decode::range::take_notice;
 use crate::data::loader::LoaderConfig;
-use crate::data::{DecodeOptions, SampleRange, Source};
+use crate::data::{DecodeOptions, Image, SampleRange, Source};
 use crate::device::{CUDA_TRAINER, Device};
 use crate::lock::FolderLock;
-use crate::train::config::{Selection, TrainConfig};
+use crate::train::config::{DataConfig, Selection, TrainConfig};
 use crate::train::distillation::FrozenTeacher;
 use crate::train::identity::RunIdentity;
 use crate::train::observe::{LabelFreeConfig, OnlineKnnConfig};
@@ -228,6 +228,12 @@ impl RunFolderArgs {
         look_at(source, &decode)
     }
 
+    /// How images will be read: as `recipe` says, but for the flags and what `overrides` change.
+    pub fn loader(&self, mut recipe: DataConfig, overrides: &Overrides) -> Result<LoaderConfig> {
+        self.loader.over(&mut recipe.loader);
+        Ok(overrides.section("data", &recipe)?.loader)
+    }
+
     /// Runs `config` and prints how it ended; with `--dry-run` prints the settings alone.
     pub fn execute(
         &self,
@@ -240,7 +246,8 @@ impl RunFolderArgs {
     ) -> Result<()> {
         let first = ranks.rank() == 0;
         // The images looked at for the settings are the first to tell, long before a run has ended.
-        let notice = take_notice().filter(|_| config.data.loader.sample_range.is_clip());
+        let loader = &config.data.loader;
+        let notice = take_notice().filter(|_| loader.sample_range.is_clip() || loader.bands.is_some());
         if let Some(notice) = notice.filter(|_| first) {
             tracing::warn!("{notice}");
         }
@@ -319,20 +326,22 @@ pub fn look_at(source: &dyn Source, decode: &DecodeOptions) -> Result<DataFacts>
     let images = source.len();
     let looked_at = LOOKED_AT.min(images);
     let rows = (0..looked_at).map(|i| i * images / looked_at.max(1));
-    let loaded: Vec<_> = rows.filter_map(|row| source.load(row, decode).ok()).collect();
-    let mut sides: Vec<u32> = loaded
-        .iter()
-        .map(|image| image.width().min(image.height()))
-        .collect();
+    let (mut loaded, mut first_error) = (Vec::new(), None);
+    for row in rows {
+        match source.load_image(row, decode) {
+            Ok(image) => loaded.push(image),
+            Err(error) => first_error = first_error.or(Some(error)),
+        }
+    }
+    let sides = loaded.iter().map(Image::sides);
+    let mut sides: Vec<u32> = sides.map(|(width, height)| width.min(height)).collect();
     sides.sort_unstable();
     let Some(&side) = sides.get(sides.len() / 2) else {
-        let reason = format!("expected images, but none of the {looked_at} looked at can be read");
+        let first = first_error.map_or(String::new(), |error| format!(", the first: {error}"));
+        let reason = format!("expected images, but none of the {looked_at} looked at can be read{first}");
         return Err(Error::input("--data", reason));
     };
-    let is_grey = |pixel: &[u8]| pixel[0] == pixel[1] && pixel[1] == pixel[2];
-    let grey = loaded
-        .iter()
-        .all(|image| image.data().chunks_exact(3).all(is_grey));
+    let grey = loaded.iter().all(Image::is_grey);
     Ok(DataFacts { images, side, grey })
 }
 

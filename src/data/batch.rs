@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 
-use super::{DecodeOptions, Preprocess, RgbImage, RowError, Source};
+use super::{DecodeOptions, Image, Preprocess, RowError, Source};
 use crate::{Error, Result};
 
 /// Reads images of one size, and counts the time that it takes.
@@ -22,7 +22,7 @@ pub struct BatchReader {
 /// Images that were read.
 #[derive(Debug, Default)]
 pub struct ImageBatch {
-    /// `[n, 3, H, W]` of the images that could be read, in the order of their rows.
+    /// `[n, C, H, W]` of the images that could be read, in the order of their rows.
     pub pixels: Vec<f32>,
     /// For each row that was asked for, why its image could not be read; none for those in `pixels`.
     pub errors: Vec<Option<RowError>>,
@@ -71,12 +71,17 @@ impl BatchReader {
         (self.height, self.width)
     }
 
-    /// Values of one image: 3 * H * W.
-    pub fn image_len(&self) -> usize {
-        3 * self.height * self.width
+    /// Channels C of an image: 3, or its bands.
+    pub fn channels(&self) -> usize {
+        self.preprocess.channels()
     }
 
-    /// Writes the network input of one row over all of `out` (`[3, H, W]`), and gives the decoded image.
+    /// Values of one image: C * H * W.
+    pub fn image_len(&self) -> usize {
+        self.channels() * self.height * self.width
+    }
+
+    /// Writes the network input of one row over all of `out` (`[C, H, W]`), and gives the decoded image.
     ///
     /// # Errors
     /// Names the image that cannot be decoded or prepared.
@@ -85,9 +90,9 @@ impl BatchReader {
         source: &dyn Source,
         row: u64,
         out: &mut [f32],
-    ) -> std::result::Result<RgbImage, RowError> {
-        let image = self.decoding.time(|| source.load(row, &self.decode))?;
-        let written = self.preparing.time(|| self.preprocess.write_tensor(&image, out));
+    ) -> std::result::Result<Image, RowError> {
+        let image = self.decoding.time(|| source.load_image(row, &self.decode))?;
+        let written = self.preparing.time(|| self.preprocess.write_image(&image, out));
         written.map_err(|error| RowError {
             path: source.record(row).path,
             reason: error.to_string(),
@@ -98,7 +103,7 @@ impl BatchReader {
     /// Reads `rows` on all cores; a row that cannot be read changes nothing about the others.
     pub fn read(&self, source: &dyn Source, rows: &[u64]) -> ImageBatch {
         let len = self.image_len();
-        let mut pixels = vec![0.0; rows.len() * len]; // [n, 3, H, W]
+        let mut pixels = vec![0.0; rows.len() * len]; // [n, C, H, W]
         let errors: Vec<Option<RowError>> = pixels
             .par_chunks_exact_mut(len)
             .zip(rows)
@@ -115,7 +120,7 @@ impl BatchReader {
         ImageBatch { pixels, errors }
     }
 
-    /// Reads `rows`, all of them: `[n, 3, H, W]`.
+    /// Reads `rows`, all of them: `[n, C, H, W]`.
     ///
     /// # Errors
     /// The first row that cannot be read.
@@ -151,7 +156,7 @@ impl ImageBatch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data;
+    use crate::data::{self, RgbImage};
 
     /// The bundled sample with one damaged row.
     struct Damaged(Box<dyn Source>, u64);

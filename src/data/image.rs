@@ -1,4 +1,57 @@
-//! The one in-memory image: 8-bit RGB, rows from the top, channels interleaved.
+//! The in-memory image of pictures: 8-bit RGB, rows from the top, channels interleaved. Where bands may be in its place, there is
+//! [`Image`].
+
+use std::sync::Arc;
+
+use super::bands::BandImage;
+
+/// An image as it was decoded, shared.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Image {
+    /// A picture.
+    Rgb(Arc<RgbImage>),
+    /// Bands, where a model or a run asks for them.
+    Bands(Arc<BandImage>),
+}
+
+impl Image {
+    /// Width and height in pixels.
+    pub fn sides(&self) -> (u32, u32) {
+        match self {
+            Self::Rgb(image) => (image.width(), image.height()),
+            Self::Bands(image) => (image.width(), image.height()),
+        }
+    }
+
+    /// Bytes of its samples.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Rgb(image) => image.data().len(),
+            Self::Bands(image) => size_of_val(image.data()),
+        }
+    }
+
+    /// Whether red, green and blue are equal everywhere; bands have no colour.
+    pub fn is_grey(&self) -> bool {
+        let is_grey = |pixel: &[u8; 3]| pixel[0] == pixel[1] && pixel[1] == pixel[2];
+        match self {
+            Self::Rgb(image) => image.data().as_chunks::<3>().0.iter().all(is_grey),
+            Self::Bands(_) => true,
+        }
+    }
+}
+
+impl From<RgbImage> for Image {
+    fn from(image: RgbImage) -> Self {
+        Self::Rgb(Arc::new(image))
+    }
+}
+
+impl From<BandImage> for Image {
+    fn from(image: BandImage) -> Self {
+        Self::Bands(Arc::new(image))
+    }
+}
 
 /// An owned 8-bit RGB image.
 #[derive(Clone, Debug, PartialEq, Eq)]

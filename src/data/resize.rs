@@ -65,22 +65,35 @@ struct Taps {
     count: usize,
 }
 
-/// The weights of one direction: for each wanted output sample its [`Taps`] and as many fixed-point weights.
-struct Coefficients {
+/// The weights of one direction: for each wanted output sample its [`Taps`] and as many weights, in fixed point for 8-bit pixels.
+pub(super) struct Coefficients<W = i32> {
     taps: Vec<Taps>,
-    weights: Vec<i32>, // [outputs, width]
+    weights: Vec<W>, // [outputs, width]
     width: usize,
 }
 
 impl Coefficients {
     /// The weights for output samples `first..first + count` of `output`, made from `input` samples.
     fn new(input: u32, output: u32, first: u32, count: u32, filter: Interpolation) -> Self {
+        Self::rounded(input, output, (first, count), filter, to_fixed)
+    }
+}
+
+impl<W: Copy + Default> Coefficients<W> {
+    /// As [`Coefficients::new`], each weight as `round` makes it.
+    pub(super) fn rounded(
+        input: u32,
+        output: u32,
+        (first, count): (u32, u32),
+        filter: Interpolation,
+        round: impl Fn(f64) -> W,
+    ) -> Self {
         let scale = f64::from(input) / f64::from(output);
         let stretch = scale.max(1.0);
         let support = filter.support() * stretch;
         let width = support.ceil() as usize * 2 + 1;
         let mut taps = Vec::with_capacity(count as usize);
-        let mut weights = vec![0_i32; count as usize * width];
+        let mut weights = vec![W::default(); count as usize * width];
         let mut exact = vec![0.0_f64; width];
         for (place, out) in (first..first + count).zip(weights.chunks_exact_mut(width)) {
             let centre = (f64::from(place) + 0.5) * scale;
@@ -92,8 +105,8 @@ impl Coefficients {
                 *weight = filter.weight(((tap + begin) as f64 - centre + 0.5) * (1.0 / stretch));
                 total += *weight;
             }
-            for (fixed, weight) in out.iter_mut().zip(exact.iter()) {
-                *fixed = to_fixed(if total == 0.0 { *weight } else { weight / total });
+            for (rounded, weight) in out.iter_mut().zip(exact.iter()) {
+                *rounded = round(if total == 0.0 { *weight } else { weight / total });
             }
             taps.push(Taps {
                 first: begin,
@@ -103,8 +116,13 @@ impl Coefficients {
         Self { taps, weights, width }
     }
 
+    /// How many output samples are wanted.
+    pub(super) fn outputs(&self) -> usize {
+        self.taps.len()
+    }
+
     /// The taps and weights of wanted output sample `place`.
-    fn at(&self, place: usize) -> (usize, &[i32]) {
+    pub(super) fn at(&self, place: usize) -> (usize, &[W]) {
         let taps = &self.taps[place];
         let start = place * self.width;
         (taps.first, &self.weights[start..start + taps.count])
@@ -206,7 +224,7 @@ pub fn vertical_first((source_width, source_height): (u32, u32), (width, height)
 }
 
 /// The first source sample that the wanted outputs need, and the one after the last.
-fn span(coefficients: Option<&Coefficients>, first: u32, count: u32) -> (u32, u32) {
+pub(super) fn span<W>(coefficients: Option<&Coefficients<W>>, first: u32, count: u32) -> (u32, u32) {
     match coefficients.map(|coefficients| &coefficients.taps[..]) {
         Some([start, .., end]) => (start.first as u32, (end.first + end.count) as u32),
         Some([only]) => (only.first as u32, (only.first + only.count) as u32),

@@ -3,8 +3,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::bands::{self, BandImage, Bands};
 use super::decode::{DEFAULT_MAX_PIXELS, DecodeOptions, SampleRange};
-use super::image::{ImageView, RgbImage};
+use super::image::{Image, ImageView, RgbImage};
 use super::resize::{Interpolation, Window, resize_window};
 use crate::{Error, Result};
 
@@ -29,13 +30,16 @@ pub struct Preprocess {
     pub crop_start: CropStart,
     /// The filter of the resize.
     pub interpolation: Interpolation,
-    /// Means that are subtracted, red, green and blue, of pixels from 0 to 1.
-    pub mean: [f32; 3],
-    /// Standard deviations that are divided by, red, green and blue, of pixels from 0 to 1.
-    pub std: [f32; 3],
+    /// Means that are subtracted, red, green and blue or of each band, of pixels from 0 to 1.
+    pub mean: Vec<f32>,
+    /// Standard deviations that are divided by, likewise.
+    pub std: Vec<f32>,
     /// What samples of more than 8 bits become before all this; JSON leaves Pillow's way out.
     #[serde(default, skip_serializing_if = "SampleRange::is_clip")]
     pub sample_range: SampleRange,
+    /// The bands that images are read as in place of RGB, their values from 0 to 1 over `sample_range`; JSON leaves none out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bands: Option<Bands>,
 }
 
 /// What an image is resized to. As JSON one number is the shorter side, and `[height, width]` both.
@@ -114,9 +118,10 @@ impl Preprocess {
             crop: Some((crop, crop)),
             crop_start: CropStart::Even,
             interpolation: Interpolation::Bicubic,
-            mean: IMAGENET_MEAN,
-            std: IMAGENET_STD,
+            mean: IMAGENET_MEAN.to_vec(),
+            std: IMAGENET_STD.to_vec(),
             sample_range: SampleRange::Clip,
+            bands: None,
         }
     }
 
@@ -130,13 +135,14 @@ impl Preprocess {
         Ok(read)
     }
 
-    /// The JSON form: `resize`, `crop`, `interpolation`, `mean`, `std`, and where they are not the usual `crop_start` and
-    /// `sample_range`.
+    /// The JSON form: `resize`, `crop`, `interpolation`, `mean`, `std`, and where they are not the usual `crop_start`,
+    /// `sample_range` and `bands`.
     pub fn to_json(&self) -> Result<String> {
         serde_json::to_string(self).map_err(|error| Error::failed("preprocess", error.to_string()))
     }
 
-    /// Checks that sides lie in 1..=65536, that means are finite and that deviations are finite and above 0.
+    /// Checks that sides lie in 1..=65536, that there is a mean and a deviation for every channel, that means are finite and that
+    /// deviations are finite and above 0.
     pub fn validate(&self) -> Result<()> {
         let side = |name: &str, value: u32| match value {
             1..=MAX_SIDE => Ok(()),
@@ -157,6 +163,9 @@ impl Preprocess {
             side("crop", height)?;
             side("crop", width)?;
         }
+        for (field, values) in [("mean", &self.mean), ("std", &self.std)] {
+            check_count(field, values.len(), self.bands)?;
+        }
         if self.mean.iter().any(|value| !value.is_finite()) {
             return Err(Error::input(
                 "mean",
@@ -170,6 +179,28 @@ impl Preprocess {
             ));
         }
         Ok(())
+    }
+
+    /// Channels of the network input: 3, or the bands.
+    pub fn channels(&self) -> usize {
+        self.bands.map_or(3, Bands::count)
+    }
+
+    /// Refuses bands, for `what` sees pictures alone.
+    ///
+    /// # Errors
+    /// Names the part that cannot have them.
+    pub fn need_rgb(&self, what: &str) -> Result<()> {
+        match self.bands {
+            None => Ok(()),
+            Some(bands) => Err(Error::input(
+                what,
+                format!(
+                    "expected a model of RGB images, found one of {} bands",
+                    bands.count()
+                ),
+            )),
+        }
     }
 
     /// Height and width of what comes out, where that does not depend on the image: where there is a crop.
@@ -187,6 +218,7 @@ impl Preprocess {
     /// [`DEFAULT_MAX_PIXELS`], which needs an image of extreme proportions and no crop.
     pub fn pixels(&self, image: &RgbImage) -> Result<RgbImage> {
         self.validate()?;
+        self.need_rgb("image")?;
         let plan = self.plan(image.width(), image.height());
         let cropped = self.window(&image.view(), &plan)?;
         if plan.output == (cropped.width(), cropped.height()) {
@@ -231,17 +263,53 @@ impl Preprocess {
         Ok(())
     }
 
-    /// `options` for images that are prepared so: samples of more than 8 bits become what is said here.
+    /// Writes the network input, `[C, height, width]` of [`Preprocess::output_size_for`], over all of `out`: a picture as
+    /// [`Preprocess::write_tensor`], bands in f32 all the way. Fails likewise, and for an image of another kind.
+    pub fn write_image(&self, image: &Image, out: &mut [f32]) -> Result<()> {
+        match image {
+            Image::Rgb(image) => self.write_tensor(image, out),
+            Image::Bands(image) => write_bands(&self.band_pixels(image)?, &self.mean, &self.std, out),
+        }
+    }
+
+    /// Bands resized and cropped, before normalisation; what lies outside the image is 0. Fails as [`Preprocess::pixels`].
+    fn band_pixels(&self, image: &BandImage) -> Result<BandImage> {
+        self.validate()?;
+        let plan = self.plan(image.width(), image.height());
+        self.check_area((image.width(), image.height()), &plan)?;
+        let (width, height) = plan.resized;
+        let cropped = bands::resize_window(image, width, height, plan.window, self.interpolation)
+            .ok_or_else(|| no_window(&plan))?;
+        if plan.output == (cropped.width(), cropped.height()) {
+            return Ok(cropped);
+        }
+        let (width, height) = plan.output;
+        let row_len = width as usize * image.bands();
+        let mut data = vec![0.0; row_len * height as usize];
+        let left = plan.offset.0 as usize * image.bands();
+        let rows = data.chunks_exact_mut(row_len).skip(plan.offset.1 as usize);
+        for (row, y) in rows.zip(0..cropped.height()) {
+            let values = cropped.row(y as usize);
+            row[left..left + values.len()].copy_from_slice(values);
+        }
+        BandImage::new(width, height, image.bands(), data)
+            .ok_or_else(|| Error::failed("crop", "the padded image has no pixels"))
+    }
+
+    /// `options` for images that are prepared so: samples of more than 8 bits become what is said here, and so do bands.
     pub fn decode_options(&self, options: &DecodeOptions) -> DecodeOptions {
         DecodeOptions {
             sample_range: self.sample_range,
+            bands: self.bands,
             ..*options
         }
     }
 
     /// What each of the 256 levels of red, green and blue becomes, `[3, 256]`.
     pub fn values(&self) -> Vec<f32> {
-        (0..3).flat_map(|channel| self.table(channel)).collect()
+        (0..self.mean.len())
+            .flat_map(|channel| self.table(channel))
+            .collect()
     }
 
     /// What each of the 256 levels of a channel becomes.
@@ -252,20 +320,22 @@ impl Preprocess {
     /// The part of the image that is seen, resized.
     fn window(&self, image: &ImageView, plan: &Plan) -> Result<RgbImage> {
         let (width, height) = plan.resized;
+        self.check_area((image.width(), image.height()), plan)?;
+        resize_window(image, width, height, plan.window, self.interpolation).ok_or_else(|| no_window(plan))
+    }
+
+    /// Refuses a result of too many pixels. A crop bounds the work whatever the proportions are; without one the whole resized image
+    /// is made.
+    fn check_area(&self, (from_width, from_height): (u32, u32), plan: &Plan) -> Result<()> {
+        let (width, height) = plan.resized;
         let area = u64::from(plan.window.width) * u64::from(plan.window.height);
-        // A crop bounds the work whatever the proportions are; without one the whole resized image is made.
-        if self.crop.is_none() && area > DEFAULT_MAX_PIXELS {
-            let found = format!("{}x{}", image.width(), image.height());
-            let reason =
-                format!("a {found} image would become {width}x{height}, above {DEFAULT_MAX_PIXELS} pixels");
-            return Err(Error::input("resize", reason));
+        if self.crop.is_some() || area <= DEFAULT_MAX_PIXELS {
+            return Ok(());
         }
-        resize_window(image, width, height, plan.window, self.interpolation).ok_or_else(|| {
-            Error::failed(
-                "resize",
-                format!("no {:?} in {width}x{height} pixels", plan.window),
-            )
-        })
+        let found = format!("{from_width}x{from_height}");
+        let reason =
+            format!("a {found} image would become {width}x{height}, above {DEFAULT_MAX_PIXELS} pixels");
+        Err(Error::input("resize", reason))
     }
 
     fn plan(&self, width: u32, height: u32) -> Plan {
@@ -289,6 +359,62 @@ impl Preprocess {
             output: (crop_width, crop_height),
         }
     }
+}
+
+fn no_window(plan: &Plan) -> Error {
+    let (width, height) = plan.resized;
+    Error::failed(
+        "resize",
+        format!("no {:?} in {width}x{height} pixels", plan.window),
+    )
+}
+
+/// Checks that `field` has a value for red, green and blue, or for each of `bands`.
+///
+/// # Errors
+/// Names the field.
+pub fn check_count(field: &str, found: usize, bands: Option<Bands>) -> Result<()> {
+    let expected = bands.map_or(3, Bands::count);
+    if found == expected {
+        return Ok(());
+    }
+    let each = if bands.is_some() { "band" } else { "colour" };
+    let reason = format!("expected {expected} numbers, one a {each}, found {found}");
+    Err(Error::input(field, reason))
+}
+
+/// `values` of red, green and blue, for what bands cannot be.
+///
+/// # Errors
+/// Names the field where they are of bands.
+pub fn of_colours(field: &str, values: &[f32]) -> Result<[f32; 3]> {
+    check_count(field, values.len(), None)?;
+    Ok([values[0], values[1], values[2]])
+}
+
+/// Writes `(value - mean) / std` of each band over all of `out`, `[bands, height, width]`.
+///
+/// # Errors
+/// An image of another number of bands, `out` of another length.
+pub fn write_bands(image: &BandImage, mean: &[f32], std: &[f32], out: &mut [f32]) -> Result<()> {
+    let area = image.width() as usize * image.height() as usize;
+    let bands = image.bands();
+    if bands != mean.len() || bands != std.len() || out.len() != area * bands {
+        let reason = format!(
+            "expected {} bands and room for {} values, found {bands} bands and room for {}",
+            mean.len(),
+            area * mean.len(),
+            out.len()
+        );
+        return Err(Error::input("network input", reason));
+    }
+    for (band, plane) in out.chunks_exact_mut(area).enumerate() {
+        let values = image.data().iter().skip(band).step_by(bands);
+        for (out, value) in plane.iter_mut().zip(values) {
+            *out = (value - mean[band]) / std[band];
+        }
+    }
+    Ok(())
 }
 
 /// Width and height after the shorter side has become `side`: the longer one is rounded down (torchvision
@@ -361,8 +487,8 @@ mod tests {
         let preprocess = Preprocess {
             resize: None,
             crop: None,
-            mean: [0.5, 0.2, 0.0],
-            std: [0.5, 1.0, 2.0],
+            mean: vec![0.5, 0.2, 0.0],
+            std: vec![0.5, 1.0, 2.0],
             ..Preprocess::imagenet(1, 1)
         };
         assert_eq!(preprocess.output_size(), None);

@@ -10,7 +10,7 @@ use macula_models::vit::{Layers, VisionTransformer, VitConfig, VitOutput};
 use macula_models::weights::{self, LoadOptions, PREPROCESS_KEY, Tensors};
 
 use crate::data::mask::Grid;
-use crate::data::transform::{IMAGENET_MEAN, IMAGENET_STD};
+use crate::data::transform::{IMAGENET_MEAN, IMAGENET_STD, of_colours};
 use crate::extract::model::normalisation_of;
 use crate::train::checkpoint::{Checkpoints, Saved};
 use crate::train::config::{DistillConfig, HeadConfig, TeacherOffer};
@@ -88,7 +88,11 @@ impl CheckpointTeacher {
         };
         let mut teacher = Self::new(&folder.display().to_string(), parts, device)?;
         let facts = &mut teacher.facts;
-        facts.normalisation = (config.crops.mean, config.crops.std);
+        let own = |field: &str, values: &[f32]| of_colours(&format!("{}: {field}", folder.display()), values);
+        facts.normalisation = (
+            own("crops.mean", &config.crops.mean)?,
+            own("crops.std", &config.crops.std)?,
+        );
         if !config.has_ibot() {
             // A shared head that never saw a patch says nothing about them.
             facts.offer.ibot_prototypes = 0;

@@ -258,7 +258,7 @@ fn normalisation(path: &Path, session: &OnnxModel, config: &DistillConfig) -> Re
     let own = session.metadata().get("macula.preprocess").map(String::as_str);
     let given = (config.teacher_mean, config.teacher_std);
     match session.takes_levels() {
-        true => levels(&path.display().to_string(), given),
+        true => levels(&path.display().to_string(), (&given.0, &given.1)),
         false => normalisation_of(
             path,
             own.map(|json| ("metadata macula.preprocess", json)),

@@ -94,7 +94,7 @@ impl Images {
         Ok(Self {
             labels: rows.iter().map(|&row| source.record(row).label).collect(),
             pixels: reader.read_all(source, rows)?,
-            shape: [3, height, width],
+            shape: [reader.channels(), height, width],
             shared,
         })
     }

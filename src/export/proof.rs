@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::{ExportRequest, open_session};
 use crate::data::transform::Resize;
-use crate::data::{self, BatchReader, DecodeOptions, Preprocess};
+use crate::data::{self, BandImage, BatchReader, DecodeOptions, Preprocess};
 use crate::runtime::tensors::cosine;
 use crate::{Error, Result, rng};
 
@@ -97,7 +97,18 @@ fn real_images(height: usize, width: usize, preprocess: &Preprocess) -> Result<V
         ..preprocess.clone()
     };
     let source = data::open("sample:test")?;
-    BatchReader::new(&preprocess, &DecodeOptions::default())?.read_all(source.as_ref(), &[0, 1])
+    let Some(bands) = preprocess.bands else {
+        return BatchReader::new(&preprocess, &DecodeOptions::default())?.read_all(source.as_ref(), &[0, 1]);
+    };
+    // There are no bundled images of bands: each band is the grey picture.
+    let mut pixels = vec![0.0; 2 * bands.count() * height * width];
+    for (row, out) in (0..2).zip(pixels.chunks_exact_mut(bands.count() * height * width)) {
+        let image = source.load(row, &DecodeOptions::default())?;
+        let image = BandImage::from_rgb(&image, bands.count())
+            .ok_or_else(|| Error::failed("export", "the bundled image has no pixels"))?;
+        preprocess.write_image(&image.into(), out)?;
+    }
+    Ok(pixels)
 }
 
 fn measure(name: String, found: &[f32], expected: &Tensor, n: usize) -> Result<Comparison> {

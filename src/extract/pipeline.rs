@@ -97,6 +97,7 @@ impl ExtractOptions {
     /// How images are decoded for `preprocess`.
     fn decode_for(&self, preprocess: &Preprocess) -> Result<DecodeOptions> {
         let decode = preprocess.decode_options(&self.decode);
+        decode.check_bands()?;
         if !self.fast_decode {
             return Ok(decode);
         }
@@ -316,7 +317,7 @@ struct Plan<'a> {
 struct Batch {
     records: Vec<Record>,
     errors: Vec<Option<String>>,
-    /// [n, 3, H, W] of the rows without error, one after another.
+    /// [n, C, H, W] of the rows without error, one after another.
     pixels: Vec<f32>,
     ends_part: bool,
 }

@@ -109,7 +109,7 @@ fn every_option_makes_another_fingerprint() {
 #[test]
 fn fingerprints_are_the_same_after_a_file() {
     let preprocess = Preprocess {
-        mean: [0.481_454_66, 0.1 + 0.2, 1e-7],
+        mean: vec![0.481_454_66, 0.1 + 0.2, 1e-7],
         ..Preprocess::imagenet(256, 224)
     };
     let value = preprocess_of(&preprocess, &DecodeOptions::default()).unwrap();

@@ -458,6 +458,7 @@ impl Work {
             mut model,
             preprocess,
         } = self.model()?;
+        preprocess.need_rgb(&self.path)?;
         // The same checks as in an extraction, and the same way of decoding.
         let reader = BatchReader::new(&preprocess, &self.config.decode)?;
         let len = reader.image_len();

@@ -200,8 +200,8 @@ fn noise(config: &TrainConfig) -> Result<Vec<Batch>> {
     (0..config.accumulate as u64)
         .map(|micro_batch| {
             let mut rng = rng::stream(config.seed, "bench", micro_batch);
-            let (global, local) = (&config.crops.global, &config.crops.local);
-            let crops = global.count * size;
+            let made = &config.crops;
+            let crops = made.global.count * size;
             let masks = match config.draws_masks() {
                 true => {
                     let mut rng = rng::stream(config.seed, "masks", micro_batch);
@@ -224,8 +224,8 @@ fn noise(config: &TrainConfig) -> Result<Vec<Batch>> {
                     .collect();
             } else {
                 let mut draw = |count: usize| (0..count).map(|_| rng.random_range(-1f32..1.)).collect();
-                batch.global = draw(crops * global.values());
-                batch.local = draw(local.count * size * local.values());
+                batch.global = draw(crops * made.global_values());
+                batch.local = draw(made.local.count * size * made.local_values());
             }
             Ok(batch)
         })

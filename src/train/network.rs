@@ -135,9 +135,12 @@ impl NetworkConfig {
             projection: config.has_info_nce().then_some(projection(width)),
             predictor: (config.has_info_nce() && loss.info_nce.predictor)
                 .then_some(projection(loss.info_nce.output)),
-            pixel_decoder: config
-                .has_pixels()
-                .then(|| decoder(loss.pixel_hidden, 3 * reconstruction_side(side).pow(2))),
+            pixel_decoder: config.has_pixels().then(|| {
+                decoder(
+                    loss.pixel_hidden,
+                    vit.in_channels * reconstruction_side(side).pow(2),
+                )
+            }),
             hog_decoder: config.has_hog().then(|| decoder(loss.hog_hidden, hog_size(side))),
             linears: distill.map(LinearPart::for_distillation).unwrap_or_default(),
             compute: config.compute,

@@ -850,9 +850,10 @@ pub fn preprocess(config: &TrainConfig) -> Preprocess {
     let side = config.crops.global.size;
     Preprocess {
         interpolation: config.crops.interpolation,
-        mean: config.crops.mean,
-        std: config.crops.std,
+        mean: config.crops.mean.clone(),
+        std: config.crops.std.clone(),
         sample_range: config.data.loader.sample_range,
+        bands: config.data.loader.bands,
         ..Preprocess::imagenet(side, side)
     }
 }

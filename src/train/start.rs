@@ -47,7 +47,7 @@ pub fn trainer(config: &TrainConfig, start: &Start, device: &Device) -> Result<T
             Trainer::with_teacher(config, &student, &teacher, device)
         }
         Start::Backbone(checkpoint) => {
-            check_trainable(&checkpoint.config)?;
+            check_trainable(&checkpoint.config, config.channels())?;
             if checkpoint.config.projection.is_some() {
                 tracing::info!(
                     "the projection of the class token is left out: training has heads of its own"
@@ -67,8 +67,15 @@ pub fn trainer(config: &TrainConfig, start: &Start, device: &Device) -> Result<T
     }
 }
 
-/// Fails where a network has what no recipe trains yet, and what would be left out without a word.
-fn check_trainable(vit: &VitConfig) -> Result<()> {
+/// Fails where a network has what no recipe trains yet, and what would be left out without a word, or sees images of other than
+/// `channels`.
+fn check_trainable(vit: &VitConfig, channels: usize) -> Result<()> {
+    if vit.in_channels != channels {
+        let found = vit.in_channels;
+        let reason =
+            format!("expected a network of {channels} channels, as the images have, found one of {found}");
+        return Err(Error::setting("from", reason));
+    }
     let Some(found) = vit.untrained_part() else {
         return Ok(());
     };

@@ -3,7 +3,7 @@
 use macula_eval::Matrix;
 use rand::seq::SliceRandom as _;
 
-use crate::data::{BatchReader, DecodeOptions, Preprocess, RgbImage, Source};
+use crate::data::{BatchReader, DecodeOptions, Image, Preprocess, RgbImage, Source};
 use crate::extract::model::FeatureModel;
 use crate::{Error, Result, rng};
 
@@ -80,6 +80,7 @@ impl ModelInputs {
         preprocess: &Preprocess,
         decode: &DecodeOptions,
     ) -> Result<Self> {
+        preprocess.need_rgb("viz")?;
         let reader = BatchReader::new(preprocess, decode)?;
         let len = reader.image_len();
         let mut inputs = Self {
@@ -89,8 +90,9 @@ impl ModelInputs {
             size: reader.size(),
         };
         for (&row, out) in rows.iter().zip(inputs.pixels.chunks_exact_mut(len)) {
-            let image = reader.read_one(source, row, out)?;
-            inputs.pictures.push(preprocess.pixels(&image)?);
+            if let Image::Rgb(image) = reader.read_one(source, row, out)? {
+                inputs.pictures.push(preprocess.pixels(&image)?);
+            }
             let record = source.record(row);
             inputs.captions.push(record.label.unwrap_or(record.path));
         }

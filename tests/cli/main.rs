@@ -3,6 +3,7 @@
 
 mod bad_images;
 mod bad_inputs;
+mod bands;
 mod chain;
 mod compare;
 mod curate;

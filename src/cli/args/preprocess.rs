@@ -26,12 +26,12 @@ pub struct PreprocessArgs {
     /// else clip]
     #[arg(long, value_name = "auto|LOW,HIGH", allow_hyphen_values = true)]
     pub sample_range: Option<SampleRange>,
-    /// Mean per channel, in [0, 1] [default: what the model states, else ImageNet's]
-    #[arg(long, value_name = "R,G,B", value_parser = triple)]
-    pub mean: Option<[f32; 3]>,
-    /// Standard deviation per channel, in [0, 1] [default: what the model states, else ImageNet's]
-    #[arg(long, value_name = "R,G,B", value_parser = triple)]
-    pub std: Option<[f32; 3]>,
+    /// Mean per channel, or per band, in [0, 1] [default: what the model states, else ImageNet's]
+    #[arg(long, value_name = "R,G,B", value_parser = channels)]
+    pub mean: Option<Channels>,
+    /// Standard deviation per channel, or per band, in [0, 1] [default: what the model states, else ImageNet's]
+    #[arg(long, value_name = "R,G,B", value_parser = channels)]
+    pub std: Option<Channels>,
 }
 
 /// How files become pixels.
@@ -60,8 +60,13 @@ fn resize(text: &str) -> std::result::Result<Resize, String> {
     read.ok_or_else(|| format!("expected a number of pixels or HxW, found `{text}`"))
 }
 
-fn triple(text: &str) -> std::result::Result<[f32; 3], String> {
-    three(text).ok_or_else(|| format!("expected three numbers r,g,b, found `{text}`"))
+/// A number for each channel; a list of its own, as clap takes one for a flag that is repeated.
+type Channels = Box<[f32]>;
+
+fn channels(text: &str) -> std::result::Result<Channels, String> {
+    let values = text.split(',').map(|value| value.trim().parse().ok());
+    let values: Option<Channels> = values.collect();
+    values.ok_or_else(|| format!("expected three numbers r,g,b, or one a band, found `{text}`"))
 }
 
 /// Three whole numbers from 0 to 255.
@@ -82,8 +87,8 @@ impl PreprocessArgs {
             resize: self.resize,
             crop: self.crop,
             interpolation: self.interpolation,
-            mean: self.mean,
-            std: self.std,
+            mean: self.mean.as_deref().map(<[f32]>::to_vec),
+            std: self.std.as_deref().map(<[f32]>::to_vec),
             sample_range: self.sample_range,
         }
     }
@@ -117,7 +122,14 @@ mod tests {
     #[test]
     fn three_values_are_read_or_quoted() {
         assert_eq!(colour("255, 0,7"), Ok([255, 0, 7]));
-        assert_eq!(triple("0.5,1,-2"), Ok([0.5, 1.0, -2.0]));
+        assert_eq!(channels("0.5,1,-2"), Ok([0.5, 1.0, -2.0].into()));
+        for wrong in ["1,,2", "white", ""] {
+            assert!(
+                channels(wrong)
+                    .unwrap_err()
+                    .ends_with(&format!("found `{wrong}`"))
+            );
+        }
         for wrong in ["1,2", "1,2,3,4", "1,2,256", "1,2,-1", "1,,2", "white"] {
             assert!(colour(wrong).unwrap_err().ends_with(&format!("found `{wrong}`")));
         }

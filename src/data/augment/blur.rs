@@ -78,7 +78,7 @@ fn pad(padded: &mut [f32], width: usize) {
 
 /// Which of `length` samples lies at `place` of the padded ones, of which [`RADIUS`] come before the first. Where an image
 /// is narrower than the kernel's arm, which torchvision refuses, the mirror image is mirrored again.
-fn mirrored(place: usize, length: usize) -> usize {
+pub(super) fn mirrored(place: usize, length: usize) -> usize {
     let period = 2 * (length - 1);
     if period == 0 {
         return 0;

@@ -1,9 +1,10 @@
 //! How training varies an image: the colour changes ([`photometric`]), the blur ([`blur`]), the random crop ([`crop`]), what is
-//! drawn for a crop before it is made of these ([`plan`], [`planned`]), and the recipe of DINOv2's global and local crops ([`multi_crop`],
+//! drawn for a crop before it is made of these ([`plan`], [`planned`]), the same for images of bands ([`bands`]), and the recipe of DINOv2's global and local crops ([`multi_crop`],
 //! settings in [`multi_crop_config`], those for small images in [`presets`]). Every operation works on 8-bit pixels and rounds as torchvision does on a Pillow image,
 //! so that a network trained here sees what the reference's sees. All randomness comes from the generator that the caller
 //! hands in.
 
+mod bands;
 pub(crate) mod blur;
 pub(crate) mod crop;
 pub(crate) mod multi_crop;

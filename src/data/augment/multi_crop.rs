@@ -5,18 +5,18 @@
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
-use super::RgbImage;
 use super::multi_crop_config::MultiCropConfig;
 use super::plan::{CropPlan, View};
-use crate::data::transform::Preprocess;
+use crate::data::image::Image;
+use crate::data::transform::{Preprocess, write_bands};
 use crate::{Result, rng};
 
 /// The crops of one image, normalised, planar.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Crops {
-    /// `[global.count, 3, global.size, global.size]`.
+    /// `[global.count, C, global.size, global.size]`.
     pub global: Vec<f32>,
-    /// `[local.count, 3, local.size, local.size]`.
+    /// `[local.count, C, local.size, local.size]`.
     pub local: Vec<f32>,
 }
 
@@ -41,8 +41,8 @@ impl MultiCrop {
             resize: None,
             crop: None,
             interpolation: config.interpolation,
-            mean: config.mean,
-            std: config.std,
+            mean: config.mean.clone(),
+            std: config.std.clone(),
             ..Preprocess::imagenet(1, 1)
         };
         Ok(Self { config, normalise })
@@ -54,29 +54,30 @@ impl MultiCrop {
     }
 
     /// All crops of `image`, the global ones drawn first. Fails as [`MultiCrop::global`] does.
-    pub fn apply(&self, image: &RgbImage, rng: &mut impl Rng) -> Result<Crops> {
-        let MultiCropConfig { global, local, .. } = &self.config;
+    pub fn apply(&self, image: &Image, rng: &mut impl Rng) -> Result<Crops> {
+        let config = &self.config;
+        let (global, local) = (config.global_values(), config.local_values());
         let mut crops = Crops {
-            global: vec![0.0; global.count * global.values()],
-            local: vec![0.0; local.count * local.values()],
+            global: vec![0.0; config.global.count * global],
+            local: vec![0.0; config.local.count * local],
         };
-        for (place, out) in crops.global.chunks_exact_mut(global.values()).enumerate() {
+        for (place, out) in crops.global.chunks_exact_mut(global).enumerate() {
             self.global(place, image, rng, out)?;
         }
-        for out in crops.local.chunks_exact_mut(local.values()) {
+        for out in crops.local.chunks_exact_mut(local) {
             self.local(image, rng, out)?;
         }
         Ok(crops)
     }
 
-    /// Writes a new global crop over `out`, `[3, global.size, global.size]`. The one at `place` 0 has the first's blur and
+    /// Writes a new global crop over `out`, `[C, global.size, global.size]`. The one at `place` 0 has the first's blur and
     /// is never solarised. Fails when `out` has another length.
-    pub fn global(&self, place: usize, image: &RgbImage, rng: &mut impl Rng, out: &mut [f32]) -> Result<()> {
+    pub fn global(&self, place: usize, image: &Image, rng: &mut impl Rng, out: &mut [f32]) -> Result<()> {
         self.write(image, &self.global_view(place), rng, out)
     }
 
-    /// Writes a new local crop over `out`, `[3, local.size, local.size]`. Fails when `out` has another length.
-    pub fn local(&self, image: &RgbImage, rng: &mut impl Rng, out: &mut [f32]) -> Result<()> {
+    /// Writes a new local crop over `out`, `[C, local.size, local.size]`. Fails when `out` has another length.
+    pub fn local(&self, image: &Image, rng: &mut impl Rng, out: &mut [f32]) -> Result<()> {
         self.write(image, &self.local_view(), rng, out)
     }
 
@@ -123,14 +124,18 @@ impl MultiCrop {
         }
     }
 
-    fn write(&self, image: &RgbImage, view: &View, rng: &mut impl Rng, out: &mut [f32]) -> Result<()> {
-        self.normalise.write_tensor(&self.pixels(image, view, rng)?, out)
-    }
-
-    /// A crop before normalisation.
-    fn pixels(&self, image: &RgbImage, view: &View, rng: &mut impl Rng) -> Result<RgbImage> {
-        let plan = CropPlan::draw((image.width(), image.height()), view, &self.config, rng);
-        plan.apply(image, view.config.size, self.config.interpolation)
+    fn write(&self, image: &Image, view: &View, rng: &mut impl Rng, out: &mut [f32]) -> Result<()> {
+        let plan = CropPlan::draw(image.sides(), view, &self.config, rng);
+        let (size, filter) = (view.config.size, self.config.interpolation);
+        match image {
+            Image::Rgb(image) => self
+                .normalise
+                .write_tensor(&plan.apply(image, size, filter)?, out),
+            Image::Bands(image) => {
+                let crop = plan.apply_to_bands(image, size, filter)?;
+                write_bands(&crop, &self.config.mean, &self.config.std, out)
+            }
+        }
     }
 }
 
@@ -141,6 +146,7 @@ mod tests {
     use super::super::golden;
     use super::super::multi_crop_config::BlurConvention;
     use super::*;
+    use crate::data::RgbImage;
 
     /// Nothing random but the window.
     fn plain() -> MultiCropConfig {
@@ -164,7 +170,7 @@ mod tests {
 
     #[test]
     fn one_stream_gives_the_same_crops_and_another_does_not() {
-        let image = golden::image("input");
+        let image = golden::image("input").into();
         let crops = MultiCrop::new(MultiCropConfig::default()).unwrap();
         let draw = |seed, epoch, number| {
             let crops = crops.apply(&image, &mut stream(seed, epoch, number)).unwrap();
@@ -181,12 +187,12 @@ mod tests {
     fn numbers_are_drawn_in_the_order_they_always_were() {
         let mut config = MultiCropConfig::default();
         (config.global.size, config.local.size) = (64, 32);
-        (config.mean, config.std) = ([0.0; 3], [1.0; 3]);
+        (config.mean, config.std) = (vec![0.0; 3], vec![1.0; 3]);
         let crops = MultiCrop::new(config).unwrap();
         let mut hash = Sha256::new();
         for number in 0..20 {
             let made = crops
-                .apply(&golden::image("input"), &mut stream(7, 1, number))
+                .apply(&golden::image("input").into(), &mut stream(7, 1, number))
                 .unwrap();
             let values = made.global.iter().chain(&made.local);
             hash.update(
@@ -204,7 +210,7 @@ mod tests {
 
     #[test]
     fn crops_have_their_shapes_and_are_all_different() {
-        let image = golden::image("input");
+        let image = golden::image("input").into();
         let crops = MultiCrop::new(MultiCropConfig::default()).unwrap();
         let made = crops.apply(&image, &mut stream(3, 0, 0)).unwrap();
         assert_eq!(made.global.len(), 2 * 3 * 224 * 224);
@@ -225,10 +231,10 @@ mod tests {
     fn without_chance_a_crop_is_the_preprocessed_image() {
         let mut config = plain();
         whole(&mut config);
-        (config.mean, config.std) = ([0.5, 0.4, 0.3], [0.2, 0.3, 0.4]);
+        (config.mean, config.std) = (vec![0.5, 0.4, 0.3], vec![0.2, 0.3, 0.4]);
         let preprocess = Preprocess {
-            mean: config.mean,
-            std: config.std,
+            mean: config.mean.clone(),
+            std: config.std.clone(),
             ..Preprocess::imagenet(24, 24)
         };
         let mut expected = vec![0.0; 3 * 24 * 24];
@@ -236,9 +242,16 @@ mod tests {
         let mut out = vec![0.0; 3 * 24 * 24];
         let crops = MultiCrop::new(config).unwrap();
         crops
-            .global(1, &square(), &mut stream(0, 0, 0), &mut out)
+            .global(1, &square().into(), &mut stream(0, 0, 0), &mut out)
             .unwrap();
         assert!(out == expected);
+    }
+
+    /// A crop before normalisation.
+    fn pixels(crops: &MultiCrop, image: &RgbImage, view: &View, rng: &mut impl Rng) -> RgbImage {
+        let plan = CropPlan::draw((image.width(), image.height()), view, &crops.config, rng);
+        plan.apply(image, view.config.size, crops.config.interpolation)
+            .unwrap()
     }
 
     /// Which part of 2,000 crops of the whole image differs from the crop that [`plain`] makes.
@@ -248,13 +261,11 @@ mod tests {
         whole(&mut without);
         let (with, without) = (MultiCrop::new(config).unwrap(), MultiCrop::new(without).unwrap());
         let image = square();
-        let unchanged = without
-            .pixels(&image, &view(&without), &mut stream(0, 0, 0))
-            .unwrap();
+        let unchanged = pixels(&without, &image, &view(&without), &mut stream(0, 0, 0));
         let mut generator = stream(11, 0, 0);
         let draws = 2000;
         let changed = (0..draws)
-            .filter(|_| with.pixels(&image, &view(&with), &mut generator).unwrap() != unchanged)
+            .filter(|_| pixels(&with, &image, &view(&with), &mut generator) != unchanged)
             .count();
         changed as f64 / f64::from(draws)
     }
@@ -316,7 +327,7 @@ mod tests {
         for (width, height) in [(1, 1), (1, 300), (300, 1), (2, 3)] {
             let grey = vec![9; (width * height) as usize];
             let image = RgbImage::from_grey(width, height, &grey).unwrap();
-            crops.apply(&image, &mut stream(5, 0, 0)).unwrap();
+            crops.apply(&image.into(), &mut stream(5, 0, 0)).unwrap();
         }
     }
 
@@ -325,9 +336,9 @@ mod tests {
         let levels: Vec<u8> = (0..784).map(|place| (place % 251) as u8).collect();
         let image = RgbImage::from_grey(28, 28, &levels).unwrap();
         let mut config = MultiCropConfig::small_grey(28, 14);
-        (config.mean, config.std) = ([0.0; 3], [1.0; 3]);
+        (config.mean, config.std) = (vec![0.0; 3], vec![1.0; 3]);
         let crops = MultiCrop::new(config).unwrap();
-        let made = crops.apply(&image, &mut stream(6, 0, 0)).unwrap();
+        let made = crops.apply(&image.into(), &mut stream(6, 0, 0)).unwrap();
         let planes: Vec<&[f32]> = made.global.chunks_exact(28 * 28).collect();
         assert_eq!(planes.len(), 6);
         for crop in planes.chunks_exact(3) {

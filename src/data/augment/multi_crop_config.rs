@@ -24,10 +24,11 @@ pub struct MultiCropConfig {
     pub flip: f64,
     /// Probability of making a crop grey. Default 0.2.
     pub grey: f64,
-    /// Means that are subtracted, red, green and blue, of pixels from 0 to 1. Default ImageNet's.
-    pub mean: [f32; 3],
-    /// Standard deviations that are divided by, above 0. Default ImageNet's.
-    pub std: [f32; 3],
+    /// Means that are subtracted, red, green and blue or of each band, of pixels from 0 to 1. Default ImageNet's; of bands
+    /// (`data.loader.bands`) what was measured on the training images.
+    pub mean: Vec<f32>,
+    /// Standard deviations that are divided by, above 0. Default likewise.
+    pub std: Vec<f32>,
     /// The large crops, which teacher and student see. Default 2 of 224 pixels, 0.32 to 1 of the image.
     #[serde(deserialize_with = "view_or_global")]
     pub global: ViewConfig,
@@ -116,8 +117,8 @@ impl Default for MultiCropConfig {
             interpolation: Interpolation::Bicubic,
             flip: 0.5,
             grey: 0.2,
-            mean: IMAGENET_MEAN,
-            std: IMAGENET_STD,
+            mean: IMAGENET_MEAN.to_vec(),
+            std: IMAGENET_STD.to_vec(),
             global: default_global(),
             local: default_local(),
             jitter: JitterConfig::default(),
@@ -208,9 +209,9 @@ fn view_or_local<'de, D: serde::Deserializer<'de>>(
 }
 
 impl ViewConfig {
-    /// Values of one normalised crop, `3 * size * size`.
-    pub fn values(&self) -> usize {
-        3 * self.size as usize * self.size as usize
+    /// Values of one normalised crop, `channels * size * size`.
+    pub fn values(&self, channels: usize) -> usize {
+        channels * self.size as usize * self.size as usize
     }
 
     fn validate(&self, name: &str, min: usize) -> Result<()> {
@@ -243,6 +244,58 @@ impl BlurConfig {
 }
 
 impl MultiCropConfig {
+    /// Channels of a crop: 3, or the bands.
+    pub fn channels(&self) -> usize {
+        self.mean.len()
+    }
+
+    /// Values of one normalised global crop.
+    pub fn global_values(&self) -> usize {
+        self.global.values(self.channels())
+    }
+
+    /// Values of one normalised local crop.
+    pub fn local_values(&self) -> usize {
+        self.local.values(self.channels())
+    }
+
+    /// Refuses changes of colour, which bands have not.
+    ///
+    /// # Errors
+    /// Names the field that is above 0.
+    pub fn need_no_colour(&self) -> Result<()> {
+        for (field, value) in [
+            ("grey", self.grey),
+            ("jitter.saturation", self.jitter.saturation),
+            ("jitter.hue", self.jitter.hue),
+            ("solarize.probability", self.solarize.probability),
+        ] {
+            if value > 0.0 {
+                return refuse(field, "0 with bands, which are no colours", value);
+            }
+        }
+        Ok(())
+    }
+
+    /// For bands of this mean and deviation: nothing that needs colours.
+    pub fn without_colour(self, mean: Vec<f32>, std: Vec<f32>) -> Self {
+        Self {
+            grey: 0.0,
+            jitter: JitterConfig {
+                saturation: 0.0,
+                hue: 0.0,
+                ..self.jitter
+            },
+            solarize: SolarizeConfig {
+                probability: 0.0,
+                ..self.solarize
+            },
+            mean,
+            std,
+            ..self
+        }
+    }
+
     /// Checks every field's range; the error names the field as it stands in the file.
     pub fn validate(&self) -> Result<()> {
         rising("aspect", self.aspect, f64::MAX)?;
@@ -269,6 +322,10 @@ impl MultiCropConfig {
         }
         within("jitter.hue", jitter.hue, 0.5)?;
         rising("blur.sigma", blur.sigma, f64::MAX)?;
+        if self.mean.is_empty() || self.mean.len() != self.std.len() {
+            let found = format!("{} and {}", self.mean.len(), self.std.len());
+            return refuse("mean", "as many numbers as std, at least one", found);
+        }
         if self.mean.iter().any(|value| !value.is_finite()) {
             return refuse("mean", "finite numbers", format!("{:?}", self.mean));
         }

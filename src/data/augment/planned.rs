@@ -73,12 +73,15 @@ mod tests {
     use super::super::multi_crop::stream;
     use super::super::{MultiCropConfig, golden};
     use super::*;
+    use crate::data::Image;
 
     #[test]
     fn plans_are_of_the_crops_that_the_processor_makes() {
         let image = Arc::new(golden::image("input"));
         let crops = MultiCrop::new(MultiCropConfig::small_colour(64, 24)).unwrap();
-        let expected = crops.apply(&image, &mut stream(3, 0, 0)).unwrap();
+        let expected = crops
+            .apply(&Image::Rgb(Arc::clone(&image)), &mut stream(3, 0, 0))
+            .unwrap();
         let planned = PlannedImage::draw(Arc::clone(&image), &crops, &mut stream(3, 0, 0));
         let values = crops.values();
         let config = crops.config();
@@ -87,9 +90,9 @@ mod tests {
             (&config.local, &planned.local, expected.local),
         ] {
             assert_eq!(planned.crops.len(), view.count);
-            for (crop, expected) in planned.crops.iter().zip(expected.chunks_exact(view.values())) {
+            for (crop, expected) in planned.crops.iter().zip(expected.chunks_exact(view.values(3))) {
                 let made = crop.plan.apply(&image, view.size, config.interpolation).unwrap();
-                let area = view.values() / 3;
+                let area = view.values(1);
                 for (place, level) in made.data().iter().enumerate() {
                     let channel = place % 3;
                     let value = values[256 * channel + usize::from(*level)];

@@ -2,9 +2,10 @@
 //! background is asked for ([`alpha`]), palettes expanded, CMYK by Pillow's formula, no colour management. What Pillow does
 //! with 16 bits is kept too, unless a range is asked for ([`range`]): grey saturates at 255, colour keeps its high byte. The
 //! format is decided by content, never by name, and the size is checked before pixels are allocated. This file holds what all
-//! formats share; [`gif`], [`tiff`], [`png`], [`pnm`] and [`jpeg`] what is their own.
+//! formats share; [`gif`], [`tiff`], [`png`], [`pnm`] and [`jpeg`] what is their own, and [`bands`] what is no picture.
 
 mod alpha;
+mod bands;
 mod gif;
 mod jpeg;
 mod png;
@@ -18,8 +19,10 @@ use ::image::metadata::Orientation;
 use ::image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 use serde::{Deserialize, Serialize};
 
+pub use bands::decode_bands;
 pub use range::SampleRange;
 
+use super::bands::Bands;
 use super::image::RgbImage;
 use crate::error::one_line;
 use crate::quiet::quietly;
@@ -48,6 +51,9 @@ pub struct DecodeOptions {
     /// What samples of more than 8 bits become.
     #[serde(default)]
     pub sample_range: SampleRange,
+    /// The bands that images are read as in place of RGB ([`decode_bands`]); none for pictures.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bands: Option<Bands>,
 }
 
 impl Default for DecodeOptions {
@@ -58,11 +64,26 @@ impl Default for DecodeOptions {
             background: None,
             jpeg_shorter_side: None,
             sample_range: SampleRange::Clip,
+            bands: None,
         }
     }
 }
 
 impl DecodeOptions {
+    /// Refuses a background with bands, where alpha is one of them.
+    ///
+    /// # Errors
+    /// Names the setting.
+    pub fn check_bands(&self) -> crate::Result<()> {
+        match (self.bands, self.background) {
+            (Some(_), Some(_)) => {
+                let reason = "expected none with bands, where alpha is a band, found a colour";
+                Err(crate::Error::setting("background", reason))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// For who asks for an image's size alone: nothing saturates, so that nothing is said of it.
     pub fn for_size() -> Self {
         Self {
@@ -145,6 +166,10 @@ pub(super) fn decode_counting(
 ) -> Result<RgbImage, DecodeError> {
     if bytes.is_empty() {
         return Err(DecodeError::Empty);
+    }
+    if bands::is_npy(bytes) {
+        let reason = "an array, not a picture: expected a run with --bands, or a model of bands";
+        return Err(DecodeError::corrupt("npy", reason));
     }
     let (format, name) = format_of(bytes).ok_or(DecodeError::UnknownFormat)?;
     // The codecs are other people's code and hold assertions: one file must not end a run of a million.

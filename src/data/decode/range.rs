@@ -48,7 +48,7 @@ impl SampleRange {
     }
 
     /// What becomes 0 and what 255 of a type whose samples go up to `max`.
-    fn ends(self, max: f64) -> Option<(f64, f64)> {
+    pub(super) fn ends(self, max: f64) -> Option<(f64, f64)> {
         match self {
             Self::Clip => None,
             Self::Auto => Some((0.0, max)),

@@ -15,7 +15,7 @@ use crate::data::image::RgbImage;
 const NAME: &str = "TIFF";
 const PHOTOMETRIC_TAG: u16 = 262;
 const WHITE_IS_ZERO: u16 = 0;
-const BLACK_IS_ZERO: u16 = 1;
+pub(super) const BLACK_IS_ZERO: u16 = 1;
 const PALETTE: u16 = 3;
 /// `ExtraSamples`: colours that have already been multiplied by alpha.
 const ASSOCIATED_ALPHA: u16 = 1;
@@ -353,7 +353,7 @@ fn ycbcr_to_rgb([y, cb, cr]: [u8; 3]) -> [u8; 3] {
 }
 
 /// Where the photometric interpretation of the first page stands in a classic (not Big) TIFF.
-fn photometric_offset(bytes: &[u8]) -> Option<usize> {
+pub(super) fn photometric_offset(bytes: &[u8]) -> Option<usize> {
     if bytes.get(2..4)? != u16_bytes(bytes, 42) {
         return None;
     }
@@ -369,7 +369,7 @@ fn is_little_endian(bytes: &[u8]) -> bool {
     bytes.first() == Some(&b'I')
 }
 
-fn u16_bytes(bytes: &[u8], value: u16) -> [u8; 2] {
+pub(super) fn u16_bytes(bytes: &[u8], value: u16) -> [u8; 2] {
     if is_little_endian(bytes) {
         value.to_le_bytes()
     } else {

@@ -17,9 +17,9 @@ pub struct Batch {
     /// Pass over the source whose crops each sample has, which with its row names them: `[B]`. None for an image that took
     /// another's place: its crops are of that place alone.
     pub views: Vec<Option<u64>>,
-    /// Normalised, `[G * B, 3, S, S]`. Empty where the step makes the crops.
+    /// Normalised, `[G * B, C, S, S]`. Empty where the step makes the crops.
     pub global: Vec<f32>,
-    /// Normalised, `[L * B, 3, s, s]`. Likewise.
+    /// Normalised, `[L * B, C, s, s]`. Likewise.
     pub local: Vec<f32>,
     /// What the step makes crops of, by sample, all of them there once the batch is complete: `[B]`. Empty where the loader has
     /// made the crops.
@@ -31,9 +31,9 @@ pub struct Batch {
 /// Values of one crop, and crops of one sample.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SampleShape {
-    global_values: usize, // 3 * S * S
+    global_values: usize, // C * S * S
     global_count: usize,  // G
-    local_values: usize,  // 3 * s * s
+    local_values: usize,  // C * s * s
     local_count: usize,   // L
     on: CropsOn,
 }
@@ -43,9 +43,9 @@ impl SampleShape {
     pub(super) fn new(config: &MultiCropConfig, on: CropsOn) -> Self {
         Self {
             on,
-            global_values: config.global.values(),
+            global_values: config.global_values(),
             global_count: config.global.count,
-            local_values: config.local.values(),
+            local_values: config.local_values(),
             local_count: config.local.count,
         }
     }
@@ -92,7 +92,7 @@ impl Batch {
         self.planned[sample] = Some(planned);
     }
 
-    /// Enters a sample: its row and pass, and its crops `[G, 3, S, S]` and `[L, 3, s, s]`.
+    /// Enters a sample: its row and pass, and its crops `[G, C, S, S]` and `[L, C, s, s]`.
     pub(super) fn put(
         &mut self,
         sample: usize,

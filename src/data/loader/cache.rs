@@ -2,9 +2,9 @@
 //! new each time, so that any image is as good to keep as another, and the least recently used would be the next one wanted.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{PoisonError, RwLock};
 
-use crate::data::image::RgbImage;
+use crate::data::image::Image;
 
 /// Images by row, up to a number of bytes.
 pub(super) struct ImageCache {
@@ -15,7 +15,7 @@ pub(super) struct ImageCache {
 #[derive(Default)]
 struct Held {
     bytes: usize,
-    images: HashMap<u64, Arc<RgbImage>>,
+    images: HashMap<u64, Image>,
 }
 
 impl ImageCache {
@@ -28,7 +28,7 @@ impl ImageCache {
     }
 
     /// The image of a row, where it is kept.
-    pub(super) fn get(&self, row: u64) -> Option<Arc<RgbImage>> {
+    pub(super) fn get(&self, row: u64) -> Option<Image> {
         if self.limit == 0 {
             return None;
         }
@@ -37,8 +37,8 @@ impl ImageCache {
     }
 
     /// Keeps the image of a row, where there is room.
-    pub(super) fn put(&self, row: u64, image: &Arc<RgbImage>) {
-        let size = image.data().len();
+    pub(super) fn put(&self, row: u64, image: &Image) {
+        let size = image.bytes();
         if size > self.limit {
             return;
         }
@@ -46,7 +46,7 @@ impl ImageCache {
         let bytes = held.bytes + size;
         if bytes <= self.limit && !held.images.contains_key(&row) {
             held.bytes = bytes;
-            held.images.insert(row, Arc::clone(image));
+            held.images.insert(row, image.clone());
         }
     }
 }
@@ -54,9 +54,10 @@ impl ImageCache {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::RgbImage;
 
-    fn grey(level: u8) -> Arc<RgbImage> {
-        Arc::new(RgbImage::from_grey(2, 2, &[level; 4]).unwrap()) // 12 bytes
+    fn grey(level: u8) -> Image {
+        RgbImage::from_grey(2, 2, &[level; 4]).unwrap().into() // 12 bytes
     }
 
     #[test]

@@ -28,7 +28,7 @@ use reader::Reader;
 
 use super::augment::{MultiCrop, PlannedImage};
 use super::mask::{Grid, MaskConfig, masks_for_batch};
-use super::{DecodeOptions, RowError, SampleRange, Source};
+use super::{Bands, DecodeOptions, Image, RowError, SampleRange, Source};
 use crate::{Error, Result, rng};
 
 /// The largest number of threads.
@@ -68,6 +68,11 @@ pub struct LoaderConfig {
     /// white; `[low, high]`. Default `"clip"`.
     #[serde(skip_serializing_if = "SampleRange::is_clip")]
     pub sample_range: SampleRange,
+    /// Bands that images are read as in place of RGB: their number, or `"N,first"` where arrays of three axes have them in the
+    /// first. `sample_range` says what becomes 0 and what 1, and is needed where samples are not of 8 bits. By default images
+    /// are RGB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bands: Option<Bands>,
 }
 
 /// Whether this is the limit that a decoder has by itself.
@@ -88,6 +93,7 @@ impl Default for LoaderConfig {
             max_pixels: DecodeOptions::default().max_pixels,
             background: None,
             sample_range: SampleRange::Clip,
+            bands: None,
         }
     }
 }
@@ -109,7 +115,11 @@ impl LoaderConfig {
         if self.max_pixels == 0 {
             return Err(Error::input("max_pixels", "expected at least 1, found 0"));
         }
-        Ok(())
+        if self.bands.is_some() && self.crops_on == CropsOn::Gpu {
+            let reason = "expected cpu with bands, whose crops no GPU makes yet, found gpu";
+            return Err(Error::input("crops_on", reason));
+        }
+        self.decode().check_bands()
     }
 
     /// How images are decoded.
@@ -119,6 +129,7 @@ impl LoaderConfig {
             max_pixels: self.max_pixels,
             background: self.background,
             sample_range: self.sample_range,
+            bands: self.bands,
             ..DecodeOptions::default()
         }
     }
@@ -182,8 +193,8 @@ pub struct Batches(Arc<Shared>);
 
 /// A worker's room for the crops of one image, where it makes them.
 struct Scratch {
-    global: Vec<f32>, // [G, 3, S, S]
-    local: Vec<f32>,  // [L, 3, s, s]
+    global: Vec<f32>, // [G, C, S, S]
+    local: Vec<f32>,  // [L, C, s, s]
 }
 
 impl Loader {
@@ -319,17 +330,17 @@ impl Shared {
         match (task.part, &self.masks) {
             (Part::Image { sample, image }, _) => {
                 let mut loaded = self.reader.read(image, self.queue.stopped())?;
-                if self.sample.is_planned() {
-                    let planned = PlannedImage::draw(loaded.image, &self.crops, &mut loaded.rng);
+                if let (true, Image::Rgb(image)) = (self.sample.is_planned(), &loaded.image) {
+                    let planned = PlannedImage::draw(Arc::clone(image), &self.crops, &mut loaded.rng);
                     batch().plan(sample, (loaded.row, loaded.view), planned);
                     return Ok(());
                 }
                 let config = self.crops.config();
-                let views = scratch.global.chunks_exact_mut(config.global.values());
+                let views = scratch.global.chunks_exact_mut(config.global_values());
                 for (place, out) in views.enumerate() {
                     self.crops.global(place, &loaded.image, &mut loaded.rng, out)?;
                 }
-                for out in scratch.local.chunks_exact_mut(config.local.values()) {
+                for out in scratch.local.chunks_exact_mut(config.local_values()) {
                     self.crops.local(&loaded.image, &mut loaded.rng, out)?;
                 }
                 // A copy costs a hundredth of making the crops, so workers hardly ever wait for one another here.

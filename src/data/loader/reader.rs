@@ -12,7 +12,7 @@ use super::cache::ImageCache;
 use super::order::Image;
 use super::{BadRow, LoaderConfig, OnError};
 use crate::data::augment::multi_crop;
-use crate::data::{DecodeOptions, RgbImage, RowError, Source};
+use crate::data::{DecodeOptions, Image as Decoded, RowError, Source};
 use crate::{Error, Result, rng};
 
 /// Rows drawn in place of one that cannot be read, before the source is given up.
@@ -35,7 +35,7 @@ pub(super) struct Loaded {
     pub row: u64,
     /// The pass that its crops are of, where the generator is of row and pass alone.
     pub view: Option<u64>,
-    pub image: Arc<RgbImage>,
+    pub image: Decoded,
     pub rng: ChaCha8Rng,
 }
 
@@ -121,16 +121,15 @@ impl Reader {
         None
     }
 
-    fn load(&self, row: u64) -> std::result::Result<Arc<RgbImage>, RowError> {
+    fn load(&self, row: u64) -> std::result::Result<Decoded, RowError> {
         if let Some(image) = self.cache.get(row) {
             return Ok(image);
         }
         if let Some(error) = self.bad().get(&row) {
             return Err(error.clone());
         }
-        match self.source.load(row, &self.options) {
+        match self.source.load_image(row, &self.options) {
             Ok(image) => {
-                let image = Arc::new(image);
                 self.cache.put(row, &image);
                 Ok(image)
             }

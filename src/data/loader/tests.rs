@@ -104,7 +104,7 @@ fn a_batch_holds_the_crops_of_its_rows_crop_major() {
         for sample in 0..6 {
             let image = order.image(step * 6 + sample as u64);
             assert_eq!(batch.rows[sample], image.row);
-            let pixels = source.load(image.row, &DecodeOptions::default()).unwrap();
+            let pixels = source.load_image(image.row, &DecodeOptions::default()).unwrap();
             let expected = crops()
                 .apply(&pixels, &mut multi_crop::stream(5, image.epoch, image.row))
                 .unwrap();

@@ -13,8 +13,10 @@ use serde_json::json;
 
 use super::columns::{self, choose, choose_label};
 use super::notice::say_once;
-use super::{Bytes, Columns, Record, RowError, Source, Stamp, load_file, lossless, place, sha256, shards};
-use crate::data::decode::{DecodeOptions, decode_named};
+use super::{
+    Bytes, Columns, EncodedImage, Record, RowError, Source, Stamp, lossless, place, read_file, sha256, shards,
+};
+use crate::data::decode::DecodeOptions;
 use crate::data::image::RgbImage;
 use crate::tables::{Encoded, Kind, ParquetTable, Table};
 use crate::{Error, Result};
@@ -278,16 +280,22 @@ impl Source for Embedded {
     }
 
     fn load(&self, row: u64, options: &DecodeOptions) -> std::result::Result<RgbImage, RowError> {
+        self.encoded(row)?.picture(options)
+    }
+
+    fn encoded(&self, row: u64) -> std::result::Result<EncodedImage, RowError> {
         let error = |reason: String| RowError {
             path: self.rows[place(row)].path.clone(),
             reason,
         };
         match self.image(place(row)).map_err(|cause| error(cause.to_string()))? {
-            Encoded::Bytes(bytes) => decode_named(&bytes, options, || self.rows[place(row)].path.clone())
-                .map_err(|cause| error(cause.to_string())),
+            Encoded::Bytes(bytes) => Ok(EncodedImage {
+                name: self.rows[place(row)].path.clone(),
+                bytes,
+            }),
             Encoded::Path(path) => {
                 let file = &self.files[self.group_of(place(row)).1.file];
-                load_file(&file.with_file_name("").join(path), options)
+                read_file(&file.with_file_name("").join(path))
             }
             Encoded::None => Err(error(format!("column `{}` holds no image here", self.column))),
         }

@@ -1,5 +1,6 @@
 //! A folder: the images below it, in the byte order of their relative paths. Where every image lies in a first-level
-//! folder, those folders are the classes. What is hidden or the system's own is neither image nor class.
+//! folder, those folders are the classes. What is hidden or the system's own is neither image nor class. Arrays (`.npy`) are the images
+//! of a folder that has no others.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -7,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::kind::{EXTENSIONS, is_image_file, is_passed_over};
+use super::kind::{EXTENSIONS, is_array, is_image_file, is_passed_over};
 use super::notice::{PassedOver, say_once, warn_once};
 use super::{Record, RowError, Source, load_file, lossless, place};
 use crate::data::decode::DecodeOptions;
@@ -30,8 +31,24 @@ pub(super) struct Folder {
 #[derive(Default)]
 struct Found {
     files: Vec<PathBuf>,
+    arrays: Vec<PathBuf>,
     others: Vec<PathBuf>,
     passed: PassedOver,
+}
+
+impl Found {
+    /// Decides what arrays are: the images where there are no others.
+    fn place_arrays(&mut self) {
+        let arrays = std::mem::take(&mut self.arrays);
+        if self.files.is_empty() {
+            self.files = arrays;
+            return;
+        }
+        for array in arrays {
+            self.passed.count_kind(&lossless(&array));
+            self.others.push(array);
+        }
+    }
 }
 
 impl Folder {
@@ -40,6 +57,7 @@ impl Folder {
         let real = fs::canonicalize(root).map_err(|error| Error::io(root, error))?;
         let mut found = Found::default();
         walk(root, Path::new(""), &mut vec![real], &mut found)?;
+        found.place_arrays();
         let mut files = found.files;
         if files.is_empty() {
             return Err(Error::input(
@@ -137,6 +155,8 @@ fn walk(root: &Path, relative: &Path, parents: &mut Vec<PathBuf>, found: &mut Fo
             }
         } else if is_image_file(&path) {
             found.files.push(below);
+        } else if is_array(&path) {
+            found.arrays.push(below);
         } else if kind.is_symlink() && !path.exists() {
             found.passed.count("links that lead nowhere", &lossless(&below));
         } else {

@@ -104,6 +104,12 @@ pub(super) fn is_passed_over(name: &str) -> Option<&'static str> {
     name.starts_with('.').then_some("hidden")
 }
 
+/// Whether a file is an array of NumPy's by its name: bands in a folder without pictures, and no image beside them.
+pub(super) fn is_array(name: &Path) -> bool {
+    name.extension()
+        .is_some_and(|extension| extension.eq_ignore_ascii_case("npy"))
+}
+
 /// What an extension says of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::columns::{self, choose, choose_label, listed};
-use super::{Columns, Record, RowError, Source, Stamp, load_file, lossless, place, sha256};
+use super::{
+    Columns, EncodedImage, Record, RowError, Source, Stamp, load_file, lossless, place, read_file, sha256,
+};
 use crate::data::decode::DecodeOptions;
 use crate::data::image::RgbImage;
 use crate::tables::Table;
@@ -197,6 +199,14 @@ impl Source for List {
         match found.elsewhere {
             Some((source, row)) => self.sources[source].load(row, options),
             None => load_file(&self.folder.join(&found.path), options),
+        }
+    }
+
+    fn encoded(&self, row: u64) -> std::result::Result<EncodedImage, RowError> {
+        let found = &self.rows[place(row)];
+        match found.elsewhere {
+            Some((source, row)) => self.sources[source].encoded(row),
+            None => read_file(&self.folder.join(&found.path)),
         }
     }
 

@@ -25,8 +25,8 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::decode::{DecodeOptions, decode_named};
-use super::image::RgbImage;
+use super::decode::{DecodeOptions, decode_bands, decode_named};
+use super::image::{Image, RgbImage};
 use crate::files::{hex, lossless};
 use crate::tables::{Table, is_parquet};
 use crate::{Error, Result};
@@ -63,6 +63,38 @@ pub trait Source: Send + Sync {
     /// # Errors
     /// One row's trouble: a file that is missing, unreadable, damaged or too large.
     fn load(&self, row: u64, options: &DecodeOptions) -> std::result::Result<RgbImage, RowError>;
+
+    /// The encoded image of a row, and what errors call it; by default that of [`Source::file`]. Panics when `row` is not below
+    /// [`Source::len`].
+    ///
+    /// # Errors
+    /// As [`Source::load`]; a source whose images are not encoded.
+    fn encoded(&self, row: u64) -> std::result::Result<EncodedImage, RowError> {
+        match self.file(row) {
+            Some(path) => read_file(&path),
+            None => Err(RowError {
+                path: self.record(row).path,
+                reason: "expected an image file that bands are read from, found a source without".to_owned(),
+            }),
+        }
+    }
+
+    /// Reads and decodes the image of a row as `options` ask: a picture as [`Source::load`] gives it, or bands. Panics when `row`
+    /// is not below [`Source::len`].
+    ///
+    /// # Errors
+    /// As [`Source::load`].
+    fn load_image(&self, row: u64, options: &DecodeOptions) -> std::result::Result<Image, RowError> {
+        let Some(bands) = options.bands else {
+            return self.load(row, options).map(Image::from);
+        };
+        let EncodedImage { name, bytes } = self.encoded(row)?;
+        let image = decode_bands(&bytes, options, bands, || name.clone());
+        image.map(Image::from).map_err(|cause| RowError {
+            reason: cause.to_string(),
+            path: name,
+        })
+    }
 
     /// The file of a row, where each row has one. Panics when `row` is not below [`Source::len`].
     fn file(&self, row: u64) -> Option<PathBuf> {
@@ -119,6 +151,26 @@ impl Record {
             mask: None,
             depth: None,
         }
+    }
+}
+
+/// The bytes of an image, and what errors call it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EncodedImage {
+    /// The file, or the image's name in the source.
+    pub name: String,
+    /// As they are stored.
+    pub bytes: Vec<u8>,
+}
+
+impl EncodedImage {
+    /// The picture that they are.
+    fn picture(self, options: &DecodeOptions) -> std::result::Result<RgbImage, RowError> {
+        let Self { name, bytes } = self;
+        decode_named(&bytes, options, || name.clone()).map_err(|cause| RowError {
+            reason: cause.to_string(),
+            path: name,
+        })
     }
 }
 
@@ -278,6 +330,11 @@ pub fn open_shuffled(spec: &str) -> Result<Box<dyn Source>> {
 
 /// Reads and decodes the image in a file.
 fn load_file(path: &Path, options: &DecodeOptions) -> std::result::Result<RgbImage, RowError> {
+    read_file(path)?.picture(options)
+}
+
+/// Reads the image in a file.
+fn read_file(path: &Path) -> std::result::Result<EncodedImage, RowError> {
     let error = |reason: String| RowError {
         path: lossless(path),
         reason,
@@ -287,8 +344,10 @@ fn load_file(path: &Path, options: &DecodeOptions) -> std::result::Result<RgbIma
     if !metadata.is_file() {
         return Err(error("not a file".to_owned()));
     }
-    let bytes = fs::read(path).map_err(|cause| error(cause.to_string()))?;
-    decode_named(&bytes, options, || lossless(path)).map_err(|cause| error(cause.to_string()))
+    Ok(EncodedImage {
+        bytes: fs::read(path).map_err(|cause| error(cause.to_string()))?,
+        name: lossless(path),
+    })
 }
 
 /// `row` as an index.

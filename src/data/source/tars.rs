@@ -16,8 +16,11 @@ use serde_json::json;
 
 use super::kind::{self, EXTENSIONS, Kind, is_passed_over};
 use super::notice::{PassedOver, say_once, warn_once};
-use super::{Bytes, Record, RowError, Source, Stamp, beginning, compressed, lossless, place, sha256, shards};
-use crate::data::decode::{DecodeOptions, decode_named};
+use super::{
+    Bytes, EncodedImage, Record, RowError, Source, Stamp, beginning, compressed, lossless, place, sha256,
+    shards,
+};
+use crate::data::decode::DecodeOptions;
 use crate::data::image::RgbImage;
 use crate::{Error, Result};
 
@@ -392,6 +395,10 @@ impl Source for Tars {
     }
 
     fn load(&self, row: u64, options: &DecodeOptions) -> std::result::Result<RgbImage, RowError> {
+        self.encoded(row)?.picture(options)
+    }
+
+    fn encoded(&self, row: u64) -> std::result::Result<EncodedImage, RowError> {
         let found = &self.rows[place(row)];
         let error = |reason: String| RowError {
             path: self.name(found),
@@ -406,7 +413,10 @@ impl Source for Tars {
             );
             return Err(error(reason));
         }
-        decode_named(&bytes, options, || self.name(found)).map_err(|cause| error(cause.to_string()))
+        Ok(EncodedImage {
+            name: self.name(found),
+            bytes,
+        })
     }
 
     fn stamp(&self, row: u64) -> Stamp<'_> {

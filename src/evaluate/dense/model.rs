@@ -41,6 +41,7 @@ impl DenseModel {
             ..request.options.clone()
         };
         let OpenModel { model, preprocess } = model::open(&request.model, source, &options)?;
+        preprocess.need_rgb(&request.model)?;
         let window = preprocess
             .output_size()
             .ok_or_else(|| Error::setting("crop", "expected a size above 0, found none"))?;

@@ -97,6 +97,7 @@ pub fn robustness(request: &RobustnessRequest, classifier: &ClassifierConfig) ->
         None => None,
     };
     let OpenModel { model, preprocess } = model::open(&request.model, train.as_ref(), &request.options)?;
+    preprocess.need_rgb(&request.model)?;
     let images = TestImages::new(test.as_ref(), &rows, &preprocess);
     if let Some(file) = &request.pictures {
         picture::draw(&images, request, file)?;

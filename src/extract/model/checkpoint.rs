@@ -166,7 +166,8 @@ impl FeatureModel for CheckpointModel {
     }
 
     fn run(&mut self, pixels: &[f32], n: usize, outputs: &mut [Vec<f32>]) -> Result<()> {
-        let pixels = Tensor::from_slice(pixels, (n, 3, self.height, self.width), &self.device)
+        let channels = self.network.config().in_channels;
+        let pixels = Tensor::from_slice(pixels, (n, channels, self.height, self.width), &self.device)
             .map_err(macula_models::Error::from)?;
         let tensors = reference_outputs(&self.network, &pixels, &self.kinds)?;
         for (values, buffer) in tensors.iter().zip(outputs) {

@@ -37,7 +37,7 @@ pub trait FeatureModel: Send {
 
     /// Appends the outputs of `n` images to `outputs`, one buffer an output.
     ///
-    /// `pixels` is `[n, 3, H, W]`, already normalised; `n` is at least 1.
+    /// `pixels` is `[n, C, H, W]`, already normalised; `n` is at least 1.
     ///
     /// # Errors
     /// What the runtime says.

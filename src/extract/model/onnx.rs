@@ -30,6 +30,7 @@ pub struct OnnxFeatures {
     taken: Vec<Taken>,
     outputs: Vec<OutputSpec>,
     description: serde_json::Value,
+    channels: usize,
     height: usize,
     width: usize,
     /// Batch size that the file fixes, if it does.
@@ -63,13 +64,7 @@ pub(super) fn open(path: &Path, options: &ModelOptions) -> Result<OpenModel> {
         tracing::info!("{notice}");
     }
     let [batch, channels, height, width] = session.image_dims();
-    if let Some(channels) = channels.filter(|channels| *channels != 3) {
-        return Err(Error::input(
-            file,
-            format!("expected an input of 3 channels, found {channels}"),
-        ));
-    }
-    let preprocess = preprocess_of(path, &session, options, height, width)?;
+    let preprocess = preprocess_of(path, &session, options, [channels, height, width])?;
     check_size(&file, &preprocess, (height, width))?;
     let (height, width) = preprocess.crop.unwrap_or((1, 1));
     let mut model = OnnxFeatures {
@@ -87,6 +82,7 @@ pub(super) fn open(path: &Path, options: &ModelOptions) -> Result<OpenModel> {
         names: Vec::new(),
         taken: Vec::new(),
         outputs: Vec::new(),
+        channels: preprocess.channels(),
         height: height as usize,
         width: width as usize,
     };
@@ -111,8 +107,7 @@ fn preprocess_of(
     path: &Path,
     session: &OnnxModel,
     options: &ModelOptions,
-    height: Option<usize>,
-    width: Option<usize>,
+    [channels, height, width]: [Option<usize>; 3],
 ) -> Result<Preprocess> {
     let file = path.display().to_string();
     let own = session.metadata().get("macula.preprocess");
@@ -121,22 +116,26 @@ fn preprocess_of(
     let side = |side: Option<usize>| side.unwrap_or(224) as u32;
     let size = Size::Stated(side(height), side(width));
     if !session.takes_levels() {
-        return of_file(path, own, size, &options.preprocess);
+        return of_file(path, own, channels, size, &options.preprocess);
     }
-    let (mean, std) = levels(&file, (options.preprocess.mean, options.preprocess.std))?;
+    if let Some(channels) = channels.filter(|channels| *channels != 3) {
+        let reason = format!("expected levels (uint8) of 3 channels, found {channels}");
+        return Err(Error::input(file, reason));
+    }
+    let (mean, std) = levels(&file, (&options.preprocess.mean, &options.preprocess.std))?;
     let flags = PreprocessOverrides {
-        mean: Some(mean),
-        std: Some(std),
+        mean: Some(mean.to_vec()),
+        std: Some(std.to_vec()),
         ..options.preprocess.clone()
     };
-    of_file(path, own, size, &flags)
+    of_file(path, own, channels, size, &flags)
 }
 
 /// Mean and deviation that leave levels from 0 to 255 as they are, for a graph of bytes, which normalises by itself.
 ///
 /// # Errors
 /// A mean or deviation that flags give.
-pub fn levels(file: &str, given: (Option<[f32; 3]>, Option<[f32; 3]>)) -> Result<([f32; 3], [f32; 3])> {
+pub fn levels<T>(file: &str, given: (&Option<T>, &Option<T>)) -> Result<([f32; 3], [f32; 3])> {
     if given.0.is_some() || given.1.is_some() {
         let reason =
             "takes levels from 0 to 255 (uint8) and normalises them itself: expected no mean or deviation";
@@ -246,9 +245,19 @@ impl OnnxFeatures {
         }
     }
 
+    /// Of `n` images.
+    fn shape(&self, n: usize) -> [usize; 4] {
+        [n, self.channels, self.height, self.width]
+    }
+
+    /// Values of an image.
+    fn image_len(&self) -> usize {
+        self.channels * self.height * self.width
+    }
+
     fn run_black(&mut self, n: usize, names: &[String]) -> Result<Vec<crate::runtime::OutputTensor>> {
-        let pixels = vec![0f32; n * 3 * self.height * self.width];
-        self.session.run(&pixels, [n, 3, self.height, self.width], names)
+        let pixels = vec![0f32; n * self.image_len()];
+        self.session.run(&pixels, self.shape(n), names)
     }
 
     /// Runs one black image to learn the outputs' shapes: a file need not state them, and a dynamic one cannot.
@@ -280,9 +289,8 @@ impl OnnxFeatures {
     }
 
     fn run_chunk(&mut self, pixels: &[f32], n: usize, outputs: &mut [Vec<f32>]) -> Result<()> {
-        let results = self
-            .session
-            .run(pixels, [n, 3, self.height, self.width], &self.names)?;
+        let shape = self.shape(n);
+        let results = self.session.run(pixels, shape, &self.names)?;
         for ((taken, spec), buffer) in self.taken.iter().zip(&self.outputs).zip(outputs) {
             let result = &results[taken.from];
             let before = buffer.len();
@@ -318,7 +326,7 @@ impl FeatureModel for OnnxFeatures {
         let Some(fixed) = self.fixed_batch.filter(|fixed| *fixed != n) else {
             return self.run_chunk(pixels, n, outputs);
         };
-        let image = 3 * self.height * self.width;
+        let image = self.image_len();
         let widths: Vec<usize> = self.outputs.iter().map(OutputSpec::width).collect();
         for chunk in pixels.chunks(fixed * image) {
             let images = chunk.len() / image;
@@ -356,7 +364,7 @@ mod tests {
                 preprocess: PreprocessOverrides {
                     resize: Some(Resize::Shorter(0)),
                     crop: Some(28),
-                    mean: (!name.starts_with("levels")).then_some([0.0; 3]),
+                    mean: (!name.starts_with("levels")).then_some(vec![0.0; 3]),
                     std: (!name.starts_with("levels")).then_some([1.0; 3]),
                     ..PreprocessOverrides::default()
                 },
@@ -500,7 +508,9 @@ mod tests {
         close(&outputs[0], &expected);
         assert_eq!(outputs[1], [0.0, 1.0, 2.0]);
 
-        let options = levels("m.onnx", (Some([0.5; 3]), None)).unwrap_err().to_string();
+        let options = levels("m.onnx", (&Some([0.5_f32; 3]), &None))
+            .unwrap_err()
+            .to_string();
         assert!(
             options.contains("uint8") && options.contains("no mean"),
             "{options}"

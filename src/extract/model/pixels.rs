@@ -70,8 +70,8 @@ pub(super) fn as_they_are(source: &dyn Source, options: &ModelOptions) -> Result
     let base = Preprocess {
         resize: None,
         crop: None,
-        mean: [0.0; 3],
-        std: [1.0; 3],
+        mean: vec![0.0; 3],
+        std: vec![1.0; 3],
         ..Preprocess::imagenet(1, 1)
     };
     let mut preprocess = options.preprocess.over(base);

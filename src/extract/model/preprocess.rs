@@ -6,8 +6,8 @@ use std::path::Path;
 use macula_models::weights::{Checkpoint, PREPROCESS_KEY};
 
 use super::stated;
-use crate::data::transform::Resize;
-use crate::data::{Interpolation, Preprocess, SampleRange};
+use crate::data::transform::{Resize, of_colours};
+use crate::data::{Bands, Interpolation, Preprocess, SampleRange};
 use crate::{Error, Result};
 
 /// Preprocessing as far as flags gave it.
@@ -20,9 +20,9 @@ pub struct PreprocessOverrides {
     /// Filter of the resize.
     pub interpolation: Option<Interpolation>,
     /// Mean per channel, in [0, 1].
-    pub mean: Option<[f32; 3]>,
+    pub mean: Option<Vec<f32>>,
     /// Standard deviation per channel, in [0, 1].
-    pub std: Option<[f32; 3]>,
+    pub std: Option<Vec<f32>>,
     /// What samples of more than 8 bits become.
     pub sample_range: Option<SampleRange>,
 }
@@ -52,9 +52,10 @@ impl PreprocessOverrides {
             crop,
             crop_start: base.crop_start,
             interpolation: self.interpolation.unwrap_or(base.interpolation),
-            mean: self.mean.unwrap_or(base.mean),
-            std: self.std.unwrap_or(base.std),
+            mean: self.mean.clone().unwrap_or(base.mean),
+            std: self.std.clone().unwrap_or(base.std),
             sample_range: self.sample_range.unwrap_or(base.sample_range),
+            bands: base.bands,
         }
     }
 
@@ -83,18 +84,20 @@ pub enum Size {
     Given(u32, u32),
 }
 
-/// How images are prepared for the network in `path`: by `flags`, by `own` (JSON in the file itself, and what it is called),
-/// by the files beside it, or as for ImageNet. stderr says which files, and what was assumed.
+/// How images are prepared for the network in `path`, which takes so many `channels` if it says so: by `flags`, by `own` (JSON in the
+/// file itself, and what it is called), by the files beside it, or as for ImageNet. stderr says which files, and what was assumed.
 ///
 /// # Errors
-/// A statement that cannot be read, or that asks for what macula does not do.
+/// A statement that cannot be read, that asks for what macula does not do, or that is of other channels.
 pub fn of_file(
     path: &Path,
     own: Option<(&str, &str)>,
+    channels: Option<usize>,
     size: Size,
     flags: &PreprocessOverrides,
 ) -> Result<Preprocess> {
-    of_file_or_name(path, own, None, size, flags)
+    let preprocess = of_file_or_name(path, own, None, size, flags)?;
+    for_channels(path, preprocess, channels, flags)
 }
 
 /// [`of_file`], where the network may be known by name (`--arch`): that is asked after the files.
@@ -153,7 +156,36 @@ fn of_file_or_name(
             ..stated
         },
     };
-    let preprocess = flags.over(base);
+    Ok(flags.over(base))
+}
+
+/// `preprocess` for a network of `channels`: of bands where they are not three and nothing states so.
+///
+/// # Errors
+/// Other channels than stated, bands whose mean and deviation nobody says.
+fn for_channels(
+    path: &Path,
+    mut preprocess: Preprocess,
+    channels: Option<usize>,
+    flags: &PreprocessOverrides,
+) -> Result<Preprocess> {
+    let refuse = |reason: String| Err(Error::input(path.display().to_string(), reason));
+    let channels = channels.unwrap_or(preprocess.channels());
+    if preprocess.bands.is_none() && channels != 3 {
+        if flags.mean.is_none() || flags.std.is_none() {
+            return refuse(format!(
+                "takes images of {channels} channels and does not say how they are normalised: expected --mean and --std of \
+                 {channels} numbers each, found none"
+            ));
+        }
+        preprocess.bands = Some(Bands::new(channels).map_err(|reason| Error::input("channels", reason))?);
+    }
+    if preprocess.channels() != channels {
+        let found = preprocess.channels();
+        return refuse(format!(
+            "expected a preprocessing of {channels} channels, found one of {found}"
+        ));
+    }
     preprocess.validate()?;
     Ok(preprocess)
 }
@@ -193,7 +225,8 @@ pub fn of_checkpoint(
     flags: &PreprocessOverrides,
 ) -> Result<Preprocess> {
     let own = checkpoint.preprocess.as_deref();
-    of_file_or_name(path, own.map(|json| (PREPROCESS_KEY, json)), arch, size, flags)
+    let preprocess = of_file_or_name(path, own.map(|json| (PREPROCESS_KEY, json)), arch, size, flags)?;
+    for_channels(path, preprocess, Some(checkpoint.config.in_channels), flags)
 }
 
 /// Mean and deviation alone, for who makes the images otherwise; `given` are the flags'. `own` and notices as in
@@ -212,8 +245,8 @@ pub fn normalisation_of(
         resize: Some(Resize::Shorter(1)),
         crop: Some(1),
         interpolation: Some(Interpolation::Bicubic),
-        mean: given.0,
-        std: given.1,
+        mean: given.0.map(|mean| mean.to_vec()),
+        std: given.1.map(|std| std.to_vec()),
         sample_range: None,
     };
     let stated = match own {
@@ -233,7 +266,14 @@ pub fn normalisation_of(
         }
         Preprocess::imagenet(1, 1)
     });
-    Ok((given.0.unwrap_or(stated.mean), given.1.unwrap_or(stated.std)))
+    let colours = |given: Option<[f32; 3]>, field: &str, stated: &[f32]| match given {
+        Some(given) => Ok(given),
+        None => of_colours(&format!("{}: {field}", path.display()), stated),
+    };
+    Ok((
+        colours(given.0, "mean", &stated.mean)?,
+        colours(given.1, "std", &stated.std)?,
+    ))
 }
 
 /// Checks that the images will have the size that `file` takes: `expected` is its fixed height and width.
@@ -275,8 +315,8 @@ mod tests {
         let whole = PreprocessOverrides {
             resize: Some(Resize::Shorter(8)),
             crop: Some(8),
-            mean: Some([0.5; 3]),
-            std: Some([0.5; 3]),
+            mean: Some(vec![0.5; 3]),
+            std: Some(vec![0.5; 3]),
             ..PreprocessOverrides::default()
         };
         assert!(whole.is_whole() && !PreprocessOverrides::default().is_whole());

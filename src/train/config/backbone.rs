@@ -85,11 +85,11 @@ fn is_no(value: &bool) -> bool {
 }
 
 impl BackboneConfig {
-    /// The network for images of `image_size` pixels, with a mask token where patches are `masked`.
+    /// The network for images of `image_size` pixels and `in_channels` channels, with a mask token where patches are `masked`.
     ///
     /// # Errors
     /// Numbers that do not fit together, named as in the file.
-    pub fn vit(&self, image_size: usize, masked: bool) -> Result<VitConfig> {
+    pub fn vit(&self, image_size: usize, in_channels: usize, masked: bool) -> Result<VitConfig> {
         let config = VitConfig {
             pre_norm: self.pre_norm,
             activation: self.activation,
@@ -108,7 +108,7 @@ impl BackboneConfig {
             num_heads: self.num_heads,
             patch_size: self.patch_size,
             image_size,
-            in_channels: 3,
+            in_channels,
             num_registers: self.num_registers,
             feed_forward: self.feed_forward,
             ffn_hidden: match (self.ffn_hidden, self.feed_forward) {

@@ -2,6 +2,7 @@
 //! resolved whole is saved as `config.toml` in the run folder, and a resumed run reads it from there.
 
 mod backbone;
+mod bands;
 mod distill;
 mod loss;
 mod optimizer;
@@ -252,7 +253,8 @@ impl TrainConfig {
     /// Numbers that do not fit together.
     pub fn vit(&self) -> Result<VitConfig> {
         let masked = self.has_ibot() && self.distill.is_none();
-        self.backbone.vit(self.crops.global.size as usize, masked)
+        let size = self.crops.global.size as usize;
+        self.backbone.vit(size, self.channels(), masked)
     }
 
     /// Images of each micro-batch, by its number.

@@ -51,6 +51,7 @@ impl TrainConfig {
         self.ranks.validate()?;
         self.batch_plan()?;
         prefixed("crops", self.crops.validate())?;
+        self.validate_bands()?;
         prefixed("masks", self.masks.validate())?;
         self.validate_loss()?;
         self.validate_teacher()?;
@@ -285,9 +286,10 @@ impl TrainConfig {
 }
 
 /// Puts the section before the field that an error names.
-fn prefixed<T>(section: &str, result: Result<T>) -> Result<T> {
+pub(super) fn prefixed<T>(section: &str, result: Result<T>) -> Result<T> {
     result.map_err(|error| match error {
         Error::Input { what, reason } => Error::input(format!("{section}.{what}"), reason),
+        Error::Setting { field, reason } => Error::input(format!("{section}.{field}"), reason),
         Error::Models(macula_models::Error::Config { field, reason }) => {
             Error::input(format!("{section}.{field}"), reason)
         }

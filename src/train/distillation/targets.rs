@@ -12,6 +12,7 @@ use super::labels::Labels;
 use super::teacher::{FrozenTeacher, TeacherFeatures, Wanted};
 use crate::data::loader::Batch;
 use crate::data::mask::Grid;
+use crate::data::transform::of_colours;
 use crate::data::{Source, SourceIdentity};
 use crate::identity::decoding_of;
 use crate::train::config::{DistillConfig, Term, TrainConfig};
@@ -65,7 +66,11 @@ impl FrozenTargets {
         let side = facts
             .size
             .resolve(distill.teacher_size as usize, config.crops.global.size as usize)?;
-        let fit = PixelFit::new((config.crops.mean, config.crops.std), facts.normalisation, side);
+        let own = (
+            of_colours("crops.mean", &config.crops.mean)?,
+            of_colours("crops.std", &config.crops.std)?,
+        );
+        let fit = PixelFit::new(own, facts.normalisation, side);
         let grid = config.grid()?;
         let wanted = wanted(config, distill);
         let layout = Layout::new(config, distill, &wanted, grid);

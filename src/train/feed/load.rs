@@ -275,14 +275,14 @@ impl DeviceBatch {
         Ok(load.arrived(tensors?))
     }
 
-    /// The crops, [G B, 3, S, S] and, where there are any, [L B, 3, s, s]: as they came, or made here.
+    /// The crops, [G B, C, S, S] and, where there are any, [L B, C, s, s]: as they came, or made here.
     ///
     /// # Errors
     /// Crops of another size than configured, failures of candle.
     pub fn crops(&self, config: &MultiCropConfig) -> candle_core::Result<(Tensor, Option<Tensor>)> {
         let shaped = |place: usize, view: &ViewConfig| {
             let side = view.size as usize;
-            self.tensors[place].reshape((view.count * self.size, 3, side, side))
+            self.tensors[place].reshape((view.count * self.size, config.channels(), side, side))
         };
         match self.kind {
             Kind::Made { has_local } => {

@@ -41,7 +41,9 @@ fn noise(width: u32, height: u32, seed: u64) -> RgbImage {
 fn planned(images: &[RgbImage], crops: &MultiCrop) -> (Batch, Vec<f32>, Vec<f32>) {
     let (mut global, mut local, mut entries) = (Vec::new(), Vec::new(), Vec::new());
     for (number, image) in (0..).zip(images) {
-        let made = crops.apply(image, &mut stream(3, 1, number)).unwrap();
+        let made = crops
+            .apply(&image.clone().into(), &mut stream(3, 1, number))
+            .unwrap();
         global.push(made.global);
         local.push(made.local);
         let mut rng = stream(3, 1, number);
@@ -61,8 +63,8 @@ fn planned(images: &[RgbImage], crops: &MultiCrop) -> (Batch, Vec<f32>, Vec<f32>
     };
     (
         batch,
-        major(&global, config.global.values(), config.global.count),
-        major(&local, config.local.values(), config.local.count),
+        major(&global, config.global_values(), config.global.count),
+        major(&local, config.local_values(), config.local.count),
     )
 }
 

@@ -130,7 +130,7 @@ impl LabelFree {
         step.is_multiple_of(self.config.every)
     }
 
-    /// Reads the meters. `features_of` gives `[b, D]` of any float type on any device for crops `[b, 3, S, S]`, f32 in the
+    /// Reads the meters. `features_of` gives `[b, D]` of any float type on any device for crops `[b, C, S, S]`, f32 in the
     /// computer's memory. An image that cannot be read is left out, with a warning.
     ///
     /// # Errors
@@ -140,7 +140,8 @@ impl LabelFree {
         mut features_of: impl FnMut(&Tensor) -> Result<Tensor>,
     ) -> Result<LabelFreeResult> {
         let views = self.config.views;
-        let side = self.crops.config().global.size as usize;
+        let config = self.crops.config();
+        let (channels, side) = (config.channels(), config.global.size as usize);
         let mut features = Features::default();
         let mut failed: Vec<RowError> = Vec::new();
         let mut images = 0;
@@ -149,7 +150,7 @@ impl LabelFree {
             let read = rows.len() - errors.len();
             failed.extend(errors);
             if read > 0 {
-                let input = Tensor::from_vec(pixels, (read * views, 3, side, side), &Device::Cpu)?;
+                let input = Tensor::from_vec(pixels, (read * views, channels, side, side), &Device::Cpu)?;
                 features.append(&features_of(&input)?, read * views)?;
             }
             images += read;
@@ -176,7 +177,7 @@ impl LabelFree {
         })
     }
 
-    /// Crops of those of `rows` that can be read, `[n, views, 3, S, S]`, and what is wrong with the others.
+    /// Crops of those of `rows` that can be read, `[n, views, C, S, S]`, and what is wrong with the others.
     fn read(&self, rows: &[u64]) -> (Vec<f32>, Vec<RowError>) {
         let read: Vec<_> = rows.par_iter().map(|&row| self.views_of(row)).collect();
         let (mut pixels, mut errors) = (Vec::new(), Vec::new());
@@ -189,11 +190,11 @@ impl LabelFree {
         (pixels, errors)
     }
 
-    /// `[views, 3, S, S]`.
+    /// `[views, C, S, S]`.
     fn views_of(&self, row: u64) -> std::result::Result<Vec<f32>, RowError> {
-        let image = self.source.load(row, &self.decode)?;
+        let image = self.source.load_image(row, &self.decode)?;
         let mut rng = rng::stream(self.seed, "label-free crops", row);
-        let values = self.crops.config().global.values();
+        let values = self.crops.config().global_values();
         let mut out = vec![0.0; self.config.views * values];
         for crop in out.chunks_exact_mut(values) {
             let written = self.crops.global(0, &image, &mut rng, crop);

@@ -125,7 +125,7 @@ impl OnlineKnn {
     }
 
     /// Classifies the queries by their neighbours in the bank. `features_of` gives `[b, D]` of any float type on any
-    /// device for network input `[b, 3, H, W]`, f32 in the computer's memory. Each of `ranks` computes the features of some of the
+    /// device for network input `[b, C, H, W]`, f32 in the computer's memory. Each of `ranks` computes the features of some of the
     /// images, and all get the same result.
     ///
     /// # Errors
@@ -148,7 +148,8 @@ impl OnlineKnn {
                 continue;
             }
             let (height, width) = self.reader.size();
-            let input = Tensor::from_vec(read.pixels, (found.len(), 3, height, width), &Device::Cpu)?;
+            let shape = (found.len(), self.reader.channels(), height, width);
+            let input = Tensor::from_vec(read.pixels, shape, &Device::Cpu)?;
             features.append(&features_of(&input)?, found.len())?;
             places.extend(found.iter().map(|&place| batch[place]));
         }

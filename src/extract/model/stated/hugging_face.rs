@@ -210,9 +210,9 @@ fn filter(fields: &Fields, class: Option<&Class>) -> Result<Interpolation> {
 
 /// Mean and deviation of pixels from 0 to 1, for any factor: `(level * factor - shift - mean) / std` is
 /// `(level / 255 - m) / s` with `m = (mean + shift) / k` and `s = std / k`, where `k = 255 * factor`.
-fn normalisation(fields: &Fields, flags: &PreprocessOverrides) -> Result<([f32; 3], [f32; 3])> {
-    if let (Some(mean), Some(std)) = (flags.mean, flags.std) {
-        return Ok((mean, std));
+fn normalisation(fields: &Fields, flags: &PreprocessOverrides) -> Result<(Vec<f32>, Vec<f32>)> {
+    if let (Some(mean), Some(std)) = (&flags.mean, &flags.std) {
+        return Ok((mean.clone(), std.clone()));
     }
     let factor = match fields.truth("do_rescale")?.unwrap_or(true) {
         true => fields.number("rescale_factor")?.unwrap_or(1.0 / 255.0),
@@ -241,5 +241,6 @@ fn normalisation(fields: &Fields, flags: &PreprocessOverrides) -> Result<([f32; 
     let scale = if (scale - 1.0).abs() < 1e-9 { 1.0 } else { scale };
     let mean = mean.map(|mean| ((mean + shift) / scale) as f32);
     let std = std.map(|std| (std / scale) as f32);
-    Ok((flags.mean.unwrap_or(mean), flags.std.unwrap_or(std)))
+    let given = |flag: &Option<Vec<f32>>, stated: [f32; 3]| flag.clone().unwrap_or(stated.to_vec());
+    Ok((given(&flags.mean, mean), given(&flags.std, std)))
 }

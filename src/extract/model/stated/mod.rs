@@ -181,19 +181,20 @@ impl<'a> Fields<'a> {
         flags: &PreprocessOverrides,
         mean: [f32; 3],
         std: [f32; 3],
-    ) -> Result<([f32; 3], [f32; 3])> {
-        let three = |key: &str, given: Option<[f32; 3]>, flag: &str, usual: [f32; 3]| -> Result<[f32; 3]> {
+    ) -> Result<(Vec<f32>, Vec<f32>)> {
+        let three = |key: &str, given: &Option<Vec<f32>>, flag: &str, usual: [f32; 3]| -> Result<Vec<f32>> {
             match given {
-                Some(given) => Ok(given),
+                Some(given) => Ok(given.clone()),
                 None => {
                     let stated = self.triple(key, flag)?;
-                    Ok(stated.map_or(usual, |three| three.map(|value| value as f32)))
+                    let stated = stated.map_or(usual, |three| three.map(|value| value as f32));
+                    Ok(stated.to_vec())
                 }
             }
         };
         Ok((
-            three("mean", flags.mean, "--mean", mean)?,
-            three("std", flags.std, "--std", std)?,
+            three("mean", &flags.mean, "--mean", mean)?,
+            three("std", &flags.std, "--std", std)?,
         ))
     }
 }

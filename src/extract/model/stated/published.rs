@@ -41,8 +41,8 @@ fn squashed(side: u32, interpolation: Interpolation, mean: [f32; 3], std: [f32; 
         resize: Some(Resize::Exact(side, side)),
         crop: Some((side, side)),
         interpolation,
-        mean,
-        std,
+        mean: mean.to_vec(),
+        std: std.to_vec(),
         ..Preprocess::imagenet(side, side)
     }
 }
