@@ -381,8 +381,18 @@ fn half(config: &TrainConfig, batch: &Batch, first: usize, count: usize) -> Batc
         size: count,
         rows: batch.rows[first..first + count].to_vec(),
         views: batch.views[first..first + count].to_vec(),
-        global: crops_of(&batch.global, batch, config.crops.global.values(), (first, count)),
-        local: crops_of(&batch.local, batch, config.crops.local.values(), (first, count)),
+        global: crops_of(
+            &batch.global,
+            batch,
+            config.crops.global.values(config.crops.channels()),
+            (first, count),
+        ),
+        local: crops_of(
+            &batch.local,
+            batch,
+            config.crops.local.values(config.crops.channels()),
+            (first, count),
+        ),
         ..Batch::default()
     };
     if let Some(whole) = &batch.masks {
@@ -439,16 +449,24 @@ fn at_once_and_in_halves(recipe: &str, settings: &[&str]) -> [Stepped; 2] {
     ]
 }
 
+/// Targets that look at no other image, and no KoLeo.
+const STANDING_CENTRE: &[&str] = &[
+    "teacher.centering=softmax",
+    "teacher.center_momentum=1.0",
+    "loss.koleo_weight=0.0",
+];
+
 /// What is a mean over images is the same in micro-batches: both terms with targets that look at no other image, stochastic depth aside.
 #[test]
 fn a_step_in_two_different_parts_is_the_step_in_one_where_terms_are_means_over_images() {
     for (recipe, settings) in [
-        ("dino", &["teacher.center_momentum=1.0"][..]),
-        ("ibot", &["teacher.center_momentum=1.0"]),
+        ("dino", STANDING_CENTRE),
+        ("ibot", STANDING_CENTRE),
         // Neighbours within groups that do not cross the border.
         (
             "dino",
             &[
+                "teacher.centering=softmax",
                 "teacher.center_momentum=1.0",
                 "loss.koleo_weight=0.5",
                 "loss.koleo_group=4",
@@ -457,6 +475,7 @@ fn a_step_in_two_different_parts_is_the_step_in_one_where_terms_are_means_over_i
         (
             "dino",
             &[
+                "teacher.centering=softmax",
                 "teacher.center_momentum=1.0",
                 "loss.koleo_weight=0.5",
                 "loss.koleo_group=2",
@@ -486,10 +505,19 @@ fn a_step_in_two_different_parts_is_the_step_in_one_where_terms_are_means_over_i
 #[test]
 fn targets_and_neighbours_are_of_a_part() {
     for settings in [
-        &["teacher.centering=sinkhorn-knopp"][..],
-        &["teacher.center_momentum=0.5"],
-        &["teacher.center_momentum=1.0", "loss.koleo_weight=0.5"],
+        &["teacher.centering=sinkhorn-knopp", "loss.koleo_weight=0.0"][..],
         &[
+            "teacher.centering=softmax",
+            "teacher.center_momentum=0.5",
+            "loss.koleo_weight=0.0",
+        ],
+        &[
+            "teacher.centering=softmax",
+            "teacher.center_momentum=1.0",
+            "loss.koleo_weight=0.5",
+        ],
+        &[
+            "teacher.centering=softmax",
             "teacher.center_momentum=1.0",
             "loss.koleo_weight=0.5",
             "loss.koleo_group=8",

@@ -365,7 +365,7 @@ mod tests {
                     resize: Some(Resize::Shorter(0)),
                     crop: Some(28),
                     mean: (!name.starts_with("levels")).then_some(vec![0.0; 3]),
-                    std: (!name.starts_with("levels")).then_some([1.0; 3]),
+                    std: (!name.starts_with("levels")).then_some(vec![1.0; 3]),
                     ..PreprocessOverrides::default()
                 },
                 device: Device::Cpu,

@@ -319,8 +319,8 @@ fn batch(step: usize) -> Batch {
     };
     Batch {
         size,
-        global: values(config.global.count * size * config.global.values()),
-        local: values(config.local.count * size * config.local.values()),
+        global: values(config.global.count * size * config.global.values(3)),
+        local: values(config.local.count * size * config.local.values(3)),
         ..Batch::default()
     }
 }

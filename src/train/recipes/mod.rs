@@ -42,6 +42,9 @@ const OFFICIAL_EPOCH: u64 = 1250;
 /// The largest median side, in pixels, at which images count as small: above it recipes have the sizes of their references.
 const SMALL_SIDE: u32 = 128;
 
+/// The largest median side of images that are no more than a thing: a garment, a letter, a cell.
+const TINY_SIDE: u32 = 32;
+
 /// Passes over the images that `main_dino.py` and `main_ibot.py` make unless told otherwise.
 const REFERENCE_EPOCHS: u64 = 100;
 
@@ -268,18 +271,13 @@ fn small(facts: &DataFacts) -> TrainConfig {
 fn dinov2_small(facts: &DataFacts) -> TrainConfig {
     let mut config = small(facts);
     config.backbone.layer_scale = 0.;
-    config.teacher.momentum = 0.98;
-    config.teacher.temperature = 0.03;
-    config.teacher.final_temperature = 0.04;
-    config.optimizer.learning_rate = 4e-3;
+    quick_prototypes(&mut config);
     config.optimizer.warmup_steps = config.steps / 20;
     config.optimizer.final_weight_decay = 0.1;
     mild_crops(&mut config, facts);
     config.loss.ibot_weight = 1.;
-    config.loss.koleo_weight = 0.2;
     config.loss.pixel_weight = 3.;
-    config.teacher.centering = Centering::SinkhornKnopp;
-    if facts.side <= 32 {
+    if facts.side <= TINY_SIDE {
         config.loss.ibot_weight = 0.;
         config.loss.pixel_weight = 0.;
         config.loss.hog_weight = 10.;
@@ -287,12 +285,30 @@ fn dinov2_small(facts: &DataFacts) -> TrainConfig {
     config
 }
 
-/// What is left of a small image should still say what it is.
+/// Targets that small batches of small images learn from at once: spread evenly over the prototypes and sharp from the beginning, from a
+/// teacher that follows soon, at a high rate.
+fn quick_prototypes(config: &mut TrainConfig) {
+    config.loss.koleo_weight = 0.2;
+    config.teacher.centering = Centering::SinkhornKnopp;
+    config.teacher.momentum = 0.98;
+    config.teacher.temperature = 0.03;
+    config.teacher.final_temperature = 0.04;
+    config.optimizer.learning_rate = 4e-3;
+}
+
+/// What is left of a small image should still say what it is. Tiny grey images are most often one thing that fills the frame and
+/// stands upright (garments, letters, scans): crops then keep its proportions and which way it faces, which tell one from another.
 fn mild_crops(config: &mut TrainConfig, facts: &DataFacts) {
-    if facts.side <= SMALL_SIDE {
+    if facts.grey && facts.side <= TINY_SIDE {
+        config.crops.global.scale = [0.8, 1.0];
+        config.crops.aspect = [0.9, 1.1];
+        config.crops.flip = 0.;
+    } else if facts.side <= SMALL_SIDE {
         config.crops.global.scale = [0.4, 1.0];
+    }
+    if facts.side <= SMALL_SIDE {
         config.crops.local.scale = [0.2, 0.5];
-        config.crops.local.count = if facts.side <= 32 { 0 } else { 4 };
+        config.crops.local.count = if facts.side <= TINY_SIDE { 0 } else { 4 };
         config.crops.jitter.probability = 0.5;
         config.crops.solarize.probability = 0.;
     }
@@ -463,7 +479,8 @@ mod tests {
             (small.loss.head.prototypes, small.backbone.drop_path_rate),
             (1024, 0.)
         );
-        assert_eq!(small.teacher.momentum, 0.99);
+        assert_eq!((small.teacher.momentum, small.crops.flip), (0.98, 0.));
+        assert_eq!(small.teacher.centering, Centering::SinkhornKnopp);
     }
 
     #[test]
@@ -478,7 +495,7 @@ mod tests {
         };
         let config = recipe("dino", "images", &colour).unwrap();
         assert_eq!((config.crops.global.size, config.backbone.patch_size), (64, 8));
-        assert!(config.crops.jitter.hue > 0.);
+        assert!(config.crops.jitter.hue > 0. && config.crops.flip > 0.);
         let large = DataFacts { side: 500, ..colour };
         let config = recipe("ibot", "images", &large).unwrap();
         assert_eq!((config.crops.global.size, config.crops.local.size), (224, 96));

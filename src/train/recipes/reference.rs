@@ -2,7 +2,7 @@
 
 use macula_models::vit::{FeedForwardKind, GeluKind, InitialWeights};
 
-use super::{DataFacts, OFFICIAL_EPOCH, REFERENCE_EPOCHS, SMALL_SIDE, mild_crops, small};
+use super::{DataFacts, OFFICIAL_EPOCH, REFERENCE_EPOCHS, SMALL_SIDE, mild_crops, quick_prototypes, small};
 use crate::data::augment::MultiCropConfig;
 use crate::data::augment::multi_crop_config::{BlurConfig, BlurConvention, ViewConfig};
 use crate::train::config::{
@@ -13,8 +13,9 @@ use crate::train::config::{
 /// DINO (Caron et al. 2021, facebookresearch/dino `main_dino.py`): class tokens only, softmax around a moving centre, no
 /// LayerScale, the published rate and a constant temperature.
 ///
-/// Images of up to 128 pixels get the sizes and crops of the small recipes, a teacher that follows faster (0.99) and no stochastic
-/// depth; with four times the rate and sharper targets small data ends on a few prototypes (measured: `benchmarks/history/NOTES.md`).
+/// Images of up to 128 pixels get the sizes and crops of the small recipes, no stochastic depth, and of DINOv2 what keeps targets apart,
+/// Sinkhorn-Knopp and KoLeo: with a centre features use half as many directions (measured: `benchmarks/history/NOTES.md`, "Crops of
+/// tiny images").
 ///
 /// Larger ones get what the script does unless told otherwise, with the 8 GPUs of its README: batches of 512, 100 passes, ViT-S/16,
 /// two global crops of 0.4 to 1 and eight local ones of 0.05 to 0.4 of the image, blurred as often as declared, 65,536 prototypes
@@ -27,11 +28,9 @@ use crate::train::config::{
 pub(super) fn dino(facts: &DataFacts) -> TrainConfig {
     let mut config = small(facts);
     config.backbone.layer_scale = 0.;
-    config.optimizer.learning_rate = 5e-4;
-    config.optimizer.learning_rate_scaling = LearningRateScaling::Linear256;
     config.optimizer.final_weight_decay = 0.4;
-    config.teacher.final_temperature = config.teacher.temperature;
     if facts.side <= SMALL_SIDE {
+        quick_prototypes(&mut config);
         mild_crops(&mut config, facts);
     } else {
         as_main_dino(&mut config, facts);
@@ -42,6 +41,9 @@ pub(super) fn dino(facts: &DataFacts) -> TrainConfig {
 /// The defaults of `main_dino.py` on 8 GPUs of 64 images each.
 fn as_main_dino(config: &mut TrainConfig, facts: &DataFacts) {
     reference_length(config, facts, 512);
+    config.optimizer.learning_rate = 5e-4;
+    config.optimizer.learning_rate_scaling = LearningRateScaling::Linear256;
+    config.teacher.final_temperature = config.teacher.temperature;
     config.backbone.drop_path_rate = 0.1;
     config.backbone.drop_path_uniform = false;
     config.loss.head.prototypes = 65_536;
@@ -131,6 +133,7 @@ pub(super) fn moco(facts: &DataFacts) -> TrainConfig {
     config.crops.blur.convention = BlurConvention::AsDeclared;
     config.crops.local.count = 0;
     config.teacher.momentum = 0.98;
+    config.optimizer.learning_rate = if facts.side <= SMALL_SIDE { 4e-3 } else { 2e-3 };
     config.optimizer.clip_norm = 1.;
     config.optimizer.final_weight_decay = 0.04;
     config.optimizer.freeze_last_layer_steps = 0;

@@ -85,7 +85,7 @@ fn what_cannot_be_done_is_refused_by_its_name_and_flags_stand_in_for_it() {
     };
     let normalised = PreprocessOverrides {
         mean: Some(vec![0.5; 3]),
-        std: Some([0.5; 3]),
+        std: Some(vec![0.5; 3]),
         ..PreprocessOverrides::default()
     };
     for ((file, text), field, instead) in [
@@ -305,7 +305,7 @@ fn a_statement_that_no_image_can_follow_names_its_file() {
         &format!(r#"{VIT}, "image_std": [0.5, 0, 0.5]}}"#),
     );
     let size = Size::Stated(8, 8);
-    let error = of_file(folder.path(), None, size, &PreprocessOverrides::default()).unwrap_err();
+    let error = of_file(folder.path(), None, None, size, &PreprocessOverrides::default()).unwrap_err();
     let file = folder.path().join("preprocessor_config.json");
     assert_eq!(
         error.to_string(),
