@@ -22,7 +22,6 @@ use crate::{Error, Result};
 /// Commands to begin with.
 const EXAMPLES: &[&str] = &[
     "macula train --data photos/ --out runs/first",
-    "macula train --data sample:train --knn-data sample:test --set epochs=20 --out runs/sample",
     "macula train --data scenes/ --bands 13 --sample-range 0,10000 --out runs/bands",
     "macula train --out runs/first --resume",
 ];

@@ -62,8 +62,8 @@ fn arguments_that_make_no_sense() {
     );
     w.fails(
         2,
-        "extract --model pixels --data train --out f --mean 1,2",
-        &["r,g,b"],
+        "extract --model pixels --data sample:test --out f --mean 1,2",
+        &["mean", "expected 3 numbers", "found 2"],
     );
     w.fails(
         2,

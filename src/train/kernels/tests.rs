@@ -99,6 +99,9 @@ fn moving(recipe: &str, kind: OptimizerKind, settings: &[&str]) -> TrainConfig {
             "optimizer.learning_rate_scaling=none",
             // Sharp attention from the first step on would make more of every rounding.
             "backbone.initial_weights=dinov2",
+            // And so would crops that are nearly the same picture, whose gradients are small.
+            "crops.global.scale=[0.4, 1.0]",
+            "crops.flip=0.5",
             "optimizer.warmup_steps=0",
             "teacher.momentum=0.9",
         ],

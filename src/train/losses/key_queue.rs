@@ -167,8 +167,12 @@ mod tests {
         let found = queue.nearest(&asked).unwrap();
         let expected = keys.index_select(&Tensor::new(&[2u32, 1, 0], &Device::Cpu).unwrap(), 0);
         assert_eq!(values(&found), values(&expected.unwrap()));
-        let error = queue.nearest(&numbered(0..0)).map(|none| none.dims().to_vec());
-        assert_eq!(error.unwrap(), [0, 2]);
+        let wide = Tensor::ones((1, 3), DType::F32, &Device::Cpu).unwrap();
+        let error = queue.nearest(&wide).unwrap_err().to_string();
+        assert!(
+            error.starts_with("key queue: expected shape [1, 2], found [1, 3]"),
+            "{error}"
+        );
     }
 
     #[test]
