@@ -357,12 +357,12 @@ fn pixels_become_network_input_in_one_place() {
         (
             ".write_tensor(",
             &[
-                "src/data/batch.rs",
                 "src/data/augment/multi_crop.rs",
                 "src/evaluate/dense/images.rs",
                 "src/evaluate/robustness/images.rs",
             ][..],
         ),
+        (".write_image(", &["src/data/batch.rs"]),
         (
             "BatchReader",
             &[
