@@ -20,8 +20,9 @@ use crate::train::trainer::tests::config;
 
 /// What is the same whatever the number of ranks: everything but what the passes drop. Without KoLeo, whose neighbours may change with a
 /// rounding, from weights whose attention is nearly even, and on crops that differ, both of which make the least of one.
-const ALIKE: [&str; 7] = [
+const ALIKE: [&str; 8] = [
     "crops.global.scale=[0.4, 1.0]",
+    "crops.aspect=[0.75, 1.3333333333333333]",
     "crops.flip=0.5",
     "backbone.initial_weights=dinov2",
     "batch_size=12",

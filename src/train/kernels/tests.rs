@@ -101,6 +101,7 @@ fn moving(recipe: &str, kind: OptimizerKind, settings: &[&str]) -> TrainConfig {
             "backbone.initial_weights=dinov2",
             // And so would crops that are nearly the same picture, whose gradients are small.
             "crops.global.scale=[0.4, 1.0]",
+            "crops.aspect=[0.75, 1.3333333333333333]",
             "crops.flip=0.5",
             "optimizer.warmup_steps=0",
             "teacher.momentum=0.9",
