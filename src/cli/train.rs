@@ -111,6 +111,7 @@ impl TrainArgs {
         };
         Ok((overrides.apply(config, facts.images)?, start, source))
     }
+
     /// The settings of the run that `--from` names, where it names one.
     fn earlier_run(&self) -> Result<Option<TrainConfig>> {
         let run = self
