@@ -26,24 +26,35 @@ import sys
 
 FOLDS = 5
 LEFT_OUT = {"Component"}
-PACKAGE = pathlib.PurePosixPath("node_modules/emoji-datasource-google")
+
+
+def package(vendor):
+    return pathlib.PurePosixPath(f"node_modules/emoji-datasource-{vendor}")
+
+
+def catalogue(folder):
+    """The emoji of Google's package below `folder`."""
+    table = folder / package("google") / "emoji.json"
+    if not table.is_file():
+        raise SystemExit(f"{table}: not found; install with npm first (--help says how)")
+    return json.loads(table.read_text(encoding="utf-8"))
+
+
+def image(folder, vendor, emoji):
+    """The path of a vendor's image of an emoji, relative to `folder`."""
+    path = package(vendor) / "img" / vendor / "64" / emoji["image"]
+    if not (folder / path).is_file():
+        raise SystemExit(f"{folder / path}: listed in emoji.json, but not in the package")
+    return str(path)
 
 
 def rows(folder):
     """The pairs (path relative to `folder`, category), ordered by path."""
-    table = folder / PACKAGE / "emoji.json"
-    if not table.is_file():
-        raise SystemExit(
-            f"{table}: not found; run `npm install --prefix {folder} emoji-datasource-google@16.0.0` first"
-        )
     found = []
-    for emoji in json.loads(table.read_text(encoding="utf-8")):
+    for emoji in catalogue(folder):
         if not emoji["has_img_google"] or emoji["category"] in LEFT_OUT:
             continue
-        path = PACKAGE / "img/google/64" / emoji["image"]
-        if not (folder / path).is_file():
-            raise SystemExit(f"{folder / path}: listed in emoji.json, but not in the package")
-        found.append((str(path), emoji["category"]))
+        found.append((image(folder, "google", emoji), emoji["category"]))
     first = {}
     for path, category in sorted(found):
         first.setdefault(hashlib.sha256((folder / path).read_bytes()).digest(), (path, category))

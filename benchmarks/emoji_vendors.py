@@ -14,45 +14,28 @@ Needs only Python's standard library.
 """
 
 import argparse
-import json
 import pathlib
 import sys
 
-from emoji_data import write
+from emoji_data import catalogue, image, write
 
 VENDORS = ["google", "twitter"]
 
 
-def package(vendor):
-    return pathlib.PurePosixPath(f"node_modules/emoji-datasource-{vendor}")
-
-
 def rows(folder):
     """For each vendor the pairs (path relative to `folder`, code) of emoji that both have."""
-    table = folder / package(VENDORS[0]) / "emoji.json"
-    if not table.is_file():
-        raise SystemExit(f"{table}: not found; install both packages with npm first (--help says how)")
-    shared = [
-        emoji for emoji in json.loads(table.read_text(encoding="utf-8")) if all(emoji[f"has_img_{vendor}"] for vendor in VENDORS)
-    ]
-    listed = {}
-    for vendor in VENDORS:
-        paths = [(package(vendor) / "img" / vendor / "64" / emoji["image"], emoji["unified"]) for emoji in shared]
-        for path, _ in paths:
-            if not (folder / path).is_file():
-                raise SystemExit(f"{folder / path}: listed in emoji.json, but not in the package")
-        listed[vendor] = [(str(path), code) for path, code in paths]
-    return listed
+    shared = [emoji for emoji in catalogue(folder) if all(emoji[f"has_img_{vendor}"] for vendor in VENDORS)]
+    return {vendor: [(image(folder, vendor, emoji), emoji["unified"]) for emoji in shared] for vendor in VENDORS}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=pathlib.Path, help="the folder given to npm as --prefix")
     arguments = parser.parse_args()
-    listed = rows(arguments.folder)
+    by_vendor = rows(arguments.folder)
     for vendor in VENDORS:
-        write(arguments.folder / f"vendors_{vendor}.csv", listed[vendor])
-    write(arguments.folder / "vendors.csv", [row for vendor in VENDORS for row in listed[vendor]])
+        write(arguments.folder / f"vendors_{vendor}.csv", by_vendor[vendor])
+    write(arguments.folder / "vendors.csv", [row for vendor in VENDORS for row in by_vendor[vendor]])
     return 0
 
 

@@ -183,7 +183,7 @@ impl Preprocess {
 
     /// Channels of the network input: 3, or the bands.
     pub fn channels(&self) -> usize {
-        self.bands.map_or(3, Bands::count)
+        bands::channels(self.bands)
     }
 
     /// Refuses bands, for `what` sees pictures alone.
@@ -225,15 +225,8 @@ impl Preprocess {
             return Ok(cropped);
         }
         let (width, height) = plan.output;
-        let mut data = vec![0; width as usize * height as usize * 3];
-        let left = plan.offset.0 as usize * 3;
-        let rows = data
-            .chunks_exact_mut(width as usize * 3)
-            .skip(plan.offset.1 as usize);
-        for (row, y) in rows.zip(0..cropped.height()) {
-            let samples = cropped.view().row(y);
-            row[left..left + samples.len()].copy_from_slice(samples);
-        }
+        let view = cropped.view();
+        let data = plan.padded(3, (0..cropped.height()).map(|y| view.row(y)));
         RgbImage::new(width, height, data)
             .ok_or_else(|| Error::failed("crop", "the padded image has no pixels"))
     }
@@ -284,14 +277,8 @@ impl Preprocess {
             return Ok(cropped);
         }
         let (width, height) = plan.output;
-        let row_len = width as usize * image.bands();
-        let mut data = vec![0.0; row_len * height as usize];
-        let left = plan.offset.0 as usize * image.bands();
-        let rows = data.chunks_exact_mut(row_len).skip(plan.offset.1 as usize);
-        for (row, y) in rows.zip(0..cropped.height()) {
-            let values = cropped.row(y as usize);
-            row[left..left + values.len()].copy_from_slice(values);
-        }
+        let rows = (0..cropped.height() as usize).map(|y| cropped.row(y));
+        let data = plan.padded(image.bands(), rows);
         BandImage::new(width, height, image.bands(), data)
             .ok_or_else(|| Error::failed("crop", "the padded image has no pixels"))
     }
@@ -361,6 +348,25 @@ impl Preprocess {
     }
 }
 
+impl Plan {
+    /// The output `[height, width, channels]`: the `rows` of what was cropped in their place, zeros around them.
+    fn padded<'r, T: Copy + Default + 'r>(
+        &self,
+        channels: usize,
+        rows: impl Iterator<Item = &'r [T]>,
+    ) -> Vec<T> {
+        let (width, height) = self.output;
+        let row_len = width as usize * channels;
+        let mut data = vec![T::default(); row_len * height as usize];
+        let left = self.offset.0 as usize * channels;
+        let out = data.chunks_exact_mut(row_len).skip(self.offset.1 as usize);
+        for (out, row) in out.zip(rows) {
+            out[left..left + row.len()].copy_from_slice(row);
+        }
+        data
+    }
+}
+
 fn no_window(plan: &Plan) -> Error {
     let (width, height) = plan.resized;
     Error::failed(
@@ -374,7 +380,7 @@ fn no_window(plan: &Plan) -> Error {
 /// # Errors
 /// Names the field.
 pub fn check_count(field: &str, found: usize, bands: Option<Bands>) -> Result<()> {
-    let expected = bands.map_or(3, Bands::count);
+    let expected = bands::channels(bands);
     if found == expected {
         return Ok(());
     }
@@ -409,8 +415,7 @@ pub fn write_bands(image: &BandImage, mean: &[f32], std: &[f32], out: &mut [f32]
         return Err(Error::input("network input", reason));
     }
     for (band, plane) in out.chunks_exact_mut(area).enumerate() {
-        let values = image.data().iter().skip(band).step_by(bands);
-        for (out, value) in plane.iter_mut().zip(values) {
+        for (out, value) in plane.iter_mut().zip(image.band(band)) {
             *out = (value - mean[band]) / std[band];
         }
     }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use macula::extract::FeatureFolder;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::harness::Workspace;
 
@@ -102,15 +102,11 @@ fn arrays(w: &Workspace, folder: &str, bands: usize) {
     }
 }
 
-/// The features of column `cls`.
-fn features(w: &Workspace, folder: &str) -> Vec<f32> {
-    let features = FeatureFolder::open(&w.path(folder)).expect("complete");
-    features.read("cls").expect("read").matrix.into_data()
-}
-
-fn preprocess(w: &Workspace, folder: &str) -> Value {
-    let features = FeatureFolder::open(&w.path(folder)).expect("complete");
-    features.meta().preprocess.clone()
+/// Extracts `data` by the run (to `candle`) and by its export (to `onnx`), and fails unless features agree.
+fn both_see_the_same(w: &Workspace, data: &str) {
+    w.succeeds(&format!("extract --model m.onnx --data {data} --out onnx"));
+    w.succeeds(&format!("extract --model run --data {data} --out candle"));
+    assert!(apart(&w.column("onnx", "cls"), &w.column("candle", "cls")) < 1e-4);
 }
 
 /// Largest difference, as a share of the largest value.
@@ -172,15 +168,13 @@ fn a_network_of_five_bands_is_trained_exported_and_scored() {
     for row in exported["comparisons"].as_array().expect("rows") {
         assert!(row["max_rel"].as_f64().expect("a number") < 1e-4, "{row}");
     }
-    w.succeeds("extract --model m.onnx --data scenes --out onnx");
-    w.succeeds("extract --model run --data scenes --out candle");
-    assert!(apart(&features(&w, "onnx"), &features(&w, "candle")) < 1e-4);
-    let stated = preprocess(&w, "onnx");
+    both_see_the_same(&w, "scenes");
+    let stated = w.preprocess("onnx");
     assert_eq!(
         (&stated["bands"], &stated["sample_range"]),
         (&json!(5), &json!([0.0, 10000.0]))
     );
-    assert_eq!(stated, preprocess(&w, "candle"));
+    assert_eq!(stated, w.preprocess("candle"));
     let knn = w
         .succeeds("eval knn --model run --train-data scenes --test-data scenes --k 1 --json")
         .json();
@@ -260,10 +254,8 @@ fn floats_with_their_bands_first_need_nothing_said_again() {
         "train --data arrays --bands 2,first --sample-range -1,1 --select rankme --knn-every 2 --out run {SMALL}"
     ));
     w.succeeds("export run --out m.onnx");
-    w.succeeds("extract --model m.onnx --data arrays --out onnx");
-    w.succeeds("extract --model run --data arrays --out candle --threads 1");
-    assert!(apart(&features(&w, "onnx"), &features(&w, "candle")) < 1e-4);
-    assert_eq!(preprocess(&w, "onnx")["bands"], json!("2,first"));
+    both_see_the_same(&w, "arrays");
+    assert_eq!(w.preprocess("onnx")["bands"], json!("2,first"));
     // Beside pictures, an array is no image.
     w.png("arrays/field/a.png", 28, 28, 9);
     let mixed = w.succeeds("extract --model pixels --data arrays --out mixed");
@@ -286,9 +278,7 @@ fn grey_of_sixteen_bits_is_one_band() {
         "train --data deep --bands 1 --sample-range auto --out run {SMALL}"
     ));
     w.succeeds("export run --out m.onnx");
-    w.succeeds("extract --model m.onnx --data deep --out onnx");
-    w.succeeds("extract --model run --data deep --out candle");
-    assert!(apart(&features(&w, "onnx"), &features(&w, "candle")) < 1e-4);
+    both_see_the_same(&w, "deep");
 }
 
 #[test]

@@ -3,6 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use macula::extract::FeatureFolder;
+use serde_json::Value;
+
 /// A temporary folder in which the binary runs.
 pub struct Workspace {
     folder: tempfile::TempDir,
@@ -24,6 +27,18 @@ impl Workspace {
             search: None,
             variables: Vec::new(),
         }
+    }
+
+    /// The values of a column of a feature folder, row after row.
+    pub fn column(&self, folder: &str, column: &str) -> Vec<f32> {
+        let features = FeatureFolder::open(&self.path(folder)).expect("complete");
+        features.read(column).expect("read").matrix.into_data()
+    }
+
+    /// How the images of a feature folder were prepared.
+    pub fn preprocess(&self, folder: &str) -> Value {
+        let features = FeatureFolder::open(&self.path(folder)).expect("complete");
+        features.meta().preprocess.clone()
     }
 
     pub fn path(&self, name: &str) -> PathBuf {

@@ -3,7 +3,6 @@
 use std::fs;
 use std::path::Path;
 
-use macula::extract::FeatureFolder;
 use serde_json::{Value, json};
 
 use crate::harness::{Run, Workspace, fixture, golden};
@@ -14,16 +13,6 @@ fn notices(run: &Run) -> Vec<&str> {
         .lines()
         .filter(|line| line.contains("saturate"))
         .collect()
-}
-
-fn pixels(w: &Workspace, folder: &str) -> Vec<f32> {
-    let features = FeatureFolder::open(&w.path(folder)).expect("complete");
-    features.read("pixels").expect("read").matrix.into_data()
-}
-
-fn preprocess(w: &Workspace, folder: &str) -> Value {
-    let features = FeatureFolder::open(&w.path(folder)).expect("complete");
-    features.meta().preprocess.clone()
 }
 
 /// A folder of three images of 13 x 7 pixels: two that saturate, one of 8 bits.
@@ -54,16 +43,16 @@ fn images_that_saturate_are_counted_once_and_a_range_is_recorded() {
         notice.contains("grey12in16.png") && notice.contains("--sample-range"),
         "{notice}"
     );
-    assert_eq!(preprocess(&w, "clipped").get("sample_range"), None);
+    assert_eq!(w.preprocess("clipped").get("sample_range"), None);
 
     let auto = w.succeeds("extract --model pixels:rgb --data deep --out auto --sample-range auto");
     assert_eq!(notices(&auto), [""; 0]);
-    assert_eq!(preprocess(&w, "auto")["sample_range"], "auto");
+    assert_eq!(w.preprocess("auto")["sample_range"], "auto");
     let narrow = w.succeeds("extract --model pixels:rgb --data deep --out narrow --sample-range 0,100");
     assert!(notices(&narrow)[0].contains("2 images"), "{}", narrow.stderr);
-    assert_eq!(preprocess(&w, "narrow")["sample_range"], json!([0.0, 100.0]));
+    assert_eq!(w.preprocess("narrow")["sample_range"], json!([0.0, 100.0]));
     // The image of 8 bits is the same in all; the others are not.
-    let (clipped, auto) = (pixels(&w, "clipped"), pixels(&w, "auto"));
+    let (clipped, auto) = (w.column("clipped", "pixels"), w.column("auto", "pixels"));
     let of = |all: &[f32], row: usize| all[row * 273..(row + 1) * 273].to_vec();
     assert_eq!(of(&clipped, 1), of(&auto, 1));
     assert_ne!(of(&clipped, 0), of(&auto, 0));
@@ -119,18 +108,15 @@ fn a_range_goes_from_training_into_the_model_and_from_there_into_extraction() {
     assert!(notices(&warned)[0].contains("00.png"), "{}", warned.stderr);
 
     w.succeeds("extract --model run --data deep --out own --output patch_mean");
-    assert_eq!(preprocess(&w, "own")["sample_range"], json!([0.0, 4000.0]));
+    assert_eq!(w.preprocess("own")["sample_range"], json!([0.0, 4000.0]));
     w.succeeds("export run --out m.onnx");
     w.succeeds("extract --model m.onnx --data deep --out onnx --output patch_mean");
-    assert_eq!(preprocess(&w, "onnx")["sample_range"], json!([0.0, 4000.0]));
+    assert_eq!(w.preprocess("onnx")["sample_range"], json!([0.0, 4000.0]));
     let clipped =
         w.succeeds("extract --model m.onnx --data deep --out other --output patch_mean --sample-range clip");
-    assert_eq!(preprocess(&w, "other").get("sample_range"), None);
+    assert_eq!(w.preprocess("other").get("sample_range"), None);
     assert!(notices(&clipped)[0].contains("12 images"), "{}", clipped.stderr);
-    let read = |folder: &str| {
-        let features = FeatureFolder::open(&w.path(folder)).expect("complete");
-        features.read("patch_mean").expect("read").matrix.into_data()
-    };
+    let read = |folder: &str| w.column(folder, "patch_mean");
     let (own, onnx, other) = (read("own"), read("onnx"), read("other"));
     let worst = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(worst(&own, &onnx) < 1e-3 && worst(&onnx, &other) > 1e-2);

@@ -69,10 +69,7 @@ fn brightness(image: &mut BandImage, factor: f32) {
 fn contrast(image: &mut BandImage, factor: f32) {
     let bands = image.bands();
     let pixels = (image.data().len() / bands) as f64;
-    let mean = |band: usize| {
-        let values = image.data().iter().skip(band).step_by(bands);
-        (values.map(|&value| f64::from(value)).sum::<f64>() / pixels) as f32
-    };
+    let mean = |band: usize| (image.band(band).map(f64::from).sum::<f64>() / pixels) as f32;
     let means: Vec<f32> = (0..bands).map(mean).collect();
     for pixel in image.data_mut().chunks_exact_mut(bands) {
         for (value, mean) in pixel.iter_mut().zip(&means) {

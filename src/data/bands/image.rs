@@ -56,6 +56,11 @@ impl BandImage {
         &self.data
     }
 
+    /// The values of one band, row after row. Panics when `band` is not below [`BandImage::bands`].
+    pub fn band(&self, band: usize) -> impl Iterator<Item = f32> {
+        self.data[band..].iter().step_by(self.bands).copied()
+    }
+
     /// The values, to be changed.
     pub fn data_mut(&mut self) -> &mut [f32] {
         &mut self.data

@@ -102,6 +102,11 @@ impl<'de> Deserialize<'de> for Bands {
     }
 }
 
+/// Channels of images of `bands`: 3 where they are pictures.
+pub fn channels(bands: Option<Bands>) -> usize {
+    bands.map_or(3, Bands::count)
+}
+
 /// Adds `weight` times `values` to `sums`.
 pub(super) fn add_weighted(sums: &mut [f32], values: &[f32], weight: f32) {
     for (sum, value) in sums.iter_mut().zip(values) {

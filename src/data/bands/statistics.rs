@@ -71,14 +71,7 @@ struct Moments {
 
 fn moments(image: &BandImage) -> Vec<Moments> {
     let of_band = |band: usize| {
-        let values = || {
-            image
-                .data()
-                .iter()
-                .skip(band)
-                .step_by(image.bands())
-                .map(|&v| f64::from(v))
-        };
+        let values = || image.band(band).map(f64::from);
         let count = (image.data().len() / image.bands()) as f64;
         let mean = values().sum::<f64>() / count;
         let squares = values().map(|value| (value - mean).powi(2)).sum();

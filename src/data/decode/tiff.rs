@@ -45,15 +45,22 @@ pub(super) fn decode(
     options: &DecodeOptions,
     lost: &mut bool,
 ) -> Result<RgbImage, DecodeError> {
-    match photometric_offset(bytes) {
-        // The codec knows no palettes, but reads the same samples as grey. A copy of the file says that they are.
-        Some(at) if bytes[at..at + 2] == u16_bytes(bytes, PALETTE) => {
-            let mut grey = bytes.to_vec();
-            grey[at..at + 2].copy_from_slice(&u16_bytes(bytes, BLACK_IS_ZERO));
-            decode_page(&grey, options, true, lost)
-        }
-        _ => decode_page(bytes, options, false, lost),
+    // The codec knows no palettes.
+    match as_grey(bytes, PALETTE) {
+        Some(grey) => decode_page(&grey, options, true, lost),
+        None => decode_page(bytes, options, false, lost),
     }
+}
+
+/// A copy of a file of this `photometric` interpretation that says its samples are grey, of which the codec reads any; `None` for others.
+pub(super) fn as_grey(bytes: &[u8], photometric: u16) -> Option<Vec<u8>> {
+    let at = photometric_offset(bytes)?;
+    if bytes[at..at + 2] != u16_bytes(bytes, photometric) {
+        return None;
+    }
+    let mut grey = bytes.to_vec();
+    grey[at..at + 2].copy_from_slice(&u16_bytes(bytes, BLACK_IS_ZERO));
+    Some(grey)
 }
 
 fn decode_page(
@@ -353,7 +360,7 @@ fn ycbcr_to_rgb([y, cb, cr]: [u8; 3]) -> [u8; 3] {
 }
 
 /// Where the photometric interpretation of the first page stands in a classic (not Big) TIFF.
-pub(super) fn photometric_offset(bytes: &[u8]) -> Option<usize> {
+fn photometric_offset(bytes: &[u8]) -> Option<usize> {
     if bytes.get(2..4)? != u16_bytes(bytes, 42) {
         return None;
     }
@@ -369,7 +376,7 @@ fn is_little_endian(bytes: &[u8]) -> bool {
     bytes.first() == Some(&b'I')
 }
 
-pub(super) fn u16_bytes(bytes: &[u8], value: u16) -> [u8; 2] {
+fn u16_bytes(bytes: &[u8], value: u16) -> [u8; 2] {
     if is_little_endian(bytes) {
         value.to_le_bytes()
     } else {

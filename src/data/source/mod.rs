@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::decode::{DecodeOptions, decode_bands, decode_named};
+use super::decode::{DecodeError, DecodeOptions, decode_bands, decode_named};
 use super::image::{Image, RgbImage};
 use crate::files::{hex, lossless};
 use crate::tables::{Table, is_parquet};
@@ -88,12 +88,10 @@ pub trait Source: Send + Sync {
         let Some(bands) = options.bands else {
             return self.load(row, options).map(Image::from);
         };
-        let EncodedImage { name, bytes } = self.encoded(row)?;
-        let image = decode_bands(&bytes, options, bands, || name.clone());
-        image.map(Image::from).map_err(|cause| RowError {
-            reason: cause.to_string(),
-            path: name,
-        })
+        let image = self
+            .encoded(row)?
+            .decoded(|bytes, name| decode_bands(bytes, options, bands, || name.to_owned()));
+        image.map(Image::from)
     }
 
     /// The file of a row, where each row has one. Panics when `row` is not below [`Source::len`].
@@ -166,10 +164,17 @@ pub struct EncodedImage {
 impl EncodedImage {
     /// The picture that they are.
     fn picture(self, options: &DecodeOptions) -> std::result::Result<RgbImage, RowError> {
-        let Self { name, bytes } = self;
-        decode_named(&bytes, options, || name.clone()).map_err(|cause| RowError {
+        self.decoded(|bytes, name| decode_named(bytes, options, || name.to_owned()))
+    }
+
+    /// What `decode` makes of the bytes and the name.
+    fn decoded<T>(
+        self,
+        decode: impl FnOnce(&[u8], &str) -> std::result::Result<T, DecodeError>,
+    ) -> std::result::Result<T, RowError> {
+        decode(&self.bytes, &self.name).map_err(|cause| RowError {
             reason: cause.to_string(),
-            path: name,
+            path: self.name,
         })
     }
 }

@@ -2,14 +2,14 @@
 
 use super::TrainConfig;
 use super::validate::prefixed;
-use crate::data::Bands;
+use crate::data::bands::{self, Bands};
 use crate::data::transform::check_count;
 use crate::{Error, Result};
 
 impl TrainConfig {
     /// Channels of the images: 3, or their bands.
     pub fn channels(&self) -> usize {
-        self.data.loader.bands.map_or(3, Bands::count)
+        bands::channels(self.data.loader.bands)
     }
 
     /// These settings for images of `bands`, whose `mean` and standard deviation (`std`) were measured: nothing that needs colours.

@@ -299,18 +299,17 @@ fn quick_prototypes(config: &mut TrainConfig) {
 /// What is left of a small image should still say what it is. Tiny grey images are most often one thing that fills the frame and
 /// stands upright (garments, letters, scans): crops then keep its proportions and which way it faces, which tell one from another.
 fn mild_crops(config: &mut TrainConfig, facts: &DataFacts) {
+    if facts.side > SMALL_SIDE {
+        return;
+    }
+    config.crops.local.scale = [0.2, 0.5];
+    config.crops.local.count = if facts.side <= TINY_SIDE { 0 } else { 4 };
+    config.crops.jitter.probability = 0.5;
+    config.crops.solarize.probability = 0.;
     if facts.grey && facts.side <= TINY_SIDE {
         config.crops.global.scale = [0.8, 1.0];
         config.crops.aspect = [0.9, 1.1];
         config.crops.flip = 0.;
-    } else if facts.side <= SMALL_SIDE {
-        config.crops.global.scale = [0.4, 1.0];
-    }
-    if facts.side <= SMALL_SIDE {
-        config.crops.local.scale = [0.2, 0.5];
-        config.crops.local.count = if facts.side <= TINY_SIDE { 0 } else { 4 };
-        config.crops.jitter.probability = 0.5;
-        config.crops.solarize.probability = 0.;
     }
 }
 

@@ -24,34 +24,24 @@ pub(super) fn read(
     let header = Header::read(header).map_err(|reason| target.refuse(reason))?;
     let layout = layout(&header, target)?;
     check_size(NAME, layout.width, layout.height, options)?;
-    let (kind, big) = (header.kind.as_str(), header.big_endian);
-    match kind {
-        "u1" => target.scaled(layout, data, f64::from, Samples::BYTES),
-        "u2" => {
-            let samples = words(data, big, u16::from_le_bytes, target)?;
-            target.scaled(layout, &samples, f64::from, Samples::unsigned(16))
+    let mut words = Words {
+        data,
+        big_endian: header.big_endian,
+        layout,
+        target,
+    };
+    match header.kind.as_str() {
+        "u1" => words.scaled(|[byte]| f64::from(byte), Samples::BYTES),
+        "u2" => words.scaled(|word| f64::from(u16::from_le_bytes(word)), Samples::unsigned(16)),
+        "u4" => words.scaled(|word| f64::from(u32::from_le_bytes(word)), Samples::unsigned(32)),
+        "i2" => words.scaled(|word| f64::from(i16::from_le_bytes(word)), Samples::signed(16)),
+        "i4" => words.scaled(|word| f64::from(i32::from_le_bytes(word)), Samples::signed(32)),
+        "f4" => words.scaled(|word| f64::from(f32::from_le_bytes(word)), Samples::float(32)),
+        "f8" => words.scaled(f64::from_le_bytes, Samples::float(64)),
+        other => {
+            let reason = format!("expected samples of type {TYPES}, found {other}");
+            Err(words.target.refuse(reason))
         }
-        "u4" => {
-            let samples = words(data, big, u32::from_le_bytes, target)?;
-            target.scaled(layout, &samples, f64::from, Samples::unsigned(32))
-        }
-        "i2" => {
-            let samples = words(data, big, i16::from_le_bytes, target)?;
-            target.scaled(layout, &samples, f64::from, Samples::signed(16))
-        }
-        "i4" => {
-            let samples = words(data, big, i32::from_le_bytes, target)?;
-            target.scaled(layout, &samples, f64::from, Samples::signed(32))
-        }
-        "f4" => {
-            let samples = words(data, big, f32::from_le_bytes, target)?;
-            target.scaled(layout, &samples, f64::from, Samples::float(32))
-        }
-        "f8" => {
-            let samples = words(data, big, f64::from_le_bytes, target)?;
-            target.scaled(layout, &samples, |sample| sample, Samples::float(64))
-        }
-        other => Err(target.refuse(format!("expected samples of type {TYPES}, found {other}"))),
     }
 }
 
@@ -172,22 +162,33 @@ fn layout(header: &Header, target: &Target) -> Result<Layout, DecodeError> {
     })
 }
 
-/// `data` as numbers of `N` bytes.
-fn words<T, const N: usize>(
-    data: &[u8],
+/// The samples of an array as they are stored.
+struct Words<'a, 'b> {
+    data: &'a [u8],
     big_endian: bool,
-    number: impl Fn([u8; N]) -> T,
-    target: &Target,
-) -> Result<Vec<T>, DecodeError> {
-    let (words, rest) = data.as_chunks::<N>();
-    if !rest.is_empty() {
-        return Err(target.refuse(format!("cut short: {} bytes of a sample of {N}", rest.len())));
-    }
-    let ordered = |mut word: [u8; N]| {
-        if big_endian {
-            word.reverse();
+    layout: Layout,
+    target: &'a mut Target<'b>,
+}
+
+impl Words<'_, '_> {
+    /// The image of samples of `N` bytes, each of which `value` makes a number of, low byte first.
+    fn scaled<const N: usize>(
+        &mut self,
+        value: impl Fn([u8; N]) -> f64,
+        samples: Samples,
+    ) -> Result<BandImage, DecodeError> {
+        let (words, rest) = self.data.as_chunks::<N>();
+        if !rest.is_empty() {
+            let reason = format!("cut short: {} bytes of a sample of {N}", rest.len());
+            return Err(self.target.refuse(reason));
         }
-        number(word)
-    };
-    Ok(words.iter().map(|&word| ordered(word)).collect())
+        let big_endian = self.big_endian;
+        let ordered = |mut word: [u8; N]| {
+            if big_endian {
+                word.reverse();
+            }
+            value(word)
+        };
+        self.target.scaled(self.layout, words, ordered, samples)
+    }
 }

@@ -10,7 +10,7 @@ use ::tiff::tags::Tag;
 
 use super::{Layout, Samples, Target};
 use crate::data::bands::BandImage;
-use crate::data::decode::tiff::{BLACK_IS_ZERO, photometric_offset, u16_bytes};
+use crate::data::decode::tiff::{BLACK_IS_ZERO, as_grey};
 use crate::data::decode::{DecodeError, DecodeOptions, allowance, check_size};
 
 /// Red, green and blue, and perhaps more.
@@ -21,7 +21,8 @@ pub(super) fn read(
     options: &DecodeOptions,
     target: &mut Target,
 ) -> Result<BandImage, DecodeError> {
-    let bytes = as_grey(bytes);
+    // The codec reads three or four samples of colour and no others.
+    let bytes = as_grey(bytes, RGB).map_or(Cow::Borrowed(bytes), Cow::Owned);
     let corrupt = |error: ::tiff::TiffError| DecodeError::corrupt("TIFF", error);
     let mut limits = Limits::default();
     let allowed = usize::try_from(allowance(options)).unwrap_or(usize::MAX);
@@ -59,18 +60,6 @@ pub(super) fn read(
     let image = scaled(&buffer, bits, layout, target)?;
     let orientation = orientation.and_then(|value| Orientation::from_exif(u8::try_from(value).ok()?));
     Ok(image.oriented(orientation.unwrap_or(Orientation::NoTransforms)))
-}
-
-/// The codec reads three or four samples of colour and no others, but any number of grey. A copy of the file says that they are.
-fn as_grey(bytes: &[u8]) -> Cow<'_, [u8]> {
-    match photometric_offset(bytes) {
-        Some(at) if bytes[at..at + 2] == u16_bytes(bytes, RGB) => {
-            let mut grey = bytes.to_vec();
-            grey[at..at + 2].copy_from_slice(&u16_bytes(bytes, BLACK_IS_ZERO));
-            Cow::Owned(grey)
-        }
-        _ => Cow::Borrowed(bytes),
-    }
 }
 
 /// The image of what the codec has read.
