@@ -18,6 +18,7 @@ pub mod files;
 pub mod identity;
 pub mod index;
 pub mod lock;
+pub mod memory;
 pub(crate) mod programs;
 mod quiet;
 pub mod report;

@@ -6,21 +6,9 @@
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> std::process::ExitCode {
-    keep_freed_memory();
+    macula::memory::keep_freed();
     keep_candle_on_one_thread();
     macula::cli::main()
-}
-
-/// Keeps freed memory for a minute instead of a tenth of a second, which is less than a step takes: its buffers would fault
-/// anew, and the system clear their pages, in every step. `MIMALLOC_PURGE_DELAY` overrules it.
-fn keep_freed_memory() {
-    /// `mi_option_purge_delay`, which the bindings have no name for, in milliseconds.
-    const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
-    // SAFETY: called before there are other threads; a number as any other for this option.
-    #[allow(unsafe_code)]
-    unsafe {
-        libmimalloc_sys::mi_option_set_default(PURGE_DELAY, 60_000);
-    }
 }
 
 /// candle splits large elementwise operations among threads of its own, however many `--threads` asks for, and between

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
 
@@ -11,6 +11,10 @@ use crate::errors::raised;
 
 /// Time between two looks at signals.
 const LOOK: Duration = Duration::from_millis(100);
+
+/// Work that took longer gives its memory back, which costs the next call some hundredths of a second: a notebook stays
+/// open after it, while a server asks for one image after another.
+const LONG: Duration = Duration::from_secs(1);
 
 /// As [`run_with`]; `tick` is called without arguments.
 pub fn run<T: Send>(
@@ -38,7 +42,12 @@ pub fn run_with<T: Send>(
             let worker = scope.spawn(move || {
                 // Dropped when the work ends, also by a panic.
                 let _done = done;
-                work()
+                let begun = Instant::now();
+                let result = work();
+                if begun.elapsed() > LONG {
+                    macula::memory::give_back();
+                }
+                result
             });
             let see = || Python::attach(|py| py.check_signals().and_then(|()| look(py)));
             let mut interrupted = None;

@@ -19,6 +19,10 @@ mod table;
 
 use pyo3::prelude::*;
 
+/// As the command's: the large buffers of a batch are asked for again in the next one. Python and other modules keep theirs.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[pymodule(gil_used = false)]
 mod _macula {
     #[pymodule_export]
@@ -41,6 +45,7 @@ mod _macula {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        macula::memory::keep_freed();
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 }

@@ -34,6 +34,17 @@ struct Open {
     model: Box<dyn FeatureModel>,
     reader: Arc<BatchReader>,
     pool: Arc<ThreadPool>,
+    /// The last field, so that it goes after what the model held.
+    _memory: GivenBack,
+}
+
+/// Gives freed memory back where it is dropped.
+struct GivenBack;
+
+impl Drop for GivenBack {
+    fn drop(&mut self) {
+        macula::memory::give_back();
+    }
 }
 
 /// A model that is shared between the threads of a process, and used by one of them at a time.
@@ -67,6 +78,7 @@ impl Request {
             model,
             reader: Arc::new(reader),
             pool: Arc::new(pool),
+            _memory: GivenBack,
         };
         Ok((open, preprocess))
     }
