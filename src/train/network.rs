@@ -407,6 +407,9 @@ impl Network {
     }
 }
 
+/// The token in place of hidden patches, which a network that is only used does not have.
+pub(super) const MASK_TOKEN: &str = "backbone.mask_token";
+
 /// The sub-module that a full name belongs to, and its name within it.
 pub fn part_of(name: &str) -> (&str, &str) {
     name.split_once('.').unwrap_or((name, ""))

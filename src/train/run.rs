@@ -140,6 +140,8 @@ struct Run {
     books: Option<Books>,
     best: BestReadings,
     last_knn: Option<f64>,
+    /// The online k-NN of the weights that a run with `--from` began with.
+    start_knn: Option<f64>,
     warned: Option<u64>,
     bad_images: usize,
     total: Tally,
@@ -246,6 +248,11 @@ impl Run {
             trainer.learn_from(frozen);
         }
         let step = trainer.step();
+        let start_knn = match &request.start {
+            Start::Resume => metrics_log::last(&out.join(metrics_log::METRICS_FILE), keys::KNN_TOP1_START)?
+                .or(best.knn_top1.filter(|_| step == 0)),
+            _ => None,
+        };
         trainer.share_with(&ranks)?;
         let settings = toml::to_string(config).map_err(|e| Error::failed(CONFIG, e.to_string()))?;
         // The others have read what the first is about to replace once they have all come here.
@@ -279,6 +286,7 @@ impl Run {
             collapse: Collapse::after(config.optimizer.warmup_steps),
             best,
             last_knn: None,
+            start_knn,
             warned: None,
             bad_images: 0,
             total: Tally::start(),
@@ -310,6 +318,9 @@ impl Run {
     fn finish(mut self) -> Result<RunSummary> {
         let steps = self.request.config.steps;
         let end = self.end();
+        if self.request.start.is_elsewhere() {
+            self.aside(Self::keep_start)?;
+        }
         let mut saved = self.trainer.step();
         while self.trainer.step() < end && !self.stopped()? {
             let batches = self.fetch()?;
@@ -349,6 +360,19 @@ impl Run {
             images_per_second: self.total.images_per_second(),
             data_wait: self.total.data_wait(),
         })
+    }
+
+    /// Measures and saves the weights that a run with `--from` begins with: one that is killed early goes on from there, and one that
+    /// makes them worse still has them as its best.
+    fn keep_start(&mut self) -> Result<()> {
+        let (mut readings, mut metrics) = (Readings::default(), Map::new());
+        let mut best = self.run_knn(&mut readings, &mut metrics)?;
+        best |= self.run_label_free(&mut readings, &mut metrics)?;
+        self.start_knn = self.last_knn;
+        if let (Some(top1), Some(_)) = (self.start_knn, &self.books) {
+            tracing::info!("k-NN of the start: {top1:.4}");
+        }
+        self.save(best && self.request.config.checkpoints.keep_best)
     }
 
     /// The step after which this sitting ends.
@@ -536,6 +560,9 @@ impl Run {
             (keys::EFFECTIVE_RANK, rank),
         ] {
             metrics.insert(key.to_owned(), json!(value));
+        }
+        if let Some(start) = self.start_knn {
+            metrics.insert(keys::KNN_TOP1_START.to_owned(), json!(start));
         }
         Ok(best)
     }

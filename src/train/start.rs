@@ -9,12 +9,11 @@ use macula_models::weights::{Checkpoint, Tensors};
 
 use super::checkpoint::{BestReadings, Checkpoints, Saved};
 use super::config::{BackboneConfig, TrainConfig};
-use super::network::NetworkConfig;
+use super::network::{MASK_TOKEN, NetworkConfig};
 use super::trainer::Trainer;
 use crate::{Error, Result};
 
 const POSITION_TABLE: &str = "backbone.pos_embed";
-const MASK_TOKEN: &str = "backbone.mask_token";
 /// What tells crops from class tokens.
 const DECODERS: [&str; 2] = ["pixel_decoder.", "hog_decoder."];
 
@@ -31,13 +30,27 @@ pub enum Start {
     Backbone(Box<Checkpoint>),
 }
 
+impl Start {
+    /// Whether the run begins with weights that have been trained elsewhere.
+    pub fn is_elsewhere(&self) -> bool {
+        matches!(self, Self::Run(_) | Self::Backbone(_))
+    }
+}
+
 /// A trainer at step 0 for any start but [`Start::Resume`].
 ///
 /// # Errors
 /// Weights that cannot be read or do not fit the configured networks.
 pub fn trainer(config: &TrainConfig, start: &Start, device: &Device) -> Result<Trainer> {
     match start {
-        Start::Fresh | Start::Resume => Trainer::fresh(config, device),
+        Start::Fresh | Start::Resume => {
+            if config.optimizer.lora_rank > 0 {
+                let reason =
+                    "expected 0 without --from: adapters move trained weights, and these are initial ones";
+                return Err(Error::setting("optimizer.lora_rank", reason));
+            }
+            Trainer::fresh(config, device)
+        }
         Start::Run(folder) => {
             let Saved { state, .. } = last(folder)?;
             let network = NetworkConfig::new(config)?;
@@ -98,7 +111,7 @@ pub fn restored(
     match checkpoints.load_last()? {
         None => {
             tracing::info!("no checkpoint yet: starting from step 0");
-            Ok((Trainer::fresh(config, device)?, BestReadings::default()))
+            Ok((trainer(config, &Start::Fresh, device)?, BestReadings::default()))
         }
         Some(saved) => {
             tracing::info!("resuming from step {}", saved.state.step);

@@ -141,7 +141,7 @@ impl Trainer {
             |(name, _): (&String, &Var)| Some((name.clone(), method.teacher.weights().get(name)?.clone()));
         let averaged = method.student.trained().filter_map(of_teacher).collect();
         Ok(Self {
-            optimizer: Optimizer::new(&config.optimizer, parameters(config, &method)?)?,
+            optimizer: Optimizer::new(&config.optimizer, parameters(config, &method)?, config.seed)?,
             schedules: config.schedules(),
             config: config.clone(),
             method,

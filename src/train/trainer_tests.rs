@@ -81,6 +81,8 @@ const HELD_TO_THE_TEACHER: &[&str] = &[
     "loss.patch_anchor.network=teacher",
     "loss.patch_anchor.measure=kernel-alignment",
 ];
+/// Adapters in place of the backbone's matrices.
+const ADAPTED: &[&str] = &["optimizer.lora_rank=2", "optimizer.lora_alpha=4.0"];
 /// The nearest of older keys in the place of an image's own.
 const NEAREST: &[&str] = &["loss.info_nce.queue=12", "loss.info_nce.nearest=true"];
 const CLIP_LIKE: &[&str] = &[
@@ -208,6 +210,7 @@ fn a_resumed_run_holds_the_bytes_of_one_that_never_stopped() {
         ("ibot", HELD),
         ("dino", HELD_TO_THE_TEACHER),
         ("mocov3", NEAREST),
+        ("ibot", ADAPTED),
     ] {
         let config = config(recipe, settings);
         let run = |trainer: &mut Trainer, first, count| {
@@ -300,6 +303,63 @@ fn a_backbone_waits_for_its_heads() {
     assert!(
         late.contains("optimizer.freeze_backbone_steps") && late.contains("8 steps"),
         "{late}"
+    );
+}
+
+/// With LoRA the matrices of blocks move by products of adapters, of which each learns; the rest of the backbone stays.
+#[test]
+fn adapters_alone_move_a_backbone() {
+    let config = config("ibot", ADAPTED);
+    let mut trainer = Trainer::fresh(&config, &Device::Cpu).unwrap();
+    let before: std::collections::BTreeMap<_, _> = contents(&trainer).into_iter().collect();
+    for batches in batches(&config, 0, 4) {
+        trainer.advance(&batches).unwrap();
+    }
+    let state = trainer.state().unwrap();
+    let mut adapted = 0;
+    for (name, after) in contents(&trainer) {
+        let moves = match name.split_once(' ').unwrap() {
+            ("student", name) if name.starts_with("backbone.") && name != "backbone.mask_token" => {
+                name.contains(".blocks.") && state.student[name].rank() == 2
+            }
+            ("student", name) => !name.ends_with("last_layer.weight_g"),
+            ("optimizer", name) if name.starts_with("lora.") => !name.starts_with("lora.base."),
+            _ => continue,
+        };
+        assert_eq!(after != before[&name], moves, "{name}");
+    }
+    for (name, up) in &state.optimizer.tensors {
+        let Some(name) = name.strip_prefix("lora.up.") else {
+            continue;
+        };
+        let down = &state.optimizer.tensors[&format!("lora.down.{name}")];
+        let expected = (up.matmul(down).unwrap() * 2.).unwrap();
+        let moved = (&state.student[name] - &state.optimizer.tensors[&format!("lora.base.{name}")]).unwrap();
+        for (found, expected) in values(&moved).iter().zip(values(&expected)) {
+            assert!((found - expected).abs() < 1e-6, "{name}: {found} {expected}");
+        }
+        adapted += 1;
+    }
+    assert_eq!(adapted, 2 * 4, "qkv, proj, fc1, fc2 of two blocks");
+}
+
+#[test]
+fn adapters_that_cannot_be_are_refused() {
+    let refused = |settings: &[&str]| {
+        let config = config("dino", settings);
+        Trainer::fresh(&config, &Device::Cpu).err().unwrap().to_string()
+    };
+    let large = refused(&["optimizer.lora_rank=24"]);
+    assert!(
+        large.contains("optimizer.lora_rank") && large.contains("below 24") && large.contains("found 24"),
+        "{large}"
+    );
+    let mut sgd = config("moco", ADAPTED);
+    sgd.optimizer.kind = crate::train::config::OptimizerKind::Sgd;
+    let sgd = sgd.validate().unwrap_err().to_string();
+    assert!(
+        sgd.contains("optimizer.lora_rank") && sgd.contains("sgd"),
+        "{sgd}"
     );
 }
 

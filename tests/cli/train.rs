@@ -379,6 +379,38 @@ fn a_run_goes_on_from_another_at_a_higher_resolution_and_from_a_backbone() {
     );
 }
 
+/// The start of a run that goes on from other weights is its first checkpoint and its first reading.
+#[test]
+fn a_start_from_elsewhere_is_kept_and_measured() {
+    let space = Workspace::new();
+    space.succeeds(&format!(
+        "train --data sample:train --out first --set steps=3 {SMALL}"
+    ));
+    let settings =
+        "--knn-data sample:test --set checkpoints.keep=9 --set optimizer.lora_rank=4 --set steps=3";
+    space.succeeds(&format!(
+        "train --data sample:train --out run --from first/teacher.safetensors --recipe dino {settings} \
+         --set batch_size=8 --set image_size=28"
+    ));
+    let lines = std::fs::read_to_string(space.path("run/metrics.jsonl")).expect("metrics");
+    let last: serde_json::Value = serde_json::from_str(lines.lines().last().expect("line")).expect("JSON");
+    let start = last["knn_top1_start"].as_f64().expect("the start's");
+    assert!(start > 0.3 && last["knn_top1"].as_f64().is_some(), "{last}");
+    // As if it had been killed in its first steps: its adapters go on from the start, not from initial weights.
+    let whole = weights_of(&space.path("run"));
+    std::fs::remove_dir_all(space.path("run/checkpoints/step-3")).expect("removed");
+    space.succeeds("train --out run --resume");
+    assert!(weights_of(&space.path("run")) == whole);
+    let lines = std::fs::read_to_string(space.path("run/metrics.jsonl")).expect("metrics");
+    assert_eq!(lines.lines().count(), 2, "{lines}");
+    space.succeeds("export run --out run.onnx");
+    space.fails(
+        2,
+        &format!("train --data sample:train --out no --set optimizer.lora_rank=4 {SMALL}"),
+        &["optimizer.lora_rank", "--from"],
+    );
+}
+
 /// What DINOv3, CLIP and SigLIP are made of, trained from scratch and gone on from: exported, extracted, resumed.
 #[test]
 fn other_backbones_are_trained_too() {

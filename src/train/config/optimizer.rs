@@ -56,12 +56,23 @@ pub struct OptimizerConfig {
     /// heads, whose first gradients would undo what the backbone knows. Default 0.
     #[serde(default)]
     pub freeze_backbone_steps: u64,
+    /// Rank of what LoRA adds to each matrix of the backbone's blocks, which then is all of the backbone that learns; for runs that
+    /// go on from other weights, and AdamW. Default 0: every weight learns.
+    #[serde(default)]
+    pub lora_rank: usize,
+    /// What is added is multiplied by `lora_alpha / lora_rank`. Default 16.
+    #[serde(default = "default_lora_alpha")]
+    pub lora_alpha: f64,
     /// AdamW's decay of the mean of gradients.
     pub beta1: f64,
     /// AdamW's decay of the mean of squared gradients.
     pub beta2: f64,
     /// SGD's momentum.
     pub momentum: f64,
+}
+
+fn default_lora_alpha() -> f64 {
+    16.
 }
 
 impl OptimizerConfig {

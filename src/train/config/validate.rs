@@ -1,7 +1,7 @@
 //! What settings must keep to: every field's range, and that the parts fit together.
 
 use super::distill::{DistillConfig, Term};
-use super::{COMPUTED, Selection, TrainConfig};
+use super::{COMPUTED, OptimizerKind, Selection, TrainConfig};
 use crate::{Error, Result};
 
 /// Fails with the field's name unless `value` lies in `range`.
@@ -265,8 +265,16 @@ impl TrainConfig {
             ("clip_norm", optimizer.clip_norm),
             ("patch_embed_multiplier", optimizer.patch_embed_multiplier),
             ("layer_decay", optimizer.layer_decay),
+            ("lora_alpha", optimizer.lora_alpha),
         ] {
             within(&format!("optimizer.{field}"), value, 0. ..=f64::MAX)?;
+        }
+        if optimizer.lora_rank > 0 && optimizer.kind != OptimizerKind::Adamw {
+            let reason = format!(
+                "expected 0 with optimizer.kind=sgd, found {}",
+                optimizer.lora_rank
+            );
+            return Err(Error::input("optimizer.lora_rank", reason));
         }
         let (warm_up, frozen) = (optimizer.warmup_steps, optimizer.freeze_backbone_steps);
         for (field, end) in [

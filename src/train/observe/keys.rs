@@ -34,6 +34,8 @@ pub const PROTOTYPE_USAGE: &str = "prototype_usage";
 pub const PROTOTYPE_ARGMAX_SHARE: &str = "prototype_argmax_share";
 /// Top-1 accuracy of online k-NN, 0 to 1; in the lines of the steps at which it ran.
 pub const KNN_TOP1: &str = "knn_top1";
+/// The same of the weights that a run with `--from` began with; in the same lines.
+pub const KNN_TOP1_START: &str = "knn_top1_start";
 /// Lower end of its 95 % interval.
 pub const KNN_LOW: &str = "knn_low";
 /// Upper end.

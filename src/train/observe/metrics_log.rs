@@ -112,6 +112,18 @@ pub fn read(path: &Path) -> Result<Vec<Map<String, Value>>> {
         .collect())
 }
 
+/// The last number that the metrics file at `path` has under `key`; none without a file or such a line.
+///
+/// # Errors
+/// As [`read`].
+pub fn last(path: &Path, key: &str) -> Result<Option<f64>> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let lines = read(path)?;
+    Ok(lines.iter().rev().find_map(|line| line.get(key)?.as_f64()))
+}
+
 /// A line without its end, and what it says.
 type Line<'a> = (&'a [u8], Map<String, Value>);
 

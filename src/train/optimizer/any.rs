@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use candle_core::Tensor;
 use candle_core::backprop::GradStore;
 use macula_models::weights::Tensors;
 
-use super::{AdamW, AdamWOptions, Average, Moments, Parameter, Rates, Sgd};
+use super::{AdamW, AdamWOptions, Average, Lora, LoraOptions, Moments, Parameter, Rates, Sgd};
 use crate::train::config::{OptimizerConfig, OptimizerKind};
 use crate::train::ema::{NamedVars, update_teacher};
 use crate::train::kernels::Clipping;
@@ -15,12 +16,15 @@ use crate::{Error, Result};
 const FIRST: &str = "first.";
 const SECOND: &str = "second.";
 const VELOCITY: &str = "velocity.";
+const LORA: &str = "lora.";
 
-/// AdamW or SGD.
+/// What moves the weights.
 #[derive(Debug)]
 pub enum Optimizer {
     /// AdamW.
     AdamW(AdamW),
+    /// AdamW of heads and of adapters of the backbone.
+    Lora(Lora),
     /// SGD with momentum.
     Sgd(Sgd),
 }
@@ -35,20 +39,26 @@ pub struct OptimizerState {
 }
 
 impl Optimizer {
-    /// The optimizer of `config` over `parameters`, at rest.
+    /// The optimizer of `config` over `parameters`, at rest. `seed` decides the noise of adapters.
     ///
     /// # Errors
     /// Constants out of range, a name that comes twice.
-    pub fn new(config: &OptimizerConfig, parameters: Vec<Parameter>) -> Result<Self> {
+    pub fn new(config: &OptimizerConfig, parameters: Vec<Parameter>, seed: u64) -> Result<Self> {
+        let options = AdamWOptions {
+            beta1: config.beta1,
+            beta2: config.beta2,
+            ..AdamWOptions::default()
+        };
         Ok(match config.kind {
-            OptimizerKind::Adamw => {
-                let options = AdamWOptions {
-                    beta1: config.beta1,
-                    beta2: config.beta2,
-                    ..AdamWOptions::default()
+            OptimizerKind::Adamw if config.lora_rank > 0 => {
+                let lora = LoraOptions {
+                    rank: config.lora_rank,
+                    scale: config.lora_alpha / config.lora_rank as f64,
+                    seed,
                 };
-                Self::AdamW(AdamW::new(options, parameters)?)
+                Self::Lora(Lora::new(options, &lora, parameters)?)
             }
+            OptimizerKind::Adamw => Self::AdamW(AdamW::new(options, parameters)?),
             OptimizerKind::Sgd => Self::Sgd(Sgd::new(config.momentum, parameters)?),
         })
     }
@@ -57,6 +67,7 @@ impl Optimizer {
     pub fn parameters(&self) -> &[Parameter] {
         match self {
             Self::AdamW(adamw) => adamw.parameters(),
+            Self::Lora(lora) => lora.parameters(),
             Self::Sgd(sgd) => sgd.parameters(),
         }
     }
@@ -75,6 +86,7 @@ impl Optimizer {
     ) -> Result<()> {
         match self {
             Self::AdamW(adamw) => adamw.step_and_average(gradients, rates, scale, Some(teacher)),
+            Self::Lora(lora) => lora.step(gradients, rates, scale, teacher),
             Self::Sgd(sgd) => {
                 let mut student = NamedVars::new();
                 for Parameter { name, var, .. } in sgd.parameters() {
@@ -97,7 +109,7 @@ impl Optimizer {
     pub(in crate::train) fn clipping_on_device(&mut self) -> Option<(&mut AdamW, &'static dyn Clipping)> {
         match self {
             Self::AdamW(adamw) => adamw.clipping().map(|clipping| (adamw, clipping)),
-            Self::Sgd(_) => None,
+            Self::Lora(_) | Self::Sgd(_) => None,
         }
     }
 
@@ -105,13 +117,13 @@ impl Optimizer {
     pub fn state(&self) -> OptimizerState {
         let mut state = OptimizerState::default();
         match self {
-            Self::AdamW(adamw) => {
-                for (name, moments) in adamw.state() {
-                    let Moments { first, second, steps } = moments.clone();
-                    state.tensors.insert(format!("{FIRST}{name}"), first);
-                    state.tensors.insert(format!("{SECOND}{name}"), second);
-                    state.steps.insert(name.clone(), steps);
-                }
+            Self::AdamW(adamw) => state.keep(adamw.state().iter()),
+            Self::Lora(lora) => {
+                state.keep(lora.moments());
+                let tensors = lora.tensors().into_iter();
+                state
+                    .tensors
+                    .extend(tensors.map(|(name, tensor)| (format!("{LORA}{name}"), tensor)));
             }
             Self::Sgd(sgd) => {
                 for (name, velocity) in sgd.state() {
@@ -127,31 +139,47 @@ impl Optimizer {
     /// # Errors
     /// A tensor that is missing, spare or misshapen; nothing is changed then.
     pub fn load_state(&mut self, state: &OptimizerState) -> Result<()> {
-        let of = |prefix: &str| -> BTreeMap<String, candle_core::Tensor> {
-            let strip = |(name, tensor): (&String, &candle_core::Tensor)| {
-                Some((name.strip_prefix(prefix)?.to_owned(), tensor.clone()))
-            };
-            state.tensors.iter().filter_map(strip).collect()
-        };
         match self {
-            Self::AdamW(adamw) => {
-                let mut second = of(SECOND);
-                let mut moments = BTreeMap::new();
-                for (name, first) in of(FIRST) {
-                    let missing = |what: &str| {
-                        let what = format!("optimizer state {what}{name}");
-                        Error::input(what, "expected it in the checkpoint, found none")
-                    };
-                    let entry = Moments {
-                        first,
-                        second: second.remove(&name).ok_or_else(|| missing(SECOND))?,
-                        steps: *state.steps.get(&name).ok_or_else(|| missing("steps."))?,
-                    };
-                    moments.insert(name, entry);
-                }
-                adamw.load_state(&moments)
-            }
-            Self::Sgd(sgd) => sgd.load_state(&of(VELOCITY)),
+            Self::AdamW(adamw) => adamw.load_state(&state.moments()?),
+            Self::Lora(lora) => lora.load(state.moments()?, &state.named(LORA)),
+            Self::Sgd(sgd) => sgd.load_state(&state.named(VELOCITY)),
         }
+    }
+}
+
+impl OptimizerState {
+    fn keep<'a>(&mut self, moments: impl Iterator<Item = (&'a String, &'a Moments)>) {
+        for (name, moments) in moments {
+            let Moments { first, second, steps } = moments.clone();
+            self.tensors.insert(format!("{FIRST}{name}"), first);
+            self.tensors.insert(format!("{SECOND}{name}"), second);
+            self.steps.insert(name.clone(), steps);
+        }
+    }
+
+    /// What is kept under names that begin with `prefix`, without it.
+    fn named(&self, prefix: &str) -> Tensors {
+        let strip = |(name, tensor): (&String, &Tensor)| {
+            Some((name.strip_prefix(prefix)?.to_owned(), tensor.clone()))
+        };
+        self.tensors.iter().filter_map(strip).collect()
+    }
+
+    fn moments(&self) -> Result<BTreeMap<String, Moments>> {
+        let mut second = self.named(SECOND);
+        let mut moments = BTreeMap::new();
+        for (name, first) in self.named(FIRST) {
+            let missing = |what: &str| {
+                let what = format!("optimizer state {what}{name}");
+                Error::input(what, "expected it in the checkpoint, found none")
+            };
+            let entry = Moments {
+                first,
+                second: second.remove(&name).ok_or_else(|| missing(SECOND))?,
+                steps: *self.steps.get(&name).ok_or_else(|| missing("steps."))?,
+            };
+            moments.insert(name, entry);
+        }
+        Ok(moments)
     }
 }

@@ -5,6 +5,7 @@ mod adamw;
 mod any;
 mod average;
 mod clip;
+mod lora;
 mod sgd;
 
 use std::collections::BTreeSet;
@@ -16,6 +17,7 @@ pub use any::{Optimizer, OptimizerState};
 pub use average::Average;
 pub(super) use clip::squares_on_device;
 pub use clip::{clip_gradients, clip_scale, gradient_norm, gradient_norms, norms_of};
+pub use lora::{Lora, LoraOptions};
 pub use sgd::Sgd;
 
 use super::param_groups::{ParamGroup, RateSchedule};

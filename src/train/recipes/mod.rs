@@ -247,6 +247,8 @@ fn small(facts: &DataFacts) -> TrainConfig {
             clip_norm: 3.,
             freeze_last_layer_steps: steps / 100,
             freeze_backbone_steps: 0,
+            lora_rank: 0,
+            lora_alpha: 16.,
             beta1: 0.9,
             beta2: 0.999,
             momentum: 0.9,

@@ -27,4 +27,4 @@ Meters of collapse, logged while training:
   prototype_usage         how evenly the batch uses the K prototypes: 1 when all alike, 1/K when all images share one
   prototype_argmax_share  share of the K prototypes that are some image's first choice; at most images/K
   knn_top1                accuracy of k-NN on labelled images, with its 95 % interval in knn_low and knn_high: the one
-                          that says whether the features get better";
+                          that says whether the features get better; knn_top1_start with --from is that of the start";
