@@ -47,7 +47,7 @@ pub fn trainer(config: &TrainConfig, start: &Start, device: &Device) -> Result<T
             if config.optimizer.lora_rank > 0 {
                 let reason =
                     "expected 0 without --from: adapters move trained weights, and these are initial ones";
-                return Err(Error::setting("optimizer.lora_rank", reason));
+                return Err(Error::input("optimizer.lora_rank", reason));
             }
             Trainer::fresh(config, device)
         }

@@ -189,7 +189,7 @@ impl Adapted {
                 outputs.min(inputs),
                 lora.rank
             );
-            return Err(Error::setting("optimizer.lora_rank", reason));
+            return Err(Error::input("optimizer.lora_rank", reason));
         }
         let mut noise = rng::stream(lora.seed, &format!("lora {name}"), 0);
         let reach = 1. / (inputs as f32).sqrt();
