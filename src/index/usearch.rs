@@ -3,8 +3,8 @@
 use super::Kind;
 
 /// The kinds that a program without the feature knows, and how to get one that has it.
-const WITHOUT: &str = "exact or hnsw (built without the feature `usearch`, which `cargo install --path . --locked --features usearch` \
-                       builds with)";
+const WITHOUT: &str = "exact or hnsw (this program was built without the feature `usearch`; \
+                       `cargo install --path . --locked --features usearch` builds one with it)";
 
 /// What this program expects in place of `kind`, where it was built without it.
 pub(super) fn missing(kind: Kind) -> Option<&'static str> {

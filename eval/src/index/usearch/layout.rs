@@ -49,10 +49,11 @@ struct Graph {
 /// Names the file and the first field that is not as it must be; the system's word.
 pub(super) fn check(path: &Path, expected: &Expected) -> Result<()> {
     let mut words = Words::open(path)?;
-    let (rows, bytes) = (
-        expected.rows as u64,
-        (expected.dim * expected.scalar.bytes()) as u64,
-    );
+    let rows = expected.rows as u64;
+    let bytes = expected.dim.checked_mul(expected.scalar.bytes());
+    let Some(bytes) = bytes.and_then(|bytes| u32::try_from(bytes).ok()).map(u64::from) else {
+        return words.wrong("width", "a vector of up to 4294967295 bytes", expected.dim);
+    };
     words.expect("vectors", rows, |words| words.u32().map(u64::from))?;
     words.expect("bytes of a vector", bytes, |words| words.u32().map(u64::from))?;
     words.pass(rows * bytes)?;

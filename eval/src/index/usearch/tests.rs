@@ -183,6 +183,7 @@ fn another_file_than_expected_is_refused_by_field() {
     assert!(view(199, 8, Scalar::F32).ends_with("vectors: expected 199, found 200"));
     assert!(view(200, 9, Scalar::F32).ends_with("bytes of a vector: expected 36, found 32"));
     assert!(view(200, 16, Scalar::F16).ends_with("scalar: expected 12, found 11"));
+    assert!(view(200, usize::MAX / 2 + 5, Scalar::F32).contains("width: expected a vector of up to"));
     let nowhere = UsearchIndex::view(&path.with_extension("no"), 200, 8, Scalar::F32);
     assert!(matches!(nowhere, Err(Error::Io { .. })));
     let small = UsearchIndex::build(
