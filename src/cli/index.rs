@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
-use macula_eval::index::HnswConfig;
+use macula_eval::index::{HnswConfig, Scalar};
 use serde_json::json;
 
 use super::args::{FeatureColumnArgs, INPUT, NewArgs, ResultArgs, SeedArgs, ThreadArgs, examples, reworded};
@@ -67,6 +67,9 @@ struct BuildArgs {
     /// Choose the width of searches that finds this share of the 10 nearest, measured on held-out rows [default: not chosen]
     #[arg(long, value_name = "FRACTION")]
     recall: Option<f64>,
+    /// Numbers that a usearch file stores: f32, f16, i8
+    #[arg(long, value_name = "TYPE", default_value_t = Scalar::F32)]
+    scalar: Scalar,
     /// Feature folder
     #[arg(long, value_name = "FEATURES", help_heading = INPUT)]
     features: PathBuf,
@@ -165,6 +168,7 @@ impl BuildArgs {
                 m: self.m,
                 ef_construction: self.ef_construction,
             },
+            scalar: self.scalar,
             recall: self.recall,
             seed: self.random.seed,
             force: self.out.force,
@@ -192,7 +196,7 @@ fn bar_of_rows(count: u64) -> ProgressBar {
 fn describe(manifest: &Manifest, out: &Path) -> String {
     let kind = match manifest.kind {
         Kind::Exact => "exact".to_owned(),
-        Kind::Hnsw => {
+        Kind::Hnsw | Kind::Usearch => {
             let width = manifest
                 .ef_search
                 .map_or(String::new(), |ef| format!(", searches at ef {ef}"));
@@ -202,7 +206,7 @@ fn describe(manifest: &Manifest, out: &Path) -> String {
                     measured.k, measured.reached, measured.n_queries
                 )
             });
-            format!("hnsw{width}{recall}")
+            format!("{}{width}{recall}", manifest.kind.name())
         }
     };
     format!(
@@ -250,7 +254,7 @@ impl QueryArgs {
         if self.out.print.json {
             return output::print_json(&json!({
                 "out": self.out.out, "n_queries": hits.len(), "k": k, "n_hits": found,
-                "ef": (index.manifest.kind == Kind::Hnsw).then_some(ef),
+                "ef": (index.manifest.kind != Kind::Exact).then_some(ef),
             }));
         }
         output::print(&format!(

@@ -5,11 +5,15 @@ use std::io::Write as _;
 use std::path::Path;
 use std::time::Instant;
 
-use macula_eval::index::{ExactIndex, HnswConfig, HnswIndex, Index, build_for_recall};
+use macula_eval::Matrix;
+use macula_eval::index::{ExactIndex, HnswConfig, HnswIndex, Index, Scalar, Tuning, build_for_recall};
 use polars::prelude::{DataFrame, ParquetWriter, PolarsError, df};
 
 use super::manifest::{METRIC, MeasuredRecall};
-use super::{FORMAT_VERSION, Kind, LINKS_FILE, MANIFEST_FILE, Manifest, ROWS_FILE, VECTORS_FILE};
+use super::usearch;
+use super::{
+    FORMAT_VERSION, Kind, LINKS_FILE, MANIFEST_FILE, Manifest, ROWS_FILE, USEARCH_FILE, VECTORS_FILE,
+};
 use crate::extract::FeatureFolder;
 use crate::extract::folder::Features;
 use crate::extract::{default_column, read_column};
@@ -17,9 +21,9 @@ use crate::lock::FolderLock;
 use crate::{Error, Result, files, rng};
 
 /// Width of the walk of a graph whose recall nobody asked for.
-const DEFAULT_EF_SEARCH: usize = 64;
+pub(super) const DEFAULT_EF_SEARCH: usize = 64;
 /// Neighbours that `--recall` speaks of.
-const RECALL_K: usize = 10;
+pub(super) const RECALL_K: usize = 10;
 
 /// What to build.
 #[derive(Debug, Clone)]
@@ -30,6 +34,8 @@ pub struct IndexOptions {
     pub column: Option<String>,
     /// How the graph is made.
     pub hnsw: HnswConfig,
+    /// How an index of kind usearch stores numbers; f32 for the other kinds, which know nothing else.
+    pub scalar: Scalar,
     /// Recall of the 10 nearest rows that `ef_search` is chosen for; none for the default width.
     pub recall: Option<f64>,
     /// Seed of the rows held back to measure it.
@@ -38,11 +44,43 @@ pub struct IndexOptions {
     pub force: bool,
 }
 
+impl IndexOptions {
+    /// Checks the settings by themselves.
+    fn validate(&self) -> Result<()> {
+        if let Some(expected) = usearch::missing(self.kind) {
+            return Err(Error::setting(
+                "kind",
+                format!("expected {expected}, found {}", self.kind.name()),
+            ));
+        }
+        if self.kind != Kind::Usearch && self.scalar != Scalar::F32 {
+            return Err(Error::setting(
+                "scalar",
+                format!(
+                    "expected f32, which an {} index stores, found {}; use --kind usearch",
+                    self.kind.name(),
+                    self.scalar
+                ),
+            ));
+        }
+        Ok(self.hnsw.validate()?)
+    }
+
+    /// Seed of the rows held back.
+    pub(super) fn recall_seed(&self) -> u64 {
+        rng::derived_seed(self.seed, "index-recall")
+    }
+}
+
+/// An index, the width of its searches where it is a graph, and what `--recall` measured.
+pub(super) type Built = (Index, Option<usize>, Option<MeasuredRecall>);
+
 /// The files that hold the vectors of a kind.
 pub(super) fn vector_files(kind: Kind) -> &'static [&'static str] {
     match kind {
         Kind::Exact => &[VECTORS_FILE],
         Kind::Hnsw => &[VECTORS_FILE, LINKS_FILE],
+        Kind::Usearch => &[USEARCH_FILE],
     }
 }
 
@@ -58,7 +96,7 @@ pub fn build(
     options: &IndexOptions,
     progress: impl Fn(usize, usize),
 ) -> Result<Manifest> {
-    options.hnsw.validate()?;
+    options.validate()?;
     let _lock = FolderLock::beside(out)?;
     refuse_existing(out, options.force)?;
     let folder = FeatureFolder::open(features)?;
@@ -77,7 +115,8 @@ pub fn build(
         source: features.display().to_string(),
         model: folder.meta().model.clone(),
         fingerprint: folder.meta().fingerprint.clone(),
-        parameters: (options.kind == Kind::Hnsw).then_some(options.hnsw),
+        parameters: (options.kind != Kind::Exact).then_some(options.hnsw),
+        scalar: (options.kind == Kind::Usearch).then_some(options.scalar),
         ef_search,
         measured,
         build_seconds: start.elapsed().as_secs_f64(),
@@ -94,11 +133,7 @@ pub fn build(
     Ok(manifest)
 }
 
-fn build_index(
-    rows: &Features,
-    options: &IndexOptions,
-    progress: impl Fn(usize, usize),
-) -> Result<(Index, Option<usize>, Option<MeasuredRecall>)> {
+fn build_index(rows: &Features, options: &IndexOptions, progress: impl Fn(usize, usize)) -> Result<Built> {
     let view = rows.matrix.view();
     let report = |done| progress(done, view.rows());
     match (options.kind, options.recall) {
@@ -112,23 +147,29 @@ fn build_index(
             Ok((Index::Hnsw(index), Some(DEFAULT_EF_SEARCH), None))
         }
         (Kind::Hnsw, Some(target)) => {
-            let seed = rng::derived_seed(options.seed, "index-recall");
+            let seed = options.recall_seed();
             let (index, tuning) = build_for_recall(view, &options.hnsw, target, RECALL_K, seed, report)?;
-            if tuning.recall < target {
-                tracing::warn!(
-                    "recall {:.4} at ef {}, below the {target} asked for: raise --m or --ef-construction",
-                    tuning.recall,
-                    tuning.ef_search
-                );
-            }
-            let measured = MeasuredRecall {
-                target,
-                reached: tuning.recall,
-                k: RECALL_K,
-                n_queries: tuning.n_queries,
-            };
+            let measured = recall_of(target, &tuning);
             Ok((Index::Hnsw(index), Some(tuning.ef_search), Some(measured)))
         }
+        (Kind::Usearch, _) => usearch::build(view, options, report),
+    }
+}
+
+/// What the manifest says of a measured recall; one that is too low is said at once.
+pub(super) fn recall_of(target: f64, tuning: &Tuning) -> MeasuredRecall {
+    if tuning.recall < target {
+        tracing::warn!(
+            "recall {:.4} at ef {}, below the {target} asked for: raise --m or --ef-construction",
+            tuning.recall,
+            tuning.ef_search
+        );
+    }
+    MeasuredRecall {
+        target,
+        reached: tuning.recall,
+        k: RECALL_K,
+        n_queries: tuning.n_queries,
     }
 }
 
@@ -145,18 +186,24 @@ fn refuse_existing(out: &Path, force: bool) -> Result<()> {
 }
 
 fn write_vectors(folder: &Path, index: &Index) -> Result<()> {
-    let values = index.vectors().view().data().iter();
-    write_words(
-        &folder.join(VECTORS_FILE),
-        values.map(|value| value.to_le_bytes()),
-    )?;
     match index {
-        Index::Exact(_) => Ok(()),
+        Index::Exact(index) => write_matrix(folder, index.vectors()),
         Index::Hnsw(index) => {
+            write_matrix(folder, index.vectors())?;
             let links = index.link_words().into_iter();
             write_words(&folder.join(LINKS_FILE), links.map(u32::to_le_bytes))
         }
+        #[cfg(feature = "usearch")]
+        Index::Usearch(index) => Ok(index.save(&folder.join(USEARCH_FILE))?),
     }
+}
+
+fn write_matrix(folder: &Path, vectors: &Matrix) -> Result<()> {
+    let values = vectors.view().data().iter();
+    write_words(
+        &folder.join(VECTORS_FILE),
+        values.map(|value| value.to_le_bytes()),
+    )
 }
 
 fn write_words(path: &Path, mut words: impl Iterator<Item = [u8; 4]>) -> Result<()> {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use macula_eval::index::HnswConfig;
+use macula_eval::index::{HnswConfig, Scalar};
 use serde::{Deserialize, Serialize};
 
 use crate::extract::FeatureFolder;
@@ -25,6 +25,19 @@ pub enum Kind {
     Exact,
     /// Walks a graph and may miss rows.
     Hnsw,
+    /// Walks a graph in a usearch file, which is mapped into memory (feature `usearch`).
+    Usearch,
+}
+
+impl Kind {
+    /// Its name, as on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Exact => "exact",
+            Self::Hnsw => "hnsw",
+            Self::Usearch => "usearch",
+        }
+    }
 }
 
 /// What a file must be.
@@ -78,6 +91,9 @@ pub struct Manifest {
     pub fingerprint: Option<Fingerprint>,
     /// How the graph was made; none for an exact index.
     pub parameters: Option<HnswConfig>,
+    /// How a usearch file stores numbers; none for the other kinds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scalar: Option<Scalar>,
     /// Width of the walk that searches use unless told otherwise; none for an exact index.
     pub ef_search: Option<usize>,
     /// How `ef_search` was chosen, where it was measured.
@@ -126,6 +142,9 @@ impl Manifest {
                 format!("{field}: expected {expected}, found {found}"),
             ))
         };
+        if let Some(expected) = super::usearch::missing(self.kind) {
+            return wrong("kind", expected.to_owned(), self.kind.name().to_owned());
+        }
         if self.metric != METRIC {
             return wrong("metric", METRIC.to_owned(), self.metric.clone());
         }
@@ -143,12 +162,15 @@ impl Manifest {
         if found != expected {
             return wrong("files", expected.join(", "), found.join(", "));
         }
-        if self.kind == Kind::Hnsw && (self.ef_search.is_none() || self.parameters.is_none()) {
+        if self.kind != Kind::Exact && (self.ef_search.is_none() || self.parameters.is_none()) {
             return wrong(
                 "ef_search, parameters",
-                "values for an hnsw index".to_owned(),
+                format!("values for an index of kind {}", self.kind.name()),
                 "none".to_owned(),
             );
+        }
+        if self.kind == Kind::Usearch && self.scalar.is_none() {
+            return wrong("scalar", "f32, f16 or i8".to_owned(), "none".to_owned());
         }
         Ok(())
     }

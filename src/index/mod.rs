@@ -1,5 +1,5 @@
 //! Index folders: `manifest.json`, the rows it holds (`rows.parquet`: row, path, label), their vectors, and for a graph its
-//! links. Every file is named in the manifest with its checksum, and a folder is checked whole before anything in it is
+//! links; for a graph of kind usearch both in one file. Every file is named in the manifest with its checksum, and a folder is checked whole before anything in it is
 //! used.
 
 mod build;
@@ -8,6 +8,7 @@ mod open;
 #[cfg(feature = "push")]
 pub mod push;
 mod tables;
+mod usearch;
 
 pub use build::{IndexOptions, build};
 pub use manifest::{FORMAT_VERSION, Kind, MANIFEST_FILE, Manifest};
@@ -20,3 +21,5 @@ const ROWS_FILE: &str = "rows.parquet";
 const VECTORS_FILE: &str = "vectors.f32";
 /// Name of the links of a graph: u32, little endian, as `HnswIndex::link_words` gives them.
 const LINKS_FILE: &str = "links.u32";
+/// Name of the file that usearch reads: vectors and links, with the place of a row in [`ROWS_FILE`] as its key.
+const USEARCH_FILE: &str = "index.usearch";

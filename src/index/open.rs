@@ -6,6 +6,7 @@ use macula_eval::Matrix;
 use macula_eval::index::{ExactIndex, HnswIndex, Index};
 use polars::prelude::PolarsResult;
 
+use super::usearch;
 use super::{Kind, LINKS_FILE, Manifest, ROWS_FILE, VECTORS_FILE};
 use crate::tables::{guarded, read_own};
 use crate::{Error, Result};
@@ -50,6 +51,7 @@ impl OpenIndex {
         manifest.check_files(path)?;
         let index = match manifest.kind {
             Kind::Exact => Index::Exact(ExactIndex::of_unit_rows(read_vectors(path, &manifest)?)?),
+            Kind::Usearch => usearch::open(path, &manifest)?,
             Kind::Hnsw => {
                 let links = read_words(&path.join(LINKS_FILE))?;
                 let links: Vec<u32> = links.into_iter().map(u32::from_le_bytes).collect();

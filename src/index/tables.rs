@@ -81,7 +81,7 @@ pub fn score_table(index: &OpenIndex, queries: &Features, k: usize, efs: &[usize
         "source": manifest.source,
         "column": manifest.column,
         "parameters": manifest.parameters,
-        "ef_search": if manifest.kind == Kind::Hnsw { manifest.ef_search } else { None },
+        "ef_search": if manifest.kind != Kind::Exact { manifest.ef_search } else { None },
         "recall": "share of the k nearest rows by exact search, of equal rows any",
         "threads": rayon::current_num_threads(),
     });

@@ -41,12 +41,19 @@ pub fn hits(w: &Workspace, name: &str) -> Vec<(u64, u64, String)> {
         .collect()
 }
 
+/// The kinds that this program was built with.
+const KINDS: &[&str] = if cfg!(feature = "usearch") {
+    &["exact", "hnsw", "usearch"]
+} else {
+    &["exact", "hnsw"]
+};
+
 #[test]
-fn both_kinds_find_each_row_itself() {
+fn every_kind_finds_each_row_itself() {
     let w = Workspace::new();
     scattered(&w, "f", 300, 8, 1);
     scattered(&w, "q", 40, 8, 2);
-    for kind in ["exact", "hnsw"] {
+    for &kind in KINDS {
         let built = w
             .succeeds(&format!(
                 "index build --features f --out {kind} --kind {kind} --json"
@@ -75,7 +82,12 @@ fn both_kinds_find_each_row_itself() {
             &["--force"],
         );
     }
-    assert_eq!(hits(&w, "q-exact.parquet"), hits(&w, "q-hnsw.parquet"));
+    for kind in KINDS {
+        assert_eq!(
+            hits(&w, "q-exact.parquet"),
+            hits(&w, &format!("q-{kind}.parquet"))
+        );
+    }
     assert_eq!(
         names(&w.path("exact")),
         ["manifest.json", "rows.parquet", "vectors.f32"]
@@ -127,7 +139,7 @@ fn an_index_that_does_not_fit_is_refused_in_one_line() {
     let w = Workspace::new();
     scattered(&w, "f", 60, 8, 1);
     scattered(&w, "wide", 10, 9, 1);
-    for kind in ["exact", "hnsw"] {
+    for &kind in KINDS {
         let build = format!("index build --features f --out {kind} --kind {kind}");
         w.succeeds(&build);
         w.fails(2, &build, &[kind, "--force"]);
@@ -140,10 +152,10 @@ fn an_index_that_does_not_fit_is_refused_in_one_line() {
         );
         w.fails(2, &query.replace("--k 3", "--k 61"), &["k", "61", "60"]);
 
-        let file = if kind == "exact" {
-            "vectors.f32"
-        } else {
-            "links.u32"
+        let file = match kind {
+            "exact" => "vectors.f32",
+            "hnsw" => "links.u32",
+            _ => "index.usearch",
         };
         let path = w.path(kind).join(file);
         let whole = fs::read(&path).expect("written");
@@ -182,7 +194,9 @@ fn an_index_that_does_not_fit_is_refused_in_one_line() {
         &["f", "manifest.json"],
     );
     w.fails(2, "index score --index nowhere --features f", &["nowhere"]);
-    assert_eq!(names(&w.path("")), ["exact", "f", "hnsw", "wide"]);
+    let mut left = [&["f", "wide"], KINDS].concat();
+    left.sort_unstable();
+    assert_eq!(names(&w.path("")), left);
 }
 
 #[test]
@@ -200,6 +214,12 @@ fn settings_that_make_no_index() {
     );
     w.fails(2, &format!("{build} --recall 2"), &["recall", "2"]);
     w.fails(2, "index build --features f --out i --recall 0.9", &["exact"]);
+    w.fails(
+        2,
+        &format!("{build} --scalar i8"),
+        &["--scalar", "hnsw", "i8", "usearch"],
+    );
+    w.fails(2, &format!("{build} --scalar f8"), &["--scalar", "f8", "f16"]);
     w.fails(2, &format!("{build} --column nose"), &["nose", "cls"]);
     w.fails(2, "index build --features nan --out i", &["NaN"]);
     fs::create_dir(w.path("precious")).expect("created");
@@ -209,4 +229,69 @@ fn settings_that_make_no_index() {
         &["precious", "no index"],
     );
     assert_eq!(names(&w.path("")), ["f", "nan", "precious"]);
+}
+
+/// Whoever meets an index that another program built is told how to build one that reads it.
+#[cfg(not(feature = "usearch"))]
+#[test]
+fn a_program_without_usearch_says_how_to_build_one_with_it() {
+    let w = Workspace::new();
+    scattered(&w, "f", 30, 4, 1);
+    let how = "cargo install --path . --locked --features usearch";
+    let build = "index build --features f --out i";
+    w.fails(
+        2,
+        &format!("{build} --kind usearch"),
+        &["kind", "found usearch", how],
+    );
+    w.succeeds(build);
+    let manifest = w.path("i").join("manifest.json");
+    let text = fs::read_to_string(&manifest).expect("written");
+    let other = text.replace("\"kind\": \"exact\"", "\"kind\": \"usearch\"");
+    fs::write(&manifest, other).expect("changed");
+    let told = ["manifest.json", "kind", "found usearch", how];
+    w.fails(2, "index query --index i --features f --out o.parquet", &told);
+    w.fails(2, "index score --index i --features f", &told);
+    assert_eq!(names(&w.path("")), ["f", "i"]);
+}
+
+#[cfg(feature = "usearch")]
+#[test]
+fn a_usearch_file_is_mapped_whatever_it_stores() {
+    let w = Workspace::new();
+    scattered(&w, "f", 600, 16, 1);
+    scattered(&w, "q", 40, 16, 2);
+    for (scalar, bytes) in [("f32", 64.0), ("f16", 32.0), ("i8", 16.0)] {
+        let build = format!("index build --features f --kind usearch --scalar {scalar} --out {scalar}");
+        let built = w.succeeds(&format!("{build} --recall 0.95 --m 8 --json")).json();
+        assert_eq!(
+            (&built["scalar"], &built["parameters"]["m"]),
+            (&scalar.into(), &8.into())
+        );
+        assert!(
+            built["measured"]["reached"].as_f64().expect("a number") >= 0.95,
+            "{built}"
+        );
+        assert_eq!(
+            names(&w.path(scalar)),
+            ["index.usearch", "manifest.json", "rows.parquet"]
+        );
+        let scored = w
+            .succeeds(&format!("index score --index {scalar} --features q --json"))
+            .json();
+        let rows = scored["rows"].as_array().expect("rows");
+        let widest = rows.last().expect("a width");
+        assert!(widest["recall"].as_f64().expect("a number") > 0.99, "{scored}");
+        let size = widest["bytes_per_vector"].as_f64().expect("a number");
+        assert!((bytes + 50.0..bytes + 120.0).contains(&size), "{size}");
+    }
+    // Another type than the manifest's, with the checksum that belongs to it.
+    let path = w.path("f16").join("manifest.json");
+    let text = fs::read_to_string(&path).expect("written");
+    fs::write(&path, text.replace("\"scalar\": \"f16\"", "\"scalar\": \"i8\"")).expect("changed");
+    w.fails(
+        2,
+        "index query --index f16 --features q --out o.parquet",
+        &["index.usearch", "bytes of a vector", "16", "32"],
+    );
 }

@@ -355,6 +355,9 @@ impl Maker<'_> {
         self.macula(
             "index build --features common/features --out index/1 --kind hnsw --m 4 --ef-construction 8",
         );
+        if cfg!(feature = "usearch") {
+            self.macula("index build --features common/features --out index/2 --kind usearch --m 4");
+        }
     }
 
     fn results_and_curation(&self) {

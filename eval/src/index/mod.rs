@@ -1,17 +1,24 @@
 //! Nearest-neighbour indexes over the rows of a matrix, by cosine similarity: `exact` compares with every row, `hnsw`
-//! walks a graph (`links`, `walk`) and misses some. Rows are L2-normalised on the way in, queries on the way to the search. What an index
-//! looks like on disk, and whose rows it holds, is for the caller; `score` measures one against the other.
+//! walks a graph (`links`, `walk`) and misses some, and so does `usearch` (a Cargo feature), whose graph lies in a file. Rows are
+//! L2-normalised on the way in, queries on the way to the search. What an index looks like on disk, and whose rows it holds, is for
+//! the caller; `score` measures one against the other.
 
 mod distance;
 mod exact;
 mod hnsw;
 mod links;
+mod scalar;
 mod score;
 mod tuning;
+#[cfg(feature = "usearch")]
+mod usearch;
 mod walk;
 
+#[cfg(feature = "usearch")]
+pub use self::usearch::UsearchIndex;
 pub use exact::ExactIndex;
 pub use hnsw::{HnswConfig, HnswIndex};
+pub use scalar::Scalar;
 pub use score::{IndexScore, recall, score};
 pub use tuning::{Tuning, build_for_recall};
 
@@ -27,27 +34,37 @@ pub struct Hit {
     pub similarity: f32,
 }
 
-/// An index of either kind.
+/// An index of any kind.
 #[derive(Debug)]
 pub enum Index {
     /// Compares with every row.
     Exact(ExactIndex),
     /// Walks a graph.
     Hnsw(HnswIndex),
+    /// Walks a graph in a usearch file.
+    #[cfg(feature = "usearch")]
+    Usearch(UsearchIndex),
 }
 
 impl Index {
-    /// Name of the kind: `exact` or `hnsw`.
+    /// Name of the kind: `exact`, `hnsw` or `usearch`.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Exact(_) => "exact",
             Self::Hnsw(_) => "hnsw",
+            #[cfg(feature = "usearch")]
+            Self::Usearch(_) => "usearch",
         }
     }
 
     /// Rows held.
     pub fn len(&self) -> usize {
-        self.vectors().view().rows()
+        match self {
+            Self::Exact(index) => index.vectors().view().rows(),
+            Self::Hnsw(index) => index.vectors().view().rows(),
+            #[cfg(feature = "usearch")]
+            Self::Usearch(index) => index.len(),
+        }
     }
 
     /// Whether no row is held; no constructor makes such an index.
@@ -57,11 +74,16 @@ impl Index {
 
     /// Width of the rows.
     pub fn dim(&self) -> usize {
-        self.vectors().view().dim()
+        match self {
+            Self::Exact(index) => index.vectors().view().dim(),
+            Self::Hnsw(index) => index.vectors().view().dim(),
+            #[cfg(feature = "usearch")]
+            Self::Usearch(index) => index.dim(),
+        }
     }
 
     /// The `k` best rows for each query, best first, on all threads of the rayon pool. `ef` is the width of the walk of
-    /// an HNSW index, at least `k`; an exact index has no use for it. An HNSW index may find fewer than `k`.
+    /// a graph, at least `k`; an exact index has no use for it. A graph may find fewer than `k`.
     ///
     /// # Errors
     /// A width other than the index's, `k` of 0 or above the number of rows, NaN or infinity.
@@ -70,14 +92,8 @@ impl Index {
         match self {
             Self::Exact(index) => index.search_unit(unit.view(), k),
             Self::Hnsw(index) => Ok(index.search_unit(unit.view(), k, ef)),
-        }
-    }
-
-    /// The normalised rows, `[n, d]`, in the order they were given.
-    pub fn vectors(&self) -> &Matrix {
-        match self {
-            Self::Exact(index) => index.vectors(),
-            Self::Hnsw(index) => index.vectors(),
+            #[cfg(feature = "usearch")]
+            Self::Usearch(index) => index.search_unit(unit.view(), k, ef),
         }
     }
 }
@@ -110,14 +126,19 @@ fn check_unit_rows(vectors: MatrixView<'_>) -> Result<()> {
 
 /// Checks the rows of a new index and normalises them.
 fn prepare_rows(features: MatrixView<'_>) -> Result<Matrix> {
+    check_rows(features)?;
+    l2_normalise(features)
+}
+
+/// Checks the rows of a new index.
+fn check_rows(features: MatrixView<'_>) -> Result<()> {
     if features.rows() == 0 {
         return Err(Error::data("features", "expected at least one row, found none"));
     }
     if u32::try_from(features.rows()).is_err() {
         return Err(Error::data("features", "more than 4,294,967,295 rows"));
     }
-    features.check_finite("features")?;
-    l2_normalise(features)
+    features.check_finite("features")
 }
 
 #[cfg(test)]

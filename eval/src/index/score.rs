@@ -39,13 +39,10 @@ pub fn recall(found: &[Vec<Hit>], thresholds: &[f32], k: usize) -> f64 {
 /// As [`Index::search`].
 pub fn score(index: &Index, queries: MatrixView<'_>, k: usize, efs: &[usize]) -> Result<Vec<IndexScore>> {
     let unit = super::prepare(queries, index.dim(), index.len(), k)?;
-    let truth = nearest_neighbours(unit.view(), index.vectors().view(), k)?;
-    let thresholds: Vec<f32> = (0..queries.rows())
-        .map(|query| truth.similarities_of(query)[k - 1])
-        .collect();
+    let thresholds = kth_similarities(index, unit.view(), k)?;
     let settings: Vec<Option<usize>> = match index {
         Index::Exact(_) => vec![None],
-        Index::Hnsw(_) => efs.iter().map(|&ef| Some(ef.max(k))).collect(),
+        _ => efs.iter().map(|&ef| Some(ef.max(k))).collect(),
     };
     settings
         .into_iter()
@@ -60,4 +57,17 @@ pub fn score(index: &Index, queries: MatrixView<'_>, k: usize, efs: &[usize]) ->
             })
         })
         .collect()
+}
+
+/// Similarity of the k-th nearest row of each query by exact search over the vectors that the index holds.
+fn kth_similarities(index: &Index, unit: MatrixView<'_>, k: usize) -> Result<Vec<f32>> {
+    let vectors = match index {
+        Index::Exact(index) => index.vectors(),
+        Index::Hnsw(index) => index.vectors(),
+        #[cfg(feature = "usearch")]
+        Index::Usearch(index) => return index.kth_similarities(unit, k),
+    };
+    let truth = nearest_neighbours(unit, vectors.view(), k)?;
+    let last = |query| truth.similarities_of(query)[k - 1];
+    Ok((0..unit.rows()).map(last).collect())
 }

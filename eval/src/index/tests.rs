@@ -39,6 +39,9 @@ fn a_wide_walk_finds_what_exact_search_finds() {
         assert_eq!(found[0].row, truth[0].row);
         assert!((found[0].similarity - truth[0].similarity).abs() < 1e-5);
     }
+    let (Index::Exact(exact), Index::Hnsw(graph)) = (&exact, &graph) else {
+        panic!("one of each kind");
+    };
     assert_eq!(graph.vectors(), exact.vectors());
 }
 

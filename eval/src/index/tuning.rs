@@ -42,54 +42,86 @@ pub fn build_for_recall(
     progress: impl Fn(usize),
 ) -> Result<(HnswIndex, Tuning)> {
     config.validate()?;
-    if !(target > 0.0 && target <= 1.0) {
-        return Err(Error::config(
-            "recall",
-            format!("expected a number above 0 and up to 1, found {target}"),
-        ));
-    }
-    let n = features.rows();
-    let n_queries = (n / 10).clamp(1, MAX_QUERIES);
-    if k == 0 || n < n_queries + k {
-        return Err(Error::config(
-            "k",
-            format!(
-                "expected 1 to {} (the rows beside the held-out ones), found {k}",
-                n.saturating_sub(n_queries)
-            ),
-        ));
-    }
+    let held_back = HeldBack::draw(features.rows(), target, k, seed)?;
     let unit = prepare_rows(features)?;
-    let mut held_back = index::sample(&mut ChaCha8Rng::seed_from_u64(seed), n, n_queries).into_vec();
-    held_back.sort_unstable();
-    let others: Vec<usize> = (0..n)
-        .filter(|row| held_back.binary_search(row).is_err())
-        .collect();
-
     let builder = Builder::new(unit.view(), config);
-    builder.insert(unit.view(), &others, &progress);
-    let queries = unit.view().select(&held_back);
-    let thresholds = kth_similarities(&queries, unit.view(), &held_back, k)?;
+    builder.insert(unit.view(), &held_back.others, &progress);
+    let queries = unit.view().select(&held_back.rows);
+    let thresholds = kth_similarities(&queries, unit.view(), &held_back.rows, k)?;
     let index = builder.index(unit);
-    let mut tuning = Tuning {
-        ef_search: k,
-        recall: 0.0,
-        n_queries,
-    };
-    for ef in WIDTHS
-        .into_iter()
-        .filter(|&ef| ef >= k)
-        .chain((k > WIDTHS[WIDTHS.len() - 1]).then_some(k))
-    {
-        tuning.ef_search = ef;
-        tuning.recall = recall(&index.search_unit(queries.view(), k, ef), &thresholds, k);
-        if tuning.recall >= target {
-            break;
-        }
-    }
+    let tuning = held_back.smallest_width(target, k, |ef| {
+        Ok(recall(&index.search_unit(queries.view(), k, ef), &thresholds, k))
+    })?;
     let unit = index.into_vectors();
-    builder.insert(unit.view(), &held_back, |done| progress(others.len() + done));
+    let inserted = held_back.others.len();
+    builder.insert(unit.view(), &held_back.rows, |done| progress(inserted + done));
     Ok((builder.index(unit), tuning))
+}
+
+/// Rows that are inserted after the others, and serve as queries before.
+pub(super) struct HeldBack {
+    /// Them, ascending.
+    pub(super) rows: Vec<usize>,
+    /// The others, ascending.
+    pub(super) others: Vec<usize>,
+}
+
+impl HeldBack {
+    /// A tenth of `n` rows, up to a thousand, drawn by `seed`.
+    ///
+    /// # Errors
+    /// A target that is not in (0, 1]; fewer than `k` rows beside them.
+    pub(super) fn draw(n: usize, target: f64, k: usize, seed: u64) -> Result<Self> {
+        if !(target > 0.0 && target <= 1.0) {
+            return Err(Error::config(
+                "recall",
+                format!("expected a number above 0 and up to 1, found {target}"),
+            ));
+        }
+        let n_queries = (n / 10).clamp(1, MAX_QUERIES);
+        if k == 0 || n < n_queries + k {
+            return Err(Error::config(
+                "k",
+                format!(
+                    "expected 1 to {} (the rows beside the held-out ones), found {k}",
+                    n.saturating_sub(n_queries)
+                ),
+            ));
+        }
+        let mut rows = index::sample(&mut ChaCha8Rng::seed_from_u64(seed), n, n_queries).into_vec();
+        rows.sort_unstable();
+        let others = (0..n).filter(|row| rows.binary_search(row).is_err()).collect();
+        Ok(Self { rows, others })
+    }
+
+    /// The smallest width tried whose recall reaches `target`, or the largest.
+    ///
+    /// # Errors
+    /// What `recall` returns.
+    pub(super) fn smallest_width(
+        &self,
+        target: f64,
+        k: usize,
+        recall: impl Fn(usize) -> Result<f64>,
+    ) -> Result<Tuning> {
+        let mut tuning = Tuning {
+            ef_search: k,
+            recall: 0.0,
+            n_queries: self.rows.len(),
+        };
+        for ef in WIDTHS
+            .into_iter()
+            .filter(|&ef| ef >= k)
+            .chain((k > WIDTHS[WIDTHS.len() - 1]).then_some(k))
+        {
+            tuning.ef_search = ef;
+            tuning.recall = recall(ef)?;
+            if tuning.recall >= target {
+                break;
+            }
+        }
+        Ok(tuning)
+    }
 }
 
 /// Similarity of each query's k-th nearest row of `unit`, the rows of `left_out` apart.
