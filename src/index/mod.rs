@@ -1,6 +1,6 @@
 //! Index folders: `manifest.json`, the rows it holds (`rows.parquet`: row, path, label), their vectors, and for a graph its
-//! links; for a graph of kind usearch both in one file. Every file is named in the manifest with its checksum, and a folder is checked whole before anything in it is
-//! used.
+//! links; a graph of kind usearch has both in one file. Every file is named in the manifest with its checksum, and a folder is
+//! checked whole before anything in it is used.
 
 mod build;
 mod manifest;
