@@ -62,15 +62,16 @@ pub fn build_for_recall(
     let unit = prepare_rows(features)?;
     let mut held_back = index::sample(&mut ChaCha8Rng::seed_from_u64(seed), n, n_queries).into_vec();
     held_back.sort_unstable();
-    let others: Vec<usize> = (0..n)
-        .filter(|row| held_back.binary_search(row).is_err())
-        .collect();
-
-    let builder = Builder::new(unit.view(), config);
-    builder.insert(unit.view(), &others, &progress);
     let queries = unit.view().select(&held_back);
     let thresholds = kth_similarities(&queries, unit.view(), &held_back, k)?;
-    let index = builder.index(unit);
+    let others: Vec<u32> = (0..n)
+        .filter(|row| held_back.binary_search(row).is_err())
+        .map(|row| row as u32)
+        .collect();
+
+    let builder = Builder::new(unit, config)?;
+    builder.insert(&others, &progress);
+    let index = builder.index();
     let mut tuning = Tuning {
         ef_search: k,
         recall: 0.0,
@@ -87,9 +88,9 @@ pub fn build_for_recall(
             break;
         }
     }
-    let unit = index.into_vectors();
-    builder.insert(unit.view(), &held_back, |done| progress(others.len() + done));
-    Ok((builder.index(unit), tuning))
+    let held_back: Vec<u32> = held_back.into_iter().map(|row| row as u32).collect();
+    builder.insert(&held_back, |done| progress(others.len() + done));
+    Ok((builder.index(), tuning))
 }
 
 /// Similarity of each query's k-th nearest row of `unit`, the rows of `left_out` apart.
