@@ -203,6 +203,7 @@ def main():
     known = makers(arguments.m, arguments.ef_construction)
     with tempfile.TemporaryDirectory() as work:
         indexes = [Macula(arguments, base, queries, pathlib.Path(work))]
+        print(f"built macula in {indexes[0].seconds:.1f} s", flush=True)
         for name in filter(None, arguments.peers.split(",")):
             indexes.append(Peer(name, *known[name], base, queries))
             print(f"built {name} in {indexes[-1].seconds:.1f} s", flush=True)

@@ -1,8 +1,8 @@
 //! Times the graph index on raw f32 files and writes what it found, for `benchmarks/hnsw_vs_peers.py`.
 //!
 //! `bench_hnsw QUERIES.f32 DATABASE.f32 DIM M EF_CONSTRUCTION K OUT.u32`: builds the graph on one thread and prints the seconds; then
-//! reads a width of the walk from each line of stdin, searches, prints the seconds and writes the rows found to OUT.u32, K a query,
-//! row-major little-endian. Seconds are those that the thread ran, after a space those that passed.
+//! reads a width of the walk from each line of stdin, searches, writes the rows found to OUT.u32, K a query, row-major little-endian,
+//! and prints the seconds. Seconds are those that the thread ran, after a space those that passed.
 
 use std::error::Error;
 use std::io::{BufRead, Write};
@@ -36,12 +36,18 @@ fn own_seconds() -> f64 {
     nanoseconds.unwrap_or(0.0) / 1e9
 }
 
-/// Runs `work` and prints how long it took.
-fn timed<T>(work: impl FnOnce() -> T) -> T {
+/// What `work` gives and how long it took, as it is printed.
+fn timed<T>(work: impl FnOnce() -> T) -> (T, String) {
     let (start, own) = (Instant::now(), own_seconds());
     let result = work();
-    println!("{:.6} {:.6}", own_seconds() - own, start.elapsed().as_secs_f64());
-    result
+    let passed = start.elapsed().as_secs_f64();
+    (result, format!("{:.6} {passed:.6}", own_seconds() - own))
+}
+
+/// Prints a line that the script waits for.
+fn tell(line: &str) -> std::io::Result<()> {
+    println!("{line}");
+    std::io::stdout().flush()
 }
 
 fn run(args: &[String]) -> Result<(), Box<dyn Error>> {
@@ -54,12 +60,13 @@ fn run(args: &[String]) -> Result<(), Box<dyn Error>> {
         m: m.parse()?,
         ef_construction: ef_construction.parse()?,
     };
-    let index = timed(|| HnswIndex::build(database.view(), &config, |_| {}))?;
-    let index = Index::Hnsw(index);
-    std::io::stdout().flush()?;
+    let (index, seconds) = timed(|| HnswIndex::build(database.view(), &config, |_| {}));
+    let index = Index::Hnsw(index?);
+    tell(&seconds)?;
     for line in std::io::stdin().lock().lines() {
         let width = line?.trim().parse()?;
-        let found = timed(|| index.search(queries.view(), k, width))?;
+        let (found, seconds) = timed(|| index.search(queries.view(), k, width));
+        let found = found?;
         let mut rows = Vec::with_capacity(found.len() * k);
         for hits in &found {
             let missing = std::iter::repeat_n(NONE, k - hits.len());
@@ -67,7 +74,7 @@ fn run(args: &[String]) -> Result<(), Box<dyn Error>> {
         }
         let bytes: Vec<u8> = rows.iter().flat_map(|row| row.to_le_bytes()).collect();
         std::fs::write(out, bytes)?;
-        std::io::stdout().flush()?;
+        tell(&seconds)?;
     }
     Ok(())
 }
