@@ -1,32 +1,39 @@
-//! The cosine distance of unit vectors for the graph, and reading ahead for it. The crate's own `DistDot` asserts that it is not negative, which
-//! rounding makes it for a vector and its copy, and its `DistCosine` has no SIMD.
+//! Distances of rows to each other for building a graph and to a query for walking it, and reading ahead for both.
+
+use std::sync::Arc;
 
 use hnsw_rs::anndists::dist::distances::Distance;
 
-/// `max(0, 1 - a . b)`. Vectors must be finite and of one length; equal vectors are at 0 up to rounding.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct UnitCosine;
+use super::codes::Codes;
+use crate::Matrix;
 
-impl Distance<f32> for UnitCosine {
-    fn eval(&self, a: &[f32], b: &[f32]) -> f32 {
-        distance(a, b)
+/// The cosine distance `max(0, 1 - a . b)` of two rows by their numbers, so that `hnsw_rs` need not hold copies of them.
+#[derive(Debug, Clone)]
+pub(super) enum RowDistance {
+    /// Of the rows themselves.
+    Exact(Arc<Matrix>),
+    /// Of their codes.
+    Coded(Arc<Codes>),
+}
+
+impl Distance<u32> for RowDistance {
+    fn eval(&self, a: &[u32], b: &[u32]) -> f32 {
+        let similarity = match self {
+            Self::Exact(rows) => dot(rows.view().row(a[0] as usize), rows.view().row(b[0] as usize)),
+            Self::Coded(codes) => codes.similarity(a[0], b[0]),
+        };
+        // Rounding makes it negative for a row and its copy, which the crate does not bear.
+        (1.0 - similarity).max(0.0)
     }
 }
 
-/// `max(0, 1 - a . b)` of finite vectors of one length.
-pub(super) fn distance(a: &[f32], b: &[f32]) -> f32 {
-    (1.0 - dot(a, b)).max(0.0)
-}
+/// Bytes in a line of the cache.
+const LINE: usize = 64;
 
-/// Values in a line of the cache.
-const LINE: usize = 16;
-/// Lines asked for ahead of time; the processor sees the direction and gets those behind them.
-const LINES_AHEAD: usize = 4;
-
-/// Asks the cache for the beginning of a vector that is read next. Has no effect on any result.
-pub(super) fn fetch_ahead(vector: &[f32]) {
+/// Asks the cache for values that are read soon. Has no effect on any result.
+pub(super) fn fetch<T>(values: &[T]) {
     #[cfg(target_arch = "x86_64")]
-    for line in vector.chunks(LINE).take(LINES_AHEAD) {
+    for line in values.chunks(LINE / size_of::<T>()) {
         // SAFETY: a hint about an address inside a live slice; it reads and writes nothing.
         #[allow(unsafe_code)]
         unsafe {
@@ -35,7 +42,7 @@ pub(super) fn fetch_ahead(vector: &[f32]) {
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = (vector, LINE, LINES_AHEAD);
+    let _ = (values, LINE);
 }
 
 /// Partial sums: four registers of eight keep two multipliers busy.
@@ -99,12 +106,11 @@ mod tests {
     #[test]
     fn copies_are_never_at_a_negative_distance() {
         for seed in 1..200u32 {
-            let mut unit: Vec<f32> = (0..384u32)
-                .map(|i| (i.wrapping_mul(seed).wrapping_mul(2_654_435_761) >> 8) as f32 - 8e6)
-                .collect();
-            let length = crate::linalg::normalise::norm(&unit) as f32;
-            unit.iter_mut().for_each(|v| *v /= length);
-            let distance = UnitCosine.eval(&unit, &unit);
+            let values =
+                (0..384u32).map(|i| (i.wrapping_mul(seed).wrapping_mul(2_654_435_761) >> 8) as f32 - 8e6);
+            let row = Matrix::new(values.collect(), 1, 384).unwrap();
+            let unit = crate::linalg::normalise::l2_normalise(row.view()).unwrap();
+            let distance = RowDistance::Exact(Arc::new(unit)).eval(&[0], &[0]);
             assert!((0.0..1e-5).contains(&distance), "{distance}");
         }
     }

@@ -1,12 +1,16 @@
-//! The graph index (Malkov & Yashunin 2016): `hnsw_rs` builds the graph, `links` takes it over, `walk` searches it. The crate
-//! panics on parameters it does not like, so everything is checked before it sees them.
+//! The graph index (Malkov & Yashunin 2016): `hnsw_rs` builds the graph over the places of rows, `links` takes it over, `walk` searches
+//! it. The crate panics on parameters it does not like, so everything is checked before it sees them.
 
 use hnsw_rs::hnsw::Hnsw;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::distance::UnitCosine;
+use super::distance::RowDistance;
+#[cfg(test)]
+use super::integer::WideDot;
 use super::links::Links;
+use super::order::entering;
+use super::rows::Rows;
 use super::walk::Walkers;
 use super::{Hit, check_unit_rows, prepare_rows};
 use crate::{Error, Matrix, MatrixView, Result};
@@ -59,39 +63,60 @@ impl HnswConfig {
 
 /// A graph that rows are being inserted into.
 pub(super) struct Builder {
-    graph: Hnsw<'static, f32, UnitCosine>,
-    rows: usize,
+    graph: Hnsw<'static, u32, RowDistance>,
+    /// Links of a row in a layer, at most; twice as many in the lowest.
+    m: usize,
+    rows: Rows,
 }
 
 impl Builder {
-    /// A graph without rows, for those of `unit`.
-    pub(super) fn new(unit: MatrixView<'_>, config: &HnswConfig) -> Self {
-        Self {
-            graph: Hnsw::new(config.m, unit.rows(), LAYERS, config.ef_construction, UnitCosine),
-            rows: unit.rows(),
-        }
+    /// A graph without rows, for those of `unit`, which must be normalised and finite.
+    ///
+    /// # Errors
+    /// As [`Rows::new`].
+    pub(super) fn new(unit: Matrix, config: &HnswConfig) -> Result<Self> {
+        let rows = Rows::new(unit)?;
+        Ok(Self {
+            graph: Hnsw::new(
+                config.m,
+                rows.len(),
+                LAYERS,
+                config.ef_construction,
+                rows.distance(),
+            ),
+            m: config.m,
+            rows,
+        })
     }
 
-    /// Inserts rows of `unit`, which must be normalised and finite. `progress` hears the number of rows inserted so far.
-    pub(super) fn insert(&self, unit: MatrixView<'_>, rows: &[usize], progress: impl Fn(usize)) {
+    /// Inserts rows. `progress` hears how many are inserted so far.
+    pub(super) fn insert(&self, rows: &[u32], progress: impl Fn(usize)) {
+        let places = self.rows.places();
+        let mut places: Vec<u32> = rows.iter().map(|&row| places[row as usize]).collect();
+        places.sort_unstable();
         let mut done = 0;
-        for block in rows.chunks(INSERT_BLOCK) {
-            let pairs: Vec<(&[f32], usize)> = block.iter().map(|&row| (unit.row(row), row)).collect();
+        for block in entering(&places).chunks(INSERT_BLOCK) {
+            let insert = |place: &u32| {
+                self.graph
+                    .insert_slice((std::slice::from_ref(place), *place as usize))
+            };
             if rayon::current_num_threads() == 1 {
-                pairs.iter().for_each(|&pair| self.graph.insert_slice(pair));
+                block.iter().for_each(insert);
             } else {
-                self.graph.parallel_insert_slice(&pairs);
+                block.par_iter().for_each(insert);
             }
             done += block.len();
             progress(done);
         }
     }
 
-    /// The index of what is inserted; `unit` are the rows it was made for.
-    pub(super) fn index(&self, unit: Matrix) -> HnswIndex {
+    /// The index of what is inserted.
+    pub(super) fn index(&self) -> HnswIndex {
+        let mut links = Links::from_graph(&self.graph, self.rows.len());
+        links.mend(2 * self.m, self.m / 2, &self.rows.distance());
         HnswIndex {
-            links: Links::from_graph(&self.graph, self.rows),
-            vectors: unit,
+            links,
+            rows: self.rows.clone(),
             walkers: Walkers::default(),
         }
     }
@@ -100,7 +125,7 @@ impl Builder {
 /// A graph over normalised rows.
 #[derive(Debug)]
 pub struct HnswIndex {
-    vectors: Matrix,
+    rows: Rows,
     links: Links,
     walkers: Walkers,
 }
@@ -114,11 +139,10 @@ impl HnswIndex {
     /// Settings out of range, no row, NaN or infinity.
     pub fn build(features: MatrixView<'_>, config: &HnswConfig, progress: impl Fn(usize)) -> Result<Self> {
         config.validate()?;
-        let unit = prepare_rows(features)?;
-        let builder = Builder::new(unit.view(), config);
-        let rows: Vec<usize> = (0..unit.view().rows()).collect();
-        builder.insert(unit.view(), &rows, progress);
-        Ok(builder.index(unit))
+        let builder = Builder::new(prepare_rows(features)?, config)?;
+        let rows: Vec<u32> = (0..features.rows() as u32).collect();
+        builder.insert(&rows, progress);
+        Ok(builder.index())
     }
 
     /// An index of the rows that [`Self::vectors`] gave and the words that [`Self::link_words`] gave.
@@ -127,9 +151,11 @@ impl HnswIndex {
     /// No row, NaN or infinity, links that do not belong to as many rows.
     pub fn from_parts(vectors: Matrix, link_words: &[u32]) -> Result<Self> {
         check_unit_rows(vectors.view())?;
+        let links = Links::from_words(link_words, vectors.view().rows())?;
+        let rows = Rows::new(vectors)?;
         Ok(Self {
-            links: Links::from_words(link_words, vectors.view().rows())?,
-            vectors,
+            links: links.renamed(&rows.places()),
+            rows,
             walkers: Walkers::default(),
         })
     }
@@ -138,26 +164,29 @@ impl HnswIndex {
     /// lowest layer the number of its links and these, and for each layer above it the number of its rows and for each of
     /// these the row, the number of its links and these.
     pub fn link_words(&self) -> Vec<u32> {
-        self.links.to_words()
+        self.links.renamed(&self.rows.order).to_words()
     }
 
     /// The normalised rows, in the order they were given.
     pub fn vectors(&self) -> &Matrix {
-        &self.vectors
-    }
-
-    /// The same, without the links.
-    pub(super) fn into_vectors(self) -> Matrix {
-        self.vectors
+        &self.rows.exact
     }
 
     /// Searches for queries that are normalised already, each on one thread.
     pub(super) fn search_unit(&self, queries: MatrixView<'_>, k: usize, ef: usize) -> Vec<Vec<Hit>> {
-        let vectors = self.vectors.view();
         queries
             .data()
-            .par_chunks_exact(vectors.dim())
-            .map(|query| self.walkers.search(vectors, &self.links, query, k, ef.max(k)))
+            .par_chunks_exact(queries.dim())
+            .map(|query| self.walkers.search(&self.rows, &self.links, query, k, ef.max(k)))
             .collect()
+    }
+
+    /// The same index, whose walks compare codes by `dot`.
+    #[cfg(test)]
+    pub(super) fn comparing_by(self, dot: WideDot) -> Self {
+        Self {
+            walkers: Walkers::with(dot),
+            ..self
+        }
     }
 }

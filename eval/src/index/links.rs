@@ -3,7 +3,8 @@
 
 use hnsw_rs::hnsw::Hnsw;
 
-use super::distance::UnitCosine;
+use super::distance::RowDistance;
+use super::mend::mend;
 use crate::{Error, Result};
 
 /// Who is linked with whom, layer by layer.
@@ -53,9 +54,20 @@ struct Sparse {
     lists: Layer,
 }
 
+impl Sparse {
+    fn of(mut layer: Vec<(u32, Vec<u32>)>) -> Self {
+        layer.sort_unstable_by_key(|(row, _)| *row);
+        let (rows, lists): (Vec<u32>, Vec<_>) = layer.into_iter().unzip();
+        Self {
+            rows,
+            lists: Layer::from_lists(lists.into_iter()),
+        }
+    }
+}
+
 impl Links {
     /// The links of `graph`, whose rows are numbered 0 to below `n`. Rows that it does not hold have none.
-    pub(super) fn from_graph(graph: &Hnsw<'static, f32, UnitCosine>, n: usize) -> Self {
+    pub(super) fn from_graph(graph: &Hnsw<'static, u32, RowDistance>, n: usize) -> Self {
         let points = graph.get_point_indexation();
         let top = usize::from(points.get_max_level_observed());
         let mut layers: Vec<Vec<(u32, Vec<u32>)>> = vec![Vec::new(); top + 1];
@@ -75,24 +87,50 @@ impl Links {
         for (row, list) in layers.next().unwrap_or_default() {
             bottom[row as usize] = list;
         }
-        let sparse = |mut layer: Vec<(u32, Vec<u32>)>| {
-            layer.sort_unstable_by_key(|(row, _)| *row);
-            let (rows, lists): (Vec<u32>, Vec<_>) = layer.into_iter().unzip();
-            Sparse {
-                rows,
-                lists: Layer::from_lists(lists.into_iter()),
-            }
-        };
         Self {
             entry,
             bottom: Layer::from_lists(bottom.into_iter()),
-            upper: layers.map(sparse).collect(),
+            upper: layers.map(Sparse::of).collect(),
         }
     }
 
     /// Where every walk begins.
     pub(super) fn entry(&self) -> u32 {
         self.entry
+    }
+
+    /// The same for rows of other names: row `i` is called `names[i]`, each another number below the number of rows.
+    pub(super) fn renamed(&self, names: &[u32]) -> Self {
+        let renamed = |list: &[u32]| list.iter().map(|&row| names[row as usize]).collect::<Vec<u32>>();
+        let mut bottom = vec![Vec::new(); names.len()];
+        for (list, &name) in self.bottom.lists().zip(names) {
+            bottom[name as usize] = renamed(list);
+        }
+        let upper = self.upper.iter().map(|Sparse { rows, lists }| {
+            let layer = rows.iter().zip(lists.lists());
+            Sparse::of(
+                layer
+                    .map(|(&row, list)| (names[row as usize], renamed(list)))
+                    .collect(),
+            )
+        });
+        Self {
+            entry: names[self.entry as usize],
+            bottom: Layer::from_lists(bottom.into_iter()),
+            upper: upper.collect(),
+        }
+    }
+
+    /// Leads to each row of the lowest layer from at least `wanted` others where there is room; see [`mend`].
+    pub(super) fn mend(&mut self, most: usize, wanted: usize, distance: &RowDistance) {
+        let mut lists: Vec<Vec<u32>> = self.bottom.lists().map(<[u32]>::to_vec).collect();
+        mend(&mut lists, most, wanted, distance);
+        self.bottom = Layer::from_lists(lists.into_iter());
+    }
+
+    /// Rows of the lowest layer.
+    pub(super) fn rows(&self) -> usize {
+        self.bottom.ends.len()
     }
 
     /// Links of `row` in the lowest layer.

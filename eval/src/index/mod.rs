@@ -1,12 +1,19 @@
-//! Nearest-neighbour indexes over the rows of a matrix, by cosine similarity: `exact` compares with every row, `hnsw`
-//! walks a graph (`links`, `walk`) and misses some, and so does `usearch` (a Cargo feature), whose graph lies in a file. Rows are
-//! L2-normalised on the way in, queries on the way to the search. What an index looks like on disk, and whose rows it holds, is for
-//! the caller; `score` measures one against the other.
+//! Nearest-neighbour indexes over the rows of a matrix, by cosine similarity: `exact` compares with every row, `hnsw` walks a graph and
+//! misses some, and so does `usearch` (a Cargo feature), whose graph lies in a file. Rows are L2-normalised on the way in, queries on the
+//! way to the search. What an index looks like on disk, and whose rows it holds, is for the caller; `score` measures one against the other.
+//!
+//! Of the graph: `codes` are rows in a byte a value (`integer` multiplies them), `order` puts like ones side by side, `rows` holds both;
+//! `hnsw_rs` builds on them by `distance`, `links` takes the graph over, `mend` leads to rows that few lead to, `walk` searches.
 
+mod codes;
 mod distance;
 mod exact;
 mod hnsw;
+mod integer;
 mod links;
+mod mend;
+mod order;
+mod rows;
 mod scalar;
 mod score;
 mod tuning;

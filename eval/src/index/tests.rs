@@ -195,3 +195,58 @@ fn what_cannot_be_indexed_is_named() {
     let target = build_for_recall(features.view(), &small(), 1.5, 5, 0, |_| {}).unwrap_err();
     assert!(target.to_string().starts_with("recall: "), "{target}");
 }
+
+/// Rows of `kinds`: around one point of a few each, or all over, or equal, or zero.
+fn mixture(n: usize, dim: usize, kinds: usize, seed: u64) -> Matrix {
+    let (points, noise) = (random(kinds, dim, seed), random(n, dim, seed + 1));
+    let data = (0..n).flat_map(|row| {
+        let spread = [1.0, 0.3, 0.01, 0.0][row % 4];
+        let (point, own) = (points.view().row(row % kinds), noise.view().row(row));
+        let values: Vec<f32> = point
+            .iter()
+            .zip(own)
+            .map(|(point, own)| point + spread * own)
+            .collect();
+        if row % 50 == 49 { vec![0.0; dim] } else { values }
+    });
+    Matrix::new(data.collect(), n, dim).unwrap()
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(24))]
+    #[test]
+    fn answers_are_the_exact_index_s_for_the_rows_found(
+        n in 1usize..400, dim in 1usize..150, kinds in 1usize..20, k in 1usize..12, seed in 0u64..1_000,
+    ) {
+        let (features, k) = (mixture(n, dim, kinds, seed), k.min(n));
+        let exact = Index::Exact(ExactIndex::build(features.view()).unwrap());
+        let truth = exact.search(features.view(), n, n).unwrap();
+        for (hits, truth) in graph(&features).search(features.view(), k, 2 * k).unwrap().iter().zip(&truth) {
+            proptest::prop_assert!(!hits.is_empty() && hits.len() <= k);
+            proptest::prop_assert!(hits.is_sorted_by(|a, b| a.similarity >= b.similarity));
+            let rows: std::collections::BTreeSet<u32> = hits.iter().map(|hit| hit.row).collect();
+            proptest::prop_assert_eq!(rows.len(), hits.len());
+            for hit in hits {
+                let known = truth.iter().find(|known| known.row == hit.row).unwrap();
+                proptest::prop_assert!((known.similarity - hit.similarity).abs() < 2e-6);
+            }
+        }
+    }
+}
+
+#[test]
+fn walks_on_codes_find_most_and_the_same_with_any_kernel() {
+    let (features, queries) = (mixture(3_000, 100, 40, 20), random(100, 100, 21));
+    let unit = prepare_rows(features.view()).unwrap();
+    assert!(super::codes::Codes::of(unit.view()).unwrap().is_some());
+    let built = HnswIndex::build(features.view(), &small(), |_| {}).unwrap();
+    let words = built.link_words();
+    let other = HnswIndex::from_parts(built.vectors().clone(), &words)
+        .unwrap()
+        .comparing_by(super::integer::wide_dot_portable);
+    let built = Index::Hnsw(built);
+    let found = built.search(queries.view(), 10, 200).unwrap();
+    assert_eq!(Index::Hnsw(other).search(queries.view(), 10, 200).unwrap(), found);
+    let scores = score(&built, queries.view(), 10, &[200]).unwrap();
+    assert!(scores[0].recall > 0.9, "{scores:?}");
+}

@@ -44,18 +44,18 @@ pub fn build_for_recall(
     config.validate()?;
     let held_back = HeldBack::draw(features.rows(), target, k, seed)?;
     let unit = prepare_rows(features)?;
-    let builder = Builder::new(unit.view(), config);
-    builder.insert(unit.view(), &held_back.others, &progress);
     let queries = unit.view().select(&held_back.rows);
     let thresholds = kth_similarities(&queries, unit.view(), &held_back.rows, k)?;
-    let index = builder.index(unit);
+    let [rows, others] = [&held_back.rows, &held_back.others]
+        .map(|rows| rows.iter().map(|&row| row as u32).collect::<Vec<u32>>());
+    let builder = Builder::new(unit, config)?;
+    builder.insert(&others, &progress);
+    let index = builder.index();
     let tuning = held_back.smallest_width(target, k, |ef| {
         Ok(recall(&index.search_unit(queries.view(), k, ef), &thresholds, k))
     })?;
-    let unit = index.into_vectors();
-    let inserted = held_back.others.len();
-    builder.insert(unit.view(), &held_back.rows, |done| progress(inserted + done));
-    Ok((builder.index(unit), tuning))
+    builder.insert(&rows, |done| progress(others.len() + done));
+    Ok((builder.index(), tuning))
 }
 
 /// Rows that are inserted after the others, and serve as queries before.
