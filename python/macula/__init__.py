@@ -18,6 +18,8 @@ from pathlib import Path as _Path
 
 # candle's own threads wait in busy loops beside macula's; as the command does.
 _os.environ.setdefault("CANDLE_NUM_THREADS", "1")
+# ONNX Runtime tells its makers what is run, unless it is asked not to before it is first used; as the command does.
+_os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def _name_onnxruntime() -> None:

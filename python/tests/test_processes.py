@@ -177,6 +177,15 @@ print((memory() - before) >> 20)
     assert int(python(code).stdout) < 30
 
 
+def test_onnx_runtime_keeps_no_records(onnx, paths, tmp_path):
+    """Its makers' builds keep a number for the machine and what was run on it in the user's cache, unless they are asked not to."""
+    code = f"import macula; macula.load({onnx!r}).embed({paths[0]!r})"
+    said = {"ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME", "CI"}
+    env = {name: value for name, value in os.environ.items() if name not in said} | {"HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=env, check=True, timeout=120)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_other_threads_run_while_it_embeds(model, paths):
     import threading
 

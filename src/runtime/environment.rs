@@ -53,6 +53,9 @@ impl Runtime {
     /// error; any other is passed over with a line on stderr. With `allow_install` the pinned wheel is fetched when
     /// none is found, and a damaged installation in the cache is replaced.
     ///
+    /// ONNX Runtime's own builds tell their makers what is run unless `ORT_DISABLE_TELEMETRY=1` is in the environment by now. The
+    /// command and the Python module see to that; a program of its own should before it has other threads.
+    ///
     /// # Errors
     /// When no library can be used (the error says what to do), and when `ort_lib` is not the library that is open.
     pub fn open(options: &RuntimeOptions) -> Result<&'static Self> {

@@ -24,6 +24,9 @@ pub struct RunIdentity {
     /// What else decides about the targets of a distillation: weights and pixels of its teacher.
     #[serde(default)]
     pub teacher: Option<Value>,
+    /// Whether it began with weights that were trained elsewhere (`--from`), which its folder keeps from its first checkpoint on.
+    #[serde(default)]
+    pub from_elsewhere: bool,
 }
 
 impl RunIdentity {
@@ -87,6 +90,7 @@ mod tests {
             source: SourceIdentity::from_source(open(spec).unwrap().as_ref()),
             knn_source: None,
             teacher,
+            from_elsewhere: false,
         }
     }
 

@@ -237,11 +237,12 @@ impl Run {
             source: learnt_from(config, source.as_ref()),
             knn_source: knn.as_ref().map(OnlineKnn::images),
             teacher,
+            from_elsewhere: request.start.is_elsewhere(),
         };
         let known = !first || check_identity(&request, &identity)?;
         let checkpoints = Checkpoints::in_folder(out);
         let (mut trainer, best) = match &request.start {
-            Start::Resume => restored(config, &checkpoints, &request.device)?,
+            Start::Resume => restored(config, out, &checkpoints, &request.device)?,
             start => (trainer(config, start, &request.device)?, BestReadings::default()),
         };
         if let Some(frozen) = frozen {

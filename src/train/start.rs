@@ -9,6 +9,7 @@ use macula_models::weights::{Checkpoint, Tensors};
 
 use super::checkpoint::{BestReadings, Checkpoints, Saved};
 use super::config::{BackboneConfig, TrainConfig};
+use super::identity::RunIdentity;
 use super::network::{MASK_TOKEN, NetworkConfig};
 use super::trainer::Trainer;
 use crate::{Error, Result};
@@ -98,17 +99,23 @@ fn check_trainable(vit: &VitConfig, channels: usize) -> Result<()> {
     Err(Error::setting("from", reason))
 }
 
-/// The trainer of the run's last checkpoint, and the best readings so far; a run that had not reached a checkpoint
+/// The trainer of the last checkpoint of the run in `folder`, and the best readings so far; a run that had not reached a checkpoint
 /// begins anew.
 ///
 /// # Errors
-/// Checkpoints that cannot be read, or do not fit the configuration.
+/// Checkpoints that cannot be read, or do not fit the configuration; none where the run began with weights from elsewhere.
 pub fn restored(
     config: &TrainConfig,
+    folder: &Path,
     checkpoints: &Checkpoints,
     device: &Device,
 ) -> Result<(Trainer, BestReadings)> {
     match checkpoints.load_last()? {
+        None if RunIdentity::read(folder)?.is_some_and(|began| began.from_elsewhere) => {
+            let reason = "expected a checkpoint, found none: the run began with --from and was stopped before it had kept \
+                          those weights; start it again, with --from and --force";
+            Err(Error::input(folder.display().to_string(), reason))
+        }
         None => {
             tracing::info!("no checkpoint yet: starting from step 0");
             Ok((trainer(config, &Start::Fresh, device)?, BestReadings::default()))

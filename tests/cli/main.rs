@@ -19,6 +19,7 @@ mod index;
 #[cfg(unix)]
 mod kills;
 mod labels;
+mod leaves_nothing;
 mod limits;
 mod modes;
 #[cfg(target_os = "linux")]

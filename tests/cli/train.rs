@@ -404,6 +404,14 @@ fn a_start_from_elsewhere_is_kept_and_measured() {
     let lines = std::fs::read_to_string(space.path("run/metrics.jsonl")).expect("metrics");
     assert_eq!(lines.lines().count(), 2, "{lines}");
     space.succeeds("export run --out run.onnx");
+    // As if it had been killed before it had kept its start.
+    space.succeeds("train --data sample:train --out early --from first --set steps=1");
+    std::fs::remove_dir_all(space.path("early/checkpoints")).expect("removed");
+    space.fails(
+        2,
+        "train --out early --resume",
+        &["early: expected a checkpoint, found none", "--from"],
+    );
     space.fails(
         2,
         &format!("train --data sample:train --out no --set optimizer.lora_rank=4 {SMALL}"),
