@@ -13,6 +13,8 @@ mod locate;
 #[cfg(unix)]
 mod mpi;
 mod ranks;
+#[cfg(unix)]
+mod tcp;
 mod team;
 #[cfg(test)]
 pub(crate) mod threads;
@@ -58,30 +60,30 @@ pub fn join() -> Result<Arc<dyn Ranks>> {
     let Some(launch) = Launch::of_this_process()?.filter(|launch| launch.size > 1) else {
         return Ok(Arc::new(OneRank));
     };
-    if launch.launcher == Launcher::Torchrun {
-        let reason = format!(
-            "expected processes that MPI connects, found {} started by torchrun; start them with mpiexec or srun, or \
-             unset WORLD_SIZE",
-            launch.size
-        );
-        return Err(Error::input("WORLD_SIZE", reason));
-    }
-    let found = locate::locate(Some(&launch))?;
-    let ranks = start(&found.path, &launch)?;
+    let ranks = start(&launch)?;
     Ok(Arc::clone(JOINED.get_or_init(|| ranks)))
 }
 
+/// Connects this process with the others of `launch`: by the launcher's MPI, or by TCP where it brings none.
 #[cfg(unix)]
-fn start(library: &std::path::Path, launch: &Launch) -> Result<Arc<dyn Ranks>> {
-    let ranks = mpi::Mpi::start(library, launch)?;
+fn start(launch: &Launch) -> Result<Arc<dyn Ranks>> {
+    if launch.launcher == Launcher::Torchrun {
+        let ranks = tcp::Tcp::start(launch)?;
+        // Without torchrun somebody has set its variables by hand, and may have gone since.
+        if std::env::var_os(tcp::RUN_ID).is_some() {
+            watch::end_with_the_launcher();
+        }
+        return Ok(Arc::new(ranks));
+    }
+    let ranks = mpi::Mpi::start(&locate::locate(Some(launch))?.path, launch)?;
     watch::end_with_the_launcher();
     Ok(Arc::new(ranks))
 }
 
 #[cfg(not(unix))]
-fn start(library: &std::path::Path, _: &Launch) -> Result<Arc<dyn Ranks>> {
+fn start(launch: &Launch) -> Result<Arc<dyn Ranks>> {
     let reason = "runs of many processes are for Linux and macOS in this version";
-    Err(Error::failed(library.display().to_string(), reason))
+    Err(Error::failed(launch.launcher.to_string(), reason))
 }
 
 /// Takes leave of the job that this process has joined, if any, once all ranks do.
