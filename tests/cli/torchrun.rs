@@ -145,7 +145,10 @@ fn an_error_that_all_ranks_have_is_told_once_and_ends_all_with_its_code() {
     assert_eq!([ended[0].0, ended[1].0], [Some(2), Some(2)], "{ended:?}");
     let said = format!("{}{}", ended[0].2, ended[1].2);
     assert_eq!(said.matches("error: ").count(), 1, "{said}");
-    assert!(said.contains("batch_size: expected a multiple of the 2 ranks, found 9"), "{said}");
+    assert!(
+        said.contains("batch_size: expected a multiple of the 2 ranks, found 9"),
+        "{said}"
+    );
 }
 
 #[test]

@@ -38,7 +38,7 @@ pub(super) type OnEnd = Arc<dyn Fn(End) + Send + Sync>;
 /// The lifelines of this rank: of rank 0 to each of the others, of these to rank 0.
 pub(super) struct Lifelines {
     lines: Arc<Vec<Line>>,
-    /// Whether this rank has taken leave.
+    /// Whether this rank has taken leave, or knows that the job has ended.
     left: Arc<AtomicBool>,
     on_end: OnEnd,
 }
@@ -79,7 +79,8 @@ impl Lifelines {
         );
         let watch = move || {
             let Some(end) = lines[place].end() else { return };
-            if left.load(Ordering::SeqCst) {
+            // The first line that ends has the word: the others end because of it.
+            if left.swap(true, Ordering::SeqCst) {
                 return;
             }
             let code = match end {
