@@ -8,14 +8,15 @@
 # It ends with one table, expected beside measured, of all parts whose results are in FOLDER, and for every row that is not as expected
 # what to do. Times are expected of an H200; on another GPU they only say what was measured.
 #
-#   right     libraries; every operation in f32 and bf16; three steps of ViT-S/14; compute-sanitizer over the operations, where it is
+#   right     libraries; every operation in f32 and bf16; three steps of ViT-S/14; sums by NCCL in a job of one process, where NCCL is;
+#             compute-sanitizer over the operations, where it is
 #   fast      steps of ViT-S/14 and B/14 (2 x 224 + 8 x 98 pixels, batch 64) and PyTorch's, where a python3 has torch; products;
 #             kernels by name, where ncu is
 #   trains    losses of 100 steps: CPU, GPU, and GPU with crops of its own; a distillation; the wait for images
 set -uo pipefail
 here="$(cd "$(dirname "$0")" && pwd)"
 source "$here/common.sh"
-[ $# -ge 2 ] || { sed -n '2,17p' "$0"; exit 2; }
+[ $# -ge 2 ] || { sed -n '2,18p' "$0"; exit 2; }
 python="$(command -v "${PYTHON:-python3}" || true)"
 source_of "${3:-}" || exit 2
 binary="$(realpath "$1")"
@@ -34,6 +35,7 @@ advice() { # row
     "operations"*) echo "read ops-*.txt row by row: rows of 257 tokens alone wrong: fused_attention.cu (racecheck; suits() false to go on); 'no kernel image': a kernel of candle that must not be called; illegal address: CUDA_LAUNCH_BLOCKING=1, then memcheck names the kernel" ;;
     "first process") echo "it translates PTX once (~/.nv/ComputeCache); far longer: the cache folder cannot be written (CUDA_CACHE_PATH)" ;;
     "three steps"*) echo "tail right-steps.txt; INVALID_CONTEXT: a release on a thread without context; OUT_OF_MEMORY: cuda_peak_bytes of a smaller batch" ;;
+    "sums by NCCL") echo "tail exchange.txt; NCCL_DEBUG=INFO says more; 'no NCCL': MACULA_NCCL_LIB, or macula runtime install --flavor nccl; wrong sums aside alone: events between the two streams of src/cluster/nccl/on_gpu.rs" ;;
     memcheck) echo "memcheck.txt names kernel and thread; the same operation in models/tests/cuda_kernels should then fail in the emulation: extend it" ;;
     "ViT"*) echo "kernels.txt beside benchmarks/history/NOTES.md, 'Kernels of a step'; if their sum is much below the step the host is the limit: batch 256, uploads, launches" ;;
     "memory"*) echo "kept tensors: compare with the formula in benchmarks/history/NOTES.md; checkpointing halves it" ;;
@@ -112,10 +114,25 @@ part_right() {
     row "long sum in bf16" "at most 2.5e-3" "${found:-none}" "$(is "${found:-1} <= 2.5e-3")"
     step right-steps --geometry c --steps 3 && ok=1 || ok=0
     row "three steps of ViT-S/14" "end well" "$([ $ok = 1 ] && echo "$(number step_seconds right-steps.txt) s" || tail -n 1 right-steps.txt)" $ok
+    nccl
     if has compute-sanitizer; then
         run memcheck timeout 150 compute-sanitizer --tool memcheck --error-exitcode 9 "$binary" bench ops --device cuda --compute bf16 && ok=1 || ok=0
         row memcheck "0 errors" "$(grep -o 'ERROR SUMMARY.*' memcheck.txt | tail -n 1)" $ok
     fi
+}
+
+nccl() { # sums by each way of a job of one process, beside the exact ones
+    local library ok ways
+    library="${MACULA_NCCL_LIB:-$("${python:-false}" -c 'import glob, importlib.util, os
+spec = importlib.util.find_spec("nvidia")
+for place in spec.submodule_search_locations if spec else []:
+    print(*glob.glob(os.path.join(place, "*", "lib", "libnccl.so.2")), sep="\n")' 2>/dev/null | head -n 1)}"
+    MACULA_NCCL_LIB="$library" run exchange "$binary" bench exchange --device cuda --json && ok=1 || ok=0
+    # By host, device and aside in f32, and aside in bf16.
+    ways="$(grep -o '"way": *"[a-z]*"' exchange.txt | wc -l)"
+    row "sums by NCCL" "4 ways, all right" "$([ "$ways" = 0 ] && tail -n 1 exchange.txt || echo "$ways ways, $([ $ok = 1 ] && echo all right || echo some wrong)")" \
+        "$([ $ok = 1 ] && [ "$ways" = 4 ] && echo 1 || echo 0)"
+    grep -E '"(way|sent_in|gigabytes_per_second|difference)"' exchange.txt
 }
 
 file_of() { echo "step-${1//[\/ ]/-}"; } # name: of a file

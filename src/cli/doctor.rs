@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::args::{JsonArgs, RunArgs, examples};
 use super::output;
 use crate::Result;
-use crate::cluster::MpiReport;
+use crate::cluster::{MpiReport, NcclReport};
 use crate::device::CUDA_TRAINER;
 use crate::runtime::DoctorReport;
 
@@ -25,10 +25,11 @@ impl DoctorArgs {
     pub fn run(&self) -> Result<()> {
         let report = DoctorReport::gather(&self.run.runtime(), CUDA_TRAINER);
         let mpi = MpiReport::gather();
+        let nccl = NcclReport::gather();
         if self.print.json {
-            output::print_json(&Whole { report, mpi })
+            output::print_json(&Whole { report, mpi, nccl })
         } else {
-            output::print(format!("{report}{mpi}").trim_end())
+            output::print(format!("{report}{mpi}{nccl}").trim_end())
         }
     }
 }
@@ -39,4 +40,5 @@ struct Whole {
     #[serde(flatten)]
     report: DoctorReport,
     mpi: MpiReport,
+    nccl: NcclReport,
 }

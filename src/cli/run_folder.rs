@@ -16,9 +16,8 @@ use crate::cluster::{self, Ranks};
 use crate::data::decode::range::take_notice;
 use crate::data::loader::LoaderConfig;
 use crate::data::{DecodeOptions, Image, SampleRange, Source};
-use crate::device::{CUDA_TRAINER, Device};
 use crate::lock::FolderLock;
-use crate::train::config::{DataConfig, Selection, TrainConfig};
+use crate::train::config::{DataConfig, DeviceExchange, Selection, TrainConfig};
 use crate::train::distillation::FrozenTeacher;
 use crate::train::identity::RunIdentity;
 use crate::train::observe::{LabelFreeConfig, OnlineKnnConfig};
@@ -258,10 +257,14 @@ impl RunFolderArgs {
             let text = toml::to_string(&config).map_err(|e| Error::failed("config", e.to_string()))?;
             return output::print(text.trim_end());
         }
-        let device = self.device().candle()?;
+        let device = self.run.device_of_process().candle()?;
         if !self.resume && first {
             self.check_out()?;
         }
+        let ranks = match config.ranks.device_exchange {
+            DeviceExchange::Auto => cluster::on_device(ranks, &device)?,
+            DeviceExchange::Host => ranks,
+        };
         if first && !ranks.is_one() {
             tracing::info!("{} ranks, connected by {}", ranks.size(), ranks.library());
         }
@@ -293,14 +296,6 @@ impl RunFolderArgs {
             }))
         } else {
             output::print(&text(&self.out.out, &summary))
-        }
-    }
-
-    /// Where to compute: each process of a job on a GPU of its own, unless a number is given.
-    fn device(&self) -> Device {
-        match (self.run.device, cluster::gpu()) {
-            (Device::Auto | Device::Cuda(0), Some(number)) if CUDA_TRAINER => Device::Cuda(number),
-            (device, _) => device,
         }
     }
 

@@ -1,13 +1,13 @@
 //! `macula runtime`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::args::{MACHINE, examples};
 use super::output;
 use crate::Result;
-use crate::cluster;
+use crate::cluster::{self, install::Package};
 use crate::runtime::{Flavor, install};
 
 /// Arguments of `macula runtime`.
@@ -20,14 +20,15 @@ pub struct RuntimeArgs {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Fetch a pinned library into the cache: ONNX Runtime, or MPI for runs of many processes
+    /// Fetch a pinned library into the cache: ONNX Runtime, MPI for runs of many processes, or NCCL for those on GPUs
     #[command(after_help = examples(&[
         "macula runtime install",
         "macula runtime install --wheel onnxruntime.whl",
         "macula runtime install --flavor mpi",
+        "macula runtime install --flavor nccl",
     ]))]
     Install {
-        /// Build of ONNX Runtime, or mpi for MPI with its mpiexec
+        /// Build of ONNX Runtime, mpi for MPI with its mpiexec, or nccl for NCCL of CUDA 13
         #[arg(long, value_enum, default_value = "cpu", help_heading = MACHINE)]
         flavor: Asked,
         /// Wheel fetched beforehand, for a machine without network [default: fetched with pip]
@@ -43,15 +44,18 @@ enum Asked {
     Openvino,
     Cuda,
     Mpi,
+    Nccl,
 }
 
 impl Asked {
-    fn onnx_runtime(self) -> Option<Flavor> {
+    fn install(self, wheel: Option<&Path>) -> Result<PathBuf> {
+        let of_onnx_runtime = |flavor| install(flavor, wheel).map(|installed| installed.path);
         match self {
-            Self::Cpu => Some(Flavor::Cpu),
-            Self::Openvino => Some(Flavor::Openvino),
-            Self::Cuda => Some(Flavor::Cuda),
-            Self::Mpi => None,
+            Self::Cpu => of_onnx_runtime(Flavor::Cpu),
+            Self::Openvino => of_onnx_runtime(Flavor::Openvino),
+            Self::Cuda => of_onnx_runtime(Flavor::Cuda),
+            Self::Mpi => cluster::install::install(Package::Mpi, wheel),
+            Self::Nccl => cluster::install::install(Package::Nccl, wheel),
         }
     }
 }
@@ -60,10 +64,7 @@ impl RuntimeArgs {
     /// Installs, and prints where.
     pub fn run(&self) -> Result<()> {
         let Action::Install { flavor, wheel } = &self.action;
-        let path = match flavor.onnx_runtime() {
-            Some(flavor) => install(flavor, wheel.as_deref())?.path,
-            None => cluster::install::install(wheel.as_deref())?,
-        };
+        let path = flavor.install(wheel.as_deref())?;
         output::print(&path.display().to_string())
     }
 }

@@ -1,5 +1,6 @@
-//! The pinned build of MPI in macula's cache, for machines without one: MPICH's wheel from the Python package index, which needs no
-//! rights and brings its own `mpiexec`. Checked by its SHA-256 and put in place whole, as ONNX Runtime is.
+//! Pinned builds in macula's cache of what connects ranks, for machines without: MPI, which is MPICH's wheel from the Python package
+//! index, needs no rights and brings its own `mpiexec`; and NCCL, NVIDIA's wheel. Checked by their SHA-256 and put in place whole, as
+//! ONNX Runtime is.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -8,8 +9,18 @@ use crate::runtime::cache::cache_dir;
 use crate::runtime::pip::{self, Asked};
 use crate::{Error, Result, files};
 
-/// The pinned wheel, for one kind of machine.
+/// What can be installed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Package {
+    /// MPICH with its `mpiexec`.
+    Mpi,
+    /// NCCL.
+    Nccl,
+}
+
+/// A pinned wheel, for one kind of machine.
 struct Build {
+    what: Package,
     os: &'static str,
     arch: &'static str,
     package: &'static str,
@@ -19,25 +30,87 @@ struct Build {
     sha256: &'static str,
 }
 
-/// All of them. The checksum is that of the Python package index.
-const BUILDS: [Build; 1] = [Build {
-    os: "linux",
-    arch: "x86_64",
-    package: "mpich",
-    version: "5.0.2",
-    platform: "manylinux_2_28_x86_64",
-    file_name: "mpich-5.0.2-py3-none-manylinux_2_28_x86_64.whl",
-    sha256: "8fed465ebff269ea2ebac179a25de02671ddf8df476e0f115be089015015cfd4",
-}];
+/// All of them. The checksums are those of the Python package index.
+const BUILDS: [Build; 2] = [
+    Build {
+        what: Package::Mpi,
+        os: "linux",
+        arch: "x86_64",
+        package: "mpich",
+        version: "5.0.2",
+        platform: "manylinux_2_28_x86_64",
+        file_name: "mpich-5.0.2-py3-none-manylinux_2_28_x86_64.whl",
+        sha256: "8fed465ebff269ea2ebac179a25de02671ddf8df476e0f115be089015015cfd4",
+    },
+    Build {
+        what: Package::Nccl,
+        os: "linux",
+        arch: "x86_64",
+        package: "nvidia-nccl-cu13",
+        version: "2.32.3",
+        platform: "manylinux_2_27_x86_64",
+        file_name: "nvidia_nccl_cu13-2.32.3-py3-none-manylinux_2_27_x86_64.whl",
+        sha256: "1459723080ac889d73a26edfa3e04383a7928ab31ac8f0ec43b3ea9548b04ff3",
+    },
+];
 
-/// The library in an installation.
+/// MPI's library in an installation.
 const LIBRARY: &str = "lib/libmpi_abi.so.1";
-/// The launcher in an installation.
-const LAUNCHER: &str = "bin/mpiexec";
 
-fn build() -> Option<&'static Build> {
-    let fits = |build: &&Build| build.os == std::env::consts::OS && build.arch == std::env::consts::ARCH;
-    BUILDS.iter().find(fits)
+impl Package {
+    /// What `macula runtime install --flavor` and the folder in the cache call it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Mpi => "mpi",
+            Self::Nccl => "nccl",
+        }
+    }
+
+    /// What an installation is for: MPI's launcher, NCCL's library.
+    fn product(self) -> &'static str {
+        match self {
+            Self::Mpi => "bin/mpiexec",
+            Self::Nccl => "lib/libnccl.so.2",
+        }
+    }
+
+    /// What a user can do without it.
+    fn otherwise(self) -> &'static str {
+        match self {
+            Self::Mpi => "use the MPI of your cluster, which needs no installation",
+            Self::Nccl => "name a libnccl.so.2 of your own in MACULA_NCCL_LIB",
+        }
+    }
+
+    fn build(self) -> Option<&'static Build> {
+        let (os, arch) = (std::env::consts::OS, std::env::consts::ARCH);
+        BUILDS
+            .iter()
+            .find(|build| build.what == self && (build.os, build.arch) == (os, arch))
+    }
+
+    /// The file `name` of the pinned build, where that is installed.
+    fn installed(self, name: &str) -> Option<PathBuf> {
+        let folder = self.build()?.folder(&cache_dir().ok()?);
+        Some(folder.join(name)).filter(|path| path.is_file())
+    }
+
+    /// Where a member of its wheel belongs in an installation: programs, libraries and licences.
+    fn place_of(self, name: &str) -> Option<PathBuf> {
+        let data = match self {
+            Self::Mpi => name.split_once(".data/data/").map(|(_, inside)| inside),
+            Self::Nccl => name.strip_prefix("nvidia/nccl/"),
+        };
+        let inside = data.or_else(|| name.split_once(".dist-info/").map(|(_, inside)| inside))?;
+        let wanted = match self {
+            Self::Mpi => &["bin/", "lib/", "licenses/"][..],
+            // Not what device code is compiled with.
+            Self::Nccl => &["lib/libnccl.so", "licenses/"],
+        };
+        let wanted = wanted.iter().any(|start| inside.starts_with(start));
+        let safe = inside.split('/').all(|part| !part.is_empty() && part != "..");
+        (wanted && safe).then(|| PathBuf::from(inside))
+    }
 }
 
 impl Build {
@@ -46,56 +119,57 @@ impl Build {
             requirement: format!("{}=={}", self.package, self.version),
             platform: self.platform,
             file_name: self.file_name,
-            flavor: "mpi".to_owned(),
-            otherwise: "use the MPI of your cluster, which needs no installation",
+            flavor: self.what.name().to_owned(),
+            otherwise: self.what.otherwise(),
         }
     }
 
     fn folder(&self, cache: &Path) -> PathBuf {
         cache
-            .join("mpi")
+            .join(self.what.name())
             .join(format!("{}-{}", self.package, self.version))
     }
 }
 
-/// The file `name` of the pinned build, where that is installed.
-fn installed(name: &str) -> Option<PathBuf> {
-    let folder = build()?.folder(&cache_dir().ok()?);
-    Some(folder.join(name)).filter(|path| path.is_file())
+/// The folder of MPI's library, where the pinned build is installed.
+pub(super) fn library_folder() -> Option<PathBuf> {
+    Package::Mpi.installed(LIBRARY)?.parent().map(Path::to_path_buf)
 }
 
-/// The folder of the pinned build's library, where it is installed.
-pub(super) fn library_folder() -> Option<PathBuf> {
-    installed(LIBRARY)?.parent().map(Path::to_path_buf)
+/// The folder of NCCL's library, where the pinned build is installed.
+pub(super) fn nccl_folder() -> Option<PathBuf> {
+    let library = Package::Nccl.installed(Package::Nccl.product())?;
+    library.parent().map(Path::to_path_buf)
 }
 
 /// The `mpiexec` of the pinned build, where it is installed.
 pub fn mpiexec() -> Option<PathBuf> {
-    installed(LAUNCHER)
+    Package::Mpi.installed(Package::Mpi.product())
 }
 
-/// Installs the pinned build into the cache, from the file `wheel` where one is given, else fetched with pip; what is installed already
-/// stays. Gives the path of its `mpiexec`.
+/// Installs the pinned build of `what` into the cache, from the file `wheel` where one is given, else fetched with pip; what is installed
+/// already stays. Gives the path of MPI's `mpiexec`, or of NCCL's library.
 ///
 /// # Errors
 /// A machine that there is no build for, a wheel that cannot be fetched (the error says what to do by hand) or is another, a cache that
 /// cannot be written.
-pub fn install(wheel: Option<&Path>) -> Result<PathBuf> {
-    let Some(build) = build() else {
+pub fn install(what: Package, wheel: Option<&Path>) -> Result<PathBuf> {
+    let Some(build) = what.build() else {
         let (os, arch) = (std::env::consts::OS, std::env::consts::ARCH);
-        let reason = format!("no pinned build for {os} {arch}; use the MPI of your system or cluster");
-        return Err(Error::input("MPI", reason));
+        let reason = format!("no pinned build for {os} {arch}; {}", what.otherwise());
+        return Err(Error::input(format!("--flavor {}", what.name()), reason));
     };
+    let product = || what.installed(what.product());
     let cache = cache_dir()?;
     let target = build.folder(&cache);
     if let Some(wheel) = wheel {
         // Also where the installation is whole already: a wrong file must not pass for installed.
         check(wheel, build)?;
     }
-    if let Some(mpiexec) = mpiexec() {
-        return Ok(mpiexec);
+    if let Some(product) = product() {
+        return Ok(product);
     }
-    let place = cache.join("mpi");
+    let place = cache.join(what.name());
     std::fs::create_dir_all(&place).map_err(|e| Error::io(&place, e))?;
     let workshop = tempfile::Builder::new()
         .prefix(".partial-")
@@ -110,17 +184,17 @@ pub fn install(wheel: Option<&Path>) -> Result<PathBuf> {
     };
     let copy = checked_copy(&file, build, workshop.path())?;
     let unpacked = workshop.path().join("unpacked");
-    unpack(copy, &file, &unpacked)?;
+    unpack(what, copy, &file, &unpacked)?;
     match std::fs::rename(&unpacked, &target) {
         Ok(()) => {}
         // Another process was faster.
-        Err(_) if mpiexec().is_some() => {}
+        Err(_) if product().is_some() => {}
         Err(error) => return Err(Error::io(&target, error)),
     }
-    mpiexec().ok_or_else(|| {
+    product().ok_or_else(|| {
         Error::failed(
             target.display().to_string(),
-            format!("expected {LAUNCHER}, found none"),
+            format!("expected {}, found none", what.product()),
         )
     })
 }
@@ -149,19 +223,7 @@ fn checked_copy(file: &Path, build: &Build, folder: &Path) -> Result<File> {
     }
 }
 
-/// Where a member of the wheel belongs in an installation: programs, libraries and licences.
-fn place_of(name: &str) -> Option<PathBuf> {
-    let (_, inside) = name
-        .split_once(".data/data/")
-        .or_else(|| name.split_once(".dist-info/"))?;
-    let wanted = ["bin/", "lib/", "licenses/"]
-        .iter()
-        .any(|folder| inside.starts_with(folder));
-    let safe = inside.split('/').all(|part| !part.is_empty() && part != "..");
-    (wanted && safe).then(|| PathBuf::from(inside))
-}
-
-fn unpack(reader: File, file: &Path, target: &Path) -> Result<()> {
+fn unpack(what: Package, reader: File, file: &Path, target: &Path) -> Result<()> {
     let bad = |reason: String| Error::input(file.display().to_string(), reason);
     let mut archive = zip::ZipArchive::new(reader).map_err(|e| bad(format!("not a wheel: {e}")))?;
     for index in 0..archive.len() {
@@ -172,7 +234,9 @@ fn unpack(reader: File, file: &Path, target: &Path) -> Result<()> {
             .name()
             .map_err(|e| bad(format!("member {index}: {e}")))?
             .into_owned();
-        let Some(inside) = place_of(&name) else { continue };
+        let Some(inside) = what.place_of(&name) else {
+            continue;
+        };
         let path = target.join(&inside);
         let folder = path.parent().unwrap_or(target);
         std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
@@ -204,18 +268,40 @@ mod tests {
 
     #[test]
     fn programs_libraries_and_licences_are_unpacked() {
-        for (name, place) in [
-            ("mpich-5.0.2.data/data/bin/mpiexec", Some("bin/mpiexec")),
+        for (what, name, place) in [
             (
+                Package::Mpi,
+                "mpich-5.0.2.data/data/bin/mpiexec",
+                Some("bin/mpiexec"),
+            ),
+            (
+                Package::Mpi,
                 "mpich-5.0.2.data/data/lib/mpich/ucx/libuct.so.0",
                 Some("lib/mpich/ucx/libuct.so.0"),
             ),
-            ("mpich-5.0.2.dist-info/licenses/LICENSE", Some("licenses/LICENSE")),
-            ("mpich-5.0.2.data/data/include/mpi.h", None),
-            ("mpich-5.0.2.data/data/lib/../../../evil", None),
-            ("mpich-5.0.2.dist-info/RECORD", None),
+            (
+                Package::Mpi,
+                "mpich-5.0.2.dist-info/licenses/LICENSE",
+                Some("licenses/LICENSE"),
+            ),
+            (Package::Mpi, "mpich-5.0.2.data/data/include/mpi.h", None),
+            (Package::Mpi, "mpich-5.0.2.data/data/lib/../../../evil", None),
+            (Package::Mpi, "mpich-5.0.2.dist-info/RECORD", None),
+            (
+                Package::Nccl,
+                "nvidia/nccl/lib/libnccl.so.2",
+                Some("lib/libnccl.so.2"),
+            ),
+            (
+                Package::Nccl,
+                "nvidia_nccl_cu13-2.32.3.dist-info/licenses/License.txt",
+                Some("licenses/License.txt"),
+            ),
+            (Package::Nccl, "nvidia/nccl/lib/libnccl_device.bc", None),
+            (Package::Nccl, "nvidia/nccl/include/nccl.h", None),
+            (Package::Nccl, "nvidia/nccl/lib/libnccl.so/../../../../evil", None),
         ] {
-            assert_eq!(place_of(name), place.map(PathBuf::from), "{name}");
+            assert_eq!(what.place_of(name), place.map(PathBuf::from), "{name}");
         }
     }
 

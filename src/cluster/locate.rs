@@ -144,7 +144,7 @@ fn beside(bin: &Path) -> Vec<PathBuf> {
 }
 
 /// The absolute folders of a list as the loader has one.
-fn listed(list: Option<OsString>) -> Vec<PathBuf> {
+pub(super) fn listed(list: Option<OsString>) -> Vec<PathBuf> {
     let list = list.unwrap_or_default();
     std::env::split_paths(&list)
         .filter(|folder| folder.is_absolute())

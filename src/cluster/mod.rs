@@ -1,8 +1,8 @@
 //! The processes of a run on many cores and machines: who started them ([`launch`]), what connects them (`mpi`, by a library that is
-//! found and loaded at run time: `locate`, `abi`, [`install`]), and the one trait that everything else sees of it ([`Ranks`]).
-//! One process is the case of one rank, without a library.
+//! found and loaded at run time: `locate`, `abi`, [`install`]; `tcp` where a launcher brings no MPI), and the one trait that everything
+//! else sees of it ([`Ranks`]). One process is the case of one rank, without a library.
 //!
-//! NCCL belongs here beside `mpi`, as another implementation of [`Ranks`] whose sums of tensors stay on the GPU.
+//! `nccl` lays sums of tensors that stay on GPUs over either of the two.
 
 #[cfg(unix)]
 mod abi;
@@ -12,7 +12,12 @@ pub mod launch;
 mod locate;
 #[cfg(unix)]
 mod mpi;
+mod nccl;
+mod pending;
 mod ranks;
+mod rates;
+#[cfg(unix)]
+mod tcp;
 mod team;
 #[cfg(test)]
 pub(crate) mod threads;
@@ -25,11 +30,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use candle_core::Device;
 use serde::Serialize;
 
 pub use differentiable::{gather_with_gradient, sum_with_gradient};
 pub use launch::{Launch, Launcher};
+pub use nccl::NcclReport;
+pub use pending::PendingSum;
 pub use ranks::{OneRank, Ranks, Reduction};
+pub use rates::{ExchangeRate, exchange_rates};
 pub use team::OfRanks;
 
 use crate::device::peak_resident;
@@ -37,6 +46,8 @@ use crate::{Error, Result};
 
 /// The job that this process has joined. A process can join one: MPI cannot begin again once it has ended.
 static JOINED: OnceLock<Arc<dyn Ranks>> = OnceLock::new();
+/// The same job with GPUs that NCCL connects, where they are.
+static ON_DEVICE: OnceLock<Arc<dyn Ranks>> = OnceLock::new();
 /// Whether it has left it.
 static LEFT: AtomicBool = AtomicBool::new(false);
 /// How long the other ranks wait before they tell of an error: one that all have, the first rank tells alone. Open MPI takes two seconds to
@@ -58,30 +69,63 @@ pub fn join() -> Result<Arc<dyn Ranks>> {
     let Some(launch) = Launch::of_this_process()?.filter(|launch| launch.size > 1) else {
         return Ok(Arc::new(OneRank));
     };
-    if launch.launcher == Launcher::Torchrun {
-        let reason = format!(
-            "expected processes that MPI connects, found {} started by torchrun; start them with mpiexec or srun, or \
-             unset WORLD_SIZE",
-            launch.size
-        );
-        return Err(Error::input("WORLD_SIZE", reason));
-    }
-    let found = locate::locate(Some(&launch))?;
-    let ranks = start(&found.path, &launch)?;
+    let ranks = start(&launch)?;
     Ok(Arc::clone(JOINED.get_or_init(|| ranks)))
 }
 
+/// Connects this process with the others of `launch`: by the launcher's MPI, or by TCP where it brings none.
 #[cfg(unix)]
-fn start(library: &std::path::Path, launch: &Launch) -> Result<Arc<dyn Ranks>> {
-    let ranks = mpi::Mpi::start(library, launch)?;
+fn start(launch: &Launch) -> Result<Arc<dyn Ranks>> {
+    if launch.launcher == Launcher::Torchrun {
+        let ranks = tcp::Tcp::start(launch)?;
+        // Without torchrun somebody has set its variables by hand, and may have gone since.
+        if std::env::var_os(tcp::RUN_ID).is_some() {
+            watch::end_with_the_launcher();
+        }
+        return Ok(Arc::new(ranks));
+    }
+    let ranks = mpi::Mpi::start(&locate::locate(Some(launch))?.path, launch)?;
     watch::end_with_the_launcher();
     Ok(Arc::new(ranks))
 }
 
 #[cfg(not(unix))]
-fn start(library: &std::path::Path, _: &Launch) -> Result<Arc<dyn Ranks>> {
+fn start(launch: &Launch) -> Result<Arc<dyn Ranks>> {
     let reason = "runs of many processes are for Linux and macOS in this version";
-    Err(Error::failed(library.display().to_string(), reason))
+    Err(Error::failed(launch.launcher.to_string(), reason))
+}
+
+/// `ranks` with sums of tensors that stay on `device`, where that is a GPU and all have NCCL. All ranks of a job of many call it; one of
+/// its own stays as it is.
+///
+/// # Errors
+/// A library that is named and cannot be used, ranks that cannot reach each other, what NCCL has against connecting them.
+pub fn on_device(ranks: Arc<dyn Ranks>, device: &Device) -> Result<Arc<dyn Ranks>> {
+    match ranks.is_one() {
+        true => Ok(ranks),
+        false => connect_devices(ranks, device),
+    }
+}
+
+/// As [`on_device`], also for one rank: to see that NCCL works here.
+///
+/// # Errors
+/// As there.
+pub fn connect_devices(ranks: Arc<dyn Ranks>, device: &Device) -> Result<Arc<dyn Ranks>> {
+    if let Some(connected) = ON_DEVICE.get() {
+        // All ranks have them from the same call.
+        return Ok(Arc::clone(connected));
+    }
+    let connected = nccl::on_device(Arc::clone(&ranks), device)?;
+    if connected.sums_on(device) {
+        return Ok(Arc::clone(ON_DEVICE.get_or_init(|| connected)));
+    }
+    Ok(connected)
+}
+
+/// The job that this process has joined, by all that connects it.
+fn joined() -> Option<&'static Arc<dyn Ranks>> {
+    ON_DEVICE.get().or_else(|| JOINED.get())
 }
 
 /// Takes leave of the job that this process has joined, if any, once all ranks do.
@@ -89,7 +133,7 @@ fn start(library: &std::path::Path, _: &Launch) -> Result<Arc<dyn Ranks>> {
 /// # Errors
 /// Ranks that cannot reach each other.
 pub fn leave() -> Result<()> {
-    match JOINED.get() {
+    match joined() {
         Some(ranks) if !LEFT.swap(true, Ordering::Relaxed) => ranks.finish(),
         _ => Ok(()),
     }
@@ -98,7 +142,7 @@ pub fn leave() -> Result<()> {
 /// Ends all processes of the job that this one has joined, with exit code `code`; does nothing where it has joined none. The others
 /// would wait for this one for ever.
 pub fn end(code: u8) {
-    if let Some(ranks) = JOINED.get()
+    if let Some(ranks) = joined()
         && !LEFT.load(Ordering::Relaxed)
     {
         ranks.abort(code);

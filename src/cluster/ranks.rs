@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 
+use super::PendingSum;
 use crate::{Error, Result};
 
 /// How values of all ranks become one.
@@ -116,6 +117,21 @@ pub trait Ranks: Send + Sync {
             }
             other => candle_core::bail!("ranks: expected f32 or f64 to reduce, found {other:?}"),
         }
+    }
+
+    /// Whether sums of tensors of `device` never leave it; else they go by way of the host's memory.
+    fn sums_on(&self, device: &Device) -> bool {
+        let _ = device;
+        false
+    }
+
+    /// Begins to sum every rank's `values`, f32, contiguous and in memory that no other tensor has: where [`Ranks::sums_on`] their device
+    /// also bf16, in their place and beside what the device is asked for meanwhile.
+    ///
+    /// # Errors
+    /// As [`Ranks::sum`].
+    fn sum_aside(&self, values: Tensor) -> candle_core::Result<PendingSum> {
+        self.sum(&values).map(PendingSum::here)
     }
 
     /// The rows of every rank's `rows` [n, D], f32, in rank order: [sum of n, D]. D is the same on all, n need not be.

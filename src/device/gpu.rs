@@ -45,7 +45,8 @@ fn open_anew(number: usize) -> candle_core::Result<Device> {
     let device = Device::new_cuda_with_stream(number)?;
     if let Device::Cuda(gpu) = &device {
         // SAFETY: tensors of this device are used on its one stream alone, which keeps the order of allocations, kernels, copies
-        // and releases; events between streams would only cost time.
+        // and releases; events between streams would only cost time. Sums of gradients over ranks are made on another one, which
+        // has events of its own (`cluster/nccl/on_gpu.rs`).
         #[allow(unsafe_code)]
         unsafe {
             gpu.disable_event_tracking();

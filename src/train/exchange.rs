@@ -1,16 +1,16 @@
 //! What a step sends to the other ranks: the terms of its loss, which weights have a gradient, and the gradients. (Targets send their
 //! sums themselves: `losses/targets.rs`.) Gradients are sent after the backward pass, or those that it has first while it goes on, in
-//! the numbers that the settings say (`wire`). All ranks get the same and so decide alike: about a loss that is not finite, about the
+//! the numbers that the settings say (`wire`), and stay on GPUs where what connects the ranks does so. All ranks get the same and so decide alike: about a loss that is not finite, about the
 //! norm that gradients are clipped by, about a weight that no image of the step has moved.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::mpsc::Receiver;
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, TensorId, Var};
 
 use super::wire;
-use crate::cluster::Ranks;
+use crate::cluster::{PendingSum, Ranks};
 use crate::device::Dtype;
 use crate::{Error, Result};
 
@@ -18,6 +18,9 @@ use crate::{Error, Result};
 const BUCKET: usize = 25 << 18;
 /// As many where buckets are sent while the backward pass goes on, 4 MiB: the first is to leave early, and the last one is waited for.
 const EARLY_BUCKET: usize = 1 << 20;
+
+/// Buckets on a device that are on their way at once: while one is summed the next one is made.
+const ON_THEIR_WAY: usize = 2;
 
 /// Terms of a loss by name, weighted, and what of the step's images they are of.
 #[derive(Debug, Default)]
@@ -98,6 +101,12 @@ pub(super) fn average(
     weights: &[&Var],
     gradients: &mut GradStore,
 ) -> Result<()> {
+    if weights
+        .first()
+        .is_some_and(|weight| ranks.sums_on(weight.device()))
+    {
+        return average_on_device(ranks, wire, weights, gradients);
+    }
     let mut bucket = Vec::new();
     let mut in_bucket: Vec<&Var> = Vec::new();
     for (place, &weight) in weights.iter().enumerate() {
@@ -118,6 +127,56 @@ pub(super) fn average(
         }
     }
     Ok(())
+}
+
+/// [`average`] without the host's memory: buckets are made, summed and taken apart on the device, in the order of `weights`.
+fn average_on_device(
+    ranks: &dyn Ranks,
+    wire: Dtype,
+    weights: &[&Var],
+    gradients: &mut GradStore,
+) -> Result<()> {
+    let scale = 1. / ranks.size() as f64;
+    let mut coming: VecDeque<(&[&Var], PendingSum)> = VecDeque::new();
+    let mut rest = weights;
+    while !rest.is_empty() || !coming.is_empty() {
+        let (bucket, after) = rest.split_at(first_bucket(rest, BUCKET, |weight| weight.elem_count()));
+        if !bucket.is_empty() {
+            let values = on_device(bucket, wire.dtype(), gradients)?;
+            coming.push_back((bucket, ranks.sum_aside(values)?));
+        }
+        rest = after;
+        if coming.len() < ON_THEIR_WAY && !rest.is_empty() {
+            continue;
+        }
+        if let Some((bucket, sum)) = coming.pop_front() {
+            let mean = (sum.wait()?.to_dtype(DType::F32)? * scale)?;
+            let mut start = 0;
+            for weight in bucket {
+                let own = mean.narrow(0, start, weight.elem_count())?;
+                // In memory of its own, which kernels find aligned, and the bucket's is given back.
+                gradients.insert(weight, own.force_contiguous()?.reshape(weight.shape())?);
+                start += weight.elem_count();
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The gradients of `bucket`, which leave `gradients`, one behind the other in `dtype` and in memory of their own; zeros where there is
+/// none.
+fn on_device(bucket: &[&Var], dtype: DType, gradients: &mut GradStore) -> Result<Tensor> {
+    let part = |weight: &&Var| match gradients.remove(weight) {
+        Some(gradient) => gradient.detach().flatten_all()?.to_dtype(dtype),
+        None => Tensor::zeros(weight.elem_count(), dtype, weight.device()),
+    };
+    let parts: Vec<Tensor> = bucket.iter().map(part).collect::<candle_core::Result<_>>()?;
+    let values = match parts.as_slice() {
+        // It would be the gradient itself, whose memory another may share.
+        [alone] => alone.force_contiguous()?,
+        _ => Tensor::cat(&parts, 0)?,
+    };
+    Ok(values)
 }
 
 /// Takes `bucket` apart into gradients of `weights`, each value times `scale`.
@@ -155,7 +214,7 @@ pub(super) fn average_early(
     let mut averaged = Vec::with_capacity(weights.len());
     let mut rest = weights;
     while !rest.is_empty() {
-        let (bucket, after) = rest.split_at(first_bucket(rest));
+        let (bucket, after) = rest.split_at(first_bucket(rest, EARLY_BUCKET, Tensor::elem_count));
         while !bucket.iter().all(|weight| here.contains_key(&weight.id())) {
             let Ok((weight, gradient)) = coming.recv() else {
                 break;
@@ -192,12 +251,12 @@ pub(super) fn average_early(
     Ok(averaged)
 }
 
-/// How many of `weights` go into the next bucket, at least one.
-fn first_bucket(weights: &[Tensor]) -> usize {
+/// How many of `weights` go into the next bucket, which is full with so many values: at least one where there are any.
+fn first_bucket<W>(weights: &[W], full: usize, count_of: impl Fn(&W) -> usize) -> usize {
     let mut count = 0;
     let full = weights.iter().position(|weight| {
-        count += weight.elem_count();
-        count >= EARLY_BUCKET
+        count += count_of(weight);
+        count >= full
     });
     full.map_or(weights.len(), |last| last + 1)
 }
@@ -226,9 +285,132 @@ mod steps;
 mod tests {
     use candle_core::Device;
 
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
+    use crate::cluster::Reduction;
     use crate::cluster::threads::{Network, on_ranks};
     use crate::train::testing::values;
+
+    /// Ranks that say of the processor what others say of their GPUs, and count what they sum there.
+    struct OnDevice {
+        ranks: Arc<dyn Ranks>,
+        summed: AtomicUsize,
+        /// What makes a sum that has not been waited for show.
+        dtype: DType,
+    }
+
+    impl Ranks for OnDevice {
+        fn rank(&self) -> usize {
+            self.ranks.rank()
+        }
+
+        fn size(&self) -> usize {
+            self.ranks.size()
+        }
+
+        fn reduce_f32(&self, _: &mut [f32], _: Reduction) -> Result<()> {
+            Err(Error::failed("test", "by way of the host"))
+        }
+
+        fn reduce_f64(&self, _: &mut [f64], _: Reduction) -> Result<()> {
+            Err(Error::failed("test", "by way of the host"))
+        }
+
+        fn gather_bytes(&self, _: &[u8]) -> Result<Vec<Vec<u8>>> {
+            Err(Error::failed("test", "by way of the host"))
+        }
+
+        fn trade(&self, _: &[u8]) -> Result<Vec<u8>> {
+            Err(Error::failed("test", "by way of the host"))
+        }
+
+        fn broadcast(&self, _: &mut Vec<u8>, _: usize) -> Result<()> {
+            Err(Error::failed("test", "by way of the host"))
+        }
+
+        fn barrier(&self) -> Result<()> {
+            self.ranks.barrier()
+        }
+
+        fn finish(&self) -> Result<()> {
+            self.ranks.finish()
+        }
+
+        fn abort(&self, code: u8) {
+            self.ranks.abort(code);
+        }
+
+        fn library(&self) -> String {
+            self.ranks.library()
+        }
+
+        fn sums_on(&self, device: &Device) -> bool {
+            device.is_cpu()
+        }
+
+        fn sum_aside(&self, values: Tensor) -> candle_core::Result<PendingSum> {
+            assert_eq!(values.dtype(), self.dtype);
+            assert!(values.is_contiguous());
+            self.summed.fetch_add(1, Ordering::SeqCst);
+            let sum = self
+                .ranks
+                .sum(&values.to_dtype(DType::F32)?)?
+                .to_dtype(self.dtype)?;
+            // In the memory of the values, as NCCL does, and no sooner than it is waited for.
+            let place = values.clone();
+            let arrive = move || place.slice_set(&sum, 0, 0);
+            Ok(PendingSum::on_its_way(values, Box::new(arrive)))
+        }
+    }
+
+    #[test]
+    fn gradients_on_a_device_are_averaged_there_bucket_by_bucket() {
+        for (wire, dtype) in [(Dtype::F32, DType::F32), (Dtype::Bf16, DType::BF16)] {
+            let found = on_ranks(3, Network::default(), |ranks| {
+                let ranks = OnDevice {
+                    ranks,
+                    summed: AtomicUsize::new(0),
+                    dtype,
+                };
+                let var = |shape: &[usize]| Var::zeros(shape, DType::F32, &Device::Cpu).unwrap();
+                // Two in a bucket that they fill, one that fills one alone, two in the last; one is without gradient but on a rank.
+                let shapes = [&[2, 3][..], &[BUCKET], &[BUCKET + 1], &[4], &[2, 2]];
+                let vars = shapes.map(var);
+                let own = ranks.rank() as f64 + 1.;
+                let mut loss = Tensor::zeros((), DType::F32, &Device::Cpu).unwrap();
+                for (place, var) in vars.iter().enumerate() {
+                    if place == 3 && ranks.rank() != 1 {
+                        continue;
+                    }
+                    let term = (var.as_tensor() * (own * (place + 1) as f64)).unwrap();
+                    loss = (loss + term.sum_all().unwrap()).unwrap();
+                }
+                let mut gradients = loss.backward().unwrap();
+                let weights: Vec<&Var> = vars.iter().collect();
+                average(&ranks, wire, &weights, &mut gradients).unwrap();
+                let first_and_shape = |(var, shape): (&Var, &[usize])| {
+                    let gradient = gradients.get(var).unwrap();
+                    assert_eq!(gradient.dims(), shape);
+                    assert!(gradient.is_contiguous() && gradient.layout().start_offset() == 0);
+                    let values = values(gradient);
+                    assert!(values.iter().all(|value| *value == values[0]));
+                    values[0]
+                };
+                let firsts: Vec<f64> = vars.iter().zip(shapes).map(first_and_shape).collect();
+                (firsts, ranks.summed.into_inner())
+            });
+            for (firsts, summed) in found {
+                let expected = [2., 4., 6., 8. / 3., 10.];
+                let tolerance = if dtype == DType::BF16 { 0.02 } else { 1e-6 };
+                for (found, expected) in firsts.iter().zip(expected) {
+                    assert!((found - expected).abs() <= tolerance, "{firsts:?}");
+                }
+                assert_eq!(summed, 3);
+            }
+        }
+    }
 
     #[test]
     fn gradients_are_averaged_and_zero_where_there_are_none() {

@@ -132,6 +132,7 @@ fn commands() -> Vec<(String, Option<i32>)> {
         ("bench extract --model m.onnx --data photos --images 4".to_owned(), Some(0)),
         ("bench ops --device cuda".to_owned(), None),
         ("bench products --device cuda".to_owned(), None),
+        ("bench exchange --megabytes 1".to_owned(), Some(0)),
         ("demo --steps 1 --out demo".to_owned(), Some(0)),
         ("runtime install --wheel none.whl".to_owned(), Some(2)),
         ("completions bash".to_owned(), Some(0)),

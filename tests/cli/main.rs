@@ -34,6 +34,8 @@ mod robustness;
 mod serve;
 mod sources;
 mod suite;
+#[cfg(unix)]
+mod torchrun;
 mod train;
 mod tune;
 mod video;

@@ -17,7 +17,7 @@ const SMALL: &str = "--seed 3 --threads 1 --knn-data sample:test --knn-every 4 -
      --set loss.head.prototypes=64 --set loss.hog_hidden=16 --set backbone.drop_path_rate=0.0 --set loss.koleo_weight=0.0 \
      --set monitor.log_every=1 --set checkpoints.every=3 --set data.loader.workers=1";
 /// How soon a job ends once one of its processes has.
-const SOON: Duration = Duration::from_secs(5);
+pub(super) const SOON: Duration = Duration::from_secs(5);
 /// Kills of ranks, and as many of launchers.
 const KILLS: usize = 10;
 
@@ -48,14 +48,14 @@ fn succeeds(ranks: usize, arguments: &str) {
     assert!(output.status.success(), "{ranks} ranks, {arguments}: {said}");
 }
 
-fn train(folder: &Path, steps: u64) -> String {
+pub(super) fn train(folder: &Path, steps: u64) -> String {
     format!(
         "train --data sample:train --out {} {SMALL} --set steps={steps}",
         folder.display()
     )
 }
 
-fn losses(folder: &Path) -> Vec<f64> {
+pub(super) fn losses(folder: &Path) -> Vec<f64> {
     let text = std::fs::read_to_string(folder.join("metrics.jsonl")).expect("metrics");
     let loss = |line: &str| {
         let line: serde_json::Value = serde_json::from_str(line).expect("JSON");
@@ -64,7 +64,7 @@ fn losses(folder: &Path) -> Vec<f64> {
     text.lines().map(loss).collect()
 }
 
-fn assert_close(what: &str, found: &[f64], expected: &[f64]) {
+pub(super) fn assert_close(what: &str, found: &[f64], expected: &[f64]) {
     assert_eq!(found.len(), expected.len(), "{what}");
     for (step, (a, b)) in found.iter().zip(expected).enumerate() {
         // Sums in f32 in another order.
@@ -76,7 +76,7 @@ fn assert_close(what: &str, found: &[f64], expected: &[f64]) {
     }
 }
 
-fn state(folder: &Path) -> Vec<u8> {
+pub(super) fn state(folder: &Path) -> Vec<u8> {
     std::fs::read(folder.join("checkpoints/last/state.safetensors")).expect("a checkpoint")
 }
 
@@ -361,7 +361,7 @@ fn last_step(folder: &Path) -> u64 {
 }
 
 /// Waits for a checkpoint of a step after `before`.
-fn until_checkpoint(folder: &Path, job: &mut Child, before: u64) {
+pub(super) fn until_checkpoint(folder: &Path, job: &mut Child, before: u64) {
     let start = Instant::now();
     while last_step(folder) <= before {
         assert!(
@@ -393,7 +393,7 @@ fn ranks_of(folder: &Path) -> Vec<u32> {
     ranks
 }
 
-fn signal(signal: &str, process: u32) {
+pub(super) fn signal(signal: &str, process: u32) {
     let done = Command::new("/bin/kill")
         .args([signal, &process.to_string()])
         .status();

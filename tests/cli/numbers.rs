@@ -217,6 +217,7 @@ fn too_many_threads_are_refused_by_every_verb() {
         "bench extract --model pixels --data images",
         "bench ops",
         "bench products",
+        "bench exchange",
     ] {
         let run = w.macula(&format!("{verb} --threads 3000"));
         let last = run.stderr.lines().last().unwrap_or_default();

@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::MACHINE;
 use crate::cluster;
-use crate::device::Device;
+use crate::device::{CUDA_TRAINER, Device};
 use crate::runtime::{Flavor, RuntimeOptions};
 use crate::{Error, Result};
 
@@ -77,6 +77,14 @@ impl ThreadArgs {
 }
 
 impl RunArgs {
+    /// Where to compute: each process of a job on a GPU of its own, unless a number is given.
+    pub fn device_of_process(&self) -> Device {
+        match (self.device, cluster::gpu()) {
+            (Device::Auto | Device::Cuda(0), Some(number)) if CUDA_TRAINER => Device::Cuda(number),
+            (device, _) => device,
+        }
+    }
+
     /// The ONNX Runtime library as the flags name it.
     pub fn runtime(&self) -> RuntimeOptions {
         RuntimeOptions {

@@ -1,5 +1,6 @@
 //! `macula bench`: how fast this machine is at macula's work, one file a subcommand.
 
+mod exchange;
 mod extract;
 mod ops;
 mod products;
@@ -31,6 +32,8 @@ enum What {
     Ops(ops::OpsBenchArgs),
     /// Rates of the matrix products of training steps, by shape.
     Products(products::ProductsBenchArgs),
+    /// Rates of the sums over processes that training on many of them needs, and whether they are right.
+    Exchange(exchange::ExchangeBenchArgs),
 }
 
 impl BenchArgs {
@@ -41,6 +44,7 @@ impl BenchArgs {
             What::Extract(args) => args.run(),
             What::Ops(args) => args.run(),
             What::Products(args) => args.run(),
+            What::Exchange(args) => args.run(),
         }
     }
 }

@@ -20,7 +20,7 @@ pub use distill::{DistillConfig, IbotTokens, OnnxOutput, TeacherOffer, Term};
 pub use loss::{HeadConfig, InfoNceConfig, LossConfig};
 pub use optimizer::{LearningRateScaling, OptimizerConfig, OptimizerKind};
 pub use patch_anchor::{AnchorNetwork, PatchAnchorConfig};
-pub use ranks::RanksConfig;
+pub use ranks::{DeviceExchange, RanksConfig};
 pub use schedules::{Schedules, StepValues};
 pub use teacher::{Centering, TeacherConfig};
 

@@ -13,11 +13,28 @@ pub struct RanksConfig {
     /// What gradients are sent in: f32, or bf16, which is half the bytes and rounds each value to 8 bits where it leaves its rank and
     /// once more where the sum does; sums are of f32 either way. Default f32.
     pub wire: Dtype,
+    /// How tensors of GPUs are summed over ranks: auto, by NCCL where all ranks have it and else by way of the host's memory; or host,
+    /// by way of the host's memory wherever they are. Default auto.
+    pub device_exchange: DeviceExchange,
+}
+
+/// How tensors of GPUs are summed over ranks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeviceExchange {
+    /// By NCCL where all ranks have it, else by way of the host's memory.
+    #[default]
+    Auto,
+    /// By way of the host's memory.
+    Host,
 }
 
 impl Default for RanksConfig {
     fn default() -> Self {
-        Self { wire: Dtype::F32 }
+        Self {
+            wire: Dtype::F32,
+            device_exchange: DeviceExchange::Auto,
+        }
     }
 }
 
@@ -78,6 +95,8 @@ mod tests {
         let written = |settings: &[&str]| toml::to_string(&config("dino", settings)).unwrap();
         assert!(!written(&[]).contains("ranks"));
         assert!(written(&["ranks.wire=bf16"]).contains("[ranks]\nwire = \"bf16\""));
+        let host = written(&["ranks.device_exchange=host"]);
+        assert!(host.contains("device_exchange = \"host\""), "{host}");
         let mut wrong = config("dino", &[]);
         wrong.ranks.wire = crate::device::Dtype::F16;
         let message = wrong.validate().unwrap_err().to_string();
