@@ -12,8 +12,9 @@ use std::ptr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::abi::{Api, SUCCESS};
-use super::launch::Launch;
+use super::launch::{Launch, Launcher};
 use super::ranks::{Ranks, Reduction};
+use super::tcp::{self, Lifelines};
 use crate::{Error, Result};
 
 /// The most elements that one call reduces, and bytes that it gathers of each rank: a count is an `int`, and libraries set memory
@@ -29,6 +30,8 @@ pub(super) struct Mpi {
     /// Whether MPI was started here: another library of the process may have done so, and ends it then.
     own: bool,
     calls: Mutex<()>,
+    /// How it finds out that another has gone, where the launcher does not end all then.
+    lifelines: Option<Lifelines>,
 }
 
 impl Mpi {
@@ -46,6 +49,7 @@ impl Mpi {
             size: 1,
             own: false,
             calls: Mutex::new(()),
+            lifelines: None,
         };
         // Some libraries end the process with words of their own when another's launcher has started it.
         if let Some(reason) = launch.other_library(&mpi.api.version()) {
@@ -67,10 +71,13 @@ impl Mpi {
         }
         let number = |found: c_int| usize::try_from(found).unwrap_or(0);
         (mpi.rank, mpi.size) = (number(rank), number(size));
-        match launch.refusal(mpi.rank, mpi.size) {
-            None => Ok(mpi),
-            Some(reason) => Err(Error::failed(mpi.library(), reason)),
+        if let Some(reason) = launch.refusal(mpi.rank, mpi.size) {
+            return Err(Error::failed(mpi.library(), reason));
         }
+        if launch.launcher == Launcher::Slurm {
+            mpi.lifelines = tcp::guard(&mpi)?;
+        }
+        Ok(mpi)
     }
 
     /// Starts MPI, unless another library of this process has.
@@ -264,10 +271,13 @@ impl Ranks for Mpi {
     }
 
     fn finish(&self) -> Result<()> {
+        if self.own {
+            self.barrier()?;
+        }
+        self.lifelines.iter().for_each(Lifelines::leave);
         if !self.own {
             return Ok(());
         }
-        self.barrier()?;
         let _alone = self.alone();
         // SAFETY: every rank has arrived, nothing is on its way, and no call follows.
         let done = unsafe { (self.api.finalize)() };
@@ -275,6 +285,7 @@ impl Ranks for Mpi {
     }
 
     fn abort(&self, code: u8) {
+        self.lifelines.iter().for_each(|lines| lines.tell_end(code));
         // Not under the lock: another thread may be waiting in a call that never ends.
         //
         // SAFETY: MPI runs; ending the job is allowed while calls are being made, and does not come back.

@@ -36,7 +36,7 @@ pub(super) enum End {
 pub(super) type OnEnd = Arc<dyn Fn(End) + Send + Sync>;
 
 /// The lifelines of this rank: of rank 0 to each of the others, of these to rank 0.
-pub(super) struct Lifelines {
+pub(in crate::cluster) struct Lifelines {
     lines: Arc<Vec<Line>>,
     /// Whether this rank has taken leave, or knows that the job has ended.
     left: Arc<AtomicBool>,
@@ -99,16 +99,21 @@ impl Lifelines {
     }
 
     /// Tells all that this rank takes leave, which all have agreed on.
-    pub(super) fn leave(&self) {
+    pub(in crate::cluster) fn leave(&self) {
         self.left.store(true, Ordering::SeqCst);
         self.lines.iter().for_each(|line| line.tell(&[DONE]));
     }
 
     /// Ends the job, this rank included.
     pub(super) fn end(&self, code: u8) {
+        self.tell_end(code);
+        (self.on_end)(End::Told(code));
+    }
+
+    /// Tells the others that the job ends, each of which does, and leaves this rank to its own end.
+    pub(in crate::cluster) fn tell_end(&self, code: u8) {
         self.left.store(true, Ordering::SeqCst);
         self.lines.iter().for_each(|line| line.tell(&[ENDED, code]));
-        (self.on_end)(End::Told(code));
     }
 }
 

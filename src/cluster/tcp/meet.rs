@@ -128,6 +128,16 @@ impl Place {
         Err(Error::failed(format!("listening on {self}"), reason))
     }
 
+    /// Listens on any free port of this machine, by whatever name it is reached: the listener, and the place with that port.
+    pub(super) fn listen_anywhere(mut self) -> Result<(TcpListener, Self)> {
+        let listener = self.listen()?;
+        let address = listener
+            .local_addr()
+            .map_err(|error| Error::failed("listening", error.to_string()))?;
+        self.port = address.port();
+        Ok((listener, self))
+    }
+
     fn unknown(&self, error: &io::Error) -> Error {
         let reason = format!("expected the machine of rank 0, found `{}` ({error})", self.host);
         Error::input("MASTER_ADDR", reason)
@@ -282,7 +292,13 @@ pub(super) fn wait_for_all(member: &Member, place: &Place, patience: Duration) -
     gather(member, place, &listener, patience)
 }
 
-fn gather(member: &Member, place: &Place, listener: &TcpListener, patience: Duration) -> Result<Vec<Peer>> {
+/// As [`wait_for_all`], where `listener` listens at `place`.
+pub(super) fn gather(
+    member: &Member,
+    place: &Place,
+    listener: &TcpListener,
+    patience: Duration,
+) -> Result<Vec<Peer>> {
     let deadline = Instant::now() + patience;
     let mut arriving: Vec<Arriving> = (1..member.size).map(|_| Arriving::default()).collect();
     let done = accept_all(member, place, listener, deadline, &mut arriving);

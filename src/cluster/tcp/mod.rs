@@ -2,9 +2,11 @@
 //! together what all ranks bring to a call, in rank order, and answers each: the same bytes on every rank and in every run. What rank 0
 //! receives and sends grows with the number of ranks, so that MPI is the better choice for many of them without GPUs.
 //!
-//! `meet` is how ranks find each other, `frame` what they send, `lifeline` how they find out that one has gone.
+//! `meet` is how ranks find each other, `frame` what they send, `lifeline` how they find out that one has gone. The last is of use to
+//! ranks that MPI connects, too (`guard`).
 
 mod frame;
+mod guard;
 mod lifeline;
 mod meet;
 
@@ -15,7 +17,9 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use self::frame::{Call, Trouble};
-use self::lifeline::{End, Lifelines, OnEnd};
+pub(super) use self::guard::guard;
+pub(super) use self::lifeline::Lifelines;
+use self::lifeline::{End, OnEnd};
 use self::meet::{Member, Place};
 use super::launch::Launch;
 use super::ranks::{Ranks, Reduction};
