@@ -27,7 +27,7 @@ struct Variables {
 }
 
 /// The order matters: `mpiexec` runs below `srun`, and then it is what connects the processes. `SLURM_NTASKS` is set in a batch
-/// script too, outside of every `srun`; the step's own number of tasks is not.
+/// script too, outside of every `srun`; the step's own number of tasks is not. `srun --mpi=pmi2` sets the first two of Hydra's as well.
 const LAUNCHERS: [Variables; 4] = [
     Variables {
         launcher: Launcher::OpenMpi,
@@ -89,6 +89,9 @@ impl Launch {
             let Some(size) = number(names.size, &variable)? else {
                 continue;
             };
+            if names.launcher == Launcher::Hydra && is_of_slurm(&variable) {
+                continue;
+            }
             let Some(rank) = number(names.rank, &variable)? else {
                 let reason = format!("expected it beside {}={size}, found none", names.size);
                 return Err(Error::input(names.rank, reason));
@@ -142,6 +145,15 @@ impl Launch {
             )
         })
     }
+}
+
+/// Whether Hydra's variables are those that Slurm sets for libraries which know Hydra's: with the numbers of its own, and without what
+/// says which process of its machine this is.
+fn is_of_slurm(variable: &impl Fn(&str) -> Option<String>) -> bool {
+    let same = |one: &str, other: &str| variable(one).is_some() && variable(one) == variable(other);
+    same("PMI_RANK", "SLURM_PROCID")
+        && same("PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+        && variable("MPI_LOCALRANKID").is_none()
 }
 
 /// What to do where a library and a launcher do not belong together.
@@ -216,6 +228,29 @@ mod tests {
                 ],
                 Launcher::Slurm,
                 Some(2),
+            ),
+            (
+                &[
+                    ("PMI_RANK", "3"),
+                    ("PMI_SIZE", "4"),
+                    ("SLURM_PROCID", "3"),
+                    ("SLURM_STEP_NUM_TASKS", "4"),
+                    ("SLURM_LOCALID", "1"),
+                    ("SLURM_STEP_TASKS_PER_NODE", "2(x2)"),
+                ],
+                Launcher::Slurm,
+                Some(2),
+            ),
+            (
+                &[
+                    ("PMI_RANK", "3"),
+                    ("PMI_SIZE", "4"),
+                    ("MPI_LOCALRANKID", "1"),
+                    ("SLURM_PROCID", "3"),
+                    ("SLURM_STEP_NUM_TASKS", "4"),
+                ],
+                Launcher::Hydra,
+                None,
             ),
             (
                 &[("RANK", "3"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "1")],
