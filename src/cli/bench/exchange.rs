@@ -11,11 +11,11 @@ use crate::{Error, Result};
 /// Values of a mebibyte.
 const VALUES: usize = 1 << 18;
 
-/// Arguments of `macula bench exchange`.
+/// Arguments of `macula bench exchange`, which a launcher starts as often as there are to be processes.
 #[derive(Debug, Args)]
 #[command(next_help_heading = MODEL, after_help = examples(&[
-    "mpiexec -n 4 macula bench exchange",
-    "torchrun --nproc-per-node 8 --no-python macula bench exchange --device cuda",
+    "macula bench exchange",
+    "macula bench exchange --device cuda --megabytes 100",
 ]))]
 pub struct ExchangeBenchArgs {
     /// Mebibytes of f32 that every process brings to a sum, 1 to 4096; gradients are sent in parts of 25

@@ -231,8 +231,10 @@ impl fmt::Display for NcclReport {
             (Some(library), Some(origin), Some(version), _) => {
                 line(&format!("{version}, {} ({origin})", library.display()))
             }
-            // Of use to a build with CUDA alone.
-            (.., Some(problem)) if CUDA_TRAINER => line(&format!("none; {problem}")),
+            // Of use to a build with CUDA, and to who has named one.
+            (.., Some(problem)) if CUDA_TRAINER || problem.starts_with(locate::VARIABLE) => {
+                line(&format!("none; {problem}"))
+            }
             _ => Ok(()),
         }
     }
