@@ -6,17 +6,19 @@ use candle_core::Tensor;
 use candle_core::backprop::GradStore;
 use macula_models::weights::Tensors;
 
-use super::{AdamW, AdamWOptions, Average, Lora, LoraOptions, Moments, Parameter, Rates, Sgd};
+use super::{AdamW, AdamWOptions, Average, Lora, LoraOptions, Moments, Parameter, Rates, Sgd, missing};
 use crate::train::config::{OptimizerConfig, OptimizerKind};
 use crate::train::ema::{NamedVars, update_teacher};
 use crate::train::kernels::Clipping;
-use crate::{Error, Result};
+use crate::Result;
 
 /// Prefixes of the names of state tensors.
 const FIRST: &str = "first.";
 const SECOND: &str = "second.";
 const VELOCITY: &str = "velocity.";
 const LORA: &str = "lora.";
+/// What errors call the number of a parameter's steps.
+const STEPS: &str = "steps.";
 
 /// What moves the weights.
 #[derive(Debug)]
@@ -169,14 +171,15 @@ impl OptimizerState {
         let mut second = self.named(SECOND);
         let mut moments = BTreeMap::new();
         for (name, first) in self.named(FIRST) {
-            let missing = |what: &str| {
-                let what = format!("optimizer state {what}{name}");
-                Error::input(what, "expected it in the checkpoint, found none")
-            };
             let entry = Moments {
                 first,
-                second: second.remove(&name).ok_or_else(|| missing(SECOND))?,
-                steps: *self.steps.get(&name).ok_or_else(|| missing("steps."))?,
+                second: second
+                    .remove(&name)
+                    .ok_or_else(|| missing(&format!("{SECOND}{name}")))?,
+                steps: *self
+                    .steps
+                    .get(&name)
+                    .ok_or_else(|| missing(&format!("{STEPS}{name}")))?,
             };
             moments.insert(name, entry);
         }

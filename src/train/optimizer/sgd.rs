@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, Var};
 
-use super::{Parameter, Rates, check, check_state_names, copied};
+use super::{Parameter, Rates, check, check_state_names, copied, found};
 use crate::train::kernels::{SgdFactors, kernels};
 use crate::{Error, Result};
 
@@ -60,10 +60,10 @@ impl Sgd {
     /// # Errors
     /// Names that are not exactly the parameters', tensors of another shape or type. Nothing is changed then.
     pub fn load_state(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
-        check_state_names(state.keys(), self.velocities.keys())?;
+        check_state_names(state.keys(), &self.parameters)?;
         let mut loaded = BTreeMap::new();
-        for ((name, own), saved) in self.velocities.iter().zip(state.values()) {
-            let copy = copied(name, saved, own)?;
+        for (name, own) in &self.velocities {
+            let copy = copied(name, found(state, name)?, own)?;
             loaded.insert(name.clone(), Var::from_tensor(&copy)?);
         }
         self.velocities = loaded;
