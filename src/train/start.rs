@@ -2,6 +2,7 @@
 //! family (new heads).
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::Device;
 use macula_models::vit::{VitConfig, interpolate_table};
@@ -11,6 +12,7 @@ use super::checkpoint::{BestReadings, Checkpoints, Saved};
 use super::config::{BackboneConfig, TrainConfig};
 use super::network::{MASK_TOKEN, NetworkConfig};
 use super::trainer::Trainer;
+use crate::cluster::Ranks;
 use crate::{Error, Result};
 
 const POSITION_TABLE: &str = "backbone.pos_embed";
@@ -98,24 +100,28 @@ fn check_trainable(vit: &VitConfig, channels: usize) -> Result<()> {
     Err(Error::setting("from", reason))
 }
 
-/// The trainer of the run's last checkpoint, and the best readings so far; a run that had not reached a checkpoint
+/// The trainer of the run's last checkpoint as one of `ranks`, and the best readings so far; a run that had not reached a checkpoint
 /// begins anew.
 ///
 /// # Errors
-/// Checkpoints that cannot be read, or do not fit the configuration.
+/// Checkpoints that cannot be read, or do not fit the configuration; as [`Trainer::share_with`].
 pub fn restored(
     config: &TrainConfig,
     checkpoints: &Checkpoints,
     device: &Device,
+    ranks: &Arc<dyn Ranks>,
 ) -> Result<(Trainer, BestReadings)> {
     match checkpoints.load_last()? {
         None => {
             tracing::info!("no checkpoint yet: starting from step 0");
-            Ok((trainer(config, &Start::Fresh, device)?, BestReadings::default()))
+            let mut trainer = trainer(config, &Start::Fresh, device)?;
+            trainer.share_with(ranks)?;
+            Ok((trainer, BestReadings::default()))
         }
         Some(saved) => {
             tracing::info!("resuming from step {}", saved.state.step);
-            Ok((Trainer::resume(config, &saved.state, device)?, saved.best))
+            let trainer = Trainer::resume_on(config, &saved.state, device, ranks)?;
+            Ok((trainer, saved.best))
         }
     }
 }

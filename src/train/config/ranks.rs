@@ -13,11 +13,18 @@ pub struct RanksConfig {
     /// What gradients are sent in: f32, or bf16, which is half the bytes and rounds each value to 8 bits where it leaves its rank and
     /// once more where the sum does; sums are of f32 either way. Default f32.
     pub wire: Dtype,
+    /// Whether each rank keeps the optimizer's state of its own share of the weights alone, moves these and tells the others (ZeRO stage
+    /// 1): 1 / ranks of that memory for one more exchange of all weights a step, the same bytes. Not with `optimizer.lora_rank`. Default
+    /// false.
+    pub shard_optimizer: bool,
 }
 
 impl Default for RanksConfig {
     fn default() -> Self {
-        Self { wire: Dtype::F32 }
+        Self {
+            wire: Dtype::F32,
+            shard_optimizer: false,
+        }
     }
 }
 
@@ -37,6 +44,21 @@ impl RanksConfig {
 }
 
 impl TrainConfig {
+    /// Checks that what ranks share goes with the rest.
+    ///
+    /// # Errors
+    /// Names the setting.
+    pub(super) fn validate_ranks(&self) -> Result<()> {
+        self.ranks.validate()?;
+        let rank = self.optimizer.lora_rank;
+        if self.ranks.shard_optimizer && rank > 0 {
+            let reason =
+                format!("expected false with optimizer.lora_rank={rank}, whose state is small, found true");
+            return Err(Error::input("ranks.shard_optimizer", reason));
+        }
+        Ok(())
+    }
+
     /// Checks that a step's images can be shared among `ranks` processes.
     ///
     /// # Errors
@@ -82,6 +104,17 @@ mod tests {
         wrong.ranks.wire = crate::device::Dtype::F16;
         let message = wrong.validate().unwrap_err().to_string();
         assert!(message.starts_with("ranks.wire: expected "), "{message}");
+    }
+
+    #[test]
+    fn the_state_of_adapters_is_not_sharded() {
+        let mut adapted = config("dino", &["ranks.shard_optimizer=true"]);
+        assert!(adapted.ranks.shard_optimizer && adapted.validate().is_ok());
+        adapted.optimizer.lora_rank = 2;
+        assert_eq!(
+            adapted.validate().unwrap_err().to_string(),
+            "ranks.shard_optimizer: expected false with optimizer.lora_rank=2, whose state is small, found true"
+        );
     }
 
     #[test]

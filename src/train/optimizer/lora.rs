@@ -88,9 +88,11 @@ impl Lora {
         gradients: &mut GradStore,
         rates: &Rates,
         scale: impl Fn(&str) -> f64,
-        teacher: Average,
+        teacher: Option<Average>,
     ) -> Result<()> {
-        teacher.check(self.all.parameters())?;
+        if let Some(teacher) = &teacher {
+            teacher.check(self.all.parameters())?;
+        }
         for adapted in &self.adapted {
             adapted.gradients(self.scale, gradients)?;
         }
@@ -100,7 +102,7 @@ impl Lora {
         for adapted in &self.adapted {
             adapted.merge(self.scale)?;
         }
-        self.all.step_and_average(gradients, rates, scale, Some(teacher))
+        self.all.step_and_average(gradients, rates, scale, teacher)
     }
 
     /// The moments of the parameters that move by themselves, and of the adapters.
@@ -295,7 +297,8 @@ mod tests {
             teacher,
             momentum: 0.5,
         };
-        lora.step(&mut gradients, &RATES, |_| 0.25, average).unwrap();
+        lora.step(&mut gradients, &RATES, |_| 0.25, Some(average))
+            .unwrap();
     }
 
     fn teacher(lora: &Lora) -> NamedVars {
