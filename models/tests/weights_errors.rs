@@ -7,7 +7,9 @@ use std::fs;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use macula_models::weights::{LoadOptions, Tensors, config_metadata, load, read_tensors, save};
+use macula_models::weights::{
+    Layout, LoadOptions, Tensors, config_metadata, load, read_tensors, save, save_each,
+};
 use serde_json::{Value, json};
 use weights_support::*;
 use zip::CompressionMethod;
@@ -445,6 +447,36 @@ fn a_failed_save_leaves_nothing() {
     let error = save(&path, &reserved, &no_metadata()).unwrap_err().to_string();
     assert_says(&error, &["m.safetensors", "__metadata__"]);
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_tensor_that_comes_otherwise_than_announced_is_not_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let [whole, each] = ["whole", "each"].map(|name| folder.path().join(name));
+    let tensors = plain();
+    let announced = tensors
+        .iter()
+        .map(|(name, tensor)| (name.clone(), Layout::of(tensor)));
+    let announced = announced.collect();
+    save(&whole, &tensors, &no_metadata()).unwrap();
+    let mut asked = Vec::new();
+    let one_by_one = save_each(&each, &announced, &no_metadata(), |name| {
+        asked.push(name.to_owned());
+        Ok::<_, macula_models::Error>(tensors[name].clone())
+    });
+    one_by_one.unwrap();
+    assert_eq!(fs::read(&each).unwrap(), fs::read(&whole).unwrap());
+    assert!(asked.iter().eq(tensors.keys()));
+    fs::remove_file(&each).unwrap();
+    let other = save_each(&each, &announced, &no_metadata(), |_| {
+        Ok::<_, macula_models::Error>(zeros(&[7]))
+    });
+    let first = asked[0].as_str();
+    assert_says(
+        &other.unwrap_err().to_string(),
+        &[first, "expected", "found", "[7]"],
+    );
+    assert!(!each.exists());
 }
 
 #[test]

@@ -201,7 +201,7 @@ mod tests {
 
     #[test]
     fn launchers_are_known_by_their_variables() {
-        let cases: [(Variables, Launcher, Option<usize>); 4] = [
+        let cases: [(Variables, Launcher, Option<usize>); 6] = [
             (
                 &[
                     ("OMPI_COMM_WORLD_RANK", "3"),

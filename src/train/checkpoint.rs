@@ -7,10 +7,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use macula_models::vit::VitConfig;
-use macula_models::weights::{self, Tensors};
+use macula_models::weights::{self, Layout, Tensors};
 use serde::{Deserialize, Serialize};
 
 use super::optimizer::OptimizerState;
+use super::sharding::Parts;
 use super::trainer::TrainerState;
 use crate::files;
 use crate::{Error, Result};
@@ -89,12 +90,28 @@ impl Checkpoints {
         readings: BestReadings,
         best: bool,
     ) -> Result<PathBuf> {
+        self.save_parts(state, None, vit, seed, readings, best)
+    }
+
+    /// [`Self::save`] of a state whose optimizer's is in `parts`, where ranks divide it: the same file. The others answer meanwhile.
+    ///
+    /// # Errors
+    /// As there; ranks that cannot reach each other.
+    pub(super) fn save_parts(
+        &self,
+        state: &TrainerState,
+        parts: Option<&Parts>,
+        vit: &VitConfig,
+        seed: u64,
+        readings: BestReadings,
+        best: bool,
+    ) -> Result<PathBuf> {
         fs::create_dir_all(&self.folder).map_err(|e| Error::io(&self.folder, e))?;
         let target = self.at(state.step);
         // The same step again, after a resume, replaces what has its name; its bytes are the same.
         files::write_folder(&target, |workshop| {
             let file = workshop.join(TENSORS);
-            weights::save(&file, &tensors(state), &weights::config_metadata(vit)?)?;
+            write_tensors(&file, state, parts, &weights::config_metadata(vit)?)?;
             let record = Record {
                 version: VERSION,
                 step: state.step,
@@ -102,7 +119,7 @@ impl Checkpoints {
                 knn_top1: readings.knn_top1,
                 label_free: readings.label_free,
                 sha256: files::sha256(&file)?,
-                optimizer_steps: state.optimizer.steps.clone(),
+                optimizer_steps: parts.map_or(&state.optimizer.steps, Parts::steps).clone(),
             };
             files::write_json(&workshop.join(RECORD), &record)
         })?;
@@ -195,7 +212,34 @@ impl Checkpoints {
     }
 }
 
-/// All tensors of a state under the names of the file.
+/// Writes the tensors of a state, those that other ranks have as they come.
+fn write_tensors(
+    file: &Path,
+    state: &TrainerState,
+    parts: Option<&Parts>,
+    metadata: &BTreeMap<String, String>,
+) -> Result<()> {
+    let here = tensors(state);
+    let Some(parts) = parts else {
+        return weights::save(file, &here, metadata).map_err(Error::from);
+    };
+    let mut layouts: BTreeMap<String, Layout> = here
+        .iter()
+        .map(|(name, tensor)| (name.clone(), Layout::of(tensor)))
+        .collect();
+    layouts.extend(
+        parts
+            .elsewhere()
+            .map(|(name, layout)| (format!("{OPTIMIZER}{name}"), layout)),
+    );
+    weights::save_each(file, &layouts, metadata, |name| match here.get(name) {
+        Some(tensor) => Ok(tensor.clone()),
+        None => parts.ask(name.strip_prefix(OPTIMIZER).unwrap_or(name)),
+    })?;
+    parts.end()
+}
+
+/// All tensors of a state that are here, under the names of the file.
 fn tensors(state: &TrainerState) -> Tensors {
     let mut all = Tensors::new();
     for (prefix, tensors) in [

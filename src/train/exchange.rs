@@ -15,7 +15,7 @@ use crate::device::Dtype;
 use crate::{Error, Result};
 
 /// Values that are reduced at once, 25 MiB: enough to be worth the call, few enough that no second copy of all gradients exists.
-const BUCKET: usize = 25 << 18;
+pub(super) const BUCKET: usize = 25 << 18;
 /// As many where buckets are sent while the backward pass goes on, 4 MiB: the first is to leave early, and the last one is waited for.
 const EARLY_BUCKET: usize = 1 << 20;
 

@@ -3,7 +3,8 @@
 //! each parameter, optimizers, and the teacher's moving average. The network itself and its differentiable operations
 //! are `macula_models`; images, crops and masks are `data`. Losses and targets are plain functions of tensors, they hold no
 //! network; whatever carries state from step to step (centre, moments) shows it, so that a checkpoint can keep it.
-//! Other processes are reached through `cluster` alone, what a step sends them is in `exchange`.
+//! Other processes are reached through `cluster` alone, what a step sends them is in `exchange`, and in `sharding` where they divide the
+//! optimizer's state.
 
 pub mod bench;
 pub mod checkpoint;
@@ -26,6 +27,7 @@ pub(crate) mod product_rates;
 pub mod recipes;
 pub mod run;
 pub(crate) mod schedule;
+mod sharding;
 pub(crate) mod start;
 #[cfg(test)]
 pub(crate) mod testing;

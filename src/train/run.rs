@@ -242,8 +242,12 @@ impl Run {
         let known = !first || check_identity(&request, &identity)?;
         let checkpoints = Checkpoints::in_folder(out);
         let (mut trainer, best) = match &request.start {
-            Start::Resume => restored(config, out, &checkpoints, &request.device)?,
-            start => (trainer(config, start, &request.device)?, BestReadings::default()),
+            Start::Resume => restored(config, out, &request.device, &ranks)?,
+            start => {
+                let mut trainer = trainer(config, start, &request.device)?;
+                trainer.share_with(&ranks)?;
+                (trainer, BestReadings::default())
+            }
         };
         if let Some(frozen) = frozen {
             trainer.learn_from(frozen);
@@ -254,11 +258,10 @@ impl Run {
                 .or(best.knn_top1.filter(|_| step == 0)),
             _ => None,
         };
-        trainer.share_with(&ranks)?;
         let settings = toml::to_string(config).map_err(|e| Error::failed(CONFIG, e.to_string()))?;
         // The others have read what the first is about to replace once they have all come here.
         alike(ranks.as_ref(), &settings, &identity, &trainer)?;
-        let environment = environment(&request, source.as_ref(), ranks.as_ref())?;
+        let environment = environment(&request, source.as_ref(), ranks.as_ref(), &trainer)?;
         let books = match lock {
             None => None,
             Some(lock) => {
@@ -354,6 +357,7 @@ impl Run {
             Some(books) => books.progress.abandon(),
             None => {}
         }
+        cluster::tell_memory(self.ranks.as_ref())?;
         Ok(RunSummary {
             step: done,
             finished,
@@ -628,13 +632,15 @@ impl Run {
             self.note_bad_images()?;
             self.ranks.agree("weights", &weights_in_words(&self.trainer))?;
         }
+        let state = self.trainer.state()?;
+        let parts = self.trainer.parts(&state.optimizer)?;
         if self.books.is_none() {
-            return Ok(());
+            return parts.map_or(Ok(()), |parts| parts.answer(&state.optimizer));
         }
         let config = &self.request.config;
         let vit = &self.trainer.method().teacher.config().vit;
-        let state = self.trainer.state()?;
-        self.checkpoints.save(&state, vit, config.seed, self.best, best)?;
+        self.checkpoints
+            .save_parts(&state, parts.as_ref(), vit, config.seed, self.best, best)?;
         let mut metadata = weights::config_metadata(vit)?;
         metadata.insert(weights::PREPROCESS_KEY.to_owned(), preprocess(config).to_json()?);
         let backbone = self.trainer.method().teacher.backbone();
@@ -886,8 +892,13 @@ pub fn preprocess(config: &TrainConfig) -> Preprocess {
     }
 }
 
-/// What `env.json` says. Every rank comes here, to name its machine.
-fn environment(request: &TrainRequest, source: &dyn Source, ranks: &dyn Ranks) -> Result<Value> {
+/// What `env.json` says. Every rank comes here, to name its machine and its part of the optimizer's state.
+fn environment(
+    request: &TrainRequest,
+    source: &dyn Source,
+    ranks: &dyn Ranks,
+    trainer: &Trainer,
+) -> Result<Value> {
     let mut record = json!({
         "tool_version": env!("CARGO_PKG_VERSION"),
         "os": std::env::consts::OS,
@@ -902,9 +913,27 @@ fn environment(request: &TrainRequest, source: &dyn Source, ranks: &dyn Ranks) -
             .iter()
             .map(|host| String::from_utf8_lossy(host).into_owned())
             .collect();
-        record["ranks"] = json!({ "size": ranks.size(), "hosts": hosts, "library": ranks.library() });
+        record["ranks"] = json!({
+            "size": ranks.size(),
+            "hosts": hosts,
+            "library": ranks.library(),
+            "optimizer_bytes": optimizer_bytes(trainer, ranks)?,
+        });
     }
     Ok(record)
+}
+
+/// Bytes of the optimizer's state on each rank.
+fn optimizer_bytes(trainer: &Trainer, ranks: &dyn Ranks) -> Result<Vec<u64>> {
+    let all = ranks
+        .gather_bytes(&trainer.optimizer_bytes().to_le_bytes())?
+        .concat();
+    Ok(all
+        .as_chunks::<8>()
+        .0
+        .iter()
+        .map(|&bytes| u64::from_le_bytes(bytes))
+        .collect())
 }
 
 /// Reads the settings of the run in `folder`.

@@ -2,6 +2,7 @@
 //! family (new heads).
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::Device;
 use macula_models::vit::{VitConfig, interpolate_table};
@@ -12,6 +13,7 @@ use super::config::{BackboneConfig, TrainConfig};
 use super::identity::RunIdentity;
 use super::network::{MASK_TOKEN, NetworkConfig};
 use super::trainer::Trainer;
+use crate::cluster::Ranks;
 use crate::{Error, Result};
 
 const POSITION_TABLE: &str = "backbone.pos_embed";
@@ -99,18 +101,19 @@ fn check_trainable(vit: &VitConfig, channels: usize) -> Result<()> {
     Err(Error::setting("from", reason))
 }
 
-/// The trainer of the last checkpoint of the run in `folder`, and the best readings so far; a run that had not reached a checkpoint
-/// begins anew.
+/// The trainer of the last checkpoint of the run in `folder` as one of `ranks`, and the best readings so far; a run that had not
+/// reached a checkpoint begins anew.
 ///
 /// # Errors
-/// Checkpoints that cannot be read, or do not fit the configuration; none where the run began with weights from elsewhere.
+/// Checkpoints that cannot be read, or do not fit the configuration; none where the run began with weights from elsewhere; as
+/// [`Trainer::share_with`].
 pub fn restored(
     config: &TrainConfig,
     folder: &Path,
-    checkpoints: &Checkpoints,
     device: &Device,
+    ranks: &Arc<dyn Ranks>,
 ) -> Result<(Trainer, BestReadings)> {
-    match checkpoints.load_last()? {
+    match Checkpoints::in_folder(folder).load_last()? {
         None if RunIdentity::read(folder)?.is_some_and(|began| began.from_elsewhere) => {
             let reason = "expected a checkpoint, found none: the run began with --from and was stopped before it had kept \
                           those weights; start it again, with --from and --force";
@@ -118,11 +121,14 @@ pub fn restored(
         }
         None => {
             tracing::info!("no checkpoint yet: starting from step 0");
-            Ok((trainer(config, &Start::Fresh, device)?, BestReadings::default()))
+            let mut trainer = trainer(config, &Start::Fresh, device)?;
+            trainer.share_with(ranks)?;
+            Ok((trainer, BestReadings::default()))
         }
         Some(saved) => {
             tracing::info!("resuming from step {}", saved.state.step);
-            Ok((Trainer::resume(config, &saved.state, device)?, saved.best))
+            let trainer = Trainer::resume_on(config, &saved.state, device, ranks)?;
+            Ok((trainer, saved.best))
         }
     }
 }

@@ -24,6 +24,7 @@ use super::optimizer::{
     Average, Optimizer, OptimizerState, Parameter, clip_scale, gradient_norms, norms_of, squares_on_device,
 };
 use super::param_groups::ParamGroupRules;
+use super::sharding::{Parts, Shards};
 use crate::cluster::{self, OneRank, Ranks};
 use crate::device::{Dtype, set_products};
 use crate::{Error, Result};
@@ -44,6 +45,8 @@ pub struct Trainer {
     ranks: Arc<dyn Ranks>,
     /// Whether gradients are sent while the backward pass goes on.
     sends_early: bool,
+    /// Where ranks divide the optimizer's state: it then has this one's part.
+    shards: Option<Shards>,
 }
 
 /// What a step did, the same on every rank but for times and targets.
@@ -151,6 +154,7 @@ impl Trainer {
             step: 0,
             ranks: Arc::new(OneRank),
             sends_early: false,
+            shards: None,
         })
     }
 
@@ -169,7 +173,8 @@ impl Trainer {
         self.method.learn_from(frozen);
     }
 
-    /// Shares every step from here on with other ranks, each of which has its own images of the step.
+    /// Shares every step from here on with other ranks, each of which has its own images of the step, and where the settings say so
+    /// its own part of the optimizer's state.
     ///
     /// Gradients are sent while the backward pass goes on where every rank has a core to spare for that, beside those of its threads.
     ///
@@ -179,6 +184,11 @@ impl Trainer {
         self.config.check_ranks(ranks.size())?;
         self.method.share_with(Arc::clone(ranks));
         self.ranks = Arc::clone(ranks);
+        if self.config.ranks.shard_optimizer && !ranks.is_one() {
+            let shards = Shards::new(self.optimizer.parameters(), ranks.size());
+            self.optimizer.keep_only(|name| shards.owns(ranks.rank(), name));
+            self.shards = Some(shards);
+        }
         let spare = cluster::threads() > rayon::current_num_threads();
         self.send_early(!ranks.is_one() && !ranks.any(!spare)?);
         Ok(())
@@ -243,7 +253,8 @@ impl Trainer {
         };
         self.method.begin_step(self.step)?;
         let share = 1. / micro_batches.len().max(1) as f64;
-        let clips_on_device = self.optimizer.clipping_on_device().is_some();
+        // Sharded, it needs the norms on the host: nothing may be told of weights that must not move.
+        let clips_on_device = self.shards.is_none() && self.optimizer.clipping_on_device().is_some();
         let mut unread = Vec::new();
         let mut terms = Terms::default();
         let mut gradients: Option<GradStore> = None;
@@ -292,13 +303,15 @@ impl Trainer {
             report.seconds.exchange = self.clock.since(start)?;
         }
         let start = Instant::now();
+        let mut waited = 0.;
         if clips_on_device {
             self.update_on_device(&gradients, &unread, share, &mut report)?;
         } else {
             report.grad_norms = gradient_norms(&modules(&self.method.student), &gradients)?;
-            self.update(&mut gradients, &report)?;
+            waited = self.update(&mut gradients, &report)?;
         }
-        report.seconds.update = self.clock.since(start)?;
+        report.seconds.update = self.clock.since(start)? - waited;
+        report.seconds.exchange += waited;
         self.step += 1;
         Ok(report)
     }
@@ -349,8 +362,9 @@ impl Trainer {
         Ok(sum)
     }
 
-    /// Clips each sub-module by itself, moves the weights and lets the teacher follow.
-    fn update(&mut self, gradients: &mut GradStore, report: &StepReport) -> Result<()> {
+    /// Clips each sub-module by itself, moves the weights and lets the teacher follow. Gives the seconds in which it waited for weights
+    /// of other ranks.
+    fn update(&mut self, gradients: &mut GradStore, report: &StepReport) -> Result<f64> {
         let max_norm = self.config.optimizer.max_norm();
         let scale = |name: &str| {
             let norm = report.grad_norms.get(part_of(name).0);
@@ -360,8 +374,17 @@ impl Trainer {
             teacher: &self.averaged,
             momentum: report.values.momentum,
         };
-        self.optimizer
-            .step(gradients, &report.values.rates(), scale, teacher)
+        let rates = report.values.rates();
+        let Some(shards) = &self.shards else {
+            self.optimizer.step(gradients, &rates, scale, Some(teacher))?;
+            return Ok(0.);
+        };
+        self.optimizer.step(gradients, &rates, scale, None)?;
+        let start = Instant::now();
+        shards.spread(self.ranks.as_ref(), self.optimizer.parameters(), gradients)?;
+        let waited = self.clock.since(start)?;
+        teacher.follow(self.optimizer.parameters())?;
+        Ok(waited)
     }
 
     /// [`Self::update`] and the numbers of the report, with the step's one wait for the device behind everything it has to do: it
@@ -415,7 +438,8 @@ impl Trainer {
         Ok(())
     }
 
-    /// The state for a checkpoint. Tensors are views: they change with the next step.
+    /// The state for a checkpoint; of the optimizer's this rank's part, where ranks divide it. Tensors are views: they change with
+    /// the next step.
     ///
     /// # Errors
     /// Failures of candle.
@@ -429,12 +453,42 @@ impl Trainer {
         })
     }
 
+    /// How all ranks together keep the optimizer's state, where they divide it. `own` is this rank's part. All of them come here.
+    ///
+    /// # Errors
+    /// Ranks that cannot reach each other.
+    pub(super) fn parts(&self, own: &OptimizerState) -> Result<Option<Parts>> {
+        let shards = self.shards.as_ref();
+        shards.map(|_| Parts::new(&self.ranks, own)).transpose()
+    }
+
+    /// Bytes of the optimizer's state that this rank keeps.
+    pub(super) fn optimizer_bytes(&self) -> u64 {
+        self.optimizer.state_bytes()
+    }
+
     /// A trainer that goes on from `state`.
     ///
     /// # Errors
     /// A tensor that is missing, spare or misshapen.
     pub fn resume(config: &TrainConfig, state: &TrainerState, device: &Device) -> Result<Self> {
+        let alone: Arc<dyn Ranks> = Arc::new(OneRank);
+        Self::resume_on(config, state, device, &alone)
+    }
+
+    /// [`Self::resume`] as one of `ranks`, with which it [shares](Self::share_with) what follows; it copies what it keeps of the
+    /// optimizer's state and no more.
+    ///
+    /// # Errors
+    /// As both.
+    pub fn resume_on(
+        config: &TrainConfig,
+        state: &TrainerState,
+        device: &Device,
+        ranks: &Arc<dyn Ranks>,
+    ) -> Result<Self> {
         let mut trainer = Self::with_teacher(config, &state.student, &state.teacher, device)?;
+        trainer.share_with(ranks)?;
         trainer.optimizer.load_state(&state.optimizer)?;
         trainer.method.memory.load(&state.memory)?;
         trainer.step = state.step;

@@ -328,6 +328,8 @@ fn adapters_alone_move_a_backbone() {
         };
         assert_eq!(after != before[&name], moves, "{name}");
     }
+    let spare = |name: &&String| name.starts_with("first.backbone.") && !name.ends_with("mask_token");
+    assert_eq!(state.optimizer.tensors.keys().find(spare), None);
     for (name, up) in &state.optimizer.tensors {
         let Some(name) = name.strip_prefix("lora.up.") else {
             continue;

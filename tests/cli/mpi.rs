@@ -213,6 +213,57 @@ fn ranks_train_in_bf16_on_the_wire() {
     assert!(off > 0. && off < 1e-2, "{off}");
 }
 
+/// The optimizer's state divided among ranks: the bytes of ranks that each keep all of it, also of three that go on after a kill.
+#[test]
+#[ignore = "needs an mpiexec (MACULA_MPIEXEC)"]
+fn ranks_that_divide_the_optimizers_state_write_the_same_bytes() {
+    let place = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| place.path().join(name);
+    let sharded = |folder: &Path, steps| format!("{} --set ranks.shard_optimizer=true", train(folder, steps));
+    for recipe in ["dinov2-small", "moco"] {
+        let [whole, divided] = ["whole", "divided"].map(|name| at(&format!("{recipe}-{name}")));
+        succeeds(2, &format!("{} --recipe {recipe}", train(&whole, 20)));
+        succeeds(2, &format!("{} --recipe {recipe}", sharded(&divided, 20)));
+        assert!(state(&divided) == state(&whole), "{recipe}");
+        assert_eq!(losses(&divided), losses(&whole), "{recipe}");
+        let [all, part] = [&whole, &divided].map(|folder| optimizer_bytes(folder));
+        assert!(all.len() == 2 && part.len() == 2);
+        assert_eq!(part[0] + part[1], all[0], "{recipe}");
+        assert!(part[0].max(part[1]) * 10 < all[0] * 6, "{part:?} of {all:?}");
+    }
+
+    let killed = at("killed");
+    let mut job = start(2, &sharded(&killed, 60));
+    until_checkpoint(&killed, &mut job, 3);
+    signal("-KILL", ranks_of(&killed)[1]);
+    assert!(!ended(&mut job, "rank 1 was killed").success());
+    none_lives(&killed, Instant::now());
+    // The same run on ranks that keep everything.
+    let other = at("other");
+    let copied = Command::new("/bin/cp").arg("-a").args([&killed, &other]).status();
+    assert!(copied.expect("cp starts").success());
+    let config = other.join("config.toml");
+    let text = std::fs::read_to_string(&config).expect("settings");
+    assert!(text.contains("shard_optimizer = true"), "{text}");
+    let text = text.replace("shard_optimizer = true", "shard_optimizer = false");
+    std::fs::write(&config, text).expect("settings are written");
+    for folder in [&killed, &other] {
+        succeeds(
+            3,
+            &format!("train --out {} --resume --threads 1", folder.display()),
+        );
+        assert_eq!(last_step(folder), 60);
+    }
+    assert!(state(&killed) == state(&other));
+}
+
+/// Bytes of the optimizer's state on each rank.
+fn optimizer_bytes(folder: &Path) -> Vec<u64> {
+    let env = std::fs::read_to_string(folder.join("env.json")).expect("env.json");
+    let env: serde_json::Value = serde_json::from_str(&env).expect("JSON");
+    serde_json::from_value(env["ranks"]["optimizer_bytes"].clone()).expect("bytes of each rank")
+}
+
 /// A signal to the launcher or to any rank ends all with a checkpoint, and any number of ranks goes on.
 #[test]
 #[ignore = "needs an mpiexec (MACULA_MPIEXEC)"]

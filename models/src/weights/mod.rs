@@ -59,7 +59,7 @@ pub use network::{Recognised, recognise};
 pub use options::LoadOptions;
 pub use published::{OpenClipName, Published, example_names, open_clip_name, published, published_names};
 pub use raw::{Format, RawTensor, RawTensors, read_tensors};
-pub use save::{PREPROCESS_KEY, config_metadata, save};
+pub use save::{Layout, PREPROCESS_KEY, config_metadata, save, save_each};
 
 /// Tensors by name, in the order of their names.
 pub type Tensors = BTreeMap<String, Tensor>;

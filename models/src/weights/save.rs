@@ -36,48 +36,97 @@ pub fn config_metadata(config: &VitConfig) -> Result<BTreeMap<String, String>> {
 /// # Errors
 /// An element type other than those, a tensor called `__metadata__`, or a folder that cannot be written.
 pub fn save(path: &Path, tensors: &Tensors, metadata: &BTreeMap<String, String>) -> Result<()> {
-    let ordered = by_alignment(tensors);
+    let layouts = tensors
+        .iter()
+        .map(|(name, tensor)| (name.clone(), Layout::of(tensor)))
+        .collect();
+    save_each(path, &layouts, metadata, |name| {
+        let tensor = tensors.get(name).cloned();
+        tensor.ok_or_else(|| Error::corrupt(path, format!("{name}: not there")))
+    })
+}
+
+/// What a tensor is before its values are known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    /// The type of its elements.
+    pub dtype: DType,
+    /// Its shape.
+    pub shape: Vec<usize>,
+}
+
+impl Layout {
+    /// That of `tensor`.
+    pub fn of(tensor: &Tensor) -> Self {
+        Self {
+            dtype: tensor.dtype(),
+            shape: tensor.dims().to_vec(),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        self.shape.iter().product::<usize>() * self.dtype.size_in_bytes()
+    }
+}
+
+/// [`save`] of tensors that need not be there together: each is asked for by name when its turn comes.
+///
+/// # Errors
+/// As [`save`]; whatever `tensor` returns, a tensor of another layout than was announced.
+pub fn save_each<E: From<Error>>(
+    path: &Path,
+    layouts: &BTreeMap<String, Layout>,
+    metadata: &BTreeMap<String, String>,
+    mut tensor: impl FnMut(&str) -> std::result::Result<Tensor, E>,
+) -> std::result::Result<(), E> {
+    let ordered = by_alignment(layouts);
     let header = header(path, &ordered, metadata)?;
-    let io = |e| Error::io(path, e);
+    let io = |e| E::from(Error::io(path, e));
     macula_files::write_whole(path, io, |file| {
         let mut writer = BufWriter::with_capacity(1 << 20, file);
         writer
             .write_all(&(header.len() as u64).to_le_bytes())
             .and_then(|()| writer.write_all(&header))
             .map_err(io)?;
-        for (_, tensor) in &ordered {
-            writer.write_all(&bytes(tensor)?).map_err(io)?;
+        for (name, layout) in &ordered {
+            let tensor = tensor(name)?;
+            let found = Layout::of(&tensor);
+            if found != **layout {
+                let reason = format!("{name}: expected {layout:?}, found {found:?}");
+                return Err(Error::corrupt(path, reason).into());
+            }
+            writer.write_all(&bytes(&tensor)?).map_err(io)?;
         }
         writer.flush().map_err(io)
     })
 }
 
 /// Wider elements first, then by name: every tensor is then aligned to its element.
-fn by_alignment(tensors: &Tensors) -> Vec<(&String, &Tensor)> {
-    let mut ordered: Vec<_> = tensors.iter().collect();
-    ordered.sort_by_key(|(_, tensor)| Reverse(tensor.dtype().size_in_bytes()));
+fn by_alignment(layouts: &BTreeMap<String, Layout>) -> Vec<(&String, &Layout)> {
+    let mut ordered: Vec<_> = layouts.iter().collect();
+    ordered.sort_by_key(|(_, layout)| Reverse(layout.dtype.size_in_bytes()));
     ordered
 }
 
 /// The JSON header, padded with spaces so that the numbers begin at a multiple of 8.
 fn header(
     path: &Path,
-    tensors: &[(&String, &Tensor)],
+    layouts: &[(&String, &Layout)],
     metadata: &BTreeMap<String, String>,
 ) -> Result<Vec<u8>> {
     let mut metadata: Map<String, Value> = metadata.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
     metadata.insert(VERSION_KEY.into(), json!(VERSION.to_string()));
     let mut map = Map::from_iter([("__metadata__".into(), Value::Object(metadata))]);
     let mut at = 0;
-    for (name, tensor) in tensors {
-        let dtype = dtype(tensor.dtype()).ok_or_else(|| {
+    for (name, layout) in layouts {
+        let dtype = dtype(layout.dtype).ok_or_else(|| {
             Error::corrupt(
                 path,
-                format!("{name}: elements of type {:?} cannot be written", tensor.dtype()),
+                format!("{name}: elements of type {:?} cannot be written", layout.dtype),
             )
         })?;
-        let end = at + tensor.elem_count() * tensor.dtype().size_in_bytes();
-        let entry = json!({"dtype": dtype, "shape": tensor.dims(), "data_offsets": [at, end]});
+        let end = at + layout.bytes();
+        let entry = json!({"dtype": dtype, "shape": layout.shape, "data_offsets": [at, end]});
         if map.insert((*name).clone(), entry).is_some() {
             return Err(Error::corrupt(path, format!("{name}: not a name for a tensor")));
         }

@@ -16,6 +16,10 @@ pub struct RanksConfig {
     /// How tensors of GPUs are summed over ranks: auto, by NCCL where all ranks have it and else by way of the host's memory; or host,
     /// by way of the host's memory wherever they are. Default auto.
     pub device_exchange: DeviceExchange,
+    /// Whether each rank keeps the optimizer's state of its own share of the weights alone, moves these and tells the others (ZeRO stage
+    /// 1): 1 / ranks of that memory for one more exchange of all weights a step, the same bytes. Not with `optimizer.lora_rank`. Default
+    /// false.
+    pub shard_optimizer: bool,
 }
 
 /// How tensors of GPUs are summed over ranks.
@@ -34,6 +38,7 @@ impl Default for RanksConfig {
         Self {
             wire: Dtype::F32,
             device_exchange: DeviceExchange::Auto,
+            shard_optimizer: false,
         }
     }
 }
@@ -54,6 +59,21 @@ impl RanksConfig {
 }
 
 impl TrainConfig {
+    /// Checks that what ranks share goes with the rest.
+    ///
+    /// # Errors
+    /// Names the setting.
+    pub(super) fn validate_ranks(&self) -> Result<()> {
+        self.ranks.validate()?;
+        let rank = self.optimizer.lora_rank;
+        if self.ranks.shard_optimizer && rank > 0 {
+            let reason =
+                format!("expected false with optimizer.lora_rank={rank}, whose state is small, found true");
+            return Err(Error::input("ranks.shard_optimizer", reason));
+        }
+        Ok(())
+    }
+
     /// Checks that a step's images can be shared among `ranks` processes.
     ///
     /// # Errors
@@ -101,6 +121,17 @@ mod tests {
         wrong.ranks.wire = crate::device::Dtype::F16;
         let message = wrong.validate().unwrap_err().to_string();
         assert!(message.starts_with("ranks.wire: expected "), "{message}");
+    }
+
+    #[test]
+    fn the_state_of_adapters_is_not_sharded() {
+        let mut adapted = config("dino", &["ranks.shard_optimizer=true"]);
+        assert!(adapted.ranks.shard_optimizer && adapted.validate().is_ok());
+        adapted.optimizer.lora_rank = 2;
+        assert_eq!(
+            adapted.validate().unwrap_err().to_string(),
+            "ranks.shard_optimizer: expected false with optimizer.lora_rank=2, whose state is small, found true"
+        );
     }
 
     #[test]

@@ -48,7 +48,7 @@ impl TrainConfig {
             return Err(Error::input("accumulate", reason));
         }
         self.compute.check("compute", &COMPUTED)?;
-        self.ranks.validate()?;
+        self.validate_ranks()?;
         self.batch_plan()?;
         prefixed("crops", self.crops.validate())?;
         self.validate_bands()?;

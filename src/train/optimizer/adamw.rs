@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor};
 
-use super::{Average, Parameter, Rates, check, check_state_names, copied};
+use super::{Average, Parameter, Rates, check, check_state_names, copied, found};
 use crate::train::kernels::{AdamwFactors, AdamwUpdate, Clip, Clipping, Kernels, Moved, Tables, kernels};
 use crate::{Error, Result};
 
@@ -83,6 +83,7 @@ pub struct Moments {
 pub struct AdamW {
     options: AdamWOptions,
     parameters: Vec<Parameter>,
+    /// Of the parameters that it moves; the others only have their average taken.
     moments: BTreeMap<String, Moments>,
     /// What a GPU keeps from step to step.
     tables: Tables,
@@ -114,6 +115,12 @@ impl AdamW {
         })
     }
 
+    /// From here on keeps the moments of those parameters alone whose names `keeps` takes, and moves no others. The teacher goes on
+    /// to follow all of them.
+    pub fn keep_only(&mut self, keeps: impl Fn(&str) -> bool) {
+        self.moments.retain(|name, _| keeps(name));
+    }
+
     /// The parameters, in the order they were given.
     pub fn parameters(&self) -> &[Parameter] {
         &self.parameters
@@ -130,19 +137,20 @@ impl AdamW {
         self.kernels().and_then(|kernels| kernels.clipping())
     }
 
-    /// The state by parameter name.
+    /// The state that it keeps, by parameter name.
     pub fn state(&self) -> &BTreeMap<String, Moments> {
         &self.moments
     }
 
-    /// Goes on from a saved state, which it copies.
+    /// Goes on from a saved state, of which it copies what it keeps.
     ///
     /// # Errors
-    /// Names that are not exactly the parameters', moments of another shape or type. Nothing is changed then.
+    /// Names that are no parameters', one that it keeps and that is missing, moments of another shape or type. Nothing is changed then.
     pub fn load_state(&mut self, state: &BTreeMap<String, Moments>) -> Result<()> {
-        check_state_names(state.keys(), self.moments.keys())?;
+        check_state_names(state.keys(), &self.parameters)?;
         let mut loaded = BTreeMap::new();
-        for ((name, own), saved) in self.moments.iter().zip(state.values()) {
+        for (name, own) in &self.moments {
+            let saved = found(state, name)?;
             let copy = Moments {
                 first: copied(name, &saved.first, &own.first)?,
                 second: copied(name, &saved.second, &own.second)?,
@@ -154,7 +162,7 @@ impl AdamW {
         Ok(())
     }
 
-    /// One step: every parameter that has a gradient in `gradients` is decayed and moved; the others stay.
+    /// One step: every parameter that has moments, and a gradient in `gradients`, is decayed and moved; the others stay.
     ///
     /// # Errors
     /// Gradients that are not f32.
@@ -215,11 +223,9 @@ impl AdamW {
         let mut moments: BTreeMap<&String, &mut Moments> = self.moments.iter_mut().collect();
         let mut updates = Vec::with_capacity(self.parameters.len());
         for parameter in &self.parameters {
-            let Some(moments) = moments.remove(&parameter.name) else {
-                continue;
-            };
-            let moved = match gradients.get(&parameter.var) {
-                Some(gradient) => {
+            let moments = moments.remove(&parameter.name);
+            let moved = match gradients.get(&parameter.var).zip(moments) {
+                Some((gradient, moments)) => {
                     moments.steps += 1;
                     let rates = rates.for_group(&parameter.group);
                     Some(Moved {
@@ -442,6 +448,40 @@ mod tests {
         adamw.step(&store.unwrap(), &RATES).unwrap();
         assert_eq!(values(&adamw.parameters()[1].var), [1., 2.]);
         assert_eq!((adamw.state()["a"].steps, adamw.state()["b"].steps), (1, 0));
+    }
+
+    #[test]
+    fn what_is_not_kept_stays_and_has_its_average_taken() {
+        let start = Tensor::new(&[1f32, 2.], &Device::Cpu).unwrap();
+        let names = ["a", "b"];
+        let both = || optimizer(names.map(|name| parameter(name, &start, PLAIN)).to_vec());
+        let teacher: NamedVars = names
+            .map(|name| (name.to_owned(), Var::new(&[3f32, 4.], &Device::Cpu).unwrap()))
+            .into();
+        let target = Tensor::zeros(2, DType::F32, &Device::Cpu).unwrap();
+        let (mut whole, mut part) = (both(), both());
+        part.keep_only(|name| name == "a");
+        let average = Average {
+            teacher: &teacher,
+            momentum: 0.5,
+        };
+        let all_gradients = gradients(&part, &target);
+        part.step_and_average(&all_gradients, &RATES, |_| 1., Some(average))
+            .unwrap();
+        whole.step(&gradients(&whole, &target), &RATES).unwrap();
+        let [moved, stays] = [0, 1].map(|i| all(&part.parameters()[i].var));
+        assert_eq!(moved, all(&whole.parameters()[0].var));
+        assert_eq!(stays, [1., 2.]);
+        assert_eq!(all(&teacher["b"]), [2., 3.]);
+        assert!(part.state().keys().eq(["a"]));
+        // Of a whole state it takes its part, and it misses none but that.
+        part.load_state(whole.state()).unwrap();
+        assert_eq!(all(&part.state()["a"].second), all(&whole.state()["a"].second));
+        whole.keep_only(|name| name == "b");
+        assert_eq!(
+            part.load_state(whole.state()).unwrap_err().to_string(),
+            "optimizer state a: expected it in the checkpoint, found none"
+        );
     }
 
     #[test]

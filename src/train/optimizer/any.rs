@@ -6,17 +6,18 @@ use candle_core::Tensor;
 use candle_core::backprop::GradStore;
 use macula_models::weights::Tensors;
 
-use super::{AdamW, AdamWOptions, Average, Lora, LoraOptions, Moments, Parameter, Rates, Sgd};
+use super::{AdamW, AdamWOptions, Average, Lora, LoraOptions, Moments, Parameter, Rates, Sgd, missing};
+use crate::Result;
 use crate::train::config::{OptimizerConfig, OptimizerKind};
-use crate::train::ema::{NamedVars, update_teacher};
 use crate::train::kernels::Clipping;
-use crate::{Error, Result};
 
 /// Prefixes of the names of state tensors.
 const FIRST: &str = "first.";
 const SECOND: &str = "second.";
 const VELOCITY: &str = "velocity.";
 const LORA: &str = "lora.";
+/// What errors call the number of a parameter's steps.
+const STEPS: &str = "steps.";
 
 /// What moves the weights.
 #[derive(Debug)]
@@ -72,8 +73,23 @@ impl Optimizer {
         }
     }
 
-    /// One step: gradients are multiplied by `scale(parameter name)`, and `teacher`, which has the parameters' names, follows
-    /// the new weights.
+    /// From here on keeps the state of those parameters alone whose names `keeps` takes, and moves no others. Adapters are all kept.
+    pub fn keep_only(&mut self, keeps: impl Fn(&str) -> bool) {
+        match self {
+            Self::AdamW(adamw) => adamw.keep_only(keeps),
+            Self::Lora(_) => {}
+            Self::Sgd(sgd) => sgd.keep_only(keeps),
+        }
+    }
+
+    /// Bytes of the state that is kept.
+    pub fn state_bytes(&self) -> u64 {
+        let bytes = |tensor: &Tensor| (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64;
+        self.state().tensors.values().map(bytes).sum()
+    }
+
+    /// One step: gradients are multiplied by `scale(parameter name)`, and `teacher`, where there is one, follows the new weights. It
+    /// has the parameters' names.
     ///
     /// # Errors
     /// Gradients that are not f32, a teacher with other weights, a momentum outside 0 to 1.
@@ -82,17 +98,16 @@ impl Optimizer {
         gradients: &mut GradStore,
         rates: &Rates,
         scale: impl Fn(&str) -> f64,
-        teacher: Average,
+        teacher: Option<Average>,
     ) -> Result<()> {
         match self {
-            Self::AdamW(adamw) => adamw.step_and_average(gradients, rates, scale, Some(teacher)),
+            Self::AdamW(adamw) => adamw.step_and_average(gradients, rates, scale, teacher),
             Self::Lora(lora) => lora.step(gradients, rates, scale, teacher),
             Self::Sgd(sgd) => {
-                let mut student = NamedVars::new();
                 for Parameter { name, var, .. } in sgd.parameters() {
-                    student.insert(name.clone(), var.clone());
                     let factor = scale(name);
                     if factor < 1.
+                        && sgd.keeps(name)
                         && let Some(gradient) = gradients.remove(var)
                     {
                         let scaled = (gradient * factor)?;
@@ -100,7 +115,7 @@ impl Optimizer {
                     }
                 }
                 sgd.step(gradients, rates)?;
-                update_teacher(teacher.teacher, &student, teacher.momentum)
+                teacher.map_or(Ok(()), |teacher| teacher.follow(sgd.parameters()))
             }
         }
     }
@@ -169,14 +184,15 @@ impl OptimizerState {
         let mut second = self.named(SECOND);
         let mut moments = BTreeMap::new();
         for (name, first) in self.named(FIRST) {
-            let missing = |what: &str| {
-                let what = format!("optimizer state {what}{name}");
-                Error::input(what, "expected it in the checkpoint, found none")
-            };
             let entry = Moments {
                 first,
-                second: second.remove(&name).ok_or_else(|| missing(SECOND))?,
-                steps: *self.steps.get(&name).ok_or_else(|| missing("steps."))?,
+                second: second
+                    .remove(&name)
+                    .ok_or_else(|| missing(&format!("{SECOND}{name}")))?,
+                steps: *self
+                    .steps
+                    .get(&name)
+                    .ok_or_else(|| missing(&format!("{STEPS}{name}")))?,
             };
             moments.insert(name, entry);
         }

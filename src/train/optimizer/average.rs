@@ -1,7 +1,7 @@
 //! The teacher's moving average inside an optimizer's pass over the weights.
 
 use super::Parameter;
-use crate::train::ema::{self, NamedVars};
+use crate::train::ema::{self, NamedVars, update_teacher};
 use crate::train::kernels::AveragedWeight;
 use crate::{Error, Result};
 
@@ -36,6 +36,16 @@ impl<'a> Average<'a> {
                 ),
             )),
         }
+    }
+
+    /// Lets the teacher follow `parameters` as they are now: the numbers of a step that does it in its own pass.
+    ///
+    /// # Errors
+    /// As [`Self::check`].
+    pub(in crate::train) fn follow(&self, parameters: &[Parameter]) -> Result<()> {
+        let named = |parameter: &Parameter| (parameter.name.clone(), parameter.var.clone());
+        let student: NamedVars = parameters.iter().map(named).collect();
+        update_teacher(self.teacher, &student, self.momentum)
     }
 
     /// The teacher's side of one parameter.

@@ -10,7 +10,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use macula_models::weights::Tensors;
 use rand::Rng as _;
 
-use super::{AdamW, AdamWOptions, Average, Moments, Parameter, Rates, copied};
+use super::{AdamW, AdamWOptions, Average, Moments, Parameter, Rates, copied, found};
 use crate::train::network::{MASK_TOKEN, is_backbone};
 use crate::train::param_groups::ParamGroup;
 use crate::{Error, Result, rng};
@@ -34,7 +34,7 @@ pub struct LoraOptions {
 /// AdamW over heads, and over the adapters of the backbone.
 #[derive(Debug)]
 pub struct Lora {
-    /// All parameters of the run: those of the backbone never get a gradient here.
+    /// All parameters of the run. It keeps no moments of the backbone, but for the mask token's.
     all: AdamW,
     adapters: AdamW,
     adapted: Vec<Adapted>,
@@ -58,16 +58,17 @@ impl Lora {
     /// # Errors
     /// Constants out of range, names that come twice, a rank as large as a matrix.
     pub fn new(options: AdamWOptions, lora: &LoraOptions, parameters: Vec<Parameter>) -> Result<Self> {
-        let matrices = parameters.iter().filter(|parameter| is_matrix(parameter));
-        let adapted: Vec<Adapted> = matrices
-            .map(|parameter| Adapted::new(parameter, lora))
-            .collect::<Result<_>>()?;
-        let groups = parameters.iter().filter(|parameter| is_matrix(parameter));
-        let adapters = adapted.iter().zip(groups);
-        let adapters = adapters.flat_map(|(adapted, matrix)| adapted.parameters(matrix.group));
+        let (mut adapted, mut adapters) = (Vec::new(), Vec::new());
+        for matrix in parameters.iter().filter(|parameter| is_matrix(parameter)) {
+            let own = Adapted::new(matrix, lora)?;
+            adapters.extend(own.parameters(matrix.group));
+            adapted.push(own);
+        }
+        let mut all = AdamW::new(options, parameters)?;
+        all.keep_only(moves_by_itself);
         Ok(Self {
-            adapters: AdamW::new(options, adapters.collect())?,
-            all: AdamW::new(options, parameters)?,
+            adapters: AdamW::new(options, adapters)?,
+            all,
             adapted,
             scale: lora.scale,
         })
@@ -87,9 +88,11 @@ impl Lora {
         gradients: &mut GradStore,
         rates: &Rates,
         scale: impl Fn(&str) -> f64,
-        teacher: Average,
+        teacher: Option<Average>,
     ) -> Result<()> {
-        teacher.check(self.all.parameters())?;
+        if let Some(teacher) = &teacher {
+            teacher.check(self.all.parameters())?;
+        }
         for adapted in &self.adapted {
             adapted.gradients(self.scale, gradients)?;
         }
@@ -99,15 +102,10 @@ impl Lora {
         for adapted in &self.adapted {
             adapted.merge(self.scale)?;
         }
-        for Parameter { name, var, .. } in self.all.parameters() {
-            if is_backbone(name) && name != MASK_TOKEN {
-                gradients.remove(var);
-            }
-        }
-        self.all.step_and_average(gradients, rates, scale, Some(teacher))
+        self.all.step_and_average(gradients, rates, scale, teacher)
     }
 
-    /// The moments of all parameters and of the adapters.
+    /// The moments of the parameters that move by themselves, and of the adapters.
     pub fn moments(&self) -> impl Iterator<Item = (&String, &Moments)> {
         self.all.state().iter().chain(self.adapters.state())
     }
@@ -147,13 +145,7 @@ impl Lora {
         {
             let saved = |prefix: &str, own: &Tensor| {
                 let name = format!("{prefix}{name}");
-                match tensors.get(&name) {
-                    Some(saved) => copied(&name, saved, own),
-                    None => Err(Error::input(
-                        format!("optimizer state {name}"),
-                        "expected it in the checkpoint, found none",
-                    )),
-                }
+                copied(&name, found(tensors, &name)?, own)
             };
             loaded.push((saved(BASE, start)?, saved(UP, up)?, saved(DOWN, down)?));
         }
@@ -172,6 +164,11 @@ impl Lora {
         }
         Ok(())
     }
+}
+
+/// Whether the parameter `name` learns as it would without adapters.
+fn moves_by_itself(name: &str) -> bool {
+    !is_backbone(name) || name == MASK_TOKEN
 }
 
 /// Whether a parameter is moved by adapters: the matrices of attention and feed-forward.
@@ -300,7 +297,8 @@ mod tests {
             teacher,
             momentum: 0.5,
         };
-        lora.step(&mut gradients, &RATES, |_| 0.25, average).unwrap();
+        lora.step(&mut gradients, &RATES, |_| 0.25, Some(average))
+            .unwrap();
     }
 
     fn teacher(lora: &Lora) -> NamedVars {
@@ -382,5 +380,14 @@ mod tests {
         assert!(values(&own.adapted[0].up).iter().all(|&value| value == 0.));
         own.load(moments(), &other.tensors()).unwrap();
         assert_eq!(values(&own.adapted[0].up), values(&other.adapted[0].up));
+        // Earlier versions kept moments of what stays.
+        let mut spare = moments();
+        let head = spare["dino_head.mlp.0.weight"].clone();
+        spare.insert("backbone.norm.weight".to_owned(), head);
+        own.load(spare, &other.tensors()).unwrap();
+        let kept: Vec<&String> = own.moments().map(|(name, _)| name).collect();
+        let adapters = [UP, DOWN].map(|prefix| format!("{prefix}{NAME}"));
+        assert_eq!(kept.len(), 3);
+        assert!(adapters.iter().all(|name| kept.contains(&name)));
     }
 }

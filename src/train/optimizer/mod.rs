@@ -8,7 +8,7 @@ mod clip;
 mod lora;
 mod sgd;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{DType, Tensor, Var};
 
@@ -82,20 +82,32 @@ fn check(parameters: &[Parameter]) -> Result<()> {
     Ok(())
 }
 
-/// Fails unless a saved state is of exactly the optimizer's own parameters, both sorted by name.
+/// Fails where a saved state has a name that is none of `parameters`. It may have more of them than an optimizer keeps.
 fn check_state_names<'a>(
-    saved: impl Iterator<Item = &'a String>,
-    own: impl Iterator<Item = &'a String>,
+    mut saved: impl Iterator<Item = &'a String>,
+    parameters: &[Parameter],
 ) -> Result<()> {
-    let [saved, own]: [BTreeSet<&String>; 2] = [saved.collect(), own.collect()];
-    let wrong = |name: &String, reason| Err(Error::input(format!("optimizer state {name}"), reason));
-    if let Some(name) = saved.difference(&own).next() {
-        return wrong(name, "expected a parameter of this name, found none");
-    }
-    match own.difference(&saved).next() {
-        Some(name) => wrong(name, "expected it in the checkpoint, found none"),
+    let names: BTreeSet<&String> = parameters.iter().map(|parameter| &parameter.name).collect();
+    match saved.find(|name| !names.contains(name)) {
+        Some(name) => Err(Error::input(
+            format!("optimizer state {name}"),
+            "expected a parameter of this name, found none",
+        )),
         None => Ok(()),
     }
+}
+
+/// What a saved state has under `name`.
+fn found<'a, T>(state: &'a BTreeMap<String, T>, name: &str) -> Result<&'a T> {
+    state.get(name).ok_or_else(|| missing(name))
+}
+
+/// Of a saved state that lacks `name`.
+fn missing(name: &str) -> Error {
+    Error::input(
+        format!("optimizer state {name}"),
+        "expected it in the checkpoint, found none",
+    )
 }
 
 /// A copy of `saved`, which must look like `own`.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, Var};
 
-use super::{Parameter, Rates, check, check_state_names, copied};
+use super::{Parameter, Rates, check, check_state_names, copied, found};
 use crate::train::kernels::{SgdFactors, kernels};
 use crate::{Error, Result};
 
@@ -15,6 +15,7 @@ use crate::{Error, Result};
 pub struct Sgd {
     momentum: f64,
     parameters: Vec<Parameter>,
+    /// Of the parameters that it moves.
     velocities: BTreeMap<String, Var>,
 }
 
@@ -44,33 +45,43 @@ impl Sgd {
         })
     }
 
+    /// From here on keeps the velocities of those parameters alone whose names `keeps` takes, and moves no others.
+    pub fn keep_only(&mut self, keeps: impl Fn(&str) -> bool) {
+        self.velocities.retain(|name, _| keeps(name));
+    }
+
+    /// Whether it moves the parameter `name`.
+    pub fn keeps(&self, name: &str) -> bool {
+        self.velocities.contains_key(name)
+    }
+
     /// The parameters, in the order they were given.
     pub fn parameters(&self) -> &[Parameter] {
         &self.parameters
     }
 
-    /// The velocities by parameter name: the optimizer's own tensors, changed in place by every step.
+    /// The velocities that it keeps, by parameter name: the optimizer's own tensors, changed in place by every step.
     pub fn state(&self) -> BTreeMap<String, Tensor> {
         let view = |(name, velocity): (&String, &Var)| (name.clone(), velocity.as_detached_tensor());
         self.velocities.iter().map(view).collect()
     }
 
-    /// Goes on from saved velocities, which it copies.
+    /// Goes on from saved velocities, of which it copies what it keeps.
     ///
     /// # Errors
-    /// Names that are not exactly the parameters', tensors of another shape or type. Nothing is changed then.
+    /// Names that are no parameters', one that it keeps and that is missing, tensors of another shape or type. Nothing is changed then.
     pub fn load_state(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
-        check_state_names(state.keys(), self.velocities.keys())?;
+        check_state_names(state.keys(), &self.parameters)?;
         let mut loaded = BTreeMap::new();
-        for ((name, own), saved) in self.velocities.iter().zip(state.values()) {
-            let copy = copied(name, saved, own)?;
+        for (name, own) in &self.velocities {
+            let copy = copied(name, found(state, name)?, own)?;
             loaded.insert(name.clone(), Var::from_tensor(&copy)?);
         }
         self.velocities = loaded;
         Ok(())
     }
 
-    /// One step: every parameter that has a gradient in `gradients` is moved; the others stay.
+    /// One step: every parameter that has a velocity, and a gradient in `gradients`, is moved; the others stay.
     ///
     /// # Errors
     /// Gradients that are not f32.
