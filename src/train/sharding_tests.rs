@@ -120,8 +120,8 @@ fn shared(recipe: &str, settings: &[&str]) -> TrainConfig {
     let alike = [
         "batch_size=12",
         "optimizer.learning_rate=1e-2",
-        "loss.hog_hidden=16",
-        "loss.pixel_hidden=16",
+        "loss.hog_hidden=4",
+        "loss.pixel_hidden=4",
     ];
     let all = [&alike[..], settings].concat();
     config(recipe, &all)
