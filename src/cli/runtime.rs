@@ -23,9 +23,8 @@ enum Action {
     /// Fetch a pinned library into the cache: ONNX Runtime, MPI for runs of many processes, or NCCL for those on GPUs
     #[command(after_help = examples(&[
         "macula runtime install",
-        "macula runtime install --wheel onnxruntime.whl",
         "macula runtime install --flavor mpi",
-        "macula runtime install --flavor nccl",
+        "macula runtime install --flavor nccl --wheel nccl.whl",
     ]))]
     Install {
         /// Build of ONNX Runtime, mpi for MPI with its mpiexec, or nccl for NCCL of CUDA 13
