@@ -44,28 +44,40 @@ pub(super) struct Found {
 /// # Errors
 /// None that is found, or one that is named and is not there.
 pub(super) fn locate(launch: Option<&Launch>) -> Result<Found> {
-    let named = std::env::var_os(VARIABLE).filter(|value| !value.is_empty());
-    if let Some(path) = named {
-        let path = PathBuf::from(path);
-        return match path.is_absolute() && path.is_file() {
-            true => Ok(Found {
-                path,
-                origin: VARIABLE,
-            }),
-            false => {
-                let reason = format!(
-                    "expected the absolute path of a library, found {}",
-                    path.display()
-                );
-                Err(Error::input(VARIABLE, reason))
-            }
-        };
+    if let Some(named) = named(VARIABLE)? {
+        return Ok(named);
     }
     candidates(launch).into_iter().next().ok_or_else(|| {
         let reason = "no library was found; run `macula runtime install --flavor mpi` and start with the mpiexec that it \
                       prints, or name the library of your launcher in MACULA_MPI_LIB";
         Error::failed("MPI", reason)
     })
+}
+
+/// The library that `variable` of the environment names; none where it names none.
+///
+/// # Errors
+/// One that is not there.
+pub(super) fn named(variable: &'static str) -> Result<Option<Found>> {
+    let named = std::env::var_os(variable).filter(|value| !value.is_empty());
+    named.map(|path| at(PathBuf::from(path), variable)).transpose()
+}
+
+/// The library at `path`, which `variable` names.
+pub(super) fn at(path: PathBuf, variable: &'static str) -> Result<Found> {
+    match path.is_absolute() && path.is_file() {
+        true => Ok(Found {
+            path,
+            origin: variable,
+        }),
+        false => {
+            let reason = format!(
+                "expected the absolute path of a library, found {}",
+                path.display()
+            );
+            Err(Error::input(variable, reason))
+        }
+    }
 }
 
 /// Every library that is there, the one to use first.

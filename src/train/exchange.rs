@@ -1,7 +1,8 @@
 //! What a step sends to the other ranks: the terms of its loss, which weights have a gradient, and the gradients. (Targets send their
 //! sums themselves: `losses/targets.rs`.) Gradients are sent after the backward pass, or those that it has first while it goes on, in
-//! the numbers that the settings say (`wire`), and stay on GPUs where what connects the ranks does so. All ranks get the same and so decide alike: about a loss that is not finite, about the
-//! norm that gradients are clipped by, about a weight that no image of the step has moved.
+//! the numbers that the settings say (`wire`), and stay on GPUs where what connects the ranks does so. All ranks get the same and so
+//! decide alike: about a loss that is not finite, about the norm that gradients are clipped by, about a weight that no image of the step
+//! has moved.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::mpsc::Receiver;
@@ -252,7 +253,7 @@ pub(super) fn average_early(
 }
 
 /// How many of `weights` go into the next bucket, which is full with so many values: at least one where there are any.
-fn first_bucket<W>(weights: &[W], full: usize, count_of: impl Fn(&W) -> usize) -> usize {
+pub(super) fn first_bucket<W>(weights: &[W], full: usize, count_of: impl Fn(&W) -> usize) -> usize {
     let mut count = 0;
     let full = weights.iter().position(|weight| {
         count += count_of(weight);

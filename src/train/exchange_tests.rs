@@ -12,9 +12,9 @@ use crate::cluster::{OneRank, Ranks};
 use crate::data;
 use crate::train::config::TrainConfig;
 use crate::train::observe::OnlineKnnConfig;
-use crate::train::run::{RunSummary, TrainRequest, run_on, start_feed};
+use crate::train::run::{RunSummary, run_on, start_feed};
 use crate::train::start::Start;
-use crate::train::testing::values;
+use crate::train::testing::{request, values};
 use crate::train::trainer::Trainer;
 use crate::train::trainer::tests::config;
 
@@ -304,18 +304,8 @@ fn train(
     stops: Option<usize>,
 ) -> Vec<RunSummary> {
     on_ranks(size, Network::default(), |ranks| {
-        let request = TrainRequest {
-            config: config.clone(),
-            source: Arc::from(data::open("sample:train").unwrap()),
-            out: out.to_path_buf(),
-            replace: false,
-            start: start.clone(),
-            teacher: None,
-            device: Device::Cpu,
-            threads: 1,
-            until: None,
-            stop: Arc::new(AtomicBool::new(stops == Some(ranks.rank()))),
-        };
+        let mut request = request(config, out, start);
+        request.stop = Arc::new(AtomicBool::new(stops == Some(ranks.rank())));
         run_on(request, ranks).unwrap()
     })
 }
@@ -378,18 +368,8 @@ fn ranks_that_were_asked_differently_are_refused() {
     let place = tempfile::tempdir().unwrap();
     let failed = on_ranks(2, Network::default(), |ranks| {
         let seed = format!("seed={}", ranks.rank() + 3);
-        let request = TrainRequest {
-            config: config("dino", &["batch_size=4", &seed]),
-            source: Arc::from(data::open("sample:train").unwrap()),
-            out: place.path().join("run"),
-            replace: false,
-            start: Start::Fresh,
-            teacher: None,
-            device: Device::Cpu,
-            threads: 1,
-            until: None,
-            stop: Arc::default(),
-        };
+        let config = config("dino", &["batch_size=4", &seed]);
+        let request = request(&config, &place.path().join("run"), &Start::Fresh);
         run_on(request, ranks).unwrap_err().to_string()
     });
     let expected =

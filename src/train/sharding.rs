@@ -11,7 +11,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use macula_models::weights::Layout;
 use serde::{Deserialize, Serialize};
 
-use super::exchange::BUCKET;
+use super::exchange::{BUCKET, first_bucket};
 use super::optimizer::{OptimizerState, Parameter};
 use crate::cluster::Ranks;
 use crate::{Error, Result};
@@ -58,15 +58,11 @@ impl Shards {
                 .filter(|parameter| self.owns(owner, &parameter.name))
                 .filter(|parameter| gradients.get(&parameter.var).is_some());
             let moved: Vec<&Var> = moved.map(|parameter| &parameter.var).collect();
-            let mut count = 0;
-            let fills = |weight: &&Var| {
-                count += weight.elem_count();
-                let is_full = count >= BUCKET;
-                count *= usize::from(!is_full);
-                is_full
-            };
-            for bucket in moved.split_inclusive(fills) {
+            let mut rest = moved.as_slice();
+            while !rest.is_empty() {
+                let (bucket, after) = rest.split_at(first_bucket(rest, BUCKET, |weight| weight.elem_count()));
                 tell(ranks, owner, bucket)?;
+                rest = after;
             }
         }
         Ok(())

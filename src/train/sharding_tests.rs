@@ -1,7 +1,6 @@
 //! Ranks that divide the optimizer's state beside ranks that each keep all of it.
 
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
 
 use macula_models::weights::Tensors;
 
@@ -10,9 +9,9 @@ use crate::cluster::threads::{Network, on_ranks};
 use crate::data;
 use crate::train::config::TrainConfig;
 use crate::train::param_groups::ParamGroupRules;
-use crate::train::run::{TrainRequest, run_on, start_feed};
+use crate::train::run::{run_on, start_feed};
 use crate::train::start::Start;
-use crate::train::testing::values;
+use crate::train::testing::{request, values};
 use crate::train::trainer::Trainer;
 use crate::train::trainer::tests::config;
 
@@ -195,18 +194,8 @@ fn steps_are_those_of_ranks_that_keep_everything() {
 
 fn sit(config: &TrainConfig, out: &Path, start: &Start, size: usize, until: u64) {
     on_ranks(size, Network::default(), |ranks| {
-        let request = TrainRequest {
-            config: config.clone(),
-            source: Arc::from(data::open("sample:train").unwrap()),
-            out: out.to_path_buf(),
-            replace: false,
-            start: start.clone(),
-            teacher: None,
-            device: Device::Cpu,
-            threads: 1,
-            until: Some(until),
-            stop: Arc::new(AtomicBool::new(false)),
-        };
+        let mut request = request(config, out, start);
+        request.until = Some(until);
         run_on(request, ranks).unwrap();
     });
 }

@@ -1,12 +1,18 @@
 //! What the tests of this folder share: golden files and comparisons.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use candle_core::{DType, Device, Tensor};
 
 use crate::cluster::Ranks;
 use crate::cluster::threads::{Network, on_ranks};
+use crate::data;
+use crate::train::config::TrainConfig;
+use crate::train::run::TrainRequest;
+use crate::train::start::Start;
 
 #[path = "../../models/tests/cuda_emulation/mod.rs"]
 pub(crate) mod cuda_emulation;
@@ -21,6 +27,22 @@ pub(crate) fn fixture_path(name: &str) -> PathBuf {
 /// The tensors of a safetensors fixture.
 pub(crate) fn fixture(name: &str) -> HashMap<String, Tensor> {
     candle_core::safetensors::load(fixture_path(name), &Device::Cpu).unwrap()
+}
+
+/// A run of `config` on the sample into `out`, to its end.
+pub(crate) fn request(config: &TrainConfig, out: &Path, start: &Start) -> TrainRequest {
+    TrainRequest {
+        config: config.clone(),
+        source: Arc::from(data::open("sample:train").unwrap()),
+        out: out.to_path_buf(),
+        replace: false,
+        start: start.clone(),
+        teacher: None,
+        device: Device::Cpu,
+        threads: 1,
+        until: None,
+        stop: Arc::new(AtomicBool::new(false)),
+    }
 }
 
 /// All values as f64.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::super::{install, locate};
-use crate::{Error, Result};
+use crate::Result;
 
 /// The variable that names the library to use.
 pub(in super::super) const VARIABLE: &str = "MACULA_NCCL_LIB";
@@ -15,9 +15,8 @@ const NAME: &str = "libnccl.so.2";
 /// # Errors
 /// One that is named and is not there.
 pub(super) fn locate() -> Result<Option<locate::Found>> {
-    let named = std::env::var_os(VARIABLE).filter(|value| !value.is_empty());
-    if let Some(path) = named {
-        return named_library(PathBuf::from(path)).map(Some);
+    if let Some(named) = locate::named(VARIABLE)? {
+        return Ok(Some(named));
     }
     let mut folders: Vec<(PathBuf, &'static str)> = Vec::new();
     let cached = install::nccl_folder();
@@ -26,22 +25,6 @@ pub(super) fn locate() -> Result<Option<locate::Found>> {
     folders.extend(listed.into_iter().map(|folder| (folder, "LD_LIBRARY_PATH")));
     folders.extend(system_folders().map(|folder| (folder, "the system")));
     Ok(first(folders))
-}
-
-fn named_library(path: PathBuf) -> Result<locate::Found> {
-    match path.is_absolute() && path.is_file() {
-        true => Ok(locate::Found {
-            path,
-            origin: VARIABLE,
-        }),
-        false => {
-            let reason = format!(
-                "expected the absolute path of a library, found {}",
-                path.display()
-            );
-            Err(Error::input(VARIABLE, reason))
-        }
-    }
 }
 
 fn first(folders: Vec<(PathBuf, &'static str)>) -> Option<locate::Found> {
@@ -90,7 +73,7 @@ mod tests {
     #[test]
     fn a_library_that_is_named_must_be_there() {
         for path in ["libnccl.so.2", "/nowhere/libnccl.so.2"] {
-            let error = named_library(PathBuf::from(path)).unwrap_err();
+            let error = locate::at(PathBuf::from(path), VARIABLE).unwrap_err();
             assert_eq!(
                 error.to_string(),
                 format!("MACULA_NCCL_LIB: expected the absolute path of a library, found {path}")
