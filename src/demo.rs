@@ -125,6 +125,7 @@ fn train(options: &DemoOptions, run: &Path) -> Result<()> {
         images: source.len(),
         side: 28,
         grey: true,
+        framed: true,
     };
     let mut overrides = Overrides::default();
     overrides.set(&format!("steps={}", options.steps.unwrap_or(STEPS)))?;

@@ -5,12 +5,11 @@ use macula_models::vit::GeluKind;
 
 use super::Host;
 use super::args::examples;
-use super::run_folder::{RunFolderArgs, TRAINING};
+use super::run_folder::{RunFolderArgs, TRAINING, look_at};
 use crate::cluster::{self, Ranks};
 use crate::data::{self, Source};
 use crate::distill::{self, OnnxSettings, recipes};
-use crate::train::config::DistillConfig;
-use crate::train::config::TrainConfig;
+use crate::train::config::{DataConfig, DistillConfig, TrainConfig};
 use crate::train::distillation::FrozenTeacher;
 use crate::train::observe::METERS_HELP;
 use crate::train::start::Start;
@@ -106,7 +105,7 @@ impl DistillArgs {
         let settings = DistillConfig::new(self.teacher.as_deref().unwrap_or_default());
         let settings = overrides.section("distill", &settings)?;
         let teacher = self.open(&settings)?;
-        let facts = self.folder.facts(source.as_ref())?;
+        let facts = look_at(source.as_ref(), &self.folder.loader(DataConfig::default(), &overrides)?.decode())?;
         let recipe = named.unwrap_or_else(|| recipes::default_for(&teacher.facts().offer).to_owned());
         let config = recipes::recipe(&recipe, data, &facts, &settings, teacher.facts())
             .map_err(|error| overrides.named(error))?;

@@ -26,8 +26,10 @@ use crate::train::run::{self, RunSummary, TrainRequest};
 use crate::train::start::Start;
 use crate::{Error, Result};
 
-/// Images looked at to tell the size of a source's images and whether they are grey.
+/// Images looked at to tell what a source's images are like.
 const LOOKED_AT: u64 = 32;
+/// The share of them that counts as most.
+const MOST: f64 = 0.75;
 
 /// Steps between readings of the meters on features.
 const MONITOR_EVERY: u64 = 500;
@@ -217,16 +219,6 @@ impl RunFolderArgs {
         Ok(config)
     }
 
-    /// How many images there are, how large they are and whether they are grey.
-    pub fn facts(&self, source: &dyn Source) -> Result<DataFacts> {
-        let max = self.loader.max_pixels;
-        let decode = DecodeOptions {
-            max_pixels: max.unwrap_or(DecodeOptions::default().max_pixels),
-            ..DecodeOptions::default()
-        };
-        look_at(source, &decode)
-    }
-
     /// How images will be read: as `recipe` says, but for the flags and what `overrides` change.
     pub fn loader(&self, mut recipe: DataConfig, overrides: &Overrides) -> Result<LoaderConfig> {
         self.loader.over(&mut recipe.loader);
@@ -316,7 +308,7 @@ impl RunFolderArgs {
     }
 }
 
-/// How many images there are, how large they are and whether they are grey, from a few spread over the source.
+/// What recipes need to know of the images, from a few spread over the source.
 pub fn look_at(source: &dyn Source, decode: &DecodeOptions) -> Result<DataFacts> {
     let images = source.len();
     let looked_at = LOOKED_AT.min(images);
@@ -336,8 +328,13 @@ pub fn look_at(source: &dyn Source, decode: &DecodeOptions) -> Result<DataFacts>
         let reason = format!("expected images, but none of the {looked_at} looked at can be read{first}");
         return Err(Error::input("--data", reason));
     };
-    let grey = loaded.iter().all(Image::is_grey);
-    Ok(DataFacts { images, side, grey })
+    let framed = loaded.iter().filter(|image| image.is_framed()).count();
+    Ok(DataFacts {
+        images,
+        side,
+        grey: loaded.iter().all(Image::is_grey),
+        framed: framed as f64 >= MOST * loaded.len() as f64,
+    })
 }
 
 fn text(out: &Path, summary: &RunSummary) -> String {

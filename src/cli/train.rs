@@ -79,10 +79,7 @@ impl TrainArgs {
         let recipe = named.as_deref().unwrap_or(recipes::DEFAULT);
         let earlier = self.earlier_run()?;
         let loader = self.loader(earlier.as_ref(), &overrides)?;
-        let facts = match loader.bands {
-            None => self.folder.facts(source.as_ref())?,
-            Some(_) => look_at(source.as_ref(), &loader.decode())?,
-        };
+        let facts = look_at(source.as_ref(), &loader.decode())?;
         let goes_on = earlier.is_some();
         let named_recipe = || recipes::recipe(recipe, data, &facts).map_err(|error| overrides.named(error));
         let (config, start) = match (&self.from, earlier) {
@@ -123,13 +120,7 @@ impl TrainArgs {
 
     /// How images will be read.
     fn loader(&self, earlier: Option<&TrainConfig>, overrides: &Overrides) -> Result<LoaderConfig> {
-        let mut data = match earlier {
-            Some(earlier) => earlier.data.clone(),
-            None => DataConfig {
-                source: String::new(),
-                loader: LoaderConfig::default(),
-            },
-        };
+        let mut data = earlier.map_or_else(DataConfig::default, |earlier| earlier.data.clone());
         let before = data.loader.bands;
         data.loader.bands = self.bands.or(before);
         let loader = self.folder.loader(data, overrides)?;

@@ -12,8 +12,8 @@ use super::args::{ColumnArgs, INPUT, NewArgs, OUTPUT, RunArgs, SeedArgs, example
 use super::output;
 use super::run_folder::{TRAINING, look_at};
 use super::signals::StopSignals;
-use crate::data::{self, DecodeOptions};
-use crate::train::config::Selection;
+use crate::data;
+use crate::train::config::{DataConfig, Selection};
 use crate::train::recipes::Overrides;
 use crate::tune::{Record, SearchStart, Settings, Space, TuneRequest, run};
 use crate::{Error, Result};
@@ -95,7 +95,9 @@ impl TuneArgs {
             false => (self.settings()?, self.begin()?),
         };
         let source = data::open_shuffled(&settings.data)?;
-        let facts = look_at(source.as_ref(), &DecodeOptions::default())?;
+        let fixed = Overrides::of(settings.fixed.iter().map(String::as_str))?;
+        let loader = fixed.section("data", &DataConfig::default())?.loader;
+        let facts = look_at(source.as_ref(), &loader.decode())?;
         let signals = StopSignals::listen(host, false)?;
         let outcome = run(&TuneRequest {
             settings,

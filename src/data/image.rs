@@ -5,6 +5,9 @@ use std::sync::Arc;
 
 use super::bands::BandImage;
 
+/// Samples that are no further apart than this count as the same: what compression makes of a plain ground.
+const SAME_COLOUR: u8 = 16;
+
 /// An image as it was decoded, shared.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Image {
@@ -37,6 +40,14 @@ impl Image {
         match self {
             Self::Rgb(image) => image.data().as_chunks::<3>().0.iter().all(is_grey),
             Self::Bands(_) => true,
+        }
+    }
+
+    /// Whether its four corners have about one colour, as where one thing stands before a plain ground.
+    pub fn is_framed(&self) -> bool {
+        match self {
+            Self::Rgb(image) => image.is_framed(),
+            Self::Bands(_) => false,
         }
     }
 }
@@ -100,6 +111,17 @@ impl RgbImage {
         }
         let at = (y as usize * self.width as usize + x as usize) * 3;
         Some([self.data[at], self.data[at + 1], self.data[at + 2]])
+    }
+
+    /// Whether no sample of the four corners is further than [`SAME_COLOUR`] from that of another.
+    fn is_framed(&self) -> bool {
+        let (right, bottom) = (self.width - 1, self.height - 1);
+        let corners = [(0, 0), (right, 0), (0, bottom), (right, bottom)].map(|(x, y)| self.pixel(x, y));
+        (0..3).all(|channel| {
+            let samples = corners.iter().flatten().map(|pixel| pixel[channel]);
+            let (low, high) = samples.fold((u8::MAX, u8::MIN), |(low, high), v| (low.min(v), high.max(v)));
+            high - low <= SAME_COLOUR
+        })
     }
 
     /// The whole image, borrowed.
@@ -195,6 +217,22 @@ mod tests {
         assert!(RgbImage::new(2, 1, vec![0; 5]).is_none());
         assert!(RgbImage::new(0, 1, vec![]).is_none());
         assert!(RgbImage::new(u32::MAX, u32::MAX, vec![]).is_none());
+    }
+
+    #[test]
+    fn a_plain_ground_is_told_by_its_corners() {
+        let framed = |grey: &[u8]| Image::from(RgbImage::from_grey(3, 2, grey).unwrap()).is_framed();
+        assert!(framed(&[240, 0, 255, 255, 0, 250]), "what is between them does not count");
+        assert!(framed(&[100, 0, 116, 100, 0, 100]));
+        for corner in [0, 2, 3, 5] {
+            let mut grey = [100; 6];
+            grey[corner] = 117;
+            assert!(!framed(&grey), "corner {corner}");
+        }
+        let coloured = RgbImage::new(1, 2, vec![9, 9, 9, 9, 9, 99]).unwrap();
+        assert!(!Image::from(coloured).is_framed(), "every channel counts");
+        let one = RgbImage::from_grey(1, 1, &[7]).unwrap();
+        assert!(Image::from(one).is_framed());
     }
 
     #[test]

@@ -196,11 +196,13 @@ mod tests {
         images: 1_281_167,
         side: 375,
         grey: false,
+        framed: false,
     };
     const SMALL: DataFacts = DataFacts {
         images: 60_000,
         side: 28,
         grey: true,
+        framed: true,
     };
 
     fn recipe_of(name: &str, facts: &DataFacts, teacher: &TeacherFacts) -> Result<TrainConfig> {

@@ -406,6 +406,7 @@ mod tests {
                 images: 60_000,
                 side: 28,
                 grey: true,
+                framed: true,
             };
             let mut base = recipes::recipe("dinov2-small", "noise", &facts).unwrap();
             base.batch_warmup_steps = 0;

@@ -125,6 +125,7 @@ mod tests {
             images: 100,
             side: 28,
             grey: true,
+            framed: true,
         };
         let mut overrides = Overrides::default();
         let small = [

@@ -20,6 +20,7 @@ const FACTS: DataFacts = DataFacts {
     images: 1000,
     side: 28,
     grey: true,
+    framed: true,
 };
 
 /// `recipe` at a size for tests, with further settings.

@@ -220,10 +220,7 @@ fn config_of(request: &TuneRequest, recipe: &str, settings: &[String]) -> Result
     let asked = &request.settings;
     let mut config = recipes::recipe(recipe, &asked.data, &request.facts)?;
     config.seed = asked.seed;
-    let mut overrides = Overrides::default();
-    for setting in asked.fixed.iter().chain(settings) {
-        overrides.set(setting)?;
-    }
+    let overrides = Overrides::of(asked.fixed.iter().chain(settings).map(String::as_str))?;
     overrides.apply(config, request.facts.images)
 }
 

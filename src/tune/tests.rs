@@ -20,6 +20,7 @@ const FACTS: DataFacts = DataFacts {
     images: 6_000,
     side: 28,
     grey: true,
+    framed: true,
 };
 
 fn config_of(recipe: &str) -> crate::Result<TrainConfig> {

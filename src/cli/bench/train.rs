@@ -125,21 +125,13 @@ impl TrainBenchArgs {
                 let reason = format!("expected a, b, c or d, found `{}`", self.geometry);
                 Error::input("--geometry", reason)
             })?;
-        let mut overrides = Overrides::default();
         let terms = match self.recipe.as_str() {
             recipes::DEFAULT => &PAPER_TERMS[..],
             "moco" => &MOCO_TERMS[..],
             _ => &[],
         };
-        for setting in settings
-            .iter()
-            .chain(&COMMON)
-            .chain(terms)
-            .copied()
-            .chain(self.set.iter().map(String::as_str))
-        {
-            overrides.set(setting)?;
-        }
+        let own = settings.iter().chain(&COMMON).chain(terms).copied();
+        let overrides = Overrides::of(own.chain(self.set.iter().map(String::as_str)))?;
         let spec = match &self.data {
             Some(data) => self.columns.apply_to(data)?,
             None => "noise".to_owned(),
@@ -154,6 +146,7 @@ impl TrainBenchArgs {
                 images: 60_000,
                 side: 28,
                 grey: true,
+                framed: true,
             },
         };
         let mut base = recipes::recipe(&self.recipe, &spec, &facts)?;

@@ -24,6 +24,7 @@ pub(super) const FACTS: DataFacts = DataFacts {
     images: 10,
     side: 28,
     grey: true,
+    framed: true,
 };
 
 /// Grey images that tell their rows, of two classes; the last has no label.

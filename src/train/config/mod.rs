@@ -102,7 +102,7 @@ pub struct TrainConfig {
 pub const COMPUTED: [Dtype; 2] = [Dtype::F32, Dtype::Bf16];
 
 /// Where images come from and how they are read.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
     /// The source, as `--data` names it.

@@ -57,6 +57,8 @@ pub struct DataFacts {
     pub side: u32,
     /// Whether all images are grey.
     pub grey: bool,
+    /// Whether most images show one thing before a plain ground (scans, letters, drawings, products), told by their corners.
+    pub framed: bool,
 }
 
 /// Sizes that follow the images.
@@ -69,13 +71,16 @@ struct Geometry {
 
 impl Geometry {
     /// A small network on whole small images, of few patches: on two cores the number of images seen counts for more than
-    /// the detail of each, and so does where a narrow network starts from (measured: `benchmarks/history/NOTES.md`, "Initial weights").
+    /// the detail of each, and so does where a narrow network starts from (measured: "Initial weights" in the same file).
     /// ViT-S/16 on 224 pixels, as DINO has it, from 129 pixels up.
     fn for_data(facts: &DataFacts) -> Self {
-        let (patch_size, embed_dim, depth) = match facts.side {
-            0..=28 => (7, 192, 4),
-            29..=80 => (8, 192, 6),
-            81..=SMALL_SIDE => (16, 192, 6),
+        // Of one thing that fills the frame 16 patches say what it is; places within photographs need more of them. Wide and
+        // shallow learns sooner (measured: `benchmarks/history/NOTES.md`, "Wide and shallow").
+        let (patch_size, embed_dim, depth, ffn_hidden) = match facts.side {
+            0..=28 => (7, 384, 2, 768),
+            49..=80 if facts.framed => (16, 384, 2, 768),
+            29..=80 => (8, 192, 6, 0),
+            81..=SMALL_SIDE => (16, 192, 6, 0),
             _ => return Self::large(),
         };
         let size = facts.side.div_ceil(patch_size).max(2) * patch_size;
@@ -89,6 +94,7 @@ impl Geometry {
             backbone: BackboneConfig {
                 embed_dim,
                 depth,
+                ffn_hidden,
                 num_heads: embed_dim / 64,
                 patch_size: patch_size as usize,
                 initial_weights: InitialWeights::Xavier,
@@ -279,9 +285,9 @@ fn dinov2_small(facts: &DataFacts) -> TrainConfig {
     mild_crops(&mut config, facts);
     config.loss.ibot_weight = 1.;
     config.loss.pixel_weight = 3.;
-    if facts.side <= TINY_SIDE {
+    if facts.side <= TINY_SIDE || (facts.framed && facts.side <= SMALL_SIDE) {
         config.loss.ibot_weight = 0.;
-        config.loss.pixel_weight = 0.;
+        config.loss.pixel_weight = if facts.grey { 0. } else { 10. };
         config.loss.hog_weight = 10.;
     }
     config
@@ -298,17 +304,17 @@ fn quick_prototypes(config: &mut TrainConfig) {
     config.optimizer.learning_rate = 4e-3;
 }
 
-/// What is left of a small image should still say what it is. Tiny grey images are most often one thing that fills the frame and
-/// stands upright (garments, letters, scans): crops then keep its proportions and which way it faces, which tell one from another.
+/// What is left of a small image should still say what it is. Where one thing fills the frame (garments, letters, scans, drawings),
+/// crops keep its proportions and which way it faces, which tell one from another.
 fn mild_crops(config: &mut TrainConfig, facts: &DataFacts) {
     if facts.side > SMALL_SIDE {
         return;
     }
     config.crops.local.scale = [0.2, 0.5];
-    config.crops.local.count = if facts.side <= TINY_SIDE { 0 } else { 4 };
+    config.crops.local.count = if facts.side <= TINY_SIDE || facts.framed { 0 } else { 4 };
     config.crops.jitter.probability = 0.5;
     config.crops.solarize.probability = 0.;
-    if facts.grey && facts.side <= TINY_SIDE {
+    if facts.framed {
         config.crops.global.scale = [0.8, 1.0];
         config.crops.aspect = [0.9, 1.1];
         config.crops.flip = 0.;
@@ -323,6 +329,7 @@ mod tests {
         images: 60_000,
         side: 28,
         grey: true,
+        framed: true,
     };
 
     fn recipe_of(name: &str) -> TrainConfig {
@@ -338,11 +345,13 @@ mod tests {
                     images: 3_800,
                     side: 64,
                     grey: false,
+                    framed: false,
                 },
                 DataFacts {
                     images: 1_281_167,
                     side: 375,
                     grey: false,
+                    framed: false,
                 },
             ] {
                 let config = recipe(name, "images", &facts).unwrap();
@@ -397,6 +406,7 @@ mod tests {
             images: 1_281_167,
             side: 375,
             grey: false,
+            framed: false,
         };
         let blurred = |config: &TrainConfig| {
             let blur = &config.crops.blur;
@@ -485,6 +495,23 @@ mod tests {
     }
 
     #[test]
+    fn crops_leave_a_framed_thing_as_it_is() {
+        for side in [28, 64] {
+            let crops = |framed: bool| {
+                let facts = DataFacts {
+                    images: 1000,
+                    side,
+                    grey: false,
+                    framed,
+                };
+                recipe("dino", "images", &facts).unwrap().crops
+            };
+            assert_eq!((crops(true).global.scale, crops(true).flip), ([0.8, 1.], 0.));
+            assert_eq!((crops(false).global.scale, crops(false).flip), ([0.4, 1.], 0.5));
+        }
+    }
+
+    #[test]
     fn geometry_follows_the_images() {
         let config = recipe_of("dinov2-small");
         assert_eq!((config.crops.global.size, config.backbone.patch_size), (28, 7));
@@ -493,6 +520,7 @@ mod tests {
             images: 1000,
             side: 64,
             grey: false,
+            framed: false,
         };
         let config = recipe("dino", "images", &colour).unwrap();
         assert_eq!((config.crops.global.size, config.backbone.patch_size), (64, 8));

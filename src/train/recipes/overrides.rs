@@ -56,6 +56,18 @@ impl Overrides {
         Ok((overrides, base))
     }
 
+    /// The changes of `assignments`, each as for [`Self::set`].
+    ///
+    /// # Errors
+    /// As for [`Self::set`].
+    pub fn of<'a>(assignments: impl IntoIterator<Item = &'a str>) -> Result<Self> {
+        let mut overrides = Self::default();
+        for assignment in assignments {
+            overrides.set(assignment)?;
+        }
+        Ok(overrides)
+    }
+
     /// An error about these changes, with the recipe file's name where there is one.
     pub fn named(&self, error: Error) -> Error {
         match &self.file {
@@ -128,7 +140,7 @@ impl Overrides {
     }
 
     /// `config` with these changes. A new number of `steps` (or of `epochs`, passes over `images`) takes every warm-up with
-    /// it, in proportion, before the other changes are made.
+    /// it, in proportion, before the other changes are made; another `backbone.embed_dim` has a feed-forward of the usual width.
     ///
     /// # Errors
     /// An unknown field, a value of another type or out of range, named as in the file.
@@ -168,6 +180,11 @@ impl Overrides {
         }
         if let Some(Value::Table(backbone)) = table.get_mut("backbone") {
             expand_arch(backbone)?;
+            // The width of the feed-forward was the recipe's for its own width.
+            let width = backbone.get("embed_dim").and_then(Value::as_integer);
+            if width.is_some_and(|width| width != config.backbone.embed_dim as i64) {
+                config.backbone.ffn_hidden = 0;
+            }
         }
         let unreadable = |what: String| Error::input("recipe", what);
         let Value::Table(mut whole) = Value::try_from(&config).map_err(|e| unreadable(e.to_string()))? else {
@@ -239,6 +256,7 @@ mod tests {
         images: 60_000,
         side: 28,
         grey: true,
+        framed: true,
     };
 
     fn base() -> TrainConfig {
@@ -289,6 +307,16 @@ mod tests {
             ),
             (384, 3, 6, 4)
         );
+    }
+
+    #[test]
+    fn another_width_has_a_feed_forward_of_four_times() {
+        let hidden = |settings: &[&str]| with(settings).unwrap().vit().unwrap().ffn_hidden;
+        assert_eq!(hidden(&[]), 768, "the recipe's own");
+        assert_eq!(hidden(&["backbone.embed_dim=384"]), 768);
+        assert_eq!(hidden(&["backbone.embed_dim=192"]), 768, "four times");
+        assert_eq!(hidden(&["backbone.embed_dim=96"]), 384);
+        assert_eq!(hidden(&["backbone.embed_dim=96", "backbone.ffn_hidden=100"]), 100);
     }
 
     #[test]

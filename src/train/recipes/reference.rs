@@ -236,6 +236,7 @@ pub(super) fn published(backbone: BackboneConfig, images_a_gpu: usize) -> TrainC
         images: 1,
         side: u32::MAX,
         grey: false,
+        framed: false,
     };
     let steps = 500 * OFFICIAL_EPOCH;
     let head = HeadConfig {
