@@ -13,9 +13,9 @@ use super::output;
 use super::run_folder::{TRAINING, look_at};
 use super::signals::StopSignals;
 use crate::data;
-use crate::train::config::{DataConfig, Selection};
+use crate::train::config::DataConfig;
 use crate::train::recipes::Overrides;
-use crate::tune::{Record, SearchStart, Settings, Space, TuneRequest, run};
+use crate::tune::{Judge, Record, SearchStart, Settings, Space, TuneRequest, run};
 use crate::{Error, Result};
 
 /// Recipes whose sizes follow the images.
@@ -56,10 +56,10 @@ pub struct TuneArgs {
     /// Candidates to begin with, 2 to 64
     #[arg(long, value_name = "N", default_value_t = 8)]
     candidates: usize,
-    /// What decides: knn, of --knn-data; or, of images without labels, rankme or lidar [default: knn where --knn-data is given,
-    /// else lidar]
-    #[arg(long, value_name = "knn|rankme|lidar")]
-    select: Option<Selection>,
+    /// What decides: knn, of --knn-data; or, of images without labels, agreement (how many of an image's nearest neighbours the other
+    /// candidates see too), rankme or lidar [default: knn where --knn-data is given, else agreement]
+    #[arg(long, value_name = "knn|agreement|rankme|lidar")]
+    select: Option<Judge>,
     /// Change a field of every candidate, as for `macula train`; not steps or epochs, which follow from --budget [default: none]
     #[arg(long, value_name = "FIELD=VALUE")]
     set: Vec<String>,
@@ -122,15 +122,15 @@ impl TuneArgs {
     /// What a new search is asked for.
     fn settings(&self) -> Result<Settings> {
         let select = match (self.select, &self.knn_data) {
-            (Some(Selection::Knn), None) => {
+            (Some(Judge::Knn), None) => {
                 return Err(Error::input(
                     "--select",
                     "expected --knn-data with knn, found none",
                 ));
             }
             (Some(select), _) => select,
-            (None, Some(_)) => Selection::Knn,
-            (None, None) => Selection::Lidar,
+            (None, Some(_)) => Judge::Knn,
+            (None, None) => Judge::Agreement,
         };
         let data = self.data.as_deref().unwrap_or_default();
         let (data, labelled) = match &self.knn_data {

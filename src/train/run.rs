@@ -33,10 +33,11 @@ use crate::identity::difference;
 use crate::lock::FolderLock;
 use crate::{Error, Result, files};
 
-/// Names in a run folder.
+/// Name of a run's settings in its folder.
 pub const CONFIG: &str = "config.toml";
 const ENVIRONMENT: &str = "env.json";
-const TEACHER: &str = "teacher.safetensors";
+/// Name of the backbone to take away, as of the last checkpoint.
+pub const TEACHER: &str = "teacher.safetensors";
 const BAD_IMAGES: &str = "errors.csv";
 
 /// What to run.

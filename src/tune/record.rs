@@ -5,10 +5,10 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::judge::Judge;
 use super::plan;
 use super::space::Combination;
 use crate::data::SourceIdentity;
-use crate::train::config::Selection;
 use crate::{Error, Result, files};
 
 /// Its name in the folder of a search.
@@ -41,7 +41,7 @@ pub struct Settings {
     /// Labelled images for online k-NN, where there are any.
     pub labelled: Option<String>,
     /// Which reading decides.
-    pub select: Selection,
+    pub select: Judge,
     /// What is changed in every candidate, `field=value` each.
     pub fixed: Vec<String>,
     /// Seconds of all runs together.
@@ -122,6 +122,23 @@ impl Record {
     /// A folder that cannot be written.
     pub fn write(&self, folder: &Path) -> Result<()> {
         files::write_json(&folder.join(RECORD), self)
+    }
+
+    /// Takes down a reading of the candidate at `place`, or that it is out because its run failed.
+    ///
+    /// # Errors
+    /// What is no failure of the run.
+    pub fn note(&mut self, place: usize, reading: Result<f64>) -> Result<()> {
+        let candidate = &mut self.candidates[place];
+        match reading {
+            Ok(reading) => candidate.readings.push(reading),
+            Err(error @ (Error::Failed { .. } | Error::NotFinite { .. })) => {
+                tracing::warn!("candidate {place} is out: {error}");
+                candidate.error = Some(error.to_string());
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
     }
 
     /// The candidates of `rung`, as places in the list, the best first: those with the highest readings at the end of the rung before.

@@ -1,5 +1,6 @@
 //! The search itself: candidates are drawn and timed, then rung after rung trained and compared.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,6 +10,8 @@ use macula_eval::table::EvalResult;
 use polars::prelude::{Column, DataFrame};
 use serde_json::json;
 
+use super::agreement::{self, Graph};
+use super::judge::Judge;
 use super::plan;
 use super::record::{Candidate, RECORD, Record, Settings};
 use super::space::{Combination, Space};
@@ -100,16 +103,19 @@ pub fn run(request: &TuneRequest) -> Result<TuneOutcome> {
                 candidate.recipe,
                 candidate.described()
             );
-            match train(request, &record, place, until) {
-                Ok(Some(reading)) => record.candidates[place].readings.push(reading),
-                Ok(None) => return outcome(request, &record, None),
-                Err(error @ (Error::Failed { .. } | Error::NotFinite { .. })) => {
-                    tracing::warn!("candidate {place} is out: {error}");
-                    record.candidates[place].error = Some(error.to_string());
-                }
-                Err(error) => return Err(error),
+            let reading = match train(request, &record, place, until) {
+                Ok(false) => return outcome(request, &record, None),
+                Ok(true) => record.settings.select.meter().map(|meter| read(request, place, meter)),
+                Err(error) => Some(Err(error)),
+            };
+            // Where candidates are compared with each other, all of the rung must have come so far.
+            if let Some(reading) = reading {
+                record.note(place, reading)?;
+                record.write(&request.out)?;
             }
-            record.write(&request.out)?;
+        }
+        if record.settings.select == Judge::Agreement {
+            compare(request, &mut record, rung)?;
         }
     }
     let best = record.ranking()[0];
@@ -224,8 +230,8 @@ fn config_of(request: &TuneRequest, recipe: &str, settings: &[String]) -> Result
     overrides.apply(config, request.facts.images)
 }
 
-/// Trains the candidate at `place` up to step `until`, and gives the reading there; none where a signal ended the run.
-fn train(request: &TuneRequest, record: &Record, place: usize, until: u64) -> Result<Option<f64>> {
+/// Trains the candidate at `place` up to step `until`; false where a signal ended the run before.
+fn train(request: &TuneRequest, record: &Record, place: usize, until: u64) -> Result<bool> {
     let candidate = &record.candidates[place];
     let out = folder_of(&request.out, place);
     let begun = out.join(run::CONFIG).is_file();
@@ -245,18 +251,56 @@ fn train(request: &TuneRequest, record: &Record, place: usize, until: u64) -> Re
         until: Some(until),
         stop: Arc::clone(&request.stop),
     })?;
-    if summary.step < until {
-        return Ok(None);
-    }
-    let key = record.settings.select.key();
+    Ok(summary.step >= until)
+}
+
+/// The last reading of `meter` in the run of the candidate at `place`.
+fn read(request: &TuneRequest, place: usize, meter: Selection) -> Result<f64> {
+    let out = folder_of(&request.out, place);
     let lines = metrics_log::read(&out.join(metrics_log::METRICS_FILE))?;
-    let last = lines.iter().rev().find_map(|line| line.get(key)?.as_f64());
-    last.map(Some).ok_or_else(|| {
-        Error::failed(
-            out.display().to_string(),
-            format!("no finite {key} at step {until}"),
-        )
-    })
+    let last = lines
+        .iter()
+        .rev()
+        .find_map(|line| line.get(meter.key())?.as_f64());
+    last.ok_or_else(|| Error::failed(out.display().to_string(), format!("no finite {}", meter.key())))
+}
+
+/// Compares the candidates of `rung` with all that have trained at all, as their runs stand, and notes the readings of the rung.
+fn compare(request: &TuneRequest, record: &mut Record, rung: usize) -> Result<()> {
+    let due = |candidate: &Candidate| candidate.readings.len() == rung && candidate.error.is_none();
+    let in_rung = record.in_rung(rung);
+    let places: Vec<usize> = in_rung
+        .into_iter()
+        .filter(|&place| due(&record.candidates[place]))
+        .collect();
+    if places.is_empty() {
+        return Ok(());
+    }
+    let rows = agreement::sample(request.source.as_ref(), record.settings.seed);
+    let mut graphs = BTreeMap::new();
+    for place in 0..record.candidates.len() {
+        if record.candidates[place].error.is_some() {
+            continue;
+        }
+        let out = folder_of(&request.out, place);
+        let config = run::saved_config(&out)?;
+        match agreement::neighbours(&out, &config, request.source.as_ref(), &rows, &request.device) {
+            Ok(graph) => drop(graphs.insert(place, graph)),
+            // Features that are not finite.
+            Err(error @ Error::Eval(_)) => record.note(place, Err(Error::failed("features", error.to_string())))?,
+            Err(error) => return Err(error),
+        }
+    }
+    for place in places {
+        let Some(own) = graphs.get(&place) else { continue };
+        let others: Vec<&Graph> = graphs
+            .iter()
+            .filter(|(other, _)| **other != place)
+            .map(|(_, graph)| graph)
+            .collect();
+        record.note(place, Ok(agreement::agreement(own, &others)))?;
+    }
+    record.write(&request.out)
 }
 
 /// The settings of a candidate's full run: what decides is read at the end of each rung.
@@ -267,10 +311,15 @@ fn monitored(request: &TuneRequest, candidate: &Candidate) -> Result<TrainConfig
     if let Some(labelled) = &asked.labelled {
         config.monitor.knn = Some(OnlineKnnConfig::new(labelled, candidate.steps));
     }
-    if asked.select != Selection::Knn {
-        config.monitor.label_free = Some(LabelFreeConfig::new(candidate.steps));
+    match asked.select.meter() {
+        Some(meter) => {
+            config.checkpoints.select = meter;
+            if meter != Selection::Knn {
+                config.monitor.label_free = Some(LabelFreeConfig::new(candidate.steps));
+            }
+        }
+        None => config.checkpoints.keep_best = false,
     }
-    config.checkpoints.select = asked.select;
     config.validate()?;
     Ok(config)
 }

@@ -7,11 +7,12 @@ use std::sync::atomic::AtomicBool;
 
 use candle_core::Device;
 
+use super::judge::Judge;
 use super::record::{Candidate, Record, Settings};
 use super::search::{SearchStart, TuneRequest, run};
 use super::space::Space;
 use crate::data::{self, SourceIdentity};
-use crate::train::config::{Selection, TrainConfig};
+use crate::train::config::TrainConfig;
 use crate::train::recipes::{self, DataFacts};
 use crate::train::run as training;
 
@@ -127,18 +128,18 @@ fn record(readings: &[&[f64]]) -> Record {
         error: None,
     });
     Record::new(
-        settings(1.),
+        settings(1., Judge::Rankme),
         source,
         vec![readings.len(), 2, 1],
         candidates.collect(),
     )
 }
 
-fn settings(budget: f64) -> Settings {
+fn settings(budget: f64, select: Judge) -> Settings {
     Settings {
         data: SOURCE.to_owned(),
         labelled: None,
-        select: Selection::Rankme,
+        select,
         fixed: names(&[
             "batch_size=4",
             "backbone.depth=1",
@@ -162,8 +163,18 @@ fn the_better_half_goes_on_and_what_failed_does_not() {
 }
 
 fn search(out: &Path, start: SearchStart, budget: f64, stop: bool) -> crate::Result<super::TuneOutcome> {
+    search_by(Judge::Rankme, out, start, budget, stop)
+}
+
+fn search_by(
+    judge: Judge,
+    out: &Path,
+    start: SearchStart,
+    budget: f64,
+    stop: bool,
+) -> crate::Result<super::TuneOutcome> {
     run(&TuneRequest {
-        settings: settings(budget),
+        settings: settings(budget, judge),
         source: Arc::from(data::open(SOURCE).unwrap()),
         facts: FACTS,
         start,
@@ -183,12 +194,20 @@ fn new() -> SearchStart {
 
 #[test]
 fn a_search_leaves_one_full_run_and_goes_on_where_it_was_stopped() {
+    for judge in [Judge::Rankme, Judge::Agreement] {
+        leaves_one_full_run(judge);
+    }
+}
+
+fn leaves_one_full_run(judge: Judge) {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("tune");
+    let search = |start, budget, stop| search_by(judge, &out, start, budget, stop);
     // Long enough for at least 20 steps of the small network on a busy machine; the steps are set below.
-    search(&out, new(), 1e9, true).unwrap_err();
+    search(new(), 1e9, true).unwrap_err();
     assert!(!out.join(super::RECORD).exists(), "nothing was begun");
     let mut record = Record {
+        settings: settings(1., judge),
         rungs: vec![3, 2, 1],
         ..record(&[&[], &[], &[]])
     };
@@ -199,9 +218,9 @@ fn a_search_leaves_one_full_run_and_goes_on_where_it_was_stopped() {
     }
     std::fs::create_dir_all(&out).unwrap();
     record.write(&out).unwrap();
-    let stopped = search(&out, SearchStart::Resume, 1., true).unwrap();
+    let stopped = search(SearchStart::Resume, 1., true).unwrap();
     assert!(stopped.best.is_none());
-    let outcome = search(&out, SearchStart::Resume, 1., false).unwrap();
+    let outcome = search(SearchStart::Resume, 1., false).unwrap();
     let best = outcome.best.expect("one has had a full run");
     let record = Record::read(&out).unwrap();
     let mut depths: Vec<usize> = record.candidates.iter().map(|one| one.readings.len()).collect();
@@ -220,10 +239,22 @@ fn a_search_leaves_one_full_run_and_goes_on_where_it_was_stopped() {
     assert_eq!(best, out.join(format!("candidates/{winner:02}")));
     assert_eq!(training::saved_config(&best).unwrap().steps, 11);
     assert_eq!(outcome.table.table.height(), 3);
+    assert!(outcome.table.table.column(judge.key()).is_ok());
+    if judge == Judge::Agreement {
+        let readings = record.candidates.iter().flat_map(|one| &one.readings);
+        // Networks of a few steps on the same images see some neighbours in common, and not all.
+        assert!(readings.clone().all(|reading| (0.01..0.999).contains(reading)), "{record:?}");
+    }
     assert!(out.join("table.csv").is_file());
     // Nothing is left to do: the same again, without a step.
-    let again = search(&out, SearchStart::Resume, 1., false).unwrap();
+    let again = search(SearchStart::Resume, 1., false).unwrap();
     assert_eq!(again.best, Some(best));
+    assert_eq!(Record::read(&out).unwrap(), record);
+    // A run that ended before its reading was taken down is read again.
+    let mut unread = record.clone();
+    unread.candidates[winner].readings.pop();
+    unread.write(&out).unwrap();
+    search(SearchStart::Resume, 1., false).unwrap();
     assert_eq!(Record::read(&out).unwrap(), record);
 }
 

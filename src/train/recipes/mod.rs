@@ -273,9 +273,10 @@ fn small(facts: &DataFacts) -> TrainConfig {
 /// faster; targets sharp from the beginning, since cosines with random prototypes differ little and 0.07 makes them nearly
 /// uniform (96 % of ln K, measured); milder crops, no solarisation, a stronger KoLeo. Images of up to 32 pixels have no local
 /// crops: of so few pixels they tell little, and without them the same time shows the network 1.6 times the images. The class
-/// token also tells what it saw, of images of up to 32 pixels the oriented gradients, of larger ones the pixels: agreement of crops
-/// alone loses what they do not share, and features stay below raw pixels. Of small images the student then sees every patch, and
-/// there is no iBOT term (all measured on images of 28 pixels: `benchmarks/history/NOTES.md`).
+/// token also tells what it saw, of images of up to 32 pixels the oriented gradients, of drawings both these and the pixels, of larger
+/// photographs the pixels: agreement of crops alone loses what they do not share, and features stay below raw pixels. Where gradients
+/// are told the student sees every patch, and there is no iBOT term (measured on images of 28 and 64 pixels:
+/// `benchmarks/history/NOTES.md`).
 fn dinov2_small(facts: &DataFacts) -> TrainConfig {
     let mut config = small(facts);
     config.backbone.layer_scale = 0.;
@@ -287,7 +288,7 @@ fn dinov2_small(facts: &DataFacts) -> TrainConfig {
     config.loss.pixel_weight = 3.;
     if facts.side <= TINY_SIDE || (facts.framed && facts.side <= SMALL_SIDE) {
         config.loss.ibot_weight = 0.;
-        config.loss.pixel_weight = if facts.grey { 0. } else { 10. };
+        config.loss.pixel_weight = if facts.framed && !facts.grey { 10. } else { 0. };
         config.loss.hog_weight = 10.;
     }
     config
@@ -315,9 +316,12 @@ fn mild_crops(config: &mut TrainConfig, facts: &DataFacts) {
     config.crops.jitter.probability = 0.5;
     config.crops.solarize.probability = 0.;
     if facts.framed {
+        config.crops.flip = 0.;
+        config.crops.global.scale = [0.5, 1.0];
+    }
+    if facts.framed && facts.grey && facts.side <= TINY_SIDE {
         config.crops.global.scale = [0.8, 1.0];
         config.crops.aspect = [0.9, 1.1];
-        config.crops.flip = 0.;
     }
 }
 
@@ -496,19 +500,40 @@ mod tests {
 
     #[test]
     fn crops_leave_a_framed_thing_as_it_is() {
-        for side in [28, 64] {
-            let crops = |framed: bool| {
-                let facts = DataFacts {
-                    images: 1000,
-                    side,
-                    grey: false,
-                    framed,
-                };
-                recipe("dino", "images", &facts).unwrap().crops
+        let of = |side: u32, grey: bool, framed: bool| {
+            let facts = DataFacts {
+                images: 1000,
+                side,
+                grey,
+                framed,
             };
-            assert_eq!((crops(true).global.scale, crops(true).flip), ([0.8, 1.], 0.));
-            assert_eq!((crops(false).global.scale, crops(false).flip), ([0.4, 1.], 0.5));
-        }
+            let crops = recipe("dino", "images", &facts).unwrap().crops;
+            (crops.global.scale, crops.flip, crops.aspect == [0.9, 1.1])
+        };
+        assert_eq!(of(28, true, true), ([0.8, 1.], 0., true));
+        assert_eq!(of(28, true, false), ([0.4, 1.], 0.5, false));
+        assert_eq!(of(64, false, true), ([0.5, 1.], 0., false));
+        assert_eq!(of(64, false, false), ([0.4, 1.], 0.5, false));
+    }
+
+    #[test]
+    fn a_drawing_is_told_by_its_edges_and_its_colours() {
+        let of = |grey: bool, framed: bool| {
+            let facts = DataFacts {
+                images: 1000,
+                side: 64,
+                grey,
+                framed,
+            };
+            let config = recipe("dinov2-small", "images", &facts).unwrap();
+            let loss = &config.loss;
+            let backbone = config.vit().unwrap();
+            let terms = (loss.ibot_weight, loss.pixel_weight, loss.hog_weight);
+            (terms, (backbone.patch_size, backbone.embed_dim, backbone.ffn_hidden))
+        };
+        assert_eq!(of(false, true), ((0., 10., 10.), (16, 384, 768)));
+        assert_eq!(of(true, true), ((0., 0., 10.), (16, 384, 768)));
+        assert_eq!(of(false, false), ((1., 3., 0.), (8, 192, 768)));
     }
 
     #[test]

@@ -140,7 +140,7 @@ impl Overrides {
     }
 
     /// `config` with these changes. A new number of `steps` (or of `epochs`, passes over `images`) takes every warm-up with
-    /// it, in proportion, before the other changes are made; another `backbone.embed_dim` has a feed-forward of the usual width.
+    /// it, in proportion, before the other changes are made; a `backbone.embed_dim` that is given has a feed-forward of the usual width.
     ///
     /// # Errors
     /// An unknown field, a value of another type or out of range, named as in the file.
@@ -180,9 +180,8 @@ impl Overrides {
         }
         if let Some(Value::Table(backbone)) = table.get_mut("backbone") {
             expand_arch(backbone)?;
-            // The width of the feed-forward was the recipe's for its own width.
-            let width = backbone.get("embed_dim").and_then(Value::as_integer);
-            if width.is_some_and(|width| width != config.backbone.embed_dim as i64) {
+            // The width of the feed-forward goes with the recipe's own network.
+            if backbone.contains_key("embed_dim") {
                 config.backbone.ffn_hidden = 0;
             }
         }
@@ -310,13 +309,13 @@ mod tests {
     }
 
     #[test]
-    fn another_width_has_a_feed_forward_of_four_times() {
+    fn a_width_of_ones_own_has_a_feed_forward_of_four_times() {
         let hidden = |settings: &[&str]| with(settings).unwrap().vit().unwrap().ffn_hidden;
         assert_eq!(hidden(&[]), 768, "the recipe's own");
-        assert_eq!(hidden(&["backbone.embed_dim=384"]), 768);
-        assert_eq!(hidden(&["backbone.embed_dim=192"]), 768, "four times");
-        assert_eq!(hidden(&["backbone.embed_dim=96"]), 384);
-        assert_eq!(hidden(&["backbone.embed_dim=96", "backbone.ffn_hidden=100"]), 100);
+        assert_eq!(hidden(&["backbone.depth=3"]), 768);
+        assert_eq!(hidden(&["backbone.embed_dim=384"]), 1536);
+        assert_eq!(hidden(&["backbone.embed_dim=96", "backbone.num_heads=2"]), 384);
+        assert_eq!(hidden(&["backbone.embed_dim=384", "backbone.ffn_hidden=100"]), 100);
     }
 
     #[test]
