@@ -126,13 +126,14 @@ fn fit_to(teacher: &TeacherFacts, config: &mut TrainConfig) {
 fn student(teacher: &VitConfig, recipe: &BackboneConfig) -> BackboneConfig {
     let width = (teacher.embed_dim / 2).next_multiple_of(32).max(32);
     let head = if width.is_multiple_of(64) { 64 } else { 32 };
+    let usual = teacher.feed_forward != FeedForwardKind::Mlp || teacher.ffn_hidden == 4 * teacher.embed_dim;
     BackboneConfig {
         embed_dim: width,
         depth: teacher.depth.min(STUDENT_DEPTH),
         num_heads: width / head,
         num_registers: 0,
         feed_forward: FeedForwardKind::Mlp,
-        ffn_hidden: 0,
+        ffn_hidden: if usual { 0 } else { teacher.ffn_hidden * width / teacher.embed_dim },
         ..recipe.clone()
     }
 }
@@ -242,6 +243,16 @@ mod tests {
             let ibot = config.loss.ibot_head.as_ref().unwrap();
             assert_eq!((config.loss.head.prototypes, ibot.prototypes), (100, 60));
             assert!(!config.draws_masks() && !config.vit().unwrap().mask_token);
+        }
+    }
+
+    #[test]
+    fn a_student_has_the_proportions_of_its_teachers_feed_forward() {
+        let mut wide = teacher("vit-small/14");
+        for (hidden, expected) in [(1536, 768), (768, 384)] {
+            wide.vit.as_mut().unwrap().ffn_hidden = hidden;
+            let config = recipe_of(DINOV2, &LARGE, &wide).unwrap();
+            assert_eq!(config.vit().unwrap().ffn_hidden, expected);
         }
     }
 
