@@ -116,7 +116,7 @@ fn start_folder(out: &Path) -> Result<FolderLock> {
 }
 
 /// Training steps that two cores take in about two minutes.
-pub const STEPS: u64 = 450;
+pub const STEPS: u64 = 600;
 
 fn train(options: &DemoOptions, run: &Path) -> Result<()> {
     const SOURCE: &str = "sample:train";

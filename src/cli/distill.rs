@@ -105,7 +105,10 @@ impl DistillArgs {
         let settings = DistillConfig::new(self.teacher.as_deref().unwrap_or_default());
         let settings = overrides.section("distill", &settings)?;
         let teacher = self.open(&settings)?;
-        let facts = look_at(source.as_ref(), &self.folder.loader(DataConfig::default(), &overrides)?.decode())?;
+        let facts = look_at(
+            source.as_ref(),
+            &self.folder.loader(DataConfig::default(), &overrides)?.decode(),
+        )?;
         let recipe = named.unwrap_or_else(|| recipes::default_for(&teacher.facts().offer).to_owned());
         let config = recipes::recipe(&recipe, data, &facts, &settings, teacher.facts())
             .map_err(|error| overrides.named(error))?;

@@ -222,7 +222,10 @@ mod tests {
     #[test]
     fn a_plain_ground_is_told_by_its_corners() {
         let framed = |grey: &[u8]| Image::from(RgbImage::from_grey(3, 2, grey).unwrap()).is_framed();
-        assert!(framed(&[240, 0, 255, 255, 0, 250]), "what is between them does not count");
+        assert!(
+            framed(&[240, 0, 255, 255, 0, 250]),
+            "what is between them does not count"
+        );
         assert!(framed(&[100, 0, 116, 100, 0, 100]));
         for corner in [0, 2, 3, 5] {
             let mut grey = [100; 6];

@@ -133,7 +133,11 @@ fn student(teacher: &VitConfig, recipe: &BackboneConfig) -> BackboneConfig {
         num_heads: width / head,
         num_registers: 0,
         feed_forward: FeedForwardKind::Mlp,
-        ffn_hidden: if usual { 0 } else { teacher.ffn_hidden * width / teacher.embed_dim },
+        ffn_hidden: if usual {
+            0
+        } else {
+            teacher.ffn_hidden * width / teacher.embed_dim
+        },
         ..recipe.clone()
     }
 }

@@ -107,7 +107,11 @@ pub fn step_operations(config: &TrainConfig) -> Result<f64> {
     let decoding = decoders.into_iter().flatten().map(|decoder| {
         let [input, hidden, output] =
             [decoder.input, decoder.hidden, decoder.output].map(|width| width as f64);
-        batch * (product(1., input, hidden) + product(1., hidden, output))
+        batch
+            * match decoder.hidden {
+                0 => product(1., input, output),
+                _ => product(1., input, hidden) + product(1., hidden, output),
+            }
     });
     let decoding: f64 = decoding.sum();
     let student = globals * (on_visible + of_class + decoding) + locals * (on_local + of_class) + masked;

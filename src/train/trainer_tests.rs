@@ -81,6 +81,7 @@ const HELD_TO_THE_TEACHER: &[&str] = &[
     "loss.patch_anchor.weight=1.0",
     "loss.patch_anchor.network=teacher",
     "loss.patch_anchor.measure=kernel-alignment",
+    "backbone.patch_drop_rate=0.0",
 ];
 /// Adapters in place of the backbone's matrices.
 const ADAPTED: &[&str] = &["optimizer.lora_rank=2", "optimizer.lora_alpha=4.0"];
@@ -155,6 +156,7 @@ fn every_trained_tensor_of_every_recipe_gets_a_gradient() {
         ][..],
     );
     let half_visible = ("dinov2-small", &["backbone.patch_drop_rate=0.5"][..]);
+    let linear_decoder = ("dinov2-small", &["loss.hog_hidden=0"][..]);
     let others = [
         ("dinov2-small", ROTARY),
         ("dinov2", ROTARY),
@@ -164,7 +166,11 @@ fn every_trained_tensor_of_every_recipe_gets_a_gradient() {
         ("dino", HELD_TO_THE_TEACHER),
         ("mocov3", NEAREST),
     ];
-    for (recipe, settings) in named.into_iter().chain([larger, half_visible]).chain(others) {
+    for (recipe, settings) in named
+        .into_iter()
+        .chain([larger, half_visible, linear_decoder])
+        .chain(others)
+    {
         // LayerScale at its published 1e-5 is tested too: gradients are small there, not absent.
         let config = config(recipe, settings);
         let weights = NetworkConfig::new(&config).unwrap().initialise(3).unwrap();

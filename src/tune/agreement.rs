@@ -69,7 +69,9 @@ pub fn neighbours(
     }
     if places.len() < MIN_IMAGES {
         let found = places.len();
-        let reason = format!("expected at least {MIN_IMAGES} images that can be read to compare candidates, found {found}");
+        let reason = format!(
+            "expected at least {MIN_IMAGES} images that can be read to compare candidates, found {found}"
+        );
         return Err(Error::input("--data", reason));
     }
     let features = MatrixView::new(&features, places.len(), dim)?;
@@ -96,7 +98,10 @@ fn overlap(first: &Graph, second: &Graph) -> f64 {
     let (mut shared, mut all) = (0, 0);
     for (first, second) in first.iter().zip(second) {
         if !second.is_empty() {
-            shared += first.iter().filter(|near| second.binary_search(near).is_ok()).count();
+            shared += first
+                .iter()
+                .filter(|near| second.binary_search(near).is_ok())
+                .count();
             all += first.len();
         }
     }

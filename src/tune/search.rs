@@ -105,7 +105,11 @@ pub fn run(request: &TuneRequest) -> Result<TuneOutcome> {
             );
             let reading = match train(request, &record, place, until) {
                 Ok(false) => return outcome(request, &record, None),
-                Ok(true) => record.settings.select.meter().map(|meter| read(request, place, meter)),
+                Ok(true) => record
+                    .settings
+                    .select
+                    .meter()
+                    .map(|meter| read(request, place, meter)),
                 Err(error) => Some(Err(error)),
             };
             // Where candidates are compared with each other, all of the rung must have come so far.
@@ -287,7 +291,9 @@ fn compare(request: &TuneRequest, record: &mut Record, rung: usize) -> Result<()
         match agreement::neighbours(&out, &config, request.source.as_ref(), &rows, &request.device) {
             Ok(graph) => drop(graphs.insert(place, graph)),
             // Features that are not finite.
-            Err(error @ Error::Eval(_)) => record.note(place, Err(Error::failed("features", error.to_string())))?,
+            Err(error @ Error::Eval(_)) => {
+                record.note(place, Err(Error::failed("features", error.to_string())))?
+            }
             Err(error) => return Err(error),
         }
     }

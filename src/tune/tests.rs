@@ -243,7 +243,10 @@ fn leaves_one_full_run(judge: Judge) {
     if judge == Judge::Agreement {
         let readings = record.candidates.iter().flat_map(|one| &one.readings);
         // Networks of a few steps on the same images see some neighbours in common, and not all.
-        assert!(readings.clone().all(|reading| (0.01..0.999).contains(reading)), "{record:?}");
+        assert!(
+            readings.clone().all(|reading| (0.01..0.999).contains(reading)),
+            "{record:?}"
+        );
     }
     assert!(out.join("table.csv").is_file());
     // Nothing is left to do: the same again, without a step.

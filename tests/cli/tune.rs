@@ -31,7 +31,10 @@ fn a_search_leaves_a_table_and_a_run_that_goes_on() {
     );
     assert_eq!(table.matches("optimizer.learning_rate=").count(), 1, "{table}");
     let config = std::fs::read_to_string(space.path(&best).join("config.toml")).expect("a run");
-    assert!(config.contains("keep_best = false"), "nothing in a run says which step is best: {config}");
+    assert!(
+        config.contains("keep_best = false"),
+        "nothing in a run says which step is best: {config}"
+    );
     space.succeeds(&format!("export {best} --out best.onnx"));
     let again = space.succeeds("tune --out tune --resume").stdout;
     assert!(again.contains(&format!("best: {best}")), "{again}");

@@ -15,7 +15,7 @@ use crate::{Error, Result, ops};
 pub struct ProjectionHeadConfig {
     /// Width D of the tokens.
     pub input: usize,
-    /// Width of the hidden layer.
+    /// Width of the hidden layer; 0 for none, which leaves one linear layer.
     pub hidden: usize,
     /// Width of the result; 128 in MoCo.
     pub output: usize,
@@ -29,12 +29,16 @@ pub struct ProjectionHeadConfig {
 impl ProjectionHeadConfig {
     /// Every parameter with its shape, in the order of the network.
     pub fn parameters(&self) -> Vec<(String, Vec<usize>)> {
-        let mut list: Vec<(String, Vec<usize>)> = vec![
-            ("mlp.0.weight".into(), vec![self.hidden, self.input]),
-            ("mlp.0.bias".into(), vec![self.hidden]),
-            ("mlp.2.weight".into(), vec![self.output, self.hidden]),
-            ("mlp.2.bias".into(), vec![self.output]),
-        ];
+        let layer = |place: usize, inputs: usize, outputs: usize| {
+            [
+                (format!("mlp.{place}.weight"), vec![outputs, inputs]),
+                (format!("mlp.{place}.bias"), vec![outputs]),
+            ]
+        };
+        let mut list: Vec<(String, Vec<usize>)> = match self.hidden {
+            0 => layer(0, self.input, self.output).into(),
+            hidden => [layer(0, self.input, hidden), layer(2, hidden, self.output)].concat(),
+        };
         if self.batch_norm {
             // What a bias adds to every row, batch norm takes away.
             list.retain(|(name, _)| !name.ends_with(".bias"));
@@ -45,7 +49,7 @@ impl ProjectionHeadConfig {
     /// Initial parameters, f32 on the CPU: weights truncated normal 0.02 as in the other heads, biases 0.
     ///
     /// # Errors
-    /// A size of 0.
+    /// An input or output of 0.
     pub fn initialise(&self, rng: &mut impl Rng) -> Result<Tensors> {
         self.validate()?;
         let mut tensors = Tensors::new();
@@ -64,7 +68,6 @@ impl ProjectionHeadConfig {
     fn validate(&self) -> Result<()> {
         for (field, value) in [
             ("projection.input", self.input),
-            ("projection.hidden", self.hidden),
             ("projection.output", self.output),
         ] {
             if value == 0 {
@@ -96,7 +99,7 @@ pub struct SharedBatch<'a> {
 pub struct ProjectionHead {
     batch_norm: bool,
     first: Layer,
-    second: Layer,
+    second: Option<Layer>,
 }
 
 /// A linear layer, without bias where batch norm follows.
@@ -123,14 +126,23 @@ impl ProjectionHead {
     /// Builds the head from parameters named as in [`ProjectionHeadConfig::parameters`].
     ///
     /// # Errors
-    /// A size of 0, a parameter that `vb` lacks or has in another shape.
+    /// An input or output of 0, a parameter that `vb` lacks or has in another shape.
     pub fn new(config: &ProjectionHeadConfig, vb: VarBuilder) -> Result<Self> {
         config.validate()?;
         let mlp = vb.pp("mlp");
+        let layer =
+            |place: usize, inputs, outputs| Layer::new(inputs, outputs, !config.batch_norm, mlp.pp(place));
+        let (first, second) = match config.hidden {
+            0 => (layer(0, config.input, config.output)?, None),
+            hidden => (
+                layer(0, config.input, hidden)?,
+                Some(layer(2, hidden, config.output)?),
+            ),
+        };
         Ok(Self {
             batch_norm: config.batch_norm,
-            first: Layer::new(config.input, config.hidden, !config.batch_norm, mlp.pp(0))?,
-            second: Layer::new(config.hidden, config.output, !config.batch_norm, mlp.pp(2))?,
+            first,
+            second,
         })
     }
 
@@ -139,8 +151,11 @@ impl ProjectionHead {
     /// # Errors
     /// Tokens of another width or type; a single row with batch norm, which would make it 0.
     pub fn project(&self, tokens: &Tensor) -> Result<Tensor> {
-        let hidden = ops::gelu(&self.normed(self.first.forward(tokens)?)?)?;
-        self.normed(self.second.forward(&hidden)?)
+        let first = self.normed(self.first.forward(tokens)?)?;
+        match &self.second {
+            None => Ok(first),
+            Some(second) => self.normed(second.forward(&ops::gelu(&first)?)?),
+        }
     }
 
     /// As [`Self::project`], where batch norm is over the rows of a batch that processes share.
@@ -148,8 +163,11 @@ impl ProjectionHead {
     /// # Errors
     /// As [`Self::project`]; processes that cannot reach each other.
     pub fn project_shared(&self, tokens: &Tensor, batch: &SharedBatch<'_>) -> Result<Tensor> {
-        let hidden = ops::gelu(&self.normed_over(self.first.forward(tokens)?, batch)?)?;
-        self.normed_over(self.second.forward(&hidden)?, batch)
+        let first = self.normed_over(self.first.forward(tokens)?, batch)?;
+        match &self.second {
+            None => Ok(first),
+            Some(second) => self.normed_over(second.forward(&ops::gelu(&first)?)?, batch),
+        }
     }
 
     /// Batch norm without gain and offset, where it is on: [B, width].
@@ -215,6 +233,45 @@ mod tests {
             inputs.extend([random(3, &[4]), random(5, &[2])]);
         }
         inputs
+    }
+
+    #[test]
+    fn without_a_hidden_layer_a_head_is_linear() {
+        for batch_norm in [false, true] {
+            let config = ProjectionHeadConfig {
+                input: 3,
+                hidden: 0,
+                output: 2,
+                batch_norm,
+            };
+            let (weight, bias) = (random(2, &[2, 3]), random(3, &[2]));
+            let named = [
+                ("mlp.0.weight".to_owned(), weight.clone()),
+                ("mlp.0.bias".to_owned(), bias.clone()),
+            ];
+            let vb = VarBuilder::from_tensors(named.into(), DType::F32, &Device::Cpu);
+            let head = ProjectionHead::new(&config, vb).unwrap();
+            let names: Vec<String> = config.parameters().into_iter().map(|(name, _)| name).collect();
+            let expected = if batch_norm {
+                &["mlp.0.weight"][..]
+            } else {
+                &["mlp.0.weight", "mlp.0.bias"]
+            };
+            assert_eq!(names, expected);
+            let tokens = random(1, &[5, 3]);
+            let linear = tokens.matmul(&weight.t().unwrap()).unwrap();
+            let expected = if batch_norm {
+                head.normed(linear).unwrap()
+            } else {
+                linear.broadcast_add(&bias).unwrap()
+            };
+            for (a, b) in values(&head.project(&tokens).unwrap())
+                .iter()
+                .zip(values(&expected))
+            {
+                assert!((a - b).abs() < 1e-6, "found {a}, expected {b}");
+            }
+        }
     }
 
     #[test]

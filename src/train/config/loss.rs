@@ -27,14 +27,14 @@ pub struct LossConfig {
     /// not share. Default 0.
     #[serde(default)]
     pub pixel_weight: f64,
-    /// Hidden width of the network that predicts them. Default 512.
+    /// Hidden width of the network that predicts them; 0 for one linear layer. Default 512.
     #[serde(default = "decoder_hidden")]
     pub pixel_hidden: usize,
     /// Weight of telling histograms of oriented gradients of each global crop from its class token (Wei et al. 2021): where edges
     /// are and how they run. Default 0.
     #[serde(default)]
     pub hog_weight: f64,
-    /// Hidden width of the network that predicts them. Default 512.
+    /// Hidden width of the network that predicts them; 0 for one linear layer. Default 512.
     #[serde(default = "decoder_hidden")]
     pub hog_hidden: usize,
     /// Temperature of the student's softmax. 0.1 in DINO and DINOv2.

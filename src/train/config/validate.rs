@@ -217,8 +217,6 @@ impl TrainConfig {
         }
         let nce = &loss.info_nce;
         for (field, value) in [
-            ("loss.pixel_hidden", loss.pixel_hidden),
-            ("loss.hog_hidden", loss.hog_hidden),
             ("loss.info_nce.hidden", nce.hidden),
             ("loss.info_nce.output", nce.output),
         ] {

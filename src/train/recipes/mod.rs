@@ -74,10 +74,10 @@ impl Geometry {
     /// the detail of each, and so does where a narrow network starts from (measured: "Initial weights" in the same file).
     /// ViT-S/16 on 224 pixels, as DINO has it, from 129 pixels up.
     fn for_data(facts: &DataFacts) -> Self {
-        // Of one thing that fills the frame 16 patches say what it is; places within photographs need more of them. Wide and
-        // shallow learns sooner (measured: `benchmarks/history/NOTES.md`, "Wide and shallow").
+        // Of one thing that fills the frame 16 patches say what it is, but a token must hold its colours and its edges: wide and
+        // shallow (measured: `benchmarks/history/NOTES.md`, "Drawings of two vendors"). Places within photographs need more patches.
         let (patch_size, embed_dim, depth, ffn_hidden) = match facts.side {
-            0..=28 => (7, 384, 2, 768),
+            0..=28 => (7, 192, 4, 0),
             49..=80 if facts.framed => (16, 384, 2, 768),
             29..=80 => (8, 192, 6, 0),
             81..=SMALL_SIDE => (16, 192, 6, 0),
@@ -312,7 +312,11 @@ fn mild_crops(config: &mut TrainConfig, facts: &DataFacts) {
         return;
     }
     config.crops.local.scale = [0.2, 0.5];
-    config.crops.local.count = if facts.side <= TINY_SIDE || facts.framed { 0 } else { 4 };
+    config.crops.local.count = if facts.side <= TINY_SIDE || facts.framed {
+        0
+    } else {
+        4
+    };
     config.crops.jitter.probability = 0.5;
     config.crops.solarize.probability = 0.;
     if facts.framed {
@@ -529,7 +533,10 @@ mod tests {
             let loss = &config.loss;
             let backbone = config.vit().unwrap();
             let terms = (loss.ibot_weight, loss.pixel_weight, loss.hog_weight);
-            (terms, (backbone.patch_size, backbone.embed_dim, backbone.ffn_hidden))
+            (
+                terms,
+                (backbone.patch_size, backbone.embed_dim, backbone.ffn_hidden),
+            )
         };
         assert_eq!(of(false, true), ((0., 10., 10.), (16, 384, 768)));
         assert_eq!(of(true, true), ((0., 0., 10.), (16, 384, 768)));

@@ -310,12 +310,25 @@ mod tests {
 
     #[test]
     fn a_width_of_ones_own_has_a_feed_forward_of_four_times() {
-        let hidden = |settings: &[&str]| with(settings).unwrap().vit().unwrap().ffn_hidden;
-        assert_eq!(hidden(&[]), 768, "the recipe's own");
+        let drawings = DataFacts {
+            side: 64,
+            grey: false,
+            ..FACTS
+        };
+        let hidden = |settings: &[&str]| {
+            let own = recipe("dino", "images", &drawings).unwrap();
+            let changes = Overrides::of(settings.iter().copied()).unwrap();
+            let config = changes.apply(own, drawings.images).unwrap();
+            config.vit().unwrap().ffn_hidden
+        };
+        assert_eq!(hidden(&[]), 768, "the recipe's own, of d 384");
         assert_eq!(hidden(&["backbone.depth=3"]), 768);
         assert_eq!(hidden(&["backbone.embed_dim=384"]), 1536);
         assert_eq!(hidden(&["backbone.embed_dim=96", "backbone.num_heads=2"]), 384);
-        assert_eq!(hidden(&["backbone.embed_dim=384", "backbone.ffn_hidden=100"]), 100);
+        assert_eq!(
+            hidden(&["backbone.embed_dim=384", "backbone.ffn_hidden=100"]),
+            100
+        );
     }
 
     #[test]
