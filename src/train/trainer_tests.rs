@@ -81,7 +81,6 @@ const HELD_TO_THE_TEACHER: &[&str] = &[
     "loss.patch_anchor.weight=1.0",
     "loss.patch_anchor.network=teacher",
     "loss.patch_anchor.measure=kernel-alignment",
-    "backbone.patch_drop_rate=0.0",
 ];
 /// Adapters in place of the backbone's matrices.
 const ADAPTED: &[&str] = &["optimizer.lora_rank=2", "optimizer.lora_alpha=4.0"];

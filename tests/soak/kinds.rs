@@ -490,6 +490,7 @@ const FACTS: DataFacts = DataFacts {
     images: 100,
     side: 28,
     grey: false,
+    framed: false,
 };
 
 fn recipe(path: &Path, _: u64) -> Answer {

@@ -3,7 +3,7 @@
 use macula_models::vit::{FeedForwardKind, GeluKind, InitialWeights};
 
 use super::{
-    DataFacts, OFFICIAL_EPOCH, REFERENCE_EPOCHS, SMALL_SIDE, TINY_SIDE, mild_crops, quick_prototypes, small,
+    DataFacts, OFFICIAL_EPOCH, REFERENCE_EPOCHS, SMALL_SIDE, mild_crops, quick_prototypes, small,
 };
 use crate::data::augment::MultiCropConfig;
 use crate::data::augment::multi_crop_config::{BlurConfig, BlurConvention, ViewConfig};
@@ -17,7 +17,7 @@ use crate::train::config::{
 ///
 /// Images of up to 128 pixels get the sizes and crops of the small recipes, no stochastic depth, and of DINOv2 what keeps targets apart,
 /// Sinkhorn-Knopp and KoLeo: with a centre features use half as many directions (measured: `benchmarks/history/NOTES.md`, "Crops of
-/// tiny images"). Of images of up to 32 pixels the student sees half of the patches, and so 1.6 times the images in the same time.
+/// tiny images").
 ///
 /// Larger ones get what the script does unless told otherwise, with the 8 GPUs of its README: batches of 512, 100 passes, ViT-S/16,
 /// two global crops of 0.4 to 1 and eight local ones of 0.05 to 0.4 of the image, blurred as often as declared, 65,536 prototypes
@@ -34,9 +34,6 @@ pub(super) fn dino(facts: &DataFacts) -> TrainConfig {
     if facts.side <= SMALL_SIDE {
         quick_prototypes(&mut config);
         mild_crops(&mut config, facts);
-        if facts.side <= TINY_SIDE {
-            config.backbone.patch_drop_rate = 0.5;
-        }
     } else {
         as_main_dino(&mut config, facts);
     }
@@ -71,7 +68,6 @@ fn as_main_dino(config: &mut TrainConfig, facts: &DataFacts) {
 /// - its centre of patches is the mean over all patches, this one's over the masked ones, as in DINOv2.
 pub(super) fn ibot(facts: &DataFacts) -> TrainConfig {
     let mut config = dino(facts);
-    config.backbone.patch_drop_rate = 0.;
     config.loss.ibot_weight = 1.;
     if facts.side > SMALL_SIDE {
         as_ibot_readme(&mut config, facts);
