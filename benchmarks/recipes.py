@@ -5,9 +5,9 @@
     recipes.py MACULA --folds EMOJI --minutes 30 --recipes dinov2-small --background 255,255,255
 
 Each recipe's rate is measured over a few steps first, on a machine that should be idle then; a recipe trains for as many steps as
-the minutes hold at that rate, and the table says how long it took. The teacher's class token is exported and evaluated: k-NN
-(k = 20) and linear probe on --test, or with --folds (a folder made by emoji_data.py) the mean of k-NN over its five folds;
-training sees all images and never a label. Every command is printed before it runs. A recipe whose run stands in --work already
+the minutes hold at that rate, and the table says how long it took. The teacher is exported and evaluated: k-NN (k = 20) and linear probe of
+its class token, and the best head of DINOv2's grid, which may have the mean patch token beside it, on --test, or with --folds (a folder
+made by emoji_data.py) the mean of k-NN over its five folds; training sees all images and never a label. Every command is printed before it runs. A recipe whose run stands in --work already
 is evaluated again, not trained again.
 """
 
@@ -74,8 +74,8 @@ def trained(recipe):
     return out, json.loads(lines[-1])
 
 
-def features(model, source, out):
-    flags = ["--background", arguments.background] if arguments.background else []
+def features(model, source, out, *flags):
+    flags += ("--background", arguments.background) if arguments.background else ()
     run("extract", "--model", model, "--data", source, "--out", out, "--force", *flags)
     return out
 
@@ -83,6 +83,12 @@ def features(model, source, out):
 def knn(train_folder, test_folder):
     result = json.loads(run("eval", "knn", "--train", train_folder, "--test", test_folder, "--k", K, "--json"))
     return result["rows"][0]
+
+
+def probe(train_folder, test_folder):
+    """The head that was chosen on a part of train, of those that the folders' columns allow."""
+    result = json.loads(run("eval", "linear-probe", "--train", train_folder, "--test", test_folder, "--json"))
+    return next(row for row in result["rows"] if row.get("top1") is not None)
 
 
 def interval(row):
@@ -103,16 +109,16 @@ def evaluate(name, model):
         return [f"{sum(scores) / 5:.4f} ({min(scores):.4f} to {max(scores):.4f})"]
     pair = [features(model, source, place / part) for part, source in (("train", arguments.train), ("test", arguments.test))]
     if name == "pixels":
-        return [interval(knn(*pair)), ""]
-    probe = json.loads(run("eval", "linear-probe", "--train", pair[0], "--test", pair[1], "--json"))
-    chosen = next(row for row in probe["rows"] if row.get("top1") is not None)
-    return [interval(knn(*pair)), interval(chosen)]
+        return [interval(knn(*pair)), "", ""]
+    sources = [("all-train", arguments.train), ("all-test", arguments.test)]
+    both = [features(model, source, place / part, "--output", "cls,patch_mean") for part, source in sources]
+    return [interval(knn(*pair)), interval(probe(*pair)), interval(probe(*both))]
 
 
 def main():
     arguments.work.mkdir(parents=True, exist_ok=True)
     heading = ["features", "minutes", "steps", "images/s", "rank"]
-    heading += ["k-NN over five folds, mean (least to most)"] if arguments.folds else ["k-NN, k = 20", "linear probe"]
+    heading += ["k-NN over five folds, mean (least to most)"] if arguments.folds else ["k-NN, k = 20", "linear probe", "best head"]
     rows = [heading, ["---"] * len(heading)]
     for recipe in arguments.recipes:
         print(f"{recipe}: {steps_in_budget(recipe)} steps in {arguments.minutes} minutes", file=sys.stderr, flush=True)
