@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::bands::BandImage;
 
-/// Samples that are no further apart than this count as the same: what compression makes of a plain ground.
-const SAME_COLOUR: u8 = 16;
+/// Samples that are no further apart than this share of their range count as the same: what compression makes of a plain ground.
+const SAME_SHARE: f32 = 16.5 / 255.;
 
 /// An image as it was decoded, shared.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,10 +46,39 @@ impl Image {
     /// Whether its four corners have about one colour, as where one thing stands before a plain ground.
     pub fn is_framed(&self) -> bool {
         match self {
-            Self::Rgb(image) => image.is_framed(),
-            Self::Bands(_) => false,
+            Self::Rgb(image) => {
+                let sample = |place: usize| f32::from(image.data[place]) / 255.;
+                corners_alike(self.sides(), 3, sample, |_| 1.)
+            }
+            Self::Bands(image) => {
+                let range = |band: usize| {
+                    let (low, high) = image
+                        .band(band)
+                        .fold((f32::MAX, f32::MIN), |(low, high), v| (low.min(v), high.max(v)));
+                    high - low
+                };
+                corners_alike(self.sides(), image.bands(), |place| image.data()[place], range)
+            }
         }
     }
+}
+
+/// Whether in no channel the samples of the four corners are further apart than [`SAME_SHARE`] of its range. `sample` gives what stands
+/// at a place of `[height, width, channels]`.
+fn corners_alike(
+    (width, height): (u32, u32),
+    channels: usize,
+    sample: impl Fn(usize) -> f32,
+    range: impl Fn(usize) -> f32,
+) -> bool {
+    let (right, below) = (width as usize - 1, (height as usize - 1) * width as usize);
+    (0..channels).all(|channel| {
+        let samples = [0, right, below, below + right].map(|pixel| sample(pixel * channels + channel));
+        let (low, high) = samples
+            .iter()
+            .fold((f32::MAX, f32::MIN), |(low, high), &v| (low.min(v), high.max(v)));
+        high - low <= SAME_SHARE * range(channel)
+    })
 }
 
 impl From<RgbImage> for Image {
@@ -111,17 +140,6 @@ impl RgbImage {
         }
         let at = (y as usize * self.width as usize + x as usize) * 3;
         Some([self.data[at], self.data[at + 1], self.data[at + 2]])
-    }
-
-    /// Whether no sample of the four corners is further than [`SAME_COLOUR`] from that of another.
-    fn is_framed(&self) -> bool {
-        let (right, bottom) = (self.width - 1, self.height - 1);
-        let corners = [(0, 0), (right, 0), (0, bottom), (right, bottom)].map(|(x, y)| self.pixel(x, y));
-        (0..3).all(|channel| {
-            let samples = corners.iter().flatten().map(|pixel| pixel[channel]);
-            let (low, high) = samples.fold((u8::MAX, u8::MIN), |(low, high), v| (low.min(v), high.max(v)));
-            high - low <= SAME_COLOUR
-        })
     }
 
     /// The whole image, borrowed.
@@ -236,6 +254,12 @@ mod tests {
         assert!(!Image::from(coloured).is_framed(), "every channel counts");
         let one = RgbImage::from_grey(1, 1, &[7]).unwrap();
         assert!(Image::from(one).is_framed());
+        // Of bands the range is the image's own: 12 bits of 16 are a sixteenth.
+        let bands = |second: f32| {
+            let data = vec![0.01, 0.5, 0.06, 0.9, 0.011, second]; // [1, 3, 2]
+            Image::from(BandImage::new(3, 1, 2, data).unwrap()).is_framed()
+        };
+        assert!(bands(0.51) && !bands(0.6));
     }
 
     #[test]

@@ -46,6 +46,7 @@ mod tests {
             images: 1000,
             side,
             grey: true,
+            framed: false,
         };
         let config = recipes::recipe(name, "images", &facts).unwrap();
         config.on_bands("5,first".parse().unwrap(), vec![0.5; 5], vec![0.1; 5])

@@ -2,9 +2,7 @@
 
 use macula_models::vit::{FeedForwardKind, GeluKind, InitialWeights};
 
-use super::{
-    DataFacts, OFFICIAL_EPOCH, REFERENCE_EPOCHS, SMALL_SIDE, mild_crops, quick_prototypes, small,
-};
+use super::{DataFacts, OFFICIAL_EPOCH, REFERENCE_EPOCHS, SMALL_SIDE, mild_crops, quick_prototypes, small};
 use crate::data::augment::MultiCropConfig;
 use crate::data::augment::multi_crop_config::{BlurConfig, BlurConvention, ViewConfig};
 use crate::train::config::{
