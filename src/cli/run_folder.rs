@@ -222,7 +222,9 @@ impl RunFolderArgs {
     /// How images will be read: as `recipe` says, but for the flags and what `overrides` change.
     pub fn loader(&self, mut recipe: DataConfig, overrides: &Overrides) -> Result<LoaderConfig> {
         self.loader.over(&mut recipe.loader);
-        Ok(overrides.section("data", &recipe)?.loader)
+        let data = overrides.section("data", &recipe)?;
+        data.validate().map_err(|error| overrides.named(error))?;
+        Ok(data.loader)
     }
 
     /// Runs `config` and prints how it ended; with `--dry-run` prints the settings alone.

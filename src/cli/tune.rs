@@ -96,8 +96,9 @@ impl TuneArgs {
         };
         let source = data::open_shuffled(&settings.data)?;
         let fixed = Overrides::of(settings.fixed.iter().map(String::as_str))?;
-        let loader = fixed.section("data", &DataConfig::default())?.loader;
-        let facts = look_at(source.as_ref(), &loader.decode())?;
+        let reading = fixed.section("data", &DataConfig::default())?;
+        reading.validate()?;
+        let facts = look_at(source.as_ref(), &reading.loader.decode())?;
         let signals = StopSignals::listen(host, false)?;
         let outcome = run(&TuneRequest {
             settings,

@@ -21,7 +21,7 @@ impl TrainConfig {
 
     /// Checks what the number of channels decides about.
     pub(super) fn validate_bands(&self) -> Result<()> {
-        prefixed("data.loader", self.data.loader.validate())?;
+        self.data.validate()?;
         let bands = self.data.loader.bands;
         check_count("crops.mean", self.crops.mean.len(), bands)?;
         check_count("crops.std", self.crops.std.len(), bands)?;

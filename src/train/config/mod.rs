@@ -24,6 +24,7 @@ pub use ranks::{DeviceExchange, RanksConfig};
 pub use schedules::{Schedules, StepValues};
 pub use teacher::{Centering, TeacherConfig};
 
+use self::validate::prefixed;
 use crate::Result;
 use crate::data::augment::MultiCropConfig;
 use crate::data::loader::{BatchPlan, LoaderConfig};
@@ -110,6 +111,16 @@ pub struct DataConfig {
     /// Workers, queue, cache and what happens to unreadable images.
     #[serde(default)]
     pub loader: LoaderConfig,
+}
+
+impl DataConfig {
+    /// Checks every field's range; the error names the field as it stands in the file.
+    ///
+    /// # Errors
+    /// A field out of range.
+    pub fn validate(&self) -> Result<()> {
+        prefixed("data.loader", self.loader.validate())
+    }
 }
 
 /// Which checkpoints are written and kept.
