@@ -7,8 +7,8 @@
 Each recipe's rate is measured over a few steps first, on a machine that should be idle then; a recipe trains for as many steps as
 the minutes hold at that rate, and the table says how long it took. The teacher is exported and evaluated: k-NN (k = 20) and linear probe of
 its class token, and the best head of DINOv2's grid, which may have the mean patch token beside it, on --test, or with --folds (a folder
-made by emoji_data.py) the mean of k-NN over its five folds; training sees all images and never a label. Every command is printed before it runs. A recipe whose run stands in --work already
-is evaluated again, not trained again.
+made by emoji_data.py) the mean of k-NN over its five folds; training sees all images and never a label. Every command is printed before
+it runs. A recipe whose run stands in --work already is evaluated again, not trained again.
 """
 
 import argparse

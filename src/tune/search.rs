@@ -84,6 +84,7 @@ pub fn run(request: &TuneRequest) -> Result<TuneOutcome> {
     let _lock = FolderLock::acquire(&request.out)?;
     let mut record = begin(request)?;
     let shares = plan::shares(&record.rungs);
+    let mut graphs = BTreeMap::new();
     for (rung, &share) in shares.iter().enumerate() {
         let places = record.in_rung(rung);
         if places.is_empty() {
@@ -119,7 +120,7 @@ pub fn run(request: &TuneRequest) -> Result<TuneOutcome> {
             }
         }
         if record.settings.select == Judge::Agreement {
-            compare(request, &mut record, rung)?;
+            compare(request, &mut record, rung, &mut graphs)?;
         }
     }
     let best = record.ranking()[0];
@@ -269,8 +270,14 @@ fn read(request: &TuneRequest, place: usize, meter: Selection) -> Result<f64> {
     last.ok_or_else(|| Error::failed(out.display().to_string(), format!("no finite {}", meter.key())))
 }
 
-/// Compares the candidates of `rung` with all that have trained at all, as their runs stand, and notes the readings of the rung.
-fn compare(request: &TuneRequest, record: &mut Record, rung: usize) -> Result<()> {
+/// Compares the candidates of `rung` with all that have trained at all, as their runs stand, and notes the readings of the rung. `graphs` has
+/// the neighbours of the rungs before by candidate: those of a run that has not gone on since are as they were.
+fn compare(
+    request: &TuneRequest,
+    record: &mut Record,
+    rung: usize,
+    graphs: &mut BTreeMap<usize, Graph>,
+) -> Result<()> {
     let due = |candidate: &Candidate| candidate.readings.len() == rung && candidate.error.is_none();
     let in_rung = record.in_rung(rung);
     let places: Vec<usize> = in_rung
@@ -281,9 +288,9 @@ fn compare(request: &TuneRequest, record: &mut Record, rung: usize) -> Result<()
         return Ok(());
     }
     let rows = agreement::sample(request.source.as_ref(), record.settings.seed);
-    let mut graphs = BTreeMap::new();
+    graphs.retain(|place, _| !places.contains(place) && record.candidates[*place].error.is_none());
     for place in 0..record.candidates.len() {
-        if record.candidates[place].error.is_some() {
+        if graphs.contains_key(&place) || record.candidates[place].error.is_some() {
             continue;
         }
         let out = folder_of(&request.out, place);
