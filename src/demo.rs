@@ -21,6 +21,7 @@ use crate::extract::{BatchSize, ErrorPolicy, ExtractOptions, Layout, extract};
 use crate::lock::FolderLock;
 use crate::runtime::RuntimeOptions;
 use crate::train::recipes::{self, DataFacts, Overrides};
+use crate::train::replicas;
 use crate::train::run::{self as training, TrainRequest};
 use crate::train::start::Start;
 use crate::{Error, Result, rng};
@@ -131,7 +132,7 @@ fn train(options: &DemoOptions, run: &Path) -> Result<()> {
     overrides.set(&format!("steps={}", options.steps.unwrap_or(STEPS)))?;
     let mut config = recipes::recipe(recipes::DEFAULT, SOURCE, &facts)?;
     config.seed = options.seed;
-    let summary = training::run(TrainRequest {
+    let request = TrainRequest {
         config: overrides.apply(config, facts.images)?,
         source: Arc::from(source),
         out: run.to_owned(),
@@ -142,7 +143,9 @@ fn train(options: &DemoOptions, run: &Path) -> Result<()> {
         threads: rayon::current_num_threads(),
         until: None,
         stop: Default::default(),
-    })?;
+    };
+    let copies = replicas::automatic(&request.config, request.threads, &request.device)?;
+    let summary = replicas::run(request, copies)?;
     tracing::info!(
         "    {} steps, {:.0} images/s, {:.1} % of the time waiting for data; curves in {}",
         summary.step,

@@ -8,7 +8,8 @@ use serde_json::json;
 
 use super::Host;
 use super::args::{
-    ColumnArgs, INPUT, NewArgs, OUTPUT, PREPROCESSING, RANDOMNESS, RunArgs, colour, reworded, with_default,
+    ColumnArgs, INPUT, MACHINE, NewArgs, OUTPUT, PREPROCESSING, RANDOMNESS, RunArgs, colour, reworded,
+    with_default,
 };
 use super::output;
 use super::signals::StopSignals;
@@ -22,6 +23,7 @@ use crate::train::distillation::FrozenTeacher;
 use crate::train::identity::RunIdentity;
 use crate::train::observe::{LabelFreeConfig, OnlineKnnConfig};
 use crate::train::recipes::{DataFacts, Overrides};
+use crate::train::replicas;
 use crate::train::run::{self, RunSummary, TrainRequest};
 use crate::train::start::Start;
 use crate::{Error, Result};
@@ -78,6 +80,10 @@ pub struct RunFolderArgs {
     /// Seed of every random choice [default: the recipe's, 0]
     #[arg(long, value_name = "SEED", help_heading = RANDOMNESS)]
     seed: Option<u64>,
+    /// Copies of the network that share every batch, each with its part of --threads: soonest on a processor, for their memory; 1 on
+    /// a GPU and beside a frozen teacher [default: by the threads, the batch and the network]
+    #[arg(long, value_name = "N", help_heading = MACHINE)]
+    replicas: Option<usize>,
     #[command(flatten)]
     pub run: RunArgs,
 }
@@ -275,7 +281,7 @@ impl RunFolderArgs {
             until: None,
             stop: signals.flag(),
         };
-        let summary = run::run_on(request, ranks)?;
+        let summary = self.train(request, ranks)?;
         if !first {
             return Ok(());
         }
@@ -291,6 +297,26 @@ impl RunFolderArgs {
         } else {
             output::print(&text(&self.out.out, &summary))
         }
+    }
+
+    /// Trains as one of `ranks`, or in a process of its own with copies of the network.
+    fn train(&self, request: TrainRequest, ranks: Arc<dyn Ranks>) -> Result<RunSummary> {
+        if ranks.is_one() {
+            let copies = match self.replicas {
+                Some(0) => return Err(Error::input("--replicas", "expected at least 1, found 0")),
+                Some(copies) => copies,
+                None => replicas::automatic(&request.config, request.threads, &request.device)?,
+            };
+            return replicas::run(request, copies);
+        }
+        if let Some(copies) = self.replicas.filter(|copies| *copies != 1) {
+            let reason = format!(
+                "expected 1 in a run of {} processes, found {copies}",
+                ranks.size()
+            );
+            return Err(Error::input("--replicas", reason));
+        }
+        run::run_on(request, ranks)
     }
 
     /// Whether a new run may have `--out`; an older one goes only once the new one has read all it needs.

@@ -98,7 +98,7 @@ mod tests {
     use candle_core::Var;
 
     use super::*;
-    use crate::cluster::threads::{Network, on_ranks};
+    use crate::cluster::simulated::{Network, on_ranks};
 
     #[test]
     fn gradients_of_a_sum_are_those_of_all_ranks_losses() {

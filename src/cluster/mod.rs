@@ -1,6 +1,6 @@
 //! The processes of a run on many cores and machines: who started them ([`launch`]), what connects them (`mpi`, by a library that is
 //! found and loaded at run time: `locate`, `abi`, [`install`]; `tcp` where a launcher brings no MPI), and the one trait that everything
-//! else sees of it ([`Ranks`]). One process is the case of one rank, without a library.
+//! else sees of it ([`Ranks`]). One process is the case of one rank, without a library; or of several that are its [`threads`].
 //!
 //! `nccl` lays sums of tensors that stay on GPUs over either of the two.
 
@@ -16,11 +16,12 @@ mod nccl;
 mod pending;
 mod ranks;
 mod rates;
+#[cfg(test)]
+pub(crate) mod simulated;
 #[cfg(unix)]
 mod tcp;
 mod team;
-#[cfg(test)]
-pub(crate) mod threads;
+pub mod threads;
 #[cfg(unix)]
 mod watch;
 
@@ -181,7 +182,7 @@ pub fn gpu() -> Option<usize> {
 /// # Errors
 /// Ranks that cannot reach each other.
 pub fn tell_memory(ranks: &dyn Ranks) -> Result<()> {
-    if ranks.is_one() {
+    if ranks.is_one() || ranks.is_one_process() {
         return Ok(());
     }
     let all = ranks.gather_f32(&[peak_resident() as f32 / 1e9])?;

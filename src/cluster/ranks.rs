@@ -73,6 +73,21 @@ pub trait Ranks: Send + Sync {
     /// What connects them, for the record: the library with its version.
     fn library(&self) -> String;
 
+    /// Whether they are threads of this process, which share its memory and its cores.
+    fn is_one_process(&self) -> bool {
+        false
+    }
+
+    /// The mean over ranks of each of `tensors` on the processor, f32, as many on each; one that a rank has not counts as zeros. Of ranks
+    /// of one process: they read each other's, and all have the same memory in the end.
+    ///
+    /// # Errors
+    /// Ranks of several processes, a tensor that no rank has, failures of candle.
+    fn mean_in_memory(&self, tensors: Vec<Option<Tensor>>) -> Result<Vec<Tensor>> {
+        let _ = tensors;
+        Err(Error::failed("ranks", "expected those of one process"))
+    }
+
     /// Whether there is but one.
     fn is_one(&self) -> bool {
         self.size() == 1

@@ -128,7 +128,7 @@ fn largest_difference(ranks: usize, sums: &[f32]) -> f64 {
 mod tests {
     use super::*;
     use crate::cluster::OneRank;
-    use crate::cluster::threads::{Network, on_ranks};
+    use crate::cluster::simulated::{Network, on_ranks};
 
     #[test]
     fn sums_of_ranks_are_right_and_wrong_ones_are_noticed() {

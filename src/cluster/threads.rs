@@ -1,46 +1,83 @@
-//! Threads of one process that stand for ranks, with the time that a network would take: every collective, and a step or a run made
-//! of them, can be tested without MPI.
+//! Ranks that are threads of this process: each works on a pool of its own, and they meet in its memory.
 
+use std::panic::resume_unwind;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use candle_core::{DType, Tensor};
 
 use super::ranks::{Ranks, Reduction};
 use crate::{Error, Result};
 
-/// What a message from one rank to another costs.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Network {
-    /// Time of every message, however small.
-    pub(crate) latency: Duration,
-    /// Bytes a second that a rank sends; 0 for no limit.
-    pub(crate) bandwidth: f64,
-}
+/// Longest wait for the others in tests, which are wrong where it passes; elsewhere another rank may take as long as it needs.
+const PATIENCE: Option<Duration> = if cfg!(test) {
+    Some(Duration::from_secs(60))
+} else {
+    None
+};
 
-impl Network {
-    /// The time of `count` messages of `bytes` each, one behind the other.
-    fn messages(&self, count: usize, bytes: f64) -> Duration {
-        let sending = match self.bandwidth > 0. {
-            true => Duration::from_secs_f64(count as f64 * bytes / self.bandwidth),
-            false => Duration::ZERO,
+/// From so many values on each rank adds up a part of them and takes the others' parts from them; fewer are added up by every rank.
+const DIVIDED: usize = 1 << 12;
+
+/// What `work` gives on each of `size` ranks, in rank order. Each has a pool of `rayon` of its own of `threads` threads, as a process
+/// does: a rank that waits in a shared one would keep the others from the threads they need. What its caller's thread logs to it logs to
+/// as well.
+///
+/// # Errors
+/// What `work` ends with on the rank whose error ended the job, threads that cannot be had.
+pub fn on_ranks<T: Send>(
+    size: usize,
+    threads: usize,
+    work: impl Fn(Arc<dyn Ranks>) -> Result<T> + Sync,
+) -> Result<Vec<T>> {
+    let work = &work;
+    let team = team(size);
+    let meeting = team.first().map(|rank| Arc::clone(&rank.meeting));
+    let log = tracing::dispatcher::get_default(Clone::clone);
+    let done: Vec<Result<T>> = std::thread::scope(|scope| {
+        let start = |rank: ThreadRank| {
+            let log = log.clone();
+            scope.spawn(move || {
+                let rank = Arc::new(rank);
+                let guard = EndsTheTeam(Arc::clone(&rank));
+                let done = pool(threads)
+                    .and_then(|pool| pool.install(|| tracing::dispatcher::with_default(&log, || work(rank))));
+                if done.is_ok() {
+                    std::mem::forget(guard);
+                }
+                done
+            })
         };
-        self.latency * count as u32 + sending
+        let threads: Vec<_> = team.into_iter().map(start).collect();
+        let join = |thread: std::thread::ScopedJoinHandle<'_, Result<T>>| thread.join();
+        let done: Vec<_> = threads.into_iter().map(join).collect();
+        let done = done
+            .into_iter()
+            .map(|done| done.unwrap_or_else(|panic| resume_unwind(panic)));
+        done.collect()
+    });
+    // The others only say that one has ended the job.
+    let first = meeting.and_then(|meeting| meeting.lock().ended.as_ref().map(|(rank, _)| *rank));
+    let mut found = Vec::with_capacity(size);
+    let mut error = None;
+    for (rank, done) in done.into_iter().enumerate() {
+        match done {
+            Ok(done) => found.push(done),
+            Err(other) if error.is_none() || first == Some(rank) => error = Some(other),
+            Err(_) => {}
+        }
     }
-
-    /// The model of `docs/clusters.md`: seconds in which `ranks` reduce `bytes` in `calls`, around a ring.
-    pub(crate) fn reduction_seconds(&self, ranks: usize, bytes: f64, calls: usize) -> f64 {
-        let others = (ranks - 1) as f64;
-        2. * others / ranks as f64 * bytes / self.bandwidth
-            + 2. * others * calls as f64 * self.latency.as_secs_f64()
-    }
+    error.map_or(Ok(found), Err)
 }
 
-/// Longest wait for the others, in tests that are wrong.
-const PATIENCE: Duration = Duration::from_secs(60);
+fn pool(threads: usize) -> Result<rayon::ThreadPool> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    pool.map_err(|error| Error::failed("threads", error.to_string()))
+}
 
 /// One rank of a [`team`].
-pub(crate) struct ThreadRank {
+pub(super) struct ThreadRank {
     rank: usize,
-    network: Network,
     meeting: Arc<Meeting>,
 }
 
@@ -56,17 +93,91 @@ struct Table {
     /// Number of the call that is collected.
     call: u64,
     /// What is called, and what each rank brings.
-    name: Option<String>,
-    brought: Vec<Option<Vec<u8>>>,
+    named: Option<Call>,
+    brought: Vec<Option<Values>>,
     /// What the last call collected, and how many ranks have yet to read it.
-    collected: Arc<Vec<Vec<u8>>>,
+    collected: Arc<Vec<Values>>,
     unread: usize,
-    /// Why there are no more calls.
-    ended: Option<String>,
+    /// The rank that ended all calls, and why.
+    ended: Option<(usize, String)>,
+}
+
+/// What all ranks have to call alike.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Call {
+    name: &'static str,
+    length: usize,
+}
+
+/// What a rank brings.
+#[derive(Clone)]
+enum Values {
+    Bytes(Vec<u8>),
+    F32(Vec<f32>),
+    F64(Vec<f64>),
+    Tensors(Vec<Option<Tensor>>),
+}
+
+/// A number that is reduced.
+trait Value: Copy + PartialOrd + std::ops::Add<Output = Self> {
+    const REDUCTION: &'static str;
+    const PARTS: &'static str;
+
+    fn bring(values: Vec<Self>) -> Values;
+
+    fn of(values: &Values) -> &[Self];
+}
+
+impl Value for f32 {
+    const REDUCTION: &'static str = "a reduction of f32";
+    const PARTS: &'static str = "the parts of a reduction of f32";
+
+    fn bring(values: Vec<Self>) -> Values {
+        Values::F32(values)
+    }
+
+    fn of(values: &Values) -> &[Self] {
+        match values {
+            Values::F32(values) => values,
+            _ => &[],
+        }
+    }
+}
+
+impl Value for f64 {
+    const REDUCTION: &'static str = "a reduction of f64";
+    const PARTS: &'static str = "the parts of a reduction of f64";
+
+    fn bring(values: Vec<Self>) -> Values {
+        Values::F64(values)
+    }
+
+    fn of(values: &Values) -> &[Self] {
+        match values {
+            Values::F64(values) => values,
+            _ => &[],
+        }
+    }
+}
+
+impl Values {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Bytes(bytes) => bytes,
+            _ => &[],
+        }
+    }
+
+    fn tensors(&self) -> &[Option<Tensor>] {
+        match self {
+            Self::Tensors(tensors) => tensors,
+            _ => &[],
+        }
+    }
 }
 
 /// As many ranks, one for each thread.
-pub(crate) fn team(size: usize, network: Network) -> Vec<ThreadRank> {
+pub(super) fn team(size: usize) -> Vec<ThreadRank> {
     let meeting = Arc::new(Meeting {
         size,
         table: Mutex::new(Table {
@@ -75,40 +186,14 @@ pub(crate) fn team(size: usize, network: Network) -> Vec<ThreadRank> {
         }),
         changed: Condvar::new(),
     });
-    (0..size)
-        .map(|rank| ThreadRank {
-            rank,
-            network,
-            meeting: Arc::clone(&meeting),
-        })
-        .collect()
+    let rank = |rank| ThreadRank {
+        rank,
+        meeting: Arc::clone(&meeting),
+    };
+    (0..size).map(rank).collect()
 }
 
-/// What `work` gives on each of `size` ranks, in rank order. Each has a pool of `rayon` of its own, as a process does: a rank that
-/// waits in a shared one would keep the others from the threads they need.
-pub(crate) fn on_ranks<T: Send>(
-    size: usize,
-    network: Network,
-    work: impl Fn(Arc<dyn Ranks>) -> T + Sync,
-) -> Vec<T> {
-    let work = &work;
-    std::thread::scope(|scope| {
-        let start = |rank: ThreadRank| {
-            scope.spawn(move || {
-                let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build();
-                let rank = Arc::new(rank);
-                let guard = EndsTheTeam(Arc::clone(&rank));
-                let done = pool.unwrap().install(|| work(rank));
-                std::mem::forget(guard);
-                done
-            })
-        };
-        let threads: Vec<_> = team(size, network).into_iter().map(start).collect();
-        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
-    })
-}
-
-/// Ends the calls of the others when its rank panics, as MPI's launcher ends a job.
+/// Ends the calls of the others when its rank fails or panics, as MPI's launcher ends a job.
 struct EndsTheTeam(Arc<ThreadRank>);
 
 impl Drop for EndsTheTeam {
@@ -117,99 +202,146 @@ impl Drop for EndsTheTeam {
     }
 }
 
-impl ThreadRank {
-    fn table(&self) -> MutexGuard<'_, Table> {
-        self.meeting.table.lock().unwrap_or_else(PoisonError::into_inner)
+impl Meeting {
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What all ranks bring to the call `name`, in rank order, after the time of as many messages of as many bytes.
-    fn meet(&self, name: &str, own: Vec<u8>, (count, bytes): (usize, f64)) -> Result<Arc<Vec<Vec<u8>>>> {
-        let mut table = self.table();
-        let size = self.meeting.size;
-        // The last call's have been read by all.
-        table = self.wait(table, |table| table.unread == 0)?;
-        match &table.name {
-            Some(other) if other != name => {
-                let reason = format!("rank {} calls {name}, others {other}", self.rank);
-                table.ended = Some(reason.clone());
-                self.meeting.changed.notify_all();
-                return Err(Error::failed("ranks", reason));
-            }
-            Some(_) => {}
-            None => table.name = Some(name.to_owned()),
-        }
-        let call = table.call;
-        table.brought[self.rank] = Some(own);
-        if table.brought.iter().all(Option::is_some) {
-            let all = table.brought.iter_mut().filter_map(Option::take).collect();
-            table.collected = Arc::new(all);
-            table.unread = size;
-            table.name = None;
-            table.call += 1;
-            self.meeting.changed.notify_all();
-        } else {
-            table = self.wait(table, |table| table.call > call)?;
-        }
-        let all = Arc::clone(&table.collected);
-        table.unread -= 1;
-        self.meeting.changed.notify_all();
-        drop(table);
-        std::thread::sleep(self.network.messages(count, bytes));
-        Ok(all)
+    fn end(&self, table: &mut Table, rank: usize, reason: String) {
+        table.ended.get_or_insert((rank, reason));
+        self.changed.notify_all();
     }
 
+    /// Waits on behalf of `rank`.
     fn wait<'a>(
         &'a self,
         mut table: MutexGuard<'a, Table>,
+        rank: usize,
         until: impl Fn(&Table) -> bool,
     ) -> Result<MutexGuard<'a, Table>> {
         loop {
-            if let Some(reason) = &table.ended {
+            if let Some((_, reason)) = &table.ended {
                 return Err(Error::failed("ranks", reason.clone()));
             }
             if until(&table) {
                 return Ok(table);
             }
-            let (next, timed_out) = self
-                .meeting
-                .changed
-                .wait_timeout(table, PATIENCE)
-                .unwrap_or_else(PoisonError::into_inner);
+            let Some(patience) = PATIENCE else {
+                table = self.changed.wait(table).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            let waited = self.changed.wait_timeout(table, patience);
+            let (next, timed_out) = waited.unwrap_or_else(PoisonError::into_inner);
             table = next;
             if timed_out.timed_out() && !until(&table) {
-                return Err(Error::failed(
-                    "ranks",
-                    format!("rank {} waits in vain", self.rank),
-                ));
+                return Err(Error::failed("ranks", format!("rank {rank} waits in vain")));
             }
         }
     }
+}
 
-    /// The messages of `bytes` that go once around a ring in as many parts as there are ranks.
-    fn around(&self, bytes: usize) -> (usize, f64) {
-        let size = self.meeting.size;
-        (size - 1, bytes as f64 / size as f64)
+impl ThreadRank {
+    /// What all ranks bring to `call`, in rank order.
+    fn meet(&self, call: Call, own: Values) -> Result<Arc<Vec<Values>>> {
+        let meeting = &self.meeting;
+        // The last call's have been read by all.
+        let mut table = meeting.wait(meeting.lock(), self.rank, |table| table.unread == 0)?;
+        match table.named {
+            Some(other) if other != call => {
+                let named = |call: Call| format!("{} of length {}", call.name, call.length);
+                let (rank, call, other) = (self.rank, named(call), named(other));
+                let reason = format!("rank {rank} calls {call}, others {other}");
+                meeting.end(&mut table, rank, reason.clone());
+                return Err(Error::failed("ranks", reason));
+            }
+            Some(_) => {}
+            None => table.named = Some(call),
+        }
+        let number = table.call;
+        table.brought[self.rank] = Some(own);
+        if table.brought.iter().all(Option::is_some) {
+            let all = table.brought.iter_mut().filter_map(Option::take).collect();
+            table.collected = Arc::new(all);
+            table.unread = meeting.size;
+            table.named = None;
+            table.call += 1;
+            meeting.changed.notify_all();
+        } else {
+            table = meeting.wait(table, self.rank, |table| table.call > number)?;
+        }
+        table.unread -= 1;
+        if table.unread > 0 {
+            return Ok(Arc::clone(&table.collected));
+        }
+        // The last to read leaves nothing behind.
+        meeting.changed.notify_all();
+        Ok(std::mem::take(&mut table.collected))
     }
 
-    fn reduce<const N: usize, T: Copy>(
-        &self,
-        values: &mut [T],
-        (to, from): (impl Fn(T) -> [u8; N], impl Fn([u8; N]) -> T),
-        join: impl Fn(T, T) -> T,
-    ) -> Result<()> {
-        let own: Vec<u8> = values.iter().flat_map(|&value| to(value)).collect();
-        let name = format!("a reduction of {} values of {N} bytes", values.len());
-        // Once around to add up a part each, and once more to tell the sums.
-        let (count, bytes) = self.around(own.len());
-        let all = self.meet(&name, own, (2 * count, bytes))?;
-        for (place, value) in values.iter_mut().enumerate() {
-            let of_rank = |bytes: &Vec<u8>| from(bytes.as_chunks::<N>().0[place]);
-            let mut of_ranks = all.iter().map(of_rank);
-            *value = of_ranks
-                .next()
-                .map_or(*value, |first| of_ranks.fold(first, &join));
+    fn reduce<T: Value>(&self, values: &mut [T], reduction: Reduction) -> Result<()> {
+        let length = values.len();
+        let call = |name| Call { name, length };
+        let all = self.meet(call(T::REDUCTION), T::bring(values.to_vec()))?;
+        if length < DIVIDED {
+            reduce_into(values, &all, 0, reduction);
+            return Ok(());
+        }
+        let size = self.meeting.size;
+        let mut own = values[self.rank * length / size..(self.rank + 1) * length / size].to_vec();
+        reduce_into(&mut own, &all, self.rank * length / size, reduction);
+        drop(all);
+        let parts = self.meet(call(T::PARTS), T::bring(own))?;
+        let mut rest = values;
+        for part in parts.iter().map(T::of) {
+            let (here, after) = rest.split_at_mut(part.len());
+            here.copy_from_slice(part);
+            rest = after;
         }
         Ok(())
+    }
+}
+
+/// Who of `size` ranks adds up which of tensors of so many values each: all have about as much to do.
+fn owners(counts: impl Iterator<Item = usize>, size: usize) -> Vec<usize> {
+    let mut load = vec![0; size];
+    let owner = |count| {
+        let (owner, least) = load.iter_mut().enumerate().min_by_key(|(_, load)| **load)?;
+        *least += count;
+        Some(owner)
+    };
+    counts.map_while(owner).collect()
+}
+
+/// The mean over ranks of tensor number `place` of each, added up in rank order.
+fn mean(all: &[Values], place: usize) -> Result<Tensor> {
+    let parts = all
+        .iter()
+        .filter_map(|values| values.tensors().get(place)?.as_ref());
+    let mut sum: Option<Tensor> = None;
+    for part in parts {
+        let part = part.detach().to_dtype(DType::F32)?;
+        sum = Some(match sum {
+            None => part.contiguous()?,
+            Some(sum) => (sum + part)?,
+        });
+    }
+    let sum = sum.ok_or_else(|| Error::failed("ranks", format!("no rank has tensor {place}")))?;
+    Ok((sum / all.len() as f64)?)
+}
+
+/// Puts into `place` what the values of `all` from number `first` on are together: rank by rank, so that it is the same whoever does so.
+fn reduce_into<T: Value>(place: &mut [T], all: &[Values], first: usize, reduction: Reduction) {
+    let join = |a: T, b: T| match reduction {
+        Reduction::Sum => a + b,
+        Reduction::Max if b > a => b,
+        Reduction::Max => a,
+    };
+    for (rank, values) in all.iter().enumerate() {
+        let values = &T::of(values)[first..first + place.len()];
+        match rank {
+            0 => place.copy_from_slice(values),
+            _ => place.iter_mut().zip(values).for_each(|(a, b)| *a = join(*a, *b)),
+        }
     }
 }
 
@@ -223,58 +355,43 @@ impl Ranks for ThreadRank {
     }
 
     fn reduce_f32(&self, values: &mut [f32], reduction: Reduction) -> Result<()> {
-        self.reduce(
-            values,
-            (f32::to_le_bytes, f32::from_le_bytes),
-            |a, b| match reduction {
-                Reduction::Sum => a + b,
-                Reduction::Max => a.max(b),
-            },
-        )
+        self.reduce(values, reduction)
     }
 
     fn reduce_f64(&self, values: &mut [f64], reduction: Reduction) -> Result<()> {
-        self.reduce(
-            values,
-            (f64::to_le_bytes, f64::from_le_bytes),
-            |a, b| match reduction {
-                Reduction::Sum => a + b,
-                Reduction::Max => a.max(b),
-            },
-        )
+        self.reduce(values, reduction)
     }
 
     fn gather_bytes(&self, own: &[u8]) -> Result<Vec<Vec<u8>>> {
-        let sent = (self.meeting.size - 1, own.len() as f64);
-        Ok(self.meet("a gathering", own.to_vec(), sent)?.to_vec())
+        let (name, length) = ("a gathering", 0);
+        let all = self.meet(Call { name, length }, Values::Bytes(own.to_vec()))?;
+        Ok(all.iter().map(|of_rank| of_rank.bytes().to_vec()).collect())
     }
 
     fn trade(&self, parts: &[u8]) -> Result<Vec<u8>> {
         let length = parts.len() / self.meeting.size;
-        let name = format!("a trade of parts of {length} bytes");
-        let all = self.meet(&name, parts.to_vec(), self.around(parts.len()))?;
+        let name = "a trade of parts";
+        let all = self.meet(Call { name, length }, Values::Bytes(parts.to_vec()))?;
         let own = self.rank * length..(self.rank + 1) * length;
-        Ok(all
-            .iter()
-            .flat_map(|of_rank| &of_rank[own.clone()])
-            .copied()
-            .collect())
+        let own = all.iter().flat_map(|of_rank| &of_rank.bytes()[own.clone()]);
+        Ok(own.copied().collect())
     }
 
     fn broadcast(&self, bytes: &mut Vec<u8>, from: usize) -> Result<()> {
-        let own = if self.rank == from {
-            bytes.clone()
-        } else {
-            Vec::new()
+        let own = match self.rank == from {
+            true => bytes.clone(),
+            false => Vec::new(),
         };
-        let sent = (1, own.len() as f64);
-        let name = format!("a broadcast from rank {from}");
-        *bytes = self.meet(&name, own, sent)?[from].clone();
+        let (name, length) = ("a broadcast from a rank", from);
+        let all = self.meet(Call { name, length }, Values::Bytes(own))?;
+        *bytes = all[from].bytes().to_vec();
         Ok(())
     }
 
     fn barrier(&self) -> Result<()> {
-        self.meet("a barrier", Vec::new(), (1, 0.)).map(drop)
+        let (name, length) = ("a barrier", 0);
+        self.meet(Call { name, length }, Values::Bytes(Vec::new()))
+            .map(drop)
     }
 
     fn finish(&self) -> Result<()> {
@@ -282,24 +399,45 @@ impl Ranks for ThreadRank {
     }
 
     fn abort(&self, code: u8) {
-        let mut table = self.table();
         let reason = format!("rank {} ended the job with code {code}", self.rank);
-        table.ended.get_or_insert(reason);
-        self.meeting.changed.notify_all();
+        self.meeting.end(&mut self.meeting.lock(), self.rank, reason);
     }
 
     fn library(&self) -> String {
-        "threads".to_owned()
+        "threads of one process".to_owned()
+    }
+
+    fn is_one_process(&self) -> bool {
+        true
+    }
+
+    fn mean_in_memory(&self, tensors: Vec<Option<Tensor>>) -> Result<Vec<Tensor>> {
+        let length = tensors.len();
+        let call = |name| Call { name, length };
+        let all = self.meet(call("a mean of tensors"), Values::Tensors(tensors))?;
+        let first = |place: usize| {
+            all.iter()
+                .find_map(|values| values.tensors().get(place)?.as_ref())
+        };
+        let counts = (0..length).map(|place| first(place).map_or(0, Tensor::elem_count));
+        let owners = owners(counts, self.meeting.size);
+        let own = |place: usize| (owners[place] == self.rank).then(|| mean(&all, place));
+        let means = (0..length).map(|place| own(place).transpose());
+        let means: Vec<Option<Tensor>> = means.collect::<Result<_>>()?;
+        drop(all);
+        let all = self.meet(call("means of tensors"), Values::Tensors(means))?;
+        let found = |place: usize| all[owners[place]].tensors().get(place)?.clone();
+        let means: Option<Vec<Tensor>> = (0..length).map(found).collect();
+        means.ok_or_else(|| Error::failed("ranks", "a mean is missing"))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
-    use candle_core::{Device, Tensor};
+    use candle_core::Device;
 
     use super::*;
+    use crate::cluster::simulated::{Network, on_ranks};
 
     #[test]
     fn collectives_give_every_rank_the_same() {
@@ -396,40 +534,77 @@ mod tests {
         assert_eq!(failed[2], failed[0]);
     }
 
-    /// The table of `docs/clusters.md`: 30 million weights in 5 buckets, over networks that carry 94 % of their bits.
     #[test]
-    fn the_model_gives_the_table_of_the_documents() {
-        let text = include_str!("../../docs/clusters.md");
-        let network = |gigabits: f64, microseconds| Network {
-            latency: Duration::from_micros(microseconds),
-            bandwidth: gigabits * 0.118e9,
+    fn many_values_are_divided_and_summed_in_rank_order() {
+        let length = DIVIDED + 5;
+        // Sums that differ in their last bits with the order of their terms.
+        let value = |rank: usize, place: usize| 0.1f32 * (1 + rank * 7 + place % 13) as f32;
+        let expected = |place| {
+            (0..3)
+                .map(|rank| value(rank, place))
+                .reduce(|a, b| a + b)
+                .unwrap()
         };
-        let networks = [network(1., 50), network(10., 30), network(100., 2)];
-        for ranks in [8, 64, 512] {
-            let seconds = networks.map(|network| network.reduction_seconds(ranks, 0.12e9, 5));
-            let row = format!(
-                "| {ranks} | {:.1} s | {:.2} s | {:.2} s |",
-                seconds[0], seconds[1], seconds[2]
-            );
-            assert!(text.contains(&row), "no row {row}");
+        let expected: Vec<f32> = (0..length).map(expected).collect();
+        let found = on_ranks(3, Network::default(), |ranks| {
+            let mut values: Vec<f32> = (0..length).map(|place| value(ranks.rank(), place)).collect();
+            let mut largest = values.clone();
+            ranks.reduce_f32(&mut values, Reduction::Sum).unwrap();
+            ranks.reduce_f32(&mut largest, Reduction::Max).unwrap();
+            (values, largest)
+        });
+        let largest: Vec<f32> = (0..length).map(|place| value(2, place)).collect();
+        for found in found {
+            assert_eq!(found, (expected.clone(), largest.clone()));
         }
     }
 
     #[test]
-    fn a_network_takes_its_time() {
-        let network = Network {
-            latency: Duration::from_millis(5),
-            bandwidth: 1e6,
-        };
-        let start = Instant::now();
-        on_ranks(2, network, |ranks| {
-            // Two messages of 20,000 bytes at a megabyte a second, each with its latency.
-            ranks.reduce_f32(&mut vec![0.; 10_000], Reduction::Sum).unwrap();
+    fn means_of_tensors_are_in_the_same_memory_on_all() {
+        let found = super::on_ranks(3, 1, |ranks| {
+            let own = ranks.rank() as f32;
+            let tensor = |values: &[f32]| Tensor::new(values, &Device::Cpu).unwrap();
+            let matrix = Tensor::new(&[[own, 1.], [2., 3.]], &Device::Cpu)?.t()?;
+            let alone = (ranks.rank() == 1).then(|| tensor(&[6., 9.]));
+            ranks.mean_in_memory(vec![Some(matrix), alone, Some(tensor(&[own]))])
         });
-        assert!(
-            start.elapsed() >= Duration::from_millis(50),
-            "{:?}",
-            start.elapsed()
-        );
+        let found = found.unwrap();
+        for means in &found {
+            assert_eq!(means[0].to_vec2::<f32>().unwrap(), [[1., 2.], [1., 3.]]);
+            assert_eq!(means[1].to_vec1::<f32>().unwrap(), [2., 3.]);
+            assert_eq!(means[2].to_vec1::<f32>().unwrap(), [1.]);
+            assert!(means.iter().all(|mean| mean.is_contiguous()));
+            let same = means.iter().zip(&found[0]).all(|(a, b)| a.id() == b.id());
+            assert!(same);
+        }
+        let missing = super::on_ranks(2, 1, |ranks| ranks.mean_in_memory(vec![None]));
+        assert_eq!(missing.unwrap_err().to_string(), "ranks: no rank has tensor 0");
+        assert_eq!(owners([5, 3, 3, 1].into_iter(), 2), [0, 1, 1, 0]);
+    }
+
+    #[test]
+    fn the_error_that_ended_the_job_is_told() {
+        let failed = super::on_ranks(3, 1, |ranks| match ranks.rank() {
+            2 => Err(Error::input("seed", "expected 1, found 2")),
+            _ => ranks.barrier(),
+        });
+        assert_eq!(failed.unwrap_err().to_string(), "seed: expected 1, found 2");
+    }
+
+    #[test]
+    fn every_rank_has_as_many_threads_as_are_asked_for() {
+        let threads = super::on_ranks(2, 3, |_| Ok(rayon::current_num_threads()));
+        assert_eq!(threads.unwrap(), [3, 3]);
+    }
+
+    #[test]
+    fn a_rank_that_panics_frees_the_others() {
+        let work = || {
+            super::on_ranks(2, 1, |ranks| match ranks.rank() {
+                0 => panic!("a bug"),
+                _ => ranks.barrier(),
+            })
+        };
+        assert!(std::panic::catch_unwind(work).is_err());
     }
 }

@@ -1,6 +1,7 @@
 //! What a step sends to the other ranks: the terms of its loss, which weights have a gradient, and the gradients. (Targets send their
 //! sums themselves: `losses/targets.rs`.) Gradients are sent after the backward pass, or those that it has first while it goes on, in
-//! the numbers that the settings say (`wire`), and stay on GPUs where what connects the ranks does so. All ranks get the same and so
+//! the numbers that the settings say (`wire`), stay on GPUs where what connects the ranks does so, and in memory where ranks are threads
+//! of one process. All ranks get the same and so
 //! decide alike: about a loss that is not finite, about the norm that gradients are clipped by, about a weight that no image of the step
 //! has moved.
 
@@ -107,6 +108,14 @@ pub(super) fn average(
         .is_some_and(|weight| ranks.sums_on(weight.device()))
     {
         return average_on_device(ranks, wire, weights, gradients);
+    }
+    if ranks.is_one_process() {
+        let own = weights.iter().map(|&weight| gradients.remove(weight)).collect();
+        let means = ranks.mean_in_memory(own)?;
+        for (weight, mean) in weights.iter().zip(means) {
+            gradients.insert(weight, mean);
+        }
+        return Ok(());
     }
     let mut bucket = Vec::new();
     let mut in_bucket: Vec<&Var> = Vec::new();
@@ -291,7 +300,7 @@ mod tests {
 
     use super::*;
     use crate::cluster::Reduction;
-    use crate::cluster::threads::{Network, on_ranks};
+    use crate::cluster::simulated::{Network, on_ranks};
     use crate::train::testing::values;
 
     /// Ranks that say of the processor what others say of their GPUs, and count what they sum there.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use candle_core::Device;
 
-use crate::cluster::threads::{Network, on_ranks};
+use crate::cluster::simulated::{Network, on_ranks};
 use crate::cluster::{OneRank, Ranks};
 use crate::data;
 use crate::train::config::TrainConfig;
@@ -348,7 +348,7 @@ fn a_run_of_many_ranks_leaves_the_folder_of_one_and_goes_on_with_another_number(
     let env: serde_json::Value = serde_json::from_str(&env).unwrap();
     assert_eq!(
         (&env["ranks"]["size"], &env["ranks"]["library"]),
-        (&2.into(), &"threads".into())
+        (&2.into(), &"threads of one process".into())
     );
     assert_eq!(env["ranks"]["hosts"].as_array().unwrap().len(), 2);
     let names = |folder: &Path| {

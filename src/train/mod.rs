@@ -25,6 +25,7 @@ pub mod optimizer;
 pub(crate) mod param_groups;
 pub(crate) mod product_rates;
 pub mod recipes;
+pub mod replicas;
 pub mod run;
 pub(crate) mod schedule;
 mod sharding;

@@ -19,7 +19,7 @@ use super::feed::{Feed, LoadedBatch, MicroBatch};
 use super::identity::RunIdentity;
 use super::observe::meters::{self, TargetReadings};
 use super::observe::{
-    Collapse, EventWriter, LabelFree, MetricsLog, OnlineKnn, Readings, RunProgress, StepStatus, curves, keys,
+    Collapse, EventWriter, MetricsLog, OnlineKnn, Readings, RunMeters, RunProgress, StepStatus, curves, keys,
     metrics_log,
 };
 use super::start::{Start, restored, trainer};
@@ -94,7 +94,23 @@ pub fn run(request: TrainRequest) -> Result<RunSummary> {
 /// As [`run`]; ranks that cannot share the batch, differ in what they are asked, or cannot reach each other. After an error the other
 /// ranks wait for this one, so that whoever gets one ends the job.
 pub fn run_on(request: TrainRequest, ranks: Arc<dyn Ranks>) -> Result<RunSummary> {
-    Run::new(request, ranks)?.finish()
+    let meters = open_meters(&request)?;
+    run_with(request, ranks, Arc::new(meters))
+}
+
+/// [`run_on`] with meters that ranks of one process share.
+pub(super) fn run_with(
+    request: TrainRequest,
+    ranks: Arc<dyn Ranks>,
+    meters: Arc<RunMeters>,
+) -> Result<RunSummary> {
+    Run::new(request, ranks, meters)?.finish()
+}
+
+/// The meters of `request`.
+pub(super) fn open_meters(request: &TrainRequest) -> Result<RunMeters> {
+    let config = &request.config;
+    RunMeters::open(config, &request.source, preprocess(config))
 }
 
 /// This rank's share of the batches of `source` as `config` makes them, from those of step `step` on, on their way to `device`.
@@ -110,7 +126,10 @@ pub(super) fn start_feed(
 ) -> Result<Feed> {
     let mut settings = config.loader();
     if settings.workers == 0 && !ranks.is_one() {
-        settings.workers = cluster::threads();
+        settings.workers = match ranks.is_one_process() {
+            true => cluster::threads().div_ceil(ranks.size()),
+            false => cluster::threads(),
+        };
     }
     let masks = match config.draws_masks() {
         true => Some((config.masks.clone(), config.grid()?)),
@@ -133,8 +152,7 @@ struct Run {
     trainer: Trainer,
     feed: Feed,
     checkpoints: Checkpoints,
-    knn: Option<OnlineKnn>,
-    label_free: Option<LabelFree>,
+    meters: Arc<RunMeters>,
     collapse: Collapse,
     ranks: Arc<dyn Ranks>,
     /// What the first rank writes; none on the others.
@@ -208,7 +226,7 @@ impl Tally {
 }
 
 impl Run {
-    fn new(mut request: TrainRequest, ranks: Arc<dyn Ranks>) -> Result<Self> {
+    fn new(mut request: TrainRequest, ranks: Arc<dyn Ranks>, meters: Arc<RunMeters>) -> Result<Self> {
         let first = ranks.rank() == 0;
         request.config.check_ranks(ranks.size())?;
         let lock = first.then(|| FolderLock::acquire(&request.out)).transpose()?;
@@ -217,26 +235,9 @@ impl Run {
         let frozen = frozen_targets(&mut request, source.as_ref())?;
         let config = &request.config;
         let out = &request.out;
-        let knn = config
-            .monitor
-            .knn
-            .clone()
-            .map(|knn| OnlineKnn::open(knn, preprocess(config), config.data.loader.decode(), config.seed))
-            .transpose()?;
-        let label_free = config.monitor.label_free.clone().map(|settings| {
-            let decode = config.data.loader.decode();
-            LabelFree::new(
-                Arc::clone(&source),
-                settings,
-                config.crops.clone(),
-                decode,
-                config.seed,
-            )
-        });
-        let label_free = label_free.transpose()?;
         let identity = RunIdentity {
             source: learnt_from(config, source.as_ref()),
-            knn_source: knn.as_ref().map(OnlineKnn::images),
+            knn_source: meters.knn.as_ref().map(OnlineKnn::images),
             teacher,
             from_elsewhere: request.start.is_elsewhere(),
         };
@@ -299,8 +300,7 @@ impl Run {
             checkpoints,
             feed,
             trainer,
-            knn,
-            label_free,
+            meters,
             request,
         })
     }
@@ -453,8 +453,13 @@ impl Run {
         let done = report.step + 1;
         let config = &self.request.config;
         let last = done == self.end();
-        let knn_due = self.knn.as_ref().is_some_and(|knn| last || knn.is_due(done));
+        let knn_due = self
+            .meters
+            .knn
+            .as_ref()
+            .is_some_and(|knn| last || knn.is_due(done));
         let label_free_due = self
+            .meters
             .label_free
             .as_ref()
             .is_some_and(|meters| last || meters.is_due(done));
@@ -544,7 +549,9 @@ impl Run {
 
     /// The online k-NN of the teacher and the meters on its features; whether it is the best so far.
     fn run_knn(&mut self, readings: &mut Readings, metrics: &mut Map<String, Value>) -> Result<bool> {
-        let Some(knn) = &self.knn else { return Ok(false) };
+        let Some(knn) = &self.meters.knn else {
+            return Ok(false);
+        };
         let features_of = teacher_features(&self.trainer, &self.request.device);
         let result = knn.evaluate(self.ranks.as_ref(), features_of)?;
         self.last_knn = Some(result.top1);
@@ -573,14 +580,13 @@ impl Run {
         Ok(best)
     }
 
-    /// The meters of images without labels; whether the one that chooses is the best so far. Every rank reads the whole sample, and all
-    /// come to the same answer.
+    /// The meters of images without labels; whether the one that chooses is the best so far.
     fn run_label_free(&mut self, readings: &mut Readings, metrics: &mut Map<String, Value>) -> Result<bool> {
-        let Some(meters) = &self.label_free else {
+        let Some(meters) = &self.meters.label_free else {
             return Ok(false);
         };
         let features_of = teacher_features(&self.trainer, &self.request.device);
-        let result = meters.evaluate(features_of)?;
+        let result = meters.evaluate(self.ranks.as_ref(), features_of)?;
         readings.feature_std = Some(result.feature_std);
         readings.effective_rank = Some((result.effective_rank, result.possible_rank));
         for (key, value) in [

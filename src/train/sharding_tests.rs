@@ -5,7 +5,7 @@ use std::path::Path;
 use macula_models::weights::Tensors;
 
 use super::*;
-use crate::cluster::threads::{Network, on_ranks};
+use crate::cluster::simulated::{Network, on_ranks};
 use crate::data;
 use crate::train::config::TrainConfig;
 use crate::train::param_groups::ParamGroupRules;

@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 use candle_core::{DType, Device, Tensor};
 
 use crate::cluster::Ranks;
-use crate::cluster::threads::{Network, on_ranks};
+use crate::cluster::simulated::{Network, on_ranks};
 use crate::data;
 use crate::train::config::TrainConfig;
 use crate::train::run::TrainRequest;

@@ -189,7 +189,8 @@ impl Trainer {
             self.optimizer.keep_only(|name| shards.owns(ranks.rank(), name));
             self.shards = Some(shards);
         }
-        let spare = cluster::threads() > rayon::current_num_threads();
+        // Threads of one process share its cores, and what they send each other is there at once.
+        let spare = !ranks.is_one_process() && cluster::threads() > rayon::current_num_threads();
         self.send_early(!ranks.is_one() && !ranks.any(!spare)?);
         Ok(())
     }

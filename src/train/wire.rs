@@ -48,7 +48,7 @@ fn encoded(values: &[f32]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::threads::{Network, on_ranks};
+    use crate::cluster::simulated::{Network, on_ranks};
 
     /// Halves of a unit of the last of 8 bits, on the way there and on the way back, of what the first has made larger.
     const ROUNDED_TWICE: f32 = 2.01 / 256.;

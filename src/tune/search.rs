@@ -21,6 +21,7 @@ use crate::train::bench;
 use crate::train::config::{Selection, TrainConfig};
 use crate::train::observe::{LabelFreeConfig, OnlineKnnConfig, metrics_log};
 use crate::train::recipes::{self, DataFacts, Overrides};
+use crate::train::replicas;
 use crate::train::run::{self, TrainRequest};
 use crate::train::start::Start;
 use crate::{Error, Result, files};
@@ -244,7 +245,9 @@ fn train(request: &TuneRequest, record: &Record, place: usize, until: u64) -> Re
         true => run::saved_config(&out)?,
         false => monitored(request, candidate)?,
     };
-    let summary = run::run(TrainRequest {
+    let threads = rayon::current_num_threads();
+    let copies = replicas::automatic(&config, threads, &request.device)?;
+    let request = TrainRequest {
         config,
         source: Arc::clone(&request.source),
         out: out.clone(),
@@ -252,10 +255,11 @@ fn train(request: &TuneRequest, record: &Record, place: usize, until: u64) -> Re
         start: if begun { Start::Resume } else { Start::Fresh },
         teacher: None,
         device: request.device.clone(),
-        threads: rayon::current_num_threads(),
+        threads,
         until: Some(until),
         stop: Arc::clone(&request.stop),
-    })?;
+    };
+    let summary = replicas::run(request, copies)?;
     Ok(summary.step >= until)
 }
 

@@ -243,7 +243,7 @@ impl fmt::Display for NcclReport {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::threads::{Network, on_ranks};
+    use crate::cluster::simulated::{Network, on_ranks};
 
     fn offer(host: &str, gpu: &str, nccl: std::result::Result<&str, &str>) -> Offer {
         Offer {

@@ -98,7 +98,7 @@ mod tests {
 
     use super::super::lifeline::End;
     use super::*;
-    use crate::cluster::threads::{Network, on_ranks};
+    use crate::cluster::simulated::{Network, on_ranks};
 
     const SOON: Duration = Duration::from_secs(5);
 

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::helpers::*;
-use crate::cluster::threads::{Network, on_ranks};
+use crate::cluster::simulated::{Network, on_ranks};
 use crate::cluster::{OneRank, Ranks};
 
 /// Losses of the steps, and everything that the trainer holds before and after them.

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::features::Features;
 use super::meters;
+use crate::cluster::Ranks;
 use crate::data::augment::{MultiCrop, MultiCropConfig};
 use crate::data::{DecodeOptions, RowError, Source};
 use crate::{Error, Result, rng};
@@ -131,12 +132,14 @@ impl LabelFree {
     }
 
     /// Reads the meters. `features_of` gives `[b, D]` of any float type on any device for crops `[b, C, S, S]`, f32 in the
-    /// computer's memory. An image that cannot be read is left out, with a warning.
+    /// computer's memory. An image that cannot be read is left out, with a warning. Each of `ranks` computes the features of some of the
+    /// images, and all get the same result.
     ///
     /// # Errors
-    /// What `features_of` says, features of another shape, or fewer than 16 images that can be read.
+    /// What `features_of` says, features of another shape, or fewer than 16 images that can be read; ranks that cannot reach each other.
     pub fn evaluate(
         &self,
+        ranks: &dyn Ranks,
         mut features_of: impl FnMut(&Tensor) -> Result<Tensor>,
     ) -> Result<LabelFreeResult> {
         let views = self.config.views;
@@ -144,16 +147,18 @@ impl LabelFree {
         let (channels, side) = (config.channels(), config.global.size as usize);
         let mut features = Features::default();
         let mut failed: Vec<RowError> = Vec::new();
-        let mut images = 0;
-        for rows in self.rows.chunks((BATCH / views).max(1)) {
-            let (pixels, errors) = self.read(rows);
-            let read = rows.len() - errors.len();
+        let mut places = Vec::new();
+        let size = (BATCH / views).max(1);
+        let batches = self.rows.chunks(size).enumerate();
+        for (batch, rows) in batches.skip(ranks.rank()).step_by(ranks.size()) {
+            let (pixels, found, errors) = self.read(rows);
             failed.extend(errors);
-            if read > 0 {
-                let input = Tensor::from_vec(pixels, (read * views, channels, side, side), &Device::Cpu)?;
-                features.append(&features_of(&input)?, read * views)?;
+            if !found.is_empty() {
+                let count = found.len() * views;
+                let input = Tensor::from_vec(pixels, (count, channels, side, side), &Device::Cpu)?;
+                features.append(&features_of(&input)?, count)?;
             }
-            images += read;
+            places.extend(found.iter().map(|place| batch * size + place));
         }
         if let Some(first) = failed.first() {
             let count = failed.len();
@@ -161,8 +166,9 @@ impl LabelFree {
                 "{count} images cannot be read and are left out of the meters without labels, first {first}"
             );
         }
+        let (Features { data, d }, places) = features.of_ranks(ranks, places)?;
+        let images = places.len();
         enough(images)?;
-        let Features { data, d } = features;
         let first: Vec<f32> = data
             .chunks_exact(views * d)
             .flat_map(|image| &image[..d])
@@ -177,17 +183,20 @@ impl LabelFree {
         })
     }
 
-    /// Crops of those of `rows` that can be read, `[n, views, C, S, S]`, and what is wrong with the others.
-    fn read(&self, rows: &[u64]) -> (Vec<f32>, Vec<RowError>) {
+    /// Crops of those of `rows` that can be read, `[n, views, C, S, S]`, their places, and what is wrong with the others.
+    fn read(&self, rows: &[u64]) -> (Vec<f32>, Vec<usize>, Vec<RowError>) {
         let read: Vec<_> = rows.par_iter().map(|&row| self.views_of(row)).collect();
-        let (mut pixels, mut errors) = (Vec::new(), Vec::new());
-        for image in read {
+        let (mut pixels, mut places, mut errors) = (Vec::new(), Vec::new(), Vec::new());
+        for (place, image) in read.into_iter().enumerate() {
             match image {
-                Ok(image) => pixels.extend(image),
+                Ok(image) => {
+                    pixels.extend(image);
+                    places.push(place);
+                }
                 Err(error) => errors.push(error),
             }
         }
-        (pixels, errors)
+        (pixels, places, errors)
     }
 
     /// `[views, C, S, S]`.

@@ -3,6 +3,8 @@
 use std::cell::RefCell;
 
 use super::*;
+use crate::cluster::OneRank;
+use crate::cluster::simulated::{Network, on_ranks};
 use crate::data;
 
 const SOURCE: &str = "sample:train";
@@ -36,7 +38,7 @@ fn readings_are_repeated_to_the_bit_and_are_those_of_the_meters() {
         Ok(features)
     };
     let meters_of = meters(small()).unwrap();
-    let first = meters_of.evaluate(features_of).unwrap();
+    let first = meters_of.evaluate(&OneRank, features_of).unwrap();
     let features = seen.take();
     assert_eq!(features.len(), 40 * 4 * 28);
     assert_eq!(first.lidar, meters::lidar(&features, 40, 4, 28));
@@ -48,7 +50,7 @@ fn readings_are_repeated_to_the_bit_and_are_those_of_the_meters() {
         .collect();
     assert_eq!(first.effective_rank, meters::effective_rank(&whole, 40, 28));
     assert_eq!(first.feature_std, meters::feature_std(&whole, 40, 28));
-    let again = meters(small()).unwrap().evaluate(rows_of).unwrap();
+    let again = meters(small()).unwrap().evaluate(&OneRank, rows_of).unwrap();
     assert_eq!(
         (first.lidar, first.effective_rank),
         (again.lidar, again.effective_rank)
@@ -100,8 +102,29 @@ fn settings_out_of_range_and_features_of_another_shape_are_named() {
     }
     let text = meters(small())
         .unwrap()
-        .evaluate(|pixels| Ok(pixels.clone()))
+        .evaluate(&OneRank, |pixels| Ok(pixels.clone()))
         .unwrap_err()
         .to_string();
     assert!(text.contains("expected [64, D], found [64, 3, 28, 28]"), "{text}");
+}
+
+#[test]
+fn ranks_divide_the_images_and_come_to_the_same() {
+    let meters_of = meters(small()).unwrap();
+    let alone = meters_of.evaluate(&OneRank, rows_of).unwrap();
+    let shared = on_ranks(3, Network::default(), |ranks| {
+        let seen = RefCell::new(0);
+        let features_of = |pixels: &Tensor| {
+            *seen.borrow_mut() += pixels.dim(0)?;
+            rows_of(pixels)
+        };
+        let result = meters_of.evaluate(ranks.as_ref(), features_of).unwrap();
+        (result, seen.into_inner())
+    });
+    let crops: usize = shared.iter().map(|(_, seen)| seen).sum();
+    assert_eq!(crops, 40 * 4);
+    for (result, seen) in shared {
+        assert_eq!(result, alone);
+        assert!(seen < crops, "{seen}");
+    }
 }

@@ -12,6 +12,7 @@ pub mod metrics_log;
 pub mod online_knn;
 mod online_knn_config;
 pub mod progress;
+mod run_meters;
 pub mod tensorboard;
 
 pub use label_free::{LabelFree, LabelFreeConfig};
@@ -20,4 +21,5 @@ pub use metrics_log::MetricsLog;
 pub use online_knn::OnlineKnn;
 pub use online_knn_config::OnlineKnnConfig;
 pub use progress::{RunProgress, StepStatus};
+pub use run_meters::RunMeters;
 pub use tensorboard::EventWriter;

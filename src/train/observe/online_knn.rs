@@ -154,7 +154,7 @@ impl OnlineKnn {
             places.extend(found.iter().map(|&place| batch[place]));
         }
         warn(&self.config.data, failed.iter());
-        let (features, places) = gathered(ranks, features, places)?;
+        let (features, places) = features.of_ranks(ranks, places)?;
         let sample = self.sample.only(&places);
         sample.check(&self.config.data, &self.classes)?;
         self.classify(features, &sample)
@@ -207,36 +207,6 @@ impl OnlineKnn {
             d,
         })
     }
-}
-
-/// The features of all ranks and the places in the sample that they are of, rising.
-fn gathered(ranks: &dyn Ranks, own: Features, places: Vec<usize>) -> Result<(Features, Vec<usize>)> {
-    if ranks.is_one() {
-        return Ok((own, places));
-    }
-    let bytes: Vec<u8> = places
-        .iter()
-        .flat_map(|&place| (place as u64).to_le_bytes())
-        .collect();
-    let places = ranks.gather_bytes(&bytes)?.concat();
-    let places: Vec<usize> = places
-        .as_chunks::<8>()
-        .0
-        .iter()
-        .map(|&place| u64::from_le_bytes(place) as usize)
-        .collect();
-    let data = ranks.gather_f32(&own.data)?.concat();
-    let d = data.len() / places.len().max(1);
-    let mut order: Vec<usize> = (0..places.len()).collect();
-    order.sort_unstable_by_key(|&entry| places[entry]);
-    let features = Features {
-        data: order
-            .iter()
-            .flat_map(|&entry| data[entry * d..(entry + 1) * d].iter().copied())
-            .collect(),
-        d,
-    };
-    Ok((features, order.into_iter().map(|entry| places[entry]).collect()))
 }
 
 /// Draws rows without regard to class, and numbers their classes.

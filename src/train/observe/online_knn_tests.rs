@@ -2,7 +2,7 @@ use candle_core::DType;
 
 use super::*;
 use crate::cluster::OneRank;
-use crate::cluster::threads::{Network, on_ranks};
+use crate::cluster::simulated::{Network, on_ranks};
 use crate::data::{Record, RgbImage};
 
 fn preprocess() -> Preprocess {
