@@ -2,23 +2,28 @@
 """The recipes on equal time, beside an untrained network and raw pixels: one table.
 
     recipes.py MACULA --train idx:FOLDER#train --test idx:FOLDER#test --minutes 20
+    recipes.py MACULA --train .. --test .. --minutes 20 --recipes dino,ibot --seeds 0,1,2 --lanes 2
     recipes.py MACULA --folds EMOJI --minutes 30 --recipes dinov2-small --background 255,255,255
 
-Each recipe's rate is measured over a few steps first, on a machine that should be idle then; a recipe trains for as many steps as
-the minutes hold at that rate, and the table says how long it took. The teacher is exported and evaluated: k-NN (k = 20) and linear probe of
+Each recipe's rate on all threads is measured first, the median of three short runs on a machine that should be idle then; a recipe trains for
+as many steps as the minutes hold at that rate. With --lanes so many runs train at once, each on its part of the threads and for as many steps:
+longer by the clock each, sooner together. The teacher is exported and evaluated: k-NN (k = 20) and linear probe of
 its class token, and the best head of DINOv2's grid, which may have the mean patch token beside it, on --test, or with --folds (a folder
 made by emoji_data.py) the mean of k-NN over its five folds; training sees all images and never a label. Every command is printed before
-it runs. A recipe whose run stands in --work already is evaluated again, not trained again.
+it runs. A run that stands in --work already is evaluated again, not trained again.
 """
 
 import argparse
+import concurrent.futures
 import json
 import pathlib
+import statistics
 import subprocess
 import sys
 import tomllib
 
-RATE_STEPS = 60
+RATE_STEPS = 40
+RATE_RUNS = 3
 K = 20
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -28,7 +33,9 @@ parser.add_argument("--test")
 parser.add_argument("--folds", type=pathlib.Path)
 parser.add_argument("--recipes", type=lambda text: text.split(","), default=["dinov2-small", "dino", "ibot", "moco"])
 parser.add_argument("--minutes", type=float, default=20)
+parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0])
 parser.add_argument("--threads", type=int, default=2)
+parser.add_argument("--lanes", type=int, default=1)
 parser.add_argument("--background", help="colour under transparent pixels, in training and evaluation")
 parser.add_argument("--set", action="append", default=[], help="as in macula train, for every recipe")
 parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("recipes-work"))
@@ -37,41 +44,49 @@ if (arguments.folds is None) == (arguments.train is None or arguments.test is No
     parser.error("expected --train and --test, or --folds")
 
 
-def run(*parts):
-    command = [str(arguments.macula), *map(str, parts), "--threads", str(arguments.threads)]
+def run(*parts, threads=arguments.threads):
+    command = [str(arguments.macula), *map(str, parts), "--threads", str(threads)]
     print("$", " ".join(command), file=sys.stderr, flush=True)
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def train(recipe, out, steps):
+def train(recipe, out, steps, seed=0, threads=arguments.threads):
     source = arguments.train or arguments.folds / "list.csv"
     settings = [f"steps={steps}", *arguments.set]
     if arguments.background:
         settings.append(f"data.loader.background=[{arguments.background}]")
     flags = [part for setting in settings for part in ("--set", setting)]
     # The meters of collapse come with the online k-NN.
-    run("train", "--recipe", recipe, "--data", source, "--knn-data", source, "--out", out, "--force", *flags)
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    flags += ["--seed", str(seed)]
+    run("train", "--recipe", recipe, "--data", source, "--knn-data", source, "--out", out, "--force", *flags, threads=threads)
+
+
+def last_line(out):
+    return json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
 
 
 def steps_in_budget(recipe):
-    """Steps that the minutes hold, at the rate of a short run; all rates are measured before the first training."""
-    out = arguments.work / f"{recipe}-rate"
-    if not (out / "teacher.safetensors").exists():
-        train(recipe, out, RATE_STEPS)
-    rate = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["images_per_second"]
+    """Steps that the minutes hold, at the rate of short runs; all rates are measured before the first training."""
+    rates = []
+    for number in range(RATE_RUNS):
+        out = arguments.work / f"{recipe}-rate-{number}"
+        if not (out / "teacher.safetensors").exists():
+            train(recipe, out, RATE_STEPS)
+        rates.append(last_line(out)["images_per_second"])
     batch = tomllib.loads((out / "config.toml").read_text())["batch_size"]
-    return round(arguments.minutes * 60 * rate / batch)
+    return round(arguments.minutes * 60 * statistics.median(rates) / batch)
 
 
-def trained(recipe):
+def name_of(recipe, seed):
+    return recipe if arguments.seeds == [0] else f"{recipe}-{seed}"
+
+
+def trained(recipe, seed, steps):
     """The run of a recipe: its folder, and what its last line of metrics says."""
-    out = arguments.work / recipe
-    done = out / "teacher.safetensors"
-    if not done.exists():
-        train(recipe, out, steps_in_budget(recipe))
-    lines = (out / "metrics.jsonl").read_text().splitlines()
-    return out, json.loads(lines[-1])
+    out = arguments.work / name_of(recipe, seed)
+    if not (out / "teacher.safetensors").exists():
+        train(recipe, out, steps, seed, max(1, arguments.threads // arguments.lanes))
+    return out, last_line(out)
 
 
 def features(model, source, out, *flags):
@@ -120,15 +135,19 @@ def main():
     heading = ["features", "minutes", "steps", "images/s", "rank"]
     heading += ["k-NN over five folds, mean (least to most)"] if arguments.folds else ["k-NN, k = 20", "linear probe", "best head"]
     rows = [heading, ["---"] * len(heading)]
-    for recipe in arguments.recipes:
-        print(f"{recipe}: {steps_in_budget(recipe)} steps in {arguments.minutes} minutes", file=sys.stderr, flush=True)
-    for recipe in arguments.recipes:
-        out, last = trained(recipe)
-        model = arguments.work / f"{recipe}.onnx"
+    steps = {recipe: steps_in_budget(recipe) for recipe in arguments.recipes}
+    for recipe, count in steps.items():
+        print(f"{recipe}: {count} steps in {arguments.minutes} minutes", file=sys.stderr, flush=True)
+    runs = [(recipe, seed) for recipe in arguments.recipes for seed in arguments.seeds]
+    with concurrent.futures.ThreadPoolExecutor(arguments.lanes) as lanes:
+        done = list(lanes.map(lambda run: trained(*run, steps[run[0]]), runs))
+    for (recipe, seed), (out, last) in zip(runs, done):
+        name = name_of(recipe, seed)
+        model = arguments.work / f"{name}.onnx"
         run("export", out, "--out", model, "--force")
         rank = last.get("effective_rank")
         told = [f"{last['minutes']:.1f}", str(last["step"]), f"{last['images_per_second']:.0f}", f"{rank:.0f}" if rank else ""]
-        rows.append([recipe, *told, *evaluate(recipe, model)])
+        rows.append([name, *told, *evaluate(name, model)])
     untrained = arguments.work / "untrained"
     if not (untrained / "teacher.safetensors").exists():
         train(arguments.recipes[0], untrained, 1)

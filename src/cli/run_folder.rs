@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::Host;
 use super::args::{
-    ColumnArgs, INPUT, MACHINE, NewArgs, OUTPUT, PREPROCESSING, RANDOMNESS, RunArgs, colour, reworded,
+    ColumnArgs, INPUT, NewArgs, OUTPUT, PREPROCESSING, RANDOMNESS, ReplicaArgs, RunArgs, colour, reworded,
     with_default,
 };
 use super::output;
@@ -80,10 +80,8 @@ pub struct RunFolderArgs {
     /// Seed of every random choice [default: the recipe's, 0]
     #[arg(long, value_name = "SEED", help_heading = RANDOMNESS)]
     seed: Option<u64>,
-    /// Copies of the network that share every batch, each with its part of --threads: soonest on a processor, for their memory; 1 on
-    /// a GPU and beside a frozen teacher [default: by the threads, the batch and the network]
-    #[arg(long, value_name = "N", help_heading = MACHINE)]
-    replicas: Option<usize>,
+    #[command(flatten)]
+    replicas: ReplicaArgs,
     #[command(flatten)]
     pub run: RunArgs,
 }
@@ -302,20 +300,12 @@ impl RunFolderArgs {
     /// Trains as one of `ranks`, or in a process of its own with copies of the network.
     fn train(&self, request: TrainRequest, ranks: Arc<dyn Ranks>) -> Result<RunSummary> {
         if ranks.is_one() {
-            let copies = match self.replicas {
-                Some(0) => return Err(Error::input("--replicas", "expected at least 1, found 0")),
-                Some(copies) => copies,
-                None => replicas::automatic(&request.config, request.threads, &request.device)?,
-            };
+            let copies = self
+                .replicas
+                .count(&request.config, request.threads, &request.device)?;
             return replicas::run(request, copies);
         }
-        if let Some(copies) = self.replicas.filter(|copies| *copies != 1) {
-            let reason = format!(
-                "expected 1 in a run of {} processes, found {copies}",
-                ranks.size()
-            );
-            return Err(Error::input("--replicas", reason));
-        }
+        self.replicas.expect_one(ranks.size())?;
         run::run_on(request, ranks)
     }
 

@@ -13,9 +13,11 @@ use super::cost::step_operations;
 use super::feed::{DeviceBatch, Feed, MicroBatch};
 use super::kernels::kernels;
 use super::product_rates::min_seconds;
+use super::replicas;
 use super::run::start_feed;
 use super::trainer::{StepReport, StepSeconds, Trainer};
-use crate::cluster::OneRank;
+use crate::cluster::threads::on_ranks;
+use crate::cluster::{OneRank, Ranks};
 use crate::data::augment::{MultiCrop, PlannedImage};
 use crate::data::loader::{Batch, CropsOn};
 use crate::data::mask::masks_for_batch;
@@ -38,6 +40,8 @@ pub struct StepBench {
     pub batch_size: usize,
     /// Threads of the step.
     pub threads: usize,
+    /// Copies of the network that share them.
+    pub replicas: usize,
     /// Weights that are trained.
     pub parameters: usize,
     /// Median seconds a step.
@@ -55,6 +59,8 @@ pub struct StepBench {
     pub backward: f64,
     /// Share of the step: clipping, update, teacher's average.
     pub update: f64,
+    /// Share of the step: gradients between copies, and waiting for the slowest of them.
+    pub exchange: f64,
     /// Operations of the step's matrix products, in units of 1e9.
     pub step_gflop: f64,
     /// Rate achieved, 1e9 operations a second.
@@ -70,21 +76,92 @@ pub struct StepBench {
     pub cuda_peak_bytes: Option<u64>,
 }
 
-/// Times `steps` steps of `config` after two for warming up: on the images of `source`, which its loader reads beside the steps,
-/// or on noise.
+/// Times `steps` steps of `config` after two for warming up, by so many `copies` of the network: on the images of `source`, which its
+/// loader reads beside the steps, or on noise.
 ///
 /// # Errors
-/// A configuration that contradicts itself, images that cannot be read, failures of candle.
+/// A configuration that contradicts itself, a batch that copies cannot share, images that cannot be read, failures of candle.
 pub fn bench(
     config: &TrainConfig,
     source: Option<Arc<dyn Source>>,
     device: &Device,
     steps: usize,
+    copies: usize,
 ) -> Result<StepBench> {
+    let threads = rayon::current_num_threads();
+    let timed = match copies {
+        0 | 1 => timed(config, source, device, steps, &(Arc::new(OneRank) as _))?,
+        _ => {
+            replicas::check(config, threads, device, copies)?;
+            let timed = on_ranks(copies, threads / copies, |ranks| {
+                timed(config, source.clone(), device, steps, &ranks)
+            })?;
+            let first = timed.into_iter().next();
+            first.ok_or_else(|| Error::failed("replicas", "expected a copy that has ended"))?
+        }
+    };
+    let Timed {
+        mut seconds,
+        split,
+        of_parts,
+        data_wait,
+        parameters,
+    } = timed;
+    seconds.sort_by(f64::total_cmp);
+    let median = *seconds
+        .get(seconds.len() / 2)
+        .ok_or_else(|| Error::input("--steps", "expected at least 1, found 0"))?;
+    let cuda_peak_bytes = peak_memory(device);
+    let operations = step_operations(config)?;
+    let gemm = gemm_rate(device, config.compute)?;
+    Ok(StepBench {
+        recipe: config.recipe.clone(),
+        batch_size: config.batch_size,
+        threads,
+        replicas: copies.max(1),
+        parameters,
+        step_seconds: median,
+        images_per_second: config.batch_size as f64 / median,
+        data_wait,
+        teacher: split.teacher / of_parts,
+        student: split.student / of_parts,
+        backward: split.backward / of_parts,
+        update: split.update / of_parts,
+        exchange: split.exchange / of_parts,
+        step_gflop: operations / 1e9,
+        gflop_per_second: operations / median / 1e9,
+        gemm_gflop_per_second: gemm / 1e9,
+        share_of_floor: operations / gemm / median,
+        peak_rss_bytes: peak_resident(),
+        cuda_peak_bytes,
+    })
+}
+
+/// What a rank has measured.
+struct Timed {
+    /// Of each step.
+    seconds: Vec<f64>,
+    /// Seconds of the parts of some steps, and of these altogether.
+    split: StepSeconds,
+    of_parts: f64,
+    /// Share of the time in which steps waited for images, where these are read.
+    data_wait: Option<f64>,
+    /// Weights that are trained.
+    parameters: usize,
+}
+
+fn timed(
+    config: &TrainConfig,
+    source: Option<Arc<dyn Source>>,
+    device: &Device,
+    steps: usize,
+    ranks: &Arc<dyn Ranks>,
+) -> Result<Timed> {
     let mut trainer = Trainer::fresh(config, device)?;
+    trainer.share_with(ranks)?;
     let mut micro_batches = match source {
-        Some(source) => MicroBatches::Images(start_feed(config, source, 0, device, &OneRank)?),
-        None => MicroBatches::Noise(resident(noise(config)?, config, device)?),
+        Some(source) => MicroBatches::Images(start_feed(config, source, 0, device, ranks.as_ref())?),
+        None => MicroBatches::Noise(resident(noise(config, ranks.as_ref())?, config, device)?),
     };
     let mut seconds = Vec::with_capacity(steps);
     let mut split = StepSeconds::default();
@@ -111,32 +188,13 @@ pub fn bench(
         }
         of_parts = start.elapsed().as_secs_f64();
     }
-    seconds.sort_by(f64::total_cmp);
-    let median = *seconds
-        .get(seconds.len() / 2)
-        .ok_or_else(|| Error::input("--steps", "expected at least 1, found 0"))?;
-    let cuda_peak_bytes = peak_memory(device);
-    let operations = step_operations(config)?;
-    let gemm = gemm_rate(device, config.compute)?;
     let weights = trainer.method().student.trained();
-    Ok(StepBench {
-        recipe: config.recipe.clone(),
-        batch_size: config.batch_size,
-        threads: rayon::current_num_threads(),
+    Ok(Timed {
         parameters: weights.map(|(_, var)| var.elem_count()).sum(),
-        step_seconds: median,
-        images_per_second: config.batch_size as f64 / median,
         data_wait: matches!(micro_batches, MicroBatches::Images(_)).then(|| waited.as_secs_f64() / total),
-        teacher: split.teacher / of_parts,
-        student: split.student / of_parts,
-        backward: split.backward / of_parts,
-        update: split.update / of_parts,
-        step_gflop: operations / 1e9,
-        gflop_per_second: operations / median / 1e9,
-        gemm_gflop_per_second: gemm / 1e9,
-        share_of_floor: operations / gemm / median,
-        peak_rss_bytes: peak_resident(),
-        cuda_peak_bytes,
+        seconds,
+        split,
+        of_parts,
     })
 }
 
@@ -193,18 +251,19 @@ fn resident(batches: Vec<Batch>, config: &TrainConfig, device: &Device) -> Resul
     batches.into_iter().map(resident).collect()
 }
 
-/// The micro-batches of a step, of noise: crops, or images and plans where the step makes them.
-fn noise(config: &TrainConfig) -> Result<Vec<Batch>> {
-    let plan = config.batch_plan()?;
-    let size = plan.size(u64::MAX);
+/// A rank's share of the micro-batches of a step, of noise: crops, or images and plans where the step makes them.
+fn noise(config: &TrainConfig, ranks: &dyn Ranks) -> Result<Vec<Batch>> {
+    let (rank, count) = (ranks.rank(), ranks.size());
+    let size = config.batch_plan()?.of_rank(rank, count).share(u64::MAX).len();
     (0..config.accumulate as u64)
         .map(|micro_batch| {
-            let mut rng = rng::stream(config.seed, "bench", micro_batch);
+            let drawn = micro_batch * count as u64 + rank as u64;
+            let mut rng = rng::stream(config.seed, "bench", drawn);
             let made = &config.crops;
             let crops = made.global.count * size;
             let masks = match config.draws_masks() {
                 true => {
-                    let mut rng = rng::stream(config.seed, "masks", micro_batch);
+                    let mut rng = rng::stream(config.seed, "masks", drawn);
                     Some(masks_for_batch(crops, config.grid()?, &config.masks, &mut rng)?)
                 }
                 false => None,
@@ -277,7 +336,7 @@ mod tests {
     #[test]
     fn noise_lies_on_a_gpu_before_the_clock_starts_and_passes_through_on_the_cpu() {
         let config = config("dinov2-small", &[]);
-        let micro_batches = || resident(noise(&config).unwrap(), &config, &Device::Cpu).unwrap();
+        let micro_batches = || resident(noise(&config, &OneRank).unwrap(), &config, &Device::Cpu).unwrap();
         assert!(
             micro_batches()
                 .iter()
@@ -296,6 +355,30 @@ mod tests {
                 config.draws_masks()
             );
         }
+    }
+
+    #[test]
+    fn copies_time_their_shares_of_a_step() {
+        let config = config("dino", &["batch_size=8"]);
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+        let source = || Some(Arc::from(crate::data::open("sample:train").unwrap()));
+        for source in [None, source()] {
+            let images = source.is_some();
+            let timed = pool
+                .install(|| bench(&config, source, &Device::Cpu, 2, 2))
+                .unwrap();
+            assert_eq!((timed.replicas, timed.threads, timed.batch_size), (2, 2, 8));
+            assert_eq!(timed.data_wait.is_some(), images);
+            let parts = timed.teacher + timed.student + timed.backward + timed.update + timed.exchange;
+            assert!(timed.exchange > 0. && parts < 1.01, "{timed:?}");
+        }
+        let refused = pool
+            .install(|| bench(&config, None, &Device::Cpu, 2, 4))
+            .unwrap_err();
+        assert!(
+            refused.to_string().starts_with("replicas: expected at most"),
+            "{refused}"
+        );
     }
 
     #[test]
@@ -345,7 +428,7 @@ mod tests {
         let counting = Arc::new(Counting::default());
         let all = || {
             let mut trainer = Trainer::fresh(config, &Device::Cpu).unwrap();
-            let micro_batches = resident(noise(config).unwrap(), config, &Device::Cpu).unwrap();
+            let micro_batches = resident(noise(config, &OneRank).unwrap(), config, &Device::Cpu).unwrap();
             let step = |_| {
                 // The losses are whatever was in memory.
                 let _ = trainer.advance(&micro_batches);

@@ -55,12 +55,12 @@ fn speed(copies: usize, threads: usize) -> f64 {
 /// [`run::run`] by `copies`, each with its share of `request.threads`.
 ///
 /// # Errors
-/// As there; a batch that cannot be shared by so many, more copies than threads, or several beside a frozen teacher.
+/// As there, and as [`check`].
 pub fn run(request: TrainRequest, copies: usize) -> Result<RunSummary> {
     if copies <= 1 {
         return run::run(request);
     }
-    check(&request, copies)?;
+    check(&request.config, request.threads, &request.device, copies)?;
     let meters = Arc::new(run::open_meters(&request)?);
     let TrainRequest {
         config,
@@ -93,21 +93,24 @@ pub fn run(request: TrainRequest, copies: usize) -> Result<RunSummary> {
     first.ok_or_else(|| Error::failed("replicas", "expected a copy that has ended"))
 }
 
-fn check(request: &TrainRequest, copies: usize) -> Result<()> {
+/// Whether `copies` can share `threads` and the batches of `config`.
+///
+/// # Errors
+/// A batch that cannot be shared by so many, more copies than threads, or several beside a frozen teacher or on a GPU.
+pub(super) fn check(config: &TrainConfig, threads: usize, device: &Device, copies: usize) -> Result<()> {
     let refused = |reason: String| Err(Error::input("replicas", reason));
-    if copies > request.threads {
-        let threads = request.threads;
+    if copies > threads {
         return refused(format!(
             "expected at most one for each of {threads} threads, found {copies}"
         ));
     }
-    if request.config.distill.is_some() {
+    if config.distill.is_some() {
         return refused(format!("expected 1 beside a frozen teacher, found {copies}"));
     }
-    if !request.device.is_cpu() {
+    if !device.is_cpu() {
         return refused(format!("expected 1 on a GPU, found {copies}"));
     }
-    request.config.check_ranks(copies)
+    config.check_ranks(copies)
 }
 
 #[cfg(test)]

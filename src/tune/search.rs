@@ -192,7 +192,9 @@ fn timed(
             return Err(Error::failed("tune", "stopped before the first run"));
         }
         let images = Some(Arc::clone(&request.source));
-        let step_seconds = bench::bench(&config, images, &request.device, TIMED_STEPS)?.step_seconds;
+        let copies = replicas::automatic(&config, rayon::current_num_threads(), &request.device)?;
+        let timed = bench::bench(&config, images, &request.device, TIMED_STEPS, copies)?;
+        let step_seconds = timed.step_seconds;
         let steps = (seconds / step_seconds) as u64;
         if steps < MIN_STEPS {
             let reason = format!(

@@ -273,6 +273,51 @@ fn a_full_disk_leaves_the_last_checkpoint_whole() {
     assert!(weights_of(&space.path("run")) == before);
 }
 
+/// What `env.json` says of ranks, and the weights in the end.
+fn ranks_and_weights(run: &Path) -> (serde_json::Value, BTreeMap<String, Vec<u8>>) {
+    let text = std::fs::read_to_string(run.join("env.json")).expect("env.json");
+    let env: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    (env["ranks"].clone(), weights_of(run))
+}
+
+#[test]
+fn copies_of_the_network_share_the_threads_and_train_as_one() {
+    let space = Workspace::new();
+    let train = |out: &str, flags: &str| {
+        let command = format!(
+            "train --data sample:train --out {out} --set steps=4 {SMALL} --set monitor.log_every=1 {flags}"
+        );
+        space.succeeds(&command);
+        let (ranks, weights) = ranks_and_weights(&space.path(out));
+        let losses = metrics(&space.path(out))
+            .iter()
+            .filter_map(|line| line["loss"].as_f64())
+            .collect();
+        (ranks, weights, losses)
+    };
+    let (none, _, one): (_, _, Vec<f64>) = train("one", "--threads 2 --replicas 1");
+    assert!(none.is_null());
+    let (ranks, weights, two) = train("two", "--threads 2 --replicas 2");
+    assert_eq!(
+        (&ranks["size"], &ranks["library"]),
+        (&2.into(), &"threads of one process".into())
+    );
+    assert_eq!(two.len(), 4);
+    for (found, expected) in two.iter().zip(&one) {
+        assert!(
+            (found - expected).abs() <= 1e-4 * expected,
+            "{two:?}, expected {one:?}"
+        );
+    }
+    // Two threads each.
+    assert_eq!(train("wide", "--threads 4 --replicas 2").2.len(), 4);
+    let (_, same, _) = train("same", "--threads 2 --replicas 2");
+    assert_eq!(same, weights);
+    // As many as train soonest: of 8 images one, of 32 two on two threads.
+    assert!(train("auto", "--threads 2").0.is_null());
+    assert_eq!(train("large", "--threads 2 --set batch_size=32").0["size"], 2);
+}
+
 #[test]
 fn wrong_arguments_are_one_line() {
     let space = Workspace::new();
@@ -304,6 +349,18 @@ fn wrong_arguments_are_one_line() {
         (
             "train --data sample:train --out run --set steps=0",
             &["steps", "0"],
+        ),
+        (
+            "train --data sample:train --out run --replicas 0",
+            &["--replicas", "at least 1, found 0"],
+        ),
+        (
+            "train --data sample:train --out run --threads 2 --replicas 4",
+            &["replicas", "each of 2 threads, found 4"],
+        ),
+        (
+            "train --data sample:train --out run --threads 3 --replicas 3 --set batch_size=64",
+            &["batch_size", "multiple of the 3 ranks, found 64"],
         ),
         (
             "train --data sample:train --out run --set optimizer.learning_rate=fast",

@@ -8,6 +8,8 @@ use super::MACHINE;
 use crate::cluster;
 use crate::device::{CUDA_TRAINER, Device};
 use crate::runtime::{Flavor, RuntimeOptions};
+use crate::train::config::TrainConfig;
+use crate::train::replicas;
 use crate::{Error, Result};
 
 /// The most threads that may be asked for: more than any machine of today has, and few enough to start anywhere.
@@ -35,6 +37,38 @@ pub struct RunArgs {
     /// ORT_DYLIB_PATH, macula's cache, an installed Python onnxruntime, the system]
     #[arg(long, value_name = "FILE")]
     pub ort_lib: Option<PathBuf>,
+}
+
+/// Over how many copies of the network to divide a step.
+#[derive(Debug, Args)]
+#[command(next_help_heading = MACHINE)]
+pub struct ReplicaArgs {
+    /// Copies of the network in this process that share every batch, each with its part of --threads: sooner on a processor, for
+    /// their memory; 1 on a GPU and beside a frozen teacher [default: by threads, batch and network]
+    #[arg(long, value_name = "N")]
+    replicas: Option<usize>,
+}
+
+impl ReplicaArgs {
+    /// As many as were asked for, or as train soonest.
+    pub fn count(&self, config: &TrainConfig, threads: usize, device: &candle_core::Device) -> Result<usize> {
+        match self.replicas {
+            Some(0) => Err(Error::input("--replicas", "expected at least 1, found 0")),
+            Some(copies) => Ok(copies),
+            None => replicas::automatic(config, threads, device),
+        }
+    }
+
+    /// Fails unless they are left to a run of so many processes.
+    pub fn expect_one(&self, processes: usize) -> Result<()> {
+        match self.replicas {
+            None | Some(1) => Ok(()),
+            Some(copies) => {
+                let reason = format!("expected 1 in a run of {processes} processes, found {copies}");
+                Err(Error::input("--replicas", reason))
+            }
+        }
+    }
 }
 
 impl ThreadArgs {

@@ -12,7 +12,7 @@ mod source;
 use clap::Arg;
 
 pub use dtype::{dtype, one_of};
-pub use machine::{RunArgs, ThreadArgs};
+pub use machine::{ReplicaArgs, RunArgs, ThreadArgs};
 pub use model::{CheckpointArgs, ModelRunArgs};
 pub use preprocess::{DecodeArgs, PreprocessArgs, colour};
 pub use random::{BootstrapArgs, SeedArgs};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::super::args::{ColumnArgs, INPUT, JsonArgs, RunArgs, examples};
+use super::super::args::{ColumnArgs, INPUT, JsonArgs, ReplicaArgs, RunArgs, examples};
 use super::super::output;
 use super::super::run_folder::look_at;
 use crate::data::{self, DecodeOptions};
@@ -39,6 +39,8 @@ pub struct TrainBenchArgs {
     columns: ColumnArgs,
     #[command(flatten)]
     print: JsonArgs,
+    #[command(flatten)]
+    replicas: ReplicaArgs,
     #[command(flatten)]
     run: RunArgs,
 }
@@ -152,12 +154,11 @@ impl TrainBenchArgs {
         let mut base = recipes::recipe(&self.recipe, &spec, &facts)?;
         base.batch_warmup_steps = 0;
         let config = overrides.apply(base, facts.images)?;
-        let result = bench(
-            &config,
-            source.map(Arc::from),
-            &self.run.device.candle()?,
-            self.steps,
-        )?;
+        let device = self.run.device.candle()?;
+        let copies = self
+            .replicas
+            .count(&config, rayon::current_num_threads(), &device)?;
+        let result = bench(&config, source.map(Arc::from), &device, self.steps, copies)?;
         if self.print.json {
             output::print_json(&result)
         } else {
@@ -172,8 +173,8 @@ fn text(bench: &StepBench) -> String {
         (
             "step",
             format!(
-                "{:.3} s, {} images, {:.1} images/s, {} threads",
-                bench.step_seconds, bench.batch_size, bench.images_per_second, bench.threads
+                "{:.3} s, {} images, {:.1} images/s, {} threads, copies of the network: {}",
+                bench.step_seconds, bench.batch_size, bench.images_per_second, bench.threads, bench.replicas
             ),
         ),
         (
@@ -186,6 +187,7 @@ fn text(bench: &StepBench) -> String {
         ("student forward, losses", percent(bench.student)),
         ("gradients", percent(bench.backward)),
         ("clip, update, average", percent(bench.update)),
+        ("between copies", percent(bench.exchange)),
         (
             "matrix products",
             format!(

@@ -78,7 +78,8 @@ pub struct InfoNceConfig {
     pub hidden: usize,
     /// Width of keys and queries. Default 128.
     pub output: usize,
-    /// Batch norm in the projection, as in MoCo v3. Default false, as in MoCo v2 on a network that has its own.
+    /// Batch norm in the projection, as in MoCo v3. With a queue it tells which keys are of the query's own batch, and features get worse
+    /// while the loss falls (He et al. 2020, section 3.3, who shuffle images over GPUs for it). Default false.
     pub batch_norm: bool,
     /// Whether the student's points go through a second such network, of the same sizes, before they are compared with the
     /// teacher's (the predictor of MoCo v3). Default false.

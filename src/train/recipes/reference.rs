@@ -118,7 +118,8 @@ fn reference_crops(global: [f64; 2], locals: usize, local: [f64; 2]) -> MultiCro
 }
 
 /// Momentum contrast with a moving temperature, a growing batch and a tight clip. The queue holds at most a sixteenth of the
-/// images, as 65,536 are of ImageNet: of fewer images most negatives would be the query itself, some steps before. Images of more
+/// images, as 65,536 are of ImageNet: of fewer images most negatives would be the query itself, some steps before. The projection has
+/// no batch norm: by what all points of a batch then have in common a query would know its key among older ones. Images of more
 /// than 128 pixels are blurred as in MoCo v3 (facebookresearch/moco-v3 `main_moco.py`): the first crop always, the second one time
 /// in ten.
 pub(super) fn moco(facts: &DataFacts) -> TrainConfig {
@@ -127,7 +128,6 @@ pub(super) fn moco(facts: &DataFacts) -> TrainConfig {
     config.loss.dino_weight = 0.;
     config.loss.info_nce_weight = 1.;
     config.loss.info_nce.hidden = config.loss.head.hidden;
-    config.loss.info_nce.batch_norm = true;
     config.loss.info_nce.queue = (facts.images as usize / 16).clamp(1024, config.loss.info_nce.queue);
     mild_crops(&mut config, facts);
     config.crops.blur.convention = BlurConvention::AsDeclared;
@@ -156,6 +156,7 @@ pub(super) fn mocov3(facts: &DataFacts) -> TrainConfig {
     let mut config = moco(facts);
     let nce = &mut config.loss.info_nce;
     nce.queue = 0;
+    nce.batch_norm = true;
     nce.symmetric = true;
     nce.predictor = true;
     nce.temperature = 0.2;
