@@ -3,11 +3,13 @@
 
     recipes.py MACULA --train idx:FOLDER#train --test idx:FOLDER#test --minutes 20
     recipes.py MACULA --train .. --test .. --minutes 20 --recipes dino,ibot --seeds 0,1,2 --lanes 2
+    recipes.py MACULA --train idx:FOLDER#train --test idx:FOLDER#test --steps 1000 --recipes dino --counts 500,2000,10000,60000
     recipes.py MACULA --folds EMOJI --minutes 30 --recipes dinov2-small --background 255,255,255
 
 Each recipe's rate on all threads is measured first, the median of three short runs on a machine that should be idle then; a recipe trains for
 as many steps as the minutes hold at that rate. With --lanes so many runs train at once, each on its part of the threads and for as many steps:
-longer by the clock each, sooner together. The teacher is exported and evaluated: k-NN (k = 20) and linear probe of
+longer by the clock each, sooner together. --steps sets their number instead, and --counts trains on the first so many images of IDX files
+alone. The teacher is exported and evaluated: k-NN (k = 20) and linear probe of
 its class token, and the best head of DINOv2's grid, which may have the mean patch token beside it, on --test, or with --folds (a folder
 made by emoji_data.py) the mean of k-NN over its five folds; training sees all images and never a label. Every command is printed before
 it runs. A run that stands in --work already is evaluated again, not trained again.
@@ -15,6 +17,8 @@ it runs. A run that stands in --work already is evaluated again, not trained aga
 
 import argparse
 import concurrent.futures
+import gzip
+import itertools
 import json
 import pathlib
 import statistics
@@ -33,6 +37,8 @@ parser.add_argument("--test")
 parser.add_argument("--folds", type=pathlib.Path)
 parser.add_argument("--recipes", type=lambda text: text.split(","), default=["dinov2-small", "dino", "ibot", "moco"])
 parser.add_argument("--minutes", type=float, default=20)
+parser.add_argument("--steps", type=int)
+parser.add_argument("--counts", type=lambda text: [int(count) for count in text.split(",")], default=[None])
 parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0])
 parser.add_argument("--threads", type=int, default=2)
 parser.add_argument("--lanes", type=int, default=1)
@@ -50,14 +56,27 @@ def run(*parts, threads=arguments.threads):
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def train(recipe, out, steps, seed=0, threads=arguments.threads):
-    source = arguments.train or arguments.folds / "list.csv"
+def first_images(count):
+    """The source of the first images of --train, IDX files."""
+    folder = pathlib.Path(arguments.train.removeprefix("idx:").removesuffix("#train"))
+    out = arguments.work / f"first-{count}"
+    out.mkdir(exist_ok=True)
+    for name, header, size in [("train-images-idx3-ubyte", 16, 28 * 28), ("train-labels-idx1-ubyte", 8, 1)]:
+        path = folder / name
+        data = path.read_bytes() if path.exists() else gzip.decompress((folder / f"{name}.gz").read_bytes())
+        # Magic number, count, sides; all big-endian.
+        (out / name).write_bytes(data[:4] + count.to_bytes(4, "big") + data[8:header] + data[header : header + count * size])
+    return f"idx:{out}#train"
+
+
+def train(recipe, out, steps, seed=0, count=None, threads=arguments.threads):
+    source = first_images(count) if count else arguments.train or arguments.folds / "list.csv"
     settings = [f"steps={steps}", *arguments.set]
     if arguments.background:
         settings.append(f"data.loader.background=[{arguments.background}]")
     flags = [part for setting in settings for part in ("--set", setting)]
-    # The meters of collapse come with the online k-NN.
     flags += ["--seed", str(seed)]
+    # The meters of collapse come with the online k-NN.
     run("train", "--recipe", recipe, "--data", source, "--knn-data", source, "--out", out, "--force", *flags, threads=threads)
 
 
@@ -67,6 +86,8 @@ def last_line(out):
 
 def steps_in_budget(recipe):
     """Steps that the minutes hold, at the rate of short runs; all rates are measured before the first training."""
+    if arguments.steps:
+        return arguments.steps
     rates = []
     for number in range(RATE_RUNS):
         out = arguments.work / f"{recipe}-rate-{number}"
@@ -77,15 +98,16 @@ def steps_in_budget(recipe):
     return round(arguments.minutes * 60 * statistics.median(rates) / batch)
 
 
-def name_of(recipe, seed):
-    return recipe if arguments.seeds == [0] else f"{recipe}-{seed}"
+def name_of(recipe, seed, count):
+    parts = [recipe, str(seed) if arguments.seeds != [0] else "", f"{count}-images" if count else ""]
+    return "-".join(filter(None, parts))
 
 
-def trained(recipe, seed, steps):
+def trained(recipe, seed, count, steps):
     """The run of a recipe: its folder, and what its last line of metrics says."""
-    out = arguments.work / name_of(recipe, seed)
+    out = arguments.work / name_of(recipe, seed, count)
     if not (out / "teacher.safetensors").exists():
-        train(recipe, out, steps, seed, max(1, arguments.threads // arguments.lanes))
+        train(recipe, out, steps, seed, count, max(1, arguments.threads // arguments.lanes))
     return out, last_line(out)
 
 
@@ -137,12 +159,12 @@ def main():
     rows = [heading, ["---"] * len(heading)]
     steps = {recipe: steps_in_budget(recipe) for recipe in arguments.recipes}
     for recipe, count in steps.items():
-        print(f"{recipe}: {count} steps in {arguments.minutes} minutes", file=sys.stderr, flush=True)
-    runs = [(recipe, seed) for recipe in arguments.recipes for seed in arguments.seeds]
+        print(f"{recipe}: {count} steps", file=sys.stderr, flush=True)
+    runs = list(itertools.product(arguments.recipes, arguments.seeds, arguments.counts))
     with concurrent.futures.ThreadPoolExecutor(arguments.lanes) as lanes:
-        done = list(lanes.map(lambda run: trained(*run, steps[run[0]]), runs))
-    for (recipe, seed), (out, last) in zip(runs, done):
-        name = name_of(recipe, seed)
+        done = list(lanes.map(lambda chosen: trained(*chosen, steps[chosen[0]]), runs))
+    for chosen, (out, last) in zip(runs, done):
+        name = name_of(*chosen)
         model = arguments.work / f"{name}.onnx"
         run("export", out, "--out", model, "--force")
         rank = last.get("effective_rank")
