@@ -24,7 +24,7 @@ const DIVIDED: usize = 1 << 12;
 /// as well.
 ///
 /// # Errors
-/// What `work` ends with on the rank whose error ended the job, threads that cannot be had.
+/// What `work` ends with on the first rank that has an error of its own, threads that cannot be had.
 pub fn on_ranks<T: Send>(
     size: usize,
     threads: usize,
@@ -56,18 +56,26 @@ pub fn on_ranks<T: Send>(
             .map(|done| done.unwrap_or_else(|panic| resume_unwind(panic)));
         done.collect()
     });
-    // The others only say that one has ended the job.
-    let first = meeting.and_then(|meeting| meeting.lock().ended.as_ref().map(|(rank, _)| *rank));
+    let ended = meeting.and_then(|meeting| meeting.lock().ended.clone());
     let mut found = Vec::with_capacity(size);
-    let mut error = None;
-    for (rank, done) in done.into_iter().enumerate() {
+    let mut failed = Vec::new();
+    for done in done {
         match done {
             Ok(done) => found.push(done),
-            Err(other) if error.is_none() || first == Some(rank) => error = Some(other),
-            Err(_) => {}
+            Err(error) => failed.push(error),
         }
     }
-    error.map_or(Ok(found), Err)
+    // What all have to tell the first tells; some only say that another has ended the job.
+    let says_why = |error: &Error| {
+        ended
+            .as_ref()
+            .is_none_or(|ended| !error.to_string().contains(ended))
+    };
+    let teller = failed.iter().position(says_why).unwrap_or(0);
+    match failed.is_empty() {
+        true => Ok(found),
+        false => Err(failed.swap_remove(teller)),
+    }
 }
 
 fn pool(threads: usize) -> Result<rayon::ThreadPool> {
@@ -98,8 +106,8 @@ struct Table {
     /// What the last call collected, and how many ranks have yet to read it.
     collected: Arc<Vec<Values>>,
     unread: usize,
-    /// The rank that ended all calls, and why.
-    ended: Option<(usize, String)>,
+    /// Why there are no more calls.
+    ended: Option<String>,
 }
 
 /// What all ranks have to call alike.
@@ -207,8 +215,8 @@ impl Meeting {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn end(&self, table: &mut Table, rank: usize, reason: String) {
-        table.ended.get_or_insert((rank, reason));
+    fn end(&self, table: &mut Table, reason: String) {
+        table.ended.get_or_insert(reason);
         self.changed.notify_all();
     }
 
@@ -220,7 +228,7 @@ impl Meeting {
         until: impl Fn(&Table) -> bool,
     ) -> Result<MutexGuard<'a, Table>> {
         loop {
-            if let Some((_, reason)) = &table.ended {
+            if let Some(reason) = &table.ended {
                 return Err(Error::failed("ranks", reason.clone()));
             }
             if until(&table) {
@@ -251,7 +259,7 @@ impl ThreadRank {
                 let named = |call: Call| format!("{} of length {}", call.name, call.length);
                 let (rank, call, other) = (self.rank, named(call), named(other));
                 let reason = format!("rank {rank} calls {call}, others {other}");
-                meeting.end(&mut table, rank, reason.clone());
+                meeting.end(&mut table, reason.clone());
                 return Err(Error::failed("ranks", reason));
             }
             Some(_) => {}
@@ -400,7 +408,7 @@ impl Ranks for ThreadRank {
 
     fn abort(&self, code: u8) {
         let reason = format!("rank {} ended the job with code {code}", self.rank);
-        self.meeting.end(&mut self.meeting.lock(), self.rank, reason);
+        self.meeting.end(&mut self.meeting.lock(), reason);
     }
 
     fn library(&self) -> String {
@@ -589,6 +597,11 @@ mod tests {
             _ => ranks.barrier(),
         });
         assert_eq!(failed.unwrap_err().to_string(), "seed: expected 1, found 2");
+        let all = super::on_ranks(3, 1, |ranks| -> Result<()> {
+            std::thread::sleep(Duration::from_millis(20 * (3 - ranks.rank() as u64)));
+            Err(Error::input("rank", ranks.rank().to_string()))
+        });
+        assert_eq!(all.unwrap_err().to_string(), "rank: 0");
     }
 
     #[test]

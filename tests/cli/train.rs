@@ -193,10 +193,16 @@ fn a_signal_ends_a_run_with_a_checkpoint_and_code_0() {
 
 #[test]
 fn a_loss_that_is_not_finite_stops_the_run_and_names_its_images() {
-    let space = Workspace::new();
+    for replicas in [1, 2] {
+        let space = Workspace::new();
+        stops_at_what_is_not_finite(&space, replicas);
+    }
+}
+
+fn stops_at_what_is_not_finite(space: &Workspace, replicas: usize) {
     let run = space.macula(&format!(
         "train --data sample:train --out run --set steps=50 {SMALL} --set checkpoints.every=1 \
-         --set optimizer.learning_rate=1e30 --set optimizer.warmup_steps=3"
+         --set optimizer.learning_rate=1e30 --set optimizer.warmup_steps=3 --threads 2 --replicas {replicas}"
     ));
     assert_eq!(run.code, 1, "{}", run.stderr);
     let error = run.stderr.lines().last().expect("an error");
