@@ -8,7 +8,7 @@ use super::OnnxSettings;
 use crate::data::mask::Grid;
 use crate::device::Dtype;
 use crate::extract::model::{levels, normalisation_of};
-use crate::identity::onnx_sha256;
+use crate::identity::OnnxFiles;
 use crate::runtime::{Flavor, OnnxModel, Runtime, RuntimeOptions, SessionOptions, TensorInfo};
 use crate::train::config::{DistillConfig, OnnxOutput, TeacherOffer};
 use crate::train::distillation::{FrozenTeacher, TeacherFacts, TeacherFeatures, TeacherSize, Wanted};
@@ -53,7 +53,7 @@ impl OnnxTeacher {
     pub fn open(path: &Path, config: &DistillConfig, settings: &OnnxSettings) -> Result<Self> {
         let file = path.display().to_string();
         // First: a missing file of external data is named here, whatever the runtime would say.
-        let sha256 = onnx_sha256(path)?;
+        let sha256 = OnnxFiles::of(path)?.sha256()?;
         let runtime = Runtime::open(&RuntimeOptions {
             ort_lib: settings.ort_lib.clone(),
             flavor: Flavor::of_device(settings.device),

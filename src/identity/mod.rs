@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 use crate::data::{DecodeOptions, Preprocess, SourceIdentity};
 use crate::{Error, Result};
 
-pub use model::onnx_sha256;
+pub use model::OnnxFiles;
 
 /// Fields of a model's description that say where it was and what ran it, not which model it is.
 const CIRCUMSTANCES: [&str; 3] = [FILE, "runtime", "providers"];

@@ -1,37 +1,56 @@
 //! The hash of a model's files. Checkpoints are hashed where they are read (`macula_models::weights`), over all their files.
 
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 use macula_models::onnx::external_files;
 use sha2::{Digest as _, Sha256};
 
 use crate::{Error, Result, files};
 
-/// SHA-256 of an ONNX file with all that it keeps its values in: the file's own where it stands alone, else over its hash
-/// and, in the order in which it refers to them, the names and hashes of the other files.
-///
-/// # Errors
-/// Names the file that is missing or cannot be read, and where one is referred to that is not below the model's folder.
-pub fn onnx_sha256(path: &Path) -> Result<String> {
-    let locations = external_files(path)?;
-    let own = || files::sha256(path);
-    if locations.is_empty() {
-        return own();
-    }
-    let folder = path.parent().unwrap_or(Path::new(""));
-    let mut hash = Sha256::new();
-    for location in &locations {
-        let part = checked(path, folder, location)?;
-        hash.update((location.len() as u64).to_le_bytes());
-        hash.update(location);
-        hash.update(files::sha256(&part)?);
-    }
-    // Last, since hashing it is no use where a part is missing.
-    hash.update(own()?);
-    Ok(files::hex(&hash.finalize()))
+/// An ONNX file with all that it keeps its values in, every part of it there.
+pub struct OnnxFiles<'a> {
+    model: &'a Path,
+    /// The other files as the model refers to them, in that order, and where they are.
+    parts: Vec<(String, PathBuf)>,
 }
 
-fn checked(model: &Path, folder: &Path, location: &str) -> Result<std::path::PathBuf> {
+impl<'a> OnnxFiles<'a> {
+    /// Those of `model`; reads no values.
+    ///
+    /// # Errors
+    /// Names the file that is missing or cannot be read, and where one is referred to that is not below the model's folder.
+    pub fn of(model: &'a Path) -> Result<Self> {
+        let folder = model.parent().unwrap_or(Path::new(""));
+        let part = |location: String| {
+            let path = checked(model, folder, &location)?;
+            Ok((location, path))
+        };
+        let parts = external_files(model)?.into_iter().map(part);
+        let parts = parts.collect::<Result<_>>()?;
+        Ok(Self { model, parts })
+    }
+
+    /// SHA-256: the model's own where it stands alone, else over the names and hashes of the other files and its own.
+    ///
+    /// # Errors
+    /// Names the file that cannot be read.
+    pub fn sha256(&self) -> Result<String> {
+        let own = files::sha256(self.model)?;
+        if self.parts.is_empty() {
+            return Ok(own);
+        }
+        let mut hash = Sha256::new();
+        for (location, part) in &self.parts {
+            hash.update((location.len() as u64).to_le_bytes());
+            hash.update(location);
+            hash.update(files::sha256(part)?);
+        }
+        hash.update(own);
+        Ok(files::hex(&hash.finalize()))
+    }
+}
+
+fn checked(model: &Path, folder: &Path, location: &str) -> Result<PathBuf> {
     let below = Path::new(location);
     let is_below = below
         .components()
@@ -60,6 +79,10 @@ mod tests {
     use prost::Message as _;
 
     use super::*;
+
+    fn onnx_sha256(path: &Path) -> Result<String> {
+        OnnxFiles::of(path)?.sha256()
+    }
 
     fn model(locations: &[&str]) -> Vec<u8> {
         let tensor = |location: &&str| TensorProto {

@@ -13,7 +13,7 @@ use super::cache::cache_dir;
 use super::library::{Library, Origin, Rejected, in_folder, too_old, version_of};
 use super::manifest::Depth;
 use super::provision::installed;
-use super::wheels::{Flavor, pinned};
+use super::wheels::{Flavor, Wheel, pinned};
 use crate::programs;
 
 /// A library to try, or the reason why a place has none that can be tried.
@@ -52,55 +52,57 @@ impl Places {
     }
 
     /// The candidates that `origin` names, best first. `wanted` chooses among the builds in the cache; without it,
-    /// the plain one comes first.
-    pub fn candidates(&self, origin: Origin, wanted: Option<Flavor>) -> Vec<Candidate> {
+    /// the plain one comes first. Each is looked at when it is asked for: to check one takes a tenth of a second.
+    pub fn candidates(
+        &self,
+        origin: Origin,
+        wanted: Option<Flavor>,
+    ) -> Box<dyn Iterator<Item = Candidate> + '_> {
         match origin {
-            Origin::Flag => self.flag.iter().map(|path| named(path, origin)).collect(),
-            Origin::Variable => self.variable.iter().map(|path| by_variable(path)).collect(),
-            Origin::Cache => self.in_cache(wanted),
+            Origin::Flag => Box::new(self.flag.iter().map(move |path| named(path, origin))),
+            Origin::Variable => Box::new(self.variable.iter().map(|path| by_variable(path))),
+            Origin::Cache => Box::new(self.in_cache(wanted)),
             Origin::Python => {
                 let answer = self.pythons.iter().find_map(|python| ask_python(python));
-                answer
-                    .iter()
-                    .flat_map(|answer| {
-                        let libraries = in_folder(&answer.folder, origin);
-                        libraries
-                            .into_iter()
-                            .map(move |library| check_place(library, &answer.own))
-                    })
-                    .collect()
+                Box::new(answer.into_iter().flat_map(move |answer| {
+                    let libraries = in_folder(&answer.folder, origin);
+                    libraries
+                        .into_iter()
+                        .map(move |library| check_place(library, &answer.own))
+                }))
             }
-            Origin::System => self
-                .system
-                .iter()
-                .flat_map(|folder| in_folder(folder, origin))
-                .map(|library| check_place(library, &[]))
-                .collect(),
+            Origin::System => {
+                let libraries = self
+                    .system
+                    .iter()
+                    .flat_map(move |folder| in_folder(folder, origin));
+                Box::new(libraries.map(|library| check_place(library, &[])))
+            }
         }
     }
 
-    fn in_cache(&self, wanted: Option<Flavor>) -> Vec<Candidate> {
-        let Some(cache) = &self.cache else {
-            return Vec::new();
-        };
+    fn in_cache(&self, wanted: Option<Flavor>) -> impl Iterator<Item = Candidate> + '_ {
         let flavors = wanted.map_or(Flavor::ALL.to_vec(), |flavor| vec![flavor]);
         let wheels = flavors.into_iter().filter_map(|flavor| pinned(flavor).ok());
-        wheels
-            .filter_map(|wheel| match installed(cache, wheel, Depth::Library) {
-                Ok(library) => library.map(Ok),
-                Err(damage) => {
-                    let folder = super::cache::install_dir(cache, wheel);
-                    let reason = format!(
-                        "{damage}; mended by `macula runtime install --flavor {}`",
-                        wheel.flavor
-                    );
-                    Some(Err(Rejected {
-                        repair: Some(wheel.flavor),
-                        ..Rejected::new(&folder, Origin::Cache, reason)
-                    }))
-                }
-            })
-            .collect()
+        wheels.filter_map(|wheel| of_wheel(self.cache.as_deref()?, wheel))
+    }
+}
+
+/// The installation of `wheel` in `cache`, if there is one.
+fn of_wheel(cache: &Path, wheel: &Wheel) -> Option<Candidate> {
+    match installed(cache, wheel, Depth::Library) {
+        Ok(library) => library.map(Ok),
+        Err(damage) => {
+            let folder = super::cache::install_dir(cache, wheel);
+            let reason = format!(
+                "{damage}; mended by `macula runtime install --flavor {}`",
+                wheel.flavor
+            );
+            Some(Err(Rejected {
+                repair: Some(wheel.flavor),
+                ..Rejected::new(&folder, Origin::Cache, reason)
+            }))
+        }
     }
 }
 
@@ -288,11 +290,14 @@ mod tests {
         std::fs::write(path, bytes).unwrap();
     }
 
+    fn all(places: &Places, origin: Origin, wanted: Option<Flavor>) -> Vec<Candidate> {
+        places.candidates(origin, wanted).collect()
+    }
+
     fn found(places: &Places, origin: Origin) -> Vec<(String, Option<String>)> {
         let name = |path: &Path| path.file_name().unwrap().to_string_lossy().into_owned();
         places
             .candidates(origin, None)
-            .into_iter()
             .map(|candidate| candidate.unwrap())
             .map(|library| (name(&library.path), library.version.map(|v| v.to_string())))
             .collect()
@@ -355,7 +360,7 @@ mod tests {
             system: vec![place.path().to_path_buf()],
             ..Places::default()
         };
-        let rejected = places.candidates(Origin::System, None).remove(0).unwrap_err();
+        let rejected = all(&places, Origin::System, None).remove(0).unwrap_err();
         let expected = format!(
             "{} (the system): ONNX Runtime 1.19.2 is too old, 1.24 or later is needed",
             path.display()
@@ -371,11 +376,7 @@ mod tests {
                 flag: Some(flag),
                 ..Places::default()
             };
-            places
-                .candidates(Origin::Flag, None)
-                .remove(0)
-                .unwrap_err()
-                .reason
+            all(&places, Origin::Flag, None).remove(0).unwrap_err().reason
         };
         assert_eq!(
             reason(place.path().join("none.so")),
@@ -395,7 +396,7 @@ mod tests {
                 variable: Some(path.into()),
                 ..Places::default()
             };
-            places.candidates(Origin::Variable, None).remove(0)
+            all(&places, Origin::Variable, None).remove(0)
         };
         // Both files are there, in this package's folder; a bare name is the loader's business nonetheless.
         assert_eq!(by_variable("Cargo.toml").unwrap().path, Path::new("Cargo.toml"));
@@ -418,7 +419,7 @@ mod tests {
         let elsewhere = tempfile::tempdir().unwrap();
         let link = elsewhere.path().join("libonnxruntime.so.1.30.0");
         symlink(&library, &link).unwrap();
-        let rejected = |places: &Places, origin| places.candidates(origin, None).remove(0).unwrap_err();
+        let rejected = |places: &Places, origin| all(places, origin, None).remove(0).unwrap_err();
         let system = Places {
             system: vec![elsewhere.path().to_path_buf()],
             ..Places::default()
@@ -503,15 +504,15 @@ mod tests {
             ..Places::default()
         };
         assert_eq!(
-            places.candidates(Origin::Cache, Some(Flavor::Cpu))[0]
+            all(&places, Origin::Cache, Some(Flavor::Cpu))[0]
                 .as_ref()
                 .unwrap()
                 .path,
             library
         );
-        assert!(places.candidates(Origin::Cache, Some(Flavor::Cuda)).is_empty());
+        assert!(all(&places, Origin::Cache, Some(Flavor::Cuda)).is_empty());
         touch(&library, b"libRary");
-        let rejected = places.candidates(Origin::Cache, None).remove(0).unwrap_err();
+        let rejected = all(&places, Origin::Cache, None).remove(0).unwrap_err();
         assert_eq!(
             (rejected.path.as_path(), rejected.repair),
             (folder.as_path(), Some(Flavor::Cpu))

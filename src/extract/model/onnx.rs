@@ -1,5 +1,6 @@
 //! An ONNX file run by ONNX Runtime: macula's own, or any that takes images.
 
+use std::panic::resume_unwind;
 use std::path::Path;
 
 use serde_json::json;
@@ -9,7 +10,7 @@ use super::tokens::{Part, Tokens};
 use super::{FeatureModel, ModelOptions, OpenModel, OutputChoice, PreprocessOverrides};
 use crate::data::Preprocess;
 use crate::extract::OutputSpec;
-use crate::identity::onnx_sha256;
+use crate::identity::OnnxFiles;
 use crate::runtime::{Flavor, OnnxModel, Runtime, RuntimeOptions, SessionOptions, TensorInfo};
 use crate::{Error, Result};
 
@@ -45,10 +46,8 @@ struct Taken {
     part: Part,
 }
 
-pub(super) fn open(path: &Path, options: &ModelOptions) -> Result<OpenModel> {
-    let file = path.display().to_string();
-    // First: a missing file of external data is named here, whatever the runtime would say.
-    let sha256 = onnx_sha256(path)?;
+/// The library, and a session of the file at `path`.
+fn session_of(path: &Path, options: &ModelOptions) -> Result<(&'static Runtime, OnnxModel)> {
     let runtime = Runtime::open(&RuntimeOptions {
         ort_lib: options.ort_lib.clone(),
         flavor: Flavor::of_device(options.device),
@@ -59,7 +58,21 @@ pub(super) fn open(path: &Path, options: &ModelOptions) -> Result<OpenModel> {
         threads: options.threads,
         compute: options.compute,
     };
-    let session = OnnxModel::open(runtime, path, &session_options)?;
+    Ok((runtime, OnnxModel::open(runtime, path, &session_options)?))
+}
+
+pub(super) fn open(path: &Path, options: &ModelOptions) -> Result<OpenModel> {
+    let file = path.display().to_string();
+    // First: a missing file of external data is named here, whatever the runtime would say.
+    let files = OnnxFiles::of(path)?;
+    // Both read all values, and neither needs the other.
+    let (sha256, opened) = std::thread::scope(|scope| {
+        let hashing = scope.spawn(|| files.sha256());
+        let opened = session_of(path, options);
+        let sha256 = hashing.join().unwrap_or_else(|panic| resume_unwind(panic));
+        (sha256, opened)
+    });
+    let (sha256, (runtime, session)) = (sha256?, opened?);
     if let Some(notice) = session.notice() {
         tracing::info!("{notice}");
     }
