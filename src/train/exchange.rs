@@ -1,9 +1,8 @@
 //! What a step sends to the other ranks: the terms of its loss, which weights have a gradient, and the gradients. (Targets send their
 //! sums themselves: `losses/targets.rs`.) Gradients are sent after the backward pass, or those that it has first while it goes on, in
-//! the numbers that the settings say (`wire`), stay on GPUs where what connects the ranks does so, and in memory where ranks are threads
-//! of one process. All ranks get the same and so
-//! decide alike: about a loss that is not finite, about the norm that gradients are clipped by, about a weight that no image of the step
-//! has moved.
+//! the numbers that the settings say (`wire`); they stay on GPUs where what connects the ranks does so, and ranks of one process lend
+//! each other theirs. All ranks get the same and so decide alike: about a loss that is not finite, about the norm that gradients are
+//! clipped by, about a weight that no image of the step has moved.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::mpsc::Receiver;
