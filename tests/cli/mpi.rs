@@ -67,10 +67,10 @@ pub(super) fn losses(folder: &Path) -> Vec<f64> {
 pub(super) fn assert_close(what: &str, found: &[f64], expected: &[f64]) {
     assert_eq!(found.len(), expected.len(), "{what}");
     for (step, (a, b)) in found.iter().zip(expected).enumerate() {
-        // Sums in f32 in another order.
+        // Sums in f32 in another order. The logarithm of a share near one, as of a key among queues of noise, has the error of that share.
         let tolerance = if step == 0 { 1e-6 } else { 1e-4 };
         assert!(
-            (a - b).abs() <= tolerance * b.abs(),
+            (a - b).abs() <= tolerance * b.abs().max(1.),
             "{what}, step {step}: {a}, expected {b}"
         );
     }
