@@ -16,7 +16,6 @@ use super::product_rates::min_seconds;
 use super::replicas;
 use super::run::start_feed;
 use super::trainer::{StepReport, StepSeconds, Trainer};
-use crate::cluster::threads::on_ranks;
 use crate::cluster::{OneRank, Ranks};
 use crate::data::augment::{MultiCrop, PlannedImage};
 use crate::data::loader::{Batch, CropsOn};
@@ -93,11 +92,9 @@ pub fn bench(
         0 | 1 => timed(config, source, device, steps, &(Arc::new(OneRank) as _))?,
         _ => {
             replicas::check(config, threads, device, copies)?;
-            let timed = on_ranks(copies, threads / copies, |ranks| {
+            replicas::of_first(copies, threads, |ranks| {
                 timed(config, source.clone(), device, steps, &ranks)
-            })?;
-            let first = timed.into_iter().next();
-            first.ok_or_else(|| Error::failed("replicas", "expected a copy that has ended"))?
+            })?
         }
     };
     let Timed {

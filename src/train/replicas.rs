@@ -8,6 +8,7 @@ use candle_core::Device;
 use super::config::TrainConfig;
 use super::network::NetworkConfig;
 use super::run::{self, RunSummary, TrainRequest};
+use crate::cluster::Ranks;
 use crate::cluster::threads::on_ranks;
 use crate::{Error, Result};
 
@@ -86,10 +87,22 @@ pub fn run(request: TrainRequest, copies: usize) -> Result<RunSummary> {
         until,
         stop: Arc::clone(&stop),
     };
-    let summaries = on_ranks(copies, threads / copies, |ranks| {
+    of_first(copies, threads, |ranks| {
         run::run_with(of_copy(), ranks, Arc::clone(&meters))
-    })?;
-    let first = summaries.into_iter().next();
+    })
+}
+
+/// What `work` gives the first of `copies`, each with its share of `threads`.
+///
+/// # Errors
+/// As [`on_ranks`].
+pub(super) fn of_first<T: Send>(
+    copies: usize,
+    threads: usize,
+    work: impl Fn(Arc<dyn Ranks>) -> Result<T> + Sync,
+) -> Result<T> {
+    let results = on_ranks(copies, threads / copies, work)?;
+    let first = results.into_iter().next();
     first.ok_or_else(|| Error::failed("replicas", "expected a copy that has ended"))
 }
 

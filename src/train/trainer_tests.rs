@@ -86,6 +86,12 @@ const HELD_TO_THE_TEACHER: &[&str] = &[
 const ADAPTED: &[&str] = &["optimizer.lora_rank=2", "optimizer.lora_alpha=4.0"];
 /// The nearest of older keys in the place of an image's own.
 const NEAREST: &[&str] = &["loss.info_nce.queue=12", "loss.info_nce.nearest=true"];
+/// What class tokens are asked for beside agreement.
+const TELLING: &[&str] = &[
+    "loss.pixel_weight=3.0",
+    "loss.hog_weight=10.0",
+    "loss.koleo_weight=0.2",
+];
 const CLIP_LIKE: &[&str] = &[
     "backbone.activation=quick-gelu",
     "backbone.pre_norm=true",
@@ -164,6 +170,8 @@ fn every_trained_tensor_of_every_recipe_gets_a_gradient() {
         ("ibot", HELD),
         ("dino", HELD_TO_THE_TEACHER),
         ("mocov3", NEAREST),
+        ("moco", TELLING),
+        ("mocov3", TELLING),
     ];
     for (recipe, settings) in named
         .into_iter()
@@ -199,6 +207,30 @@ fn every_trained_tensor_of_every_recipe_gets_a_gradient() {
             assert!(gradients.get(var).is_none(), "{recipe}: teacher {name}");
         }
     }
+}
+
+#[test]
+fn contrast_has_the_terms_of_class_tokens_of_every_crop_that_asks() {
+    let terms = |recipe: &str, settings: &[&str]| -> Vec<&'static str> {
+        let config = config(recipe, settings);
+        let weights = NetworkConfig::new(&config).unwrap().initialise(3).unwrap();
+        let mut method = Method::new(&config, &weights, &Device::Cpu).unwrap();
+        let batch = batches(&config, 0, 1).remove(0).remove(0);
+        let loss = method.loss(&batch, 0, &config.schedules().at(3)).unwrap();
+        loss.terms.iter().map(|(name, _)| *name).collect()
+    };
+    assert_eq!(terms("moco", &[]), ["info_nce"]);
+    assert_eq!(terms("moco", TELLING), ["pixels", "hog", "koleo_first", "info_nce"]);
+    let second = ["pixels_second", "hog_second", "koleo_second", "info_nce_second"];
+    assert_eq!(
+        terms("mocov3", TELLING),
+        [&["pixels", "hog", "koleo_first", "info_nce"][..], &second].concat()
+    );
+    let both = [TELLING, &["loss.dino_weight=1.0"]].concat();
+    assert_eq!(
+        terms("moco", &both),
+        ["info_nce", "pixels", "hog", "dino_global", "koleo_first", "koleo_second"]
+    );
 }
 
 #[test]

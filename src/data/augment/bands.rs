@@ -1,4 +1,4 @@
-//! A crop of an image of bands: cropped and resized, mirrored, brighter or darker, of more or less contrast, blurred, in the order of
+//! A crop of an image of bands: cropped and resized, warped, mirrored, brighter or darker, of more or less contrast, blurred, in the order of
 //! [`CropPlan::apply`] and by the same draws, in f32. One factor counts for all bands, so that what they are to one another stays;
 //! what needs red, green and blue is refused.
 
@@ -34,6 +34,11 @@ impl CropPlan {
             .ok_or_else(|| {
                 Error::failed("crop", format!("no {size}x{size} pixels from {:?}", self.window))
             })?;
+        if let Some(warp) = &self.warp {
+            let sides = (size as usize, size as usize, crop.bands());
+            let warped = warp.apply(crop.data(), sides, |value| value);
+            crop.data_mut().copy_from_slice(&warped);
+        }
         if self.flip {
             crop = crop.oriented(::image::metadata::Orientation::FlipHorizontal);
         }

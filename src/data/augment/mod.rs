@@ -1,4 +1,4 @@
-//! How training varies an image: the colour changes ([`photometric`]), the blur ([`blur`]), the random crop ([`crop`]), what is
+//! How training varies an image: the colour changes ([`photometric`]), the blur ([`blur`]), the random crop ([`crop`]), its smooth warp ([`warp`]), what is
 //! drawn for a crop before it is made of these ([`plan`], [`planned`]), the same for images of bands ([`bands`]), and the recipe of DINOv2's global and local crops ([`multi_crop`],
 //! settings in [`multi_crop_config`], those for small images in [`presets`]). Every operation works on 8-bit pixels and rounds as torchvision does on a Pillow image,
 //! so that a network trained here sees what the reference's sees. All randomness comes from the generator that the caller
@@ -13,11 +13,13 @@ pub(crate) mod photometric;
 pub(crate) mod plan;
 pub(crate) mod planned;
 mod presets;
+mod warp;
 
 pub use multi_crop::{Crops, MultiCrop};
 pub use multi_crop_config::MultiCropConfig;
 pub use plan::{Colour, CropPlan};
 pub use planned::PlannedImage;
+pub use warp::Warp;
 
 use rand::Rng;
 

@@ -1,6 +1,6 @@
 //! The crops that one image becomes in training, as DINOv2 makes them (facebookresearch/dinov2:
 //! dinov2/data/augmentations.py): a few large ones that teacher and student see, and many small ones for the student.
-//! Each is cropped and resized, mirrored, varied in colour, made grey, blurred, solarised and normalised, in this order.
+//! Each is cropped and resized, warped where asked to be, mirrored, varied in colour, made grey, blurred, solarised and normalised, in this order.
 
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;

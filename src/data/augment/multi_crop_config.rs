@@ -20,6 +20,9 @@ pub struct MultiCropConfig {
     pub aspect: [f64; 2],
     /// The filter of the resize. Default bicubic.
     pub interpolation: Interpolation,
+    /// How far each of 4 x 4 control points of a crop moves at most, in x and in y, as a share of its side, 0 to 0.5: a smooth warp, by
+    /// which parts come to lie, lean and stretch differently against one another. Not with `crops_on = "gpu"`. Default 0.
+    pub warp: f64,
     /// Probability of mirroring left and right. Default 0.5.
     pub flip: f64,
     /// Probability of making a crop grey. Default 0.2.
@@ -115,6 +118,7 @@ impl Default for MultiCropConfig {
         Self {
             aspect: [3.0 / 4.0, 4.0 / 3.0],
             interpolation: Interpolation::Bicubic,
+            warp: 0.0,
             flip: 0.5,
             grey: 0.2,
             mean: IMAGENET_MEAN.to_vec(),
@@ -321,6 +325,7 @@ impl MultiCropConfig {
             within(field, value, f64::MAX)?;
         }
         within("jitter.hue", jitter.hue, 0.5)?;
+        within("warp", self.warp, 0.5)?;
         rising("blur.sigma", blur.sigma, f64::MAX)?;
         if self.mean.is_empty() || self.mean.len() != self.std.len() {
             let found = format!("{} and {}", self.mean.len(), self.std.len());

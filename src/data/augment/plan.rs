@@ -7,7 +7,8 @@ use rand::seq::SliceRandom as _;
 
 use super::crop::{random_window, resized_crop};
 use super::multi_crop_config::{JitterConfig, MultiCropConfig, ViewConfig};
-use super::{RgbImage, blur, photometric, uniform};
+use super::warp::Warp;
+use super::{RgbImage, blur, photometric, uniform, with_samples};
 use crate::data::resize::{Interpolation, Window};
 use crate::{Error, Result};
 
@@ -19,6 +20,8 @@ pub const COLOURS: usize = 4;
 pub struct CropPlan {
     /// The rectangle that is resized to the crop.
     pub window: Window,
+    /// How what was resized is warped.
+    pub warp: Option<Warp>,
     /// Whether left and right are exchanged.
     pub flip: bool,
     /// Changes of colour, the first first.
@@ -62,6 +65,7 @@ impl CropPlan {
         // In the order in which they stand here.
         Self {
             window: random_window(width, height, view.config.scale, config.aspect, rng),
+            warp: (config.warp > 0.0).then(|| Warp::draw(config.warp, rng)),
             flip: happens(config.flip, rng),
             colours: match happens(config.jitter.probability, rng) {
                 true => draw_colours(&config.jitter, rng),
@@ -81,6 +85,12 @@ impl CropPlan {
         let window = self.window;
         let mut crop = resized_crop(image, window, size, filter)
             .ok_or_else(|| Error::failed("crop", format!("no {size}x{size} pixels from {window:?}")))?;
+        if let Some(warp) = &self.warp {
+            let sides = (size as usize, size as usize, 3);
+            crop = with_samples(crop, |samples| {
+                samples.copy_from_slice(&warp.apply(samples, sides, |value| value.round() as u8));
+            });
+        }
         if self.flip {
             crop = photometric::flip_horizontal(crop);
         }
@@ -188,6 +198,7 @@ mod tests {
                 width: 2,
                 height: 1,
             },
+            warp: None,
             flip: false,
             colours: [None; COLOURS],
             grey: false,

@@ -13,7 +13,7 @@ pub struct LossConfig {
     pub dino_weight: f64,
     /// Weight of the iBOT term on masked patches.
     pub ibot_weight: f64,
-    /// Weight of KoLeo, which spreads the class tokens of each global crop; 0.1 in DINOv2.
+    /// Weight of KoLeo, which spreads the class tokens of each global crop that the student sees; 0.1 in DINOv2.
     pub koleo_weight: f64,
     /// Images of a crop among which KoLeo looks for each one's nearest neighbour, one after the other in the batch; 0 for all of a micro-batch
     /// (`accumulate`). The reference looks among the images of one GPU (12 to 64), which pushes less than a batch of thousands, where

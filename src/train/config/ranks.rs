@@ -11,7 +11,7 @@ use crate::{Error, Result};
 #[serde(default, deny_unknown_fields)]
 pub struct RanksConfig {
     /// What gradients are sent in: f32, or bf16, which is half the bytes and rounds each value to 8 bits where it leaves its rank and
-    /// once more where the sum does; sums are of f32 either way. Default f32.
+    /// once more where the sum does; sums are of f32 either way. Copies of one process lend each other f32 and ignore it. Default f32.
     pub wire: Dtype,
     /// How tensors of GPUs are summed over ranks: auto, by NCCL where all ranks have it and else by way of the host's memory; or host,
     /// by way of the host's memory wherever they are. Default auto.

@@ -204,16 +204,18 @@ impl TrainConfig {
         for (field, on, weight) in [
             ("loss.pixel_weight", self.has_pixels(), loss.pixel_weight),
             ("loss.hog_weight", self.has_hog(), loss.hog_weight),
-            (
-                "loss.patch_anchor.weight",
-                loss.patch_anchor.weight > 0.,
-                loss.patch_anchor.weight,
-            ),
         ] {
-            if on && !self.has_dino() && !self.has_ibot() {
-                let reason = format!("expected 0 without dino and ibot, which it goes with, found {weight}");
+            if on && !self.has_dino() && !self.has_ibot() && !self.has_info_nce() {
+                let reason = format!(
+                    "expected 0 without dino, ibot and info_nce, one of which it goes with, found {weight}"
+                );
                 return Err(Error::input(field, reason));
             }
+        }
+        let anchor = loss.patch_anchor.weight;
+        if anchor > 0. && !self.has_dino() && !self.has_ibot() {
+            let reason = format!("expected 0 without dino and ibot, which it goes with, found {anchor}");
+            return Err(Error::input("loss.patch_anchor.weight", reason));
         }
         let nce = &loss.info_nce;
         for (field, value) in [

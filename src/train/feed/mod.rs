@@ -99,9 +99,16 @@ struct Ahead {
 /// Whether crops can be made where `config` wants them, for training on `device`.
 ///
 /// # Errors
-/// Crops wanted on a GPU where there is none that they could be made on.
+/// Crops wanted on a GPU where there is none that they could be made on, and warped crops wanted there.
 pub fn check(config: &TrainConfig, device: &Device) -> Result<()> {
-    if config.data.loader.crops_on == CropsOn::Gpu && kernels(device).crops().is_none() {
+    if config.data.loader.crops_on == CropsOn::Cpu {
+        return Ok(());
+    }
+    if config.crops.warp > 0.0 {
+        let reason = format!("expected 0 with crops_on = \"gpu\", found {}", config.crops.warp);
+        return Err(Error::input("crops.warp", reason));
+    }
+    if kernels(device).crops().is_none() {
         let reason = format!(
             "expected cpu, or training on an NVIDIA GPU (--device cuda); found gpu on {:?}",
             device.location()

@@ -207,6 +207,13 @@ fn crops_on_a_gpu_need_one() {
 }
 
 #[test]
+fn a_gpu_warps_no_crops() {
+    let config = config("dinov2-small", &["data.loader.crops_on=gpu", "crops.warp=0.1"]);
+    let error = Trainer::fresh(&config, &Device::Cpu).err().unwrap().to_string();
+    assert_eq!(error, "crops.warp: expected 0 with crops_on = \"gpu\", found 0.1");
+}
+
+#[test]
 fn pieces_are_written_as_they_lie_in_tensors() {
     let crops = MultiCrop::new(everything(5, 2)).unwrap();
     let (mut batch, global, local) = planned(&[noise(4, 3, 1), noise(5, 1, 2)], &crops);

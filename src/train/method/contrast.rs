@@ -44,6 +44,11 @@ impl Method {
                 micro_batch: step.micro_batch,
             };
             let outputs = self.student_output(&views[query], None, &pass, &[])?;
+            if !self.config.has_dino() && !self.config.has_ibot() {
+                let names = [["pixels", "hog"], ["pixels_second", "hog_second"]][query];
+                self.reconstruction_terms(names, &views[query], &outputs.cls, loss)?;
+                self.spread_term(["koleo_first", "koleo_second"][query], outputs.cls.clone(), loss)?;
+            }
             let heads = std::iter::once(projection(&self.student)?).chain(&self.student.predictor);
             let queries = self.points(&heads.collect::<Vec<_>>(), &outputs.cls, step.micro_batch)?;
             let term = self.contrasted(

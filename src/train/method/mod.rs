@@ -8,6 +8,7 @@ mod crops;
 mod distil;
 mod memory;
 mod prototypes;
+mod tokens;
 
 use std::sync::Arc;
 

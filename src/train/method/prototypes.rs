@@ -1,4 +1,4 @@
-//! The terms of DINO, iBOT and KoLeo on the prototypes of a teacher, and the reconstruction beside them.
+//! The terms of DINO and iBOT on the prototypes of a teacher, and those of class tokens beside them.
 
 use std::time::Instant;
 
@@ -9,12 +9,10 @@ use super::anchor::PatchRequest;
 use super::crops::{BackboneOutput, CropOutputs, Crops, ForwardRequest, places};
 use super::{Method, StepContext, StepLoss};
 use crate::Result;
-use crate::cluster::{self, Ranks};
+use crate::cluster::Ranks;
 use crate::train::config::StepValues;
 use crate::train::losses::targets::{SINKHORN_ITERATIONS, SoftmaxCentering, sinkhorn_knopp};
-use crate::train::losses::{
-    Logits, dino_cls_loss, hog_targets, ibot_patch_loss, koleo_loss, reconstruction_loss, reduced,
-};
+use crate::train::losses::{Logits, dino_cls_loss, ibot_patch_loss};
 
 /// A teacher's distributions over prototypes.
 pub(super) struct PrototypeTargets {
@@ -79,7 +77,7 @@ impl Method {
             self.anchor_term(crops, student, teacher.patches.as_ref(), values, loss)?;
         }
         outputs.global.patches = read.masked(outputs.global.patches.as_ref())?;
-        self.reconstruction_terms(crops, &outputs.global.cls, loss)?;
+        self.reconstruction_terms(["pixels", "hog"], &crops.global, &outputs.global.cls, loss)?;
         self.prototype_terms(crops, &outputs, targets, loss)
     }
 
@@ -88,22 +86,6 @@ impl Method {
         let head = self.config.loss.ibot_head.as_ref();
         let prototypes = head.unwrap_or(&self.config.loss.head).prototypes;
         Tensor::zeros((0, prototypes), DType::F32, &self.device)
-    }
-
-    /// What the class tokens of the global crops say of them.
-    fn reconstruction_terms(&self, crops: &Crops, cls: &Tensor, loss: &mut StepLoss) -> Result<()> {
-        let weights = &self.config.loss;
-        if let Some(decoder) = &self.student.pixel_decoder {
-            let pixels = reduced(&crops.global)?;
-            let term = reconstruction_loss("pixels", &decoder.project(cls)?, &pixels, self.ranks.as_ref());
-            loss.push("pixels", &term?, weights.pixel_weight)?;
-        }
-        if let Some(decoder) = &self.student.hog_decoder {
-            let histograms = hog_targets(&crops.global)?;
-            let term = reconstruction_loss("hog", &decoder.project(cls)?, &histograms, self.ranks.as_ref());
-            loss.push("hog", &term?, weights.hog_weight)?;
-        }
-        Ok(())
     }
 
     /// The student's DINO, iBOT and KoLeo terms, given what its teacher saw.
@@ -143,32 +125,12 @@ impl Method {
             let term = ibot_patch_loss(logits, targets, per_crop, temperature);
             loss.push("ibot", &term?, config.loss.ibot_weight)?;
         }
-        if config.loss.koleo_weight > 0. {
-            for crop in 0..config.crops.global.count {
-                let spread = global
-                    .cls
-                    .narrow(0, crop * crops.batch, crops.batch)
-                    .and_then(|cls| koleo_loss(&self.neighbours(cls)?, config.loss.koleo_group));
-                let name = ["koleo_first", "koleo_second"][crop.min(1)];
-                loss.push(name, &spread?, config.loss.koleo_weight)?;
-            }
+        for crop in 0..config.crops.global.count {
+            let cls = global.cls.narrow(0, crop * crops.batch, crops.batch)?;
+            self.spread_term(["koleo_first", "koleo_second"][crop.min(1)], cls, loss)?;
         }
         loss.cls_targets = targets.cls;
         Ok(())
-    }
-
-    /// The class tokens among which KoLeo looks for the neighbours of `cls` [B, D]: those of all ranks, unless their groups are whole on
-    /// each of them.
-    fn neighbours(&self, cls: Tensor) -> candle_core::Result<Tensor> {
-        if self.ranks.is_one() {
-            return Ok(cls);
-        }
-        let (rows, group) = (cls.dim(0)?, self.config.loss.koleo_group);
-        let cut = group == 0 || !rows.is_multiple_of(group);
-        match self.ranks.any(cut).map_err(candle_core::Error::wrap)? {
-            true => cluster::gather_with_gradient(&self.ranks, &cls),
-            false => Ok(cls),
-        }
     }
 
     pub(super) fn cls_targets(

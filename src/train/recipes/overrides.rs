@@ -344,6 +344,7 @@ mod tests {
             ),
             (&["teacher.momentum=1.5"], &["teacher.momentum", "1.5"]),
             (&["crops.flip=2"], &["crops.flip", "2"]),
+            (&["crops.warp=0.6"], &["crops.warp", "0 to 0.5", "0.6"]),
             (&["masks.ratio=[0.5, 0.1]"], &["masks.ratio"]),
             (&["batch_size=1"], &["batch_size", "KoLeo"]),
             (&["arch=resnet-50"], &["resnet-50"]),

@@ -1,0 +1,62 @@
+//! What is asked of class tokens beside agreement, whichever way crops agree: that they tell what their crop shows, and that they
+//! spread.
+
+use candle_core::Tensor;
+
+use super::{Method, StepLoss};
+use crate::Result;
+use crate::cluster;
+use crate::train::config::LossConfig;
+use crate::train::losses::{hog_targets, koleo_loss, reconstruction_loss, reduced};
+
+impl Method {
+    /// What class tokens `cls` [B, D] say of their crops [B, C, S, S]: their pixels and gradients, terms of these `names`.
+    pub(super) fn reconstruction_terms(
+        &self,
+        names: [&'static str; 2],
+        crops: &Tensor,
+        cls: &Tensor,
+        loss: &mut StepLoss,
+    ) -> Result<()> {
+        let weights = &self.config.loss;
+        if let Some(decoder) = &self.student.pixel_decoder {
+            let pixels = reduced(crops)?;
+            let term = reconstruction_loss("pixels", &decoder.project(cls)?, &pixels, self.ranks.as_ref());
+            loss.push(names[0], &term?, weights.pixel_weight)?;
+        }
+        if let Some(decoder) = &self.student.hog_decoder {
+            let histograms = hog_targets(crops)?;
+            let term = reconstruction_loss("hog", &decoder.project(cls)?, &histograms, self.ranks.as_ref());
+            loss.push(names[1], &term?, weights.hog_weight)?;
+        }
+        Ok(())
+    }
+
+    /// KoLeo on the class tokens `cls` [B, D] of one crop of each image, a term of this `name`.
+    pub(super) fn spread_term(&self, name: &'static str, cls: Tensor, loss: &mut StepLoss) -> Result<()> {
+        let LossConfig {
+            koleo_weight,
+            koleo_group,
+            ..
+        } = self.config.loss;
+        if koleo_weight > 0. {
+            let term = koleo_loss(&self.neighbours(cls)?, koleo_group)?;
+            loss.push(name, &term, koleo_weight)?;
+        }
+        Ok(())
+    }
+
+    /// The class tokens among which KoLeo looks for the neighbours of `cls` [B, D]: those of all ranks, unless their groups are whole on
+    /// each of them.
+    fn neighbours(&self, cls: Tensor) -> candle_core::Result<Tensor> {
+        if self.ranks.is_one() {
+            return Ok(cls);
+        }
+        let (rows, group) = (cls.dim(0)?, self.config.loss.koleo_group);
+        let cut = group == 0 || !rows.is_multiple_of(group);
+        match self.ranks.any(cut).map_err(candle_core::Error::wrap)? {
+            true => cluster::gather_with_gradient(&self.ranks, &cls),
+            false => Ok(cls),
+        }
+    }
+}
