@@ -220,7 +220,10 @@ fn contrast_has_the_terms_of_class_tokens_of_every_crop_that_asks() {
         loss.terms.iter().map(|(name, _)| *name).collect()
     };
     assert_eq!(terms("moco", &[]), ["info_nce"]);
-    assert_eq!(terms("moco", TELLING), ["pixels", "hog", "koleo_first", "info_nce"]);
+    assert_eq!(
+        terms("moco", TELLING),
+        ["pixels", "hog", "koleo_first", "info_nce"]
+    );
     let second = ["pixels_second", "hog_second", "koleo_second", "info_nce_second"];
     assert_eq!(
         terms("mocov3", TELLING),
@@ -229,7 +232,14 @@ fn contrast_has_the_terms_of_class_tokens_of_every_crop_that_asks() {
     let both = [TELLING, &["loss.dino_weight=1.0"]].concat();
     assert_eq!(
         terms("moco", &both),
-        ["info_nce", "pixels", "hog", "dino_global", "koleo_first", "koleo_second"]
+        [
+            "info_nce",
+            "pixels",
+            "hog",
+            "dino_global",
+            "koleo_first",
+            "koleo_second"
+        ]
     );
 }
 

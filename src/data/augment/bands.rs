@@ -166,19 +166,21 @@ mod tests {
         config.interpolation = Interpolation::Bilinear;
         config.jitter.contrast = 0.0;
         config.blur = MultiCropConfig::default().blur;
-        let crops = MultiCrop::new(config).unwrap();
-        for number in 0..10 {
-            let rgb = crops.apply(&golden::image("input").into(), &mut stream(5, 0, number));
-            let bands = crops.apply(&Image::from(input()), &mut stream(5, 0, number));
-            let (rgb, bands) = (rgb.unwrap(), bands.unwrap());
-            let pairs = rgb
-                .global
-                .iter()
-                .chain(&rgb.local)
-                .zip(bands.global.iter().chain(&bands.local));
-            // A level is a 255th over a deviation of 0.22 at least; four steps round or cut off by one each.
-            let apart = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-            assert!(apart < 4.0 / 255.0 / 0.22, "{apart}");
+        // Four steps round or cut off by a level each, and a warp.
+        for (warp, steps) in [(0.0, 4.0), (0.1, 5.0)] {
+            config.warp = warp;
+            let crops = MultiCrop::new(config.clone()).unwrap();
+            for number in 0..10 {
+                let rgb = crops.apply(&golden::image("input").into(), &mut stream(5, 0, number));
+                let bands = crops.apply(&Image::from(input()), &mut stream(5, 0, number));
+                let (rgb, bands) = (rgb.unwrap(), bands.unwrap());
+                let of_rgb = rgb.global.iter().chain(&rgb.local);
+                let of_bands = bands.global.iter().chain(&bands.local);
+                let apart = of_rgb.zip(of_bands).map(|(a, b)| (a - b).abs());
+                let apart = apart.fold(0.0, f32::max);
+                // A level is a 255th over a deviation of 0.22 at least.
+                assert!(apart < steps / 255.0 / 0.22, "{warp}: {apart}");
+            }
         }
     }
 

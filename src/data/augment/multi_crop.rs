@@ -209,6 +209,26 @@ mod tests {
     }
 
     #[test]
+    fn a_warp_moves_what_is_in_a_crop() {
+        let mut config = plain();
+        whole(&mut config);
+        config.warp = 0.1;
+        let image = square().into();
+        let made = |config: &MultiCropConfig| {
+            let crops = MultiCrop::new(config.clone()).unwrap();
+            crops.apply(&image, &mut stream(3, 0, 0)).unwrap().global
+        };
+        let warped = made(&config);
+        let (first, second) = warped.split_at(warped.len() / 2);
+        assert!(first != second, "each crop has its own");
+        config.warp = 0.0;
+        let still = made(&config);
+        assert!(still[..first.len()] == still[first.len()..]);
+        let mean = |values: &[f32]| values.iter().sum::<f32>() / values.len() as f32;
+        assert!((mean(first) - mean(&still)).abs() < 0.3);
+    }
+
+    #[test]
     fn crops_have_their_shapes_and_are_all_different() {
         let image = golden::image("input").into();
         let crops = MultiCrop::new(MultiCropConfig::default()).unwrap();

@@ -2,7 +2,9 @@
 
 use macula_models::vit::{FeedForwardKind, GeluKind, InitialWeights};
 
-use super::{DataFacts, OFFICIAL_EPOCH, REFERENCE_EPOCHS, SMALL_SIDE, mild_crops, quick_prototypes, small};
+use super::{
+    DataFacts, OFFICIAL_EPOCH, REFERENCE_EPOCHS, SMALL_SIDE, mild_crops, quick_prototypes, small, tight_crops,
+};
 use crate::data::augment::MultiCropConfig;
 use crate::data::augment::multi_crop_config::{BlurConfig, BlurConvention, ViewConfig};
 use crate::train::config::{
@@ -119,7 +121,8 @@ fn reference_crops(global: [f64; 2], locals: usize, local: [f64; 2]) -> MultiCro
 
 /// Momentum contrast with a moving temperature, a growing batch and a tight clip. The queue holds at most a sixteenth of the
 /// images, as 65,536 are of ImageNet: of fewer images most negatives would be the query itself, some steps before. The projection has
-/// no batch norm: by what all points of a batch then have in common a query would know its key among older ones. Images of more
+/// no batch norm: by what all points of a batch then have in common a query would know its key among older ones. Of colour images of one thing that
+/// fills a frame of up to 128 pixels crops show nearly all. Images of more
 /// than 128 pixels are blurred as in MoCo v3 (facebookresearch/moco-v3 `main_moco.py`): the first crop always, the second one time
 /// in ten.
 pub(super) fn moco(facts: &DataFacts) -> TrainConfig {
@@ -130,6 +133,9 @@ pub(super) fn moco(facts: &DataFacts) -> TrainConfig {
     config.loss.info_nce.hidden = config.loss.head.hidden;
     config.loss.info_nce.queue = (facts.images as usize / 16).clamp(1024, config.loss.info_nce.queue);
     mild_crops(&mut config, facts);
+    if facts.framed && !facts.grey && facts.side <= SMALL_SIDE {
+        tight_crops(&mut config);
+    }
     config.crops.blur.convention = BlurConvention::AsDeclared;
     config.crops.local.count = 0;
     config.teacher.momentum = 0.98;
