@@ -545,6 +545,24 @@ mod tests {
     }
 
     #[test]
+    fn momentum_contrast_shows_nearly_all_of_a_drawing() {
+        let of = |side: u32, framed: bool| {
+            let facts = DataFacts {
+                images: 1000,
+                side,
+                grey: false,
+                framed,
+            };
+            let crops = recipe("moco", "images", &facts).unwrap().crops;
+            (crops.global.scale, crops.warp)
+        };
+        assert_eq!(of(64, true), ([0.8, 1.], 0.1));
+        assert_eq!(of(64, false).1, 0.);
+        assert_ne!(of(64, false).0, [0.8, 1.]);
+        assert_eq!(of(224, true).1, 0.);
+    }
+
+    #[test]
     fn a_drawing_is_told_by_its_edges_and_its_colours() {
         let of = |grey: bool, framed: bool| {
             let facts = DataFacts {

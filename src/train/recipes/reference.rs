@@ -121,10 +121,9 @@ fn reference_crops(global: [f64; 2], locals: usize, local: [f64; 2]) -> MultiCro
 
 /// Momentum contrast with a moving temperature, a growing batch and a tight clip. The queue holds at most a sixteenth of the
 /// images, as 65,536 are of ImageNet: of fewer images most negatives would be the query itself, some steps before. The projection has
-/// no batch norm: by what all points of a batch then have in common a query would know its key among older ones. Of colour images of one thing that
-/// fills a frame of up to 128 pixels crops show nearly all. Images of more
-/// than 128 pixels are blurred as in MoCo v3 (facebookresearch/moco-v3 `main_moco.py`): the first crop always, the second one time
-/// in ten.
+/// no batch norm: by what all points of a batch then have in common a query would know its key among older ones. Of colour
+/// images of one thing before a plain ground, of up to 128 pixels, crops show nearly all. Images of more than 128 pixels are blurred as in
+/// MoCo v3 (facebookresearch/moco-v3 `main_moco.py`): the first crop always, the second one time in ten.
 pub(super) fn moco(facts: &DataFacts) -> TrainConfig {
     let mut config = small(facts);
     config.backbone.layer_scale = 0.;
