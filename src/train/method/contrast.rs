@@ -30,7 +30,8 @@ impl Method {
         } else {
             &[[0, 1]]
         };
-        let weight = self.config.loss.info_nce_weight / directions.len() as f64;
+        let share = 1. / directions.len() as f64;
+        let weight = share * self.config.loss.info_nce_weight;
         let mut keys_of_step = Vec::new();
         for &[query, key] in directions {
             let start = Instant::now();
@@ -46,7 +47,7 @@ impl Method {
             let outputs = self.student_output(&views[query], None, &pass, &[])?;
             if !self.config.has_dino() && !self.config.has_ibot() {
                 let names = [["pixels", "hog"], ["pixels_second", "hog_second"]][query];
-                self.reconstruction_terms(names, &views[query], &outputs.cls, loss)?;
+                self.reconstruction_terms(names, &views[query], &outputs.cls, share, loss)?;
                 self.spread_term(["koleo_first", "koleo_second"][query], outputs.cls.clone(), loss)?;
             }
             let heads = std::iter::once(projection(&self.student)?).chain(&self.student.predictor);

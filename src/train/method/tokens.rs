@@ -10,24 +10,26 @@ use crate::train::config::LossConfig;
 use crate::train::losses::{hog_targets, koleo_loss, reconstruction_loss, reduced};
 
 impl Method {
-    /// What class tokens `cls` [B, D] say of their crops [B, C, S, S]: their pixels and gradients, terms of these `names`.
+    /// What class tokens `cls` [B, D] say of their crops [B, C, S, S], which are this `share` of the step's: their pixels and gradients, terms
+    /// of these `names`.
     pub(super) fn reconstruction_terms(
         &self,
         names: [&'static str; 2],
         crops: &Tensor,
         cls: &Tensor,
+        share: f64,
         loss: &mut StepLoss,
     ) -> Result<()> {
         let weights = &self.config.loss;
         if let Some(decoder) = &self.student.pixel_decoder {
             let pixels = reduced(crops)?;
             let term = reconstruction_loss("pixels", &decoder.project(cls)?, &pixels, self.ranks.as_ref());
-            loss.push(names[0], &term?, weights.pixel_weight)?;
+            loss.push(names[0], &term?, share * weights.pixel_weight)?;
         }
         if let Some(decoder) = &self.student.hog_decoder {
             let histograms = hog_targets(crops)?;
             let term = reconstruction_loss("hog", &decoder.project(cls)?, &histograms, self.ranks.as_ref());
-            loss.push(names[1], &term?, weights.hog_weight)?;
+            loss.push(names[1], &term?, share * weights.hog_weight)?;
         }
         Ok(())
     }
