@@ -7,19 +7,20 @@
     python3 benchmarks/photo_crops.py wallpapers FOLDER
 
 Reads every JPEG below the first folder that is at least 1,280 x 720 pixels large and not one of the drawn ones, which it knows; of the same
-picture in several sizes (one folder, or one name) the largest. Each is scaled to a width of 12 squares of --side pixels, as many rows of squares as there are whole ones are
-cut from it, and every fourth square (by a fixed shuffle of each photograph's) is for test. Squares are PNG files below FOLDER/squares. Needs
-Pillow.
+picture in several sizes (one folder, or one name) the largest. Each is scaled to a width of 12 squares of --side pixels, all whole rows of
+squares are cut from it, and every fourth square (by a fixed shuffle of each photograph's) is for test. Squares are PNG files below
+FOLDER/squares. Needs Pillow.
 """
 
 import argparse
-import csv
 import pathlib
 import random
 import re
 import sys
 
 from PIL import Image
+
+from emoji_data import write
 
 COLUMNS = 12
 LEAST = (1280, 720)
@@ -38,7 +39,7 @@ def photographs(folder):
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() not in (".jpg", ".jpeg") or path.stem == "screenshot":
             continue
-        if DRAWN.intersection([path.stem, *path.parts]):
+        if DRAWN.intersection([path.stem, *path.relative_to(folder).parts]):
             continue
         with Image.open(path) as image:
             size = image.size
@@ -83,11 +84,8 @@ def main():
             cut[place].save(folder / name)
             lists["test" if order % TEST_SHARE == 0 else "train"].append((f"squares/{name}", f"{number:03}"))
     for part, rows in lists.items():
-        with (arguments.out / f"{part}.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["path", "label"])
-            writer.writerows(sorted(rows))
-    print(f"{len(found)} photographs, {len(lists['train'])} squares for training, {len(lists['test'])} for test")
+        write(arguments.out / f"{part}.csv", sorted(rows))
+    print(f"{len(found)} photographs")
     return 0
 
 
