@@ -11,7 +11,8 @@ all to the features of `torch`, or of the first peer.
 
 Sides: macula (ONNX Runtime's kernels), macula-openvino and macula-openvino-bf16 (`macula runtime install --flavor openvino`),
 macula-checkpoint and macula-checkpoint-bf16 (macula's own kernels), macula-int8, macula-module and macula-module-checkpoint (the
-Python package); torch (timm), torch-bf16, transformers (its Dinov2Model with the same weights), onnxruntime, fastembed (the exported
+Python package); torch (timm), torch-bf16, torch-compile, torch-compile-bf16 (through torch.compile; the time until the first image, which
+compiles, is left out), openvino and openvino-bf16 (called directly on the exported file), transformers (its Dinov2Model with the same weights), onnxruntime, fastembed (the exported
 file in a folder of its own, by `specific_model_path`; class token alone), and lightly (lightly-train's `embed` with a network of the same architecture and
 its own weights, by the Python that --lightly names; only timed).
 
@@ -95,12 +96,14 @@ start = time.perf_counter()
 done = subprocess.run(sys.argv[1:], capture_output=True, text=True)
 seconds = time.perf_counter() - start
 sys.stderr.write(done.stderr)
+compiling = [line.removeprefix("compiled: ") for line in done.stdout.splitlines() if line.startswith("compiled: ")]
+seconds -= float(compiling[-1]) if compiling else 0
 print(json.dumps([done.returncode, seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024]))
 """
 
 
 def run(command):
-    """Seconds that a command takes, and the peak of its resident memory in MiB."""
+    """Seconds that a command takes, without those that it says it compiled, and the peak of its resident memory in MiB."""
     started = subprocess.run([sys.executable, "-c", STARTER, *map(str, command)], capture_output=True, text=True, check=True)
     code, seconds, peak = json.loads(started.stdout)
     if code != 0:
@@ -154,6 +157,10 @@ def main():
             "macula-module-checkpoint": peer("module-checkpoint.parquet", "macula", checkpoint),
             "torch": peer("torch.parquet", "torch", checkpoint),
             "torch-bf16": peer("bf16.parquet", "torch", checkpoint, "--dtype", "bf16"),
+            "torch-compile": peer("compile.parquet", "torch", checkpoint, "--compile"),
+            "torch-compile-bf16": peer("compile-bf16.parquet", "torch", checkpoint, "--compile", "--dtype", "bf16"),
+            "openvino": peer("openvino.parquet", "openvino", model),
+            "openvino-bf16": peer("openvino-direct-bf16.parquet", "openvino", model, "--dtype", "bf16"),
             "transformers": peer("transformers.parquet", "transformers", work / "transformers"),
             "onnxruntime": peer("ort.parquet", "onnxruntime", model),
             "fastembed": peer("fastembed.parquet", "fastembed", work / "fastembed"),
@@ -186,7 +193,7 @@ def main():
             print(f"{side:22} {min(found):6.2f}  {statistics.median(found):6.2f}  {max(found):6.2f} images/s  {peaks[side]:6.0f} MiB")
         ours = [side for side in arguments.sides if side.startswith("macula")]
         peers = [side for side in arguments.sides if side not in ours]
-        of_f32 = [side for side in peers if side != "torch-bf16"]
+        of_f32 = [side for side in peers if not side.endswith("bf16")]
         for name, group in (("f32 peer", of_f32), ("peer", peers)):
             for side in ours if group else []:
                 ratios = [rates[side][i] / max(rates[peer][i] for peer in group) for i in range(arguments.repetitions)]

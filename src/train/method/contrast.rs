@@ -48,7 +48,7 @@ impl Method {
             if !self.config.has_dino() && !self.config.has_ibot() {
                 let names = [["pixels", "hog"], ["pixels_second", "hog_second"]][query];
                 self.reconstruction_terms(names, &views[query], &outputs.cls, share, loss)?;
-                self.spread_term(["koleo_first", "koleo_second"][query], outputs.cls.clone(), loss)?;
+                self.spread_term(query, outputs.cls.clone(), loss)?;
             }
             let heads = std::iter::once(projection(&self.student)?).chain(&self.student.predictor);
             let queries = self.points(&heads.collect::<Vec<_>>(), &outputs.cls, step.micro_batch)?;

@@ -127,7 +127,7 @@ impl Method {
         }
         for crop in 0..config.crops.global.count {
             let cls = global.cls.narrow(0, crop * crops.batch, crops.batch)?;
-            self.spread_term(["koleo_first", "koleo_second"][crop.min(1)], cls, loss)?;
+            self.spread_term(crop, cls, loss)?;
         }
         loss.cls_targets = targets.cls;
         Ok(())

@@ -34,8 +34,8 @@ impl Method {
         Ok(())
     }
 
-    /// KoLeo on the class tokens `cls` [B, D] of one crop of each image, a term of this `name`.
-    pub(super) fn spread_term(&self, name: &'static str, cls: Tensor, loss: &mut StepLoss) -> Result<()> {
+    /// KoLeo on the class tokens `cls` [B, D] of each image's global crop of this number.
+    pub(super) fn spread_term(&self, crop: usize, cls: Tensor, loss: &mut StepLoss) -> Result<()> {
         let LossConfig {
             koleo_weight,
             koleo_group,
@@ -43,7 +43,7 @@ impl Method {
         } = self.config.loss;
         if koleo_weight > 0. {
             let term = koleo_loss(&self.neighbours(cls)?, koleo_group)?;
-            loss.push(name, &term, koleo_weight)?;
+            loss.push(["koleo_first", "koleo_second"][crop.min(1)], &term, koleo_weight)?;
         }
         Ok(())
     }

@@ -61,6 +61,13 @@ pub struct DataFacts {
     pub framed: bool,
 }
 
+impl DataFacts {
+    /// Whether they are small drawings: one thing in colours before a plain ground.
+    fn drawn(&self) -> bool {
+        self.framed && !self.grey && self.side <= SMALL_SIDE
+    }
+}
+
 /// Sizes that follow the images.
 struct Geometry {
     backbone: BackboneConfig,
@@ -288,7 +295,7 @@ fn dinov2_small(facts: &DataFacts) -> TrainConfig {
     config.loss.pixel_weight = 3.;
     if facts.side <= TINY_SIDE || (facts.framed && facts.side <= SMALL_SIDE) {
         config.loss.ibot_weight = 0.;
-        config.loss.pixel_weight = if facts.framed && !facts.grey { 10. } else { 0. };
+        config.loss.pixel_weight = if facts.drawn() { 10. } else { 0. };
         config.loss.hog_weight = 10.;
     }
     config
@@ -326,7 +333,7 @@ fn mild_crops(config: &mut TrainConfig, facts: &DataFacts) {
     if facts.framed && facts.grey && facts.side <= TINY_SIDE {
         tight_crops(config);
     }
-    if facts.framed && !facts.grey {
+    if facts.drawn() {
         crops_of_drawings(config);
     }
 }

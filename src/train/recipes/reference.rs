@@ -132,7 +132,7 @@ pub(super) fn moco(facts: &DataFacts) -> TrainConfig {
     config.loss.info_nce.hidden = config.loss.head.hidden;
     config.loss.info_nce.queue = (facts.images as usize / 16).clamp(1024, config.loss.info_nce.queue);
     mild_crops(&mut config, facts);
-    if facts.framed && !facts.grey && facts.side <= SMALL_SIDE {
+    if facts.drawn() {
         tight_crops(&mut config);
     }
     config.crops.blur.convention = BlurConvention::AsDeclared;

@@ -1,13 +1,15 @@
 //! A side of a product and its packing into units of 32 bits: a value in f32, or in bf16 two neighbours along the inner dimension.
 
 use std::arch::x86_64::{
-    __m512i, _mm512_loadu_si512, _mm512_mask_storeu_epi32, _mm512_permutexvar_epi16, _mm512_setzero_si512,
-    _mm512_shuffle_i32x4, _mm512_storeu_si512, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64,
-    _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
+    __m256bh, __m256i, __m512i, _mm512_castsi512_ps, _mm512_cvtepu16_epi32, _mm512_cvtneps_pbh,
+    _mm512_loadu_si512, _mm512_mask_storeu_epi32, _mm512_permutexvar_epi16, _mm512_setzero_si512,
+    _mm512_shuffle_i32x4, _mm512_slli_epi32, _mm512_storeu_si512, _mm512_unpackhi_epi32,
+    _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
 };
 use std::ops::Range;
 
 use super::super::cpu::Matrix;
+use super::ahead::Region;
 use super::element_vectors::ElementVectors;
 use super::{Kernel, lane_mask};
 
@@ -95,6 +97,16 @@ impl<'a, T: ElementVectors> Factor<'a, T> {
     /// Whether lanes have their inner dimension side by side.
     pub(super) fn has_rows(&self) -> bool {
         self.inner_stride == 1
+    }
+
+    /// Where such values lie.
+    pub(super) fn region(&self, lanes: &Range<usize>, inner: &Range<usize>) -> Region {
+        let first = lanes.start * self.lane_stride + inner.start * self.inner_stride;
+        let first = self.values.as_ptr().wrapping_add(first);
+        match self.has_rows() {
+            true => Region::new(first, self.lane_stride, lanes.len(), inner.len()),
+            false => Region::new(first, self.inner_stride, inner.len(), lanes.len()),
+        }
     }
 
     /// The units of `block`, of `K::VALUES` each, in their `order`, what lies side by side in memory being read together.
@@ -191,7 +203,7 @@ impl<'a, T: ElementVectors> Factor<'a, T> {
         unsafe {
             let low = self.values.as_ptr().add(index * self.inner_stride + piece.lane);
             if K::VALUES == 1 {
-                return T::wide(low, piece.lanes);
+                return one::<T>(K::ROUNDS, low, piece.lanes);
             }
             let high = (2 * unit + 1 < piece.count).then(|| low.wrapping_add(self.inner_stride));
             let interleave = _mm512_loadu_si512(INTERLEAVE.as_ptr().cast());
@@ -215,10 +227,32 @@ impl<'a, T: ElementVectors> Factor<'a, T> {
         unsafe {
             let values = self.values.as_ptr().add(start);
             match K::VALUES {
-                1 => T::wide(values, piece.count),
+                1 => one::<T>(K::ROUNDS, values, piece.count),
                 _ => T::run(values, piece.count),
             }
         }
+    }
+}
+
+/// The first `count` of 16 values as f32, rounded to bf16 or as they are.
+///
+/// # Safety
+/// As [`ElementVectors::wide`].
+#[allow(unsafe_code)]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+#[inline]
+unsafe fn one<T: ElementVectors>(rounds: bool, place: *const T, count: usize) -> __m512i {
+    // SAFETY: as the caller promises.
+    let values = unsafe { T::wide(place, count) };
+    match rounds {
+        true => {
+            // SAFETY: both types are 32 bytes without a meaning of their own.
+            let rounded = unsafe {
+                std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(_mm512_castsi512_ps(values)))
+            };
+            _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(rounded))
+        }
+        false => values,
     }
 }
 

@@ -8,6 +8,7 @@ use std::arch::x86_64::_mm512_load_ps;
 use std::mem::MaybeUninit;
 use std::sync::OnceLock;
 
+use super::ahead::Ahead;
 use super::element_vectors::ElementVectors;
 use super::factor::{LANES, Order};
 use super::{Kernel, TILE_COLUMNS, Tile, lane_mask};
@@ -53,8 +54,12 @@ impl Kernel for TileRegisters {
     const TILE_ROWS: usize = TILE_ROWS;
     const VALUES: usize = 2;
     const UNIT_STEP: usize = LANES;
+    /// A tile's 256 x 32 units of the right side are 32 KiB.
+    const BLOCK_UNITS: usize = 256;
+    const BOUND_BY_PRODUCTS: bool = false;
     const TASK_ROWS: usize = 16 * TILE_ROWS;
     const TASK_COLUMNS: usize = 128 * TILE_COLUMNS;
+    const WAITING_COLUMNS: usize = Self::TASK_COLUMNS;
 
     fn left_order(_: bool) -> Order {
         Order::Lanes { tile: TILE_ROWS }
@@ -83,6 +88,7 @@ impl Kernel for TileRegisters {
         right: *const u32,
         dst: Tile<D>,
         start: Option<(*const f32, usize)>,
+        _: &mut Ahead,
     ) {
         let whole = dst.rows == TILE_ROWS && dst.columns == TILE_COLUMNS;
         if whole && D::HOLDS_SUMS {
