@@ -23,6 +23,10 @@ const VALUES: usize = 5;
 /// The share of a step in which more threads of a copy do not help (measured: `benchmarks/history/NOTES.md`, "Copies beside one another").
 const SERIAL: f64 = 0.27;
 
+/// What a further copy adds to a step as a share of it, for each weight and image of a micro-batch: it moves all weights once more
+/// (measured: the same section, ViT-S/14 with 65,536 prototypes).
+const CARRIED: f64 = 0.65e-6;
+
 /// Copies that train soonest on `threads` threads of the processor: one where `device` is another, or a frozen teacher computes beside
 /// them. It depends on nothing else, so that the same command gives the same bytes.
 ///
@@ -41,16 +45,17 @@ pub fn automatic(config: &TrainConfig, threads: usize, device: &Device) -> Resul
     let fits = |copies: &usize| config.check_ranks(*copies).is_ok();
     let candidates = (1..=most).filter(fits);
     // Of as fast ones the fewest.
-    let best = candidates
-        .rev()
-        .max_by(|a, b| speed(*a, threads).total_cmp(&speed(*b, threads)));
+    let weights_of_image = weights as f64 / (config.batch_size / config.accumulate.max(1)) as f64;
+    let speed = |copies| speed(copies, threads, weights_of_image);
+    let best = candidates.rev().max_by(|a, b| speed(*a).total_cmp(&speed(*b)));
     Ok(best.unwrap_or(1))
 }
 
-/// How many times as fast as one thread `copies` are, by Amdahl's law.
-fn speed(copies: usize, threads: usize) -> f64 {
+/// How many times as fast as one thread `copies` are, by Amdahl's law and what they carry.
+fn speed(copies: usize, threads: usize, weights_of_image: f64) -> f64 {
     let each = (threads / copies).max(1) as f64;
-    copies as f64 / (SERIAL + (1. - SERIAL) / each)
+    let carried = (copies - 1) as f64 * CARRIED * weights_of_image;
+    copies as f64 / (SERIAL + (1. - SERIAL) / each) / (1. + carried)
 }
 
 /// [`run::run`] by `copies`, each with its share of `request.threads`.
@@ -204,7 +209,7 @@ mod tests {
             (64, 1, 1),
             (64, 2, 2),
             (64, 3, 2),
-            (64, 6, 4),
+            (64, 6, 2),
             (64, 16, 4),
             (256, 16, 16),
             (31, 16, 1),
@@ -213,6 +218,13 @@ mod tests {
             assert_eq!(of(&[&batch(size)], threads), copies, "{size} images on {threads}");
         }
         assert_eq!(of(&["batch_size=64", "accumulate=4"], 16), 1);
+        // Prototypes that cost each copy more than it saves.
+        let heads = [
+            "batch_size=64",
+            "loss.head.prototypes=65536",
+            "loss.head.bottleneck=512",
+        ];
+        assert_eq!((of(&heads, 2), of(&heads[..1], 2)), (1, 2));
         // 86 million weights of 20 bytes each.
         let large = of(
             &[

@@ -9,7 +9,7 @@ use super::element::Element;
 #[cfg(target_arch = "x86_64")]
 use super::packed_product;
 
-/// Whether products with factors in bf16 are faster than those in f32 on this processor.
+/// Whether products with factors in bf16 take no longer than those in f32 on this processor.
 pub fn has_fast_bf16() -> bool {
     #[cfg(target_arch = "x86_64")]
     return packed_product::available();
@@ -33,8 +33,8 @@ const fn tests_leave_them_out() -> bool {
 pub(super) enum Precision {
     /// As they are.
     F32,
-    /// Rounded to bf16, as the processor's instruction for such products takes them. Where it has none they are rounded first
-    /// and multiplied in f32: the same numbers but for the order of sums, only slower.
+    /// Rounded to bf16, as the processor's instruction for such products takes them. Where it has none, or a slow one, they are
+    /// rounded first and multiplied in f32: the same numbers but for the order of sums.
     Bf16,
 }
 
