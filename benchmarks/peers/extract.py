@@ -111,7 +111,7 @@ def with_fastembed(arguments, paths):
     write(paths, arguments.out, cls=cls)
 
 
-def prepared(path):
+def pixels(path):
     """Pixels [3, 224, 224] as torchvision's transform makes them, without torch."""
     import numpy as np
     from PIL import Image
@@ -121,8 +121,8 @@ def prepared(path):
     scale = 256 / min(image.size)
     image = image.resize([max(256, int(side * scale)) for side in image.size], Image.BICUBIC)
     left, top = round((image.width - 224) / 2), round((image.height - 224) / 2)
-    pixels = np.asarray(image.crop((left, top, left + 224, top + 224)), np.float32).transpose(2, 0, 1) / 255
-    return (pixels - mean) / std
+    values = np.asarray(image.crop((left, top, left + 224, top + 224)), np.float32).transpose(2, 0, 1) / 255
+    return (values - mean) / std
 
 
 def of_batches(arguments, paths, run):
@@ -132,10 +132,10 @@ def of_batches(arguments, paths, run):
     cls, patch_mean = [], []
     batches = [paths[start:start + arguments.batch] for start in range(0, len(paths), arguments.batch)]
     with concurrent.futures.ThreadPoolExecutor(arguments.threads) as pool:
-        ahead = [pool.submit(prepared, path) for path in batches[0]]
+        ahead = [pool.submit(pixels, path) for path in batches[0]]
         for number in range(len(batches)):
             images = np.stack([future.result() for future in ahead])
-            ahead = [pool.submit(prepared, path) for path in batches[number + 1]] if number + 1 < len(batches) else []
+            ahead = [pool.submit(pixels, path) for path in batches[number + 1]] if number + 1 < len(batches) else []
             found = run(images)
             cls.append(found[0])
             patch_mean.append(found[1])

@@ -138,8 +138,7 @@ impl ElementVectors for bf16 {
     #[inline]
     unsafe fn wide(place: *const Self, count: usize) -> __m512i {
         // SAFETY: as the caller promises; a masked load reads no further.
-        let values = unsafe { _mm256_maskz_loadu_epi16(lane_mask(count), place.cast()) };
-        _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(values))
+        widened(unsafe { _mm256_maskz_loadu_epi16(lane_mask(count), place.cast()) })
     }
 
     #[allow(unsafe_code)]
@@ -147,9 +146,24 @@ impl ElementVectors for bf16 {
     #[inline]
     unsafe fn store(place: *mut Self, mask: u16, sums: __m512) {
         // SAFETY: as the caller promises.
-        unsafe {
-            let rounded = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(sums));
-            _mm256_mask_storeu_epi16(place.cast(), mask, rounded);
-        }
+        unsafe { _mm256_mask_storeu_epi16(place.cast(), mask, rounded(sums)) }
+    }
+}
+
+/// 16 values in bf16 as f32.
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub(super) fn widened(values: __m256i) -> __m512i {
+    _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(values))
+}
+
+/// 16 values in f32 rounded to bf16.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+#[inline]
+pub(super) fn rounded(values: __m512) -> __m256i {
+    // SAFETY: both types are 32 bytes without a meaning of their own.
+    #[allow(unsafe_code)]
+    unsafe {
+        std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(values))
     }
 }

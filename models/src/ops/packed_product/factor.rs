@@ -1,16 +1,15 @@
 //! A side of a product and its packing into units of 32 bits: a value in f32, or in bf16 two neighbours along the inner dimension.
 
 use std::arch::x86_64::{
-    __m256bh, __m256i, __m512i, _mm512_castsi512_ps, _mm512_cvtepu16_epi32, _mm512_cvtneps_pbh,
-    _mm512_loadu_si512, _mm512_mask_storeu_epi32, _mm512_permutexvar_epi16, _mm512_setzero_si512,
-    _mm512_shuffle_i32x4, _mm512_slli_epi32, _mm512_storeu_si512, _mm512_unpackhi_epi32,
+    __m512i, _mm512_castsi512_ps, _mm512_loadu_si512, _mm512_mask_storeu_epi32, _mm512_permutexvar_epi16,
+    _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_storeu_si512, _mm512_unpackhi_epi32,
     _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
 };
 use std::ops::Range;
 
 use super::super::cpu::Matrix;
 use super::ahead::Region;
-use super::element_vectors::ElementVectors;
+use super::element_vectors::{ElementVectors, rounded, widened};
 use super::{Kernel, lane_mask};
 
 /// Values in a vector of 512 bits.
@@ -245,13 +244,7 @@ unsafe fn one<T: ElementVectors>(rounds: bool, place: *const T, count: usize) ->
     // SAFETY: as the caller promises.
     let values = unsafe { T::wide(place, count) };
     match rounds {
-        true => {
-            // SAFETY: both types are 32 bytes without a meaning of their own.
-            let rounded = unsafe {
-                std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(_mm512_castsi512_ps(values)))
-            };
-            _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(rounded))
-        }
+        true => widened(rounded(_mm512_castsi512_ps(values))),
         false => values,
     }
 }

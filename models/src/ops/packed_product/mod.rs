@@ -19,10 +19,9 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use ahead::Ahead;
-
 use super::cpu::{Matrix, Shared, Start, Threads};
 use super::precision::Precision;
+use ahead::Ahead;
 pub(super) use element_vectors::ElementVectors;
 use factor::{Block, Factor, LANES, Order};
 use tile_registers::TileRegisters;
@@ -67,6 +66,8 @@ trait Kernel: Send + Sync {
     const TASK_COLUMNS: usize;
     /// Most columns of a task whose sums wait for the next block, which they should do in the second cache.
     const WAITING_COLUMNS: usize;
+    /// Parts of what is asked for ahead in a tile.
+    const PARTS: usize = 1;
 
     /// Where the left side's units go, whose lanes have their inner dimension side by side or lie side by side themselves.
     fn left_order(has_rows: bool) -> Order;
@@ -74,9 +75,6 @@ trait Kernel: Send + Sync {
     /// Before the first tile of a task on its thread, and after the last.
     fn begin() {}
     fn end() {}
-
-    /// Parts of what is asked for ahead in a tile.
-    const PARTS: usize = 1;
 
     /// One tile: `dst [rows, columns]` from packed `left` and `right` of `units` units, with `start` and its row stride added.
     ///

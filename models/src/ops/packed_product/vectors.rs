@@ -1,5 +1,5 @@
 //! Tiles in vectors: 12 rows and 32 columns of sums fill 24 of 32 registers. Factors in bf16 (`vdpbf16ps`) do twice the products
-//! of f32 in the same time on AMD's processors; on Intel's they do half of them and are multiplied as f32 ([`RoundedValues`]).
+//! of f32 in the same time on AMD's processors; on Intel's they do half as many and are multiplied as f32 ([`RoundedValues`]).
 
 use std::arch::x86_64::{
     __cpuid, __m512, __m512bh, __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_add_ps, _mm512_castsi512_ps,
@@ -79,7 +79,7 @@ impl Units for RoundedValues {
     }
 }
 
-/// Whether `vdpbf16ps` multiplies no more than f32 does in the same time: measured on an Intel Xeon without tile registers (Emerald
+/// Whether `vdpbf16ps` multiplies less than f32 does in the same time: measured on an Intel Xeon without tile registers (Emerald
 /// Rapids), 86 against 172 GFLOP/s a core; AMD's do twice as much.
 pub(super) fn has_slow_pairs() -> bool {
     static SLOW: OnceLock<bool> = OnceLock::new();
