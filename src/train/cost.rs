@@ -103,7 +103,11 @@ pub fn step_operations(config: &TrainConfig) -> Result<f64> {
     };
     let of_class = if config.has_dino() { batch * row } else { 0. };
     let teacher = globals * (on_global + of_class) + masked;
-    let decoders = [&network.pixel_decoder, &network.hog_decoder];
+    let decoders = [
+        &network.pixel_decoder,
+        &network.hog_decoder,
+        &network.words_decoder,
+    ];
     let decoding = decoders.into_iter().flatten().map(|decoder| {
         let [input, hidden, output] =
             [decoder.input, decoder.hidden, decoder.output].map(|width| width as f64);

@@ -12,7 +12,7 @@ use macula_models::weights::Tensors;
 
 use super::config::{DistillConfig, Term, TrainConfig};
 use super::ema::NamedVars;
-use super::losses::{hog_size, reconstruction_side};
+use super::losses::{hog_size, reconstruction_side, words_size};
 use crate::device::Dtype;
 use crate::{Error, Result, rng};
 
@@ -26,6 +26,7 @@ const DISTILL_PROJECTION: &str = "distill_projection";
 const DISTILL_CLASSIFIER: &str = "distill_classifier";
 const PIXEL_DECODER: &str = "pixel_decoder";
 const HOG_DECODER: &str = "hog_decoder";
+const WORDS_DECODER: &str = "words_decoder";
 
 /// The terms that compare features, with the name of their projection.
 const PROJECTED: [(Term, &str); 3] = [
@@ -53,6 +54,8 @@ pub struct NetworkConfig {
     pub pixel_decoder: Option<ProjectionHeadConfig>,
     /// What tells its histograms of oriented gradients.
     pub hog_decoder: Option<ProjectionHeadConfig>,
+    /// What tells its visual words.
+    pub words_decoder: Option<ProjectionHeadConfig>,
     /// Linear layers that compare the student with a frozen teacher. They read tokens of the backbone.
     pub linears: Vec<LinearPart>,
     /// What its products are computed in.
@@ -142,6 +145,9 @@ impl NetworkConfig {
                 )
             }),
             hog_decoder: config.has_hog().then(|| decoder(loss.hog_hidden, hog_size(side))),
+            words_decoder: config
+                .has_words()
+                .then(|| decoder(loss.words.hidden, words_size(&loss.words, side))),
             linears: distill.map(LinearPart::for_distillation).unwrap_or_default(),
             compute: config.compute,
             gradient_checkpointing: config.gradient_checkpointing,
@@ -160,17 +166,19 @@ impl NetworkConfig {
             predictor: None,
             pixel_decoder: None,
             hog_decoder: None,
+            words_decoder: None,
             linears: Vec::new(),
             ..self.clone()
         }
     }
 
-    fn projections(&self) -> [(&'static str, &Option<ProjectionHeadConfig>); 4] {
+    fn projections(&self) -> [(&'static str, &Option<ProjectionHeadConfig>); 5] {
         [
             (PROJECTION, &self.projection),
             (PREDICTOR, &self.predictor),
             (PIXEL_DECODER, &self.pixel_decoder),
             (HOG_DECODER, &self.hog_decoder),
+            (WORDS_DECODER, &self.words_decoder),
         ]
     }
 
@@ -260,6 +268,8 @@ pub struct Network {
     pub pixel_decoder: Option<ProjectionHead>,
     /// What tells its histograms of oriented gradients.
     pub hog_decoder: Option<ProjectionHead>,
+    /// What tells its visual words.
+    pub words_decoder: Option<ProjectionHead>,
     linears: Vec<(String, LinearClassifier)>,
 }
 
@@ -329,6 +339,7 @@ impl Network {
             predictor: projection(&config.predictor, PREDICTOR)?,
             pixel_decoder: projection(&config.pixel_decoder, PIXEL_DECODER)?,
             hog_decoder: projection(&config.hog_decoder, HOG_DECODER)?,
+            words_decoder: projection(&config.words_decoder, WORDS_DECODER)?,
             linears: config
                 .linears
                 .iter()

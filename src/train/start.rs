@@ -18,7 +18,7 @@ use crate::{Error, Result};
 
 const POSITION_TABLE: &str = "backbone.pos_embed";
 /// What tells crops from class tokens.
-const DECODERS: [&str; 2] = ["pixel_decoder.", "hog_decoder."];
+const DECODERS: [&str; 3] = ["pixel_decoder.", "hog_decoder.", "words_decoder."];
 
 /// How a run begins.
 #[derive(Debug, Clone)]

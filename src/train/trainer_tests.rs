@@ -90,6 +90,9 @@ const NEAREST: &[&str] = &["loss.info_nce.queue=12", "loss.info_nce.nearest=true
 const TELLING: &[&str] = &[
     "loss.pixel_weight=3.0",
     "loss.hog_weight=10.0",
+    "loss.words.weight=5.0",
+    "loss.words.hidden=12",
+    "loss.words.vocabulary=6",
     "loss.koleo_weight=0.2",
 ];
 const CLIP_LIKE: &[&str] = &[
@@ -162,6 +165,14 @@ fn every_trained_tensor_of_every_recipe_gets_a_gradient() {
     );
     let half_visible = ("dinov2-small", &["backbone.patch_drop_rate=0.5"][..]);
     let linear_decoder = ("dinov2-small", &["loss.hog_hidden=0"][..]);
+    let linear_words = (
+        "dino",
+        &[
+            "loss.words.weight=1.0",
+            "loss.words.hidden=0",
+            "loss.words.cell=7",
+        ][..],
+    );
     let others = [
         ("dinov2-small", ROTARY),
         ("dinov2", ROTARY),
@@ -175,7 +186,7 @@ fn every_trained_tensor_of_every_recipe_gets_a_gradient() {
     ];
     for (recipe, settings) in named
         .into_iter()
-        .chain([larger, half_visible, linear_decoder])
+        .chain([larger, half_visible, linear_decoder, linear_words])
         .chain(others)
     {
         // LayerScale at its published 1e-5 is tested too: gradients are small there, not absent.
@@ -222,12 +233,22 @@ fn contrast_has_the_terms_of_class_tokens_of_every_crop_that_asks() {
     assert_eq!(terms("moco", &[]), ["info_nce"]);
     assert_eq!(
         terms("moco", TELLING),
-        ["pixels", "hog", "koleo_first", "info_nce"]
+        ["pixels", "hog", "words", "koleo_first", "info_nce"]
     );
-    let second = ["pixels_second", "hog_second", "koleo_second", "info_nce_second"];
+    let second = [
+        "pixels_second",
+        "hog_second",
+        "words_second",
+        "koleo_second",
+        "info_nce_second",
+    ];
     assert_eq!(
         terms("mocov3", TELLING),
-        [&["pixels", "hog", "koleo_first", "info_nce"][..], &second].concat()
+        [
+            &["pixels", "hog", "words", "koleo_first", "info_nce"][..],
+            &second
+        ]
+        .concat()
     );
     let both = [TELLING, &["loss.dino_weight=1.0"]].concat();
     assert_eq!(
@@ -236,6 +257,7 @@ fn contrast_has_the_terms_of_class_tokens_of_every_crop_that_asks() {
             "info_nce",
             "pixels",
             "hog",
+            "words",
             "dino_global",
             "koleo_first",
             "koleo_second"
@@ -259,6 +281,7 @@ fn a_resumed_run_holds_the_bytes_of_one_that_never_stopped() {
         ("dino", HELD_TO_THE_TEACHER),
         ("mocov3", NEAREST),
         ("ibot", ADAPTED),
+        ("moco", TELLING),
     ] {
         let config = config(recipe, settings);
         let run = |trainer: &mut Trainer, first, count| {

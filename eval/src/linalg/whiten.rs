@@ -50,6 +50,52 @@ impl Whitening {
         })
     }
 
+    /// Fits all axes on `training`, each scaled as if rows varied by `ridge` more along it: along narrow ones noise stays small.
+    ///
+    /// # Errors
+    /// No row, NaN or infinity, a `ridge` that is not above 0, or a decomposition that fails.
+    pub fn fit_with_ridge(training: MatrixView<'_>, ridge: f64) -> Result<Self> {
+        if training.rows() == 0 {
+            return Err(Error::data(
+                "training features",
+                "expected a row to whiten with, found none",
+            ));
+        }
+        if ridge.is_nan() || ridge <= 0.0 {
+            return Err(Error::config(
+                "ridge",
+                format!("expected more than 0, found {ridge}"),
+            ));
+        }
+        let Spectrum {
+            mean,
+            variances,
+            vectors,
+        } = Spectrum::from_rows(training, "training features")?;
+        let dim = training.dim();
+        let scales: Vec<f64> = variances
+            .iter()
+            .map(|variance| (variance.max(0.0) + ridge).sqrt().recip())
+            .collect();
+        let scaled = vectors
+            .indexed_iter()
+            .map(|((_, axis), value)| (value * scales[axis]) as f32);
+        Ok(Self {
+            mean: mean.into_iter().map(|v| v as f32).collect(),
+            axes: Matrix::new(scaled.collect(), dim, dim)?,
+        })
+    }
+
+    /// What is taken off a row, `[d]`.
+    pub fn mean(&self) -> &[f32] {
+        &self.mean
+    }
+
+    /// The scaled axes, one a column: `[d, components]`.
+    pub fn axes(&self) -> MatrixView<'_> {
+        self.axes.view()
+    }
+
     /// The whitened rows of `features`, `[n, components]`.
     ///
     /// # Errors
@@ -97,6 +143,31 @@ mod tests {
         for row in 0..10 {
             assert_eq!(two.view().row(row), &white.view().row(row)[..2]);
         }
+    }
+
+    #[test]
+    fn a_ridge_keeps_narrow_axes_narrow() {
+        let rows = skewed(5_000);
+        let whitening = Whitening::fit_with_ridge(rows.view(), 0.1).unwrap();
+        let white = whitening.apply(rows.view()).unwrap();
+        let variances = covariance(white.view(), &mean(white.view()));
+        let spectrum = Spectrum::from_rows(rows.view(), "rows").unwrap();
+        for axis in 0..4 {
+            let variance = spectrum.variances[axis];
+            let found = variances[axis * 5];
+            assert!(
+                (found - variance / (variance + 0.1)).abs() < 1e-3,
+                "{axis}: {found}"
+            );
+        }
+        let same = Matrix::new(vec![2.0; 8], 2, 4).unwrap();
+        let white = Whitening::fit_with_ridge(same.view(), 0.1).unwrap();
+        assert_eq!(white.apply(same.view()).unwrap().view().data(), [0.0; 8]);
+        let refused = Whitening::fit_with_ridge(rows.view(), f64::NAN).unwrap_err();
+        assert!(
+            refused.to_string().contains("ridge: expected more than 0"),
+            "{refused}"
+        );
     }
 
     #[test]

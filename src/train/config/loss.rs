@@ -3,7 +3,7 @@
 use macula_models::heads::DinoHeadConfig;
 use serde::{Deserialize, Serialize};
 
-use super::PatchAnchorConfig;
+use super::{PatchAnchorConfig, WordsConfig};
 
 /// The terms of the objective: a term of weight 0 is off, and what only it needs is not built.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -37,6 +37,9 @@ pub struct LossConfig {
     /// Hidden width of the network that predicts them; 0 for one linear layer. Default 512.
     #[serde(default = "decoder_hidden")]
     pub hog_hidden: usize,
+    /// The visual words of each global crop, told from its class token; off by default.
+    #[serde(default)]
+    pub words: WordsConfig,
     /// Temperature of the student's softmax. 0.1 in DINO and DINOv2.
     pub student_temperature: f64,
     /// The head of the DINO term.

@@ -11,6 +11,7 @@ mod ranks;
 mod schedules;
 mod teacher;
 mod validate;
+mod words;
 
 use macula_models::vit::VitConfig;
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,7 @@ pub use patch_anchor::{AnchorNetwork, PatchAnchorConfig};
 pub use ranks::{DeviceExchange, RanksConfig};
 pub use schedules::{Schedules, StepValues};
 pub use teacher::{Centering, TeacherConfig};
+pub use words::WordsConfig;
 
 use self::validate::prefixed;
 use crate::Result;
@@ -241,6 +243,11 @@ impl TrainConfig {
     /// Whether histograms of oriented gradients are predicted likewise.
     pub fn has_hog(&self) -> bool {
         self.loss.hog_weight > 0. && self.distill.is_none()
+    }
+
+    /// Whether visual words are told likewise.
+    pub fn has_words(&self) -> bool {
+        self.loss.words.weight > 0. && self.distill.is_none()
     }
 
     /// Whether patches are drawn for the iBOT term: those it compares, if not all.

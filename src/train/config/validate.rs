@@ -160,6 +160,7 @@ impl TrainConfig {
             ("loss.info_nce_weight", loss.info_nce_weight),
             ("loss.pixel_weight", loss.pixel_weight),
             ("loss.hog_weight", loss.hog_weight),
+            ("loss.words.weight", loss.words.weight),
             ("loss.patch_anchor.weight", loss.patch_anchor.weight),
         ] {
             within(field, weight, 0. ..=f64::MAX)?;
@@ -204,6 +205,7 @@ impl TrainConfig {
         for (field, on, weight) in [
             ("loss.pixel_weight", self.has_pixels(), loss.pixel_weight),
             ("loss.hog_weight", self.has_hog(), loss.hog_weight),
+            ("loss.words.weight", self.has_words(), loss.words.weight),
         ] {
             if on && !self.has_dino() && !self.has_ibot() && !self.has_info_nce() {
                 let reason = format!(
@@ -212,6 +214,8 @@ impl TrainConfig {
                 return Err(Error::input(field, reason));
             }
         }
+        at_least("loss.words.vocabulary", loss.words.vocabulary as u64, 2)?;
+        at_least("loss.words.cell", loss.words.cell as u64, 1)?;
         let anchor = loss.patch_anchor.weight;
         if anchor > 0. && !self.has_dino() && !self.has_ibot() {
             let reason = format!("expected 0 without dino and ibot, which it goes with, found {anchor}");

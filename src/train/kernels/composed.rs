@@ -4,7 +4,10 @@
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use macula_models::ops::cuda::optimizer::AdamwFactors;
 
-use super::{AdamwUpdate, AveragedWeight, Kernels, MIN_SUM, Moved, SgdFactors, expect_shape};
+use super::{
+    AdamwUpdate, AveragedWeight, FLAT, Kernels, MIN_CONTRAST, MIN_SUM, Moved, PATCH, SHARPNESS, SgdFactors,
+    WordTables, expect_shape,
+};
 use crate::cluster::Ranks;
 
 /// `target = target * keep + source * take`.
@@ -64,6 +67,34 @@ pub(super) fn sgd(weights: &Var, velocity: &Var, gradient: &Tensor, factors: Sgd
     let decayed = (weights.as_detached_tensor() * f64::from(factors.decay))?;
     mix(velocity, &(gradient + decayed)?, factors.keep, 1.)?;
     mix(weights, velocity, 1., -factors.rate)
+}
+
+pub(super) fn visual_words(pixels: &Tensor, tables: &WordTables, cell: usize) -> Result<Tensor> {
+    let (count, channels, side, _) = pixels.dims4()?;
+    let padded = pixels.pad_with_same(2, 1, 1)?.pad_with_same(3, 1, 1)?;
+    let neighbour = |place: usize| padded.narrow(2, place / 3, side)?.narrow(3, place % 3, side);
+    let neighbours = (0..PATCH).map(neighbour).collect::<Result<Vec<_>>>()?;
+    let patches = Tensor::cat(&neighbours, 1)?.permute((0, 2, 3, 1))?.contiguous()?;
+    let patches = patches.reshape((count * side * side, PATCH * channels))?; // [M, d]
+    let patches = patches.broadcast_sub(&patches.mean_keepdim(1)?)?;
+    let variance = patches.sqr()?.mean_keepdim(1)?; // [M, 1]
+    let contrast = (&variance + f64::from(MIN_CONTRAST).powi(2))?;
+    let shows = (variance / &contrast)?
+        .gt(f64::from(FLAT))?
+        .to_dtype(DType::F32)?;
+    let patches = patches.broadcast_div(&contrast.sqrt()?)?;
+    let white = patches.broadcast_sub(tables.mean)?.matmul(tables.axes)?;
+    let length = (white.sqr()?.sum_keepdim(1)?.sqrt()? + 1e-6)?;
+    let cosines = white.broadcast_div(&length)?.matmul(tables.words)?; // [M, K]
+    let exponentials = ((cosines - 1.)? * f64::from(SHARPNESS))?.exp()?;
+    let of_word = exponentials
+        .broadcast_div(&exponentials.sum_keepdim(1)?)?
+        .broadcast_mul(&shows)?;
+    let cells = side / cell;
+    let size = tables.words.dim(1)?;
+    let of_word = of_word.reshape(&[count, cells, cell, cells, cell, size])?;
+    let of_word = (of_word.mean(4)?.mean(2)? * size as f64)?.sqrt()?; // [B, c, c, K]
+    of_word.permute((0, 3, 1, 2))?.contiguous()
 }
 
 /// Each brought to the host once.

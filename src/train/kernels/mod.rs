@@ -13,7 +13,17 @@ use macula_models::ops::cuda::augment::CropShape;
 pub(super) use macula_models::ops::cuda::optimizer::{AdamwFactors, Clip, Tables};
 use macula_models::ops::{BackendKind, backend_kind};
 
+pub(super) use self::cpu::PatchReader;
 use crate::cluster::Ranks;
+
+/// Pixels of the patches that visual words are of, 3 x 3.
+pub(super) const PATCH: usize = 9;
+/// Contrast, in standard deviations of pixels, under which patches stay flat: noise is no word.
+const MIN_CONTRAST: f32 = 0.1;
+/// Share of the variance that is left after the division by the contrast, up to which a patch has no word.
+const FLAT: f32 = 0.02;
+/// What cosines with words are multiplied by before their softmax.
+const SHARPNESS: f32 = 15.;
 
 /// Smallest sum over samples that a prototype is scaled by: far below what f32 exponentials of one batch add up to, it only
 /// keeps the scale of a prototype that no sample is near from overflowing.
@@ -109,6 +119,15 @@ pub(super) trait Kernels: Sync {
         composed::scaled(&exponentials, of_prototype)
     }
 
+    /// The visual words of `pixels` [B, C, s, s] in cells of `cell` pixels, as [`super::losses::Vocabulary::targets`] describes them:
+    /// [B, K, s / cell, s / cell].
+    ///
+    /// # Errors
+    /// Failures of candle.
+    fn visual_words(&self, pixels: &Tensor, tables: &WordTables, cell: usize) -> Result<Tensor> {
+        composed::visual_words(pixels, tables, cell)
+    }
+
     /// What makes the crops of a batch out of its images, where the step can.
     fn crops(&self) -> Option<CropKernel> {
         None
@@ -127,6 +146,16 @@ pub(super) trait Kernels: Sync {
 
 /// The crops of a table out of pixels, words, weights and values ([`macula_models::ops::cuda::augment::crops`]).
 pub(super) type CropKernel = fn(&Tensor, &Tensor, &Tensor, &Tensor, CropShape) -> Result<Tensor>;
+
+/// A vocabulary of visual words of C channels, d = 9 C; f32.
+pub(super) struct WordTables<'a> {
+    /// Mean patch, [1, d].
+    pub(super) mean: &'a Tensor,
+    /// What whitens patches, [d, d].
+    pub(super) axes: &'a Tensor,
+    /// Directions of whitened patches, one a column, [d, K].
+    pub(super) words: &'a Tensor,
+}
 
 /// Clipping on the device.
 pub(super) trait Clipping: Sync {

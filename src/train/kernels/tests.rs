@@ -316,7 +316,7 @@ fn sinkhorn_runs_over_the_rows_of_all_processes() {
 type Case = (&'static str, fn(&dyn Kernels) -> Vec<Tensor>);
 
 /// A new method is a line here.
-const CASES: [Case; 10] = [
+const CASES: [Case; 11] = [
     ("adamw", |kernels| {
         let (weights, moments, teacher) = (make(1), (make(2), make(3)), make(4));
         let gradients = make(5);
@@ -400,6 +400,16 @@ const CASES: [Case; 10] = [
     ("scaled", |kernels| {
         let positive = logits().exp().unwrap();
         vec![kernels.scaled(positive, &centre().exp().unwrap()).unwrap()]
+    }),
+    ("visual_words", |kernels| {
+        let golden = fixture("terms.safetensors");
+        let tables = WordTables {
+            mean: &golden["words.mean"],
+            axes: &golden["words.axes"],
+            words: &golden["words.words"],
+        };
+        let crops = &golden["hog.crops.12"];
+        vec![kernels.visual_words(crops, &tables, 4).unwrap()]
     }),
 ];
 

@@ -77,7 +77,7 @@ impl KeyQueue {
 }
 
 /// A draw from the standard normal distribution (Box and Muller 1958).
-fn standard_normal(rng: &mut impl Rng) -> f32 {
+pub(super) fn standard_normal(rng: &mut impl Rng) -> f32 {
     let radius = (-2. * (1. - rng.random::<f64>()).ln()).sqrt();
     let angle = std::f64::consts::TAU * rng.random::<f64>();
     (radius * angle.cos()) as f32

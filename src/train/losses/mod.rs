@@ -16,6 +16,7 @@ mod patch_similarity;
 mod reconstruction;
 mod relational;
 pub mod targets;
+mod words;
 
 use candle_core::{D, DType, Result, Tensor, bail};
 use macula_models::ops;
@@ -33,6 +34,7 @@ pub use koleo::koleo_loss;
 pub use patch_similarity::{PatchSimilarity, patch_similarity_loss};
 pub use reconstruction::{reconstruction_loss, reconstruction_side, reduced};
 pub use relational::{Relations, relational_loss};
+pub use words::{Vocabulary, words_size};
 
 /// `log softmax(logits / temperature)` over the last dimension: [.., K] to [.., K], f32.
 ///

@@ -15,9 +15,13 @@ const MIN_VARIANCE: f64 = 0.01;
 
 /// Side of the reconstruction of crops of `side` pixels: the largest divisor of at most 32.
 pub fn reconstruction_side(side: usize) -> usize {
-    let divisors = (1..=MAX_SIDE.min(side)).rev();
+    largest_divisor(side, MAX_SIDE)
+}
+
+/// The largest divisor of `side` that is not above `most`.
+pub(super) fn largest_divisor(side: usize, most: usize) -> usize {
+    let mut divisors = (1..=most.min(side)).rev();
     divisors
-        .into_iter()
         .find(|divisor| side.is_multiple_of(*divisor))
         .unwrap_or(1)
 }

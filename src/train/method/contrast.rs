@@ -46,7 +46,10 @@ impl Method {
             };
             let outputs = self.student_output(&views[query], None, &pass, &[])?;
             if !self.config.has_dino() && !self.config.has_ibot() {
-                let names = [["pixels", "hog"], ["pixels_second", "hog_second"]][query];
+                let names = [
+                    ["pixels", "hog", "words"],
+                    ["pixels_second", "hog_second", "words_second"],
+                ][query];
                 self.reconstruction_terms(names, &views[query], &outputs.cls, share, loss)?;
                 self.spread_term(query, outputs.cls.clone(), loss)?;
             }

@@ -5,8 +5,8 @@ use macula_models::weights::Tensors;
 
 use super::anchor::Anchor;
 use crate::train::config::{Centering, Term, TrainConfig};
-use crate::train::losses::KeyQueue;
 use crate::train::losses::targets::SoftmaxCentering;
+use crate::train::losses::{KeyQueue, Vocabulary};
 use crate::train::network::NetworkConfig;
 use crate::{Error, Result, rng};
 
@@ -14,6 +14,8 @@ use crate::{Error, Result, rng};
 const CLS_CENTRE: &str = "cls_centre";
 const PATCH_CENTRE: &str = "patch_centre";
 const QUEUE: &str = "queue";
+/// Prefix of the tensors of the vocabulary.
+const VOCABULARY: &str = "vocabulary.";
 const RELATION_TEACHER: &str = "relation_teacher";
 const RELATION_STUDENT: &str = "relation_student";
 /// Prefix of the weights of an earlier network.
@@ -30,6 +32,8 @@ pub struct Memory {
     pub queue: Option<KeyQueue>,
     /// What the frozen teacher and the averaged student saw of the latest images, where relations are distilled.
     pub relations: Option<RelationQueues>,
+    /// The visual words, learnt from the first crops.
+    pub vocabulary: Option<Vocabulary>,
     /// The network as it was, where patches are held to it.
     pub anchor: Option<Anchor>,
 }
@@ -86,6 +90,10 @@ impl Memory {
                     })
                 })
                 .transpose()?,
+            vocabulary: config
+                .has_words()
+                .then(|| Vocabulary::unlearnt(loss.words.vocabulary, config.channels(), device))
+                .transpose()?,
             anchor: (loss.patch_anchor.keeps_a_network())
                 .then(|| Anchor::new(&NetworkConfig::new(config)?, teacher, device))
                 .transpose()?,
@@ -109,6 +117,10 @@ impl Memory {
         if let Some(RelationQueues { teacher, student }) = &self.relations {
             tensors.insert(RELATION_TEACHER.to_owned(), teacher.keys().clone());
             tensors.insert(RELATION_STUDENT.to_owned(), student.keys().clone());
+        }
+        if let Some(vocabulary) = &self.vocabulary {
+            let named = vocabulary.tensors().into_iter();
+            tensors.extend(named.map(|(name, tensor)| (format!("{VOCABULARY}{name}"), tensor.clone())));
         }
         if let Some(anchor) = &self.anchor {
             let named = anchor.tensors().into_iter();
@@ -152,6 +164,13 @@ impl Memory {
         let queues = self.queue.as_mut().map(|queue| (QUEUE, queue));
         for (name, queue) in queues.into_iter().chain(relations.into_iter().flatten()) {
             *queue = KeyQueue::from_keys(&find(name, queue.keys())?)?;
+        }
+        if let Some(vocabulary) = &mut self.vocabulary {
+            let saved = vocabulary
+                .tensors()
+                .map(|(name, own)| find(&format!("{VOCABULARY}{name}"), own));
+            let [mean, axes, words] = saved;
+            *vocabulary = Vocabulary::from_tensors([mean?, axes?, words?])?;
         }
         if let Some(anchor) = &self.anchor {
             for (name, own) in anchor.weights() {

@@ -139,8 +139,10 @@ impl Method {
                 &DeviceBatch::upload(batch, &self.multi_crop, &self.device)?,
             ),
         };
+        let crops = crops?;
+        self.learn_words(&crops)?;
         let step = StepContext {
-            crops: &crops?,
+            crops: &crops,
             batch,
             micro_batch: number,
             values,

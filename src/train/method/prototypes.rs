@@ -77,7 +77,8 @@ impl Method {
             self.anchor_term(crops, student, teacher.patches.as_ref(), values, loss)?;
         }
         outputs.global.patches = read.masked(outputs.global.patches.as_ref())?;
-        self.reconstruction_terms(["pixels", "hog"], &crops.global, &outputs.global.cls, 1., loss)?;
+        let names = ["pixels", "hog", "words"];
+        self.reconstruction_terms(names, &crops.global, &outputs.global.cls, 1., loss)?;
         self.prototype_terms(crops, &outputs, targets, loss)
     }
 

@@ -3,18 +3,19 @@
 
 use candle_core::Tensor;
 
+use super::crops::Crops;
 use super::{Method, StepLoss};
-use crate::Result;
 use crate::cluster;
 use crate::train::config::LossConfig;
-use crate::train::losses::{hog_targets, koleo_loss, reconstruction_loss, reduced};
+use crate::train::losses::{Vocabulary, hog_targets, koleo_loss, reconstruction_loss, reduced};
+use crate::{Result, rng};
 
 impl Method {
-    /// What class tokens `cls` [B, D] say of their crops [B, C, S, S], which are this `share` of the step's: their pixels and gradients, terms
-    /// of these `names`.
+    /// What class tokens `cls` [B, D] say of their crops [B, C, S, S], which are this `share` of the step's: their pixels, gradients and visual words,
+    /// terms of these `names`.
     pub(super) fn reconstruction_terms(
         &self,
-        names: [&'static str; 2],
+        names: [&'static str; 3],
         crops: &Tensor,
         cls: &Tensor,
         share: f64,
@@ -30,6 +31,34 @@ impl Method {
             let histograms = hog_targets(crops)?;
             let term = reconstruction_loss("hog", &decoder.project(cls)?, &histograms, self.ranks.as_ref());
             loss.push(names[1], &term?, share * weights.hog_weight)?;
+        }
+        if let (Some(decoder), Some(vocabulary)) = (&self.student.words_decoder, &self.memory.vocabulary) {
+            let words = vocabulary.targets(crops, weights.words.cell)?;
+            let term = reconstruction_loss("words", &decoder.project(cls)?, &words, self.ranks.as_ref());
+            loss.push(names[2], &term?, share * weights.words.weight)?;
+        }
+        Ok(())
+    }
+
+    /// Learns the vocabulary of the visual words from the first crops of the run, those of all ranks in the order that one would have them.
+    pub(super) fn learn_words(&mut self, crops: &Crops) -> Result<()> {
+        if self.memory.vocabulary.as_ref().is_none_or(Vocabulary::is_learnt) {
+            return Ok(());
+        }
+        let pixels = reduced(&crops.global)?;
+        let of_crop = |crop: usize| {
+            let rows = pixels
+                .narrow(0, crop * crops.batch, crops.batch)?
+                .flatten_from(1)?;
+            self.ranks.gather(&rows)
+        };
+        let all = (0..self.config.crops.global.count as usize).map(of_crop);
+        let all = Tensor::cat(&all.collect::<candle_core::Result<Vec<_>>>()?, 0)?;
+        let (_, channels, side, _) = pixels.dims4()?;
+        let pixels = all.reshape(((), channels, side, side))?;
+        let mut rng = rng::stream(self.config.seed, "words", 0);
+        if let Some(vocabulary) = &mut self.memory.vocabulary {
+            vocabulary.learn(&pixels, &mut rng)?;
         }
         Ok(())
     }

@@ -12,7 +12,7 @@ use self::reference::{dino, ibot, moco, mocov3, published, vit_giant2_14, vit_la
 use super::config::{
     BackboneConfig, Centering, CheckpointConfig, DataConfig, HeadConfig, InfoNceConfig, LearningRateScaling,
     LossConfig, MonitorConfig, OptimizerConfig, OptimizerKind, PatchAnchorConfig, RanksConfig, TeacherConfig,
-    TrainConfig,
+    TrainConfig, WordsConfig,
 };
 use crate::data::augment::MultiCropConfig;
 use crate::data::augment::multi_crop_config::ViewConfig;
@@ -232,6 +232,7 @@ fn small(facts: &DataFacts) -> TrainConfig {
             pixel_hidden: 512,
             hog_weight: 0.,
             hog_hidden: 512,
+            words: WordsConfig::default(),
             student_temperature: 0.1,
             head,
             ibot_head: None,

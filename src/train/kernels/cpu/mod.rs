@@ -4,10 +4,12 @@ mod adamw;
 mod in_place;
 mod rows;
 mod targets;
+mod words;
 
 use candle_core::{Result, Tensor, Var};
 
-use super::{AdamwUpdate, AveragedWeight, Kernels, SgdFactors, Tables};
+pub(in crate::train) use self::words::PatchReader;
+use super::{AdamwUpdate, AveragedWeight, Kernels, SgdFactors, Tables, WordTables};
 use crate::cluster::Ranks;
 
 pub(super) struct Cpu;
@@ -63,6 +65,10 @@ impl Kernels for Cpu {
         ranks: &dyn Ranks,
     ) -> Result<Tensor> {
         targets::sinkhorn_knopp(logits, inverse, iterations, ranks)
+    }
+
+    fn visual_words(&self, pixels: &Tensor, tables: &WordTables, cell: usize) -> Result<Tensor> {
+        words::visual_words(pixels, tables, cell)
     }
 
     fn reads_host_memory(&self) -> bool {
