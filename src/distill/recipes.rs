@@ -119,6 +119,7 @@ fn fit_to(teacher: &TeacherFacts, config: &mut TrainConfig) {
     config.backbone.patch_drop_rate = 0.;
     config.loss.pixel_weight = 0.;
     config.loss.hog_weight = 0.;
+    config.loss.words.weight = 0.;
 }
 
 /// A quarter of the teacher's weights: half its width, at most twelve blocks. ViT-g gives ViT-B, ViT-B gives ViT-S, ViT-S
@@ -132,6 +133,7 @@ fn student(teacher: &VitConfig, recipe: &BackboneConfig) -> BackboneConfig {
         depth: teacher.depth.min(STUDENT_DEPTH),
         num_heads: width / head,
         num_registers: 0,
+        stem: teacher.stem.clone(),
         feed_forward: FeedForwardKind::Mlp,
         ffn_hidden: if usual {
             0

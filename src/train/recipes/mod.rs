@@ -5,7 +5,7 @@
 mod overrides;
 mod reference;
 
-use macula_models::vit::{FeedForwardKind, GeluKind, InitialWeights};
+use macula_models::vit::{FeedForwardKind, GeluKind, InitialWeights, StemLayer};
 
 pub use self::overrides::Overrides;
 use self::reference::{dino, ibot, moco, mocov3, published, vit_giant2_14, vit_large_14, vit_large_16_short};
@@ -281,8 +281,8 @@ fn small(facts: &DataFacts) -> TrainConfig {
 /// faster; targets sharp from the beginning, since cosines with random prototypes differ little and 0.07 makes them nearly
 /// uniform (96 % of ln K, measured); milder crops, no solarisation, a stronger KoLeo. Images of up to 32 pixels have no local
 /// crops: of so few pixels they tell little, and without them the same time shows the network 1.6 times the images. The class
-/// token also tells what it saw, of images of up to 32 pixels the oriented gradients, of drawings both these and the pixels, of larger
-/// photographs the pixels: agreement of crops alone loses what they do not share, and features stay below raw pixels. Where gradients
+/// token also tells what it saw, of images of up to 32 pixels the oriented gradients and the visual words, of drawings the gradients and the
+/// pixels, of larger photographs the pixels: agreement of crops alone loses what they do not share, and features stay below raw pixels. Where gradients
 /// are told the student sees every patch, and there is no iBOT term (measured on images of 28 and 64 pixels:
 /// `benchmarks/history/NOTES.md`).
 fn dinov2_small(facts: &DataFacts) -> TrainConfig {
@@ -299,7 +299,25 @@ fn dinov2_small(facts: &DataFacts) -> TrainConfig {
         config.loss.pixel_weight = if facts.drawn() { 10. } else { 0. };
         config.loss.hog_weight = 10.;
     }
+    if facts.side <= TINY_SIDE {
+        reads_neighbours(&mut config);
+    }
     config
+}
+
+/// A wide and shallow network that sees what neighbouring pixels have to do with each other before it cuts an image into patches, and tells
+/// it: the visual words as well as the gradients (measured: `benchmarks/history/NOTES.md`, "Visual words").
+fn reads_neighbours(config: &mut TrainConfig) {
+    config.backbone.embed_dim = 384;
+    config.backbone.num_heads = 6;
+    config.backbone.depth = 2;
+    config.backbone.ffn_hidden = 768;
+    config.backbone.stem = vec![StemLayer {
+        channels: 32,
+        stride: 1,
+    }];
+    config.loss.hog_weight = 5.;
+    config.loss.words.weight = 5.;
 }
 
 /// Targets that small batches of small images learn from at once: spread evenly over the prototypes and sharp from the beginning, from a
@@ -591,6 +609,20 @@ mod tests {
         assert_eq!(of(false, true), ((0., 10., 10.), (16, 384, 768)));
         assert_eq!(of(true, true), ((0., 0., 10.), (16, 384, 768)));
         assert_eq!(of(false, false), ((1., 3., 0.), (8, 192, 768)));
+    }
+
+    #[test]
+    fn a_tiny_image_is_told_by_its_edges_and_words_of_a_network_that_convolves_first() {
+        let of = |name: &str, side: u32| {
+            let facts = DataFacts { side, ..SMALL_GREY };
+            let config = recipe(name, "images", &facts).unwrap();
+            let stem = config.backbone.stem.iter().map(|layer| layer.channels);
+            let words = config.loss.words.weight;
+            (stem.collect::<Vec<_>>(), words, config.loss.hog_weight)
+        };
+        assert_eq!(of("dinov2-small", 28), (vec![32], 5., 5.));
+        assert_eq!(of("dinov2-small", 33), (vec![], 0., 10.));
+        assert_eq!(of("dino", 28), (vec![], 0., 0.));
     }
 
     #[test]
