@@ -121,6 +121,8 @@ fn shared(recipe: &str, settings: &[&str]) -> TrainConfig {
         "optimizer.learning_rate=1e-2",
         "loss.hog_hidden=4",
         "loss.pixel_hidden=4",
+        "loss.words.hidden=4",
+        "backbone.stem=[]",
     ];
     let all = [&alike[..], settings].concat();
     config(recipe, &all)

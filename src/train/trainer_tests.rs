@@ -39,6 +39,8 @@ pub(crate) fn config(recipe: &str, settings: &[&str]) -> TrainConfig {
         "loss.head.hidden=20",
         "loss.head.bottleneck=12",
         "loss.head.prototypes=24",
+        "loss.words.vocabulary=6",
+        "loss.words.hidden=12",
         "loss.info_nce.hidden=16",
         "loss.info_nce.output=8",
         "backbone.drop_path_rate=0.0",
@@ -91,8 +93,6 @@ const TELLING: &[&str] = &[
     "loss.pixel_weight=3.0",
     "loss.hog_weight=10.0",
     "loss.words.weight=5.0",
-    "loss.words.hidden=12",
-    "loss.words.vocabulary=6",
     "loss.koleo_weight=0.2",
 ];
 const CLIP_LIKE: &[&str] = &[

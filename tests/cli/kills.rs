@@ -24,7 +24,7 @@ const CACHE: &str = "cache";
 /// Settings of a run that takes a second or two.
 const SMALL: &str = "--set batch_size=8 --set backbone.embed_dim=32 --set backbone.depth=2 --set backbone.num_heads=2 \
      --set backbone.patch_size=7 --set image_size=28 --set local_size=14 --set loss.head.hidden=32 \
-     --set loss.head.bottleneck=16 --set loss.head.prototypes=64 --set loss.hog_hidden=16 --set backbone.drop_path_rate=0.3 \
+     --set loss.head.bottleneck=16 --set loss.head.prototypes=64 --set loss.hog_hidden=16 --set loss.words.hidden=16 --set backbone.drop_path_rate=0.3 \
      --set monitor.log_every=2 --set checkpoints.every=3";
 
 /// A kind of run: how it starts, how it goes on, and what is left of it.

@@ -378,7 +378,7 @@ fn wrong_arguments_are_one_line() {
         ),
         (
             "train --data sample:train --out run --set backbone.num_heads=5",
-            &["backbone.num_heads", "192", "5"],
+            &["backbone.num_heads", "384", "5"],
         ),
         (
             "train --data sample:train --out run --set image_size=30",

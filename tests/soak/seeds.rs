@@ -22,7 +22,8 @@ const LARGEST: u64 = 16 << 10;
 /// A training run that takes a second.
 const RUN: &str = "train --data common/images --out run/0 --set steps=2 --set batch_size=4 --set crops.local.count=2 \
      --set backbone.embed_dim=64 --set backbone.depth=1 --set backbone.num_heads=1 --set backbone.patch_size=7 --set image_size=28 \
-     --set local_size=14 --set loss.head.hidden=16 --set loss.head.bottleneck=8 --set loss.head.prototypes=16 \
+     --set local_size=14 --set backbone.ffn_hidden=256 --set backbone.stem=[] --set loss.words.hidden=8 --set loss.words.vocabulary=4 \
+     --set loss.head.hidden=16 --set loss.head.bottleneck=8 --set loss.head.prototypes=16 \
      --set monitor.log_every=1 --set checkpoints.every=1";
 
 /// Writes the seeds of every kind below `root`, and what all inputs may use into `root/common`.
