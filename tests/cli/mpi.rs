@@ -14,7 +14,7 @@ use rand_chacha::ChaCha8Rng;
 const SMALL: &str = "--seed 3 --threads 1 --knn-data sample:test --knn-every 4 --set monitor.knn.max_images=120 --set batch_size=12 \
      --set batch_warmup_start=12 --set backbone.embed_dim=32 --set backbone.depth=2 --set backbone.num_heads=2 \
      --set backbone.patch_size=7 --set image_size=28 --set local_size=14 --set loss.head.hidden=32 --set loss.head.bottleneck=16 \
-     --set loss.head.prototypes=64 --set loss.hog_hidden=16 --set loss.words.hidden=16 --set backbone.drop_path_rate=0.0 --set loss.koleo_weight=0.0 \
+     --set loss.head.prototypes=64 --set loss.hog_hidden=16 --set loss.words.hidden=16 --set loss.words.vocabulary=8 --set backbone.drop_path_rate=0.0 --set loss.koleo_weight=0.0 \
      --set monitor.log_every=1 --set checkpoints.every=3 --set data.loader.workers=1";
 /// How soon a job ends once one of its processes has.
 pub(super) const SOON: Duration = Duration::from_secs(5);
