@@ -52,7 +52,7 @@ impl Method {
                 .flatten_from(1)?;
             self.ranks.gather(&rows)
         };
-        let all = (0..self.config.crops.global.count as usize).map(of_crop);
+        let all = (0..self.config.crops.global.count).map(of_crop);
         let all = Tensor::cat(&all.collect::<candle_core::Result<Vec<_>>>()?, 0)?;
         let (_, channels, side, _) = pixels.dims4()?;
         let pixels = all.reshape(((), channels, side, side))?;
