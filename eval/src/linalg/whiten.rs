@@ -18,7 +18,7 @@ impl Whitening {
     /// # Errors
     /// Fewer than two rows, NaN or infinity, more components than the rows span, or a decomposition that fails.
     pub fn fit(training: MatrixView<'_>, components: Option<usize>) -> Result<Self> {
-        let (n, dim) = (training.rows(), training.dim());
+        let n = training.rows();
         if n < 2 {
             return Err(Error::data(
                 "training features",
@@ -28,11 +28,6 @@ impl Whitening {
         let spectrum = Spectrum::from_rows(training, "training features")?;
         // A narrower axis is rounding, and cannot be scaled to unit variance.
         let rank = spectrum.rank();
-        let Spectrum {
-            mean,
-            variances,
-            vectors,
-        } = spectrum;
         let components = components.unwrap_or(rank);
         if components == 0 || components > rank {
             return Err(Error::config(
@@ -40,14 +35,7 @@ impl Whitening {
                 format!("expected 1 to {rank} (what the training rows span), found {components}"),
             ));
         }
-        let mut axes = Vec::with_capacity(dim * components);
-        for row in 0..dim {
-            axes.extend((0..components).map(|axis| (vectors[[row, axis]] / variances[axis].sqrt()) as f32));
-        }
-        Ok(Self {
-            mean: mean.into_iter().map(|v| v as f32).collect(),
-            axes: Matrix::new(axes, dim, components)?,
-        })
+        Self::scaled(spectrum, components, 0.0)
     }
 
     /// Fits all axes on `training`, each scaled as if rows varied by `ridge` more along it: along narrow ones noise stays small.
@@ -67,22 +55,25 @@ impl Whitening {
                 format!("expected more than 0, found {ridge}"),
             ));
         }
+        let spectrum = Spectrum::from_rows(training, "training features")?;
+        Self::scaled(spectrum, training.dim(), ridge)
+    }
+
+    /// The first `components` axes of a spectrum, over the deviation along each of variances that are `ridge` larger.
+    fn scaled(spectrum: Spectrum, components: usize, ridge: f64) -> Result<Self> {
         let Spectrum {
             mean,
             variances,
             vectors,
-        } = Spectrum::from_rows(training, "training features")?;
-        let dim = training.dim();
-        let scales: Vec<f64> = variances
-            .iter()
-            .map(|variance| (variance.max(0.0) + ridge).sqrt().recip())
-            .collect();
-        let scaled = vectors
-            .indexed_iter()
-            .map(|((_, axis), value)| (value * scales[axis]) as f32);
+        } = spectrum;
+        let deviation = |axis: usize| (variances[axis].max(0.0) + ridge).sqrt();
+        let mut axes = Vec::with_capacity(mean.len() * components);
+        for row in 0..mean.len() {
+            axes.extend((0..components).map(|axis| (vectors[[row, axis]] / deviation(axis)) as f32));
+        }
         Ok(Self {
+            axes: Matrix::new(axes, mean.len(), components)?,
             mean: mean.into_iter().map(|v| v as f32).collect(),
-            axes: Matrix::new(scaled.collect(), dim, dim)?,
         })
     }
 

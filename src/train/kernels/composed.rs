@@ -5,8 +5,8 @@ use candle_core::{D, DType, Device, Result, Tensor, Var};
 use macula_models::ops::cuda::optimizer::AdamwFactors;
 
 use super::{
-    AdamwUpdate, AveragedWeight, FLAT, Kernels, MIN_CONTRAST, MIN_SUM, Moved, PATCH, SHARPNESS, SgdFactors,
-    WordTables, expect_shape,
+    AdamwUpdate, AveragedWeight, DIRECTION_EPS, FLAT, Kernels, MIN_CONTRAST, MIN_SUM, Moved, PATCH,
+    SHARPNESS, SgdFactors, WordTables, expect_shape,
 };
 use crate::cluster::Ranks;
 
@@ -84,7 +84,7 @@ pub(super) fn visual_words(pixels: &Tensor, tables: &WordTables, cell: usize) ->
         .to_dtype(DType::F32)?;
     let patches = patches.broadcast_div(&contrast.sqrt()?)?;
     let white = patches.broadcast_sub(tables.mean)?.matmul(tables.axes)?;
-    let length = (white.sqr()?.sum_keepdim(1)?.sqrt()? + 1e-6)?;
+    let length = (white.sqr()?.sum_keepdim(1)?.sqrt()? + f64::from(DIRECTION_EPS))?;
     let cosines = white.broadcast_div(&length)?.matmul(tables.words)?; // [M, K]
     let exponentials = ((cosines - 1.)? * f64::from(SHARPNESS))?.exp()?;
     let of_word = exponentials

@@ -22,6 +22,8 @@ pub(super) const PATCH: usize = 9;
 const MIN_CONTRAST: f32 = 0.1;
 /// Share of the variance that is left after the division by the contrast, up to which a patch has no word.
 const FLAT: f32 = 0.02;
+/// Keeps the direction of nothing finite.
+const DIRECTION_EPS: f32 = 1e-6;
 /// What cosines with words are multiplied by before their softmax.
 const SHARPNESS: f32 = 15.;
 

@@ -3,9 +3,10 @@
 //! counts softly for the words like it within cells of the crop (Gidaris et al. 2020 have students tell such counts of features).
 
 use candle_core::{DType, Device, Result, Tensor, bail};
+use macula_eval::Matrix;
 use macula_eval::linalg::kmeans::{KMeansConfig, kmeans};
+use macula_eval::linalg::normalise::l2_normalised;
 use macula_eval::linalg::whiten::Whitening;
-use macula_eval::{Matrix, MatrixView};
 use rand::Rng;
 
 use super::key_queue::standard_normal;
@@ -80,15 +81,16 @@ impl Vocabulary {
         let count = patches.len() / values;
         let patches = Matrix::new(patches, count, values).map_err(wrapped)?;
         let whitening = Whitening::fit_with_ridge(patches.view(), RIDGE).map_err(wrapped)?;
-        let white = whitening.apply(patches.view()).map_err(wrapped)?;
+        let white = whitening.apply(patches.view()).and_then(l2_normalised);
+        let white = white.map_err(wrapped)?;
         let config = KMeansConfig {
             k: size,
             iterations: ITERATIONS,
             seeding_rows: None,
             seed: rng.random(),
         };
-        let clusters = kmeans(directions(white.view())?.view(), &config).map_err(wrapped)?;
-        let words = directions(clusters.centroids.view())?;
+        let clusters = kmeans(white.view(), &config).map_err(wrapped)?;
+        let words = l2_normalised(clusters.centroids).map_err(wrapped)?;
         let device = self.words.device();
         let tensor = |rows: &[f32], shape: (usize, usize)| Tensor::from_slice(rows, shape, device);
         *self = Self {
@@ -158,21 +160,6 @@ fn clear_patches(pixels: &Tensor, rng: &mut impl Rng) -> Result<Vec<f32>> {
         }
     }
     Ok(found)
-}
-
-/// The rows of `matrix` at length 1; those of length 0 stay.
-fn directions(matrix: MatrixView<'_>) -> Result<Matrix> {
-    let mut rows = matrix.data().to_vec();
-    for row in rows.chunks_mut(matrix.dim()) {
-        let length = row
-            .iter()
-            .map(|v| v * v)
-            .sum::<f32>()
-            .sqrt()
-            .max(f32::MIN_POSITIVE);
-        row.iter_mut().for_each(|v| *v /= length);
-    }
-    Matrix::new(rows, matrix.rows(), matrix.dim()).map_err(wrapped)
 }
 
 fn wrapped(error: macula_eval::Error) -> candle_core::Error {

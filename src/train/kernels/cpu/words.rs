@@ -5,10 +5,7 @@ use macula_models::ops::vectors::{softmax_row, wide};
 use macula_models::ops::with_f32;
 use rayon::prelude::*;
 
-use super::super::{FLAT, MIN_CONTRAST, PATCH, SHARPNESS, WordTables};
-
-/// Keeps the direction of nothing finite.
-const EPS: f32 = 1e-6;
+use super::super::{DIRECTION_EPS, FLAT, MIN_CONTRAST, PATCH, SHARPNESS, WordTables};
 
 pub(super) fn visual_words(pixels: &Tensor, tables: &WordTables, cell: usize) -> Result<Tensor> {
     let (count, channels, side, _) = pixels.dims4()?;
@@ -107,7 +104,7 @@ impl<'a> Told<'a> {
             add(&mut self.white, axes, value - mean);
         }
         let length = self.white.iter().map(|v| v * v).sum::<f32>().sqrt();
-        let scale = SHARPNESS / (length + EPS);
+        let scale = SHARPNESS / (length + DIRECTION_EPS);
         self.cosines.fill(0.);
         for (value, words) in self.white.iter().zip(self.words.chunks_exact(sums.len())) {
             add(&mut self.cosines, words, value * scale);
